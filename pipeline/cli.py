@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 
 class UsageError(ValueError):
@@ -33,12 +33,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     Exceptions that are neither `UsageError`, `Failure` nor `OSError` are our own bugs: they keep their traceback.
     """
     _quiet_start_up()
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        _print_help()
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
         _leave(2, f"{_one_line(error)} (--help lists the flags)")
-    if flags.FLAGS["help"].value or flags.FLAGS["helpshort"].value:
-        _print_help()
     if rest:
         _leave(2, f"unexpected argument {rest[0]!r}; every input is a flag (--help lists them)")
     _set_verbosity()
@@ -69,7 +69,6 @@ def _quiet_start_up() -> None:
     """Silence TensorFlow's start-up talk, which it prints before anybody can ask it not to."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    app.define_help_flags()
 
 
 def _set_verbosity() -> None:
@@ -82,7 +81,7 @@ def _set_verbosity() -> None:
 def _print_help() -> NoReturn:
     module = sys.modules["__main__"]
     print((module.__doc__ or program()).strip(), end="\n\n")
-    print(flags.FLAGS.main_module_help())
+    print(flags.FLAGS.main_module_help())  # absl's own --help would leave with exit code 1
     sys.exit(0)
 
 

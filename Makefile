@@ -1,0 +1,47 @@
+# The loop of a day: `make demo`, `make test`, `make lint`, `make bench`. Each makes .venv first if it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-all lint format bench clean
+
+# The stamp, not the folder: an install that was interrupted is done again.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "shardline needs Python 3.11 or newer; make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# From nothing to a trained, evaluated model: the five commands of the README on drawn pictures.
+demo: .venv/.installed
+	rm -rf demo
+	$(BIN)/python -m tools.sample_data --output demo/photos
+	$(BIN)/python -m tools.convert --source demo/photos --output demo/data --size 72 --splits train=0.75,validation=0.05,test=0.2
+	$(BIN)/python -m trainer.train --data demo/data --workdir demo/run --weights none --head gap --phases "all:8@2e-2" \
+	  --image_size 64 --global_batch_size 32 --precision mixed_bfloat16 --logical_cpus 2
+	$(BIN)/python -m trainer.evaluate --run demo/run --data demo/data --split test --output demo/evaluation
+	$(BIN)/python -m trainer.predict --run demo/run --input 'demo/photos/*/*0001.*' --output demo/predictions.csv --gallery demo/predictions.png
+	@echo; echo "Look at these:"; ls demo/data/report.html demo/run/plots/*.png demo/evaluation/*.png demo/predictions.png
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m 'not gpu'
+
+lint: .venv/.installed
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy --no-error-summary
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.run --suite short --output benchmarks/results/local
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

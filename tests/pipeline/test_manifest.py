@@ -1,0 +1,139 @@
+"""A dataset directory is whole and untouched, or a line says what is wrong with it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.cli import UsageError
+from pipeline.manifest import (
+    Ledger,
+    Manifest,
+    Shard,
+    Split,
+    check_files,
+    index_path,
+    load_index,
+    shard_name,
+    write_index,
+)
+from pipeline.records import frame_record
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    shards = []
+    for number in range(2):
+        file = shard_name("toy", "train", number, 2)
+        frames = [frame_record(bytes(10 + number + i)) for i in range(3)]
+        (tmp_path / file).write_bytes(b"".join(frames))
+        sizes = np.array([len(frame) for frame in frames])
+        write_index(index_path(tmp_path / file), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
+        shards.append(Shard(file, 3, int(sizes.sum()), "0" * 64))
+    manifest = Manifest(
+        name="toy", labels=("a", "b"), splits={"train": Split("train", tuple(shards))}, ledger=Ledger(7, 6, 1)
+    )
+    manifest.save(tmp_path)
+    return tmp_path
+
+
+def test_a_saved_manifest_loads_equal(dataset):
+    manifest = Manifest.load(dataset)
+    assert manifest.splits["train"].records == 6
+    assert manifest.ledger == Ledger(inputs=7, written=6, quarantined=1)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert not list(dataset.glob("*.tmp"))
+
+
+def test_the_digest_follows_what_batches_depend_on_and_nothing_else(dataset):
+    manifest = Manifest.load(dataset)
+    assert replace(manifest, name="other", versions={"x": "1"}).digest == manifest.digest
+    assert replace(manifest, labels=("b", "a")).digest != manifest.digest
+    first, second = manifest.splits["train"].shards
+    swapped = {"train": Split("train", (replace(first, sha256="1" * 64), second))}
+    assert replace(manifest, splits=swapped).digest != manifest.digest
+
+
+def test_a_ledger_that_does_not_balance_cannot_exist():
+    with pytest.raises(ValueError, match="balance"):
+        Ledger(inputs=3, written=1, quarantined=1)
+
+
+def test_the_index_of_a_whole_dataset_gives_shard_offset_and_size(dataset):
+    index = check_files(Manifest.load(dataset), dataset, "train")
+    assert index[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    for shard, offset, size in index.tolist():
+        data = (dataset / shard_name("toy", "train", shard, 2)).read_bytes()[offset : offset + size]
+        assert data == frame_record(data[12:-4])
+
+
+SHARD = shard_name("toy", "train", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: (d / SHARD).unlink(), f"{SHARD} is missing"),
+        (lambda d: (d / SHARD).rename(d / "renamed"), f"{SHARD} is missing"),
+        (lambda d: (d / SHARD).write_bytes(b""), f"{SHARD} has 0 bytes"),
+        (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:-1]), f"{SHARD} has"),
+        (lambda d: index_path(d / SHARD).unlink(), f"{SHARD}.idx is missing"),
+        (lambda d: index_path(d / SHARD).write_text("0 27\n"), f"{SHARD}.idx does not fit"),
+        (lambda d: index_path(d / SHARD).write_text("0 x\n"), f"{SHARD}.idx is damaged"),
+        (lambda d: index_path(d / SHARD).write_text("0 27\n27"), f"{SHARD}.idx is damaged"),
+        (lambda d: index_path(d / SHARD).write_bytes(b"\xff\xff"), f"{SHARD}.idx is damaged"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(dataset, damage, said):
+    damage(dataset)
+    with pytest.raises(UsageError) as caught:
+        check_files(Manifest.load(dataset), dataset, "train")
+    assert said in str(caught.value) and "restore" in str(caught.value)
+
+
+def test_no_manifest_means_no_dataset(dataset):
+    (dataset / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="no finished dataset"):
+        Manifest.load(dataset)
+    with pytest.raises(UsageError, match="no such directory"):
+        Manifest.load(dataset / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.update(format="shardline/99"), "shardline/99"),
+        (lambda c: c.update(labels=["b", "a"]), "was edited"),
+        (lambda c: c.pop("splits"), "damaged"),
+        (lambda c: c["ledger"].update(inputs=99), "damaged"),
+        (lambda c: c["image"].update(unknown=1), "damaged"),
+    ],
+)
+def test_a_foreign_or_edited_manifest_is_refused(dataset, change, said):
+    content = json.loads((dataset / "manifest.json").read_text())
+    change(content)
+    (dataset / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=said):
+        Manifest.load(dataset)
+
+
+def test_a_cut_manifest_is_refused(dataset):
+    text = (dataset / "manifest.json").read_text()
+    (dataset / "manifest.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UsageError, match="damaged"):
+        Manifest.load(dataset)
+
+
+def test_an_unknown_split_lists_the_known(dataset):
+    with pytest.raises(UsageError, match="--split=test: this dataset has train"):
+        Manifest.load(dataset).split("test")
+
+
+def test_index_round_trip(tmp_path):
+    index = np.array([[0, 30], [30, 2**40]])
+    write_index(tmp_path / "x.idx", index)
+    assert (tmp_path / "x.idx").read_text() == f"0 30\n30 {2**40}\n"
+    assert np.array_equal(load_index(tmp_path / "x.idx"), index)
+    write_index(tmp_path / "empty.idx", index[:0])
+    assert load_index(tmp_path / "empty.idx").shape == (0, 2)
