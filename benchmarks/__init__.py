@@ -1,0 +1,1 @@
+"""Measurements of shardline against named baselines, and the reports drawn from them."""

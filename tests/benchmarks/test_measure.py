@@ -1,0 +1,57 @@
+"""Canned rates in, the table's numbers out; contenders really take turns."""
+
+import sys
+
+import pytest
+
+from benchmarks.measure import (
+    CONTROL,
+    Measurement,
+    append_jsonl,
+    in_subprocess,
+    interleave,
+    load_jsonl,
+    machine,
+    ratio,
+    table,
+)
+
+
+def test_contenders_take_turns_and_the_warm_up_is_not_counted():
+    order = []
+
+    def contender(name, rates):
+        rates = iter(rates)
+        return lambda: order.append(name) or next(rates)
+
+    measured = interleave(
+        "toy",
+        {"a": contender("a", [999, 999, 10, 11, 20, 21]), "b": contender("b", [999, 30, 40])},
+        repeats=2,
+        baseline="a",
+    )
+    assert order == ["a", "b", "a", "a", "b", "a", "a", "b", "a"]
+    assert [m.name for m in measured] == ["a", "b", CONTROL]
+    assert measured[1].repeats == (30, 40)
+    assert len(measured[2].repeats) == 2
+
+
+def test_ratios_are_taken_turn_by_turn():
+    # The machine halves its speed in the second turn: rates move, the ratio does not.
+    slow, fast = (Measurement("s", name, "x/s", repeats) for name, repeats in (("slow", (10, 5)), ("fast", (20, 10))))
+    assert ratio(fast, slow) == (2, 2, 2)
+    assert "2.00 (2.00–2.00)" in table([slow, fast], "slow")
+
+
+def test_measurements_survive_the_file_with_every_repeat(tmp_path):
+    measurements = [Measurement("s", "a", "images/s", (1.5, 2.5, 9.0), "did it", {"size": 224})]
+    append_jsonl(tmp_path / "results.jsonl", measurements)
+    append_jsonl(tmp_path / "results.jsonl", measurements)
+    assert load_jsonl(tmp_path / "results.jsonl") == measurements * 2
+    assert machine()["cpu"] and machine()["cores"] >= 1
+
+
+def test_a_subprocess_gives_its_last_number_or_its_error():
+    assert in_subprocess([sys.executable, "-c", "print('talk'); print(12.5)"], cores=[0])() == 12.5
+    with pytest.raises(RuntimeError, match="no such peer"):
+        in_subprocess([sys.executable, "-c", "raise SystemExit('no such peer')"])()
