@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CONTROL = "control (baseline again)"
 
@@ -32,6 +32,7 @@ class Measurement:
     unit: str  # images/s, MB/s, seconds
     repeats: tuple[float, ...]
     what: str = ""  # what exactly it did, for a reader of the table
+    cpu_seconds: tuple[float, ...] = ()  # CPU time per unit of work in each repeat, where it was taken
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -40,14 +41,40 @@ class Measurement:
         return statistics.median(self.repeats)
 
     @property
+    def per_core(self) -> float | None:
+        """Work per CPU-second: what one fully busy core achieves. None where CPU time was not taken."""
+        seconds = statistics.median(self.cpu_seconds) if self.cpu_seconds else 0
+        return 1 / seconds if seconds > 0 else None
+
+    @property
+    def busy_cores(self) -> float | None:
+        """CPU-seconds spent per second of wall clock."""
+        return self.median / self.per_core if self.per_core else None
+
+    @property
     def spread(self) -> tuple[float, float]:
         """Smallest and largest repeat."""
         return min(self.repeats), max(self.repeats)
 
 
+class Rate(NamedTuple):
+    """What a contender may return in place of a plain rate: CPU seconds per unit of work as well."""
+
+    rate: float
+    cpu_seconds: float
+
+
+def timed(work: Callable[[], int]) -> Rate:
+    """Run `work`, which returns how many units it did, on the clock of the wall and of this process's CPUs."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    units = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Rate(units / wall, cpu / units)
+
+
 def interleave(
     suite: str,
-    contenders: Mapping[str, Callable[[], float]],
+    contenders: Mapping[str, Callable[[], float | Rate]],
     *,
     repeats: int,
     unit: str = "images/s",
@@ -60,7 +87,7 @@ def interleave(
 
     Args:
       suite: name the measurements are filed under.
-      contenders: name to a function that works once and returns its rate in `unit`.
+      contenders: name to a function that works once and returns its rate in `unit`, or a `Rate`.
       repeats: counted turns.
       unit: of the rates.
       baseline: a contender that is measured twice a turn, as the A/A control.
@@ -71,16 +98,24 @@ def interleave(
     runs = dict(contenders)
     if baseline is not None:
         runs[CONTROL] = contenders[baseline]
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[Rate]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         # Every other turn backwards, so that nobody always runs after the same neighbour.
         for name in list(runs) if turn % 2 == 0 else reversed(list(runs)):
             progress(name)
-            rate = runs[name]()
+            result = runs[name]()
             if turn > 0:
-                taken[name].append(rate)
+                taken[name].append(result if isinstance(result, Rate) else Rate(result, 0.0))
     return [
-        Measurement(suite, name, unit, tuple(rates), (what or {}).get(name, ""), dict(settings or {}))
+        Measurement(
+            suite,
+            name,
+            unit,
+            tuple(rate for rate, _ in rates),
+            (what or {}).get(name, ""),
+            tuple(cpu for _, cpu in rates) if any(cpu for _, cpu in rates) else (),
+            dict(settings or {}),
+        )
         for name, rates in taken.items()
     ]
 
@@ -149,7 +184,8 @@ def load_jsonl(path: str | os.PathLike[str]) -> list[Measurement]:
     names = Measurement.__dataclass_fields__
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     return [
-        Measurement(**{k: tuple(v) if k == "repeats" else v for k, v in line.items() if k in names}) for line in lines
+        Measurement(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items() if k in names})
+        for line in lines
     ]
 
 

@@ -1,6 +1,7 @@
 """Canned rates in, the table's numbers out; contenders really take turns."""
 
 import sys
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from benchmarks.measure import (
     machine,
     ratio,
     table,
+    timed,
 )
 
 
@@ -44,11 +46,23 @@ def test_ratios_are_taken_turn_by_turn():
 
 
 def test_measurements_survive_the_file_with_every_repeat(tmp_path):
-    measurements = [Measurement("s", "a", "images/s", (1.5, 2.5, 9.0), "did it", {"size": 224})]
+    measurements = [Measurement("s", "a", "images/s", (1.5, 2.5, 9.0), "did it", (0.5,), {"size": 224})]
     append_jsonl(tmp_path / "results.jsonl", measurements)
     append_jsonl(tmp_path / "results.jsonl", measurements)
     assert load_jsonl(tmp_path / "results.jsonl") == measurements * 2
     assert machine()["cpu"] and machine()["cores"] >= 1
+
+
+def test_a_busy_core_counts_as_one():
+    def spin():
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+        return 10
+
+    (measured,) = interleave("toy", {"spin": lambda: timed(spin)}, repeats=3)
+    assert measured.per_core == pytest.approx(200, rel=0.1)
+    assert 0 < measured.busy_cores <= 1.1
 
 
 def test_a_subprocess_gives_its_last_number_or_its_error():
