@@ -5,6 +5,7 @@ Exit codes: 0 success, 2 usage (a flag, value or input the user can mend), 1 fai
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -27,9 +28,10 @@ def program() -> str:
     return main_spec.name if main_spec else os.path.basename(sys.argv[0])
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run(main: Callable[..., None]) -> NoReturn:
     """Parse the flags, call `main`, and leave with a line and an exit code instead of a traceback.
 
+    A `main` with a parameter is given the list of arguments that are no flags; any other refuses them.
     Exceptions that are neither `UsageError`, `Failure` nor `OSError` are our own bugs: they keep their traceback.
     """
     _quiet_start_up()
@@ -39,11 +41,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
         _leave(2, f"{_one_line(error)} (--help lists the flags)")
-    if rest:
+    takes_arguments = bool(inspect.signature(main).parameters)
+    if rest and not takes_arguments:
         _leave(2, f"unexpected argument {rest[0]!r}; every input is a flag (--help lists them)")
     _set_verbosity()
     try:
-        main()
+        main(rest) if takes_arguments else main()
         # Flushed here, so that a closed pipe or a full disk is reported like any other failure.
         sys.stdout.flush()
     except UsageError as error:

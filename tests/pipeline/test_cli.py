@@ -21,6 +21,12 @@ def main():
 cli.run(main)
 """
 
+ARGUMENTS = """
+from pipeline import cli
+def main(arguments): print(arguments)
+cli.run(main)
+"""
+
 
 def run(*args):
     return subprocess.run([sys.executable, "-c", SCRIPT, *args], capture_output=True, text=True)
@@ -59,3 +65,8 @@ def test_success_is_quiet_on_stderr():
 def test_help_goes_to_stdout_and_exits_with_0():
     result = run("--help")
     assert result.returncode == 0 and "--n" in result.stdout and "a number" in result.stdout
+
+
+def test_a_command_may_take_arguments():
+    result = subprocess.run([sys.executable, "-c", ARGUMENTS, "a", "b"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "['a', 'b']\n")
