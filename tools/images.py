@@ -1,0 +1,312 @@
+"""One image's bytes in, one stored picture out: check, decode, orient, trim, resize, encode. OpenCV, no TensorFlow.
+
+    process(data, ImageOptions(size=256)).data      # JPEG, PNG or raw RGB bytes for a record
+    load_rgb(data, ImageOptions(size=256))          # the same picture as an array, for prediction
+
+A pure function of (bytes, options, library versions): the same in every process, thread and order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from pipeline.cli import UsageError
+from tools.headers import BadImage, Header, check_jpeg_scan, read_header, sniff, strip_jpeg
+
+__all__ = [
+    "BadImage",
+    "FilteredImage",
+    "Header",
+    "ImageOptions",
+    "Picture",
+    "load_rgb",
+    "process",
+    "read_header",
+    "set_up_process",
+    "sniff",
+    "versions",
+]
+
+
+class FilteredImage(BadImage):
+    """A sound picture that the quality filters asked to leave out."""
+
+    status = "filtered"
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What to make of every image. Checks itself; the fields carry the names of the converter's flags."""
+
+    resize: str = "short"  # short: short side to `size`; long: long side; squash: both; center_crop; none
+    size: int = 256  # pixels
+    upscale: bool = False  # False: smaller pictures keep their size
+    encoding: str = "jpeg"  # jpeg, png, raw (height * width * 3 RGB bytes)
+    quality: int = 90  # of JPEG
+    trim_borders: bool = False
+    max_megapixels: float = 128.0  # the largest common camera makes 108; decoding takes 3 bytes a pixel
+    min_side: int = 0  # of the source, oriented and trimmed; 0: no filter
+    min_sharpness: float = 0.0  # variance of the Laplacian at the stored size; 0: no filter
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("short", "long", "squash", "center_crop", "none"):
+            raise UsageError(f"--resize={self.resize}: use short, long, squash, center_crop or none")
+        if self.encoding not in ("jpeg", "png", "raw"):
+            raise UsageError(f"--encoding={self.encoding}: use jpeg, png or raw")
+        if not 1 <= self.size <= 65500:
+            raise UsageError(f"--size={self.size}: use 1 to 65500 pixels")
+        if not 1 <= self.quality <= 100:
+            raise UsageError(f"--quality={self.quality}: use 1 to 100")
+        if not 0 < self.max_megapixels <= 1000:
+            raise UsageError(f"--max_megapixels={self.max_megapixels:g}: use more than 0 and at most 1000")
+        if self.min_side < 0:
+            raise UsageError(f"--min_side={self.min_side}: use 0 (no filter) or a number of pixels")
+        if not 0 <= self.min_sharpness < float("inf"):
+            raise UsageError(f"--min_sharpness={self.min_sharpness:g}: use 0 (no filter) or a variance, e.g. 50")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One stored picture and what was found out on the way."""
+
+    data: bytes
+    height: int
+    width: int
+    source_format: str
+    source_height: int  # as shown: after the orientation is applied, before trimming
+    source_width: int
+    sharpness: float | None  # None unless --min_sharpness asked for it
+    pixel_hash: str  # equal for equal pixels at the stored size, whatever file they came in
+    perceptual_hash: int  # 64 bits; few differing bits: they look alike
+    note: str  # what was done that a person may want to know; "" for nothing
+
+
+def set_up_process() -> None:
+    """One thread, and no codec chatter on stderr: what a codec says of a bad file goes into its BadImage."""
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose versions decide the stored bytes."""
+    return {"opencv": cv2.__version__, "simplejpeg": simplejpeg.__version__}
+
+
+def process(data: bytes, options: ImageOptions) -> Picture:
+    """The stored picture of one file's bytes. Raises BadImage (or FilteredImage) with a reason."""
+    header = _checked_header(data, options)
+    rgb, notes = _load(data, header, options)
+    height, width = rgb.shape[:2]
+    source_height, source_width = _oriented(header)
+    sharpness = None
+    if options.min_sharpness:
+        sharpness = _sharpness(rgb)
+        if sharpness < options.min_sharpness:
+            raise FilteredImage("blurred", f"sharpness {sharpness:.1f} < --min_sharpness={options.min_sharpness:g}")
+    untouched = header.passes_through and header.orientation == 1 and (height, width) == (source_height, source_width)
+    if options.encoding == "jpeg" and untouched:
+        stored = strip_jpeg(data, header)
+        notes.append("passed through" if stored is data else "passed through without EXIF")
+    else:
+        stored = _encode(rgb, options)
+    return Picture(
+        stored,
+        height,
+        width,
+        header.format,
+        source_height,
+        source_width,
+        sharpness,
+        _pixel_hash(rgb),
+        _perceptual_hash(rgb),
+        "; ".join(notes),
+    )
+
+
+def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
+    """The picture that `process` would store, as uint8 RGB [height, width, 3], before any encoding."""
+    return _load(data, _checked_header(data, options), options)[0]
+
+
+# --- Decoding ---------------------------------------------------------------------------------------------
+
+
+def _checked_header(data: bytes, options: ImageOptions) -> Header:
+    header = read_header(data)
+    megapixels = header.height * header.width / 1e6
+    if megapixels > options.max_megapixels:
+        raise BadImage(
+            "too-many-pixels",
+            f"{header.width}x{header.height} is {megapixels:.4g} > --max_megapixels={options.max_megapixels:g}",
+        )
+    _check_side(header.height, header.width, options)
+    return header
+
+
+def _check_side(height: int, width: int, options: ImageOptions) -> None:
+    if min(height, width) < options.min_side:
+        raise FilteredImage("too-small", f"{width}x{height} pixels, short side < --min_side={options.min_side}")
+
+
+def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[np.ndarray, list[str]]:
+    """Decode, orient, trim, resize. Also returns the notes."""
+    notes = []
+    if header.frames > 1:
+        notes.append(f"first frame of {header.frames}")
+    rgb = _decode(data, header)
+    if header.orientation != 1:
+        rgb = _orient(rgb, header.orientation)
+        notes.append(f"EXIF orientation {header.orientation} applied")
+    if options.trim_borders:
+        height, width = rgb.shape[:2]
+        rgb = _trim(rgb)
+        if rgb.shape[:2] != (height, width):
+            notes.append(f"trimmed from {width}x{height}")
+            _check_side(rgb.shape[0], rgb.shape[1], options)
+    return _resize(rgb, options), notes
+
+
+def _decode(data: bytes, header: Header) -> np.ndarray:
+    """All pixels as uint8 RGB, not yet oriented."""
+    if header.format == "jpeg":
+        return _decode_jpeg(data, header)
+    try:
+        # As stored: 16 bits and alpha kept, and no orientation applied.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
+    if pixels is None:
+        raise BadImage("corrupt-data", f"{header.format}: truncated, damaged or of a kind that OpenCV cannot decode")
+    return _to_rgb(pixels, header)
+
+
+def _decode_jpeg(data: bytes, header: Header) -> np.ndarray:
+    check_jpeg_scan(data, header)
+    try:
+        if not header.cmyk:
+            return simplejpeg.decode_jpeg(data, "RGB")
+        cmyk = simplejpeg.decode_jpeg(data, "CMYK")
+    except ValueError as error:
+        raise _jpeg_fault(str(error)) from None
+    if header.cmyk == "plain":
+        cmyk = 255 - cmyk
+    black = cmyk[:, :, 3]
+    return cv2.merge([cv2.multiply(cmyk[:, :, ink], black, scale=1 / 255) for ink in range(3)])
+
+
+def _jpeg_fault(message: str) -> BadImage:
+    if "remature end" in message:
+        return BadImage("truncated" if "file" in message else "corrupt-scan", f"JPEG: {message}")
+    if "orrupt JPEG data" in message:
+        return BadImage("corrupt-scan", f"JPEG: {message}")
+    return BadImage("corrupt-data", f"JPEG: {message}")
+
+
+def _to_rgb(pixels: np.ndarray, header: Header) -> np.ndarray:
+    """Any integer grey, BGR or BGRA to uint8 RGB: 16 bits scaled (not clipped), alpha over white."""
+    if pixels.dtype == np.uint16:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2 ** max(header.depth, 9) - 1))
+    if pixels.dtype != np.uint8:
+        raise BadImage("unsupported-samples", f"{header.format} with {pixels.dtype} samples: their range is not known")
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    if pixels.shape[2] == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    premultiplied = header.format == "tiff" and header.depth <= 8  # by libtiff, whatever the file holds
+    return _over_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA), premultiplied)
+
+
+def _over_white(rgba: np.ndarray, premultiplied: bool) -> np.ndarray:
+    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    for top in range(0, len(rgba), 256):  # in bands, so that the wider integers stay small
+        alpha = rgba[top : top + 256, :, 3:].astype(np.uint16)
+        colour = rgb[top : top + 256].astype(np.uint16)
+        light = colour * 255 if premultiplied else colour * alpha
+        rgb[top : top + 256] = np.minimum((light + 255 * (255 - alpha).astype(np.uint32) + 127) // 255, 255)
+    return rgb
+
+
+def _oriented(header: Header) -> tuple[int, int]:
+    """Height and width as shown."""
+    return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+
+
+def _orient(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation: what the camera stored to what the person saw."""
+    if orientation >= 5:
+        rgb = cv2.transpose(rgb)  # first swap rows and columns, then mirror
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return rgb if flip is None else cv2.flip(rgb, flip)
+
+
+# --- Geometry ---------------------------------------------------------------------------------------------
+
+
+def _trim(rgb: np.ndarray) -> np.ndarray:
+    """Cut a uniform frame: the box around every contour of the edge map, where all outside it is one colour."""
+    edges = cv2.Canny(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), 30, 90)
+    contours, _ = cv2.findContours(edges, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return rgb
+    boxes = np.array([cv2.boundingRect(contour) for contour in contours])
+    left, top = boxes[:, :2].min(axis=0)
+    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+    return rgb[top:bottom, left:right]
+
+
+def _target(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
+    """Height and width to resize to (before center_crop's crop)."""
+    size = options.size
+    if options.resize == "none":
+        return height, width
+    if options.resize == "squash":
+        return (size, size) if options.upscale else (min(size, height), min(size, width))
+    side = max(height, width) if options.resize == "long" else min(height, width)
+    if side < size and not options.upscale:
+        return height, width
+    return max(1, round(height * size / side)), max(1, round(width * size / side))
+
+
+def _resize(rgb: np.ndarray, options: ImageOptions) -> np.ndarray:
+    height, width = _target(rgb.shape[0], rgb.shape[1], options)
+    if (height, width) != rgb.shape[:2]:
+        grows = height > rgb.shape[0] or width > rgb.shape[1]
+        rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_AREA)
+    if options.resize == "center_crop":
+        top, left = max(0, height - options.size) // 2, max(0, width - options.size) // 2
+        rgb = rgb[top : top + options.size, left : left + options.size]
+    return np.ascontiguousarray(rgb)
+
+
+# --- Encoding and measuring -------------------------------------------------------------------------------
+
+
+def _encode(rgb: np.ndarray, options: ImageOptions) -> bytes:
+    if options.encoding == "raw":
+        return rgb.tobytes()
+    if options.encoding == "png":
+        return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return simplejpeg.encode_jpeg(rgb, options.quality, "RGB", "420")
+
+
+def _sharpness(rgb: np.ndarray) -> float:
+    """Variance of the Laplacian (Pech-Pacheco et al. 2000): low for blurred pictures."""
+    laplacian = cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_16S)
+    return float(cv2.meanStdDev(laplacian)[1][0, 0] ** 2)
+
+
+def _pixel_hash(rgb: np.ndarray) -> str:
+    digest = hashlib.sha256(b"%dx%d " % rgb.shape[:2])
+    digest.update(rgb.data)
+    return digest.hexdigest()
+
+
+def _perceptual_hash(rgb: np.ndarray) -> int:
+    """dHash (Krawetz 2013): is each of 8x8 cells darker than its right neighbour?"""
+    grey = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
