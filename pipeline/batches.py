@@ -1,0 +1,118 @@
+"""One batch as a function of its positions: read, decode, augment. No TensorFlow.
+
+Everything a batch depends on comes in through the constructor and the positions, so it does not matter which
+thread or host asks for it, when, or how often.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline import augment
+from pipeline.cli import Failure
+from pipeline.config import InputConfig
+from pipeline.decode import decode
+from pipeline.order import Order
+from pipeline.shards import BadRecord, Shards
+
+Batch = dict[str, np.ndarray]
+Geometry = Callable[[np.ndarray], np.ndarray]  # a picture to what evaluation shows of it
+
+PADDING = -1  # record number of rows that only fill a batch
+
+
+class BadRecords:
+    """The distinct records that could not be used so far, and the failure once they are too many."""
+
+    def __init__(self) -> None:
+        self.records: dict[tuple[str, int], BadRecord] = {}
+        self.failure: Failure | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def add(self, bad: BadRecord, limit: int) -> None:
+        """Count and log a record. Raises Failure when it is one more than `limit`."""
+        with self._lock:
+            key = (bad.split, bad.record)
+            if key not in self.records:
+                self.records[key] = bad
+                logging.getLogger(__name__).warning("skipped bad %s", bad)
+            if len(self.records) > limit and self.failure is None:
+                self.failure = Failure(
+                    f"{len(self.records)} bad records, more than --max_bad_records={limit}; the last: {bad}; "
+                    "restore the shards from a copy or convert again, or allow more"
+                )
+            if self.failure:
+                raise self.failure
+
+
+class Batches:
+    """Makes the batches of one split."""
+
+    def __init__(self, shards: Shards, config: InputConfig, encoding: str, bad: BadRecords) -> None:
+        self._shards = shards
+        self._config = config
+        self._encoding = encoding
+        self._bad = bad
+        self._order = Order(len(shards), config.seed, config.read_block, config.shuffle)
+
+    def train(self, positions: np.ndarray, on_device: bool) -> Batch:
+        """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
+        size = augment.canvas_size(self._config.image_size) if on_device else self._config.image_size
+        batch = empty_batch(positions, self._order.records(positions), (size, size, 3))
+        drawn = augment.Draws(self._config, positions)
+        if on_device:
+            batch["edits"] = np.zeros((len(positions), augment.NUM_EDITS), np.float32)
+        for row, record in enumerate(batch["record"].tolist()):
+            pixels = self._picture(batch, row, record)
+            if pixels is None:
+                continue
+            if on_device:
+                extent = augment.crop_for_device(pixels, drawn, row, batch["image"][row])
+                batch["edits"][row] = (*extent, drawn.flip[row])
+            else:
+                augment.crop_on_host(pixels, drawn, row, batch["image"][row])
+        return batch
+
+    def evaluation(self, positions: np.ndarray, geometry: Geometry) -> Batch:
+        """The stored records at `positions`, in stored order; rows behind the last one are padding."""
+        records = np.where(positions < len(self._shards), positions, PADDING)
+        size, crops = self._config.image_size, self._config.eval_crops
+        batch = empty_batch(positions, records, (crops, size, size, 3) if crops > 1 else (size, size, 3))
+        for row, record in enumerate(records.tolist()):
+            pixels = self._picture(batch, row, record) if record != PADDING else None
+            if pixels is not None:
+                batch["image"][row] = geometry(pixels)
+        return batch
+
+    def _picture(self, batch: Batch, row: int, record: int) -> np.ndarray | None:
+        """Decode a record and fill in its label and weight; None when it is bad, which leaves weight 0."""
+        try:
+            example = self._shards.read(record)
+            pixels = decode(example, self._encoding)
+        except ValueError as error:
+            shard, offset = self._shards.where(record)
+            bad = BadRecord(self._shards.split, record, shard.name, offset, str(error))
+            self._bad.add(bad, self._config.max_bad_records)
+            return None
+        batch["label"][row] = example.label
+        batch["weight"][row] = 1.0
+        return pixels
+
+
+def empty_batch(positions: np.ndarray, records: np.ndarray, image_shape: tuple[int, ...]) -> Batch:
+    """A batch of black pictures of weight 0."""
+    rows = len(positions)
+    return {
+        "image": np.zeros((rows, *image_shape), np.uint8),
+        "label": np.zeros(rows, np.int32),
+        "weight": np.zeros(rows, np.float32),
+        "record": records.astype(np.int64),
+        "position": positions.astype(np.int64),
+    }

@@ -1,0 +1,168 @@
+"""open_dataset -> train_batches, eval_batches: the tf.data graph around `pipeline.batches`.
+
+The graph is a counter, one parallel call that makes a whole batch, and a prefetch. Reading, decoding and resizing
+run in native code that lets other Python threads run, so the calls scale over the cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline import augment, geometry
+from pipeline.batches import BadRecords, Batch, Batches
+from pipeline.cli import UsageError
+from pipeline.config import InputConfig
+from pipeline.manifest import Manifest
+from pipeline.shards import Shards
+
+_LAST = 2**62  # an endless stream must end somewhere
+
+
+def open_dataset(directory: str | os.PathLike[str]) -> Dataset:
+    """Open a converted or adopted dataset. Raises UsageError that names what is missing, damaged or replaced."""
+    return Dataset(directory)
+
+
+class Dataset:
+    """A dataset on disk: its manifest, and batches of its splits."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        self.manifest = Manifest.load(directory)
+        self.labels = self.manifest.labels
+        self.bad_records = BadRecords()
+        self._shards = {name: Shards(self.manifest, directory, name) for name in self.manifest.splits}
+
+    def num_records(self, split: str) -> int:
+        """Number of stored records of a split."""
+        return self.manifest.split(split).records
+
+    def records(self, split: str, numbers: Sequence[int]) -> Iterator[tuple[bytes, int, str]]:
+        """Stored image bytes, label and source file name of some records, in the order asked for."""
+        shards = self._split(split)
+        for number in numbers:
+            example = shards.read(int(number))
+            yield bytes(example.image), example.label, example.filename
+
+    def train_batches(
+        self,
+        split: str,
+        config: InputConfig,
+        *,
+        cursor: int = 0,
+        host: int = 0,
+        hosts: int = 1,
+        replicas: int = 1,
+    ) -> tf.data.Dataset:
+        """Endless batches of this host's share, from the sample at position `cursor` on.
+
+        Elements are dictionaries: image uint8 [b, h, w, 3], label int32 [b], weight float32 [b] (0 where the record
+        was bad), record int64 [b], position int64 [b]. Host h of H gets rows [h * B / H, (h + 1) * B / H) of each
+        global batch. With `replicas` = R each share comes in R consecutive elements of b / R rows, which is what
+        `tf.distribute.Strategy.distribute_datasets_from_function` hands to the replicas of a host.
+        """
+        shards = self._split(split)
+        if not len(shards):
+            raise UsageError(f"--split={split} holds no records to train on")
+        if cursor < 0 or (config.mixes and cursor % 2):
+            raise UsageError(f"cursor={cursor}: use 0 or more{', even when pairs are mixed' if config.mixes else ''}")
+        _check_host(host, hosts)
+        rows = config.rows(hosts, replicas)
+        batches = Batches(shards, config, self.manifest.image.encoding, self.bad_records)
+        on_device = augment_on(config) == "device"
+
+        def make(element: int) -> Batch:
+            step, replica = divmod(element, replicas)
+            first = cursor + step * config.global_batch_size + (host * replicas + replica) * rows
+            return batches.train(np.arange(first, first + rows), on_device)
+
+        side = augment.canvas_size(config.image_size) if on_device else config.image_size
+        spec = _spec(rows, (side, side, 3))
+        if on_device:
+            spec["edits"] = tf.TensorSpec((rows, augment.NUM_EDITS), tf.float32)
+        return _graph(make, _LAST, spec, config)
+
+    def eval_batches(
+        self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
+    ) -> tf.data.Dataset:
+        """Each record once, in stored order; the last batch is filled up with rows of weight 0 and record -1.
+
+        Every host gets the same number of batches, all of the same size. Elements, and the meaning of `replicas`,
+        are those of `train_batches`, without augmentation.
+        """
+        shards = self._split(split)
+        _check_host(host, hosts)
+        rows = config.rows(hosts, replicas)
+        batches = Batches(shards, config, self.manifest.image.encoding, self.bad_records)
+
+        def show(pixels: np.ndarray) -> np.ndarray:
+            with tf.device("/CPU:0"):
+                crops = geometry.eval_crops(
+                    tf.constant(pixels), config.image_size, config.eval_crop_fraction, config.eval_crops
+                )
+            return crops.numpy() if config.eval_crops > 1 else crops[0].numpy()
+
+        def make(element: int) -> Batch:
+            step, replica = divmod(element, replicas)
+            first = step * config.global_batch_size + (host * replicas + replica) * rows
+            return batches.evaluation(np.arange(first, first + rows), show)
+
+        steps = -(-len(shards) // config.global_batch_size)
+        size, crops = config.image_size, config.eval_crops
+        shape = (size, size, 3) if crops == 1 else (crops, size, size, 3)
+        return _graph(make, steps * replicas, _spec(rows, shape), config)
+
+    def _split(self, split: str) -> Shards:
+        self.manifest.split(split)
+        return self._shards[split]
+
+
+def augment_on(config: InputConfig) -> str:
+    """`host` or `device`: where the second half of augmentation runs; auto means on the GPU if there is one."""
+    if config.augment_on != "auto":
+        return config.augment_on
+    return "device" if tf.config.list_physical_devices("GPU") else "host"
+
+
+def _check_host(host: int, hosts: int) -> None:
+    if not 0 <= host < hosts:
+        raise UsageError(f"host={host} of hosts={hosts}: hosts count from 0")
+
+
+def _spec(rows: int, image_shape: tuple[int, ...]) -> dict[str, tf.TensorSpec]:
+    return {
+        "image": tf.TensorSpec((rows, *image_shape), tf.uint8),
+        "label": tf.TensorSpec((rows,), tf.int32),
+        "weight": tf.TensorSpec((rows,), tf.float32),
+        "record": tf.TensorSpec((rows,), tf.int64),
+        "position": tf.TensorSpec((rows,), tf.int64),
+    }
+
+
+def _graph(
+    make: Callable[[int], Batch], elements: int, spec: dict[str, tf.TensorSpec], config: InputConfig
+) -> tf.data.Dataset:
+    """The batches make(0), make(1), … in that order, made by several threads."""
+
+    def call(element: np.int64) -> list[np.ndarray]:
+        batch = make(int(element))
+        return [batch[name] for name in spec]
+
+    def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        values = tf.numpy_function(call, [number], [part.dtype for part in spec.values()])
+        return {name: tf.ensure_shape(value, spec[name].shape) for name, value in zip(spec, values, strict=True)}
+
+    threads = config.threads or len(os.sched_getaffinity(0))
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = threads
+    # Shares are cut here, by row: another cut by tf.distribute would lose samples.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
+    return dataset.prefetch(2).with_options(options)

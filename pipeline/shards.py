@@ -1,0 +1,93 @@
+"""Records by number: one split's shards, index and open files. No TensorFlow.
+
+Record numbers count through the shards in file-name order. A read costs one `pread` and two checksums, wherever the
+record lies, so an exact shuffle costs what sequential reading does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.manifest import Manifest, check_files
+from pipeline.records import Example, parse_example, unframe_record
+
+_MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards beyond it are opened for each read
+
+
+class Shards:
+    """Random access to one split. Safe to share between threads."""
+
+    def __init__(self, manifest: Manifest, directory: str | os.PathLike[str], split: str) -> None:
+        index = check_files(manifest, directory, split)
+        shards = manifest.split(split).shards
+        self.split = split
+        self.features = manifest.features
+        self.num_labels = len(manifest.labels)
+        self._paths = [Path(directory) / shard.file for shard in shards]
+        # 12 bytes a record: 120 MB for 10 million.
+        self._offsets = index[:, 1].copy()
+        self._sizes = index[:, 2].astype(np.uint32)
+        self._first_records = np.cumsum([0] + [shard.records for shard in shards])
+        self._files: dict[int, int] = {}
+        self._opening = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def where(self, record: int) -> tuple[Path, int]:
+        """Shard and byte offset of a record."""
+        return self._paths[self._shard_of(record)], int(self._offsets[record])
+
+    def read(self, record: int) -> Example:
+        """The stored picture, checksums verified.
+
+        Raises:
+          ValueError: the record is damaged, or its label is none of the dataset's.
+          OSError: the shard cannot be read at all.
+        """
+        framed = self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record]))
+        example = parse_example(unframe_record(framed), self.features)
+        if not 0 <= example.label < self.num_labels:
+            raise ValueError(f"label {example.label} is not one of {self.num_labels}")
+        return example
+
+    def _shard_of(self, record: int) -> int:
+        return int(np.searchsorted(self._first_records, record, side="right")) - 1
+
+    def _pread(self, shard: int, size: int, offset: int) -> bytes:
+        file = self._files.get(shard)
+        if file is not None:
+            return os.pread(file, size, offset)
+        with self._opening:
+            if shard not in self._files and len(self._files) < _MAX_OPEN_FILES:
+                self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        if shard in self._files:
+            return os.pread(self._files[shard], size, offset)
+        file = os.open(self._paths[shard], os.O_RDONLY)
+        try:
+            return os.pread(file, size, offset)
+        finally:
+            os.close(file)
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that could not be used: where it lies and why."""
+
+    split: str
+    record: int
+    shard: str
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"record {self.record} of {self.split} ({self.shard}, offset {self.offset}): {self.reason}"
