@@ -58,6 +58,13 @@ def test_no_advice_exceeds_what_the_next_stage_allows():
     assert verdict.advice and all(advice.factor <= 3_000 / 2_400 + 1e-9 for advice in verdict.advice)
 
 
+def test_advice_that_does_not_help_is_not_given():
+    # Storage so slow that nine times the bytes cost more than decoding does.
+    slow = {"storage": 4_000, "records": 3_900, "parse": 3_800, "decode": 1_500, "augment": 1_400, "batch": 1_400}
+    changes = [advice.change for advice in judge({**slow, "step": 9_000}, **{**FACTS, "cores": 2}).advice]
+    assert changes and "--encoding raw" not in changes
+
+
 def test_a_step_on_the_same_cores_adds_its_cost():
     verdict = judge({**DECODE_HEAVY, "step": 2.5}, **{**FACTS, "step_on_host": True})
     assert verdict.word == "step-bound"
