@@ -116,6 +116,7 @@ def judge(
         # Without decoding, what is left also reads more bytes, at the storage stage's rate a byte.
         raw_seconds = total - seconds["decode"] + seconds["storage"] * (growth - 1)
         advice.append(Advice("--encoding raw", min(total / raw_seconds, next_limit / host), f"{growth:.1f}x the bytes"))
+    advice = [item for item in advice if item.factor > 1 + BALANCED / 2]  # less is not worth anybody's day
     share = seconds[heavy] / sum(seconds.values())
     return Verdict(f"{heavy}-bound", pace, tuple(advice), f"{heavy} takes {share:.0%} of the host's time; {reason}")
 
