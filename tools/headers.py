@@ -312,6 +312,8 @@ def _read_bmp(data: bytes) -> Header:
         width, height = struct.unpack_from("<HH", data, 18)
     else:
         width, height = struct.unpack_from("<ii", data, 18)
+    if len(data) < int.from_bytes(data[2:6], "little"):
+        raise BadImage("truncated", "BMP: shorter than its header says")
     return Header("bmp", width, abs(height))
 
 
@@ -324,7 +326,11 @@ def _read_pnm(data: bytes) -> Header:
         raise BadImage("corrupt-header", f"PNM: largest value {largest}")
     if largest not in (1, 255, 65535):
         raise BadImage("unsupported-pnm", f"PNM with largest value {largest}; only 255 and 65535 are read")
-    return Header("pnm", int(tokens[1]), int(tokens[2]), depth=16 if largest > 255 else 8)
+    width, height, depth = int(tokens[1]), int(tokens[2]), 16 if largest > 255 else 8
+    row = {b"4": (width + 7) // 8, b"5": width * depth // 8, b"6": 3 * width * depth // 8}.get(data[1:2], 0)
+    if len(data) <= tokens.end() + row * height:
+        raise BadImage("truncated", "PNM: shorter than its header says")
+    return Header("pnm", width, height, depth=depth)
 
 
 # --- WebP, TIFF -------------------------------------------------------------------------------------------
@@ -356,7 +362,8 @@ def _read_webp(data: bytes) -> Header:
 
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_TIFF_PHOTOMETRIC = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
+_TIFF_PHOTOMETRIC = (0, 1, 2, 3, 5, 6)  # grey (white or black is 0), RGB, palette, CMYK, YCbCr
+_TIFF_COMPRESSION = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # none, fax, LZW, JPEG, Deflate, PackBits
 
 
 def tiff_tags(data: bytes, offset: int | None = None) -> tuple[dict[int, tuple[int, ...]], int]:
@@ -370,7 +377,7 @@ def tiff_tags(data: bytes, offset: int | None = None) -> tuple[dict[int, tuple[i
     tags: dict[int, tuple[int, ...]] = {}
     for entry in range(offset + 2, offset + 2 + 12 * count, 12):
         tag, kind, number = struct.unpack_from(order + "HHI", data, entry)
-        if kind not in (1, 3, 4) or number > 64:  # long lists (strip offsets) and other types are not needed
+        if kind not in (1, 3, 4) or not 0 < number <= len(data):  # other types are not needed
             continue
         where = entry + 8
         if _TIFF_SIZES[kind] * number > 4:
@@ -387,7 +394,7 @@ def exif_orientation(exif: bytes) -> int:
     except struct.error:
         return 1
     orientation = tags.get(0x0112, (1,))
-    return orientation[0] if orientation and 1 <= orientation[0] <= 8 else 1
+    return orientation[0] if 1 <= orientation[0] <= 8 else 1
 
 
 def _read_tiff(data: bytes) -> Header:
@@ -405,11 +412,17 @@ def _read_tiff(data: bytes) -> Header:
     depth, samples = max(tags.get(258, (1,))), first(277, 1)
     if first(262, 0) not in _TIFF_PHOTOMETRIC:
         raise BadImage("unsupported-tiff", f"TIFF with photometric interpretation {first(262, 0)}")
+    if first(259, 1) not in _TIFF_COMPRESSION:
+        raise BadImage("unsupported-tiff", f"TIFF with compression scheme {first(259, 1)}")
     if depth > 16 or first(339, 1) != 1:
         raise BadImage("unsupported-tiff", f"TIFF with {depth}-bit or non-integer samples: their range is not known")
     if samples == 2 or samples > 4:
         raise BadImage("unsupported-tiff", f"TIFF with {samples} samples a pixel")
-    return Header("tiff", first(256, 0), first(257, 0), first(274, 1), frames=frames, depth=depth)
+    offsets, sizes = tags.get(273) or tags.get(324, ()), tags.get(279) or tags.get(325, ())
+    if any(offset + size > len(data) for offset, size in zip(offsets, sizes, strict=False)):
+        raise BadImage("truncated", "TIFF: strips or tiles lie beyond the end")
+    orientation = first(274, 1) if 1 <= first(274, 1) <= 8 else 1
+    return Header("tiff", first(256, 0), first(257, 0), orientation, frames=frames, depth=depth)
 
 
 # --- AVIF, JPEG 2000: boxes -------------------------------------------------------------------------------
@@ -503,6 +516,8 @@ def _read_j2k(data: bytes, start: int = 0) -> Header:
     (components,) = struct.unpack_from(">H", data, start + 40)
     if components not in (1, 3, 4):
         raise BadImage("unsupported-jp2", f"JPEG 2000 with {components} components")
+    if data.rfind(b"\xff\xd9") < start:
+        raise BadImage("truncated", "JPEG 2000: no end marker")
     return Header("jp2", right - left, bottom - top, depth=1 + (data[start + 42] & 0x7F))
 
 

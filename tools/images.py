@@ -160,7 +160,8 @@ def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[np.ndarra
         notes.append(f"first frame of {header.frames}")
     rgb = _decode(data, header)
     if header.orientation != 1:
-        rgb = _orient(rgb, header.orientation)
+        if header.format != "tiff":  # libtiff has done it
+            rgb = _orient(rgb, header.orientation)
         notes.append(f"EXIF orientation {header.orientation} applied")
     if options.trim_borders:
         height, width = rgb.shape[:2]
