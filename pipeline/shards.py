@@ -50,11 +50,16 @@ class Shards:
           ValueError: the record is damaged, or its label is none of the dataset's.
           OSError: the shard cannot be read at all.
         """
-        framed = self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record]))
-        example = parse_example(unframe_record(framed), self.features)
+        example = parse_example(self.payload(record), self.features)
         if not 0 <= example.label < self.num_labels:
             raise ValueError(f"label {example.label} is not one of {self.num_labels}")
         return example
+
+    def payload(self, record: int) -> bytes:
+        """The serialised Example, checksums verified. Raises as `read` does."""
+        return unframe_record(
+            self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record]))
+        )
 
     def _shard_of(self, record: int) -> int:
         return int(np.searchsorted(self._first_records, record, side="right")) - 1
