@@ -243,7 +243,7 @@ def _tiles(index: np.ndarray, *, records: int, size_bytes: int) -> bool:
     return (
         len(index) == records
         and bool(np.all(index[:, 1] > 0))
-        and bool(np.array_equal(index[:, 0], np.concatenate(([0], ends[:-1]))))
+        and bool(np.array_equal(index[:, 0], np.concatenate(([0], ends))[:-1]))
         and (int(ends[-1]) if records else 0) == size_bytes
     )
 
