@@ -1,69 +1,23 @@
-"""Random crops and flips, drawn from (seed, position), and their host half in OpenCV. No TensorFlow.
-
-`augment_device` holds the other half: with augment_on="device" the host only cuts the window out of the picture
-and sends it on a canvas of fixed size, with what was drawn beside it.
-"""
+"""The host half of augmentation, in OpenCV: carries out `pipeline.edits` on one picture at a time. No TensorFlow."""
 
 from __future__ import annotations
-
-import math
 
 import cv2
 import numpy as np
 
-from pipeline import draws
-from pipeline.config import InputConfig
-
-NUM_EDITS = 3  # what the device half is told of a sample: height and width of its window, mirrored or not
-_CROP_TRIES = 10
+from pipeline import edits as ed
+from pipeline.edits import Edits
 
 
-class Draws:
-    """All random numbers of the samples at `positions`, drawn at once."""
-
-    def __init__(self, config: InputConfig, positions: np.ndarray) -> None:
-        self.config = config
-        self._crop = draws.uniform(draws.key(config.seed, "crop"), positions, 2 * _CROP_TRIES + 2)
-        self.flip = draws.uniform(draws.key(config.seed, "flip"), positions, 1)[:, 0] < 0.5 * config.flip
-
-    def window(self, row: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height, width of a row's random crop: area and ratio uniform, the latter in its logarithm.
-
-        The first of ten tries that fits the picture counts; if none does, the largest centred window of the
-        nearest allowed ratio.
-        """
-        numbers = self._crop[row].tolist()
-        (area_low, area_high), (ratio_low, ratio_high) = self.config.crop_area, self.config.crop_ratio
-        for i in range(_CROP_TRIES):
-            area = height * width * (area_low + (area_high - area_low) * numbers[2 * i])
-            ratio = ratio_low * (ratio_high / ratio_low) ** numbers[2 * i + 1]
-            crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-            if 0 < crop_height <= height and 0 < crop_width <= width:
-                top = int(numbers[-2] * (height - crop_height + 1))
-                left = int(numbers[-1] * (width - crop_width + 1))
-                return top, left, crop_height, crop_width
-        ratio = min(max(width / height, ratio_low), ratio_high)
-        crop_height = max(1, min(height, round(width / ratio)))
-        crop_width = max(1, min(width, round(height * ratio)))
-        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear; averaging areas where that would skip pixels, that is when shrinking more than twofold."""
+def resize(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Fill `out`: bilinear, or averaging areas where that would skip pixels, when shrinking more than twofold."""
+    height, width = out.shape[:2]
     if pixels.shape[:2] == (height, width):
-        return pixels
-    skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
-
-
-def crop_on_host(pixels: np.ndarray, draws: Draws, row: int, out: np.ndarray) -> None:
-    """Fill `out`, uint8 [size, size, 3], with a row's random window of the picture, resized and maybe mirrored."""
-    top, left, height, width = draws.window(row, *pixels.shape[:2])
-    window = resize(pixels[top : top + height, left : left + width], *out.shape[:2])
-    if draws.flip[row]:
-        cv2.flip(window, 1, dst=out)
+        out[:] = pixels
     else:
-        out[:] = window
+        skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width
+        kernel = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
+        out[:] = cv2.resize(pixels, (width, height), dst=out, interpolation=kernel)
 
 
 def canvas_size(image_size: int) -> int:
@@ -71,10 +25,108 @@ def canvas_size(image_size: int) -> int:
     return -(-image_size * 9 // 8 // 8) * 8
 
 
-def crop_for_device(pixels: np.ndarray, draws: Draws, row: int, out: np.ndarray) -> tuple[int, int]:
-    """Put a row's random window at the top left of `out`, shrunk where it is larger; returns its size there."""
-    top, left, height, width = draws.window(row, *pixels.shape[:2])
+def crop_for_device(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
+    """Put a row's random crop at the top left of `out`, shrunk where it is larger, and note its size there."""
+    top, left, height, width = edits.crop(row, *pixels.shape[:2])
     window = pixels[top : top + height, left : left + width]
     height, width = min(height, out.shape[0]), min(width, out.shape[1])
-    out[:height, :width] = resize(window, height, width)
-    return height, width
+    resize(window, out[:height, :width])
+    edits.rows[row, edits.columns["window"]] = height, width
+
+
+def augment(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
+    """Fill `out`, uint8 [size, size, 3], with what a row's edits make of the picture; all but mixing."""
+    top, left, height, width = edits.crop(row, *pixels.shape[:2])
+    window = pixels[top : top + height, left : left + width]
+    numbers = {name: edits.rows[row, part] for name, part in edits.columns.items()}
+    if numbers["mirror"][0]:
+        straight = np.empty_like(out)
+        resize(window, straight)
+        cv2.flip(straight, 1, dst=out)
+    else:
+        resize(window, out)
+    for layer in numbers.get("layers", np.empty(0)).reshape(-1, len(ed.IDENTITY)):
+        out[:] = _layer(out, layer)
+    if "colour" in numbers:
+        out[:] = _colour(out, numbers["colour"])
+    if "erase" in numbers:
+        top, left, bottom, right = numbers["erase"].astype(int)
+        out[top:bottom, left:right] = ed.FILL
+
+
+def mix(image: np.ndarray, usable: np.ndarray, edits: Edits) -> np.ndarray:
+    """Mix each pair of rows, in place, where both are usable; returns the share of its own each row keeps."""
+    shares = np.ones(len(image), np.float32)
+    for row in range(0, len(image), 2):
+        pair = slice(row, row + 2)
+        if usable[pair].all():
+            share, *box = edits.rows[row, edits.columns["mix"]].tolist()
+            top, left, bottom, right = map(int, box)
+            first, second = image[row].copy(), image[row + 1].copy()
+            if share < 1:
+                cv2.addWeighted(first, share, second, 1 - share, 0, dst=image[row])
+                cv2.addWeighted(second, share, first, 1 - share, 0, dst=image[row + 1])
+            image[row, top:bottom, left:right] = second[top:bottom, left:right]
+            image[row + 1, top:bottom, left:right] = first[top:bottom, left:right]
+            shares[pair] = share * (1 - (bottom - top) * (right - left) / image[row, ..., 0].size)
+    return shares
+
+
+def _layer(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """One layer of RandAugment. Parts that change nothing are skipped."""
+    changed = numbers != ed.IDENTITY.astype(np.float32)
+    if changed[ed.WARP].any():
+        image = _warp(image, numbers[ed.WARP].reshape(2, 3))
+    if changed[ed.COLOUR].any():
+        image = _colour(image, numbers[ed.COLOUR])
+    if changed[ed.TABLE].any():
+        image = cv2.LUT(image, _table(image, *numbers[ed.TABLE].tolist())[None])
+    if changed[ed.SHARPNESS]:
+        kernel = (1 - numbers[ed.SHARPNESS]) * np.array(((1, 1, 1), (1, 5, 1), (1, 1, 1)), np.float32) / 13
+        kernel[1, 1] += numbers[ed.SHARPNESS]
+        image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+    return image
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    size = image.shape[0]
+    centre = (size - 1) / 2
+    matrix = matrix.astype(np.float64)
+    matrix[:, 2] = matrix[:, 2] * size + centre - matrix[:, :2].sum(1) * centre
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderValue=ed.FILL)
+
+
+def _colour(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    own, mean = np.hsplit(numbers.reshape(3, 6).astype(np.float64), 2)
+    offset = mean @ cv2.mean(image)[:3]
+    return cv2.transform(image, np.column_stack((own, offset)))
+
+
+def _table(image: np.ndarray, kind: float, value: float) -> np.ndarray:
+    """uint8 [256, 3]: what becomes of each value of each channel."""
+    values = np.arange(256)
+    if kind == ed.SOLARIZE:
+        one = np.where(values < value, values, 255 - values)
+    elif kind == ed.POSTERIZE:
+        one = values // value * value
+    else:
+        make = _autocontrast if kind == ed.AUTOCONTRAST else _equalize
+        return np.column_stack([make(np.bincount(image[..., c].ravel(), minlength=256)) for c in range(3)])
+    return np.repeat(one.astype(np.uint8)[:, None], 3, 1)
+
+
+def _autocontrast(counts: np.ndarray) -> np.ndarray:
+    """Stretch so that the darkest value becomes 0 and the brightest 255."""
+    present = np.flatnonzero(counts)
+    low, high = present[0], present[-1]
+    stretched = (np.arange(256) - low) * (255 / max(high - low, 1))
+    return np.uint8(np.clip(np.round(stretched), 0, 255)) if high > low else np.arange(256, dtype=np.uint8)
+
+
+def _equalize(counts: np.ndarray) -> np.ndarray:
+    """Pillow's histogram equalisation."""
+    step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+    if step == 0:
+        return np.arange(256, dtype=np.uint8)
+    return np.uint8(np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255))

@@ -16,6 +16,7 @@ from pipeline import augment
 from pipeline.cli import Failure
 from pipeline.config import InputConfig
 from pipeline.decode import decode
+from pipeline.edits import Edits
 from pipeline.order import Order
 from pipeline.shards import BadRecord, Shards
 
@@ -66,18 +67,17 @@ class Batches:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
         size = augment.canvas_size(self._config.image_size) if on_device else self._config.image_size
         batch = empty_batch(positions, self._order.records(positions), (size, size, 3))
-        drawn = augment.Draws(self._config, positions)
-        if on_device:
-            batch["edits"] = np.zeros((len(positions), augment.NUM_EDITS), np.float32)
+        edits = Edits(self._config, positions)
+        put = augment.crop_for_device if on_device else augment.augment
         for row, record in enumerate(batch["record"].tolist()):
             pixels = self._picture(batch, row, record)
-            if pixels is None:
-                continue
-            if on_device:
-                extent = augment.crop_for_device(pixels, drawn, row, batch["image"][row])
-                batch["edits"][row] = (*extent, drawn.flip[row])
-            else:
-                augment.crop_on_host(pixels, drawn, row, batch["image"][row])
+            if pixels is not None:
+                put(pixels, edits, row, batch["image"][row])
+        if on_device:
+            batch["edits"] = edits.rows
+        elif self._config.mixes:
+            batch["label_share"] = augment.mix(batch["image"], batch["weight"] > 0, edits)
+            batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
         return batch
 
     def evaluation(self, positions: np.ndarray, geometry: Geometry) -> Batch:

@@ -17,6 +17,7 @@ from pipeline import augment, geometry
 from pipeline.batches import BadRecords, Batch, Batches
 from pipeline.cli import UsageError
 from pipeline.config import InputConfig
+from pipeline.edits import num_columns
 from pipeline.manifest import Manifest
 from pipeline.shards import Shards
 
@@ -84,7 +85,10 @@ class Dataset:
         side = augment.canvas_size(config.image_size) if on_device else config.image_size
         spec = _spec(rows, (side, side, 3))
         if on_device:
-            spec["edits"] = tf.TensorSpec((rows, augment.NUM_EDITS), tf.float32)
+            spec["edits"] = tf.TensorSpec((rows, num_columns(config)), tf.float32)
+        elif config.mixes:
+            spec["label_share"] = tf.TensorSpec((rows,), tf.float32)
+            spec["other_label"] = tf.TensorSpec((rows,), tf.int32)
         return _graph(make, _LAST, spec, config)
 
     def eval_batches(
