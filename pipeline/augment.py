@@ -26,10 +26,13 @@ def canvas_size(image_size: int) -> int:
 
 
 def crop_for_device(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
-    """Put a row's random crop at the top left of `out`, shrunk where it is larger, and note its size there."""
+    """Put a row's random crop at the top left of `out` and note its size there.
+
+    A side too long for the canvas gets its final length here, so that no side is resampled twice.
+    """
     top, left, height, width = edits.crop(row, *pixels.shape[:2])
     window = pixels[top : top + height, left : left + width]
-    height, width = min(height, out.shape[0]), min(width, out.shape[1])
+    height, width = (side if side <= len(out) else edits.config.image_size for side in (height, width))
     resize(window, out[:height, :width])
     edits.rows[row, edits.columns["window"]] = height, width
 
@@ -121,7 +124,7 @@ def _autocontrast(counts: np.ndarray) -> np.ndarray:
     present = np.flatnonzero(counts)
     low, high = present[0], present[-1]
     stretched = (np.arange(256) - low) * (255 / max(high - low, 1))
-    return np.uint8(np.clip(np.round(stretched), 0, 255)) if high > low else np.arange(256, dtype=np.uint8)
+    return np.clip(np.round(stretched) if high > low else np.arange(256), 0, 255).astype(np.uint8)
 
 
 def _equalize(counts: np.ndarray) -> np.ndarray:
@@ -129,4 +132,4 @@ def _equalize(counts: np.ndarray) -> np.ndarray:
     step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
     if step == 0:
         return np.arange(256, dtype=np.uint8)
-    return np.uint8(np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255))
+    return np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255).astype(np.uint8)

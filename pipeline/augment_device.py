@@ -45,7 +45,7 @@ def soft_labels(batch: dict[str, tf.Tensor], num_classes: int) -> tf.Tensor:
 
 
 def _crop(canvas: tf.Tensor, window: tf.Tensor, mirror: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Resize each canvas's window and mirror it, as two matrix products: bilinear, antialiased when shrinking."""
+    """Resize each canvas's window and mirror it, as two matrix products: bilinear, as on the host."""
     side = canvas.shape[1]
     rows = _resize_matrix(window[:, 0], side, image_size)
     columns = _resize_matrix(window[:, 1], side, image_size)
@@ -59,9 +59,8 @@ def _resize_matrix(length: tf.Tensor, side: int, image_size: int) -> tf.Tensor:
     scale = tf.maximum(length, 1.0)[:, None, None] / image_size
     centre = (tf.range(image_size, dtype=tf.float32)[None, :, None] + 0.5) * scale - 0.5
     pixel = tf.range(side, dtype=tf.float32)[None, None, :]
-    weight = tf.nn.relu(1.0 - tf.abs(pixel - centre) / tf.maximum(scale, 1.0))
-    weight = tf.where(pixel < length[:, None, None], weight, 0.0)
-    return weight / tf.maximum(tf.reduce_sum(weight, 2, keepdims=True), 1e-6)
+    last = tf.maximum(length, 1.0)[:, None, None] - 1.0
+    return tf.nn.relu(1.0 - tf.abs(pixel - tf.clip_by_value(centre, 0.0, last)))
 
 
 def _layer(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline import augment
+from pipeline.cache import Cache
 from pipeline.cli import Failure
 from pipeline.config import InputConfig
 from pipeline.decode import decode
 from pipeline.edits import Edits
 from pipeline.order import Order
 from pipeline.shards import BadRecord, Shards
+from pipeline.stages import Clock, Laps
 
 Batch = dict[str, np.ndarray]
 Geometry = Callable[[np.ndarray], np.ndarray]  # a picture to what evaluation shows of it
@@ -56,54 +58,95 @@ class BadRecords:
 class Batches:
     """Makes the batches of one split."""
 
-    def __init__(self, shards: Shards, config: InputConfig, encoding: str, bad: BadRecords) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        config: InputConfig,
+        encoding: str,
+        *,
+        bad: BadRecords | None = None,
+        clock: Clock | None = None,
+        cache: Cache | None = None,
+        exact: bool = False,  # decoding, for evaluation
+    ) -> None:
         self._shards = shards
         self._config = config
         self._encoding = encoding
-        self._bad = bad
+        self._bad = bad or BadRecords()
+        self._clock = clock or Clock()
+        self._cache = cache
+        self._exact = exact
         self._order = Order(len(shards), config.seed, config.read_block, config.shuffle)
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
+        laps = Laps()
         size = augment.canvas_size(self._config.image_size) if on_device else self._config.image_size
         batch = empty_batch(positions, self._order.records(positions), (size, size, 3))
         edits = Edits(self._config, positions)
         put = augment.crop_for_device if on_device else augment.augment
+        laps.lap("order")
         for row, record in enumerate(batch["record"].tolist()):
-            pixels = self._picture(batch, row, record)
+            pixels = self._picture(batch, row, record, laps)
             if pixels is not None:
                 put(pixels, edits, row, batch["image"][row])
+                laps.lap("augment")
         if on_device:
             batch["edits"] = edits.rows
         elif self._config.mixes:
             batch["label_share"] = augment.mix(batch["image"], batch["weight"] > 0, edits)
             batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
+            laps.lap("augment")
+        self._clock.add(laps, len(positions))
         return batch
 
     def evaluation(self, positions: np.ndarray, geometry: Geometry) -> Batch:
         """The stored records at `positions`, in stored order; rows behind the last one are padding."""
+        laps = Laps()
         records = np.where(positions < len(self._shards), positions, PADDING)
         size, crops = self._config.image_size, self._config.eval_crops
         batch = empty_batch(positions, records, (crops, size, size, 3) if crops > 1 else (size, size, 3))
         for row, record in enumerate(records.tolist()):
-            pixels = self._picture(batch, row, record) if record != PADDING else None
+            pixels = self._picture(batch, row, record, laps) if record != PADDING else None
             if pixels is not None:
                 batch["image"][row] = geometry(pixels)
+                laps.lap("augment")
+        self._clock.add(laps, len(positions))
         return batch
 
-    def _picture(self, batch: Batch, row: int, record: int) -> np.ndarray | None:
-        """Decode a record and fill in its label and weight; None when it is bad, which leaves weight 0."""
-        try:
-            example = self._shards.read(record)
-            pixels = decode(example, self._encoding)
-        except ValueError as error:
-            shard, offset = self._shards.where(record)
-            bad = BadRecord(self._shards.split, record, shard.name, offset, str(error))
-            self._bad.add(bad, self._config.max_bad_records)
-            return None
-        batch["label"][row] = example.label
+    def _picture(self, batch: Batch, row: int, record: int, laps: Laps) -> np.ndarray | None:
+        """Read and decode a record, and fill in its label and weight; None when it is bad, which leaves weight 0."""
+        kept = self._cache.get(record) if self._cache else None
+        if kept:
+            pixels, batch["label"][row] = kept
+            laps.lap("read")
+        else:
+            try:
+                example = self._shards.read(record)
+                laps.lap("read")
+                pixels = decode(example, self._encoding, exact=self._exact)
+                laps.lap("decode")
+            except ValueError as error:
+                shard, offset = self._shards.where(record)
+                bad = BadRecord(self._shards.split, record, shard.name, offset, str(error))
+                self._bad.add(bad, self._config.max_bad_records)
+                return None
+            batch["label"][row] = example.label
+            if self._cache:
+                self._cache.put(record, pixels, example.label)
         batch["weight"][row] = 1.0
         return pixels
+
+
+def mean_picture_bytes(shards: Shards, encoding: str) -> float:
+    """Mean decoded size in bytes of up to 200 pictures, spread evenly; exact for splits that small."""
+    sizes = []
+    for record in np.unique(np.linspace(0, len(shards) - 1, 200).astype(int)).tolist():
+        try:
+            sizes.append(decode(shards.read(record), encoding).size)
+        except ValueError:
+            continue  # reading proper will count and name it
+    return float(np.mean(sizes)) if sizes else 0.0
 
 
 def empty_batch(positions: np.ndarray, records: np.ndarray, image_shape: tuple[int, ...]) -> Batch:

@@ -6,20 +6,24 @@ run in native code that lets other Python threads run, so the calls scale over t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline import augment, geometry
-from pipeline.batches import BadRecords, Batch, Batches
+from pipeline.batches import BadRecords, Batch, Batches, mean_picture_bytes
+from pipeline.cache import Cache, DirectoryCache, MemoryCache
 from pipeline.cli import UsageError
 from pipeline.config import InputConfig
 from pipeline.edits import num_columns
 from pipeline.manifest import Manifest
 from pipeline.shards import Shards
+from pipeline.stages import Clock, StageTimes
 
 _LAST = 2**62  # an endless stream must end somewhere
 
@@ -36,7 +40,10 @@ class Dataset:
         self.directory = Path(directory)
         self.manifest = Manifest.load(directory)
         self.labels = self.manifest.labels
-        self.bad_records = BadRecords()
+        self.bad_records = BadRecords()  # of all batches made so far
+        self._clock = Clock()
+        self._caches: dict[tuple[str, str, bool], Cache] = {}
+        self._error: Exception | None = None
         self._shards = {name: Shards(self.manifest, directory, name) for name in self.manifest.splits}
 
     def num_records(self, split: str) -> int:
@@ -67,14 +74,13 @@ class Dataset:
         global batch. With `replicas` = R each share comes in R consecutive elements of b / R rows, which is what
         `tf.distribute.Strategy.distribute_datasets_from_function` hands to the replicas of a host.
         """
-        shards = self._split(split)
-        if not len(shards):
+        if not self.num_records(split):
             raise UsageError(f"--split={split} holds no records to train on")
         if cursor < 0 or (config.mixes and cursor % 2):
             raise UsageError(f"cursor={cursor}: use 0 or more{', even when pairs are mixed' if config.mixes else ''}")
         _check_host(host, hosts)
         rows = config.rows(hosts, replicas)
-        batches = Batches(shards, config, self.manifest.image.encoding, self.bad_records)
+        batches = self._batches(split, config)
         on_device = augment_on(config) == "device"
 
         def make(element: int) -> Batch:
@@ -89,7 +95,7 @@ class Dataset:
         elif config.mixes:
             spec["label_share"] = tf.TensorSpec((rows,), tf.float32)
             spec["other_label"] = tf.TensorSpec((rows,), tf.int32)
-        return _graph(make, _LAST, spec, config)
+        return self._graph(make, _LAST, spec, config)
 
     def eval_batches(
         self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
@@ -99,10 +105,10 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements, and the meaning of `replicas`,
         are those of `train_batches`, without augmentation.
         """
-        shards = self._split(split)
+        num_records = self.num_records(split)
         _check_host(host, hosts)
         rows = config.rows(hosts, replicas)
-        batches = Batches(shards, config, self.manifest.image.encoding, self.bad_records)
+        batches = self._batches(split, config, exact=True)
 
         def show(pixels: np.ndarray) -> np.ndarray:
             with tf.device("/CPU:0"):
@@ -116,14 +122,84 @@ class Dataset:
             first = step * config.global_batch_size + (host * replicas + replica) * rows
             return batches.evaluation(np.arange(first, first + rows), show)
 
-        steps = -(-len(shards) // config.global_batch_size)
+        steps = -(-num_records // config.global_batch_size)
         size, crops = config.image_size, config.eval_crops
         shape = (size, size, 3) if crops == 1 else (crops, size, size, 3)
-        return _graph(make, steps * replicas, _spec(rows, shape), config)
+        return self._graph(make, steps * replicas, _spec(rows, shape), config)
+
+    def stage_times(self, iterator: Any = None) -> StageTimes:
+        """What each stage has cost so far, and which one holds the rest up.
+
+        Args:
+          iterator: of a dataset made here, if tf.data's view (threads, whether the consumer waits) is wanted too.
+        """
+        return self._clock.times(iterator)
+
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """Within it, a batch that failed raises what went wrong (Failure, OSError), not TensorFlow's wrapping of it."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self._error is None:
+                raise
+            raise self._error from error
 
     def _split(self, split: str) -> Shards:
         self.manifest.split(split)
         return self._shards[split]
+
+    def _batches(self, split: str, config: InputConfig, *, exact: bool = False) -> Batches:
+        return Batches(
+            self._shards[split],
+            config,
+            self.manifest.image.encoding,
+            bad=self.bad_records,
+            clock=self._clock,
+            cache=self._cache(split, config.cache, exact),
+            exact=exact,
+        )
+
+    def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
+        """The cache of a split's pictures: one for all batches that are made from this object."""
+        if where == "none":
+            return None
+        key = (split, where, exact)
+        if key not in self._caches:
+            shards = self._shards[split]
+            size = mean_picture_bytes(shards, self.manifest.image.encoding)
+            name = f"{self.manifest.digest[:16]}-{split}-{'exact' if exact else 'fast'}"
+            self._caches[key] = (
+                MemoryCache(len(shards), size) if where == "memory" else DirectoryCache(where, name, len(shards), size)
+            )
+        return self._caches[key]
+
+    def _graph(
+        self, make: Callable[[int], Batch], elements: int, spec: dict[str, tf.TensorSpec], config: InputConfig
+    ) -> tf.data.Dataset:
+        """The batches make(0), make(1), … in that order, made by several threads."""
+
+        def call(element: np.int64) -> list[np.ndarray]:
+            try:
+                batch = make(int(element))
+            except Exception as error:
+                self._error = error
+                raise
+            return [batch[name] for name in spec]
+
+        def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            values = tf.numpy_function(call, [number], [part.dtype for part in spec.values()])
+            return {name: tf.ensure_shape(value, spec[name].shape) for name, value in zip(spec, values, strict=True)}
+
+        threads = config.threads or len(os.sched_getaffinity(0))
+        options = tf.data.Options()
+        options.deterministic = True
+        options.autotune.enabled = True  # nothing here is left to tune, but stage_times reads its model
+        options.threading.private_threadpool_size = threads
+        # Shares are cut here, by row: another cut by tf.distribute would lose samples.
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
+        return dataset.prefetch(2).with_options(options)
 
 
 def augment_on(config: InputConfig) -> str:
@@ -146,27 +222,3 @@ def _spec(rows: int, image_shape: tuple[int, ...]) -> dict[str, tf.TensorSpec]:
         "record": tf.TensorSpec((rows,), tf.int64),
         "position": tf.TensorSpec((rows,), tf.int64),
     }
-
-
-def _graph(
-    make: Callable[[int], Batch], elements: int, spec: dict[str, tf.TensorSpec], config: InputConfig
-) -> tf.data.Dataset:
-    """The batches make(0), make(1), … in that order, made by several threads."""
-
-    def call(element: np.int64) -> list[np.ndarray]:
-        batch = make(int(element))
-        return [batch[name] for name in spec]
-
-    def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        values = tf.numpy_function(call, [number], [part.dtype for part in spec.values()])
-        return {name: tf.ensure_shape(value, spec[name].shape) for name, value in zip(spec, values, strict=True)}
-
-    threads = config.threads or len(os.sched_getaffinity(0))
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = threads
-    # Shares are cut here, by row: another cut by tf.distribute would lose samples.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
-    return dataset.prefetch(2).with_options(options)

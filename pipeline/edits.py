@@ -100,7 +100,8 @@ class Edits:
     def _colour(self, positions: np.ndarray) -> np.ndarray:
         spread = np.array([getattr(self.config, name) for name in ("brightness", "contrast", "saturation", "hue")])
         change = (2 * self._uniform("colour", positions, 4) - 1) * spread
-        return _colour_matrix(*(1 + change[:, :3].T), change[:, 3])
+        brightness, contrast, saturation = 1 + change[:, :3].T
+        return _colour_matrix(brightness, contrast, saturation, change[:, 3])
 
     def _erase(self, positions: np.ndarray) -> np.ndarray:
         chance, area, ratio, top, left = self._uniform("erase", positions, 5).T

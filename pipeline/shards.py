@@ -57,9 +57,7 @@ class Shards:
 
     def payload(self, record: int) -> bytes:
         """The serialised Example, checksums verified. Raises as `read` does."""
-        return unframe_record(
-            self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record]))
-        )
+        return unframe_record(self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record])))
 
     def _shard_of(self, record: int) -> int:
         return int(np.searchsorted(self._first_records, record, side="right")) - 1
