@@ -1,0 +1,237 @@
+"""One training run from a checked config to model.keras: the table of contents of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import pipeline
+from pipeline.cli import Failure, UsageError
+from trainer import actions, cluster, loop, metrics, model
+from trainer import plan as planning
+from trainer import state as states
+from trainer import step as steps
+from trainer.config import TrainConfig, differences
+from trainer.plan import Plan
+from trainer.schedule import PhaseSpan
+from trainer.state import TrainState
+
+
+def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
+    """Train, from the start or from the newest readable checkpoint, and save the model."""
+    plan = prepare(config)
+    claim_workdir(plan, allow_changes)
+    with plan.cluster.strategy.scope():
+        network = planning.build_network(plan)
+        averages = {
+            path: tf.Variable(v, trainable=False) for path, v in (network.weights if config.ema else {}).items()
+        }
+        loss_scale = steps.LossScale()
+    state = TrainState(network.weights, averages, None, loss_scale)
+    restored = find_checkpoint(plan)
+    if restored:
+        state.step, state.cursor = restored[1]["step"], restored[1]["cursor"]
+    if state.cursor >= plan.spans[-1].stop and (Path(config.workdir) / "model.keras").exists():
+        say(f"--workdir={config.workdir} is complete at step {state.step}; nothing to do")
+        return
+    log = metrics.MetricsLog(config.workdir, state.step) if plan.cluster.chief else None
+    watch = actions.Watch(plan, network, log, state.step)
+    evaluate = actions.Evaluate(plan, network, watch, log, say, lambda s: save_best(s))
+    checkpoint = actions.Checkpoint(plan, watch, evaluate)
+
+    def save_best(current: TrainState) -> None:
+        checkpoint.save(current, Path(config.workdir) / "checkpoints" / states.BEST)
+
+    if plan.cluster.chief:
+        watch.peak = plan.cluster.replicas * (
+            config.peak_tflops or metrics.peak_tflops(plan.cluster.device_kind, config.precision)
+        )
+    batches, finished = None, True
+    with loop.StopRequest() as stop, errors_of_others(plan, state):
+        for span in plan.spans:
+            if state.cursor >= span.stop:
+                continue
+            # New trace and new slots: a traced step goes on training the variables it was traced with.
+            with plan.cluster.strategy.scope():
+                state.optimizer = make_optimizer(plan, network, span)
+            state.phase = span.index
+            if restored:
+                resume(state, plan, span, *restored)
+                restored = None
+            step = make_step(plan, network, state)
+            batches = batches or plan.train_batches(state.cursor)
+            finished = loop.train_phase(
+                plan, state, span, step, batches, after_step=watch.after_step, stop=stop,
+                actions=[actions.Profile(plan), evaluate, checkpoint],
+            )
+            if not finished:
+                break
+        if state.optimizer is not None:
+            checkpoint.act(state)
+    watch.bar.close()
+    if log:
+        log.close()
+    if finished or evaluate.satisfied:
+        finish(plan, network, state, evaluate, watch)
+    else:
+        say(f"stopped at step {state.step} with a checkpoint; run the same command to continue")
+
+
+def prepare(config: TrainConfig) -> Plan:
+    """Claim the devices, fix the sources of randomness, and check the config against both."""
+    devices = cluster.start(config.strategy, config.logical_cpus)
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return planning.make(config, devices)
+
+
+def say(text: str) -> None:
+    """Talk goes to stderr, above the bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+def make_optimizer(plan: Plan, network: model.Network, span: PhaseSpan) -> steps.Optimizer:
+    """Fresh slots for what trains in a phase; blocks farther from the head learn slower by --block_lr_decay."""
+    variables = network.trained(span.phase.part)
+    rates = {path: plan.config.block_lr_decay ** model.GROUPS.index(model.group(path)) for path in variables}
+    return steps.Optimizer(variables, step_config(plan), rates)
+
+
+def make_step(plan: Plan, network: model.Network, state: TrainState) -> Any:
+    """The training step of the current phase."""
+    return steps.make_train_step(
+        plan.cluster.strategy, planning.train_forward(plan, network), state.optimizer, state.loss_scale,
+        state.averages, step_config(plan), planning.class_weights(plan),
+    )
+
+
+def step_config(plan: Plan) -> steps.StepConfig:
+    """The part of the config that a step needs."""
+    names = ("global_batch_size", "optimizer", "momentum", "clip_norm", "weight_decay", "ema", "micro_batches", "jit")
+    values = {name: getattr(plan.config, name) for name in names}
+    return steps.StepConfig(**values, loss_scaling=plan.config.precision == "mixed_float16")
+
+
+# Start and restart ------------------------------------------------------------------------------------------------
+
+
+def claim_workdir(plan: Plan, allow_changes: bool) -> None:
+    """Make the run directory, or check that the one that is there belongs to this run."""
+    config = plan.config
+    if not config.workdir:
+        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
+    workdir = Path(config.workdir)
+    content = {
+        "format": "shardline-run/1", "train": config.to_dict(), "labels": list(plan.labels),
+        "dataset": {"name": "synthetic" if config.synthetic else plan.data.manifest.name, **plan.order_key},
+        "preprocessing": {**pipeline.PREPROCESSING, "crop_fraction": config.eval_crop_fraction},
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+    }
+    if (workdir / states.CONFIG_FILE).exists():
+        old = states.read_config(config.workdir, "--workdir")
+        check_order(f"--workdir={workdir}", old["dataset"], content["dataset"])
+        if tuple(old["labels"]) != plan.labels:
+            raise UsageError(f"--workdir={workdir} was trained on other labels; start in another --workdir")
+        changes = differences(old["train"], content["train"])
+        if changes and not allow_changes:
+            raise UsageError(
+                f"--workdir={workdir} was started with other flags: {'; '.join(changes)}; repeat those, choose another "
+                "--workdir, or pass --allow_changes to continue with the new ones"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
+    if plan.cluster.chief:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            states.write_config(config.workdir, content)
+        except OSError as error:
+            raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def check_order(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse another order of samples: a position would no longer mean the same sample."""
+    keys = ("dataset", "split", "records", "seed", "read_block", "balanced_sampling")
+    ours, theirs = ({key: values.get(key) for key in keys} for values in (new, old))
+    if ours != theirs:
+        raise UsageError(
+            f"{name} was trained on another order of samples: {json.dumps(theirs)} there, {json.dumps(ours)} here; "
+            "use the same dataset and seed, or start in another --workdir"
+        )
+
+
+def find_checkpoint(plan: Plan) -> tuple[Path, dict[str, Any], Any] | None:
+    """The newest readable checkpoint of this run, if there is one."""
+    path, header, arrays, damaged = states.newest_readable(plan.config.workdir)
+    for line in damaged:
+        say(f"warning: {line}; trying the one before")
+    if path is None:
+        return None
+    check_order(str(path), header["order"], plan.order_key)
+    return path, header, arrays
+
+
+def resume(state: TrainState, plan: Plan, span: PhaseSpan, path: Path, header: dict[str, Any], arrays: Any) -> None:
+    """Take over a checkpoint. At a phase border the new phase keeps its fresh slots."""
+    if header["phase"] != span.index:
+        fresh = {f"slots/{name}": v.numpy() for name, v in state.optimizer.state().items()}
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("slots/")} | fresh
+        header = {**header, "phase": span.index}
+    state.restore(header, arrays, source=path)
+    say(f"continuing {plan.config.workdir} at step {state.step} (epoch {plan.epoch(state.cursor):.3g})")
+
+
+@contextmanager
+def errors_of_others(plan: Plan, state: TrainState) -> Iterator[None]:
+    """Turn what TensorFlow raises for unreadable input or a lost host into one line."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        failure = getattr(getattr(plan.data, "bad_records", None), "failure", None)
+        if failure:
+            raise failure from error
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            raise Failure(
+                f"--global_batch_size={plan.config.global_batch_size} does not fit the device's memory; use a smaller "
+                "one, or --micro_batches=2, or ask --find_batch"
+            ) from error
+        if plan.cluster.hosts > 1:
+            raise Failure(
+                f"another worker stopped or cannot be reached ({type(error).__name__}) after step {state.step - 1}; "
+                "start all workers again, the run continues from its last checkpoint"
+            ) from error
+        raise
+
+
+# The end ----------------------------------------------------------------------------------------------------------
+
+
+def finish(
+    plan: Plan, network: model.Network, state: TrainState, evaluate: actions.Evaluate, watch: actions.Watch
+) -> None:
+    """Save model.keras and print the result."""
+    if not plan.cluster.chief:
+        return
+    workdir = Path(plan.config.workdir)
+    run = states.load_run(str(workdir), precision="float32")  # plain float32 layers load everywhere
+    temporary = workdir / "model.tmp.keras"
+    run.model.save(temporary)
+    os.replace(temporary, workdir / "model.keras")
+    result = {
+        "step": state.step, "epoch": round(plan.epoch(state.cursor), 6),
+        "images_per_second": round(watch.images_per_second, 2),
+        "weights_sha256": states.weights_digest(state.weights),
+        **({f"{plan.eval_split}_{name}": value for name, value in evaluate.last.items()}),
+    }
+    say(f"model: {workdir / 'model.keras'}; curves: {workdir / 'plots' / 'curves.png'}")
+    print(json.dumps(result))

@@ -1,0 +1,54 @@
+"""Where a run stands and its learning rate there, as functions of the samples consumed. No TensorFlow.
+
+The samples consumed (the cursor) are the clock: phases, warm-up and decay are measured in them, so another batch
+size or another number of hosts changes neither.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trainer.config import Phase
+
+
+@dataclass(frozen=True)
+class PhaseSpan:
+    """A phase with the stretch of samples it covers: from `start` up to `stop`."""
+
+    phase: Phase
+    index: int
+    start: int
+    stop: int
+
+
+def spans(phases: tuple[Phase, ...], num_records: int) -> tuple[PhaseSpan, ...]:
+    """Lay the phases end to end over the endless stream of samples."""
+    result, epochs, start = [], 0.0, 0
+    for index, phase in enumerate(phases):
+        epochs += phase.epochs
+        stop = max(start + 1, round(epochs * num_records))
+        result.append(PhaseSpan(phase, index, start, stop))
+        start = stop
+    return tuple(result)
+
+
+def steps_between(start: int, stop: int, global_batch_size: int) -> int:
+    """Steps that take the cursor from `start` to or just past `stop`."""
+    return max(0, math.ceil((stop - start) / global_batch_size))
+
+
+def learning_rate(
+    span: PhaseSpan, cursor: int, *, num_records: int, schedule: str, warmup_epochs: float, batch: int
+) -> float:
+    """Rate of the step that starts at `cursor`: linear warm-up, then constant or half a cosine down to 0."""
+    length = span.stop - span.start
+    warmup = 0.1 * length if warmup_epochs < 0 else min(warmup_epochs * num_records, length)
+    done = max(cursor - span.start, 0)
+    if done < warmup:
+        # Counted to the end of the step, so that the first step learns too.
+        return span.phase.learning_rate * min(1.0, (done + batch) / (warmup + batch))
+    if schedule == "constant":
+        return span.phase.learning_rate
+    progress = min(1.0, (done - warmup) / max(length - warmup, 1))
+    return span.phase.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,38 @@
+"""Train a VGG16 on a dataset made by tools.convert, on one device or many; run again after any kill, it continues.
+
+    python -m trainer.train --data DIR --workdir RUN --weights imagenet --phases "head:5@1e-2,all:10@1e-3"
+
+The run directory gets config.json, metrics.jsonl, checkpoints/, plots/ and, at the end, model.keras: uint8 RGB
+pictures in, probabilities out.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from pipeline import cli as command
+from trainer import config as configuration
+
+configuration.define_flags()
+flags.DEFINE_boolean("allow_changes", False, "continue a run under other flags than it was started with")
+flags.DEFINE_boolean("dry_run", False, "check everything, print what would happen, and stop")
+flags.DEFINE_boolean("find_lr", False, "search for a learning rate: a picture and a suggestion")
+flags.DEFINE_boolean("find_batch", False, "search for the largest batch that fits one device")
+flags.DEFINE_boolean("selftest", False, "check the trainer on this machine, in under two minutes")
+
+
+def main() -> None:
+    """Flags to one config to one call."""
+    config = configuration.from_flags()
+    from trainer import run  # here, because TensorFlow takes seconds to import
+
+    run.train(config, allow_changes=flags.FLAGS.allow_changes)
+
+
+def cli() -> None:
+    """Entry point of shardline-train."""
+    command.run(main)
+
+
+if __name__ == "__main__":
+    cli()
