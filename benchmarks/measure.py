@@ -57,6 +57,14 @@ class Measurement:
         return min(self.repeats), max(self.repeats)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while measuring; carries the turns that were complete."""
+
+    def __init__(self, measurements: list[Measurement]) -> None:
+        super().__init__()
+        self.measurements = measurements
+
+
 class Rate(NamedTuple):
     """What a contender may return in place of a plain rate: CPU seconds per unit of work as well."""
 
@@ -99,25 +107,33 @@ def interleave(
     if baseline is not None:
         runs[CONTROL] = contenders[baseline]
     taken: dict[str, list[Rate]] = {name: [] for name in runs}
+
+    def measurements(turns: int) -> list[Measurement]:
+        return [
+            Measurement(
+                suite,
+                name,
+                unit,
+                tuple(rate for rate, _ in rates[:turns]),
+                (what or {}).get(name, ""),
+                tuple(cpu for _, cpu in rates[:turns]) if any(cpu for _, cpu in rates) else (),
+                dict(settings or {}),
+            )
+            for name, rates in taken.items()
+            if turns
+        ]
+
     for turn in range(repeats + 1):
         # Every other turn backwards, so that nobody always runs after the same neighbour.
         for name in list(runs) if turn % 2 == 0 else reversed(list(runs)):
             progress(name)
-            result = runs[name]()
+            try:
+                result = runs[name]()
+            except KeyboardInterrupt:
+                raise Interrupted(measurements(turn - 1 if turn else 0)) from None
             if turn > 0:
                 taken[name].append(result if isinstance(result, Rate) else Rate(result, 0.0))
-    return [
-        Measurement(
-            suite,
-            name,
-            unit,
-            tuple(rate for rate, _ in rates),
-            (what or {}).get(name, ""),
-            tuple(cpu for _, cpu in rates) if any(cpu for _, cpu in rates) else (),
-            dict(settings or {}),
-        )
-        for name, rates in taken.items()
-    ]
+    return measurements(repeats)
 
 
 def ratio(measured: Measurement, baseline: Measurement) -> tuple[float, float, float]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -56,6 +58,31 @@ def run(main: Callable[..., None]) -> NoReturn:
     except KeyboardInterrupt:
         _leave(130, "interrupted")
     sys.exit(0)
+
+
+def import_tensorflow() -> Any:
+    """The module `tensorflow`, imported without the start-up talk that no setting of its own can silence.
+
+    Lines other than that talk are passed on. For command lines; a library module imports TensorFlow as usual.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)  # the file descriptor, because the talk comes from C++
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            lines = held.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.writelines(line for line in lines if not re.match(_START_UP_TALK, line))
+    return tf
+
+
+_START_UP_TALK = r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |E\d{4} .*cuInit"
 
 
 def progress(iterable: Any = None, *, total: int | None, desc: str, unit: str, **options: Any) -> Any:

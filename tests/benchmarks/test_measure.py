@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.measure import (
     CONTROL,
+    Interrupted,
     Measurement,
     append_jsonl,
     in_subprocess,
@@ -36,6 +37,20 @@ def test_contenders_take_turns_and_the_warm_up_is_not_counted():
     assert [m.name for m in measured] == ["a", "b", CONTROL]
     assert measured[1].repeats == (30, 40)
     assert len(measured[2].repeats) == 2
+
+
+def test_ctrl_c_keeps_the_complete_turns():
+    calls = iter([1.0] * 5)
+
+    def rate():
+        try:
+            return next(calls)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Interrupted) as caught:
+        interleave("toy", {"a": rate, "b": rate}, repeats=9)
+    assert [m.repeats for m in caught.value.measurements] == [(1.0,), (1.0,)]
 
 
 def test_ratios_are_taken_turn_by_turn():

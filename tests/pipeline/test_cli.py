@@ -17,6 +17,9 @@ def main():
     if what == "os": open("/nonexistent/file")
     if what == "stop": raise KeyboardInterrupt
     if what == "bug": raise ZeroDivisionError
+    if what == "tensorflow":
+        tf = cli.import_tensorflow()
+        tf.zeros(1)
     print("n is", _N.value)
 cli.run(main)
 """
@@ -58,8 +61,9 @@ def test_a_bug_keeps_its_traceback():
 
 
 def test_success_is_quiet_on_stderr():
-    result = run("--n=3")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "n is 3\n", "")
+    for args in (["--n=3"], ["--n=3", "--do=tensorflow"]):
+        result = run(*args)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "n is 3\n", "")
 
 
 def test_help_goes_to_stdout_and_exits_with_0():
