@@ -1,0 +1,73 @@
+"""What the model looked at: stored pictures as the model sees them, Grad-CAM maps, and overlays of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from pipeline.decode import decode
+from pipeline.geometry import eval_geometry
+from pipeline.shards import Shards
+
+
+def stored_pictures(data: Any, split: str, records: Iterable[int]) -> Iterator[tuple[np.ndarray, str]]:
+    """Pixels (uint8 RGB) and source file name of some records, in the order asked for."""
+    shards = Shards(data.manifest, data.directory, split)
+    for record in records:
+        example = shards.read(int(record))
+        yield decode(example, data.manifest.image.encoding).copy(), example.filename
+
+
+def as_seen(picture: np.ndarray, run: Any) -> np.ndarray:
+    """The square that the model is shown of a picture."""
+    with tf.device("/CPU:0"):
+        return eval_geometry(tf.constant(picture), run.config.image_size, run.preprocessing["crop_fraction"]).numpy()
+
+
+class GradCam:
+    """Grad-CAM (Selvaraju et al. 2017) on the last convolution: where the evidence for a class lies."""
+
+    def __init__(self, model: Any):
+        import keras
+
+        convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
+        self._before = keras.Model(model.input, convolution.output)
+        self._after = keras.Model(convolution.output, dense.output)  # logits: a softmax near 1 has no slope left
+
+    def __call__(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """float32 [n, h, w] from 0 to 1 for uint8 images [n, s, s, 3]; all 0 where nothing speaks for the class."""
+        activations = self._before(tf.constant(images), training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(activations)
+            own = tf.gather(self._after(activations, training=False), classes, axis=1, batch_dims=1)
+        weights = tf.reduce_mean(tf.cast(tape.gradient(own, activations), tf.float32), (1, 2), keepdims=True)
+        maps = tf.nn.relu(tf.reduce_sum(weights * tf.cast(activations, tf.float32), -1)).numpy()
+        peak = maps.max((1, 2), keepdims=True)
+        return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The picture, tinted where `heat` (any size, 0 to 1) is high."""
+    size = picture.shape[1::-1]
+    strength = np.clip(cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC), 0, 1)
+    colours = cv2.cvtColor(
+        cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB
+    )
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return (0.5 * grey + 0.5 * colours).astype(np.uint8)
+
+
+def side_by_side(*pictures: np.ndarray, height: int = 192) -> bytes:
+    """Pictures scaled to one height, next to each other, as JPEG bytes."""
+    scaled = [
+        cv2.resize(p, (max(1, round(p.shape[1] * height / p.shape[0])), height), interpolation=cv2.INTER_CUBIC)
+        for p in pictures
+    ]
+    gap = np.full((height, 4, 3), 255, np.uint8)
+    row = np.hstack([part for p in scaled for part in (p, gap)][:-1])
+    return cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()

@@ -1,0 +1,295 @@
+"""Export a trained run: SavedModel that takes JPEG and PNG bytes, .keras, and TFLite; each held against the trainer.
+
+    python -m trainer.export --run RUN --output DIR
+
+DIR gets saved_model/, model.keras, model_float32.tflite, model_float16.tflite, model_int8.tflite, labels.txt and
+parity.json. What is exported computes in float32 and loads in a process that knows nothing of this project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from pipeline import cli as command
+from pipeline.cli import Failure, UsageError
+
+FORMATS = ("saved_model", "keras", "float32", "float16", "int8")
+
+_RUN = flags.DEFINE_string("run", "", "run directory written by trainer.train")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "export this checkpoint instead of the run's final model")
+_OUTPUT = flags.DEFINE_string("output", "", "directory for the exported models")
+_FORMATS = flags.DEFINE_list(
+    "formats", list(FORMATS), "what to write: saved_model, keras, and TFLite as float32, float16, int8"
+)
+_DATA = flags.DEFINE_string(
+    "data", "", "dataset whose pictures calibrate int8 and are compared; default: the one the run was trained on"
+)
+_SPLIT = flags.DEFINE_string("split", "auto", "split to compare on; auto: test, else validation, else the training one")
+_CALIBRATION = flags.DEFINE_integer(
+    "calibration_images", 100, "training pictures whose activations set the int8 ranges", lower_bound=1
+)
+_PARITY = flags.DEFINE_integer("parity_images", 64, "pictures on which trainer and export are compared", lower_bound=1)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "replace models that an earlier export left in --output")
+
+# Largest difference of any probability, and smallest share of equal top-1, to the trainer's model in float32.
+BOUNDS = {
+    "saved_model (uint8)": (1e-4, 0.99),
+    "saved_model (bytes)": (0.02, 0.97),  # TensorFlow's JPEG decoder may round a pixel otherwise
+    "keras": (1e-4, 0.99),
+    "float32": (1e-3, 0.99),
+    "float16": (0.02, 0.97),
+    "int8": (0.5, 0.8),  # eight bits cost something; what exactly is in parity.json
+}
+
+
+def main() -> None:
+    """Flags to one export."""
+    formats = list(dict.fromkeys(_FORMATS.value))
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UsageError(f"--formats={','.join(formats)}: {unknown[0]!r} is none of {', '.join(FORMATS)}")
+    for name, flag in (("run", _RUN), ("output", _OUTPUT)):
+        if not flag.value:
+            raise UsageError(f"--{name} is missing")
+    output = prepare(_OUTPUT.value, formats)
+
+    import pipeline
+    from trainer.state import load_run
+
+    run = load_run(_RUN.value, _CHECKPOINT.value or None, precision="float32")
+    data = pipeline.open_dataset(_DATA.value or run.config.data)
+    split = comparison_split(_SPLIT.value, data.manifest.splits, run.config.train_split)
+    from trainer.evaluate import check_labels
+
+    check_labels(run.labels, data.labels, str(data.directory))
+    calibration = "" if "int8" not in formats else run.config.train_split
+    if calibration and calibration not in data.manifest.splits:
+        raise UsageError(f"--data={data.directory} has no split {calibration} to calibrate int8 on; leave out int8")
+
+    export(run, formats, output, lambda: calibration_pictures(run, data, calibration))
+    parity = compare(run, formats, output, data, split)
+    (output / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+    for name, result in parity["exports"].items():
+        print(
+            f"{name}: top-1 agrees on {result['top1_agreement']:.1%} of {parity['images']}, "
+            f"probabilities within {result['max_difference']:.2g} (bound {result['bound']:g})"
+        )
+    print(output)
+    if failed := [name for name, result in parity["exports"].items() if not result["ok"]]:
+        raise Failure(
+            f"{', '.join(failed)} differs from the trainer by more than the bound; do not deploy it "
+            f"(numbers in {output / 'parity.json'})"
+        )
+
+
+def prepare(path: str, formats: Iterable[str]) -> Path:
+    """The output directory, free of what is about to be written."""
+    output = Path(path)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output={path}: {error.strerror}; name a directory that can be written") from None
+    if not os.access(output, os.W_OK):
+        raise UsageError(f"--output={path}: no permission to write there; name another directory")
+    present = [file for name in formats if (file := output / file_name(name)).exists()]
+    if present and not _OVERWRITE.value:
+        raise UsageError(f"--output={path} holds {present[0].name} already; add --overwrite or name another directory")
+    for file in present:
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    return output
+
+
+def file_name(form: str) -> str:
+    """Where a format lies in the output directory."""
+    return {"saved_model": "saved_model", "keras": "model.keras"}.get(form, f"model_{form}.tflite")
+
+
+def comparison_split(wanted: str, splits: Iterable[str], train_split: str) -> str:
+    """The split whose pictures are compared."""
+    if wanted == "auto":
+        return next(name for name in ("test", "validation", train_split, *splits) if name in splits)
+    if wanted not in splits:
+        raise UsageError(f"--split={wanted}: this dataset has {', '.join(splits)}")
+    return wanted
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+def export(run: Any, formats: Iterable[str], output: Path, calibrate: Callable[[], Iterator[np.ndarray]]) -> None:
+    """Write the model of `run` in each format, and labels.txt.
+
+    Args:
+      calibrate: gives uint8 pictures [1, s, s, 3] on which the int8 ranges are measured.
+    """
+    for form in formats:
+        target = output / file_name(form)
+        if form == "saved_model":
+            save_serving(run, target)
+        elif form == "keras":
+            run.model.save(target)
+        else:
+            target.write_bytes(to_tflite(run, form, calibrate))
+    (output / "labels.txt").write_text("".join(f"{label}\n" for label in run.labels), encoding="utf-8")
+
+
+def save_serving(run: Any, target: Path) -> None:
+    """A SavedModel with three signatures.
+
+    serving_default: `bytes` string [n], JPEG or PNG files -> the answer; serve_images: `images` uint8 [n, s, s, 3]
+    RGB -> the answer; labels: nothing -> `labels` string [classes]. The answer is `label` string [n],
+    `probability` float32 [n], `probabilities` float32 [n, classes].
+    """
+    import tensorflow as tf
+
+    from trainer.serving import picture_from_bytes
+    from trainer.predict import stored_options
+
+    size, options = run.config.image_size, stored_options(run)
+    module = tf.Module()
+    module.model = run.model
+    names = list(run.labels)
+
+    def answer(images: Any) -> dict[str, Any]:
+        probabilities = run.model(images, training=False)
+        best = tf.argmax(probabilities, axis=1)
+        return {
+            "label": tf.gather(tf.constant(names), best),
+            "probability": tf.reduce_max(probabilities, axis=1),
+            "probabilities": probabilities,
+        }
+
+    def from_bytes(encoded: Any) -> dict[str, Any]:
+        return answer(
+            tf.map_fn(
+                lambda one: picture_from_bytes(one, options, size, run.preprocessing["crop_fraction"]),
+                encoded,
+                fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
+            )
+        )
+
+    signatures = {
+        "serving_default": tf.function(from_bytes).get_concrete_function(tf.TensorSpec([None], tf.string, "bytes")),
+        "serve_images": tf.function(answer).get_concrete_function(
+            tf.TensorSpec([None, size, size, 3], tf.uint8, "images")
+        ),
+        "labels": tf.function(lambda: {"labels": tf.constant(names)}).get_concrete_function(),
+    }
+    tf.saved_model.save(module, str(target), signatures)
+
+
+def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
+    """A TFLite model of one uint8 picture [1, s, s, 3] -> float32 probabilities [1, classes]."""
+    import tensorflow as tf
+
+    size = run.config.image_size
+    dtype = tf.float32 if form == "int8" else tf.uint8  # int8 takes its uint8 input by quantising a float one
+    function = tf.function(lambda image: run.model(image, training=False)).get_concrete_function(
+        tf.TensorSpec([1, size, size, 3], dtype, "image")
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], run.model)
+    if form != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if form == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if form == "int8":
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+        converter.representative_dataset = lambda: ([picture.astype(np.float32)] for picture in calibrate())
+    return converter.convert()
+
+
+def calibration_pictures(run: Any, data: Any, split: str) -> Iterator[np.ndarray]:
+    """Training pictures as the model sees them, and one of both extremes so that a step of the input is one grey level."""
+    for picture in seen_pictures(run, data, split, _CALIBRATION.value):
+        yield picture[None]
+    extremes = np.zeros((1, run.config.image_size, run.config.image_size, 3), np.uint8)
+    extremes[:, ::2] = 255
+    yield extremes
+
+
+def seen_pictures(run: Any, data: Any, split: str, count: int) -> Iterator[np.ndarray]:
+    """Up to `count` records, spread evenly over the split, as the model sees them."""
+    from trainer.explain import as_seen, stored_pictures
+
+    for picture, _ in stored_pictures(data, split, spread(data.num_records(split), count)):
+        yield as_seen(picture, run)
+
+
+def spread(num_records: int, count: int) -> np.ndarray:
+    """`count` record numbers, evenly over all; all of them when there are fewer."""
+    return np.unique(np.linspace(0, num_records - 1, min(count, num_records)).astype(int))
+
+
+# ------------------------------------------------------------------------------------------ parity
+
+
+def compare(run: Any, formats: Iterable[str], output: Path, data: Any, split: str) -> dict[str, Any]:
+    """Trainer and exports on the same pictures: agreement, largest difference, and whether that is within bounds."""
+    if not data.num_records(split):
+        raise UsageError(f"--split={split}: this split holds no records to compare on; name another one")
+    images = np.stack(list(seen_pictures(run, data, split, _PARITY.value)))
+    expected = np.concatenate([run.model(part[None], training=False).numpy() for part in images])
+    exports: dict[str, Any] = {}
+    for form in formats:
+        for name, outputs in run_export(form, output / file_name(form), images, data, split):
+            difference, agreement = BOUNDS[name]
+            found = {
+                "max_difference": float(np.abs(outputs - expected).max()),
+                "mean_difference": float(np.abs(outputs - expected).mean()),
+                "top1_agreement": float(np.mean(outputs.argmax(1) == expected.argmax(1))),
+            }
+            ok = found["max_difference"] <= difference and found["top1_agreement"] >= agreement
+            exports[name] = found | {"bound": difference, "agreement_bound": agreement, "ok": ok}
+    return {"images": len(images), "split": split, "exports": exports}
+
+
+def run_export(
+    form: str, path: Path, images: np.ndarray, data: Any, split: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What one exported model makes of the pictures, read back from disk."""
+    import keras
+    import tensorflow as tf
+
+    if form == "keras":
+        loaded = keras.models.load_model(path, compile=False)
+        yield form, np.concatenate([loaded(part[None], training=False).numpy() for part in images])
+    elif form == "saved_model":
+        signatures = tf.saved_model.load(str(path)).signatures
+        yield (
+            "saved_model (uint8)",
+            np.concatenate([signatures["serve_images"](images=tf.constant(p[None]))["probabilities"] for p in images]),
+        )
+        if data.manifest.image.encoding != "raw":
+            records = data.records(split, spread(data.num_records(split), _PARITY.value).tolist())
+            answer = signatures["serving_default"]
+            yield (
+                "saved_model (bytes)",
+                np.concatenate([answer(bytes=tf.constant([b]))["probabilities"].numpy() for b, _, _ in records]),
+            )
+    else:
+        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=os.cpu_count())
+        interpreter.allocate_tensors()
+        source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+        outputs = []
+        for image in images:
+            interpreter.set_tensor(source, image[None])
+            interpreter.invoke()
+            outputs.append(interpreter.get_tensor(sink).copy())
+        yield form, np.concatenate(outputs)
+
+
+def cli() -> None:
+    """Entry point of shardline-export."""
+    command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

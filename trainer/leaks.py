@@ -1,0 +1,206 @@
+"""The leak guard: evaluated pictures of which the training split holds a copy, exact or near.
+
+Hashes come from the dataset's ledger, so nothing is decoded but the few pairs that look alike. A pair of similar
+perceptual hashes counts only when the pixels agree too: plain skies have equal hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline.cli import UsageError
+
+SOURCES_FILE = "sources.parquet"  # written by tools.convert
+HASH_BITS = 6  # of 64 that may differ between look-alikes
+CORRELATION = 0.8  # of small grey versions, from which pixels agree; tuned on photographs with known re-crops
+COSINE = 0.97  # of centred features, from which pictures count as copies
+MAX_CANDIDATES = 50_000  # pairs that are compared by pixels
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One evaluated record and its closest copy in the training split."""
+
+    record: int
+    train_record: int
+    path: str
+    train_path: str
+    kind: str  # same file, same pixels, look alike, same features
+
+    def __str__(self) -> str:
+        return f"{self.path} = {self.train_path} ({self.kind})"
+
+
+def find(
+    run: Any, cluster: Any, data: Any, split: str, *, features: bool = False, rows: int = 32
+) -> tuple[list[Leak], str]:
+    """Evaluated records that have a copy in the training split, in record order; and one line on what was compared."""
+    trained_on, problem = training_data(run, data)
+    if trained_on is None:
+        return [], problem
+    train_split = run.config.train_split
+    if trained_on.manifest.digest == data.manifest.digest and split == train_split:
+        return [], f"{split} is the split this run was trained on: nothing in it is held out"
+    evaluated, training = read_hashes(data, split), read_hashes(trained_on, train_split)
+    found: dict[int, Leak] = {}
+    if evaluated is None or training is None:
+        # Adopted datasets have no ledger; equal stored bytes can still be told.
+        evaluated, training = stored_hashes(data, split), stored_hashes(trained_on, train_split)
+        compared = "stored bytes (there is no ledger)"
+    else:
+        compared = "file, pixel and perceptual hashes"
+    for kind, key in (("same file", "sha256"), ("same pixels", "pixel_hash")):
+        for i, j in _equal(evaluated[key], training[key]):
+            found.setdefault(int(evaluated["record"][i]), _leak(evaluated, training, i, j, kind))
+    if "perceptual_hash" in evaluated:
+        pairs = look_alikes(evaluated["perceptual_hash"], training["perceptual_hash"])
+        pairs = [(i, j) for i, j in pairs if int(evaluated["record"][i]) not in found]
+        if len(pairs) > MAX_CANDIDATES:
+            compared += f" (the closest {MAX_CANDIDATES:,} of {len(pairs):,} look-alikes)"
+            pairs = pairs[:MAX_CANDIDATES]
+        for i, j in confirmed(data, split, evaluated, trained_on, train_split, training, pairs):
+            found.setdefault(int(evaluated["record"][i]), _leak(evaluated, training, i, j, "look alike"))
+    if features:
+        compared += f" and features (centred cosine from {COSINE})"
+        for record, train_record in _alike_features(run, cluster, data, split, trained_on, train_split, rows):
+            i = np.flatnonzero(evaluated["record"] == record)[0]
+            j = np.flatnonzero(training["record"] == train_record)[0]
+            found.setdefault(record, _leak(evaluated, training, i, j, "same features"))
+    note = f"{len(found)} of {len(evaluated['record']):,} pictures have a copy in {train_split}; compared by {compared}"
+    return [found[record] for record in sorted(found)], note
+
+
+def training_data(run: Any, data: Any) -> tuple[Any, str]:
+    """The dataset the run was trained on, or None and why it cannot be had."""
+    import pipeline
+
+    digest = run.dataset["digest"]
+    if data.manifest.digest == digest:
+        trained_on = data
+    else:
+        where = run.config.data
+        try:
+            trained_on = pipeline.open_dataset(where)
+        except UsageError:
+            return None, f"not looked for: the training data, {where}, is not there"
+        if trained_on.manifest.digest != digest:
+            return None, f"not looked for: {where} is no longer the dataset the run was trained on"
+    if run.config.train_split not in trained_on.manifest.splits:
+        return None, f"not looked for: the training data has no split {run.config.train_split}"
+    return trained_on, ""
+
+
+# ------------------------------------------------------------------------------------------ hashes
+
+
+def read_hashes(data: Any, split: str) -> dict[str, np.ndarray] | None:
+    """record, path and hashes of a split's records, from the ledger; None without one."""
+    import pyarrow.parquet as pq
+
+    path = Path(data.directory) / SOURCES_FILE
+    if not path.is_file():
+        return None
+    columns = ["record", "path", "sha256", "pixel_hash", "perceptual_hash"]
+    table = pq.read_table(path, columns=columns, filters=[("split", "=", split), ("record", ">=", 0)])
+    return {name: table[name].to_numpy() for name in columns}
+
+
+def stored_hashes(data: Any, split: str) -> dict[str, np.ndarray]:
+    """The same from the stored bytes, for datasets without a ledger."""
+    import hashlib
+
+    numbers = np.arange(data.num_records(split))
+    rows = [(filename, hashlib.sha256(image).hexdigest()) for image, _, filename in data.records(split, numbers)]
+    paths, hashes = zip(*rows, strict=True)
+    digests = np.array(hashes, dtype=object)
+    return {"record": numbers, "path": np.array(paths, dtype=object), "sha256": digests, "pixel_hash": digests}
+
+
+def _equal(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs (i, j) with first[i] == second[j]; the lowest j of each."""
+    where: dict[Any, int] = {}
+    for j, value in enumerate(second.tolist()):
+        where.setdefault(value, j)
+    for i, value in enumerate(first.tolist()):
+        if value in where:
+            yield i, where[value]
+
+
+def look_alikes(first: np.ndarray, second: np.ndarray, bits: int = HASH_BITS) -> list[tuple[int, int]]:
+    """Pairs of 64-bit hashes that differ in at most `bits` bits, closest first."""
+    first, second = first.astype(np.uint64), second.astype(np.uint64)
+    found: list[tuple[int, int, int]] = []
+    for i, value in enumerate(first):  # a billion comparisons a second: 50,000 against 1.3 million in a minute or two
+        distance = np.bitwise_count(second ^ value)
+        found += [(int(distance[j]), i, int(j)) for j in np.flatnonzero(distance <= bits)]
+    return [(i, j) for _, i, j in sorted(found)]
+
+
+def confirmed(
+    data: Any, split: str, evaluated: dict, trained_on: Any, train_split: str, training: dict, pairs: list
+) -> Iterator[tuple[int, int]]:
+    """The pairs whose pixels agree."""
+    first = {i: n for n, i in enumerate(sorted({i for i, _ in pairs}))}
+    second = {j: n for n, j in enumerate(sorted({j for _, j in pairs}))}
+    small_first = _thumbnails(data, split, evaluated["record"][list(first)])
+    small_second = _thumbnails(trained_on, train_split, training["record"][list(second)])
+    for i, j in pairs:
+        if float(np.mean(small_first[first[i]] * small_second[second[j]])) >= CORRELATION:
+            yield i, j
+
+
+def _thumbnails(data: Any, split: str, records: np.ndarray) -> list[np.ndarray]:
+    """Each record as a 32 x 32 grey square of mean 0 and deviation 1, so that a mean product is a correlation."""
+    from trainer.explain import stored_pictures
+
+    small = []
+    for picture, _ in stored_pictures(data, split, records):
+        grey = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+        centred = grey.astype(np.float32) - grey.mean()
+        small.append(centred / max(float(centred.std()), 1.0))
+    return small
+
+
+# ---------------------------------------------------------------------------------------- features
+
+
+def _alike_features(
+    run: Any, cluster: Any, data: Any, split: str, trained_on: Any, train_split: str, rows: int
+) -> Iterator[tuple[int, int]]:
+    """(record, train record) of the most similar features, where they are as good as equal."""
+    import keras
+
+    from trainer.forward import predict_split
+
+    dense = [layer for layer in run.model.layers if isinstance(layer, keras.layers.Dense)][-1]
+    with cluster.strategy.scope():
+        model = keras.Model(run.model.input, keras.ops.cast(dense.input, "float32"))
+    evaluated = predict_split(run, cluster, data, split, rows=rows, model=model)
+    training = predict_split(run, cluster, trained_on, train_split, rows=rows, model=model)
+    centre = training.probabilities.mean(axis=0)  # what all pictures share says nothing about a pair
+    ours, theirs = _unit(evaluated.probabilities - centre), _unit(training.probabilities - centre)
+    for start in range(0, len(ours), 256):
+        cosine = ours[start : start + 256] @ theirs.T
+        best = cosine.argmax(axis=1)
+        for i in np.flatnonzero(cosine[np.arange(len(best)), best] >= COSINE):
+            yield int(evaluated.records[start + i]), int(training.records[best[i]])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _leak(evaluated: dict, training: dict, i: int, j: int, kind: str) -> Leak:
+    return Leak(
+        int(evaluated["record"][i]),
+        int(training["record"][j]),
+        str(evaluated["path"][i]),
+        str(training["path"][j]),
+        kind,
+    )

@@ -1,0 +1,284 @@
+"""Name the pictures in any image files with a trained run.
+
+    python -m trainer.predict --run RUN --input photo.jpg --output csv
+    python -m trainer.predict --run RUN --input 'photos/**/*.png' --output predictions.parquet --gallery look.png
+
+Files are read exactly as the converter read the training pictures. A file that cannot be read becomes a row with
+its reason. --input may be repeated; arguments that are no flags count as inputs too, so the shell may expand '*'.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from pipeline import cli as command
+from pipeline.cli import Failure, UsageError, progress
+
+_RUN = flags.DEFINE_string("run", "", "run directory written by trainer.train")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "use this checkpoint instead of the run's final model")
+_INPUT = flags.DEFINE_multi_string("input", [], "image file, directory (searched through) or glob; may be repeated")
+_OUTPUT = flags.DEFINE_string(
+    "output", "csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet"
+)
+_TOP = flags.DEFINE_integer("top", 5, "how many classes to list for each picture", lower_bound=1)
+_GALLERY = flags.DEFINE_string("gallery", "", "also draw the first pictures with their predictions into this PNG")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "pictures in one forward pass", lower_bound=1)
+
+FORMATS = ("csv", "jsonl", "parquet")
+GALLERY_PICTURES = 48
+SKIPPED = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one file: its most probable classes, or why there are none."""
+
+    path: str
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def main(arguments: list[str]) -> None:
+    """Flags to one prediction."""
+    if not _RUN.value:
+        raise UsageError("--run is missing: name a run directory written by trainer.train")
+    form, target = parse_output(_OUTPUT.value)
+    if _GALLERY.value:
+        check_target("--gallery", _GALLERY.value)
+    paths = find_files([*_INPUT.value, *arguments])
+
+    from trainer.state import load_run
+
+    run = load_run(_RUN.value, _CHECKPOINT.value or None)
+    top = min(_TOP.value, len(run.labels))
+    rows: list[Row] = []
+    shown: list[tuple[np.ndarray | None, Row]] = []
+    with progress(total=len(paths), desc="predict", unit="image") as bar:
+        for row, picture in predict(run, paths, top=top, batch_size=_BATCH.value):
+            rows.append(row)
+            if _GALLERY.value and len(shown) < GALLERY_PICTURES:
+                shown.append((picture, row))
+            bar.update()
+    write(rows, form, target, top)
+    if _GALLERY.value:
+        draw_gallery(shown, len(rows), _GALLERY.value)
+    broken = sum(bool(row.error) for row in rows)
+    if broken == len(rows):
+        raise Failure(f"none of {len(rows)} files could be read; the first, {rows[0].path}: {rows[0].error}")
+    where = f" -> {target}" if target else ""
+    print(f"{len(rows) - broken} predicted, {broken} unreadable{where}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------- input
+
+
+def find_files(inputs: Sequence[str]) -> list[str]:
+    """The files that inputs name, each once, in order. An input is a file, a directory or a glob."""
+    if not inputs:
+        raise UsageError("--input is missing: name an image file, a directory or a glob such as 'photos/*.jpg'")
+    found: dict[str, None] = {}
+    for item in inputs:
+        if os.path.isdir(item):
+            files = sorted(_walk(item))
+        elif os.path.exists(item):  # before globbing: names may hold brackets
+            files = [item]
+        else:
+            files = sorted(path for path in glob.glob(item, recursive=True) if os.path.isfile(path))
+        if not files:
+            what = "this directory holds no files" if os.path.isdir(item) else "no such file, and no file matches it"
+            raise UsageError(f"--input={item}: {what}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _walk(directory: str) -> Iterator[str]:
+    for folder, folders, files in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and name.lower() not in SKIPPED:
+                yield os.path.join(folder, name)
+
+
+def stored_options(run: Any) -> Any:
+    """How the converter made the pictures this run was trained on."""
+    from tools.images import ImageOptions
+
+    image = run.dataset.get("image", {})
+    options = run.dataset.get("options", {})
+    kept = {name: options[name] for name in ("upscale", "trim_borders") if isinstance(options.get(name), bool)}
+    known = image.get("resize") in ("short", "long", "squash", "center_crop")
+    return ImageOptions(resize=image["resize"], size=image["size"], **kept) if known else ImageOptions(resize="none")
+
+
+# ------------------------------------------------------------------------------------- predictions
+
+
+def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Iterator[tuple[Row, np.ndarray | None]]:
+    """A row for each path, in order, and the square the model saw (None for a broken file)."""
+    import tensorflow as tf
+
+    from tools.images import set_up_process
+
+    set_up_process()
+    options = stored_options(run)
+    forward = tf.function(lambda images: run.model(images, training=False))
+    size = run.config.image_size
+    chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once
+    with ThreadPoolExecutor() as pool:
+
+        def start(chunk: Sequence[str]) -> list[Any]:
+            return [pool.submit(load, path, run, options) for path in chunk]
+
+        coming = start(chunks[0])
+        for number, chunk in enumerate(chunks):
+            loaded = [future.result() for future in coming]
+            coming = start(chunks[number + 1]) if number + 1 < len(chunks) else []  # while the model runs
+            batch = np.zeros((rows, size, size, 3), np.uint8)
+            for i, (picture, _) in enumerate(loaded):
+                if picture is not None:
+                    batch[i] = picture
+            probabilities = forward(tf.constant(batch)).numpy()
+            for path, (picture, error), row in zip(chunk, loaded, probabilities, strict=False):
+                if picture is None:
+                    yield Row(path, error=error), None
+                    continue
+                best = np.argsort(-row, kind="stable")[:top]
+                yield Row(path, tuple(run.labels[c] for c in best), tuple(float(row[c]) for c in best)), picture
+
+
+def load(path: str, run: Any, options: Any) -> tuple[np.ndarray | None, str]:
+    """What the model is shown of a file, or why it cannot be."""
+    from tools.images import BadImage, load_rgb
+    from trainer.explain import as_seen
+
+    try:
+        return as_seen(load_rgb(Path(path).read_bytes(), options), run), ""
+    except BadImage as error:
+        return None, " ".join(str(error).split())
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror or error}"
+    except MemoryError:
+        return None, "too large for this machine's memory"
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+def parse_output(value: str) -> tuple[str, str]:
+    """Format and file of `--output`; no file means the terminal."""
+    if value in FORMATS:
+        if value == "parquet":
+            raise UsageError("--output=parquet needs a file; name one that ends in .parquet")
+        return value, ""
+    form = value.rpartition(".")[2].lower()
+    if form not in FORMATS:
+        raise UsageError(f"--output={value}: use csv, jsonl, or a file that ends in .csv, .jsonl or .parquet")
+    check_target("--output", value)
+    return form, value
+
+
+def check_target(flag: str, path: str) -> None:
+    """Refuse, before any work, a file that cannot be written."""
+    parent = Path(path).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag}={path}: {error.strerror}; name a file in a directory that can be written") from None
+    if Path(path).is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{flag}={path} cannot be written; name a file in a directory that can be written")
+
+
+def write(rows: Sequence[Row], form: str, target: str, top: int) -> None:
+    """All rows to the file, whole or not at all, or to the terminal."""
+    if form == "parquet":
+        data = _parquet(rows)
+    else:
+        data = (_csv(rows, top) if form == "csv" else _jsonl(rows)).encode("utf-8", "surrogateescape")
+    if not target:
+        sys.stdout.buffer.write(data)
+        return
+    temporary = Path(target + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+
+
+def _csv(rows: Sequence[Row], top: int) -> str:
+    """path, label, probability, then label2, probability2, …, and the error."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = ["", *map(str, range(2, top + 1))]
+    writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in ("label", "probability")), "error"])
+    for row in rows:
+        pairs = list(zip(row.labels, (f"{p:.6f}" for p in row.probabilities), strict=True)) or [("", "")] * top
+        writer.writerow([row.path, *(value for pair in pairs for value in pair), row.error])
+    return text.getvalue()
+
+
+def _jsonl(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        pairs = zip(row.labels, row.probabilities, strict=True)
+        top = [{"label": label, "probability": round(p, 6)} for label, p in pairs]
+        lines.append(json.dumps({"path": row.path, "top": top, "error": row.error or None}, ensure_ascii=False))
+    return "".join(line + "\n" for line in lines)
+
+
+def _parquet(rows: Sequence[Row]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "path": pa.array([os.fsencode(row.path).decode("utf-8", "replace") for row in rows], pa.string()),
+            "label": pa.array([row.labels[0] if row.labels else None for row in rows], pa.string()),
+            "probability": pa.array([row.probabilities[0] if row.labels else None for row in rows], pa.float32()),
+            "labels": pa.array([list(row.labels) for row in rows], pa.list_(pa.string())),
+            "probabilities": pa.array([list(row.probabilities) for row in rows], pa.list_(pa.float32())),
+            "error": pa.array([row.error or None for row in rows], pa.string()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, target: str) -> None:
+    """The pictures as the model saw them, each with its best class."""
+    from tools.page import figure_png
+    from trainer import figures
+
+    tiles = []
+    for picture, row in shown:
+        name = figures.short(os.path.basename(row.path), 30)
+        if picture is None:
+            tiles.append((None, "unreadable", f"{name}\n{figures.short(row.error, 34)}"))
+        else:
+            tiles.append((picture, f"{figures.short(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))
+    figure = figures.gallery(tiles, columns=4 if len(tiles) > 6 else 3)
+    if count > len(shown):
+        figure.suptitle(f"the first {len(shown)} of {count:,} files", fontsize=11)
+    Path(target).write_bytes(figure_png(figure))
+
+
+def cli() -> None:
+    """Entry point of shardline-predict."""
+    command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,112 @@
+"""A file's bytes to what the model is shown, in TensorFlow ops alone: the converter's and evaluation's steps, exported.
+
+JPEG and PNG. Unlike TensorFlow's decoders, this applies the EXIF orientation and puts transparency over white, as
+`tools.images` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.geometry import eval_geometry
+
+
+def picture_from_bytes(encoded: tf.Tensor, options: Any, image_size: int, crop_fraction: float) -> tf.Tensor:
+    """uint8 [image_size, image_size, 3] of one JPEG or PNG file; `options` are the converter's ImageOptions."""
+    jpeg = tf.io.is_jpeg(encoded)
+    picture = tf.cond(jpeg, lambda: _jpeg(encoded), lambda: _over_white(tf.io.decode_png(encoded, channels=4)))
+    picture = tf.ensure_shape(picture, (None, None, 3))
+    return eval_geometry(_as_stored(picture, options), image_size, crop_fraction)
+
+
+def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    # The fast transforms are what evaluation reads stored records with.
+    pixels = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_FAST", fancy_upscaling=False)
+    return _orient(pixels, exif_orientation(encoded))
+
+
+def _over_white(rgba: tf.Tensor) -> tf.Tensor:
+    alpha = tf.cast(rgba[..., 3:], tf.int32)
+    colour = tf.cast(rgba[..., :3], tf.int32)
+    return tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+
+
+def _orient(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Swap rows and columns for 5 to 8, then mirror: see `tools.images`."""
+    pixels = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, (1, 0, 2)), lambda: pixels)
+    mirror_columns = tf.reduce_any(orientation == [2, 3, 6, 7])
+    mirror_rows = tf.reduce_any(orientation == [3, 4, 7, 8])
+    pixels = tf.cond(mirror_columns, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    return tf.cond(mirror_rows, lambda: tf.reverse(pixels, [0]), lambda: pixels)
+
+
+def _as_stored(picture: tf.Tensor, options: Any) -> tf.Tensor:
+    """The converter's resize; area averaging, as OpenCV's INTER_AREA."""
+    if options.resize == "none":
+        return picture
+    size = tf.shape(picture)[:2]
+    if options.resize == "squash":
+        target = tf.fill([2], options.size) if options.upscale else tf.minimum(size, options.size)
+    else:
+        side = tf.reduce_max(size) if options.resize == "long" else tf.reduce_min(size)
+        scaled = tf.cast(tf.round(size * options.size / side), tf.int32)
+        target = tf.maximum(scaled, 1)
+        if not options.upscale:
+            target = tf.where(side < options.size, size, target)
+    grows = tf.reduce_any(target > size)
+    resized = tf.cond(
+        grows,
+        lambda: tf.image.resize(picture, target, "bicubic"),
+        lambda: tf.image.resize(picture, target, "area"),
+    )
+    picture = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    if options.resize == "center_crop":
+        offset = tf.maximum(target - options.size, 0) // 2
+        picture = picture[offset[0] : offset[0] + options.size, offset[1] : offset[1] + options.size]
+    return picture
+
+
+# -------------------------------------------------------------------------------------------- EXIF
+
+
+def exif_orientation(jpeg: tf.Tensor) -> tf.Tensor:
+    """int32 1 to 8: the orientation tag of a JPEG file; 1 when it has none or a malformed one."""
+    # Tags lie in the first segments; a segment holds at most 64 KiB.
+    data = tf.cast(tf.io.decode_raw(tf.strings.substr(jpeg, 0, 1 << 17), tf.uint8), tf.int32)
+    data = tf.concat([data, tf.zeros([16], tf.int32)], 0)  # so that short reads stay inside
+    length = tf.shape(data)[0]
+
+    def big(at: Any) -> tf.Tensor:
+        return data[at] * 256 + data[at + 1]
+
+    def more(at: Any, found: Any) -> tf.Tensor:
+        # 0xFFDA starts the picture itself: no tags behind it.
+        return (found == 0) & (at + 16 < length) & (data[at] == 0xFF) & (data[at + 1] != 0xDA)
+
+    def step(at: Any, found: Any) -> Any:
+        is_exif = (data[at + 1] == 0xE1) & tf.reduce_all(data[at + 4 : at + 10] == [69, 120, 105, 102, 0, 0])
+        found = tf.cond(is_exif, lambda: at + 10, lambda: 0)
+        return at + 2 + big(at + 2), found
+
+    _, tiff = tf.while_loop(more, step, [tf.constant(2), tf.constant(0)])
+    return tf.cond(tiff > 0, lambda: _orientation_tag(data, tiff), lambda: 1)
+
+
+def _orientation_tag(data: tf.Tensor, tiff: tf.Tensor) -> tf.Tensor:
+    """Tag 0x0112 of the first directory of a TIFF header that begins at `tiff`."""
+    last = tf.shape(data)[0] - 1
+    little = data[tiff] == 0x49  # "II", else "MM"
+
+    def number(at: Any, size: int) -> tf.Tensor:
+        parts = tf.gather(data, tf.clip_by_value(at + tf.range(size), 0, last))
+        parts = tf.cond(little, lambda: parts[::-1], lambda: parts)
+        return tf.reduce_sum(parts * tf.constant([1 << 8 * (size - 1 - i) for i in range(size)], tf.int32))
+
+    directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 0, last)
+    entries = tf.clip_by_value(number(directory, 2), 0, 512)
+    tags = tf.map_fn(lambda i: number(directory + 2 + 12 * i, 2), tf.range(entries))
+    values = tf.map_fn(lambda i: number(directory + 2 + 12 * i + 8, 2), tf.range(entries))
+    value = tf.reduce_max(tf.concat([tf.where(tags == 0x0112, values, 0), [0]], 0))
+    return tf.where((value >= 1) & (value <= 8), value, 1)
