@@ -95,7 +95,9 @@ class Page:
             f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>',
         )
 
-    def figure(self, title: str, figure: Any, alt: str, note: str = "", png: str | os.PathLike[str] | None = None) -> None:
+    def figure(
+        self, title: str, figure: Any, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
+    ) -> None:
         """A section with a Matplotlib figure, embedded as PNG.
 
         Args:
@@ -128,7 +130,10 @@ class Page:
             f'<a href="#s{n}">{html.escape(title)}</a> ' for n, (title, _) in enumerate(self._sections) if title
         )
         sections = "".join(
-            f'<section id="s{n}">' + (f"<h2>{html.escape(title)}</h2>" if title else "") + "\n".join(parts) + "</section>\n"
+            f'<section id="s{n}">'
+            + (f"<h2>{html.escape(title)}</h2>" if title else "")
+            + "\n".join(parts)
+            + "</section>\n"
             for n, (title, parts) in enumerate(self._sections)
         )
         return (
@@ -181,4 +186,5 @@ def _note(text: str) -> str:
 
 def _img(data: bytes, alt: str) -> str:
     kind = "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpeg"
-    return f'<img alt="{html.escape(alt)}" loading="lazy" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+    text = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(alt)}" loading="lazy" src="data:image/{kind};base64,{text}">'
