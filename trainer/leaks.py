@@ -80,7 +80,7 @@ def training_data(run: Any, data: Any) -> tuple[Any, str]:
     """The dataset the run was trained on, or None and why it cannot be had."""
     import pipeline
 
-    digest = run.dataset["digest"]
+    digest = run.dataset["dataset"]
     if data.manifest.digest == digest:
         trained_on = data
     else:

@@ -117,11 +117,11 @@ def stored_options(run: Any) -> Any:
     """How the converter made the pictures this run was trained on."""
     from tools.images import ImageOptions
 
-    image = run.dataset.get("image", {})
-    options = run.dataset.get("options", {})
-    kept = {name: options[name] for name in ("upscale", "trim_borders") if isinstance(options.get(name), bool)}
-    known = image.get("resize") in ("short", "long", "squash", "center_crop")
-    return ImageOptions(resize=image["resize"], size=image["size"], **kept) if known else ImageOptions(resize="none")
+    stored = run.preprocessing.get("stored", {})
+    if stored.get("resize", "none") == "none":
+        return ImageOptions(resize="none")
+    flags_set = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
+    return ImageOptions(resize=stored["resize"], size=stored["size"], **flags_set)
 
 
 # ------------------------------------------------------------------------------------- predictions

@@ -87,9 +87,12 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
 
 def prepare(config: TrainConfig) -> Plan:
     """Claim the devices, fix the sources of randomness, and check the config against both."""
+    if config.deterministic and config.jit:
+        # TensorFlow's own switch, below, refuses to compile max pooling.
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     devices = cluster.start(config.strategy, config.logical_cpus)
     keras.utils.set_random_seed(config.seed)
-    if config.deterministic:
+    if config.deterministic and not config.jit:
         tf.config.experimental.enable_op_determinism()
     return planning.make(config, devices)
 
@@ -135,7 +138,9 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
     content = {
         "format": "shardline-run/1", "train": config.to_dict(), "labels": list(plan.labels),
         "dataset": {"name": "synthetic" if config.synthetic else plan.data.manifest.name, **plan.order_key},
-        "preprocessing": {**pipeline.PREPROCESSING, "crop_fraction": config.eval_crop_fraction},
+        "preprocessing": {
+            **pipeline.PREPROCESSING, "crop_fraction": config.eval_crop_fraction, "stored": stored_pictures(plan),
+        },
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
     if (workdir / states.CONFIG_FILE).exists():
@@ -157,6 +162,15 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
             states.write_config(config.workdir, content)
         except OSError as error:
             raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def stored_pictures(plan: Plan) -> dict[str, Any]:
+    """How the converter made the pictures, so that prediction and export can do the same to any file."""
+    if plan.config.synthetic:
+        return {}
+    manifest = plan.data.manifest
+    made = {name: manifest.options[name] for name in ("upscale", "trim_borders") if name in manifest.options}
+    return {"resize": manifest.image.resize, "size": manifest.image.size, **made}
 
 
 def check_order(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
