@@ -72,8 +72,8 @@ class Batches:
         self._shards = shards
         self._config = config
         self._encoding = encoding
-        self._bad = bad or BadRecords()
-        self._clock = clock or Clock()
+        self._bad = BadRecords() if bad is None else bad
+        self._clock = Clock() if clock is None else clock
         self._cache = cache
         self._exact = exact
         self._order = Order(len(shards), config.seed, config.read_block, config.shuffle)

@@ -1,7 +1,8 @@
 """open_dataset -> train_batches, eval_batches: the tf.data graph around `pipeline.batches`.
 
 The graph is a counter, one parallel call that makes a whole batch, and a prefetch. Reading, decoding and resizing
-run in native code that lets other Python threads run, so the calls scale over the cores.
+run in native code that lets other Python threads run, so the calls scale over the cores. TensorFlow is imported with
+the first batches: opening a dataset, and reading raw examples, do without.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
-from pipeline import augment, geometry
+from pipeline import augment
 from pipeline.batches import BadRecords, Batch, Batches, mean_picture_bytes
 from pipeline.cache import Cache, DirectoryCache, MemoryCache
 from pipeline.cli import UsageError
@@ -24,6 +24,11 @@ from pipeline.edits import num_columns
 from pipeline.manifest import Manifest
 from pipeline.shards import Shards
 from pipeline.stages import Clock, StageTimes
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]  # shape and type of each part of a batch
 
 _LAST = 2**62  # an endless stream must end somewhere
 
@@ -91,10 +96,10 @@ class Dataset:
         side = augment.canvas_size(config.image_size) if on_device else config.image_size
         spec = _spec(rows, (side, side, 3))
         if on_device:
-            spec["edits"] = tf.TensorSpec((rows, num_columns(config)), tf.float32)
+            spec["edits"] = ((rows, num_columns(config)), np.float32)
         elif config.mixes:
-            spec["label_share"] = tf.TensorSpec((rows,), tf.float32)
-            spec["other_label"] = tf.TensorSpec((rows,), tf.int32)
+            spec["label_share"] = ((rows,), np.float32)
+            spec["other_label"] = ((rows,), np.int32)
         return self._graph(make, _LAST, spec, config)
 
     def eval_batches(
@@ -105,6 +110,10 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements, and the meaning of `replicas`,
         are those of `train_batches`, without augmentation.
         """
+        import tensorflow as tf
+
+        from pipeline.geometry import eval_crops
+
         num_records = self.num_records(split)
         _check_host(host, hosts)
         rows = config.rows(hosts, replicas)
@@ -112,9 +121,7 @@ class Dataset:
 
         def show(pixels: np.ndarray) -> np.ndarray:
             with tf.device("/CPU:0"):
-                crops = geometry.eval_crops(
-                    tf.constant(pixels), config.image_size, config.eval_crop_fraction, config.eval_crops
-                )
+                crops = eval_crops(tf.constant(pixels), config.image_size, config.eval_crop_fraction, config.eval_crops)
             return crops.numpy() if config.eval_crops > 1 else crops[0].numpy()
 
         def make(element: int) -> Batch:
@@ -138,6 +145,8 @@ class Dataset:
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
         """Within it, a batch that failed raises what went wrong (Failure, OSError), not TensorFlow's wrapping of it."""
+        import tensorflow as tf
+
         try:
             yield
         except tf.errors.OpError as error:
@@ -174,10 +183,9 @@ class Dataset:
             )
         return self._caches[key]
 
-    def _graph(
-        self, make: Callable[[int], Batch], elements: int, spec: dict[str, tf.TensorSpec], config: InputConfig
-    ) -> tf.data.Dataset:
+    def _graph(self, make: Callable[[int], Batch], elements: int, spec: Spec, config: InputConfig) -> tf.data.Dataset:
         """The batches make(0), make(1), … in that order, made by several threads."""
+        import tensorflow as tf
 
         def call(element: np.int64) -> list[np.ndarray]:
             try:
@@ -188,8 +196,8 @@ class Dataset:
             return [batch[name] for name in spec]
 
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
-            values = tf.numpy_function(call, [number], [part.dtype for part in spec.values()])
-            return {name: tf.ensure_shape(value, spec[name].shape) for name, value in zip(spec, values, strict=True)}
+            values = tf.numpy_function(call, [number], [kind for _, kind in spec.values()])
+            return {name: tf.ensure_shape(value, spec[name][0]) for name, value in zip(spec, values, strict=True)}
 
         threads = config.threads or len(os.sched_getaffinity(0))
         options = tf.data.Options()
@@ -206,6 +214,8 @@ def augment_on(config: InputConfig) -> str:
     """`host` or `device`: where the second half of augmentation runs; auto means on the GPU if there is one."""
     if config.augment_on != "auto":
         return config.augment_on
+    import tensorflow as tf
+
     return "device" if tf.config.list_physical_devices("GPU") else "host"
 
 
@@ -214,11 +224,11 @@ def _check_host(host: int, hosts: int) -> None:
         raise UsageError(f"host={host} of hosts={hosts}: hosts count from 0")
 
 
-def _spec(rows: int, image_shape: tuple[int, ...]) -> dict[str, tf.TensorSpec]:
+def _spec(rows: int, image_shape: tuple[int, ...]) -> Spec:
     return {
-        "image": tf.TensorSpec((rows, *image_shape), tf.uint8),
-        "label": tf.TensorSpec((rows,), tf.int32),
-        "weight": tf.TensorSpec((rows,), tf.float32),
-        "record": tf.TensorSpec((rows,), tf.int64),
-        "position": tf.TensorSpec((rows,), tf.int64),
+        "image": ((rows, *image_shape), np.uint8),
+        "label": ((rows,), np.int32),
+        "weight": ((rows,), np.float32),
+        "record": ((rows,), np.int64),
+        "position": ((rows,), np.int64),
     }

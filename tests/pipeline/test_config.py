@@ -1,0 +1,49 @@
+"""InputConfig refuses what cannot work, naming the flag, the value and what would."""
+
+import pytest
+
+from pipeline.cli import UsageError
+from pipeline.config import InputConfig
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"global_batch_size": 0},
+        {"image_size": 0},
+        {"read_block": 0},
+        {"augment_on": "gpu"},
+        {"crop_area": (0.5, 0.1)},
+        {"crop_area": (0.0, 1.0)},
+        {"crop_ratio": (1.0,)},
+        {"brightness": 1.5},
+        {"hue": 0.6},
+        {"erase": -0.1},
+        {"randaugment_magnitude": 11},
+        {"mixup": 2.0},
+        {"eval_crop_fraction": 0.0},
+        {"eval_crops": 2},
+        {"cache": ""},
+        {"max_bad_records": -1},
+        {"threads": -1},
+    ],
+)
+def test_impossible_values_are_refused_by_name(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UsageError, match=rf"^--{name}=") as refusal:
+        InputConfig(**wrong)
+    assert str(value) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_would():
+    with pytest.raises(UsageError, match=r"--global_batch_size=100 does not divide over 8 replicas; .* 96 or 104"):
+        InputConfig(global_batch_size=100).rows(hosts=4, replicas=2)
+    assert InputConfig(global_batch_size=96).rows(hosts=4, replicas=2) == 12
+
+
+def test_pairs_never_straddle_replicas():
+    with pytest.raises(UsageError, match="even"):
+        InputConfig(global_batch_size=7, mixup=0.2)
+    with pytest.raises(UsageError, match="multiple of 4"):
+        InputConfig(global_batch_size=6, cutmix=1.0).rows(hosts=2)

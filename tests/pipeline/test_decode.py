@@ -1,0 +1,72 @@
+"""Every encoding comes out as the same RGB picture; damaged ones are refused."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from pipeline.decode import decode
+from pipeline.records import Example
+from tests.pipeline.tiny import encode, picture
+
+PICTURE = picture(3, 40, 56)
+
+
+def example(data, height=40, width=56):
+    return Example(memoryview(data), 0, "", height, width)
+
+
+def pillow(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("encoding", "tolerance"), [("jpeg", 5), ("png", 0), ("raw", 0)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_encodings_agree(encoding, tolerance, exact):
+    found = decode(example(encode(PICTURE, encoding)), encoding, exact=exact)
+    assert found.shape == PICTURE.shape
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - PICTURE).mean() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (pillow(Image.fromarray(PICTURE).convert("CMYK"), "jpeg", quality=95), 14),
+        (simplejpeg.encode_jpeg(PICTURE, quality=95, colorsubsampling="444"), 8),
+        (cv2.imencode(".png", cv2.cvtColor(PICTURE, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)[1].tobytes(), 0),
+        (pillow(Image.fromarray(PICTURE), "png"), 0),
+        (pillow(Image.fromarray(PICTURE), "bmp"), 0),
+        (pillow(Image.fromarray(PICTURE), "webp", lossless=True), 0),
+    ],
+    ids=["cmyk", "444", "png16", "png", "bmp", "webp"],
+)
+def test_adopted_pictures_of_any_kind_are_read(data, tolerance):
+    assert np.abs(decode(example(data), "any").astype(int) - PICTURE).max() <= tolerance
+
+
+def test_grey_becomes_three_channels():
+    grey = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
+    for data in (pillow(Image.fromarray(grey), "jpeg"), pillow(Image.fromarray(grey), "png")):
+        found = decode(example(data), "any")
+        assert found.shape == PICTURE.shape
+        assert (found == found[..., :1]).all()
+
+
+def test_the_orientation_tag_is_not_applied_a_second_time():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    for kind in ("jpeg", "png"):
+        assert decode(example(pillow(Image.fromarray(PICTURE), kind, exif=exif)), "any").shape == PICTURE.shape
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "raw", "any"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"not a picture", encode(PICTURE, "jpeg")[:700]])
+def test_what_is_no_picture_is_refused(encoding, data):
+    with pytest.raises(ValueError):
+        decode(example(data), encoding)

@@ -1,0 +1,67 @@
+"""Small datasets for the reading tests, written with the shared core alone."""
+
+import hashlib
+
+import cv2
+import numpy as np
+
+from pipeline.manifest import Features, ImageFormat, Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
+from pipeline.records import encode_example, frame_record
+
+LABELS = ("cat", "dog", "emu")
+
+
+def picture(number, height, width):
+    """A smooth picture that differs from number to number, so that JPEG keeps it nearly as it is."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    rng = np.random.default_rng(number)
+    waves = [np.sin(x * fx + y * fy + p) for fx, fy, p in rng.uniform((0.02, 0.02, 0), (0.15, 0.15, 6), (3, 3))]
+    return np.uint8(np.clip(127 + 100 * np.stack(waves, -1), 0, 255))
+
+
+def encode(pixels, encoding):
+    if encoding == "raw":
+        return pixels.tobytes()
+    options = {"jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), "png": (".png", [])}[encoding]
+    ok, data = cv2.imencode(options[0], cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options[1])
+    assert ok
+    return data.tobytes()
+
+
+def payloads(count, encoding="jpeg"):
+    """Serialised examples of `count` pictures of varied size and label."""
+    for number in range(count):
+        height, width = 40 + number * 7 % 17, 36 + number * 5 % 29
+        data = encode(picture(number, height, width), encoding)
+        yield encode_example(data, number % len(LABELS), f"{number}.jpg", height, width)
+
+
+def write_split(directory, split, records, shards=3, name="tiny"):
+    """Write serialised examples as shards with their indexes; returns the manifest's entry."""
+    records, entries = list(records), []
+    for number in range(shards):
+        part = records[len(records) * number // shards : len(records) * (number + 1) // shards]
+        framed = [frame_record(record) for record in part]
+        path = directory / shard_name(name, split, number, shards)
+        path.write_bytes(b"".join(framed))
+        sizes = np.array([len(record) for record in framed], np.int64)
+        write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
+        data = path.read_bytes()
+        entries.append(Shard(path.name, len(part), len(data), hashlib.sha256(data).hexdigest()))
+    return Split(split, tuple(entries))
+
+
+def write_dataset(directory, splits, *, encoding="jpeg", features=Features(), labels=LABELS, shards=3):
+    """A dataset of {split: serialised examples}; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    splits = {name: write_split(directory, name, list(records), shards) for name, records in splits.items()}
+    count = sum(split.records for split in splits.values())
+    Manifest(
+        name="tiny",
+        labels=labels,
+        splits=splits,
+        ledger=Ledger(inputs=count, written=count),
+        features=features,
+        image=ImageFormat(encoding=encoding, max_height=56, max_width=64),
+    ).save(directory)
+    return directory
