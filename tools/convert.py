@@ -11,9 +11,11 @@ sources and options give the same bytes for any number of workers. The last line
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +29,9 @@ from pipeline.cli import Failure, UsageError, progress, run
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
+    from tools.forecast import Forecast
     from tools.images import ImageOptions
-    from tools.ledger import Settlement
+    from tools.ledger import Finished, Settlement
     from tools.plan import Plan
     from tools.scan import Sources
     from tools.shard import ShardReceipt, ShardTask
@@ -71,7 +74,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "chooses splits and the stored order")
 _WORKERS = flags.DEFINE_integer("workers", 0, "processes (Ray: tasks) at a time; 0: one a core", lower_bound=0)
 _ENGINE = flags.DEFINE_enum("engine", "processes", ["processes", "inline", "ray"], "what runs the work")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "delete the dataset in --output first")
+_REPORT = flags.DEFINE_bool("report", True, "write report.html and its pictures")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "convert a sample, predict size, time and bad fraction, write nothing")
+
+SAMPLE = 200  # inputs that --dry_run converts
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Config:
     workers: int = 1
     engine: str = "processes"
     overwrite: bool = False
+    report: bool = True
 
     def stored_options(self) -> dict[str, Any]:
         """What the stored bytes depend on, besides the sources."""
@@ -156,12 +163,14 @@ def config_from_flags() -> Config:
         workers=_WORKERS.value or len(os.sched_getaffinity(0)),
         engine=_ENGINE.value,
         overwrite=_OVERWRITE.value,
+        report=_REPORT.value,
     )
 
 
 def convert(config: Config) -> Manifest:
     """Scan, plan, write shards, settle duplicates, put everything in place; the manifest last."""
     from tools import ledger, workspace
+    from tools.tfds_metadata import write_tfds_metadata
 
     started = time.monotonic()
     _check_places(config)
@@ -174,15 +183,17 @@ def convert(config: Config) -> Manifest:
         _say(f"{config.output} is finished already: same sources, same options; nothing to do")
         return manifest
     with workspace.workspace(config.output, plan, request, sources) as work:
-        receipts, resumed = _write_shards(config, sources, plan, work)
+        receipts, resumed, predicted = _write_shards(config, sources, plan, work)
         settlement = ledger.settle(receipts, plan, sources, config.duplicates, keep_apart=bool(config.splits))
         _refuse_empty_classes(config, plan, sources, receipts)
         finished = ledger.finish(config.output, receipts, settlement, plan, sources)
         manifest = _manifest(config, plan, sources, settlement, finished, workspace.request_record(request))
-        _write_companions(config, manifest, settlement, finished)
+        write_tfds_metadata(config.output, manifest, finished.common_size)
+        seconds = time.monotonic() - started
+        _report(config, manifest, settlement, sources, seconds, resumed, predicted)
         manifest.save(config.output)
         workspace.remove_work(config.output)
-    _summarise(config, manifest, settlement, time.monotonic() - started, resumed)
+    _summarise(config, manifest, settlement, seconds, resumed)
     return manifest
 
 
@@ -234,9 +245,16 @@ def _shard_output(work: Path, plan: Plan, split: int, shard: int) -> str:
     return str(work.absolute() / f"{plan.splits[split]}-{shard:05d}")
 
 
-def _write_shards(config: Config, sources: Sources, plan: Plan, work: Path) -> tuple[list[ShardReceipt], int]:
-    """Run every task that has no valid receipt. Returns all receipts, and how many inputs were done before."""
+def _write_shards(
+    config: Config, sources: Sources, plan: Plan, work: Path
+) -> tuple[list[ShardReceipt], int, Forecast | None]:
+    """Run every task that has no valid receipt.
+
+    Returns:
+      All receipts, how many inputs were done before, and what the first finished shard foretold of the rest.
+    """
     from tools import engines, workspace
+    from tools.forecast import forecast
     from tools.shard import write_shard
 
     outputs = [_shard_output(work, plan, split, shard) for split, shard, _ in plan.members()]
@@ -246,14 +264,16 @@ def _write_shards(config: Config, sources: Sources, plan: Plan, work: Path) -> t
     resumed = sum(lengths[number] for number in receipts)
     if receipts:
         _say(f"continuing: {resumed:,} of {len(sources):,} inputs are done")
+    predicted = None
     bad = sum(receipt.quarantined for receipt in receipts.values())
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in receipts)
     with progress(total=len(sources), initial=resumed, desc="convert", unit="img") as bar:
         for receipt in engines.run(write_shard, tasks, engine=config.engine, workers=config.workers, tick=bar.update):
             receipts[number_of[receipt.output]] = receipt
+            predicted = predicted or forecast([receipt], len(sources), min(config.workers, len(outputs)))
             bad += receipt.quarantined
             _refuse_too_many_bad(config, bad, len(sources))
-    return [receipts[number] for number in range(len(outputs))], resumed
+    return [receipts[number] for number in range(len(outputs))], resumed, predicted
 
 
 def _refuse_too_many_bad(config: Config, bad: int, inputs: int) -> None:
@@ -296,7 +316,7 @@ def _first_reason(receipts: Sequence[ShardReceipt], dead: set[str], sources: Sou
 
 
 def _manifest(
-    config: Config, plan: Plan, sources: Sources, settlement: Settlement, finished: Any, request: Any
+    config: Config, plan: Plan, sources: Sources, settlement: Settlement, finished: Finished, request: Any
 ) -> Manifest:
     from pipeline.manifest import ImageFormat, Manifest
 
@@ -318,10 +338,46 @@ def _manifest(
     )
 
 
-def _write_companions(config: Config, manifest: Manifest, settlement: Settlement, finished: Any) -> None:
-    from tools.tfds_metadata import write_tfds_metadata
+def _report(
+    config: Config,
+    manifest: Manifest,
+    settlement: Settlement,
+    sources: Sources,
+    seconds: float,
+    resumed: int,
+    predicted: Forecast | None,
+) -> None:
+    if not config.report:
+        return
+    from tools.convert_report import write_report
+    from tools.forecast import seconds_text
 
-    write_tfds_metadata(config.output, manifest, finished.common_size)
+    account = manifest.ledger
+    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    performance = []
+    if predicted:
+        performance = [
+            ("output", f"{predicted.output_bytes / 1e6:,.1f} MB", f"{size / 1e6:,.1f} MB"),
+            ("time", seconds_text(predicted.seconds), seconds_text(seconds) + (" (resumed)" if resumed else "")),
+            ("bad images", f"{predicted.bad_fraction:.1%}", f"{account.quarantined / account.inputs:.1%}"),
+            ("told from", f"the first {predicted.sampled:,} inputs", f"{account.inputs:,} inputs"),
+        ]
+    pairs = write_report(
+        config.output,
+        manifest,
+        settlement,
+        sources,
+        performance=performance,
+        run=[
+            ("source", config.source),
+            ("workers", f"{config.workers} ({config.engine})"),
+            ("rate", f"{(account.inputs - resumed) / seconds:,.0f} inputs/s"),
+            ("machine", f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"),
+            ("Python", platform.python_version()),
+        ],
+    )
+    if pairs:
+        _say(f"note: {pairs:,} pairs of near duplicates, see {config.output}/report.html")
 
 
 def _summarise(config: Config, manifest: Manifest, settlement: Settlement, seconds: float, resumed: int) -> None:
@@ -345,8 +401,47 @@ def _summarise(config: Config, manifest: Manifest, settlement: Settlement, secon
 
 
 def dry_run(config: Config) -> None:
-    """Convert a sample in memory and print what a run would give."""
-    raise NotImplementedError
+    """Convert a sample into a temporary folder and print what a run would give."""
+    from itertools import islice
+
+    import numpy as np
+
+    from tools import engines
+    from tools.forecast import forecast, seconds_text
+    from tools.shard import ShardTask, write_shard
+
+    sources, plan = prepare(config)
+    share = min(1.0, SAMPLE / len(sources))
+    sample = np.concatenate([order[: max(1, round(len(order) * share))] for order in plan.order])
+    with tempfile.TemporaryDirectory() as folder:
+        task = ShardTask(
+            root=os.path.abspath(sources.root),
+            inputs=tuple((number, sources.path(number), int(sources.label[number])) for number in sample.tolist()),
+            output=os.path.join(folder, "sample"),
+            digest="",
+            options=config.image,
+            features=sources.features,
+        )
+        # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
+        with progress(total=len(task), desc="sample", unit="img") as bar:
+            receipts = list(engines.run(write_shard, [task], workers=1, tick=bar.update))
+        workers = min(config.workers, plan.num_tasks)
+        told = forecast(receipts, len(sources), workers)
+        bad = [row for row in receipts[0].rows() if row["reason"]]
+    splits = ", ".join(
+        f"{name} {len(order):,} in {count} shard{'s' * (count > 1)}"
+        for name, order, count in zip(plan.splits, plan.order, plan.shards, strict=True)
+    )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in told.reasons)
+    print(f"{len(sources):,} inputs, {len(sources.labels)} classes: {splits}")
+    shares = f"{told.bad_fraction:.1%} bad, {told.filtered_fraction:.1%} filtered"
+    print(f"sampled {told.sampled:,}: {shares}" + (f" ({reasons})" if reasons else ""))
+    for row in islice(bad, 5):
+        print(f"  {row['path']}: {row['reason']}: {row['detail']}")
+    print(
+        f"predicted: {told.output_bytes / 1e6:,.1f} MB, {seconds_text(told.seconds)} with {workers} "
+        f"worker{'s' * (workers > 1)}; nothing was written"
+    )
 
 
 def _check_places(config: Config) -> None:

@@ -114,6 +114,10 @@ def settle(
         dropped = frozenset(number for each in twins for number in each.inputs[1:])
     elif keep_apart:
         moved = _bring_together(twins, plan, sources, task_of, found)
+    split = plan.split.copy()
+    split_of_task = [number for number, _, _ in plan.members()]
+    for number, task in moved.items():
+        split[number] = split_of_task[task]
     ledger = Ledger(
         inputs=count,
         written=states[WRITTEN] - len(dropped),
@@ -122,7 +126,7 @@ def settle(
         filtered=states[FILTERED],
     )
     return Settlement(
-        ledger, reasons, twins, dropped, moved, {"hash": looks[found], "input": found, "split": plan.split[found]}
+        ledger, reasons, twins, dropped, moved, {"hash": looks[found], "input": found, "split": split[found]}
     )
 
 

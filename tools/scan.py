@@ -81,7 +81,7 @@ class Sources:
         return digest.hexdigest()
 
 
-class _Builder:
+class Builder:
     """Collects inputs one by one into packed columns."""
 
     def __init__(self) -> None:
@@ -92,6 +92,7 @@ class _Builder:
         self.names = bytearray()
 
     def add(self, folder: int, name: bytes, label: int, split: int, size: int, mtime: int) -> None:
+        """One input: split -1 for none, size -1 when it cannot be told."""
         self.names += name
         self.ends.append(len(self.names))
         self.folder.append(folder)
@@ -101,11 +102,18 @@ class _Builder:
         self.mtime.append(mtime)
 
     def enter(self, folder: bytes) -> int:
+        """A new folder; returns its number."""
         self.folders.append(folder)
         return len(self.folders) - 1
 
     def finish(
-        self, root: str, labels: Sequence[str], splits: Sequence[str], relabel: np.ndarray, notes: Sequence[str]
+        self,
+        root: str,
+        labels: Sequence[str],
+        splits: Sequence[str],
+        relabel: np.ndarray,
+        notes: Sequence[str],
+        features: Features | None = None,
     ) -> Sources:
         """`relabel` maps the label numbers used while collecting to their final ones."""
         label = np.frombuffer(self.label, np.int32) if len(self.label) else np.empty(0, np.int32)
@@ -123,6 +131,7 @@ class _Builder:
             size=np.array(self.size, np.int64, copy=None),
             mtime=np.array(self.mtime, np.int64, copy=None),
             notes=tuple(notes),
+            features=features,
         )
 
 
@@ -150,7 +159,7 @@ def scan(
     if source.startswith("tfds:"):
         from tools.scan_tfds import scan_tfds
 
-        return scan_tfds(source, tfds_dir, class_names, _Builder(), order_labels, tick)
+        return scan_tfds(source, tfds_dir, class_names, tick)
     path = Path(source)
     if not path.exists():
         raise UsageError(f"--source={source}: no such folder or table")
@@ -179,7 +188,7 @@ def _scan_folder(source: str, label_from: str, class_names: Sequence[str], tick:
         tops = [(-1, b"", b"")]
     _refuse_folder_without_classes(source, top, loose)
 
-    builder = _Builder()
+    builder = Builder()
     labels: dict[str, int] = {}
     skipped = len(loose)
     empty: list[str] = []
@@ -206,7 +215,7 @@ def _scan_folder(source: str, label_from: str, class_names: Sequence[str], tick:
 
 
 def _collect(
-    builder: _Builder,
+    builder: Builder,
     root: bytes,
     folder: bytes,
     first: bytes,
@@ -286,7 +295,7 @@ def _passed_over(name: bytes) -> bool:
 
 def _scan_table(path: Path, class_names: Sequence[str], tick: Callable[[int], None]) -> Sources:
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _text_rows(path)
-    builder = _Builder()
+    builder = Builder()
     folders: dict[bytes, int] = {}
     labels: dict[str, int] = {}
     splits: dict[str, int] = {}

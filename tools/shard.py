@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,8 +62,10 @@ class ShardReceipt:
     records: int
     bytes: int
     sha256: str
+    inputs: int = 0
     quarantined: int = 0
     filtered: int = 0
+    seconds: float = 0.0  # it took; for forecasts
 
     def rows(self) -> list[dict[str, Any]]:
         """What became of each input, in stored order."""
@@ -89,6 +92,7 @@ def write_shard(task: ShardTask, tick: Callable[[int], None] = lambda position: 
       Failure: an image is bad and the task says that this ends the run.
       OSError: the output cannot be written.
     """
+    started = time.monotonic()
     set_up_process()
     rows: dict[str, list[Any]] = {name: [] for name in ROW}
     digest = hashlib.sha256()
@@ -115,8 +119,10 @@ def write_shard(task: ShardTask, tick: Callable[[int], None] = lambda position: 
         records,
         offset,
         digest.hexdigest(),
-        rows["status"].count(QUARANTINED),
-        rows["status"].count(FILTERED),
+        inputs=len(task.inputs),
+        quarantined=rows["status"].count(QUARANTINED),
+        filtered=rows["status"].count(FILTERED),
+        seconds=time.monotonic() - started,
     )
     _write_receipt(receipt, rows)
     return receipt

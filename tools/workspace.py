@@ -28,7 +28,6 @@ from tools.shard import ShardReceipt, load_receipt
 from tools.tfds_metadata import FILES as TFDS_FILES
 
 WORK = ".convert"
-REPORT_FILES = ("report.html", "plots")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,9 @@ def finished_already(output: Path, request: Request, sources: Sources) -> Manife
 
 def remove_dataset(output: Path) -> None:
     """--overwrite: delete what a conversion left there, finished or not, and nothing else."""
-    files = [FILE_NAME, SOURCES_FILE, *TFDS_FILES, *REPORT_FILES]
+    from tools.convert_report import remove_report
+
+    files = [FILE_NAME, SOURCES_FILE, *TFDS_FILES]
     if (output / FILE_NAME).exists():
         try:
             manifest = Manifest.load(output)
@@ -82,8 +83,8 @@ def remove_dataset(output: Path) -> None:
     elif not (output / WORK).exists():
         return
     for name in files:  # the manifest goes first: from here on it is no dataset
-        path = output / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (output / name).unlink(missing_ok=True)
+    remove_report(output)
     _remove_half_placed(output)
     shutil.rmtree(output / WORK, ignore_errors=True)
 
