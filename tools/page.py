@@ -50,6 +50,8 @@ figure.plot { background: #ffffff; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
 .gallery figure { margin: 0; background: var(--card); padding: .25rem; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
+.gallery.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+.gallery.pairs img { aspect-ratio: auto; }
 .gallery figcaption { font-size: .75rem; color: var(--soft); }
 pre { overflow-x: auto; background: var(--card); padding: .75rem; }
 """
@@ -116,13 +118,14 @@ class Page:
         """A section with one encoded picture (PNG, JPEG or WebP)."""
         self._add(title, _note(note), f"<figure>{_img(data, alt)}</figure>")
 
-    def gallery(self, title: str, pictures: Iterable[tuple[bytes, str]], note: str = "") -> None:
-        """A section with a grid of encoded pictures and their captions."""
+    def gallery(self, title: str, pictures: Iterable[tuple[bytes, str]], note: str = "", wide: bool = False) -> None:
+        """A section with a grid of encoded pictures and their captions; `wide` for pairs of pictures."""
         cells = "".join(
             f"<figure>{_img(data, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
             for data, caption in pictures
         )
-        self._add(title, _note(note), f'<div class="gallery">{cells}</div>')
+        kind = "gallery pairs" if wide else "gallery"
+        self._add(title, _note(note), f'<div class="{kind}">{cells}</div>')
 
     def render(self) -> str:
         """The whole document."""

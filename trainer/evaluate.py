@@ -8,22 +8,14 @@ replicas, and the digits do not depend on that number.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from absl import flags
 
 from pipeline import cli as command
-from pipeline.cli import Failure, UsageError
-from trainer import scores
-
-if TYPE_CHECKING:
-    from trainer.forward import Predictions
+from pipeline.cli import UsageError
 
 _RUN = flags.DEFINE_string("run", "", "run directory written by trainer.train")
 _CHECKPOINT = flags.DEFINE_string(
@@ -50,24 +42,6 @@ _LEAKS = flags.DEFINE_enum(
 _REPORT = flags.DEFINE_boolean("report", True, "write report.html")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What one evaluation found: the numbers, and the rows they were computed from."""
-
-    metrics: dict[str, Any]  # the content of metrics.json
-    predictions: Predictions
-    paths: list[str]  # source file of each row
-    labels: tuple[str, ...]
-    cooled: np.ndarray | None  # probabilities after the fitted temperature
-    leaks: list[Any]  # trainer.leaks.Leak
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """Counts [true, predicted]."""
-        rows = self.predictions
-        return scores.confusion_matrix(rows.labels, rows.probabilities.argmax(axis=1), len(self.labels))
-
-
 def main() -> None:
     """Flags to one evaluation."""
     started = time.monotonic()
@@ -75,23 +49,29 @@ def main() -> None:
     if not _DATA.value:
         raise UsageError("--data is missing: name the dataset directory to evaluate on")
     import pipeline
+    from trainer.evaluation import check_labels, evaluate, make_directory, summary, write
+    from trainer.state import load_run, read_config
 
+    # Everything that a person may have got wrong is looked at before TensorFlow is started.
+    labels = tuple(read_config(run_directory)["labels"])
     data = pipeline.open_dataset(_DATA.value)
+    check_labels(labels, data.labels, _DATA.value)
     data.manifest.split(_SPLIT.value)
     temperature_split = choose_temperature_split(_TEMPERATURE_SPLIT.value, _SPLIT.value, tuple(data.manifest.splits))
-    output = make_directory(_OUTPUT.value or str(run_directory / f"evaluation-{_SPLIT.value}"))
 
     from trainer import cluster as clusters
-    from trainer.forward import predict_split
-    from trainer.state import load_run
+    from trainer.forward import Predictions, predict_split
 
     cluster = clusters.start("mirrored", _LOGICAL_CPUS.value)
     with cluster.strategy.scope():
-        run = load_run(run_directory, _CHECKPOINT.value or None)
-    check_labels(run.labels, data.labels, _DATA.value)
-    how = {"rows": _BATCH.value, "views": _TTA.value}
-    predictions = predict_split(run, cluster, data, _SPLIT.value, **how)
-    calibration = predict_split(run, cluster, data, temperature_split, **how) if temperature_split else None
+        run = load_run(str(run_directory), _CHECKPOINT.value or None)
+    output = make_directory(_OUTPUT.value or str(run_directory / f"evaluation-{_SPLIT.value}"))
+
+    def predict(split: str) -> Predictions:
+        return predict_split(run, cluster, data, split, rows=_BATCH.value, views=_TTA.value)
+
+    predictions = predict(_SPLIT.value)
+    calibration = predict(temperature_split) if temperature_split else None
     leaks, leak_note = find_leaks(run, cluster, data)
     evaluation = evaluate(predictions, data, _SPLIT.value, calibration, temperature_split, leaks)
     evaluation.metrics.update(
@@ -144,30 +124,6 @@ def choose_temperature_split(wanted: str, evaluated: str, splits: tuple[str, ...
     return wanted
 
 
-def check_labels(trained: tuple[str, ...], found: tuple[str, ...], data: str) -> None:
-    """Refuse a dataset whose classes are not the model's, in its order."""
-    if tuple(trained) == tuple(found):
-        return
-    if len(trained) != len(found):
-        what = f"has {len(found)} classes, the run was trained on {len(trained)}"
-    else:
-        number = next(i for i, (a, b) in enumerate(zip(trained, found, strict=True)) if a != b)
-        what = f"calls class {number} {found[number]!r}, the run {trained[number]!r}"
-    raise UsageError(f"--data={data} {what}; convert the pictures with the labels the run was trained on")
-
-
-def make_directory(path: str) -> Path:
-    """`path` as a writable directory."""
-    directory = Path(path)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output={path}: {error.strerror}; name a directory that can be written") from None
-    if not os.access(directory, os.W_OK):
-        raise UsageError(f"--output={path}: no permission to write there; name another directory")
-    return directory
-
-
 def find_leaks(run: Any, cluster: Any, data: Any) -> tuple[list[Any], str]:
     """Copies of evaluated pictures in the training split, and what was compared."""
     from trainer import leaks
@@ -175,180 +131,6 @@ def find_leaks(run: Any, cluster: Any, data: Any) -> tuple[list[Any], str]:
     if _LEAKS.value == "none":
         return [], "not looked for (--leaks=none)"
     return leaks.find(run, cluster, data, _SPLIT.value, features=_LEAKS.value == "features", rows=_BATCH.value)
-
-
-# ----------------------------------------------------------------------------------------- numbers
-
-
-def evaluate(
-    predictions: Predictions,
-    data: Any,
-    split: str,
-    calibration: Predictions | None = None,
-    calibration_split: str = "",
-    leaks: list[Any] | None = None,
-) -> Evaluation:
-    """All numbers of one evaluation, from predictions alone."""
-    labels, targets, probabilities = data.labels, predictions.labels, predictions.probabilities
-    paths = [filename for _, _, filename in data.records(split, predictions.records.tolist())]
-    ranks = scores.label_ranks(probabilities, targets)
-    confusion = scores.confusion_matrix(targets, probabilities.argmax(axis=1), len(labels))
-    by_class = scores.class_scores(confusion)
-    found = [scores.detection(probabilities[:, c], targets == c) for c in range(len(labels))]
-    top5 = np.array([[np.sum(ranks < 5), np.sum(ranks >= 5)], [0, 0]])  # as a matrix, to draw its interval
-    metrics: dict[str, Any] = {
-        "split": split,
-        "n": len(targets),
-        "records": predictions.num_stored,
-        "count": predictions.count_line,
-        "top1": float(np.mean(ranks < 1)),
-        "top5": float(np.mean(ranks < 5)),
-        "macro_f1": by_class.macro_f1,
-        "interval95": {
-            "top1": scores.bootstrap_interval(confusion, scores.accuracy),
-            "top5": scores.bootstrap_interval(top5, lambda matrix: matrix[0, 0] / matrix.sum()),
-            "macro_f1": scores.bootstrap_interval(confusion, lambda matrix: scores.class_scores(matrix).macro_f1),
-        },
-        "log_loss": scores.log_loss(probabilities, targets),
-        "ece": scores.reliability(probabilities, targets).ece,
-        "mean_roc_auc": _mean([curve.roc_auc for curve in found if curve]),
-        "mean_average_precision": _mean([curve.average_precision for curve in found if curve]),
-        "classes": [
-            {
-                "label": labels[c],
-                "support": int(by_class.support[c]),
-                "predicted": int(by_class.predicted[c]),
-                "precision": float(by_class.precision[c]),
-                "recall": float(by_class.recall[c]),
-                "f1": float(by_class.f1[c]),
-                "roc_auc": curve.roc_auc if curve else None,
-                "average_precision": curve.average_precision if curve else None,
-            }
-            for c, curve in enumerate(found)
-        ],
-    }
-    cooled = None
-    if calibration is not None:
-        temperature = scores.fit_temperature(calibration.probabilities, calibration.labels)
-        cooled = scores.apply_temperature(probabilities, temperature)
-        metrics["temperature"] = {
-            "fitted_on": calibration_split,
-            "fitted_on_records": len(calibration.records),
-            "value": temperature,
-            "ece": scores.reliability(cooled, targets).ece,
-            "log_loss": scores.log_loss(cooled, targets),
-        }
-    if leaks:
-        clean = ~np.isin(predictions.records, [leak.record for leak in leaks])
-        metrics["without_leaks"] = {
-            "n": int(clean.sum()),
-            "top1": _mean((ranks[clean] < 1).tolist()),
-            "top5": _mean((ranks[clean] < 5).tolist()),
-        }
-    metrics["leaks"] = len({leak.record for leak in leaks or []})
-    return Evaluation(metrics, predictions, paths, tuple(labels), cooled, leaks or [])
-
-
-def _mean(values: list[Any]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-# ------------------------------------------------------------------------------------------ output
-
-
-def summary(evaluation: Evaluation) -> str:
-    """One line with the headline numbers."""
-    m = evaluation.metrics
-    low, high = m["interval95"]["top1"]
-    line = (
-        f"top-1 {m['top1']:.1%} (95 % interval {low:.1%} to {high:.1%}), top-5 {m['top5']:.1%}, "
-        f"macro-F1 {m['macro_f1']:.3f}, ECE {m['ece']:.1%}"
-    )
-    if "without_leaks" in m and m["without_leaks"]["n"]:
-        clean = m["without_leaks"]
-        line += (
-            f"; without {m['leaks']} pictures that are also in training: top-1 {clean['top1']:.1%} (n = {clean['n']})"
-        )
-    return line
-
-
-def write(evaluation: Evaluation, output: Path) -> None:
-    """metrics.json, predictions.parquet and the PNGs."""
-    from tools.page import figure_png
-    from trainer import figures
-
-    rows, labels = evaluation.predictions, evaluation.labels
-    made = {
-        "confusion": figures.confusion(evaluation.confusion, labels),
-        "classes": figures.classes(scores.class_scores(evaluation.confusion), labels),
-        "roc_pr": figures.detection(rows.probabilities, rows.labels, labels),
-        "calibration": calibration_figure(evaluation),
-    }
-    for name, figure in made.items():
-        if figure is not None:
-            (output / f"{name}.png").write_bytes(figure_png(figure))
-    write_predictions(evaluation, output / "predictions.parquet")
-    # Last, so that a directory with metrics.json is whole.
-    temporary = output / "metrics.json.tmp"
-    temporary.write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(output / "metrics.json")
-
-
-def calibration_figure(evaluation: Evaluation) -> Any:
-    """Reliability before and, where a temperature was fitted, after."""
-    from trainer import figures
-
-    rows, cooled = evaluation.predictions, evaluation.cooled
-    before = scores.reliability(rows.probabilities, rows.labels)
-    if cooled is None:
-        return figures.calibration(before)
-    after = scores.reliability(cooled, rows.labels)
-    return figures.calibration(before, after, evaluation.metrics["temperature"]["value"])
-
-
-def write_predictions(evaluation: Evaluation, path: Path) -> None:
-    """One row a record: id, path, label, prediction and all probabilities; the class names lie in the metadata."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = evaluation.predictions
-    num_classes = len(evaluation.labels)
-    names = np.array(evaluation.labels, dtype=object)
-    predicted = rows.probabilities.argmax(axis=1)
-    flat = pa.array(rows.probabilities.ravel(), pa.float32())
-    table = pa.table(
-        {
-            "id": pa.array(rows.records, pa.int64()),
-            "path": pa.array(evaluation.paths, pa.string()),
-            "label": pa.array(names[rows.labels], pa.string()),
-            "predicted": pa.array(names[predicted], pa.string()),
-            "correct": pa.array(predicted == rows.labels, pa.bool_()),
-            "probabilities": pa.FixedSizeListArray.from_arrays(flat, num_classes),
-        }
-    )
-    metadata = {
-        "labels": json.dumps(evaluation.labels, ensure_ascii=False),
-        "split": evaluation.metrics["split"],
-        "digest": str(evaluation.metrics.get("digest", "")),
-    }
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
-    temporary.replace(path)
-
-
-def read_predictions(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
-    """The table and metadata of an evaluation directory. Raises UsageError or Failure in one line."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(directory) / "predictions.parquet"
-    if not path.is_file():
-        raise UsageError(f"{directory} holds no predictions.parquet; run trainer.evaluate first")
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise Failure(f"{path} is damaged ({error}); run trainer.evaluate again") from None
-    return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def cli() -> None:

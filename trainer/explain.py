@@ -1,31 +1,12 @@
-"""What the model looked at: stored pictures as the model sees them, Grad-CAM maps, and overlays of both."""
+"""Where the model looked: Grad-CAM maps, and pictures that show them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow as tf
-
-from pipeline.decode import decode
-from pipeline.geometry import eval_geometry
-from pipeline.shards import Shards
-
-
-def stored_pictures(data: Any, split: str, records: Iterable[int]) -> Iterator[tuple[np.ndarray, str]]:
-    """Pixels (uint8 RGB) and source file name of some records, in the order asked for."""
-    shards = Shards(data.manifest, data.directory, split)
-    for record in records:
-        example = shards.read(int(record))
-        yield decode(example, data.manifest.image.encoding).copy(), example.filename
-
-
-def as_seen(picture: np.ndarray, run: Any) -> np.ndarray:
-    """The square that the model is shown of a picture."""
-    with tf.device("/CPU:0"):
-        return eval_geometry(tf.constant(picture), run.config.image_size, run.preprocessing["crop_fraction"]).numpy()
 
 
 class GradCam:

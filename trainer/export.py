@@ -66,7 +66,7 @@ def main() -> None:
     run = load_run(_RUN.value, _CHECKPOINT.value or None, precision="float32")
     data = pipeline.open_dataset(_DATA.value or run.config.data)
     split = comparison_split(_SPLIT.value, data.manifest.splits, run.config.train_split)
-    from trainer.evaluate import check_labels
+    from trainer.evaluation import check_labels
 
     check_labels(run.labels, data.labels, str(data.directory))
     calibration = "" if "int8" not in formats else run.config.train_split
@@ -149,8 +149,8 @@ def save_serving(run: Any, target: Path) -> None:
     """
     import tensorflow as tf
 
+    from trainer.seen import stored_options
     from trainer.serving import picture_from_bytes
-    from trainer.predict import stored_options
 
     size, options = run.config.image_size, stored_options(run)
     module = tf.Module()
@@ -207,7 +207,7 @@ def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]
 
 
 def calibration_pictures(run: Any, data: Any, split: str) -> Iterator[np.ndarray]:
-    """Training pictures as the model sees them, and one of both extremes so that a step of the input is one grey level."""
+    """Training pictures as the model sees them, and one with both extremes, so that input step = grey level."""
     for picture in seen_pictures(run, data, split, _CALIBRATION.value):
         yield picture[None]
     extremes = np.zeros((1, run.config.image_size, run.config.image_size, 3), np.uint8)
@@ -217,7 +217,7 @@ def calibration_pictures(run: Any, data: Any, split: str) -> Iterator[np.ndarray
 
 def seen_pictures(run: Any, data: Any, split: str, count: int) -> Iterator[np.ndarray]:
     """Up to `count` records, spread evenly over the split, as the model sees them."""
-    from trainer.explain import as_seen, stored_pictures
+    from trainer.seen import as_seen, stored_pictures
 
     for picture, _ in stored_pictures(data, split, spread(data.num_records(split), count)):
         yield as_seen(picture, run)
@@ -251,9 +251,7 @@ def compare(run: Any, formats: Iterable[str], output: Path, data: Any, split: st
     return {"images": len(images), "split": split, "exports": exports}
 
 
-def run_export(
-    form: str, path: Path, images: np.ndarray, data: Any, split: str
-) -> Iterator[tuple[str, np.ndarray]]:
+def run_export(form: str, path: Path, images: np.ndarray, data: Any, split: str) -> Iterator[tuple[str, np.ndarray]]:
     """What one exported model makes of the pictures, read back from disk."""
     import keras
     import tensorflow as tf

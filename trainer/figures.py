@@ -227,26 +227,58 @@ def calibration(before: scores.Reliability, after: scores.Reliability | None = N
 # ---------------------------------------------------------------------------------- over a run
 
 
-def run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Loss and top-1 over epochs, one colour a run; dashed: training, solid with dots: held out.
+def timeline(rows: Sequence[Mapping[str, Any]], phases: Sequence[tuple[str, float]]) -> Any | None:
+    """Throughput and waiting for input over a run, from its metrics.jsonl. None before the first step.
 
     Args:
-      runs: name -> rows of that run's metrics.jsonl. With one run, phases are marked.
+      phases: name and first epoch of each.
+    """
+    rows = [row for row in rows if row.get("kind") == "train" and _finite(row, "images_per_second")]
+    if not rows:
+        return None
+    epochs = [row["epoch"] for row in rows]
+    rates = [row["images_per_second"] for row in rows]
+    waiting = [row.get("waiting_percent", 0.0) / 100 for row in rows]
+    figure = new_figure(8, 4.6)
+    rate, wait = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    marker = "o" if len(rows) < 30 else ""
+    rate.plot(epochs, rates, color=BLUE, marker=marker, ms=3)
+    wait.fill_between(epochs, waiting, color=RED, alpha=0.35, lw=0)
+    wait.plot(epochs, waiting, color=RED, marker=marker, ms=3)
+    rate.set(ylabel="images / s")
+    rate.set_ylim(bottom=0)
+    wait.set(ylabel="waiting\nfor input", xlabel="epoch", ylim=(0, max(0.1, 1.1 * max(waiting))))
+    wait.yaxis.set_major_formatter(_percent())
+    for axes in (rate, wait):
+        axes.spines[["top", "right"]].set_visible(False)
+        for name, epoch in phases[1:]:
+            axes.axvline(epoch, color=GREY, lw=1, ls=":")
+            axes.annotate(f" {name}", (epoch, 1), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, va="top")
+    figure.suptitle(
+        f"{np.median(rates):,.0f} images/s (median); "
+        f"input keeps the device waiting {np.median(waiting):.1%} of the time",
+        fontsize=11,
+    )
+    return figure
+
+
+def run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """Loss and top-1 of several runs over epochs, one colour each; dashed: training, solid with dots: held out.
+
+    Args:
+      runs: name -> rows of that run's metrics.jsonl.
     """
     figure = new_figure(11, 4.4)
     loss, top1 = figure.subplots(1, 2)
+    styles = {"train": {"ls": "--", "lw": 0.8, "alpha": 0.6}, "eval": {"marker": "o", "ms": 4, "lw": 1.8}}
     for i, (name, rows) in enumerate(runs.items()):
-        colour = PALETTE[i % len(PALETTE)]
-        for kind, style in (("train", {"ls": "--", "lw": 1}), ("eval", {"marker": "o", "ms": 4, "lw": 1.6})):
-            for axes, key in ((loss, "loss"), (top1, "top1")):
+        for axes, key in ((loss, "loss"), (top1, "top1")):
+            for kind, style in styles.items():
                 points = [(row["epoch"], row[key]) for row in rows if row.get("kind") == kind and _finite(row, key)]
                 if points:
-                    kind_name = "training" if kind == "train" else "held out"
-                    label = kind_name if len(runs) == 1 else f"{name}, {kind_name}"
-                    axes.plot(*np.array(points, float).T, color=colour, label=label, **style)
-        if len(runs) == 1:
-            mark_phases((loss, top1), rows)
-    loss.set(xlabel="epoch", ylabel="loss")
+                    label = f"{short(name, 30)}, {'training' if kind == 'train' else 'held out'}"
+                    axes.plot(*np.array(points, float).T, color=PALETTE[i % len(PALETTE)], label=label, **style)
+    loss.set(xlabel="epoch", ylabel="loss, nats")
     top1.set(xlabel="epoch", ylabel="top-1")
     loss.set_ylim(bottom=0)
     top1.set_ylim(0, 1)
@@ -255,13 +287,10 @@ def run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
     if top1.get_lines():
         top1.legend(fontsize=8, frameon=False, loc="lower right")
-    finals = {name: final_top1(rows) for name, rows in runs.items()}
-    known = {name: value for name, value in finals.items() if value is not None}
-    if len(known) > 1:
-        best = max(known, key=lambda name: known[name])
-        figure.suptitle(f"{best} ends highest, at {known[best]:.1%} held-out top-1", fontsize=11)
-    elif known:
-        figure.suptitle(f"Held-out top-1 ends at {next(iter(known.values())):.1%}", fontsize=11)
+    finals = {name: value for name, rows in runs.items() if (value := final_top1(rows)) is not None}
+    if finals:
+        best = max(finals, key=lambda name: finals[name])
+        figure.suptitle(f"{short(best, 30)} ends highest, at {finals[best]:.1%} held-out top-1", fontsize=11)
     return figure
 
 
@@ -269,22 +298,6 @@ def final_top1(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Top-1 of the last held-out evaluation in metrics.jsonl."""
     values = [row["top1"] for row in rows if row.get("kind") == "eval" and _finite(row, "top1")]
     return float(values[-1]) if values else None
-
-
-def mark_phases(all_axes: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A dotted line where each phase begins, with its name."""
-    started: dict[Any, float] = {}
-    for row in rows:
-        if "phase" in row and "epoch" in row:
-            started.setdefault(row["phase"], row["epoch"])
-    if len(started) < 2:
-        return
-    for axes in all_axes:
-        for phase, epoch in started.items():
-            axes.axvline(epoch, color=GREY, lw=1, ls=":")
-            axes.text(
-                epoch, 1.0, f" {phase}", fontsize=8, color=GREY, va="bottom", transform=axes.get_xaxis_transform()
-            )
 
 
 def _finite(row: Mapping[str, Any], key: str) -> bool:

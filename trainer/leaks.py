@@ -157,7 +157,7 @@ def confirmed(
 
 def _thumbnails(data: Any, split: str, records: np.ndarray) -> list[np.ndarray]:
     """Each record as a 32 x 32 grey square of mean 0 and deviation 1, so that a mean product is a correlation."""
-    from trainer.explain import stored_pictures
+    from trainer.seen import stored_pictures
 
     small = []
     for picture, _ in stored_pictures(data, split, records):

@@ -113,17 +113,6 @@ def _walk(directory: str) -> Iterator[str]:
                 yield os.path.join(folder, name)
 
 
-def stored_options(run: Any) -> Any:
-    """How the converter made the pictures this run was trained on."""
-    from tools.images import ImageOptions
-
-    stored = run.preprocessing.get("stored", {})
-    if stored.get("resize", "none") == "none":
-        return ImageOptions(resize="none")
-    flags_set = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
-    return ImageOptions(resize=stored["resize"], size=stored["size"], **flags_set)
-
-
 # ------------------------------------------------------------------------------------- predictions
 
 
@@ -132,6 +121,7 @@ def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Ite
     import tensorflow as tf
 
     from tools.images import set_up_process
+    from trainer.seen import stored_options
 
     set_up_process()
     options = stored_options(run)
@@ -163,11 +153,11 @@ def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Ite
 
 def load(path: str, run: Any, options: Any) -> tuple[np.ndarray | None, str]:
     """What the model is shown of a file, or why it cannot be."""
-    from tools.images import BadImage, load_rgb
-    from trainer.explain import as_seen
+    from tools.images import BadImage
+    from trainer import seen
 
     try:
-        return as_seen(load_rgb(Path(path).read_bytes(), options), run), ""
+        return seen.of_file(Path(path).read_bytes(), run, options), ""
     except BadImage as error:
         return None, " ".join(str(error).split())
     except OSError as error:
@@ -262,7 +252,7 @@ def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, tar
     from tools.page import figure_png
     from trainer import figures
 
-    tiles = []
+    tiles: list[tuple[np.ndarray | None, str, str]] = []
     for picture, row in shown:
         name = figures.short(os.path.basename(row.path), 30)
         if picture is None:

@@ -77,19 +77,28 @@ def test_calibration_gives_its_verdict(confidence, right, verdict):
     assert any(text.endswith(verdict) for text in texts)
 
 
-def test_run_curves_mark_phases_and_name_the_winner():
-    def rows(top1):
-        return [
-            {"kind": "train", "epoch": 0.5, "phase": "head", "loss": 2.0, "top1": 0.3},
-            {"kind": "eval", "epoch": 1, "phase": "head", "loss": float("nan"), "top1": 0.4},
-            {"kind": "eval", "epoch": 2, "phase": "all", "loss": 1.0, "top1": top1},
-        ]
+def rows_of_a_run(top1):
+    train = {"kind": "train", "phase": "head", "loss": 2.0, "top1": 0.3, "waiting_percent": 4.0}
+    return [
+        train | {"epoch": 0.5, "images_per_second": 100.0},
+        {"kind": "eval", "epoch": 1, "phase": "head", "loss": float("nan"), "top1": 0.4},
+        train | {"epoch": 1.5, "images_per_second": 140.0},
+        {"kind": "eval", "epoch": 2, "phase": "all", "loss": 1.0, "top1": top1},
+    ]
 
-    _, texts = drawn(figures.run_curves({"one": rows(0.5)}))
-    assert {" head", " all", "Held-out top-1 ends at 50.0%"} <= set(texts)
-    _, texts = drawn(figures.run_curves({"one": rows(0.5), "two": rows(0.7)}))
+
+def test_run_curves_name_the_winner():
+    _, texts = drawn(figures.run_curves({"one": rows_of_a_run(0.5), "two": rows_of_a_run(0.7)}))
     assert "two ends highest, at 70.0% held-out top-1" in texts
+    assert {"one, training", "two, held out"} <= set(texts)
     drawn(figures.run_curves({"nothing yet": []}))
+
+
+def test_timeline_marks_phases_and_says_how_long_input_takes():
+    _, texts = drawn(figures.timeline(rows_of_a_run(0.5), [("head", 0.0), ("all", 1.0)]))
+    assert " all" in texts
+    assert "120 images/s (median); input keeps the device waiting 4.0% of the time" in texts
+    assert figures.timeline([], []) is None
 
 
 def test_gallery_shows_a_broken_file_as_a_tile():

@@ -1,0 +1,290 @@
+"""report.html: one page that says what a run was, how well it does, where it errs and why one may believe it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.page import Page
+from trainer import figures, leaks, metrics, plots, scores
+from trainer.config import TrainConfig
+from trainer.evaluation import Evaluation, calibration_figure
+from trainer.explain import GradCam, overlay, side_by_side
+from trainer.seen import as_seen, stored_pictures
+from trainer.state import read_config
+
+PICTURES = 12  # in each gallery
+
+
+def write_report(path: Path, directory: Path, run: Any, data: Any, evaluation: Evaluation) -> None:
+    """Write the page for one evaluation of one run."""
+    content, rows = read_config(directory), metrics.read(directory)
+    found = evaluation.metrics
+    page = Page(
+        f"{Path(directory).absolute().name} on {found['split']}: {found['top1']:.1%} top-1",
+        subtitle=f"VGG16, {len(evaluation.labels)} classes, {data.manifest.name}, {found['count']}",
+    )
+    add_result(page, evaluation)
+    add_setting(page, run, content)
+    add_ledger(page, data)
+    add_training(page, run, rows)
+    add_confusion(page, evaluation)
+    add_mistakes(page, run, data, evaluation)
+    add_suspects(page, run, data, evaluation)
+    add_calibration(page, evaluation)
+    add_leaks(page, run, data, evaluation)
+    add_machine(page, content, found)
+    page.save(path)
+
+
+# ------------------------------------------------------------------------------------- sections
+
+
+def add_result(page: Page, evaluation: Evaluation) -> None:
+    """The headline numbers, each with its interval where it has one."""
+    m = evaluation.metrics
+    rows = [
+        (name, m[key], "{:.4f} to {:.4f}".format(*m["interval95"][key]) if key in m["interval95"] else "")
+        for name, key in (
+            ("top-1", "top1"),
+            ("top-5", "top5"),
+            ("macro-F1", "macro_f1"),
+            ("log loss, nats", "log_loss"),
+            ("expected calibration error", "ece"),
+            ("mean area under ROC", "mean_roc_auc"),
+            ("mean average precision", "mean_average_precision"),
+        )
+        if m[key] is not None
+    ]
+    if "without_leaks" in m and m["without_leaks"]["n"]:
+        clean = m["without_leaks"]
+        rows += [
+            (f"top-1 without pictures that are also in training (n = {clean['n']})", clean["top1"], ""),
+            (f"top-5 without pictures that are also in training (n = {clean['n']})", clean["top5"], ""),
+        ]
+    tta = {"none": "", "flip": "; averaged over each picture and its mirror image"}.get(
+        m["tta"], f"; averaged over {m['tta']} crops"
+    )
+    page.table("Result", ("measure", "value", "95 % interval"), rows, note=f"{m['split']}: {m['count']}{tta}.")
+
+
+def add_setting(page: Page, run: Any, content: dict[str, Any]) -> None:
+    """Every flag; those that differ from their default first."""
+    default = TrainConfig().to_dict()
+    changed = {name: value != default[name] for name, value in content["train"].items()}
+    rows = [
+        (f"--{name}", _text(content["train"][name]), _text(default[name]))
+        for name in sorted(changed, key=lambda name: not changed[name])
+    ]
+    given = [f"--{name}={_text(content['train'][name])}" for name, differs in changed.items() if differs]
+    page.text("Setting", " ".join(given) or "every flag at its default")
+    page.table("Setting", ("flag", "value", "default"), rows)
+
+
+def add_ledger(page: Page, data: Any) -> None:
+    """What became of every input, and how the splits are filled."""
+    manifest, ledger = data.manifest, data.manifest.ledger
+    page.text(
+        "Data ledger",
+        f"{ledger.inputs:,} inputs = {ledger.written:,} written + {ledger.quarantined:,} quarantined + "
+        f"{ledger.duplicates:,} duplicates + {ledger.filtered:,} filtered.",
+        f"Dataset digest {manifest.digest}.",
+    )
+    splits = list(manifest.splits)
+    counted = all(manifest.class_counts.get(name) for name in splits)
+    if counted:
+        rows = [
+            (label, *(int(manifest.class_counts[name][c]) for name in splits)) for c, label in enumerate(data.labels)
+        ]
+        page.table("Data ledger", ("class", *splits), rows)
+    else:
+        page.table("Data ledger", ("split", "records"), [(name, data.num_records(name)) for name in splits])
+
+
+def add_training(page: Page, run: Any, rows: list[dict[str, Any]]) -> None:
+    """Curves with phase marks, and where the time went."""
+    phases, epoch = [], 0.0
+    for phase in run.config.phase_list:
+        phases.append((phase.part, epoch))
+        epoch += phase.epochs
+    if not rows:
+        page.text("Training", "This run directory holds no metrics.jsonl, so there are no curves.")
+        return
+    held_out = next((row["split"] for row in rows if row["kind"] == "eval"), "")
+    last = [row for row in rows if row["kind"] == "eval"][-1:] or rows[-1:]
+    alt = f"loss, top-1 and learning rate over epochs; last: loss {last[0]['loss']:.3f}, top-1 {last[0]['top1']:.1%}"
+    page.figure("Training", plots.curves(rows, phases, held_out), alt)
+    timeline = figures.timeline(rows, phases)
+    if timeline is not None:
+        page.figure("Throughput", timeline, "images a second and share of time spent waiting for input, over epochs")
+
+
+def add_confusion(page: Page, evaluation: Evaluation) -> None:
+    """Which classes are taken for which, and the table of classes."""
+    matrix, labels, rows = evaluation.confusion, evaluation.labels, evaluation.predictions
+    pairs = scores.confused_pairs(matrix, 20)
+    worst = "; ".join(f"{labels[a]} taken for {labels[b]}: {count}" for a, b, count in pairs[:5]) or "no mistakes"
+    page.figure("Confusion", figures.confusion(matrix, labels), f"confusion matrix; {worst}")
+    page.table(
+        "Confusion",
+        ("true class", "taken for", "records", "of"),
+        [(labels[a], labels[b], count, int(matrix[a].sum())) for a, b, count in pairs],
+    )
+    page.figure(
+        "Classes",
+        figures.classes(scores.class_scores(matrix), labels),
+        "recall and precision of each class, lowest recall first",
+    )
+    page.table(
+        "Classes",
+        ("class", "records", "predicted", "precision", "recall", "F1", "ROC area", "average precision"),
+        [
+            (
+                c["label"], c["support"], c["predicted"], c["precision"], c["recall"], c["f1"],
+                _known(c["roc_auc"]), _known(c["average_precision"]),
+            )
+            for c in evaluation.metrics["classes"]
+        ],
+        note="Press a column's head to sort.",
+    )  # fmt: skip
+    detection = figures.detection(rows.probabilities, rows.labels, labels)
+    if detection is not None:
+        page.figure("ROC and precision-recall", detection, "one class against the rest at every threshold")
+
+
+def add_mistakes(page: Page, run: Any, data: Any, evaluation: Evaluation) -> None:
+    """The mistakes the model is surest of, beside what it looked at."""
+    rows = evaluation.predictions
+    predicted = rows.probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != rows.labels)
+    worst = wrong[np.argsort(-rows.probabilities[wrong, predicted[wrong]], kind="stable")][:PICTURES]
+    title = "Most confident mistakes"
+    if not len(worst):
+        page.text(title, "There are no mistakes.")
+        return
+    page.gallery(
+        title,
+        explained(run, data, evaluation, worst),
+        note="Each picture as the model sees it, beside a Grad-CAM map of what speaks for the predicted class "
+        "(yellow: most).",
+        wide=True,
+    )
+
+
+def add_suspects(page: Page, run: Any, data: Any, evaluation: Evaluation) -> None:
+    """Records whose label may be the mistake."""
+    rows = evaluation.predictions
+    suspects = scores.label_suspects(rows.probabilities, rows.labels)
+    title = "Label suspects"
+    if not len(suspects):
+        page.text(title, "No record looks more like another class than that class's own records do on average.")
+        return
+    page.gallery(
+        title,
+        explained(run, data, evaluation, suspects[:PICTURES]),
+        note=f"{len(suspects)} records look more like another class than records of that class do on average "
+        "(confident learning); the most suspicious first. Look at the label before you blame the model.",
+        wide=True,
+    )
+
+
+def explained(run: Any, data: Any, evaluation: Evaluation, chosen: np.ndarray) -> list[tuple[bytes, str]]:
+    """Picture beside Grad-CAM overlay, and a caption, for some rows of the predictions."""
+    rows, labels = evaluation.predictions, evaluation.labels
+    stored = stored_pictures(data, evaluation.metrics["split"], rows.records[chosen])
+    seen = np.stack([as_seen(picture, run) for picture, _ in stored])
+    predicted = rows.probabilities[chosen].argmax(axis=1)
+    heat = GradCam(run.model)(seen, predicted)
+    made = []
+    for i, row in enumerate(chosen):
+        own, best = rows.probabilities[row, rows.labels[row]], rows.probabilities[row, predicted[i]]
+        caption = (
+            f"{labels[predicted[i]]} {best:.0%}, labelled {labels[rows.labels[row]]} ({own:.0%}); "
+            f"{evaluation.paths[row]}"
+        )
+        made.append((side_by_side(seen[i], overlay(seen[i], heat[i])), caption))
+    return made
+
+
+def add_calibration(page: Page, evaluation: Evaluation) -> None:
+    """Whether 80 % sure means right in 80 % of cases."""
+    m = evaluation.metrics
+    if "temperature" in m:
+        t = m["temperature"]
+        edge = t["value"] <= scores.TEMPERATURES[0] * 1.01 or t["value"] >= scores.TEMPERATURES[1] * 0.99
+        note = (
+            f"Dividing the logits by {t['value']:.3f}, fitted on {t['fitted_on_records']} records of {t['fitted_on']}, "
+            f"takes the expected calibration error from {m['ece']:.1%} to {t['ece']:.1%} and the log loss from "
+            f"{m['log_loss']:.3f} to {t['log_loss']:.3f}. The ranking, and so top-1, stays the same."
+        )
+        note += " The fit ran to the end of its range: that split cannot tell the temperature." if edge else ""
+    else:
+        note = "No temperature was fitted: that takes another held-out split (--temperature_split)."
+    page.figure("Calibration", calibration_figure(evaluation), f"reliability diagram; ECE {m['ece']:.1%}", note)
+
+
+def add_leaks(page: Page, run: Any, data: Any, evaluation: Evaluation) -> None:
+    """Pairs of evaluated and training pictures that are the same."""
+    m, found = evaluation.metrics, evaluation.leaks
+    page.text("Leak guard", f"{m['leak_guard']}.")
+    if not found:
+        return
+    if "without_leaks" in m and m["without_leaks"]["n"]:
+        clean = m["without_leaks"]
+        page.text(
+            "Leak guard", f"Top-1 is {m['top1']:.2%} with them and {clean['top1']:.2%} without (n = {clean['n']})."
+        )
+    trained_on, _ = leaks.training_data(run, data)
+    shown = found[:PICTURES]
+    ours = stored_pictures(data, m["split"], [leak.record for leak in shown])
+    theirs = stored_pictures(trained_on, run.config.train_split, [leak.train_record for leak in shown])
+    page.gallery(
+        "Leak guard",
+        [(side_by_side(a, b), str(leak)) for (a, _), (b, _), leak in zip(ours, theirs, shown, strict=True)],
+        note=f"Left: evaluated; right: in training. {len(shown)} of {len(found)} pairs.",
+        wide=True,
+    )
+    page.table(
+        "Leak guard",
+        (f"evaluated ({m['split']})", f"training ({run.config.train_split})", "found by"),
+        [(leak.path, leak.train_path, leak.kind) for leak in found],
+    )
+
+
+def add_machine(page: Page, content: dict[str, Any], found: dict[str, Any]) -> None:
+    """What computed this."""
+    import keras
+    import tensorflow as tf
+
+    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in
+            tf.config.list_physical_devices("GPU")]  # fmt: skip
+    rows = [
+        ("evaluated on", found["how"]["devices"]),
+        ("seconds, with start-up", str(found["how"]["seconds"])),
+        ("processor", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"),
+        ("GPUs", ", ".join(gpus) or "none"),
+        ("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
+        ("versions", f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"),
+        ("trained with", ", ".join(f"{name} {value}" for name, value in content.get("versions", {}).items())),
+    ]
+    page.table("Machine", ("what", "value"), rows)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _known(value: float | None) -> Any:
+    return "" if value is None else value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,42 @@
+"""What the model is shown: of a stored record, and of any image file, made as the converter made the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.decode import decode
+from pipeline.geometry import eval_geometry
+from pipeline.shards import Shards
+from tools.images import ImageOptions, load_rgb
+
+
+def stored_pictures(data: Any, split: str, records: Iterable[int]) -> Iterator[tuple[np.ndarray, str]]:
+    """Pixels (uint8 RGB) and source file name of some records, in the order asked for."""
+    shards = Shards(data.manifest, data.directory, split)
+    for record in records:
+        example = shards.read(int(record))
+        yield decode(example, data.manifest.image.encoding).copy(), example.filename
+
+
+def as_seen(picture: np.ndarray, run: Any) -> np.ndarray:
+    """The square that the model is shown of a picture."""
+    with tf.device("/CPU:0"):
+        return eval_geometry(tf.constant(picture), run.config.image_size, run.preprocessing["crop_fraction"]).numpy()
+
+
+def of_file(data: bytes, run: Any, options: ImageOptions) -> np.ndarray:
+    """The square that the model is shown of an image file's bytes. Raises tools.images.BadImage."""
+    return as_seen(load_rgb(data, options), run)
+
+
+def stored_options(run: Any) -> ImageOptions:
+    """How the converter made the pictures this run was trained on."""
+    stored = run.preprocessing.get("stored", {})
+    if stored.get("resize", "none") == "none":
+        return ImageOptions(resize="none")
+    flags_set = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
+    return ImageOptions(resize=stored["resize"], size=stored["size"], **flags_set)
