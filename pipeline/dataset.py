@@ -196,7 +196,8 @@ class Dataset:
             return [batch[name] for name in spec]
 
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
-            values = tf.numpy_function(call, [number], [kind for _, kind in spec.values()])
+            kinds = [kind for _, kind in spec.values()]
+            values = tf.numpy_function(call, [number], kinds, stateful=False)  # so that iterators can be saved
             return {name: tf.ensure_shape(value, spec[name][0]) for name, value in zip(spec, values, strict=True)}
 
         threads = config.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,102 @@
+"""Cached pictures are the decoded ones; a cache that cannot hold them all is refused with the sum. No TensorFlow."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline import cache as cache_module
+from pipeline.batches import Batches, mean_picture_bytes
+from pipeline.cache import DirectoryCache, MemoryCache
+from pipeline.cli import UsageError
+from pipeline.config import InputConfig
+from pipeline.manifest import Manifest
+from pipeline.shards import Shards
+from tests.pipeline.tiny import picture
+
+
+def open_cache(kind, path, num_records=40, picture_bytes=5000.0):
+    return (
+        MemoryCache(num_records, picture_bytes)
+        if kind == "memory"
+        else DirectoryCache(str(path), "x", num_records, picture_bytes)
+    )
+
+
+@pytest.mark.parametrize("kind", ["memory", "directory"])
+def test_batches_are_the_same_with_a_cache_and_need_no_shards_once_it_is_full(tiny, tmp_path, kind):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    shards = Shards(Manifest.load(copy), copy, "train")
+    config = InputConfig(global_batch_size=8, image_size=16)
+    cache = open_cache(kind, tmp_path / "cache")
+    plain, cached = Batches(shards, config, "jpeg"), Batches(shards, config, "jpeg", cache=cache)
+    expected = [plain.train(np.arange(start, start + 37), False) for start in (0, 37)]
+    first = cached.train(np.arange(37), False)
+    for shard in copy.glob("*.tfrecord*"):
+        shard.write_bytes(b"")
+    second = cached.train(np.arange(37, 74), False)
+    for found, wanted in zip((first, second), expected, strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    with pytest.raises(Exception, match="bad records"):
+        plain.train(np.arange(37), False)
+
+
+def test_pictures_on_disk_outlive_the_process(tmp_path):
+    cache = open_cache("directory", tmp_path)
+    cache.put(3, picture(3, 20, 30), 7)
+    del cache
+    again = open_cache("directory", tmp_path)
+    pixels, label = again.get(3)
+    assert label == 7
+    np.testing.assert_array_equal(pixels, picture(3, 20, 30))
+    assert again.get(4) is None
+    again.put(4, picture(4, 10, 10), 1)
+    np.testing.assert_array_equal(again.get(3)[0], picture(3, 20, 30))
+
+
+def test_damaged_or_half_written_pictures_on_disk_are_made_again(tmp_path):
+    cache = open_cache("directory", tmp_path)
+    cache.put(0, picture(0, 20, 30), 1)
+    cache.put(1, picture(1, 20, 30), 1)
+    del cache
+    data = bytearray((tmp_path / "x.pixels").read_bytes())
+    data[5] ^= 1
+    (tmp_path / "x.pixels").write_bytes(data[:-1])
+    again = open_cache("directory", tmp_path)
+    assert again.get(0) is None
+    assert again.get(1) is None
+
+
+def test_two_runs_may_not_share_a_cache(tmp_path):
+    first = open_cache("directory", tmp_path)
+    with pytest.raises(UsageError, match=f"--cache={tmp_path}: another run uses"):
+        open_cache("directory", tmp_path)
+    del first
+
+
+@pytest.mark.parametrize("kind", ["memory", "directory"])
+def test_what_does_not_fit_is_refused_with_the_arithmetic(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(cache_module, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 9 * 10**8, 10**8))
+    with pytest.raises(UsageError) as refusal:
+        open_cache(kind, tmp_path, num_records=1_281_167, picture_bytes=261_888)
+    message = str(refusal.value)
+    assert "1,281,167 pictures x 262 kB decoded = 335.52 GB, more than 80% of the 0.10 GB" in message
+    assert "--cache=none" in message
+
+
+def test_an_unwritable_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--cache=.*Not a directory"):
+        open_cache("directory", tmp_path / "file" / "below")
+
+
+def test_the_estimate_is_exact_for_small_splits(tiny):
+    shards = Shards(Manifest.load(tiny), tiny, "train")
+    sizes = [(40 + n * 7 % 17) * (36 + n * 5 % 29) * 3 for n in range(37)]
+    assert mean_picture_bytes(shards, "jpeg") == pytest.approx(np.mean(sizes))
+
+
+def test_available_memory_is_a_plausible_number():
+    assert 10**7 < cache_module.available_memory() < 10**14

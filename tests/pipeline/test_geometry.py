@@ -1,0 +1,55 @@
+"""The one function that evaluation, prediction and export show pictures through."""
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import pipeline
+from pipeline.geometry import eval_crops
+from tests.pipeline.tiny import picture
+
+
+def test_a_picture_of_the_right_size_is_only_cut():
+    pixels = picture(1, 40, 56)
+    np.testing.assert_array_equal(pipeline.eval_geometry(pixels, 35, 0.875), pixels[2:37, 10:45])
+
+
+@pytest.mark.parametrize("size", [(40, 56), (56, 40), (300, 90), (64, 64), (20, 31), (1, 1)])
+@pytest.mark.parametrize("fraction", [0.875, 1.0])
+def test_any_size_becomes_a_square(size, fraction):
+    found = pipeline.eval_geometry(picture(1, *size), 32, fraction)
+    assert found.shape == (32, 32, 3)
+    assert found.dtype == tf.uint8
+
+
+def test_shrinking_averages_instead_of_skipping():
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    found = pipeline.eval_geometry(stripes, 32, 1.0).numpy()[:, 2:-2]
+    assert abs(found.astype(int) - 127).max() <= 2
+
+
+def test_it_agrees_with_an_independent_resize():
+    pixels = picture(4, 128, 160)
+    found = pipeline.eval_geometry(pixels, 56, 0.875).numpy().astype(int)
+    expected = cv2.resize(pixels, (80, 64), interpolation=cv2.INTER_AREA)[4:60, 12:68]
+    assert np.abs(found - expected).mean() < 2
+
+
+def test_it_can_be_exported_with_any_picture_size():
+    graph = tf.function(
+        lambda image: pipeline.eval_geometry(image, 32), input_signature=[tf.TensorSpec((None, None, 3), tf.uint8)]
+    )
+    for size in ((40, 56), (90, 33)):
+        np.testing.assert_array_equal(graph(picture(1, *size)), pipeline.eval_geometry(picture(1, *size), 32))
+
+
+def test_several_crops_are_centre_corners_and_mirrors():
+    pixels = picture(2, 40, 56)
+    crops = eval_crops(pixels, 32, 0.8, 10).numpy()
+    expected = [pixels[4:36, 12:44], pixels[:32, :32], pixels[:32, -32:], pixels[-32:, :32], pixels[-32:, -32:]]
+    np.testing.assert_array_equal(crops[:5], expected)
+    np.testing.assert_array_equal(crops[5:], crops[:5, :, ::-1])
+    np.testing.assert_array_equal(eval_crops(pixels, 32, 0.8, 5), crops[:5])
+    np.testing.assert_array_equal(pipeline.eval_geometry(pixels, 32, 0.8), crops[0])
