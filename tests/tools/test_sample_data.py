@@ -1,0 +1,202 @@
+"""The sample pictures: the same bytes for a seed, not solved by colour alone, and the dirty files as promised."""
+
+import hashlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from pipeline.cli import UsageError
+from tools import sample_data, sample_pictures
+
+CLASSES, PER_CLASS, SEED = 6, 16, 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("sample") / "photos"
+    assert sample_data.draw(output, CLASSES, PER_CLASS, SEED) == (CLASSES * PER_CLASS, 4)
+    return output
+
+
+def clean_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/[0-9][0-9][0-9][0-9].*"))
+
+
+def mean_colours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The mean RGB of every clean picture, and its class."""
+    names = sorted(path.name for path in folder.iterdir())
+    colours, labels = [], []
+    for path in clean_files(folder):
+        with Image.open(path) as image:
+            colours.append(np.asarray(image.convert("RGB")).mean(axis=(0, 1)))
+        labels.append(names.index(path.parent.name))
+    return np.array(colours), np.array(labels)
+
+
+def nearest_mean_colour(train: np.ndarray, train_labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    centres = np.array([train[train_labels == label].mean(axis=0) for label in range(train_labels.max() + 1)])
+    return np.linalg.norm(colours[:, None] - centres, axis=2).argmin(axis=1)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def dirty(folder: Path, stem: str) -> tuple[bytes, np.ndarray]:
+    """A dirty file, and the picture that was drawn for it."""
+    (task,) = [task for task in sample_data.plan(CLASSES, PER_CLASS) if task.path.stem == stem]
+    rng = np.random.default_rng([SEED, list(sample_pictures.KINDS).index(task.class_name), task.number])
+    picture = sample_pictures.paint(sample_pictures.KINDS[task.class_name], rng)
+    return (folder / task.path).read_bytes(), picture
+
+
+def difference(image: Image.Image, picture: np.ndarray) -> float:
+    return float(np.abs(np.asarray(image.convert("RGB"), np.float32) - picture).mean())
+
+
+def test_every_class_has_its_number_of_varied_pictures(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == set(list(sample_pictures.KINDS)[:CLASSES])
+    sizes, formats = set(), set()
+    for class_folder in folder.iterdir():
+        files = [path for path in clean_files(folder) if path.parent == class_folder]
+        assert [path.stem for path in files] == [f"{number:04d}" for number in range(1, PER_CLASS + 1)]
+        for path in files:
+            with Image.open(path) as image:
+                image.load()
+                assert image.mode == "RGB"
+                assert image.format == {".jpg": "JPEG", ".png": "PNG"}[path.suffix]
+                assert 140 <= min(image.size) <= max(image.size) <= 480
+                sizes.add(image.size)
+                formats.add(image.format)
+    assert formats == {"JPEG", "PNG"}
+    assert len(sizes) > CLASSES * PER_CLASS / 2
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_pictures(folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("again", SEED), ("other", SEED + 1)):
+        sample_data.draw(tmp_path / name, 2, 3, seed)
+    drawn, again, other = digests(folder), digests(tmp_path / "again"), digests(tmp_path / "other")
+    clean = [name for name in again if name[-8:-4].isdigit()]
+    assert len(clean) == 6
+    # A picture depends neither on how many are drawn nor on the order in which threads draw them.
+    assert all(again[name] == drawn[name] for name in clean)
+    assert again.keys() == other.keys()
+    assert not set(again.values()) & set(other.values())
+
+
+def test_no_two_files_are_the_same(folder: Path) -> None:
+    assert len(set(digests(folder).values())) == CLASSES * PER_CLASS + 4
+
+
+def test_the_mean_colour_does_not_tell_the_class(folder: Path) -> None:
+    colours, labels = mean_colours(folder)
+    held_out = np.arange(len(labels)) % 3 == 0
+    right = []
+    for part in (held_out, np.roll(held_out, 1), np.roll(held_out, 2)):  # each picture is held out once
+        guesses = nearest_mean_colour(colours[~part], labels[~part], colours[part])
+        right.extend(guesses == labels[part])
+    assert len(right) == CLASSES * PER_CLASS
+    assert np.mean(right) <= 0.55
+
+
+def test_classes_come_in_pairs_of_one_hue() -> None:
+    hues = [kind.hue for kind in sample_pictures.KINDS.values()]
+    assert len(hues) == sample_data.MAX_CLASSES
+    assert hues[0::2] == hues[1::2]
+    assert len(set(hues)) == len(hues) // 2
+
+
+def test_the_truncated_file_is_a_jpeg_without_its_end(folder: Path) -> None:
+    data, _ = dirty(folder, "truncated")
+    assert data.startswith(b"\xff\xd8\xff")
+    assert not data.endswith(b"\xff\xd9")
+    with pytest.raises(ValueError, match="Premature end"):
+        simplejpeg.decode_jpeg(data, strict=True)
+
+
+def test_the_sideways_file_is_upright_once_its_orientation_is_applied(folder: Path) -> None:
+    from PIL import ImageOps
+
+    data, picture = dirty(folder, "sideways")
+    image = Image.open(io.BytesIO(data))
+    assert image.getexif()[0x0112] == 6
+    assert image.size == picture.shape[:2]  # (width, height) as stored: turned
+    assert difference(ImageOps.exif_transpose(image), picture) < 8
+
+
+def test_the_cmyk_file_is_cmyk_and_shows_the_picture(folder: Path) -> None:
+    data, picture = dirty(folder, "cmyk")
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.mode) == ("JPEG", "CMYK")
+    assert difference(image, picture) < 8
+
+
+def test_the_png_named_jpg_is_a_png(folder: Path) -> None:
+    data, picture = dirty(folder, "really-a-png")
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "PNG"
+    assert difference(image, picture) == 0
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failure_leaves_nothing_behind(existed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sample_data, "_draw_one", full_disk)
+    output = tmp_path / "photos"
+    if existed:
+        output.mkdir()
+    with pytest.raises(OSError, match="No space"):
+        sample_data.draw(output, 2, 1, 0)
+    assert list(tmp_path.rglob("*")) == ([output] if existed else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"output": ""}, "--output is missing"),
+        ({"classes": 1}, "--classes=1: choose 2 to 12"),
+        ({"classes": 13}, "--classes=13: choose 2 to 12"),
+        ({"images_per_class": 0}, "--images_per_class=0: choose 1 to 9999"),
+        ({"images_per_class": 10000}, "--images_per_class=10000: choose 1 to 9999"),
+        ({"seed": -1}, "--seed=-1: choose 0 or more"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_its_remedy(values: dict, message: str, tmp_path: Path) -> None:
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**{"output": str(tmp_path / "photos"), **values}), pytest.raises(UsageError) as error:
+        sample_data.main()
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_in_use_is_refused_untouched_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    command = [sys.executable, "-m", "tools.sample_data", "--output", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(sample_data.__file__).parents[1])
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"tools.sample_data: error: --output={tmp_path} exists and is not an empty folder; name another\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_an_output_that_cannot_be_a_folder_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=f"--output={tmp_path / name} "):
+        sample_data.draw(tmp_path / name, 2, 1, 0)
