@@ -152,15 +152,15 @@ _ZERO_RUN = bytes(24)  # longer than anything legal outside a scan that we could
 
 def _read_jpeg(data: bytes) -> Header:
     width = height = components = marker = 0
-    orientation = 1
+    exif: bytes | None = None
     adobe = -1
     metadata: list[tuple[int, int]] = []
     first_ac_symbol: dict[int, int] = {}
     for code, start, body, end in _jpeg_segments(data):
         if code == 0xE1 and data[body : body + 4] in (b"Exif", b"http"):
             metadata.append((start, end))
-            if data[body : body + 6] == b"Exif\0\0" and len(metadata) == 1:
-                orientation = exif_orientation(data[body + 6 : end])
+            if exif is None and data[body : body + 6] == b"Exif\0\0":
+                exif = data[body + 6 : end]
         elif code == 0xEE and data[body : body + 5] == b"Adobe":
             adobe = data[body + 11]
         elif code == 0xC4:
@@ -182,7 +182,7 @@ def _read_jpeg(data: bytes) -> Header:
                 "jpeg",
                 width,
                 height,
-                orientation,
+                exif_orientation(exif or b""),
                 passes_through=marker in (0xC0, 0xC1, 0xC2) and components in (1, 3),
                 cmyk="" if components != 4 else "plain" if adobe < 0 else "adobe",
                 metadata=tuple(metadata),
@@ -247,14 +247,25 @@ def jpeg_scan_end(data: bytes, header: Header) -> int:
 
 
 def strip_jpeg(data: bytes, header: Header) -> bytes:
-    """The same JPEG without EXIF and XMP: compressed data and every other segment byte for byte."""
-    if not header.metadata:
+    """The same JPEG without EXIF, XMP and what lies after its end; compressed data and the rest byte for byte."""
+    end = _jpeg_end(data, header)
+    if not header.metadata and end == len(data):
         return data
     kept, position = [], 0
-    for start, end in header.metadata:
+    for start, after in header.metadata:
         kept.append(data[position:start])
-        position = end
-    return b"".join([*kept, data[position:]])
+        position = after
+    return b"".join([*kept, data[position:end]])
+
+
+def _jpeg_end(data: bytes, header: Header) -> int:
+    """Just behind the end marker: phones and cameras append films and second pictures."""
+    position = header.scan
+    while found := _JPEG_END_OF_SCAN.search(data, position):
+        if found[0] == b"\xff\xd9":
+            return found.end()
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return len(data)
 
 
 # --- PNG, GIF, BMP, PNM -----------------------------------------------------------------------------------
@@ -308,11 +319,14 @@ def _read_gif(data: bytes) -> Header:
 
 
 def _read_bmp(data: bytes) -> Header:
+    (start,) = struct.unpack_from("<I", data, 10)
     if int.from_bytes(data[14:18], "little") == 12:
-        width, height = struct.unpack_from("<HH", data, 18)
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = 0
     else:
-        width, height = struct.unpack_from("<ii", data, 18)
-    if len(data) < int.from_bytes(data[2:6], "little"):
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    # Not the file size in the header, which many writers get wrong.
+    if compression in (0, 3) and len(data) < start + (width * bits + 31) // 32 * 4 * abs(height):
         raise BadImage("truncated", "BMP: shorter than its header says")
     return Header("bmp", width, abs(height))
 

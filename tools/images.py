@@ -123,7 +123,7 @@ def process(data: bytes, options: ImageOptions) -> Picture:
     same_size = (height, width) == (source_height, source_width)
     if options.encoding == "jpeg" and header.passes_through and header.orientation == 1 and same_size:
         stored = strip_jpeg(data, header)
-        notes.append("passed through" if stored is data else "passed through without EXIF")
+        notes.append("passed through" if stored is data else f"passed through less {len(data) - len(stored)} bytes")
     else:
         stored = _encode(planes, options)
     return Picture(
@@ -155,7 +155,7 @@ def _checked_header(data: bytes, options: ImageOptions) -> Header:
     if megapixels > options.max_megapixels:
         raise BadImage(
             "too-many-pixels",
-            f"{header.width}x{header.height} is {megapixels:.4g} > --max_megapixels={options.max_megapixels:g}",
+            f"{header.width}x{header.height}, {megapixels:.4g} million > --max_megapixels={options.max_megapixels:g}",
         )
     _check_side(header.height, header.width, options)
     return header
@@ -245,16 +245,16 @@ def _to_rgb(pixels: np.ndarray, header: Header) -> np.ndarray:
     if pixels.shape[2] == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     premultiplied = header.format == "tiff" and header.depth <= 8  # by libtiff, whatever the file holds
-    return _over_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA), premultiplied)
+    return _over_white(pixels, premultiplied)
 
 
-def _over_white(rgba: np.ndarray, premultiplied: bool) -> np.ndarray:
-    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
-    for top in range(0, len(rgba), 256):  # in bands, so that the wider integers stay small
-        alpha = rgba[top : top + 256, :, 3:].astype(np.uint16)
-        colour = rgb[top : top + 256].astype(np.uint16)
-        light = colour * 255 if premultiplied else colour * alpha
-        rgb[top : top + 256] = np.minimum((light + 255 * (255 - alpha).astype(np.uint32) + 127) // 255, 255)
+def _over_white(bgra: np.ndarray, premultiplied: bool) -> np.ndarray:
+    rgb = cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGB)
+    for top in range(0, len(rgb), 64):  # in bands, so that the wider integers stay small
+        alpha = bgra[top : top + 64, :, 3:].astype(np.uint32)
+        colour = rgb[top : top + 64]
+        light = colour * np.uint32(255) if premultiplied else colour * alpha
+        rgb[top : top + 64] = np.minimum((light + 255 * (255 - alpha) + 127) // 255, 255)
     return rgb
 
 
@@ -275,15 +275,42 @@ def _orient(rgb: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _trim(rgb: np.ndarray) -> np.ndarray:
-    """Cut a uniform frame: the box around every contour of the edge map, where all outside it is one colour."""
+    """Cut frames and bars of one colour.
+
+    The box around all contours of the edge map is the content. A side is cut only if everything outside the box is
+    one colour and the content begins along a straight edge, so skies, walls and objects on white keep their room.
+    """
     edges = cv2.Canny(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), 30, 90)
     contours, _ = cv2.findContours(edges, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not contours:
+    boxes = np.array([cv2.boundingRect(contour) for contour in contours]).reshape(-1, 4)
+    boxes = boxes[boxes[:, 2:].max(axis=1) >= 8]  # not the specks that JPEG leaves beside an edge
+    if not len(boxes):
         return rgb
-    boxes = np.array([cv2.boundingRect(contour) for contour in contours])
-    left, top = boxes[:, :2].min(axis=0)
-    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
-    return rgb[top:bottom, left:right]
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
+    height, width = edges.shape
+    across, along = edges[:, left:right], edges[top:bottom].T
+    first, last = _bar(rgb, across, top), height - _bar(rgb[::-1], across[::-1], height - bottom)
+    turned = rgb.swapaxes(0, 1)
+    start, stop = _bar(turned, along, left), width - _bar(turned[::-1], along[::-1], width - right)
+    return rgb[first:last, start:stop] if last - first >= 8 and stop - start >= 8 else rgb
+
+
+def _bar(rgb: np.ndarray, edges: np.ndarray, rows: int) -> int:
+    """How many of the first rows are a bar: `rows`, give or take the width of an edge, or 0 if they are none."""
+    if rows < 2 or edges[rows : rows + 3].any(axis=0).mean() < 0.5:
+        return 0
+    colour = np.median(rgb[0], axis=0).astype(np.int16)
+
+    def plain(part: np.ndarray) -> bool:
+        return bool((np.abs(part.astype(np.int16) - colour).max(axis=-1) <= 16).mean() > 0.98)
+
+    rows -= 1  # an edge may lie on either side of the last row
+    if not plain(rgb[:rows]):
+        return 0
+    while rows < len(rgb) and plain(rgb[rows]):
+        rows += 1
+    return rows
 
 
 def _target(height: int, width: int, options: ImageOptions) -> tuple[int, int]:

@@ -1,0 +1,116 @@
+"""What this installation does to each kind of image file: every sort of dirt, made here, converted and compared.
+
+python -m tools.doctor                  # the table; exit code 1 if any row is not as it should be
+python -m tools.doctor --corpus=DIR     # also keep the files, to try other tools on them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from pipeline import cli as command
+
+if TYPE_CHECKING:
+    from tools.dirty import Case
+
+_CORPUS = flags.DEFINE_string("corpus", "", "new or empty folder to keep the dirty files in")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one file."""
+
+    name: str
+    became: str  # "written" or "quarantined: reason"
+    explained: str
+    wrong: str  # "" where all is as it should be
+
+
+def examine(case: Case) -> Row:
+    """Convert one case as the converter would, and hold the result against what it must be."""
+    from tools.images import BadImage, ImageOptions, process
+
+    try:
+        picture = process(case.data, ImageOptions())
+    except BadImage as bad:
+        wrong = "" if bad.reason == case.reason else f"expected {case.reason or 'a picture'}"
+        return Row(case.name, f"{bad.status}: {bad.reason}", bad.detail, wrong)
+    faults = [f"expected quarantine for {case.reason}"] if case.reason else []
+    if case.note not in picture.note:
+        faults.append(f"expected the note {case.note!r}")
+    if b"Exif\0\0" in picture.data or b"must not survive" in picture.data:
+        faults.append("EXIF survived")
+    if case.rgb is not None:
+        faults += _differences(picture.data, case)
+    made = f"{picture.source_format} {picture.source_width}x{picture.source_height}"
+    return Row(case.name, "written", f"{made}; {picture.note}" if picture.note else made, "; ".join(faults))
+
+
+def _differences(stored: bytes, case: Case) -> list[str]:
+    """Compare the stored picture, decoded as a reader would that ignores EXIF, with the case's pixels."""
+    import cv2
+    import numpy as np
+
+    bgr = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if bgr is None or case.rgb is None or bgr.shape != case.rgb.shape:
+        return [f"stored picture is {None if bgr is None else bgr.shape}"]
+    difference = float(np.abs(bgr[:, :, ::-1].astype(float) - case.rgb).mean())
+    allowed = case.tolerance + 3  # for being stored as a JPEG
+    return [f"differs by {difference:.1f} levels of 255, more than {allowed:g}"] if difference > allowed else []
+
+
+def table(rows: Iterable[Row]) -> str:
+    """One line a file."""
+    rows = list(rows)
+    first, second = (max(len(getattr(row, name)) for row in rows) for name in ("name", "became"))
+    return "\n".join(
+        f"{'WRONG' if row.wrong else 'ok':5}  {row.name:{first}}  {row.became:{second}}  {row.explained}"
+        + (f"  << {row.wrong}" if row.wrong else "")
+        for row in rows
+    )
+
+
+def codecs() -> list[str]:
+    """The image libraries inside this OpenCV, as it names them."""
+    import cv2
+
+    wanted = ("JPEG:", "WEBP:", "AVIF:", "PNG:", "TIFF:", "JPEG 2000:", "GIF:")
+    lines = (" ".join(line.split()) for line in cv2.getBuildInformation().splitlines())
+    return [line for line in lines if line.startswith(wanted)]
+
+
+def main() -> None:
+    """Print the table and the versions; fail if any row is wrong."""
+    from tools import dirty
+    from tools.images import set_up_process, versions
+
+    set_up_process()
+    if _CORPUS.value:
+        folder = Path(_CORPUS.value)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise command.UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
+        cases = dirty.write(folder)
+    else:
+        cases = dirty.cases()
+    rows = [examine(case) for case in cases]
+    print(table(rows))
+    print("\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print("\n".join(codecs()))
+    wrong = [row.name for row in rows if row.wrong]
+    if wrong:
+        raise command.Failure(f"{len(wrong)} of {len(rows)} kinds of file go wrong here: {', '.join(wrong)}")
+    print(f"\nall {len(rows)} kinds of file are handled as they should")
+
+
+def cli() -> None:
+    """Entry point of `shardline-doctor`."""
+    command.run(main)
+
+
+if __name__ == "__main__":
+    cli()
