@@ -37,7 +37,7 @@ class Header:
     frames: int = 1
     depth: int = 8  # bits a sample uses
     passes_through: bool = False  # a JPEG that every decoder reads
-    cmyk: str = ""  # "", "adobe" (stored inverted) or "plain"
+    cmyk: str = ""  # "", "adobe" (stored inverted) or "plain" (no Adobe marker: 0 is no ink, as libvips has it)
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF and XMP segments of a JPEG
     scan: int = 0  # where a JPEG's compressed data begins
     zeros_are_data: bool = True  # False: a run of zero bytes in this JPEG's scan cannot be picture
@@ -413,9 +413,11 @@ def exif_orientation(exif: bytes) -> int:
 
 def _read_tiff(data: bytes) -> Header:
     tags, following = tiff_tags(data)
+    _check_strips(tags, len(data))
     frames = 1
     while following and frames < 1000:
-        _, following = tiff_tags(data, following)
+        page, following = tiff_tags(data, following)
+        _check_strips(page, len(data))
         frames += 1
 
     def first(tag: int, default: int) -> int:
@@ -432,11 +434,14 @@ def _read_tiff(data: bytes) -> Header:
         raise BadImage("unsupported-tiff", f"TIFF with {depth}-bit or non-integer samples: their range is not known")
     if samples == 2 or samples > 4:
         raise BadImage("unsupported-tiff", f"TIFF with {samples} samples a pixel")
-    offsets, sizes = tags.get(273) or tags.get(324, ()), tags.get(279) or tags.get(325, ())
-    if any(offset + size > len(data) for offset, size in zip(offsets, sizes, strict=False)):
-        raise BadImage("truncated", "TIFF: strips or tiles lie beyond the end")
     orientation = first(274, 1) if 1 <= first(274, 1) <= 8 else 1
     return Header("tiff", first(256, 0), first(257, 0), orientation, frames=frames, depth=depth)
+
+
+def _check_strips(tags: dict[int, tuple[int, ...]], size: int) -> None:
+    offsets, sizes = tags.get(273) or tags.get(324, ()), tags.get(279) or tags.get(325, ())
+    if any(offset + length > size for offset, length in zip(offsets, sizes, strict=False)):
+        raise BadImage("truncated", "TIFF: strips or tiles lie beyond the end")
 
 
 # --- AVIF, JPEG 2000: boxes -------------------------------------------------------------------------------

@@ -302,15 +302,16 @@ def _bar(rgb: np.ndarray, edges: np.ndarray, rows: int) -> int:
         return 0
     colour = np.median(rgb[0], axis=0).astype(np.int16)
 
-    def plain(part: np.ndarray) -> bool:
-        return bool((np.abs(part.astype(np.int16) - colour).max(axis=-1) <= 16).mean() > 0.98)
+    def plain(part: np.ndarray, levels: int, share: float) -> bool:
+        return bool((np.abs(part.astype(np.int16) - colour).max(axis=-1) <= levels).mean() >= share)
 
     rows -= 1  # an edge may lie on either side of the last row
-    if not plain(rgb[:rows]):
+    if not plain(rgb[:rows], 16, 0.98):
         return 0
-    while rows < len(rgb) and plain(rgb[rows]):
-        rows += 1
-    return rows
+    for row in range(rows, min(rows + 8, len(rgb))):  # through what JPEG's blocks smear over the edge
+        if not plain(rgb[row], 32, 0.9):
+            return row
+    return rows + 8
 
 
 def _target(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
@@ -402,7 +403,12 @@ def _encode(planes: list[np.ndarray], options: ImageOptions) -> bytes:
         return planes[0].tobytes()
     if options.encoding == "png":
         return cv2.imencode(".png", cv2.cvtColor(planes[0], cv2.COLOR_RGB2BGR))[1].tobytes()
-    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=options.quality)
+    luma, blue, red = planes
+    height, width = luma.shape
+    if (height | width) & 1:
+        # libjpeg-turbo reads an odd plane up to its even size: give it the edge again, not the neighbouring memory.
+        luma = cv2.copyMakeBorder(luma, 0, height & 1, 0, width & 1, cv2.BORDER_REPLICATE)[:height, :width]
+    return simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality=options.quality)
 
 
 def _sharpness(luma: np.ndarray) -> float:
