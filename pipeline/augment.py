@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from pipeline import edits as ed
+from pipeline.decode import scratch
 from pipeline.edits import Edits
 
 
@@ -34,6 +35,8 @@ def crop_for_device(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray)
     window = pixels[top : top + height, left : left + width]
     height, width = (side if side <= len(out) else edits.config.image_size for side in (height, width))
     resize(window, out[:height, :width])
+    out[height:] = 0  # like the rest of the canvas: what leaves the host depends on the position alone
+    out[:height, width:] = 0
     edits.rows[row, edits.columns["window"]] = height, width
 
 
@@ -43,7 +46,7 @@ def augment(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None
     window = pixels[top : top + height, left : left + width]
     numbers = {name: edits.rows[row, part] for name, part in edits.columns.items()}
     if numbers["mirror"][0]:
-        straight = np.empty_like(out)
+        straight = scratch("straight", out.size).reshape(out.shape)
         resize(window, straight)
         cv2.flip(straight, 1, dst=out)
     else:

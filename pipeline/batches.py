@@ -7,6 +7,7 @@ thread or host asks for it, when, or how often.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ Batch = dict[str, np.ndarray]
 Geometry = Callable[[np.ndarray], np.ndarray]  # a picture to what evaluation shows of it
 
 PADDING = -1  # record number of rows that only fill a batch
+_ALIGNMENT = 64  # bytes
 
 
 class BadRecords:
@@ -88,7 +90,9 @@ class Batches:
         laps.lap("order")
         for row, record in enumerate(batch["record"].tolist()):
             pixels = self._picture(batch, row, record, laps)
-            if pixels is not None:
+            if pixels is None:
+                batch["image"][row] = 0
+            else:
                 put(pixels, edits, row, batch["image"][row])
                 laps.lap("augment")
         if on_device:
@@ -108,7 +112,9 @@ class Batches:
         batch = empty_batch(positions, records, (crops, size, size, 3) if crops > 1 else (size, size, 3))
         for row, record in enumerate(records.tolist()):
             pixels = self._picture(batch, row, record, laps) if record != PADDING else None
-            if pixels is not None:
+            if pixels is None:
+                batch["image"][row] = 0
+            else:
                 batch["image"][row] = geometry(pixels)
                 laps.lap("augment")
         self._clock.add(laps, len(positions))
@@ -150,12 +156,20 @@ def mean_picture_bytes(shards: Shards, encoding: str) -> float:
 
 
 def empty_batch(positions: np.ndarray, records: np.ndarray, image_shape: tuple[int, ...]) -> Batch:
-    """A batch of black pictures of weight 0."""
+    """A batch of weight 0 whose pictures are still to be filled in."""
     rows = len(positions)
     return {
-        "image": np.zeros((rows, *image_shape), np.uint8),
+        "image": aligned_empty((rows, *image_shape)),
         "label": np.zeros(rows, np.int32),
         "weight": np.zeros(rows, np.float32),
         "record": records.astype(np.int64),
         "position": positions.astype(np.int64),
     }
+
+
+def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory that starts where TensorFlow wants tensors to, so that it takes the array over instead of copying."""
+    size = math.prod(shape)
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].reshape(shape)

@@ -35,7 +35,8 @@ def decode(example: Example, encoding: str, *, exact: bool = False) -> np.ndarra
         except ValueError:
             return _any(data)  # rare chroma subsamplings
         if colours in ("YCbCr", "RGB", "Gray"):
-            return simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True, buffer=_buffer(height * width * 3))
+            buffer = scratch("picture", height * width * 3)
+            return simplejpeg.decode_jpeg(data, fastdct=not exact, fastupsample=not exact, buffer=buffer)
     return _any(data)
 
 
@@ -60,9 +61,10 @@ def _any(data: memoryview) -> np.ndarray:
     return pixels
 
 
-def _buffer(size: int) -> np.ndarray:
-    """This thread's scratch memory, at least `size` bytes."""
-    buffer = getattr(_local, "buffer", None)
-    if buffer is None or buffer.size < size:
-        buffer = _local.buffer = np.empty(size, np.uint8)
-    return buffer
+def scratch(purpose: str, size: int) -> np.ndarray:
+    """`size` bytes of this thread's own memory for a purpose, with whatever was left there."""
+    memory = getattr(_local, purpose, None)
+    if memory is None or memory.size < size:
+        memory = np.empty(size, np.uint8)
+        setattr(_local, purpose, memory)
+    return memory[:size]

@@ -8,8 +8,8 @@ serialisation of maps does not promise that. Wire format: https://protobuf.dev/p
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -96,8 +96,7 @@ def masked_crc(data: bytes) -> bytes:
 # ----------------------------------------------------------------------------------------------- parsing
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """One stored picture, as read. Height and width are 0, and the file name empty, where they are not stored."""
 
     image: memoryview  # the encoded picture, or the pixels when stored raw
@@ -114,61 +113,63 @@ def parse_example(payload: bytes, features: Features) -> Example:
       ValueError: the bytes are no Example, or the image or the label is missing.
     """
     try:
-        found = dict(_entries(payload))
-        image = found.get(features.image.encode())
-        label = found.get(features.label.encode())
-        height = found.get(features.height.encode())
-        width = found.get(features.width.encode())
-        filename = found.get(features.filename.encode())
-        if not image or payload[image[0]] != _BYTES:
-            raise ValueError(f"feature {features.image!r} holds no bytes")
-        if not label or payload[label[0]] != _INTEGERS:
-            raise ValueError(f"feature {features.label!r} holds no integer")
-        return Example(
-            image=memoryview(payload)[slice(*_first_value(payload, *image))],
-            label=_integer(payload, label) + features.label_offset,
-            filename=payload[slice(*_first_value(payload, *filename))].decode(errors="replace") if filename else "",
-            height=_integer(payload, height) if height else 0,
-            width=_integer(payload, width) if width else 0,
-        )
+        image, label, filename, height, width = _wanted_values(payload, features)
     except IndexError:
         raise ValueError("the Example ends in the middle of a field") from None
+    if not isinstance(image, memoryview):
+        raise ValueError(f"feature {features.image!r} holds no bytes")
+    if not isinstance(label, int):
+        raise ValueError(f"feature {features.label!r} holds no integer")
+    return Example(
+        image=image,
+        label=label + features.label_offset,
+        filename=str(filename, errors="replace") if isinstance(filename, memoryview) else "",
+        height=height if isinstance(height, int) else 0,
+        width=width if isinstance(width, int) else 0,
+    )
 
 
-_BYTES, _INTEGERS = 0x0A, 0x1A  # first byte of a Feature that holds a bytes_list or an int64_list
-
-
-def _entries(payload: bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Key and span of each Feature. Every writer of protobufs puts an entry's key before its value."""
+def _wanted_values(payload: bytes, features: Features) -> list[memoryview | int | None]:
+    """First values of the features that are read; None where there is none. Every writer puts keys before values."""
+    slots = _slots(features)
+    values: list[memoryview | int | None] = [None] * 5
     at, end = _delimited(payload, 0, 0x0A)  # Example.features
     if end != len(payload):
         raise ValueError("not a tf.train.Example")
     while at < end:
         entry, at = _delimited(payload, at, 0x0A)  # Features.feature
-        key, value = _delimited(payload, entry, 0x0A)
-        start, stop = _delimited(payload, value, 0x12)
-        if stop != at:
-            raise ValueError("not a tf.train.Example")
-        if start < stop:  # else neither a list nor a value
-            yield payload[key:value], (start, stop)
+        key, key_end = _delimited(payload, entry, 0x0A)
+        slot = slots.get(payload[key:key_end])
+        if slot is not None:
+            feature, feature_end = _delimited(payload, key_end, 0x12)
+            if feature_end != at:
+                raise ValueError("not a tf.train.Example")
+            if feature < feature_end:
+                values[slot] = _first_value(payload, feature)
+    return values
 
 
-def _first_value(payload: bytes, start: int, stop: int) -> tuple[int, int]:
-    """Span of the first value in a Feature's list; empty when the list is."""
-    start, stop = _delimited(payload, start, payload[start])
-    if start == stop:
-        return start, stop
-    if payload[start] == 0x08:  # an int64_list that is not packed
-        return start + 1, stop
-    return _delimited(payload, start, 0x0A)
+@lru_cache(maxsize=8)
+def _slots(features: Features) -> dict[bytes, int]:
+    names = (features.image, features.label, features.filename, features.height, features.width)
+    return {name.encode(): slot for slot, name in enumerate(names) if name}
 
 
-def _integer(payload: bytes, span: tuple[int, int]) -> int:
-    start, stop = _first_value(payload, *span)
-    if start == stop:
-        raise ValueError("an empty list where an integer belongs")
-    number, _ = _varint_at(payload, start)
-    return number - (1 << 64) if number >> 63 else number
+def _first_value(payload: bytes, feature: int) -> memoryview | int | None:
+    """First value of a Feature's list; None when that is empty or holds floats."""
+    kind = payload[feature]
+    start, end = _delimited(payload, feature, kind)
+    if start == end:
+        return None
+    if kind == 0x0A:  # bytes_list
+        start, end = _delimited(payload, start, 0x0A)
+        return memoryview(payload)[start:end]
+    if kind == 0x1A:  # int64_list: packed, or one tag for each number
+        start = start + 1 if payload[start] == 0x08 else _delimited(payload, start, 0x0A)[0]
+        if start < end:
+            number, _ = _varint_at(payload, start)
+            return number - (1 << 64) if number >> 63 else number
+    return None
 
 
 def _delimited(payload: bytes, at: int, tag: int) -> tuple[int, int]:
@@ -179,9 +180,10 @@ def _delimited(payload: bytes, at: int, tag: int) -> tuple[int, int]:
     start = at + 2
     if length > 0x7F:
         length, start = _varint_at(payload, at + 1)
-    if start + length > len(payload):
-        raise IndexError(start + length)
-    return start, start + length
+    end = start + length
+    if end > len(payload):
+        raise IndexError(end)
+    return start, end
 
 
 def _varint_at(payload: bytes, at: int) -> tuple[int, int]:

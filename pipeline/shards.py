@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ class Shards:
         # 12 bytes a record: 120 MB for 10 million.
         self._offsets = index[:, 1].copy()
         self._sizes = index[:, 2].astype(np.uint32)
-        self._first_records = np.cumsum([0] + [shard.records for shard in shards])
+        self._first_records = list(accumulate((shard.records for shard in shards), initial=0))
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
 
@@ -60,7 +62,7 @@ class Shards:
         return unframe_record(self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record])))
 
     def _shard_of(self, record: int) -> int:
-        return int(np.searchsorted(self._first_records, record, side="right")) - 1
+        return bisect_right(self._first_records, record) - 1
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
         file = self._files.get(shard)

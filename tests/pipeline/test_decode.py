@@ -50,6 +50,13 @@ def test_adopted_pictures_of_any_kind_are_read(data, tolerance):
     assert np.abs(decode(example(data), "any").astype(int) - PICTURE).max() <= tolerance
 
 
+def test_exact_decoding_is_the_reference_one():
+    data = encode(picture(5, 64, 64), "jpeg")
+    reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decode(example(data), "jpeg", exact=True), reference)
+    assert (decode(example(data), "jpeg") != reference).any()
+
+
 def test_grey_becomes_three_channels():
     grey = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
     for data in (pillow(Image.fromarray(grey), "jpeg"), pillow(Image.fromarray(grey), "png")):
