@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]  # float32 throughout: float64 would take twice the time
 
 TAU = 2 * math.pi
+MAX_PATCH = 200  # pixels: a larger subject is painted at this size and enlarged, which takes half the time
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _petals(
         # The outline: widest beyond the middle; the larger `blunt`, the squarer the tip.
         outline = width * np.maximum(np.sin(math.pi * share * np.sqrt(share)), 0) ** (1 / blunt)
         outline *= 1 + ruffle * np.sin(share * 23 + number * 1.7) + ruffle * rough
-        inside = np.where(along > 0, outline - np.abs(across), -1)
+        inside = np.where((along > 0) & (along < reach), outline - np.abs(across), -1)
         cover = _cover(inside, pixel)
         sideways = np.clip(across / np.maximum(outline, 1e-3), -1, 1)
         veins = 0.05 * np.cos(sideways * 14) * (1 - share) + 0.04 * rough
@@ -473,10 +474,18 @@ def _background(rng: Generator, height: int, width: int) -> tuple[Array, float]:
 
 
 def _place(
-    canvas: Array, relief: Relief, light: Light, rng: Generator, centre: tuple[float, float], shadow: float, soft: float
+    canvas: Array,
+    relief: Relief,
+    light: Light,
+    rng: Generator,
+    *,
+    centre: tuple[float, float],
+    size: float,
+    shadow: float,
+    blur: float,
 ) -> None:
-    """Lay a lit relief on the canvas, a little tilted out of the picture plane, with its shadow beside it."""
-    size = relief.alpha.shape[0]
+    """Lay a lit relief on the canvas, `size` pixels wide and a little tilted, with its shadow beside it."""
+    own_size = relief.alpha.shape[0]
     layer = np.dstack([_shade(relief, light) * relief.alpha[..., None], relief.alpha])
     # Only the window around the place is touched; it leaves room for the shadow.
     left, top = max(0, int(centre[0] - 0.68 * size)), max(0, int(centre[1] - 0.68 * size))
@@ -486,15 +495,15 @@ def _place(
     # Tilt: squash along a random direction, then move to the place.
     turn, squash = rng.uniform(0, TAU), rng.uniform(0.72, 1.0)
     rotate = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    linear = rotate.T @ np.diag([squash, 1.0]) @ rotate
-    move = np.array(centre) - (left, top) - linear @ np.array([size / 2, size / 2])
+    linear = rotate.T @ np.diag([squash, 1.0]) @ rotate * (size / own_size)
+    move = np.array(centre) - (left, top) - linear @ np.array([own_size / 2, own_size / 2])
     matrix = np.hstack([linear, move[:, None]])
     canvas_size = window.shape[1::-1]
     if shadow:
         aside = matrix - [[0, 0, 0.09 * size * light.x], [0, 0, 0.09 * size * light.y]]
         dark = _blur(cv2.warpAffine(relief.alpha, aside, canvas_size), 0.035 * size)
         window *= 1 - shadow * dark[..., None]
-    layer = _blur(cv2.warpAffine(layer, matrix, canvas_size), soft)
+    layer = _blur(cv2.warpAffine(layer, matrix, canvas_size), blur)
     window *= 1 - layer[..., 3:]
     window += layer[..., :3]
 
@@ -532,18 +541,21 @@ def paint(kind: Kind, rng: Generator) -> NDArray[np.uint8]:
     greens = rng.uniform(70, 140)
     for _ in range(int(rng.integers(0, 6))):  # clutter: leaves of any colour, sharp or not
         hue = greens if rng.random() < 0.6 else rng.uniform(0, 360)
-        leaf = _leaf(rng, int(short_side * rng.uniform(0.2, 0.6)), hue)
-        where = (rng.uniform(0, width), rng.uniform(0, height))
-        _place(canvas, leaf, light, rng, where, shadow, rng.uniform(0, 2.0))
+        size = short_side * rng.uniform(0.2, 0.6)
+        leaf = _leaf(rng, min(int(size), 96), hue)
+        middle = rng.uniform(0, width), rng.uniform(0, height)
+        _place(canvas, leaf, light, rng, centre=middle, size=size, shadow=shadow, blur=rng.uniform(0, 2))
 
     subjects = int(rng.choice([1, 1, 1, 2, 3]))
     for number in range(subjects):
-        size = int(short_side * rng.uniform(0.7, 1.0) * (1.0 if subjects == 1 else 0.75))
+        size = short_side * rng.uniform(0.7, 1.0) * (1.0 if subjects == 1 else 0.75)
+        subject = kind.paint(rng, min(int(size), MAX_PATCH), kind.hue + rng.normal(0, 4))
+        # One subject near the middle, several around it.
         reach = 0.08 if subjects == 1 else 0.2
         turn = TAU * number / subjects + rng.uniform(-0.5, 0.5)
         middle = (
-            width / 2 + width * reach * math.cos(turn) + rng.normal(0, 0.03) * width,
-            height / 2 + height * reach * math.sin(turn) + rng.normal(0, 0.03) * height,
+            width * (0.5 + reach * math.cos(turn) + rng.normal(0, 0.03)),
+            height * (0.5 + reach * math.sin(turn) + rng.normal(0, 0.03)),
         )
-        _place(canvas, kind.paint(rng, size, kind.hue + rng.normal(0, 4)), light, rng, middle, max(shadow, 0.2), 0.4)
+        _place(canvas, subject, light, rng, centre=middle, size=size, shadow=max(shadow, 0.2), blur=0.4)
     return _develop(rng, canvas)
