@@ -10,6 +10,7 @@ sources and options give the same bytes for any number of workers. The last line
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -118,9 +119,17 @@ def main() -> None:
     _stop_on_sigterm()
     if _DRY_RUN.value:
         dry_run(config)
-    else:
+        return
+    try:
         manifest = convert(config)
-        print(manifest.digest)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise Failure(
+            f"--output={config.output}: {os.strerror(error.errno)}; free some space and run the same command again, it "
+            "continues where it stopped"
+        ) from None
+    print(manifest.digest)
 
 
 def config_from_flags() -> Config:
@@ -176,15 +185,15 @@ def convert(config: Config) -> Manifest:
     _check_places(config)
     sources, plan = prepare(config)
     request = workspace.Request(config.stored_options(), _versions(), sources.fingerprint(times=False))
-    if config.overwrite:
-        workspace.remove_dataset(config.output)
-    manifest = workspace.finished_already(config.output, request, sources)
+    removed = config.overwrite and workspace.remove_dataset(config.output)
+    manifest = None if removed else workspace.finished_already(config.output, request, sources)
     if manifest:
         _say(f"{config.output} is finished already: same sources, same options; nothing to do")
         return manifest
     with workspace.workspace(config.output, plan, request, sources) as work:
         receipts, resumed, predicted = _write_shards(config, sources, plan, work)
         settlement = ledger.settle(receipts, plan, sources, config.duplicates, keep_apart=bool(config.splits))
+        _warn_of_duplicates(config, settlement)
         _refuse_empty_classes(config, plan, sources, receipts)
         finished = ledger.finish(config.output, receipts, settlement, plan, sources)
         manifest = _manifest(config, plan, sources, settlement, finished, workspace.request_record(request))
@@ -304,6 +313,19 @@ def _refuse_empty_classes(config: Config, plan: Plan, sources: Sources, receipts
         raise Failure(
             f"--source={config.source}: not one image of {names} could be used "
             f"({_first_reason(receipts, set(dead), sources)}); mend or remove the class, then use --overwrite"
+        )
+
+
+def _warn_of_duplicates(config: Config, settlement: Settlement) -> None:
+    conflicts = settlement.conflicts
+    if conflicts:
+        example = f"{conflicts[0].paths[0]} and {conflicts[0].paths[1]}"
+        _say(f"note: {len(conflicts):,} sets of equal pictures carry different labels, e.g. {example}")
+    leaks = [twins for twins in settlement.twins if twins.straddling]
+    if leaks and not config.splits and config.duplicates == "keep":
+        example = f"{leaks[0].paths[0]} and {leaks[0].paths[1]}"
+        _say(
+            f"note: {len(leaks):,} sets of equal pictures lie in several splits, e.g. {example}; see --duplicates=drop"
         )
 
 

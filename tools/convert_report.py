@@ -158,7 +158,7 @@ def _classes(page: Page, manifest: Manifest, plots: Path) -> None:
     title = _class_message(manifest)
     names, counts = manifest.labels, {name: np.array(manifest.class_counts[name]) for name in manifest.splits}
     many = len(names) > 40
-    figure = new_figure(8, 4 if many else max(2.0, 0.28 * len(names) * max(1, len(counts)) ** 0.5 + 1.2))
+    figure = new_figure(6, 3.5 if many else max(2.0, 0.28 * len(names) * max(1, len(counts)) ** 0.5 + 1.2))
     axes = figure.subplots()
     colours = _split_colours(manifest)
     if many:
@@ -178,7 +178,7 @@ def _classes(page: Page, manifest: Manifest, plots: Path) -> None:
         axes.set_xlabel("pictures")
         axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     alt = f"Pictures of each class and split. {title}."
     page.figure("Classes", figure, alt, note=title + ".", png=plots / "classes.png")
     rows = [
@@ -208,7 +208,7 @@ def _sizes(page: Page, facts: _Facts, manifest: Manifest, plots: Path) -> None:
     if not facts.sizes:
         return
     width, height, split = np.array(facts.sizes).T
-    figure = new_figure(8, 3.6)
+    figure = new_figure(6, 3)
     left, right = figure.subplots(1, 2)
     colours = _split_colours(manifest)
     for number, name in enumerate(manifest.splits):
@@ -221,13 +221,13 @@ def _sizes(page: Page, facts: _Facts, manifest: Manifest, plots: Path) -> None:
         left.annotate(f"--size={side}", (top, side), ha="right", va="bottom", fontsize=8, color="#555555")
     left.set(xlabel="source width, pixels", ylabel="source height, pixels", xlim=(0, top), ylim=(0, top))
     aspects = np.log2(width / height)
-    right.hist(aspects, bins=np.linspace(-2, 2, 41), color=PALETTE[0])
+    right.hist(aspects, bins=np.linspace(-2.05, 2.05, 42), color=PALETTE[0])
     right.set_xticks([-2, -1, 0, 1, 2], ["1:4", "1:2", "1:1", "2:1", "4:1"])
     right.set(xlabel="aspect, width : height", ylabel="pictures")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     if len(manifest.splits) > 1:
-        left.legend(frameon=False, fontsize=8)
+        left.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     median = f"{int(np.median(width))}×{int(np.median(height))}"
     smaller = float((np.minimum(width, height) < manifest.image.size).mean())
     message = f"The median source has {median} pixels"
@@ -298,16 +298,16 @@ def _exact(page: Page, settlement: Settlement, manifest: Manifest, facts: _Facts
     extra = sum(len(each.inputs) - 1 for each in twins)
     conflicts = len(settlement.conflicts)
     splits = list(manifest.splits)
-    lines = [f"{extra:,} pictures have the pixels of another one."]
+    lines = [f"{extra:,} picture{'s have' if extra > 1 else ' has'} the pixels of another one."]
     if settlement.dropped:
         lines.append("All but the first of each set were left out.")
     elif settlement.moved:
-        lines.append(f"{len(settlement.moved):,} were moved so that equal pictures lie in one split.")
+        lines.append(f"So that equal pictures lie in one split, {len(settlement.moved):,} changed theirs.")
     if conflicts:
-        lines.append(f"{conflicts:,} sets carry different labels: at least one label of each is wrong.")
+        lines.append(f"Sets with different labels, of which at least one is wrong: {conflicts:,}.")
     straddling = sum(each.straddling for each in twins)
     if straddling and not settlement.dropped and not settlement.moved:
-        lines.append(f"{straddling:,} sets lie in several splits: the evaluation sees training pictures.")
+        lines.append(f"Sets in several splits, where the evaluation sees training pictures: {straddling:,}.")
     page.text("Exact duplicates", " ".join(lines))
     rows = [
         (
@@ -322,6 +322,7 @@ def _exact(page: Page, settlement: Settlement, manifest: Manifest, facts: _Facts
     page.gallery(
         "Exact duplicates",
         _side_by_side(((each.inputs[0], each.inputs[1]) for each in twins[:SHOWN_PAIRS]), manifest, facts, directory),
+        wide=True,
     )
 
 
@@ -350,6 +351,7 @@ def _near(
     page.gallery(
         "Near duplicates",
         _side_by_side(((pair.first, pair.second) for pair in pairs[:SHOWN_PAIRS]), manifest, facts, directory),
+        wide=True,
     )
 
 

@@ -100,7 +100,7 @@ def settle(
             else:
                 reasons[row["reason"]] += 1
     found = np.flatnonzero(written).astype(np.uint32)
-    twins = _twins(found, pixels, plan, sources)
+    twins = _twins(found, pixels, plan, sources, spare_evaluation=not keep_apart)
     if twins and duplicates == "fail":
         first = twins[0]
         extra = sum(len(each.inputs) - 1 for each in twins)
@@ -130,7 +130,9 @@ def settle(
     )
 
 
-def _twins(found: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources) -> list[Twins]:
+def _twins(
+    found: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources, *, spare_evaluation: bool
+) -> list[Twins]:
     """Inputs of equal pixels. 64 of the hash's bits are compared: a chance hit among ten million is 1 in 400,000."""
     order = found[np.argsort(pixels[found], kind="stable")]
     keys = pixels[order]
@@ -138,11 +140,15 @@ def _twins(found: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources) 
     sizes = np.diff(np.append(starts, len(keys)))
     result = []
     for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
-        # The first of a set: outside the first split if there is one (an evaluation set stays what it was), then the
-        # shortest path, which is rarely the copy ("a.jpg" before "a (1).jpg").
+        # The first of a set, which stays: where the source names the splits, one outside the first split, because an
+        # evaluation set should stay what it was; then the shortest path, which is rarely the copy ("a (1).jpg").
         members = sorted(
             order[start : start + size].tolist(),
-            key=lambda number: (plan.split[number] == 0, len(sources.path(number)), sources.path(number)),
+            key=lambda number: (
+                spare_evaluation and plan.split[number] == 0,
+                len(sources.path(number)),
+                sources.path(number),
+            ),
         )
         result.append(
             Twins(

@@ -197,7 +197,8 @@ def _scan_folder(source: str, label_from: str, class_names: Sequence[str], tick:
         skipped += len(beside)
         for name in classes:
             before = len(builder.ends)
-            _collect(builder, root, os.path.join(prefix, name), name, split, label_from, labels, source, tick, ())
+            above = (_identity(root), _identity(os.path.join(root, prefix)))
+            _collect(builder, root, os.path.join(prefix, name), name, split, label_from, labels, source, tick, above)
             if len(builder.ends) == before:
                 empty.append(_text(os.path.join(prefix, name)))
     if not len(builder.ends):
@@ -227,8 +228,7 @@ def _collect(
     above: tuple[tuple[int, int], ...],
 ) -> None:
     """Add every file below `folder`, in sorted order, files before sub-folders."""
-    own = os.stat(os.path.join(root, folder))
-    above = (*above, (own.st_dev, own.st_ino))
+    above = (*above, _identity(os.path.join(root, folder)))
     number = builder.enter(folder)
     class_name = _text(first if label_from != "parent" else os.path.basename(folder))
     below: list[bytes] = []
@@ -271,6 +271,12 @@ def _list_folder(folder: bytes) -> tuple[list[bytes], list[bytes]]:
     except OSError as error:
         raise UsageError(f"--source: cannot list {_text(folder)}: {error.strerror}") from None
     return sorted(folders), sorted(others)
+
+
+def _identity(folder: bytes) -> tuple[int, int]:
+    """What a folder is, under whatever name."""
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
 
 
 def _refuse_folder_without_classes(source: str, top: Sequence[bytes], loose: Sequence[bytes]) -> None:

@@ -67,8 +67,8 @@ def finished_already(output: Path, request: Request, sources: Sources) -> Manife
     return manifest
 
 
-def remove_dataset(output: Path) -> None:
-    """--overwrite: delete what a conversion left there, finished or not, and nothing else."""
+def remove_dataset(output: Path) -> bool:
+    """--overwrite: delete what a conversion left there, finished or not, and nothing else. False: there was none."""
     from tools.convert_report import remove_report
 
     files = [FILE_NAME, SOURCES_FILE, *TFDS_FILES]
@@ -81,12 +81,13 @@ def remove_dataset(output: Path) -> None:
             for shard in split.shards:
                 files += [shard.file, index_path(shard.file).name]
     elif not (output / WORK).exists():
-        return
+        return False
     for name in files:  # the manifest goes first: from here on it is no dataset
         (output / name).unlink(missing_ok=True)
     remove_report(output)
     _remove_half_placed(output)
-    shutil.rmtree(output / WORK, ignore_errors=True)
+    remove_work(output)
+    return True
 
 
 @contextmanager

@@ -5,40 +5,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from pipeline.manifest import Manifest, check_files
-from pipeline.records import parse_example, unframe_record
-from tools.convert import Config, convert
-from tools.images import ImageOptions
-
-ROOT = Path(__file__).parents[2]
-
-
-def draw(path, seed, height=40, width=60):
-    """A smooth random picture: unlike any other, and small as a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), np.uint8)
-    assert cv2.imwrite(str(path), cv2.resize(coarse, (width, height)))
-
-
-def folder(root, classes=3, images=8, prefix=""):
-    for c in range(classes):
-        for i in range(images):
-            draw(root / prefix / f"class{c}" / f"img_{i:03d}.jpg", 1000 * c + i + 10**6 * len(prefix))
-    return root
-
-
-def config(source, output, **changes):
-    image = ImageOptions(size=changes.pop("size", 16), **changes.pop("image", {}))
-    return Config(
-        source=str(source), output=Path(output), name="pictures", image=image, splits=changes.pop("splits", {}),
-        engine=changes.pop("engine", "inline"), **changes,
-    )  # fmt: skip
+import tools.convert
+from pipeline.manifest import Manifest
+from tests.tools.folders import ROOT, Run, class_folders, config, draw, records, shard_hashes
+from tools.convert import convert
 
 
 def command(*args, **options):
@@ -47,26 +22,9 @@ def command(*args, **options):
     )
 
 
-def shard_hashes(directory):
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(directory).iterdir() if "tfrecord" in p.name
-    }
-
-
-def records(directory, split):
-    """Every stored example of a split, read through the index."""
-    manifest = Manifest.load(directory)
-    index = check_files(manifest, directory, split)
-    files = [(Path(directory) / shard.file).read_bytes() for shard in manifest.split(split).shards]
-    return [
-        parse_example(unframe_record(files[shard][offset : offset + size]), manifest.features)
-        for shard, offset, size in index.tolist()
-    ]
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("pictures"))
+    return class_folders(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +72,8 @@ def test_manifest_ledger_and_last_line(dataset):
 def test_bytes_do_not_depend_on_workers_or_hash_seed(dataset, source, tmp_path, workers):
     output, result = dataset
     env = {**os.environ, "PYTHONHASHSEED": str(workers)}
-    again = command(
-        "--source", source, "--output", tmp_path / "d", "--size", 16, "--workers", workers, "--shards", 3, "--name", "pictures", env=env
-    )  # fmt: skip
+    args = ["--noreport", "--size", 16, "--shards", 3, "--name", "pictures", "--workers", workers]
+    again = command("--source", source, "--output", tmp_path / "d", *args, env=env)
     assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
     assert shard_hashes(tmp_path / "d") == shard_hashes(output)
     assert (tmp_path / "d" / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
@@ -125,7 +82,9 @@ def test_bytes_do_not_depend_on_workers_or_hash_seed(dataset, source, tmp_path, 
 def test_tfds_opens_it_and_yields_the_same_images_and_labels(dataset, tmp_path_factory):
     output, _ = dataset
     raw = tmp_path_factory.mktemp("raw") / "d"
-    convert(config(folder(tmp_path_factory.mktemp("two"), 2, 3), raw, image={"encoding": "raw", "resize": "squash"}))
+    convert(
+        config(class_folders(tmp_path_factory.mktemp("two"), 2, 3), raw, image={"encoding": "raw", "resize": "squash"})
+    )
     script = f"""
 import numpy as np, tensorflow_datasets as tfds
 for directory in {str(output)!r}, {str(raw)!r}:
@@ -150,7 +109,7 @@ for directory in {str(output)!r}, {str(raw)!r}:
 
 
 def test_split_folders_keep_their_names_and_files_beside_classes_are_noted(tmp_path, capsys):
-    source = folder(folder(tmp_path / "s", 2, 3, "train"), 2, 2, "test")
+    source = class_folders(class_folders(tmp_path / "s", 2, 3, "train"), 2, 2, "test")
     (source / "README.txt").write_text("about")
     convert(config(source, tmp_path / "d"))
     manifest = Manifest.load(tmp_path / "d")
@@ -162,13 +121,13 @@ def test_split_folders_keep_their_names_and_files_beside_classes_are_noted(tmp_p
 
 def refusals():
     def build(tmp_path):
-        good = folder(tmp_path / "good", 1, 2)
+        good = class_folders(tmp_path / "good", 1, 2)
         (tmp_path / "empty").mkdir()
         (tmp_path / "loose").mkdir()
         draw(tmp_path / "loose" / "a.jpg", 1)
-        folder(tmp_path / "hollow", 1, 1)
+        class_folders(tmp_path / "hollow", 1, 1)
         (tmp_path / "hollow" / "nothing").mkdir()
-        folder(tmp_path / "unreadable", 1, 1)
+        class_folders(tmp_path / "unreadable", 1, 1)
         (tmp_path / "unreadable" / "bad").mkdir()
         (tmp_path / "unreadable" / "bad" / "x.jpg").write_bytes(b"")
         draw(tmp_path / "nested" / "class0" / "sub" / "a.jpg", 1)
@@ -210,39 +169,8 @@ def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, sourc
     refusals()(tmp_path)
     args = [f"--source={source and tmp_path / source}", f"--output={output and tmp_path / output}"]
     extra = [f"--class_names={tmp_path / 'names.txt'}" if "class_names" in arg else arg for arg in extra]
-    result = in_process(*args, *extra)
+    result = Run(tools.convert, *args, *extra)
     assert (result.code, len(result.stderr.strip().splitlines())) == (code, 1), result.stderr
     assert said in result.stderr
     assert not list(tmp_path.rglob("manifest.json"))
     assert result.stdout == ""
-
-
-class in_process:
-    """`tools.convert` with arguments, without a new interpreter; the same parsing, messages and exit codes."""
-
-    def __init__(self, *args):
-        import contextlib
-        import io
-
-        from absl import flags
-
-        import tools.convert
-        from pipeline import cli
-
-        out, err = io.StringIO(), io.StringIO()
-        old = sys.argv
-        sys.argv = ["tools.convert", *map(str, args)]
-        flags.FLAGS.unparse_flags()
-        for name in flags.FLAGS.flags_by_module_dict()["tools.convert"]:
-            name.unparse()
-        handlers = {number: __import__("signal").getsignal(number) for number in (2, 15)}
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                cli.run(tools.convert.main)
-        except SystemExit as stop:
-            self.code = stop.code
-        finally:
-            sys.argv = old
-            for number, handler in handlers.items():
-                __import__("signal").signal(number, handler)
-        self.stdout, self.stderr = out.getvalue(), err.getvalue()
