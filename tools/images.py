@@ -328,9 +328,9 @@ def _target(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
 
 
 def _halvings(extent: Extent, target: Extent, most: int) -> int:
-    """How often to halve before the last resize: as long as that is left at least 1.6 times to shrink."""
+    """How often to halve before the last resize, leaving it a ratio of at least 2: halving alone is a crude filter."""
     ratio = min(extent[0] / target[0], extent[1] / target[1])
-    return min(most, max(0, math.floor(math.log2(ratio / 1.6))))
+    return min(most, max(0, math.floor(math.log2(ratio / 2))))
 
 
 def _halve(pixels: np.ndarray) -> np.ndarray:
@@ -345,7 +345,7 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = False) -> np.ndarray:
-    """Resize what spans `extent` to span `target`: halve, then a three-tap low-pass fitted to the rest, then cubic.
+    """Resize what spans `extent` to span `target`: halve, then a low-pass fitted to the rest, then cubic.
 
     As true to Lanczos as OpenCV's INTER_AREA or truer (benchmarks/image_cases.py), in a third of its time; chroma,
     which a JPEG stores coarsely anyway, does without low-pass and cubic. `extent` and `target` may end inside their
@@ -357,10 +357,11 @@ def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = F
     for _ in range(_halvings(extent, target, most=99)):
         pixels, extent = _halve(pixels), (extent[0] / 2, extent[1] / 2)
     down, across = extent[0] / target[0], extent[1] / target[1]
-    if max(down, across) > 3.3 or min(size) < 4:  # squashed very unequally, or tiny
+    if max(down, across) > 4.5 or min(size) < 4:  # squashed very unequally, or tiny
         return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     if not chroma and max(down, across) >= 1.2:
-        pixels = cv2.GaussianBlur(pixels, (3, 3), _sigma(across), sigmaY=_sigma(down))
+        (taps_across, sigma_across), (taps_down, sigma_down) = _low_pass(across), _low_pass(down)
+        pixels = cv2.GaussianBlur(pixels, (taps_across, taps_down), sigma_across, sigmaY=sigma_down)
     kernel = cv2.INTER_LINEAR if chroma else cv2.INTER_CUBIC
     pixels = cv2.resize(pixels, None, fx=1 / across, fy=1 / down, interpolation=kernel)
     short, narrow = max(0, size[1] - pixels.shape[0]), max(0, size[0] - pixels.shape[1])
@@ -369,10 +370,12 @@ def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = F
     return pixels[: size[1], : size[0]]
 
 
-def _sigma(ratio: float) -> float:
-    """Of the low-pass before a cubic resize by `ratio`: its outer taps fitted to Lanczos on photographs."""
-    tap = min(0.33, max(0.001, 0.225 * (ratio - 1.02)))
-    return math.sqrt(-0.5 / math.log(tap / (1 - 2 * tap)))
+def _low_pass(ratio: float) -> tuple[int, float]:
+    """Taps and sigma of the Gaussian before a cubic resize by `ratio` < 4, fitted to Lanczos on photographs."""
+    if ratio > 2.65:
+        return 5, 1.2 + 0.65 * (ratio - 3.2)
+    outer = min(0.33, max(0.001, 0.225 * (ratio - 1.02)))  # each outer tap; the middle one has the rest
+    return 3, math.sqrt(-0.5 / math.log(outer / (1 - 2 * outer)))
 
 
 def _ycc(rgb: np.ndarray, target: Extent, extent: Extent) -> list[np.ndarray]:
