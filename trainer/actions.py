@@ -32,7 +32,7 @@ class Watch:
         self.flops = {span.index: model.flops_per_image(network, span.phase.part) for span in plan.spans}
         self.peak = 0.0  # teraflop/s of all devices; 0: unknown
         self.images_per_second = 0.0  # of the whole run so far, evaluations and checkpoints left out
-        self._total_images, self._total_seconds = 0.0, 0.0
+        self._total_images, self._total_seconds, self._warming = 0.0, 0.0, True
         self._reset()
 
     def _reset(self) -> None:
@@ -63,21 +63,20 @@ class Watch:
         else:
             self._skipped += 1
         self.bar.update()
-        first = self._total_seconds == 0 and record.step % self.plan.config.log_every_steps
-        if record.step % self.plan.config.log_every_steps == 0 or (first and self._steps == 1):
+        # The first step traces and compiles: reported alone, and no measure of speed.
+        if record.step % self.plan.config.log_every_steps == 0 or self._warming:
             self._report(record, report)
         return not report["stop"]
 
     def _report(self, record: StepRecord, report: dict[str, float]) -> None:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         images = self._steps * self.plan.config.global_batch_size
-        tracing = self._total_seconds == 0  # the first report includes tracing and compiling
         rate = images / seconds
-        self._total_images += images
-        self._total_seconds += seconds
-        self.images_per_second = rate if tracing or not self.images_per_second else (
-            0.9 * self.images_per_second + 0.1 * rate
-        )
+        if not self._warming:
+            self._total_images += images
+            self._total_seconds += seconds
+            self.images_per_second = self._total_images / self._total_seconds
+        self._warming = False
         loss, top1 = self._sums / max(self._examples, 1)
         tflops = rate * self.flops[record.span.index] / 1e12
         waiting = 100 * self._waited / seconds

@@ -19,9 +19,10 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 # Settings that change how a run is carried out or watched, never what it computes: free to differ at a restart.
-FREE = frozenset(
-    ["data", "workdir", "strategy", "logical_cpus", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "profile_steps", "peak_tflops", "augment_on", "cache", "threads", "max_bad_records"]
-)
+FREE = frozenset({
+    "data", "workdir", "strategy", "logical_cpus", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
+    "profile_steps", "peak_tflops", "augment_on", "cache", "threads", "max_bad_records",
+})
 
 
 @dataclass(frozen=True)

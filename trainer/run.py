@@ -143,7 +143,8 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
         },
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
-    if (workdir / states.CONFIG_FILE).exists():
+    begun = (workdir / states.CONFIG_FILE).exists()
+    if begun and states.checkpoints(workdir):
         old = states.read_config(config.workdir, "--workdir")
         check_order(f"--workdir={workdir}", old["dataset"], content["dataset"])
         if tuple(old["labels"]) != plan.labels:
@@ -154,7 +155,7 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
                 f"--workdir={workdir} was started with other flags: {'; '.join(changes)}; repeat those, choose another "
                 "--workdir, or pass --allow_changes to continue with the new ones"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif not begun and workdir.exists() and any(workdir.iterdir()):
         raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
     if plan.cluster.chief:
         try:

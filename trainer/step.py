@@ -200,7 +200,7 @@ def make_eval_step(
 ) -> Callable[[Any], dict[str, Any]]:
     """A tf.function that sums loss, top-1, top-5 and weight of one distributed batch over all replicas."""
 
-    def score(batch: Batch) -> dict[str, Any]:
+    def score(batch: Batch) -> Any:
         logits, targets = forward(batch)
         weight = batch["weight"]
         label = tf.argmax(targets, -1)
@@ -208,15 +208,18 @@ def make_eval_step(
         # Ties count against us, so a constant or NaN output scores 0.
         rank = tf.reduce_sum(tf.cast(~(logits < truth), tf.float32), -1)
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-        sums = {"loss": losses, "top1": tf.cast(rank <= 1, tf.float32), "top5": tf.cast(rank <= 5, tf.float32)}
-        return {k: tf.reduce_sum(v * weight) for k, v in sums.items()} | {"n": tf.reduce_sum(weight)}
+        scores = (losses, tf.cast(rank <= 1, tf.float32), tf.cast(rank <= 5, tf.float32), tf.ones_like(weight))
+        return tf.stack([tf.reduce_sum(score * weight) for score in scores])
 
     score = tf.function(score, jit_compile=jit)
 
+    def replica_score(batch: Batch) -> Any:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, score(batch))
+
     @tf.function
     def eval_step(batch: Any) -> dict[str, Any]:
-        sums = strategy.run(score, args=(batch,))
-        return {k: strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None) for k, v in sums.items()}
+        loss, top1, top5, n = tf.unstack(strategy.experimental_local_results(strategy.run(replica_score, (batch,)))[0])
+        return {"loss": loss, "top1": top1, "top5": top5, "n": n}
 
     return eval_step
 
