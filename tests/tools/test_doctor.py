@@ -1,0 +1,112 @@
+"""tools.doctor: the table of what becomes of each kind of file, pinned; and that it notices what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from pipeline.cli import Failure
+from tools import dirty, doctor, images
+
+images.set_up_process()
+
+CASES = {case.name: case for case in dirty.cases()}
+
+# What a user may rely on. A change here is a change of the product: say so in the release notes.
+WRITTEN = """
+baseline.jpg progressive.jpg restart-markers.jpg with-exif.jpg wrong-extension.jpg no-extension
+junk-after-the-end.jpg plain.png lossless.webp lossy.webp lossy.avif plain.bmp plain.gif lossless.jp2 codestream.j2k
+plain.ppm none.tif LZW.tif Deflate.tif PackBits.tif JPEG.tif two-pages.tif orientation-2.jpg orientation-3.jpg
+orientation-4.jpg orientation-5.jpg orientation-6.jpg orientation-7.jpg orientation-8.jpg orientation-9.jpg
+orientation-6.png orientation-6.webp orientation-6.tif orientation-6.avif grey.jpg cmyk-adobe-inverted.jpg
+cmyk-plain.jpg ycck.jpg palette.png palette-with-transparency.png alpha.png grey-alpha.png 1-bit.png 16-bit.png
+16-bit-alpha.png 16-bit-grey.png alpha.webp alpha.avif alpha.tif alpha.jp2 transparent.gif cmyk.tif palette.tif
+fax.tif 16-bit-grey.tif palette.bmp grey.bmp 16-bit.ppm animated.gif animated.webp animated.png animated.avif
+"""
+QUARANTINED = {
+    "empty": "empty.jpg",
+    "not-an-image": "only-zeros.jpg random-bytes.jpg web-page.jpg lfs-pointer.jpg text.png",
+    "truncated": """cut-in-half-baseline.jpg cut-in-half-progressive.jpg cut-in-half-restart-markers.jpg
+        cut-in-half-with-exif.jpg cut-in-half-plain.png cut-in-half-lossless.webp cut-in-half-lossy.webp
+        cut-in-half-lossy.avif cut-in-half-plain.bmp cut-in-half-plain.gif cut-in-half-lossless.jp2
+        cut-in-half-codestream.j2k cut-in-half-plain.ppm cut-in-half-none.tif cut-in-half-LZW.tif
+        cut-in-half-Deflate.tif cut-in-half-PackBits.tif cut-in-half-JPEG.tif cut-in-half-two-pages.tif
+        cut-in-the-header.jpg last-two-bytes-missing.jpg""",
+    "corrupt-scan": "40-zeroed-bytes.jpg 200-bytes-lost.jpg",
+    "corrupt-data": "one-bit-flipped.png",
+    "too-many-pixels": "16000x16000.png 60000x60000.gif",
+    "unsupported-heic": "photo.heic",
+    "unsupported-jpeg-xl": "photo.jxl",
+    "unsupported-raw": "photo.cr3",
+    "unsupported-video": "movie.mp4",
+    "unsupported-psd": "layers.psd",
+    "unsupported-svg": "drawing.svg",
+    "unsupported-pdf": "document.pdf",
+    "unsupported-ico": "icon.ico",
+    "unsupported-bigtiff": "big.tif",
+    "unsupported-tiff": "float.tif grey-alpha.tif",
+    "unsupported-jpeg": "12-bit.jpg lossless.jpg",
+}
+
+
+def test_the_table_is_the_promised_one() -> None:
+    rows = {name: doctor.examine(case) for name, case in CASES.items()}
+    assert {name: row.wrong for name, row in rows.items() if row.wrong} == {}
+    expected = dict.fromkeys(WRITTEN.split(), "written")
+    for reason, names in QUARANTINED.items():
+        expected |= dict.fromkeys(names.split(), f"quarantined: {reason}")
+    assert {name: row.became for name, row in rows.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("plain.png", {"rgb": dirty.picture()[:, :, ::-1]}, "differs by"),
+        ("plain.png", {"rgb": dirty.picture()[:, ::-1]}, "differs by"),
+        ("plain.png", {"rgb": np.zeros((5, 5, 3), np.uint8)}, "stored picture is"),
+        ("plain.png", {"reason": "truncated"}, "expected quarantine for truncated"),
+        ("plain.png", {"note": "first frame"}, "expected the note"),
+        ("empty.jpg", {"reason": ""}, "expected a picture"),
+        ("empty.jpg", {"reason": "truncated"}, "expected truncated"),
+    ],
+)
+def test_a_wrong_outcome_is_named(name: str, change: dict, complaint: str) -> None:
+    assert complaint in doctor.examine(replace(CASES[name], **change)).wrong
+
+
+def test_a_wrong_row_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = replace(CASES["empty.jpg"], reason="truncated")
+    monkeypatch.setattr(dirty, "cases", lambda: [CASES["plain.png"], broken])
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with pytest.raises(Failure, match=r"1 of 2 .*empty\.jpg"):
+        doctor.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok     plain.png") and lines[1].startswith("WRONG  empty.jpg")
+
+
+def test_the_command_keeps_the_corpus_and_refuses_a_full_folder(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tools.doctor", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+
+    done = run(f"--corpus={tmp_path / 'dirty'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no codec talks past us
+    assert f"all {len(CASES)} kinds of file" in done.stdout and "opencv 5" in done.stdout
+    assert {path.name for path in (tmp_path / "dirty").iterdir()} == {
+        *CASES, "a-directory.jpg", "dangling-link.jpg", "looping-link.jpg", "unreadable.jpg"
+    }  # fmt: skip
+    assert (tmp_path / "dirty" / "alpha.png").read_bytes() == CASES["alpha.png"].data
+    again = run(f"--corpus={tmp_path / 'dirty'}")
+    assert again.returncode == 2 and "--corpus" in again.stderr and again.stderr.count("\n") == 1
