@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import augment
+from pipeline import augment, calls
 from pipeline.batches import BadRecords, Batch, Batches, mean_picture_bytes
 from pipeline.cache import Cache, DirectoryCache, MemoryCache
 from pipeline.cli import UsageError
@@ -189,7 +189,7 @@ class Dataset:
 
         def call(element: np.int64) -> list[np.ndarray]:
             try:
-                batch = make(int(element))
+                batch = calls.run(lambda: make(int(element)), lambda: _blank(spec))
             except Exception as error:
                 self._error = error
                 raise
@@ -233,3 +233,7 @@ def _spec(rows: int, image_shape: tuple[int, ...]) -> Spec:
         "record": ((rows,), np.int64),
         "position": ((rows,), np.int64),
     }
+
+
+def _blank(spec: Spec) -> Batch:
+    return {name: np.zeros(shape, kind) for name, (shape, kind) in spec.items()}
