@@ -194,7 +194,7 @@ def convert(config: Config) -> Manifest:
         receipts, resumed, predicted = _write_shards(config, sources, plan, work)
         settlement = ledger.settle(receipts, plan, sources, config.duplicates, keep_apart=bool(config.splits))
         _warn_of_duplicates(config, settlement)
-        _refuse_empty_classes(config, plan, sources, receipts)
+        _refuse_empty_classes(config, sources, settlement, receipts)
         finished = ledger.finish(config.output, receipts, settlement, plan, sources)
         manifest = _manifest(config, plan, sources, settlement, finished, workspace.request_record(request))
         write_tfds_metadata(config.output, manifest, finished.common_size)
@@ -295,19 +295,13 @@ def _refuse_too_many_bad(config: Config, bad: int, inputs: int) -> None:
         )
 
 
-def _refuse_empty_classes(config: Config, plan: Plan, sources: Sources, receipts: Sequence[ShardReceipt]) -> None:
+def _refuse_empty_classes(
+    config: Config, sources: Sources, settlement: Settlement, receipts: Sequence[ShardReceipt]
+) -> None:
     import numpy as np
 
-    from tools.shard import WRITTEN
-
-    alive = np.zeros(len(sources.labels), bool)
-    for receipt in receipts:
-        if alive.all():
-            return
-        for row in receipt.rows():
-            alive[row["label"]] |= row["status"] == WRITTEN
     had = np.bincount(sources.label, minlength=len(sources.labels)) > 0
-    dead = [sources.labels[number] for number in np.flatnonzero(had & ~alive)]
+    dead = [sources.labels[number] for number in np.flatnonzero(had & (settlement.class_counts == 0))]
     if dead:
         names = ", ".join(dead[:5]) + (" and more" if len(dead) > 5 else "")
         raise Failure(

@@ -130,7 +130,7 @@ def _gather(directory: Path, manifest: Manifest, shown: Mapping[str, int]) -> _F
     ]
     columns += ["shard", "offset", "size", "note", "label_name"]
     seen = 0
-    for batch in parquet.ParquetFile(directory / SOURCES_FILE).iter_batches(20_000, columns=columns):
+    for batch in parquet.ParquetFile(directory / SOURCES_FILE).iter_batches(10_000, columns=columns):
         for row in batch.to_pylist():
             seen += 1
             facts.source_bytes += row["bytes"]

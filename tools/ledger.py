@@ -57,6 +57,7 @@ class Settlement:
     twins: list[Twins]
     dropped: frozenset[int]  # inputs
     moved: dict[int, int]  # input -> task whose shard takes it
+    class_counts: np.ndarray  # int64: sound inputs of each class
     perceptual: dict[str, np.ndarray] = field(default_factory=dict)  # hash, input, split of written inputs
 
     @property
@@ -84,21 +85,17 @@ def settle(
     count = len(sources)
     pixels = np.zeros(count, np.uint64)
     looks = np.zeros(count, np.uint64)
-    task_of = np.zeros(count, np.int32)
     written = np.zeros(count, bool)
     reasons: Counter[str] = Counter()
     states: Counter[str] = Counter()
-    for task, receipt in enumerate(receipts):
-        for row in receipt.rows():
-            number = row["input"]
-            states[row["status"]] += 1
-            task_of[number] = task
-            if row["status"] == WRITTEN:
-                written[number] = True
-                pixels[number] = int(row["pixel_hash"][:16], 16)
-                looks[number] = row["perceptual_hash"]
-            else:
-                reasons[row["reason"]] += 1
+    for receipt in receipts:
+        columns = receipt.columns()
+        numbers = columns["input"]
+        states.update(columns["status"])
+        reasons.update(filter(None, columns["reason"]))
+        written[numbers] = [status == WRITTEN for status in columns["status"]]
+        pixels[numbers] = np.array([int(text[:16] or "0", 16) for text in columns["pixel_hash"]], np.uint64)
+        looks[numbers] = np.array(columns["perceptual_hash"], np.uint64)
     found = np.flatnonzero(written).astype(np.uint32)
     twins = _twins(found, pixels, plan, sources, spare_evaluation=not keep_apart)
     if twins and duplicates == "fail":
@@ -113,7 +110,7 @@ def settle(
     if duplicates == "drop":
         dropped = frozenset(number for each in twins for number in each.inputs[1:])
     elif keep_apart:
-        moved = _bring_together(twins, plan, sources, task_of, found)
+        moved = _bring_together(twins, plan, sources, found)
     split = plan.split.copy()
     split_of_task = [number for number, _, _ in plan.members()]
     for number, task in moved.items():
@@ -126,7 +123,13 @@ def settle(
         filtered=states[FILTERED],
     )
     return Settlement(
-        ledger, reasons, twins, dropped, moved, {"hash": looks[found], "input": found, "split": split[found]}
+        ledger,
+        reasons,
+        twins,
+        dropped,
+        moved,
+        np.bincount(sources.label[found], minlength=len(sources.labels)),
+        {"hash": looks[found], "input": found, "split": split[found]},
     )
 
 
@@ -134,7 +137,17 @@ def _twins(
     found: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources, *, spare_evaluation: bool
 ) -> list[Twins]:
     """Inputs of equal pixels. 64 of the hash's bits are compared: a chance hit among ten million is 1 in 400,000."""
-    order = found[np.argsort(pixels[found], kind="stable")]
+    # Hash and number share one word, sorted in place; the bits that had no room are compared afterwards.
+    bits = max(1, (len(sources) - 1).bit_length())
+    words = pixels[found]
+    words >>= np.uint64(bits)
+    words <<= np.uint64(bits)
+    words |= found
+    words.sort()
+    close = np.flatnonzero(np.diff(words) < np.uint64(1 << bits)) if len(words) else np.empty(0, np.int64)
+    near = np.unique(np.concatenate((words[close], words[close + 1]))) & np.uint64((1 << bits) - 1)
+    del words
+    order = near[np.argsort(pixels[near], kind="stable")]
     keys = pixels[order]
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(np.append(starts, len(keys)))
@@ -161,9 +174,7 @@ def _twins(
     return sorted(result, key=lambda each: (not each.straddling, not each.conflicting, each.paths))
 
 
-def _bring_together(
-    twins: Sequence[Twins], plan: Plan, sources: Sources, task_of: np.ndarray, found: np.ndarray
-) -> dict[int, int]:
+def _bring_together(twins: Sequence[Twins], plan: Plan, sources: Sources, found: np.ndarray) -> dict[int, int]:
     """Which inputs move to which task, so that neither duplicates nor the groups they tie together straddle."""
     groups = sources.group if len(sources.group) else np.zeros(len(sources), np.uint64)
     parent: dict[Any, Any] = {}
@@ -183,13 +194,17 @@ def _bring_together(
     if tied:
         for number in found[np.isin(groups[found], np.array(list(tied), np.uint64))].tolist():
             members[tied[int(groups[number])]].append(number)
-    moved = {}
+    homes: dict[int, int] = {}  # of those that move: the input whose shard takes them
     for inputs in members.values():
         home = min(inputs, key=lambda number: (len(sources.path(number)), sources.path(number)))
-        for number in set(inputs):
-            if plan.split[number] != plan.split[home]:
-                moved[number] = int(task_of[home])
-    return moved
+        homes |= {number: home for number in inputs if plan.split[number] != plan.split[home]}
+    wanted = np.array(sorted(set(homes.values())), np.uint32)
+    task_of = {
+        int(number): task
+        for task, (_, _, inputs) in enumerate(plan.members() if homes else ())
+        for number in inputs[np.isin(inputs, wanted)]
+    }
+    return {number: task_of[home] for number, home in homes.items()}
 
 
 # -------------------------------------------------------------------------------------------------- finish
@@ -322,7 +337,7 @@ def _copy_records(source: str, stay: list[dict[str, Any]], come: list[Guest], ta
 class _Table:
     """sources.parquet, written piece by piece so that its length does not matter."""
 
-    ROWS = 50_000  # a piece
+    ROWS = 10_000  # a piece
 
     def __init__(self, path: Path):
         import pyarrow as pa

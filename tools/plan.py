@@ -17,14 +17,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from pipeline.cli import UsageError
-from tools.scan import Sources, display, is_split_name
+from tools.scan import Sources, hash64, is_split_name
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it spread most evenly over the ring
+PIECE = 100_000  # inputs looked at together
 _LAST_NUMBER = re.compile(rb"(\d+)(\D*)$")
 
 
@@ -79,18 +81,15 @@ def make_plan(
       UsageError: when a split would come out empty, or the shares contradict the source.
     """
     names, split = _split_numbers(sources, shares, seed)
-    keys = _order_keys(sources, seed)
-    order = []
-    for number in range(len(names)):
-        members = np.flatnonzero(split == number).astype(np.uint32)
-        order.append(members[np.argsort(keys[members], kind="stable")])
-    del keys
+    everyone = _shuffled(sources, seed)
+    order = tuple(everyone[split[everyone] == number] for number in range(len(names)))
+    del everyone
     counts = tuple(_shard_count(len(members), shards, shard_bytes, record_bytes) for members in order)
     digest = hashlib.sha256(
         json.dumps([sources.fingerprint(times=True), names, counts, seed, dict(options)], sort_keys=True).encode()
     )
     digest.update(split.data)
-    return Plan(name, names, split, tuple(order), counts, digest.hexdigest())
+    return Plan(name, names, split, order, counts, digest.hexdigest())
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -128,37 +127,37 @@ def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> 
     names = tuple(shares)
     bounds = np.cumsum([shares[name] for name in names])[:-1]
     edges = np.array([min(int(bound * 2.0**64), 2**64 - 1) for bound in bounds], np.uint64)
+    split = np.empty(len(sources), np.int8)
     units = _split_units(sources, seed)
-    split = np.searchsorted(edges, units, side="right").astype(np.int8)
-    _fill_empty_splits(split, units, sources, names, shares, edges)
+    for start in range(0, len(sources), PIECE):
+        piece = np.fromiter(islice(units, PIECE), np.uint64)
+        split[start : start + PIECE] = np.searchsorted(edges, piece, side="right")
+    _fill_empty_splits(split, sources, names, shares, edges, seed)
     return names, split
 
 
-def _split_units(sources: Sources, seed: int) -> np.ndarray:
-    """A number in [0, 2**64) for every input: where it falls on the line that the shares divide."""
+def _split_units(sources: Sources, seed: int) -> Iterator[int]:
+    """For every input a number in [0, 2**64): where it falls on the line that the shares divide."""
     key = f"split {seed}".encode()
-    units = np.empty(len(sources), np.uint64)
     grouped = sources.group if len(sources.group) else None
     for number, path in enumerate(sources.paths()):
         if grouped is not None and grouped[number]:
-            units[number] = _hash(int(grouped[number]).to_bytes(8, "little"), key)
+            yield hash64(int(grouped[number]).to_bytes(8, "little"), key)
             continue
         found = _LAST_NUMBER.search(path)
         if found:
-            stem = path[: found.start(1)] + b"#" + found[2]
-            units[number] = (_hash(stem, key) + int(found[1]) * GOLDEN) % 2**64
+            yield (hash64(path[: found.start(1)] + b"#" + found[2], key) + int(found[1]) * GOLDEN) % 2**64
         else:
-            units[number] = _hash(path, key)
-    return units
+            yield hash64(path, key)
 
 
 def _fill_empty_splits(
     split: np.ndarray,
-    units: np.ndarray,
     sources: Sources,
     names: tuple[str, ...],
     shares: Mapping[str, float],
     edges: np.ndarray,
+    seed: int,
 ) -> None:
     """Few images can leave a split without any: give it the nearest ones, or say that it cannot be done.
 
@@ -169,10 +168,14 @@ def _fill_empty_splits(
     lows = np.concatenate(([0], edges.astype(np.float64)))
     highs = np.concatenate((edges.astype(np.float64), [2.0**64]))
     group = sources.group if len(sources.group) else None
+    units = np.empty(0)
 
     def take(target: int, candidates: np.ndarray) -> None:
+        nonlocal units
+        if not len(units):
+            units = np.fromiter(_split_units(sources, seed), np.float64, len(sources))
         middle = (lows[target] + highs[target]) / 2
-        nearest = candidates[np.argmin(np.abs(units[candidates].astype(np.float64) - middle))]
+        nearest = candidates[np.argmin(np.abs(units[candidates] - middle))]
         if group is not None and group[nearest]:
             split[group == group[nearest]] = target
         else:
@@ -199,13 +202,22 @@ def _fill_empty_splits(
             take(largest, candidates[crowded])
 
 
-def _order_keys(sources: Sources, seed: int) -> np.ndarray:
+def _shuffled(sources: Sources, seed: int) -> np.ndarray:
+    """All inputs (uint32) in the order of a keyed hash of their paths.
+
+    The hash and the number share one 64-bit word, so that ten million of them are sorted in place, in 80 MB.
+    """
     key = f"order {seed}".encode()
-    return np.fromiter((_hash(path, key) for path in sources.paths()), np.uint64, len(sources))
-
-
-def _hash(data: bytes, key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "little")
+    bits = max(1, (len(sources) - 1).bit_length())
+    words = np.fromiter((hash64(path, key) for path in sources.paths()), np.uint64, len(sources))
+    words >>= np.uint64(bits)
+    words <<= np.uint64(bits)
+    for start in range(0, len(words), PIECE):
+        piece = words[start : start + PIECE]
+        piece |= np.arange(start, start + len(piece), dtype=np.uint64)
+    words.sort()
+    words &= np.uint64((1 << bits) - 1)
+    return words.astype(np.uint32)
 
 
 def _shard_count(records: int, shards: int, shard_bytes: int, record_bytes: int) -> int:
@@ -213,8 +225,3 @@ def _shard_count(records: int, shards: int, shard_bytes: int, record_bytes: int)
     by_size = -(-records * record_bytes // shard_bytes)
     wanted = shards or max(by_size, min(16, records // 32), min(64, records // 256), 1)
     return max(1, min(wanted, records))
-
-
-def describe(number: int, sources: Sources) -> str:
-    """An input's path, for a message."""
-    return display(sources.path(number))

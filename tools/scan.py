@@ -44,12 +44,13 @@ class Sources:
     folders: tuple[bytes, ...]
     folder: np.ndarray  # int32: which of `folders` the input lies in
     names: bytearray  # all file names, end to end
-    ends: np.ndarray  # int64: where in `names` each ends
+    ends: np.ndarray  # uint32: where in `names` each ends
     label: np.ndarray  # int32
     split: np.ndarray  # int8: number in `splits`, -1 for none
     group: np.ndarray  # uint64: hash of the group's name, 0 for none; empty when the source has no groups
-    size: np.ndarray  # int64: bytes, -1 when it cannot be told
-    mtime: np.ndarray  # int64: nanoseconds
+    size: np.ndarray  # uint32: bytes, at most 4 G; 0 also when it cannot be told
+    stamp: np.ndarray  # uint32: changes with the modification time
+    newest: int  # latest modification time, nanoseconds
     notes: tuple[str, ...] = ()  # what a person should know, a line each
     features: Features | None = None  # for inputs that are records, "FILE@OFFSET:SIZE": names of their features
 
@@ -59,7 +60,7 @@ class Sources:
     def path(self, number: int) -> bytes:
         """Path of one input relative to the root, as the file system spells it."""
         folder = self.folders[self.folder[number]]
-        name = self.names[self.ends[number - 1] if number else 0 : self.ends[number]]
+        name = self.names[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
         return folder + b"/" + bytes(name) if folder else bytes(name)
 
     def paths(self) -> Iterator[bytes]:
@@ -76,7 +77,7 @@ class Sources:
         digest = hashlib.sha256(repr((self.labels, self.splits, self.folders)).encode())
         columns = [self.folder, self.ends, self.label, self.split, self.group, self.size]
         digest.update(self.names)
-        for column in [*columns, *([self.mtime] if times else [])]:
+        for column in [*columns, *([self.stamp] if times else [])]:
             digest.update(column.data)
         return digest.hexdigest()
 
@@ -87,19 +88,23 @@ class Builder:
     def __init__(self) -> None:
         self.folders: list[bytes] = []
         self.folder, self.label, self.split = array("i"), array("i"), array("b")
-        self.ends, self.size, self.mtime = array("q"), array("q"), array("q")
+        self.ends, self.size, self.stamp = array("I"), array("I"), array("I")
+        self.newest = 0
         self.group = array("Q")
         self.names = bytearray()
 
     def add(self, folder: int, name: bytes, label: int, split: int, size: int, mtime: int) -> None:
-        """One input: split -1 for none, size -1 when it cannot be told."""
+        """One input: split -1 for none, size and mtime 0 when they cannot be told."""
         self.names += name
+        if len(self.names) >= 2**32:
+            raise UsageError("the names of all files together exceed 4 GB; convert the source in parts")
         self.ends.append(len(self.names))
         self.folder.append(folder)
         self.label.append(label)
         self.split.append(split)
-        self.size.append(size)
-        self.mtime.append(mtime)
+        self.size.append(min(size, 2**32 - 1))
+        self.stamp.append((mtime ^ mtime >> 32) & 0xFFFFFFFF)
+        self.newest = max(self.newest, mtime)
 
     def enter(self, folder: bytes) -> int:
         """A new folder; returns its number."""
@@ -116,7 +121,6 @@ class Builder:
         features: Features | None = None,
     ) -> Sources:
         """`relabel` maps the label numbers used while collecting to their final ones."""
-        label = np.frombuffer(self.label, np.int32) if len(self.label) else np.empty(0, np.int32)
         return Sources(
             root=root,
             labels=tuple(labels),
@@ -124,12 +128,13 @@ class Builder:
             folders=tuple(self.folders),
             folder=np.array(self.folder, np.int32, copy=None),
             names=self.names,
-            ends=np.array(self.ends, np.int64, copy=None),
-            label=relabel.astype(np.int32)[label],
+            ends=np.array(self.ends, np.uint32, copy=None),
+            label=relabel.astype(np.int32)[np.array(self.label, np.int32, copy=None)],
             split=np.array(self.split, np.int8, copy=None),
             group=np.array(self.group, np.uint64, copy=None),
-            size=np.array(self.size, np.int64, copy=None),
-            mtime=np.array(self.mtime, np.int64, copy=None),
+            size=np.array(self.size, np.uint32, copy=None),
+            stamp=np.array(self.stamp, np.uint32, copy=None),
+            newest=self.newest,
             notes=tuple(notes),
             features=features,
         )
@@ -246,7 +251,7 @@ def _collect(
                 below.append(entry.name)
                 continue
         label = labels.setdefault(class_name, len(labels))
-        size, mtime = (facts.st_size, facts.st_mtime_ns) if facts and stat.S_ISREG(facts.st_mode) else (-1, 0)
+        size, mtime = (facts.st_size, facts.st_mtime_ns) if facts and stat.S_ISREG(facts.st_mode) else (0, 0)
         builder.add(number, entry.name, label, split, size, mtime)
     tick(len(builder.ends))
     if below and not label_from:
@@ -305,7 +310,7 @@ def _scan_table(path: Path, class_names: Sequence[str], tick: Callable[[int], No
     folders: dict[bytes, int] = {}
     labels: dict[str, int] = {}
     splits: dict[str, int] = {}
-    has_split = has_group = False
+    exist = 0
     root = os.fsencode(path.parent)
     for line, (name, label, split, group) in rows:
         if not name or label == "":
@@ -316,10 +321,10 @@ def _scan_table(path: Path, class_names: Sequence[str], tick: Callable[[int], No
             number = folders[folder] = builder.enter(folder)
         try:
             facts = os.stat(os.path.join(root, folder, base))
-            size, mtime = (facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else (-1, 0)
+            size, mtime = (facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else (0, 0)
+            exist += stat.S_ISREG(facts.st_mode)
         except (OSError, ValueError):
-            size, mtime = -1, 0
-        has_split, has_group = has_split or split is not None, has_group or group is not None
+            size, mtime = 0, 0
         if split is not None:
             if not is_split_name(split):
                 raise UsageError(f"--source={path}, row {line}: {split!r} is no split name; use letters, digits and _")
@@ -335,7 +340,7 @@ def _scan_table(path: Path, class_names: Sequence[str], tick: Callable[[int], No
             tick(len(builder.ends))
     if not len(builder.ends):
         raise UsageError(f"--source={path}: the table has no rows")
-    if builder.size.count(-1) == len(builder.size):
+    if not exist:
         first = _text(os.path.join(builder.folders[0], bytes(builder.names[: builder.ends[0]])))
         raise UsageError(
             f"--source={path}: none of its {len(builder.size):,} paths exists (the first is {first}); paths are "

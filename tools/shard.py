@@ -67,10 +67,13 @@ class ShardReceipt:
     filtered: int = 0
     seconds: float = 0.0  # it took; for forecasts
 
+    def columns(self) -> dict[str, list[Any]]:
+        """What became of each input, in stored order: a list of values for each name in ROW."""
+        return json.loads(receipt_path(self.output).read_bytes())["rows"]
+
     def rows(self) -> list[dict[str, Any]]:
-        """What became of each input, in stored order."""
-        content = json.loads(receipt_path(self.output).read_text())
-        columns = content["rows"]
+        """The same, as one dictionary an input."""
+        columns = self.columns()
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

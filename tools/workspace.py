@@ -56,8 +56,7 @@ def finished_already(output: Path, request: Request, sources: Sources) -> Manife
     manifest = Manifest.load(output)
     stored = dict(manifest.options)
     differences = _differences(stored.pop("request", {}), _request_json(request))
-    newest = int(sources.mtime.max(initial=0))
-    if not differences and newest > (output / FILE_NAME).stat().st_mtime_ns:
+    if not differences and sources.newest > (output / FILE_NAME).stat().st_mtime_ns:
         differences = ["some sources were modified since"]
     if differences:
         raise UsageError(
@@ -144,7 +143,7 @@ def _agree(work: Path, plan: Plan, request: Request, sources: Sources) -> None:
             f"({'; '.join(differences) or 'the plan changed'}); repeat its options to continue it, or start over with "
             "--overwrite"
         )
-    columns = {name: getattr(sources, name) for name in ("folder", "ends", "label", "size", "mtime")}
+    columns = {name: getattr(sources, name) for name in ("folder", "ends", "label", "size", "stamp")}
     with open(work / "sources.npz", "wb") as file:
         folders = np.frombuffer(b"\n".join(sources.folders), np.uint8)
         np.savez(file, folders=folders, names=np.frombuffer(sources.names, np.uint8), **columns)
@@ -187,14 +186,14 @@ def _source_differences(noted: Path, sources: Sources) -> list[str]:
     folders = old["folders"].tobytes().split(b"\n")
     begins = np.concatenate(([0], ends[:-1])).tolist()
     then = {
-        (folders[folder], names[begin:end]): (size, mtime, label)
-        for folder, begin, end, size, mtime, label in zip(
-            old["folder"].tolist(), begins, ends.tolist(), old["size"].tolist(), old["mtime"].tolist(),
+        (folders[folder], names[begin:end]): (size, stamp, label)
+        for folder, begin, end, size, stamp, label in zip(
+            old["folder"].tolist(), begins, ends.tolist(), old["size"].tolist(), old["stamp"].tolist(),
             old["label"].tolist(), strict=True,
         )
     }  # fmt: skip
     now = {
-        tuple(os.path.split(path)): (int(sources.size[i]), int(sources.mtime[i]), int(sources.label[i]))
+        tuple(os.path.split(path)): (int(sources.size[i]), int(sources.stamp[i]), int(sources.label[i]))
         for i, path in enumerate(sources.paths())
     }
     kinds: dict[str, list[Any]] = {

@@ -69,7 +69,7 @@ def test_a_folder_named_like_an_image_and_broken_links_are_inputs(tmp_path):
     os.symlink("..", tmp_path / "a" / "up")
     sources = scan(str(tmp_path), label_from="first")
     assert list(sources.paths()) == [b"a/1.jpg", b"a/dangling.jpg", b"a/dir.jpg", b"a/loop.jpg", b"a/up"]
-    assert sources.size.tolist() == [7, -1, -1, -1, -1]
+    assert sources.size.tolist() == [7, 0, 0, 0, 0]
 
 
 def test_a_linked_class_folder_counts(tmp_path):
