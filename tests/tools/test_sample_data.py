@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,44 @@ def test_an_output_that_cannot_be_a_folder_is_refused(name: str, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=f"--output={tmp_path / name} "):
         sample_data.draw(tmp_path / name, 2, 1, 0)
+
+
+# The flags of `make demo`.
+CONVERT = ["--size", "54", "--splits", "train=0.75,validation=0.05,test=0.2"]
+TRAIN = ["--weights", "none", "--head", "gap", "--dropout", "0", "--phases", "all:6@2e-2", "--image_size", "48",
+         "--global_batch_size", "32", "--crop_area", "0.7,1", "--crop_ratio", "0.9,1.11",
+         "--precision", "mixed_bfloat16", "--logical_cpus", "2"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_vgg16_learns_them_from_scratch_far_beyond_their_colour(seed: int, tmp_path: Path) -> None:
+    def run(module: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        subprocess.run(command, check=True, cwd=Path(sample_data.__file__).parents[1])
+
+    photos, data, work, result = (tmp_path / name for name in ("photos", "data", "run", "evaluation"))
+    run("tools.sample_data", "--output", photos, "--seed", seed)
+    run("tools.convert", "--source", photos, "--output", data, *CONVERT)
+    run("trainer.train", "--data", data, "--workdir", work, "--seed", seed, *TRAIN)
+    run("trainer.evaluate", "--run", work, "--data", data, "--split", "test", "--output", result)
+    top1 = json.loads((result / "metrics.json").read_text())["top1"]
+    by_colour = colour_top1(data)
+    assert top1 >= 0.8
+    assert top1 >= by_colour + 0.25
+
+
+def colour_top1(data: Path) -> float:
+    """Top-1 of the nearest mean colour on the split `test` of a dataset, learnt from its split `train`."""
+    import pipeline
+
+    dataset = pipeline.open_dataset(data)
+
+    def colours_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
+        records = list(dataset.records(split, range(dataset.num_records(split))))
+        pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image, _, _ in records]
+        colours = [np.asarray(picture).mean(axis=(0, 1)) for picture in pictures]
+        return np.array(colours), np.array([label for _, label, _ in records])
+
+    colours, labels = colours_and_labels("test")
+    return float(np.mean(nearest_mean_colour(*colours_and_labels("train"), colours) == labels))
