@@ -1,0 +1,42 @@
+"""The README's Python runs, block after block, as a reader would paste it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_examples_run_on_a_converted_folder(tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 20), ("validation", 3)):
+        for label in ("dark", "light"):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 128, (80, 90, 3), np.uint8) + (127 if label == "light" else 0)
+                cv2.imwrite(str(folder / f"{number}.png"), pixels.astype(np.uint8))
+    convert = [sys.executable, "-m", "tools.convert", "--source=photos", "--output=data", "--size=72"]
+    subprocess.run(convert, cwd=tmp_path, check=True, env=environment(), capture_output=True)
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks) + "\nprint('cursor', cursor)"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "cursor 96" in result.stdout and "val_accuracy" in result.stdout
+
+
+def environment():
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
