@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipeline.cli import Failure, progress
 from trainer import metrics, model, plots, state, step
 from trainer.loop import StepRecord
-from trainer.plan import Plan, eval_forward
+from trainer.plan import Plan, eval_forward, input_scale
 from trainer.schedule import steps_between
 from trainer.state import TrainState
 
@@ -40,6 +40,11 @@ class Watch:
         self._examples, self._steps, self._skipped, self._waited = 0.0, 0, 0, 0.0
         self._norm = 0.0
         self._started = time.perf_counter()
+
+    def restart(self) -> None:
+        """Forget the speed so far: the steps that follow are of another kind."""
+        self._total_images, self._total_seconds, self._warming = 0.0, 0.0, True
+        self._reset()
 
     def pause(self) -> Callable[[], None]:
         """Stop the clock, e.g. for an evaluation; call the result to start it again."""
@@ -205,7 +210,8 @@ class Checkpoint:
         """Write one checkpoint (on the chief) and drop the oldest."""
         if not self.plan.cluster.chief:
             return
-        header = {**current.header(), "order": self.plan.order_key}
+        scale = input_scale(self.plan.config)
+        header = {**current.header(), "order": self.plan.order_key, "input_scale": scale}
         state.write(path, header, current.arrays())
         for old in state.checkpoints(self.plan.config.workdir)[: -self.plan.config.keep_checkpoints]:
             old.unlink()

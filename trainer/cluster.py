@@ -89,9 +89,12 @@ def mirrored(kind: str) -> Any:
 def _split_cpu(parts: int) -> None:
     import tensorflow as tf
 
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) == parts:
+        return
     try:
         tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * parts
+            cpu, [tf.config.LogicalDeviceConfiguration()] * parts
         )
     except RuntimeError as error:
         raise UsageError(f"--logical_cpus={parts}: the CPU is already in use as it is ({error})") from None

@@ -170,7 +170,8 @@ class TrainConfig:
 
     def input_config(self) -> InputConfig:
         """What the batches are made of: the fields that InputConfig shares, checked by it."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(InputConfig) if hasattr(self, f.name)}
+        names = [field.name for field in dataclasses.fields(InputConfig) if hasattr(self, field.name)]
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return InputConfig(**values | {name: self._pair(name) for name in ("crop_area", "crop_ratio")})
 
     def _pair(self, name: str) -> tuple[float, float]:
@@ -220,20 +221,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def define_flags() -> None:
     """One absl flag per field of TrainConfig."""
+    kinds: dict[type, Any] = {
+        bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string
+    }
     for field in dataclasses.fields(TrainConfig):
-        text, choices = field.metadata["help"], field.metadata["choices"]
+        text, choices, default = field.metadata["help"], field.metadata["choices"], field.default
         if choices:
-            flags.DEFINE_enum(field.name, field.default, list(choices), text)
-        elif isinstance(field.default, bool):
-            flags.DEFINE_boolean(field.name, field.default, text)
-        elif isinstance(field.default, int):
-            flags.DEFINE_integer(field.name, field.default, text)
-        elif isinstance(field.default, float):
-            flags.DEFINE_float(field.name, field.default, text)
+            flags.DEFINE_enum(field.name, str(default), list(choices), text)
         else:
-            flags.DEFINE_string(field.name, field.default, text)
+            kinds[type(default)](field.name, default, text)
 
 
 def from_flags() -> TrainConfig:
     """The TrainConfig the command line describes."""
-    return TrainConfig(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(TrainConfig)})
+    values: dict[str, Any] = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**values)

@@ -45,7 +45,7 @@ class StopRequest:
         self.signal = 0
 
     def __enter__(self) -> StopRequest:
-        self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._previous: dict[int, Any] = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -1,7 +1,8 @@
 """The network: VGG16 behind its own input normalisation, a head, what each phase trains, and where weights come from.
 
-The convolutions are keras.applications.VGG16's and see what it was trained on: BGR minus the ImageNet mean. That
-normalisation is part of the model, so every caller feeds uint8 RGB.
+The convolutions are keras.applications.VGG16's and see what it was trained on: BGR minus the ImageNet mean. From
+scratch they see that divided by the spread of pixels: else the first kernel, 58 times smaller than it should be, gets
+gradients so large that they drown all others. The normalisation is part of the model, so every caller feeds uint8 RGB.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import tensorflow as tf
 from pipeline.cli import UsageError
 
 BGR_MEAN = (103.939, 116.779, 123.68)
-INPUT_SCALE = 58.0  # spread of pixels around the mean; folded into conv1 when it starts from random numbers
+PIXEL_SPREAD = 58.0  # standard deviation of pixels around the mean
+NORMALISE = "minus_mean"  # name of the normalising layer
 GROUPS = ("head", "block5", "block4", "block3", "block2", "block1")
 FILTERS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -74,6 +76,7 @@ class Network:
     serve: Any     # uint8 image -> float32 probabilities; built-in layers only
     backbone: Any  # float32 image -> features
     head: Any      # (features, position) -> float32 logits
+    input_scale: float  # what the convolutions see is divided by this
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -92,20 +95,22 @@ def group(path: str) -> str:
 
 def build(
     *, classes: int, head: str, image_size: int, dropout: float = 0.0, seed: int = 0, precision: str = "float32",
-    width: float = 1.0,
+    width: float = 1.0, input_scale: float = 1.0,
 ) -> Network:
     """VGG16 with a new head. `width` below 1 thins every layer, for quick trials on CPUs."""
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        return _build(classes, head, image_size, dropout, seed, width)
+        return _build(classes, head, image_size, dropout, seed, width, input_scale)
     finally:
         keras.config.set_dtype_policy(previous)
 
 
-def _build(classes: int, head: str, size: int, dropout: float, seed: int, width: float) -> Network:
+def _build(
+    classes: int, head: str, size: int, dropout: float, seed: int, width: float, scale: float
+) -> Network:
     pool = keras.layers.GlobalAveragePooling2D(name="pool") if head == "gap" else keras.layers.Flatten(name="flatten")
-    normalise = keras.layers.Rescaling(1.0, [-mean for mean in BGR_MEAN], dtype="float32", name="minus_mean")
+    normalise = keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALISE)
     stack = [*_convolutions(size, width), pool]
     units = {"gap": (), "flatten256": (256,), "fc4096": (4096, 4096)}[head]
     names = ("hidden",) if head == "flatten256" else ("fc1", "fc2")
@@ -148,6 +153,7 @@ def _build(classes: int, head: str, size: int, dropout: float, seed: int, width:
         serve=serve,
         backbone=keras.Model(trained, found),
         head=keras.Model([cached, position], classify(cached, keyed)),
+        input_scale=scale,
     )
 
 
@@ -166,7 +172,6 @@ def _convolutions(size: int, width: float) -> list[Any]:
 
 def initialise(network: Network, seed: int) -> None:
     """He-normal kernels, which a VGG16 without batch norm needs to learn at all, and zero biases."""
-    first = "block1_conv1/kernel"
     for index, (path, variable) in enumerate(network.weights.items()):
         shape = tuple(variable.shape)
         if len(shape) == 1:
@@ -175,7 +180,7 @@ def initialise(network: Network, seed: int) -> None:
         fan_in = int(np.prod(shape[:-1]))
         deviation = np.sqrt((1.0 if path.startswith("predictions") else 2.0) / fan_in)
         draws = np.random.default_rng([seed, 0x1417, index]).standard_normal(shape, np.float32)
-        variable.assign(draws * np.float32(deviation / (INPUT_SCALE if path == first else 1.0)))
+        variable.assign(draws * np.float32(deviation))
 
 
 def flops_per_image(network: Network, part: str = "all") -> float:
@@ -201,6 +206,7 @@ class Pretrained:
 
     convolutions: Sequence[tuple[np.ndarray, np.ndarray]]
     dense: Sequence[tuple[np.ndarray, np.ndarray]]
+    input_scale: float = 1.0  # of the model they were trained in
 
 
 def load_weights(network: Network, weights: str, head: str) -> list[str]:
@@ -223,6 +229,8 @@ def load_weights(network: Network, weights: str, head: str) -> list[str]:
                 f"{tuple(pairs[name][0].shape)}; give the weights of a VGG16"
             )
         _assign(pairs[name], arrays)
+    first = pairs[convolutions[0]][0]
+    first.assign(first * (network.input_scale / found.input_scale))
     loaded = list(convolutions)
     dense = [name for name in pairs if not name.startswith("block")]
     for name, arrays in zip(dense, found.dense, strict=False):
@@ -285,8 +293,8 @@ def _read(weights: str) -> Pretrained:
             return _read_h5(path)
         from trainer import state
 
-        arrays = state.read_weights(path)
-        return _split(list(_pairs(arrays).values()))
+        arrays, scale = state.read_weights(path)
+        return _split(list(_pairs(arrays).values()), scale)
     except UsageError:
         raise
     except Exception as error:  # h5py, Keras and zipfile each have their own families
@@ -296,7 +304,8 @@ def _read(weights: str) -> Pretrained:
 
 def _from_layers(model: Any) -> Pretrained:
     layers = [layer for layer in model._flatten_layers(include_self=False) if len(layer.get_weights()) == 2]
-    return _split([tuple(layer.get_weights()) for layer in layers])
+    ours = next((layer for layer in model.layers if layer.name == NORMALISE), None)
+    return _split([tuple(layer.get_weights()) for layer in layers], 1 / ours.scale if ours else 1.0)
 
 
 def _read_h5(path: Path) -> Pretrained:
@@ -320,5 +329,5 @@ def _natural(text: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text.replace("/", "_0/"))]
 
 
-def _split(pairs: Sequence[tuple[Any, Any]]) -> Pretrained:
-    return Pretrained([p for p in pairs if p[0].ndim == 4], [p for p in pairs if p[0].ndim == 2])
+def _split(pairs: Sequence[tuple[Any, Any]], input_scale: float = 1.0) -> Pretrained:
+    return Pretrained([p for p in pairs if p[0].ndim == 4], [p for p in pairs if p[0].ndim == 2], input_scale)

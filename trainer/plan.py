@@ -43,6 +43,11 @@ class Plan:
         return self.data.num_records(self.config.train_split)
 
     @property
+    def order(self) -> pipeline.Order:
+        """Position -> record."""
+        return pipeline.Order(self.num_records, self.config.seed, self.config.read_block)
+
+    @property
     def order_key(self) -> dict[str, Any]:
         """What position -> sample depends on. A checkpoint only continues under the key it was written with."""
         digest = "synthetic" if self.config.synthetic else self.data.manifest.digest
@@ -139,11 +144,17 @@ def build_network(plan: Plan) -> model.Network:
     network = model.build(
         classes=len(plan.labels), head=config.head, image_size=config.image_size, dropout=config.dropout,
         seed=config.seed, precision=config.precision, width=config.width,
+        input_scale=input_scale(config),
     )
     model.initialise(network, config.seed)
     if config.weights != "none":
         model.load_weights(network, config.weights, config.head)
     return network
+
+
+def input_scale(config: TrainConfig) -> float:
+    """Pretrained convolutions want pixels as they are; fresh ones learn better from numbers around 1."""
+    return model.PIXEL_SPREAD if config.weights == "none" else 1.0
 
 
 def train_forward(plan: Plan, network: model.Network) -> Callable[[Batch], tuple[Any, Any]]:

@@ -34,14 +34,14 @@ def curves(metrics: Sequence[dict[str, Any]], phases: Sequence[tuple[str, float]
     top1.set_ylabel("top-1, %")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
-    rate.step(*_series(train, "learning_rate", 1), where="post", color=GREY)
+    rate.plot(*_series(train, "learning_rate", 1), color=GREY)
     rate.set_ylim(bottom=0)
     for name, epoch in phases:
         for axes in (loss, top1, rate):
             axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
         loss.annotate(
-            name, (epoch, 1), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points",
-            va="top", fontsize=9, color=GREY,
+            name, (epoch, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            fontsize=9, color=GREY,
         )
     loss.legend(loc="upper right", frameon=False)
     figure.suptitle(_message(train, held_out, eval_split))

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import pipeline
 from pipeline.cli import Failure, UsageError
-from trainer import actions, cluster, loop, metrics, model
+from trainer import actions, cluster, features, loop, metrics, model
 from trainer import plan as planning
 from trainer import state as states
 from trainer import step as steps
@@ -54,7 +54,7 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
         watch.peak = plan.cluster.replicas * (
             config.peak_tflops or metrics.peak_tflops(plan.cluster.device_kind, config.precision)
         )
-    batches, finished = None, True
+    finished = True
     with loop.StopRequest() as stop, errors_of_others(plan, state):
         for span in plan.spans:
             if state.cursor >= span.stop:
@@ -66,8 +66,13 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
             if restored:
                 resume(state, plan, span, *restored)
                 restored = None
-            step = make_step(plan, network, state)
-            batches = batches or plan.train_batches(state.cursor)
+            if config.cache_features and span.phase.part == "head":
+                cache = features.FeatureCache(plan, network)
+                step, batches = make_step(plan, network, state, cache.forward), cache.batches(state.cursor)
+                watch.flops[span.index] = cache.flops
+            else:
+                step, batches = make_step(plan, network, state), plan.train_batches(state.cursor)
+            watch.restart()
             finished = loop.train_phase(
                 plan, state, span, step, batches, after_step=watch.after_step, stop=stop,
                 actions=[actions.Profile(plan), evaluate, checkpoint],
@@ -111,10 +116,10 @@ def make_optimizer(plan: Plan, network: model.Network, span: PhaseSpan) -> steps
     return steps.Optimizer(variables, step_config(plan), rates)
 
 
-def make_step(plan: Plan, network: model.Network, state: TrainState) -> Any:
+def make_step(plan: Plan, network: model.Network, state: TrainState, forward: Any = None) -> Any:
     """The training step of the current phase."""
     return steps.make_train_step(
-        plan.cluster.strategy, planning.train_forward(plan, network), state.optimizer, state.loss_scale,
+        plan.cluster.strategy, forward or planning.train_forward(plan, network), state.optimizer, state.loss_scale,
         state.averages, step_config(plan), planning.class_weights(plan),
     )
 
@@ -135,7 +140,7 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
     if not config.workdir:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     workdir = Path(config.workdir)
-    content = {
+    content: dict[str, Any] = {
         "format": "shardline-run/1", "train": config.to_dict(), "labels": list(plan.labels),
         "dataset": {"name": "synthetic" if config.synthetic else plan.data.manifest.name, **plan.order_key},
         "preprocessing": {

@@ -126,17 +126,16 @@ def final_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     raise ValueError("the checkpoint holds no weights")
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Final weights, by name, of a checkpoint file or of a run directory (its best or newest checkpoint)."""
-    if not path.is_dir():
-        return final_weights(read(path)[1])
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], float]:
+    """Final weights, by name, and input scale: of a checkpoint, or of a run directory's best or newest one."""
     best = path / "checkpoints" / BEST
-    if best.exists():
-        return final_weights(read(best)[1])
-    _, _, arrays, damaged = newest_readable(path)
-    if arrays is None:
-        raise UsageError(f"{path} holds no checkpoint" + "".join(f"; {line}" for line in damaged))
-    return final_weights(arrays)
+    if path.is_dir() and not best.exists():
+        _, header, arrays, damaged = newest_readable(path)
+        if arrays is None:
+            raise UsageError(f"{path} holds no checkpoint" + "".join(f"; {line}" for line in damaged))
+    else:
+        header, arrays = read(best if path.is_dir() else path)
+    return final_weights(arrays), header["input_scale"]
 
 
 # The run directory ------------------------------------------------------------------------------------------------
@@ -191,14 +190,13 @@ def load_run(run_dir: str, checkpoint: str | None = None, precision: str | None 
     if not source.exists():
         raise UsageError(f"{flag}: no such file; {run_dir} has {', '.join(p.name for p in checkpoints(run_dir))}")
     try:
-        arrays = read_weights(source)
-    except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from None
-    except ValueError as error:
+        arrays, input_scale = read_weights(source)
+    except ValueError as error:  # UsageError is one
         raise UsageError(f"{flag}: {error}") from None
     network = model.build(
         classes=len(labels), head=config.head, image_size=config.image_size, dropout=config.dropout,
         seed=config.seed, precision=precision or config.precision, width=config.width,
+        input_scale=input_scale,
     )
     shapes = {name: tuple(variable.shape) for name, variable in network.weights.items()}
     if shapes != {name: array.shape for name, array in arrays.items()}:

@@ -14,6 +14,7 @@ from pipeline import cli as command
 from trainer import config as configuration
 
 configuration.define_flags()
+flags.adopt_module_key_flags(configuration)
 flags.DEFINE_boolean("allow_changes", False, "continue a run under other flags than it was started with")
 flags.DEFINE_boolean("dry_run", False, "check everything, print what would happen, and stop")
 flags.DEFINE_boolean("find_lr", False, "search for a learning rate: a picture and a suggestion")
@@ -24,9 +25,21 @@ flags.DEFINE_boolean("selftest", False, "check the trainer on this machine, in u
 def main() -> None:
     """Flags to one config to one call."""
     config = configuration.from_flags()
-    from trainer import run  # here, because TensorFlow takes seconds to import
+    chosen = [name for name in ("dry_run", "find_lr", "find_batch", "selftest") if flags.FLAGS[name].value]
+    if len(chosen) > 1:
+        raise command.UsageError(f"--{' and --'.join(chosen)}: choose one of them")
+    from trainer import find, run, selftest  # here, because TensorFlow takes seconds to import
 
-    run.train(config, allow_changes=flags.FLAGS.allow_changes)
+    if flags.FLAGS.selftest:
+        selftest.selftest(config)
+    elif flags.FLAGS.dry_run:
+        find.dry_run(config)
+    elif flags.FLAGS.find_lr:
+        find.find_lr(config)
+    elif flags.FLAGS.find_batch:
+        find.find_batch(config)
+    else:
+        run.train(config, allow_changes=flags.FLAGS.allow_changes)
 
 
 def cli() -> None:

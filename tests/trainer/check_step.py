@@ -1,0 +1,229 @@
+"""Run by test_step.py in a process of its own: the training step on one and on two logical CPUs. Prints JSON."""
+
+import json
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import cluster, model, step
+
+BATCH, CLASSES, SIDE = 8, 3, 8
+TWO = cluster.start("mirrored", 2).strategy
+ONE = tf.distribute.MirroredStrategy(["/CPU:0"], cross_device_ops=tf.distribute.ReductionToOneDevice())
+OPTIONS = {
+    "plain": {},
+    "clip_norm": {"clip_norm": 0.05},
+    "micro_batches": {"micro_batches": 2},
+    "weight_decay": {"weight_decay": 0.5},
+    "ema": {"ema": 0.9},
+    "adam": {"optimizer": "adam", "weight_decay": 0.1},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
+    "jit": {"jit": True, "micro_batches": 2},
+    "loss_scaling": {"loss_scaling": True},
+    "label_smoothing": {"smoothing": 0.1},
+    "class_weights": {"class_weights": [0.5, 1.0, 2.5]},
+    "mixed_bfloat16": {"policy": "mixed_bfloat16"},
+}
+
+
+def batch(seed=0):
+    draw = np.random.default_rng(seed)
+    # The last rows are padding: the weight is 8 - 2 in all, 4 and 2 on the two replicas.
+    return {
+        "image": draw.normal(size=(BATCH, SIDE, SIDE, 3)).astype(np.float32),
+        "label": draw.integers(0, CLASSES, BATCH).astype(np.int32),
+        "weight": np.array([1] * 6 + [0] * 2, np.float32),
+        "position": np.arange(BATCH) + 100 * seed,
+    }
+
+
+def spread(strategy, values):
+    share = BATCH // strategy.num_replicas_in_sync
+
+    def own(context):
+        first = context.replica_id_in_sync_group * share
+        return {name: tf.constant(value[first : first + share]) for name, value in values.items()}
+
+    return strategy.experimental_distribute_values_from_function(own)
+
+
+class Bench:
+    """A three-layer net, its optimizer and its step under one strategy."""
+
+    def __init__(self, strategy, *, smoothing=0.0, class_weights=None, policy="float32", dropout=0.4, **options):
+        self.strategy = strategy
+        with strategy.scope():
+            image, position = keras.Input((SIDE, SIDE, 3)), keras.Input((), dtype="int64")
+            x = keras.layers.Conv2D(6, 3, activation="relu", name="block1_conv1", dtype=policy)(image)
+            x = keras.layers.GlobalAveragePooling2D(dtype=policy)(x)
+            x = model.KeyedDropout(dropout, 7, dtype=policy)([x, position])
+            net = keras.Model([image, position], keras.layers.Dense(CLASSES, name="predictions", dtype="float32")(x))
+            self.weights = {v.path: v.value for v in net.trainable_variables}
+            draw = np.random.default_rng(1)
+            for variable in self.weights.values():
+                variable.assign(draw.normal(size=variable.shape).astype(np.float32))
+            config = step.StepConfig(global_batch_size=BATCH, **options)
+            self.optimizer = step.Optimizer(self.weights, config)
+            self.scale = step.LossScale()
+            ema = self.weights if config.ema else {}
+            self.averages = {path: tf.Variable(v, trainable=False) for path, v in ema.items()}
+
+        def forward(batch):
+            targets = tf.one_hot(batch["label"], CLASSES) * (1 - smoothing) + smoothing / CLASSES
+            return net([batch["image"], batch["position"]], training=True), targets
+
+        weights = None if class_weights is None else tf.constant(class_weights)
+        self.step = step.make_train_step(
+            strategy, forward, self.optimizer, self.scale, self.averages, config, weights
+        )
+
+    def train(self, values, rate=0.1):
+        return {k: v for k, v in self.step(spread(self.strategy, values), tf.constant(rate)).items()}
+
+    def values(self):
+        return {path: variable.numpy() for path, variable in [*self.weights.items()]} | {
+            f"average/{path}": variable.numpy() for path, variable in self.averages.items()
+        }
+
+
+def largest_difference(a, b):
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+def one_against_two(options):
+    benches = [Bench(strategy, **options) for strategy in (ONE, TWO)]
+    for bench in benches:
+        before = bench.values()
+        reports = [bench.train(batch(seed)) for seed in range(3)]
+        assert largest_difference(before, bench.values()) > 1e-3, "nothing was trained"
+    a, b = (bench.values() for bench in benches)
+    return {"difference": largest_difference(a, b), "examples": float(reports[-1]["examples"])}
+
+
+def overflow(guilty):
+    """Gradients overflow float16 on one replica only, where the weights of its examples are huge."""
+    bench = Bench(TWO, loss_scaling=True, policy="mixed_float16", ema=0.9)
+    before, scale = bench.values(), float(bench.scale.scale.numpy())
+    bad = batch()
+    bad["weight"] = np.where(np.arange(BATCH) // (BATCH // 2) == guilty, 1e6, 1.0).astype(np.float32)
+    report = bench.train(bad)
+    skipped = largest_difference(before, bench.values())
+    halved = float(bench.scale.scale.numpy()) / scale
+    finite_loss = bool(np.isfinite(float(report["loss"])))
+    copies = [v.numpy() for v in TWO.experimental_local_results(bench.scale.scale)]
+    again = bench.train(batch())
+    moved = largest_difference(before, bench.values())
+    return {
+        "finite": bool(report["finite"]), "finite_loss": finite_loss, "change": skipped, "halved": halved,
+        "copies_equal": bool(copies[0] == copies[1]), "next_finite": bool(again["finite"]), "next_change": moved,
+        "all_finite": all(bool(np.isfinite(v).all()) for v in bench.values().values()),
+    }
+
+
+def scale_growth():
+    step.SCALE_GROWTH_STEPS = 2
+    bench = Bench(ONE, loss_scaling=True)
+    scales = [float(bench.scale.scale.numpy())]
+    for seed in range(4):
+        bench.train(batch(seed))
+        scales.append(float(bench.scale.scale.numpy()))
+    return scales
+
+
+def against_keras():
+    """The updates are Keras's own, number for number."""
+    results = {}
+    for name, options, theirs in (
+        ("sgd", {"optimizer": "sgd"}, keras.optimizers.SGD(0.05, 0.9, nesterov=True)),
+        ("adam", {"optimizer": "adam"}, keras.optimizers.Adam(0.05)),
+        ("adamw", {"optimizer": "adamw", "weight_decay": 0.1}, keras.optimizers.AdamW(0.05, weight_decay=0.1)),
+    ):
+        variable, other = tf.Variable([1.0, -2.0, 3.0]), keras.Variable([1.0, -2.0, 3.0])
+        ours = step.Optimizer({"a/kernel": variable}, step.StepConfig(1, **options))
+        for number in range(1, 6):
+            gradient = tf.constant([0.3 * number, -0.1, 2.0 / number])
+            ours.update("a/kernel", variable, ours.slots["a/kernel"], gradient, 0.05, tf.constant(float(number)))
+            theirs.apply([gradient], [other])
+        results[name] = float(np.abs(variable.numpy() - other.numpy()).max())
+    return results
+
+
+def masks():
+    layer = model.KeyedDropout(0.25, seed=3)
+    x, position = tf.ones([4, 4000]), tf.constant([0, 1, 2**33, 10**7], tf.int64)
+    whole = layer([x, position], training=True).numpy()
+    parts = [layer([x[i : i + 2], position[i : i + 2]], training=True).numpy() for i in (0, 2)]
+    other = model.KeyedDropout(0.25, seed=4)([x, position], training=True).numpy()
+    kept = whole > 0
+    return {
+        "same_in_parts": bool((whole == np.concatenate(parts)).all()),
+        "kept": float(kept.mean()), "mean": float(whole.mean()),
+        "rows_agree": float((kept[0] == kept[1]).mean()), "far_rows_agree": float((kept[0] == kept[2]).mean()),
+        "seeds_agree": float(((other > 0) == kept).mean()),
+        "neighbours_agree": float((kept[:, 1:] == kept[:, :-1]).mean()),
+        "idle": bool((layer([x, position], training=False).numpy() == 1).all()),
+    }
+
+
+def evaluation():
+    """Sums over padded batches on two replicas, against NumPy."""
+    draw = np.random.default_rng(0)
+    logits, label = draw.normal(size=(2, BATCH, 7)).astype(np.float32), draw.integers(0, 7, (2, BATCH))
+    weight = np.ones((2, BATCH), np.float32)
+    weight[1, 5:] = 0
+    run = step.make_eval_step(TWO, lambda b: (b["logits"], tf.one_hot(b["label"], 7)), jit=True)
+    totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0, "n": 0.0}
+    for i in range(2):
+        values = {"logits": logits[i], "label": label[i], "weight": weight[i]}
+        for name, value in run(spread(TWO, values)).items():
+            totals[name] += float(value)
+    rank = (logits >= np.take_along_axis(logits, label[..., None], -1)).sum(-1)
+    log_sum = np.log(np.exp(logits).sum(-1))
+    loss = log_sum - np.take_along_axis(logits, label[..., None], -1)[..., 0]
+    expected = {
+        "loss": float((loss * weight).sum()), "top1": float(((rank <= 1) * weight).sum()),
+        "top5": float(((rank <= 5) * weight).sum()), "n": float(weight.sum()),
+    }
+    return {"found": totals, "expected": expected}
+
+
+def swapping():
+    bench = Bench(TWO, ema=0.5)
+    bench.train(batch())
+    before = bench.values()
+    step.swap(TWO, bench.weights, bench.averages)
+    between = bench.values()
+    step.swap(TWO, bench.weights, bench.averages)
+    path = "block1_conv1/kernel"
+    return {
+        "exchanged": bool((between[path] == before[f"average/{path}"]).all()),
+        "differ": largest_difference({path: before[path]}, {path: between[path]}),
+        "restored": largest_difference(before, bench.values()),
+    }
+
+
+def stopping():
+    bench = Bench(TWO)
+
+    def own(context):  # only the second replica asks
+        return tf.constant(float(context.replica_id_in_sync_group))
+
+    stop = TWO.experimental_distribute_values_from_function(own)
+    return float(bench.step(spread(TWO, batch()), tf.constant(0.1), stop)["stop"])
+
+
+if __name__ == "__main__":
+    print(json.dumps({
+        "agreement": {name: one_against_two(options) for name, options in OPTIONS.items()},
+        "overflow": [overflow(0), overflow(1)],
+        "growth": scale_growth(),
+        "keras": against_keras(),
+        "masks": masks(),
+        "evaluation": evaluation(),
+        "swapping": swapping(),
+        "stopping": stopping(),
+    }))

@@ -1,0 +1,112 @@
+"""Settings are refused in one line before any work, and the learning rate is a function of the samples consumed."""
+
+import json
+import math
+
+import pytest
+
+from pipeline.cli import UsageError
+from trainer import cluster, config, schedule
+from trainer.config import Phase, TrainConfig
+
+
+def test_phases_are_what_epochs_at_rate():
+    assert config.parse_phases("head:5@1e-3, all:0.5@2e-5") == (Phase("head", 5, 1e-3), Phase("all", 0.5, 2e-5))
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"phases": "head"}, "--phases=head: 'head' is not WHAT:EPOCHS@LR"),
+        ({"phases": "neck:5@1e-3"}, "'neck' is not one of head, block5"),
+        ({"phases": "all:0@1e-3"}, "--phases"),
+        ({"phases": "all:5@-1"}, "--phases"),
+        ({"phases": "all:nan@1"}, "--phases"),
+        ({"head": "big"}, "--head=big: choose one of gap, flatten256, fc4096"),
+        ({"image_size": 16}, "--image_size=16"),
+        ({"dropout": 1.0}, "--dropout=1.0"),
+        ({"ema": 1.5}, "--ema=1.5"),
+        ({"micro_batches": 0}, "--micro_batches=0"),
+        ({"global_batch_size": 0}, "--global_batch_size=0"),
+        ({"clip_norm": -1.0}, "--clip_norm=-1.0"),
+        ({"profile_steps": "9"}, "--profile_steps=9: needs FIRST:LAST"),
+        ({"profile_steps": "9:3"}, "--profile_steps=9:3"),
+        ({"crop_area": "1"}, "--crop_area=1: needs two numbers"),
+        ({"crop_area": "0,2"}, "--crop_area"),
+        ({"class_weights": "balanced", "balanced_sampling": True}, "choose one of them"),
+        ({"early_stop_evals": 3}, "--best_metric"),
+        ({"best_metric": "top1", "eval_split": "none"}, "--eval_split"),
+        ({"warmup_epochs": -2.0}, "--warmup_epochs=-2.0"),
+        ({"width": 0.0}, "--width=0.0"),
+    ],
+)
+def test_wrong_settings_name_flag_value_and_remedy(settings, named):
+    with pytest.raises(UsageError) as error:
+        TrainConfig(**settings)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_survives_its_json():
+    made = TrainConfig(phases="head:1@1e-3", ema=0.99, crop_area="0.5,1")
+    assert TrainConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    with pytest.raises(UsageError, match="does not know: colour"):
+        TrainConfig.from_dict({**made.to_dict(), "colour": 1})
+
+
+def test_differences_leave_out_what_changes_no_result():
+    old = TrainConfig(dropout=0.5).to_dict()
+    new = TrainConfig(dropout=0.4, logical_cpus=2, log_every_steps=3).to_dict()
+    assert config.differences(old, new) == ["--dropout: 0.5 -> 0.4"]
+
+
+def rates(text, num_records=100, batch=10, kind="cosine", warmup=-1.0):
+    result = []
+    for span in schedule.spans(config.parse_phases(text), num_records):
+        result.append([
+            schedule.learning_rate(
+                span, cursor, num_records=num_records, schedule=kind, warmup_epochs=warmup, batch=batch
+            )
+            for cursor in range(span.start, span.stop, batch)
+        ])
+    return result
+
+
+def test_spans_lay_phases_end_to_end_in_samples():
+    spans = schedule.spans(config.parse_phases("head:0.5@1,all:2.25@1"), 720)
+    assert [(span.start, span.stop) for span in spans] == [(0, 360), (360, 1980)]
+    assert schedule.steps_between(0, 1980, 32) == 62
+
+
+def test_cosine_warms_up_over_a_tenth_peaks_and_falls_to_nearly_nothing():
+    (values,) = rates("all:10@0.4")
+    assert values[0] == pytest.approx(0.4 / 11 * 1)
+    assert values[:10] == sorted(values[:10])
+    assert values[10] == pytest.approx(0.4) and max(values) <= 0.4
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[55] == pytest.approx(0.2)  # half-way down
+    assert values[-1] < 0.4 * 0.001
+    assert values[70] == pytest.approx(0.2 * (1 + math.cos(math.pi * 60 / 90)))
+
+
+def test_constant_keeps_the_rate_and_each_phase_has_its_own():
+    first, second = rates("head:1@0.1,all:2@0.01", kind="constant", warmup=0.0)
+    assert set(first) == {0.1} and set(second) == {0.01}
+
+
+def test_the_rate_at_a_cursor_does_not_depend_on_how_it_was_reached():
+    (small,), (large,) = rates("all:4@1", batch=10, warmup=0.0), rates("all:4@1", batch=20, warmup=0.0)
+    assert small[::2] == large
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": 3}', '{"task": {}}'])
+def test_a_broken_tf_config_is_one_line(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UsageError, match="TF_CONFIG is not"):
+        cluster.num_workers()
+
+
+def test_workers_are_counted_from_tf_config(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert cluster.num_workers() == 1
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": 0}}))
+    assert cluster.num_workers() == 2

@@ -1,0 +1,80 @@
+"""The step is right on any number of replicas, whatever is switched on (Keras 3's own is not)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPTIONS = (
+    "plain", "clip_norm", "micro_batches", "weight_decay", "ema", "adam", "adamw", "jit", "loss_scaling",
+    "label_smoothing", "class_weights",
+)
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Logical devices are made once per process and before TensorFlow starts: so in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("check_step.py")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_two_replicas_equal_one_with(option, results):
+    found = results["agreement"][option]
+    assert found["difference"] < 1e-5
+    assert found["examples"] == 6  # padding does not count
+
+
+def test_two_replicas_equal_one_up_to_rounding_in_bfloat16(results):
+    # Its gradients are sums rounded to 8 bits, so half a batch twice differs from a batch in the last of them.
+    assert results["agreement"]["mixed_bfloat16"]["difference"] < 0.02
+
+
+@pytest.mark.parametrize("replica", (0, 1))
+def test_an_overflow_on_one_replica_is_skipped_on_all_and_halves_the_scale(replica, results):
+    found = results["overflow"][replica]
+    assert found["finite_loss"]  # it is the gradient that overflows, as it does in life
+    assert not found["finite"]
+    assert found["change"] == 0  # weights and their averages
+    assert found["halved"] == 0.5
+    assert found["copies_equal"]
+    assert found["next_finite"] and found["next_change"] > 0 and found["all_finite"]
+
+
+def test_the_scale_doubles_after_good_steps(results):
+    assert results["growth"] == [2.0**15, 2.0**15, 2.0**16, 2.0**16, 2.0**17]
+
+
+@pytest.mark.parametrize("optimizer", ("sgd", "adam", "adamw"))
+def test_updates_are_those_of_keras(optimizer, results):
+    assert results["keras"][optimizer] < 1e-5
+
+
+def test_dropout_depends_on_seed_and_position_alone(results):
+    """So it differs between replicas, is the same for any number of them, and survives any restart."""
+    masks = results["masks"]
+    assert masks["same_in_parts"] and masks["idle"]
+    assert masks["kept"] == pytest.approx(0.75, abs=0.01)
+    assert masks["mean"] == pytest.approx(1.0, abs=0.02)
+    by_chance = 0.75**2 + 0.25**2
+    for pair in ("rows_agree", "far_rows_agree", "seeds_agree", "neighbours_agree"):
+        assert masks[pair] == pytest.approx(by_chance, abs=0.03), pair
+
+
+def test_evaluation_counts_each_example_once_and_padding_never(results):
+    assert results["evaluation"]["found"] == pytest.approx(results["evaluation"]["expected"], rel=1e-5)
+
+
+def test_swapping_in_the_averages_is_undone_exactly(results):
+    assert results["swapping"]["exchanged"]
+    assert results["swapping"]["differ"] > 0
+    assert results["swapping"]["restored"] == 0
+
+
+def test_one_host_that_wants_to_stop_stops_all(results):
+    assert results["stopping"] == 1

@@ -1,0 +1,202 @@
+"""--selftest: is the trainer right, and is it fast enough, on this very machine? Under two minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import pipeline
+from pipeline.cli import Failure, progress
+from trainer import cluster, model, run
+from trainer import plan as planning
+from trainer import step as steps
+from trainer.config import TrainConfig
+from trainer.plan import Plan
+from trainer.state import TrainState
+from trainer.step import LossScale
+
+TINY: dict[str, Any] = {
+    "width": 0.06, "image_size": 32, "phases": "all:1@0.05", "weights": "none", "head": "gap", "dropout": 0.3
+}
+RECORDS = 29  # prime, so that no batch divides it
+
+
+def selftest(config: TrainConfig) -> None:
+    """Run every check, print one line each, and fail if one that is about correctness does."""
+    devices = cluster.start(config.strategy, config.logical_cpus or (0 if _gpus() else 2))
+    bench = Bench(config, devices)
+    checks: list[tuple[str, Callable[[], tuple[bool, str]], bool]] = [
+        (f"1 and {devices.replicas} replicas train alike", bench.replicas_agree, True),
+        ("an overflow on the last replica is skipped on all", bench.overflow_is_skipped, True),
+        ("evaluation sees each record once", bench.each_record_once, True),
+        ("mixed precision is not slower than float32", bench.mixed_precision_speed, False),
+        ("input keeps up with the training step", bench.input_speed, False),
+    ]
+    wrong = 0
+    bar = progress(checks, total=len(checks), desc="selftest", unit="check")
+    for name, check, must in bar:
+        started = time.perf_counter()
+        good, detail = check()
+        wrong += must and not good
+        verdict = "ok  " if good else "FAIL" if must else "slow"
+        bar.write(f"{verdict}  {name}: {detail} ({time.perf_counter() - started:.0f} s)")
+    print(f"devices: {devices}")
+    if wrong:
+        raise Failure(f"{wrong} of the checks failed; training on these devices would be wrong")
+
+
+def _gpus() -> list[Any]:
+    return tf.config.list_physical_devices("GPU")
+
+
+class Bench:
+    """The checks, on tiny networks and a dataset drawn for the purpose."""
+
+    def __init__(self, config: TrainConfig, devices: cluster.Cluster) -> None:
+        self.config, self.devices = config, devices
+        first = f"/{devices.device_kind}:0"
+        one = tf.distribute.MirroredStrategy([first], cross_device_ops=tf.distribute.ReductionToOneDevice())
+        self.alone = cluster.Cluster(one, 0, 1, 1, devices.device_kind)
+        self.batch = 4 * devices.replicas
+
+    def replicas_agree(self) -> tuple[bool, str]:
+        """Three float32 steps with clipping, dropout and uneven weights, on one replica and on all."""
+        found = []
+        for devices in (self.alone, self.devices):
+            _, network, _, step = self._start(devices, precision="float32", jit=self.config.jit)
+            for number in range(3):
+                step(_spread(devices, _examples(self.batch, number)), tf.constant(0.05))
+            found.append({path: v.numpy() for path, v in network.weights.items()})
+        difference = max(float(np.abs(found[0][path] - found[1][path]).max()) for path in found[0])
+        # GPUs round matrix products to TF32.
+        limit = 1e-4 if self.devices.device_kind == "CPU" else 1e-2
+        return difference < limit, f"weights differ by at most {difference:.1e}"
+
+    def overflow_is_skipped(self) -> tuple[bool, str]:
+        """Huge example weights on the last replica overflow its float16 gradients and nobody else's."""
+        _, network, state, step = self._start(self.devices, precision="mixed_float16", jit=self.config.jit)
+        before = {path: v.numpy() for path, v in network.weights.items()}
+        examples = _examples(self.batch, 0)
+        examples["weight"][-self.batch // self.devices.replicas :] = 1e9
+        finite = bool(step(_spread(self.devices, examples), tf.constant(0.05))["finite"])
+        same = all((before[path] == v.numpy()).all() for path, v in network.weights.items())
+        scale = float(state.loss_scale.scale.numpy())
+        good = not finite and same and scale == steps.SCALE_START / 2
+        return good, f"weights {'unchanged' if same else 'CHANGED'}, loss scale {steps.SCALE_START:g} -> {scale:g}"
+
+    def each_record_once(self) -> tuple[bool, str]:
+        """A split that no batch size divides, read over all replicas."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_dataset(Path(folder), RECORDS, side=40)
+            config = dataclasses.replace(self.config, **TINY, data=folder, global_batch_size=self.batch)
+            plan = planning.make(config, self.devices)
+            plan = dataclasses.replace(plan, eval_split="train")
+            seen: list[int] = []
+            for batch in plan.eval_batches():
+                local = self.devices.strategy.experimental_local_results
+                for record, weight in zip(local(batch["record"]), local(batch["weight"]), strict=True):
+                    seen += record.numpy()[weight.numpy() > 0].tolist()
+        return sorted(seen) == list(range(RECORDS)), f"n = {len(seen)}/{RECORDS}"
+
+    def mixed_precision_speed(self) -> tuple[bool, str]:
+        """Step rates of a quarter-width VGG16 at 64 pixels."""
+        mixed = self.config.precision if self.config.precision != "float32" else "mixed_bfloat16"
+        rates = {name: self._rate(precision=name) for name in ("float32", mixed)}
+        ratio = rates[mixed] / rates["float32"]
+        advice = "" if ratio >= 1 else "; use --precision=float32 here"
+        return ratio >= 0.95, f"{mixed} trains {ratio:.2f}× as fast as float32{advice}"
+
+    def input_speed(self) -> tuple[bool, str]:
+        """Pictures decoded and cropped a second, against what the step takes."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_dataset(Path(folder), 64, side=256)
+            config = dataclasses.replace(self.config, data=folder, global_batch_size=32, image_size=224, width=1.0)
+            data = iter(pipeline.open_dataset(folder).train_batches("train", config.input_config()))
+            next(data)
+            started, count = time.perf_counter(), 0
+            while time.perf_counter() - started < 2:
+                next(data)
+                count += 32
+            supply = count / (time.perf_counter() - started)
+        # What full VGG16 needs, from what the thin one reached: the same arithmetic, more of it.
+        thin = model.flops_per_image(self._network(64, 0.25))
+        need = self._rate(precision=self.config.precision) * thin / model.flops_per_image(self._network(224, 1.0))
+        return supply >= need, f"input gives {supply:.0f} images/s, VGG16 at 224 px takes about {need:.3g}"
+
+    def _network(self, size: int, width: float) -> model.Network:
+        return model.build(classes=10, head="gap", image_size=size, width=width)
+
+    def _rate(self, precision: str) -> float:
+        batch = 16
+        *_, step = self._start(
+            self.alone, precision=precision, jit=self.config.jit, image_size=64, width=0.25, global_batch_size=batch
+        )
+        examples = _spread(self.alone, _examples(batch, 0, size=64))
+        float(step(examples, tf.constant(0.01))["loss"])
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < 2:
+            float(step(examples, tf.constant(0.01))["loss"])
+            count += batch
+        return count / (time.perf_counter() - started)
+
+    def _start(self, devices: cluster.Cluster, **changes: Any) -> tuple[Plan, model.Network, TrainState, Any]:
+        values = {**TINY, "data": "", "synthetic": True, "global_batch_size": self.batch, "micro_batches": 1, **changes}
+        plan = planning.make(dataclasses.replace(self.config, **values), devices)
+        with devices.strategy.scope():
+            network = planning.build_network(plan)
+            state = TrainState(network.weights, {}, None, LossScale())
+            state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
+        return plan, network, state, run.make_step(plan, network, state)
+
+
+def _examples(batch: int, seed: int, size: int = 32) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return {
+        "image": draw.integers(0, 256, (batch, size, size, 3), np.uint8),
+        "label": draw.integers(0, 10, batch).astype(np.int32),
+        "weight": np.where(np.arange(batch) == 0, 0.0, 1.0).astype(np.float32),
+        "record": np.arange(batch), "position": np.arange(batch) + 1000 * seed,
+    }
+
+
+def _spread(devices: cluster.Cluster, examples: dict[str, np.ndarray]) -> Any:
+    share = len(examples["label"]) // devices.replicas
+
+    def own(context: Any) -> dict[str, Any]:
+        first = context.replica_id_in_sync_group * share
+        return {name: tf.constant(values[first : first + share]) for name, values in examples.items()}
+
+    return devices.strategy.experimental_distribute_values_from_function(own)
+
+
+def write_dataset(folder: Path, records: int, side: int) -> None:
+    """A small dataset of noise-free colour patterns in one shard."""
+    import hashlib
+
+    import cv2
+
+    from pipeline.manifest import Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
+    from pipeline.records import encode_example, frame_record
+
+    draw = np.random.default_rng(0)
+    framed = []
+    for number in range(records):
+        coarse = draw.integers(0, 256, (8, 8, 3), np.uint8)
+        _, data = cv2.imencode(".jpg", cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
+        framed.append(frame_record(encode_example(data.tobytes(), number % 10, f"{number}.jpg", side, side)))
+    path = folder / shard_name("selftest", "train", 0, 1)
+    path.write_bytes(content := b"".join(framed))
+    sizes = np.array([len(record) for record in framed], np.int64)
+    write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
+    shard = Shard(path.name, records, len(content), hashlib.sha256(content).hexdigest())
+    Manifest(
+        name="selftest", labels=tuple("abcdefghij"), splits={"train": Split("train", (shard,))},
+        ledger=Ledger(inputs=records, written=records),
+    ).save(folder)
