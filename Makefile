@@ -40,8 +40,15 @@ format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.installed
-	$(BIN)/python -m benchmarks.run --suite short --output benchmarks/results/local
+# A ladder of the input pipeline on drawn pictures; `make bench BENCH_DATA=DIR` takes a dataset of yours.
+BENCH_DATA ?= benchmarks/results/local/data
+benchmarks/results/local/data/manifest.json: .venv/.installed
+	rm -rf benchmarks/results/local/photos
+	$(BIN)/python -m tools.sample_data --output benchmarks/results/local/photos
+	$(BIN)/python -m tools.convert --source benchmarks/results/local/photos --output benchmarks/results/local/data --overwrite
+
+bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/results/local/data/manifest.json)
+	$(BIN)/python -m benchmarks.run --data $(BENCH_DATA) --suite short --repeats 3 --output benchmarks/results/local
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

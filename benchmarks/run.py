@@ -9,6 +9,8 @@ what was measured. The last lines on stdout are the verdict and the report's pat
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,15 @@ from absl import flags
 
 from benchmarks.measure import Interrupted, Measurement, Rate, append_jsonl, interleave
 from benchmarks.report import STAGE_TEXT, ladder_verdict, load_results, write_report
-from pipeline.cli import UsageError, import_tensorflow, progress, run
+from pipeline.cli import Failure, UsageError, import_tensorflow, progress, run
 
 _DATA = flags.DEFINE_string("data", "", "dataset directory, made by tools.convert or tools.adopt")
 _RAW = flags.DEFINE_string("raw_images", "", "folder of raw images, for the suites convert and peers")
 _SUITE = flags.DEFINE_enum(
-    "suite", "input", ["input", "scaling", "short"], "what to measure; short: a ladder of a minute or two"
+    "suite",
+    "input",
+    ["short", "input", "convert", "peers", "scaling", "all"],
+    "what to measure; short: a ladder of a minute or two",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "counted turns; the contenders take turns", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "report directory; results are appended to what it holds")
@@ -35,6 +40,10 @@ _STEP_RATE = flags.DEFINE_float(
     "gpu_images_per_second", 0, "step rate of one GPU, for the verdict and the count of cores that feed 1, 2, 4, 8 of "
     "them; 0: measure the step on this machine", lower_bound=0,
 )  # fmt: skip
+
+_PEER_PYTHON = flags.DEFINE_string(
+    "peer_python", sys.executable, "Python that has the packages of the other tools (the extra bench)"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,12 @@ class Setting:
     image_size: int
     global_batch_size: int
     gpu_images_per_second: float
+    peer_python: str
+
+    @property
+    def results(self) -> Path:
+        """Where every measurement goes, a line each."""
+        return self.output / "results.jsonl"
 
 
 def main() -> None:
@@ -62,7 +77,7 @@ def main() -> None:
             measured = suite(setting)
         except Interrupted as interruption:
             measured, stopped = interruption.measurements, True
-        append_jsonl(setting.output / "results.jsonl", measured)
+        append_jsonl(setting.results, measured)
         if stopped:
             break
     _tell(setting)
@@ -107,6 +122,30 @@ def scaling(setting: Setting) -> list[Measurement]:
     return _interleave("scaling", contenders, setting, baseline=first, settings={"baseline": first})
 
 
+def input_peers(setting: Setting) -> list[Measurement]:
+    """Reading, side by side with other people's loaders."""
+    flags_ = [f"--data={setting.data}", f"--image_size={setting.image_size}", f"--peer_python={setting.peer_python}"]
+    return _cases("input_cases", setting, [*flags_, f"--seconds={setting.seconds}"])
+
+
+def convert(setting: Setting) -> list[Measurement]:
+    """Converting, one image at a time."""
+    return _cases("image_cases", setting, [f"--raw_images={setting.raw_images}"])
+
+
+def _cases(module: str, setting: Setting, arguments: list[str]) -> list[Measurement]:
+    """Run a module of cases in a process of its own; it appends its results and prints its tables itself."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", f"--output={setting.results}"]
+    command += [f"--repeats={setting.repeats}", *arguments]
+    try:
+        code = subprocess.run(command, stdout=sys.stderr, cwd=Path(__file__).parent.parent).returncode
+    except KeyboardInterrupt:
+        raise Interrupted([]) from None
+    if code:
+        raise Failure(f"benchmarks.{module} ended with exit code {code}; its message stands above")
+    return []
+
+
 def _on_cores(count: int, work: Callable[[], Rate]) -> Callable[[], Rate]:
     """Pin every thread that `work` starts to `count` cores."""
 
@@ -137,20 +176,23 @@ def _setting() -> Setting:
         raise UsageError("--output is missing: name the directory for results.jsonl and report.html")
     if not _DATA.value and _SUITE.value != "convert":
         raise UsageError("--data is missing: name a dataset directory, made by tools.convert or tools.adopt")
-    if not _RAW.value and _SUITE.value in ("convert", "peers"):
+    if not _RAW.value and _SUITE.value in ("convert", "peers", "all"):
         raise UsageError(f"--suite={_SUITE.value} converts images: name a folder of them with --raw_images")
-    output = Path(_OUTPUT.value)
+    if _RAW.value and not Path(_RAW.value).is_dir():
+        raise UsageError(f"--raw_images={_RAW.value}: no such folder")
+    output = Path(_OUTPUT.value).absolute()
     output.mkdir(parents=True, exist_ok=True)
     return Setting(
         output,
-        _DATA.value,
+        os.path.abspath(_DATA.value),
         _SPLIT.value,
-        _RAW.value,
+        os.path.abspath(_RAW.value),
         _REPEATS.value,
         _SECONDS.value,
         _IMAGE_SIZE.value,
         _BATCH.value,
         _STEP_RATE.value,
+        _PEER_PYTHON.value,
     )
 
 
@@ -172,8 +214,11 @@ def _tell(setting: Setting) -> None:
 
 SUITES: dict[str, Sequence[Callable[[Setting], list[Measurement]]]] = {
     "short": (ladder, scaling),
-    "input": (ladder,),
+    "input": (ladder, input_peers),
+    "convert": (convert,),
+    "peers": (input_peers, convert),
     "scaling": (scaling,),
+    "all": (ladder, scaling, input_peers, convert),
 }
 
 
