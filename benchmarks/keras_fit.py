@@ -1,0 +1,101 @@
+"""The baseline for accuracy: the same recipe in plain Keras, `model.compile` and `model.fit` on one device.
+
+    python -m benchmarks.keras_fit --data DIR --split test [--epochs 9 --learning_rate 0.02]
+
+Same network, initialisation, crops and flips, order of samples, optimizer, schedule and clipping as
+`trainer.train --head gap --phases all:9@0.02`; everything behind the batches is Keras's own. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from absl import flags
+
+from pipeline.cli import UsageError, import_tensorflow, run
+
+_DATA = flags.DEFINE_string("data", "", "dataset directory, made by tools.convert")
+_SPLIT = flags.DEFINE_string("split", "test", "split to score on at the end")
+_EPOCHS = flags.DEFINE_integer("epochs", 9, "passes over the split train", lower_bound=1)
+_RATE = flags.DEFINE_float("learning_rate", 0.02, "peak of the cosine, after a tenth of warm-up", lower_bound=0)
+_SIZE = flags.DEFINE_integer("image_size", 64, "pixels", lower_bound=32)
+_BATCH = flags.DEFINE_integer("global_batch_size", 32, "examples a step", lower_bound=1)
+_DROPOUT = flags.DEFINE_float("dropout", 0.5, "before the last layer", lower_bound=0, upper_bound=1)
+_PRECISION = flags.DEFINE_enum("precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "of the layers")
+_SEED = flags.DEFINE_integer("seed", 0, "of the weights, the order and the augmentation")
+_JIT = flags.DEFINE_boolean("jit", True, "compile with XLA, as trainer.train does")
+
+
+def main() -> None:
+    """Train, score, print."""
+    if not _DATA.value:
+        raise UsageError("--data is missing: name a dataset directory, made by tools.convert")
+    import_tensorflow()
+    import keras
+
+    import pipeline
+    from trainer.config import TrainConfig
+
+    keras.utils.set_random_seed(_SEED.value)
+    keras.config.set_dtype_policy(_PRECISION.value)
+    data = pipeline.open_dataset(_DATA.value)
+    ours = TrainConfig(global_batch_size=_BATCH.value, image_size=_SIZE.value, seed=_SEED.value)
+    config = ours.input_config()
+    steps = round(_EPOCHS.value * data.num_records("train") / _BATCH.value)
+    model = vgg16(_SIZE.value, len(data.labels), _DROPOUT.value)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, warmup_target=_RATE.value, warmup_steps=steps // 10
+    )
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=["accuracy"],
+        jit_compile=_JIT.value,
+    )
+    started = time.perf_counter()
+    batches = data.train_batches("train", config).map(_triple)
+    model.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
+    seconds = time.perf_counter() - started
+    loss, accuracy = model.evaluate(data.eval_batches(_SPLIT.value, config).map(_triple), verbose=0)
+    result = {
+        "top1": accuracy,
+        "loss": loss,
+        "seed": _SEED.value,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(steps * _BATCH.value / seconds, 1),
+    }
+    print(json.dumps(result))
+
+
+def vgg16(size: int, classes: int, dropout: float):
+    """VGG16's convolutions from scratch with a GAP head, as trainer.model builds them."""
+    import keras
+
+    from trainer.model import BGR_MEAN, INPUT_SCALE
+
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
+    for layer in base.layers:
+        if layer.weights:
+            layer.kernel.assign(keras.initializers.HeNormal(seed=_SEED.value)(layer.kernel.shape))
+    first = base.get_layer("block1_conv1")
+    first.kernel.assign(first.kernel / INPUT_SCALE)
+    image = keras.Input((size, size, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1.0, [-mean for mean in BGR_MEAN], dtype="float32")(keras.ops.flip(image, axis=-1))
+    x = keras.layers.GlobalAveragePooling2D()(base(x))
+    x = keras.layers.Dense(classes, dtype="float32")(keras.layers.Dropout(dropout)(x))
+    return keras.Model(image, x)
+
+
+def _triple(batch):
+    return batch["image"], batch["label"], batch["weight"]
+
+
+def cli() -> None:
+    """Entry point."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
