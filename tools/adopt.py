@@ -46,7 +46,7 @@ _CLASS_NAMES = flags.DEFINE_string("class_names", "", "file with one class name 
 _SPLIT_PATTERN = flags.DEFINE_string(
     "split_pattern", "", "regular expression over file names whose group 'split' names the split; default: usual names"
 )
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core", lower_bound=0)
+_WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core; 1: none but this one", lower_bound=0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the manifest and indexes that are there")
 
 PATTERNS = (
@@ -148,10 +148,11 @@ def adopt(
     features = Features(**{**vars(features), "label_offset": label_offset})
     names = read_class_names(class_names) if class_names else list(layout.labels) if layout else []
 
+    engine = "inline" if workers == 1 else "processes"
     tasks = [ShardFile(str(directory / file), features) for files in splits.values() for file in files]
     readings = {}
     with progress(total=len(tasks), desc="adopt", unit="shard") as bar:
-        for reading in engines.run(read_shard, tasks, workers=min(workers, len(tasks))):
+        for reading in engines.run(read_shard, tasks, engine=engine, workers=min(workers, len(tasks))):
             readings[os.path.relpath(reading.path, directory)] = reading
             bar.update()
     for reading in readings.values():

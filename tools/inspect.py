@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> None:
     manifest = Manifest.load(directory)
     if _SAVE.value and not _SAVE.value.lower().endswith(".png"):
         raise UsageError(f"--save={_SAVE.value}: name a .png file")
+    if _SAVE.value and not Path(_SAVE.value).parent.is_dir():
+        raise UsageError(f"--save={_SAVE.value}: no such folder as {Path(_SAVE.value).parent}")
     if _AUGMENTED.value and (_RECORD.value or not _SAVE.value):
         raise UsageError("--augmented draws a grid: give --save=FILE.png, and no --record")
     if _RECORD.value:

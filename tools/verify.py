@@ -21,7 +21,7 @@ from pipeline.cli import Failure, UsageError, progress, run
 from pipeline.manifest import Features, Manifest, Shard, index_path, load_index
 
 _SAMPLE = flags.DEFINE_float("sample", 1.0, "share of the records to read and decode", lower_bound=1e-9, upper_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core", lower_bound=0)
+_WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core; 1: none but this one", lower_bound=0)
 _MAX_FAULTS = flags.DEFINE_integer("max_faults", 100, "lines to print; the rest are counted", lower_bound=1)
 
 
@@ -77,9 +77,7 @@ def main(arguments: list[str]) -> None:
     print(f"{arguments[0]}: {what}, no faults")
 
 
-def verify(
-    directory: Path, *, sample: float = 1.0, workers: int = 1, engine: str = "processes"
-) -> tuple[int, list[str]]:
+def verify(directory: Path, *, sample: float = 1.0, workers: int = 1) -> tuple[int, list[str]]:
     """Check every shard. Returns the number of records checked and a line for each fault."""
     from tools import engines
 
@@ -108,6 +106,7 @@ def verify(
             faults.append(f"{entry}: not part of the dataset, but TFDS would take it for one of its shards")
     total = sum(shard.records for shard in (task.shard for task in tasks))
     verdicts = {}
+    engine = "inline" if workers == 1 else "processes"
     with progress(total=total, desc="verify", unit="rec") as bar:
         for verdict in engines.run(
             check_shard, tasks, engine=engine, workers=min(workers, len(tasks)), tick=bar.update

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import importlib
 import io
 import signal
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from absl import flags
 from pipeline import cli
 from pipeline.manifest import Manifest, check_files
 from pipeline.records import parse_example, unframe_record
-from tools.convert import Config
+from tools.conversion import Config
 from tools.images import ImageOptions
 
 ROOT = Path(__file__).parents[2]
@@ -60,21 +62,33 @@ def shard_hashes(directory):
 
 
 class Run:
-    """A command's `main` with arguments, in this process: the same parsing, messages and exit codes."""
+    """A command with arguments, in this process: the same parsing, messages and exit codes.
 
-    def __init__(self, module, *args):
+    Each command defines flags of the same names, so a module's flags are in absl's register only while it runs.
+    """
+
+    flags_of: ClassVar[dict[str, dict[str, flags.Flag]]] = {}
+
+    def __init__(self, name, *args):
         out, err, argv = io.StringIO(), io.StringIO(), sys.argv
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        sys.argv = [module.__name__, *map(str, args)]
-        for flag in flags.FLAGS.flags_by_module_dict()[module.__name__]:
+        before = set(flags.FLAGS)
+        for flag_name, flag in self.flags_of.get(name, {}).items():
+            flags.FLAGS[flag_name] = flag
+        module = importlib.import_module(name)
+        mine = self.flags_of.setdefault(name, {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before})
+        for flag in mine.values():
             flag.unparse()
-        flags.FLAGS.unparse_flags()
+        sys.argv = [name, *map(str, args)]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 cli.run(module.main)
         except SystemExit as stop:
             self.code = stop.code
         finally:
+            flags.FLAGS.unparse_flags()
+            for flag_name in mine:
+                delattr(flags.FLAGS, flag_name)
             sys.argv = argv
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -10,10 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-import tools.convert
 from pipeline.manifest import Manifest
 from tests.tools.folders import ROOT, Run, class_folders, config, draw, records, shard_hashes
-from tools.convert import convert
+from tools.conversion import convert
 
 
 def command(*args, **options):
@@ -169,7 +168,7 @@ def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, sourc
     refusals()(tmp_path)
     args = [f"--source={source and tmp_path / source}", f"--output={output and tmp_path / output}"]
     extra = [f"--class_names={tmp_path / 'names.txt'}" if "class_names" in arg else arg for arg in extra]
-    result = Run(tools.convert, *args, *extra)
+    result = Run("tools.convert", *args, *extra)
     assert (result.code, len(result.stderr.strip().splitlines())) == (code, 1), result.stderr
     assert said in result.stderr
     assert not list(tmp_path.rglob("manifest.json"))

@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-import tools.convert
 from pipeline.cli import Failure
 from pipeline.manifest import Manifest
 from pipeline.records import unframe_record
 from tests.tools.folders import ROOT, Run, class_folders, config, draw, records, shard_hashes
-from tools.convert import convert
+from tools.conversion import convert
 from tools.tfrecord import read_framed
 
 SHARES = {"train": 0.5, "validation": 0.25, "test": 0.25}
@@ -130,7 +129,7 @@ def dirty(tmp_path_factory):
 
 def test_every_input_of_the_dirty_corpus_has_a_row_and_the_ledger_holds(dirty, tmp_path):
     result = Run(
-        tools.convert, "--source", dirty, "--output", tmp_path / "d", "--min_side", 30, "--size", 64, "--noreport"
+        "tools.convert", "--source", dirty, "--output", tmp_path / "d", "--min_side", 30, "--size", 64, "--noreport"
     )
     assert result.code == 0, result.stderr
     manifest, found = Manifest.load(tmp_path / "d"), rows(tmp_path / "d")
@@ -157,11 +156,11 @@ def test_every_input_of_the_dirty_corpus_has_a_row_and_the_ledger_holds(dirty, t
 
 def test_too_many_bad_images_end_the_run(dirty, tmp_path):
     args = ["--source", dirty, "--output", tmp_path / "d", "--size", 64, "--noreport", "--engine", "inline"]
-    result = Run(tools.convert, *args, "--max_bad_fraction", 0.2)
+    result = Run("tools.convert", *args, "--max_bad_fraction", 0.2)
     assert (result.code, len(result.stderr.strip().splitlines())) == (1, 1)
     assert "--max_bad_fraction=0.2" in result.stderr
     assert not (tmp_path / "d" / "manifest.json").exists()
-    result = Run(tools.convert, *args, "--max_bad_fraction", 0.9)
+    result = Run("tools.convert", *args, "--max_bad_fraction", 0.9)
     assert result.code == 0, result.stderr
     assert "continuing" in result.stderr
 
@@ -170,7 +169,7 @@ def test_the_first_bad_image_can_end_the_run(tmp_path):
     source = class_folders(tmp_path / "s", 1, 3)
     (source / "class0" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
     result = Run(
-        tools.convert, "--source", source, "--output", tmp_path / "d", "--on_bad_image", "fail", "--engine", "inline"
+        "tools.convert", "--source", source, "--output", tmp_path / "d", "--on_bad_image", "fail", "--engine", "inline"
     )
     assert result.code == 1
     assert "class0/bad.jpg: " in result.stderr and "--on_bad_image=quarantine" in result.stderr
@@ -185,7 +184,7 @@ def test_filters_are_counted_apart(tmp_path):
 
 
 def test_dry_run_predicts_and_writes_nothing(dirty, tmp_path):
-    result = Run(tools.convert, "--source", dirty, "--dry_run", "--size", 64, "--output", tmp_path / "d")
+    result = Run("tools.convert", "--source", dirty, "--dry_run", "--size", 64, "--output", tmp_path / "d")
     assert result.code == 0, result.stderr
     assert not (tmp_path / "d").exists()
     assert "2 classes: train" in result.stdout

@@ -12,7 +12,7 @@ from tests.tools.folders import ROOT, draw
 SCRIPT = """
 import hashlib, json, resource, sys
 import numpy as np
-import tools.convert, tools.ledger, tools.scan, tools.shard, tools.convert_report, tools.workspace
+import tools.conversion, tools.ledger, tools.scan, tools.shard, tools.convert_report, tools.workspace
 from pipeline.records import encode_example, frame_record
 from tools.shard import ROW, ShardReceipt, _write_receipt
 from pathlib import Path
@@ -49,9 +49,10 @@ def write_shard(task, tick=None):  # what a worker would leave behind, without i
     _write_receipt(receipt, rows)
     return receipt
 
-tools.scan.scan = scan
-tools.shard.write_shard = write_shard
-manifest = tools.convert.convert(config("/nowhere", output, size=256, report=True, splits={"train": 0.9, "test": 0.1}))
+tools.conversion.scan = scan
+tools.conversion.write_shard = write_shard
+shares = {"train": 0.9, "test": 0.1}
+manifest = tools.conversion.convert(config("/nowhere", output, size=256, report=True, splits=shares))
 assert manifest.ledger.written == count
 print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """

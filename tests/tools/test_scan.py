@@ -149,7 +149,7 @@ def test_fingerprint_sees_every_change(tmp_path):
 
 def test_prepared_tfds_datasets_are_inputs(tmp_path):
     from tests.tools.folders import class_folders, config, records
-    from tools.convert import convert
+    from tools.conversion import convert
 
     source = class_folders(class_folders(tmp_path / "s", 2, 3, "train"), 2, 2, "test")
     prepared = tmp_path / "tfds" / "mine" / "1.0.0"

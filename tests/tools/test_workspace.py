@@ -11,11 +11,10 @@ import time
 import psutil
 import pytest
 
-import tools.convert
 from pipeline.cli import Failure
 from pipeline.manifest import Manifest
 from tests.tools.folders import ROOT, Run, class_folders, config, draw, shard_hashes
-from tools.convert import convert
+from tools.conversion import convert
 
 SHARDS = 12
 
@@ -86,7 +85,7 @@ def test_any_kill_and_a_second_run_give_the_same_bytes(source, whole, tmp_path, 
         if how != "kill parent":
             assert process.stderr.read().strip().splitlines()[-1] == "tools.convert: error: interrupted"
         again = Run(
-            tools.convert, "--source", source, "--output", output, "--size", 16, "--shards", SHARDS,
+            "tools.convert", "--source", source, "--output", output, "--size", 16, "--shards", SHARDS,
             "--name", "pictures", "--engine", "inline", "--noreport",
         )  # fmt: skip
         assert again.code == 0, again.stderr
@@ -148,14 +147,14 @@ def test_changed_options_and_sources_are_refused_with_the_difference(tmp_path):
     source, output = class_folders(tmp_path / "s", 2, 5), tmp_path / "d"
     args = ["--source", source, "--output", output, "--shards", SHARDS, "--name", "pictures", "--engine", "inline"]
     interrupted(source, output)
-    changed = Run(tools.convert, *args, "--size", 24, "--quality", 80)
+    changed = Run("tools.convert", *args, "--size", 24, "--quality", 80)
     assert changed.code == 2
     assert "interrupted conversion" in changed.stderr
     assert "--quality=90 then, 80 now; --size=16 then, 24 now" in changed.stderr
     draw(source / "class1" / "new.jpg", 5)
     (source / "class0" / "img_000.jpg").unlink()
     draw(source / "class0" / "img_001.jpg", 77)
-    changed = Run(tools.convert, *args, "--size", 16)
+    changed = Run("tools.convert", *args, "--size", 16)
     assert changed.code == 2
     for phrase in (
         "1 inputs added, e.g. class1/new.jpg",
@@ -163,22 +162,22 @@ def test_changed_options_and_sources_are_refused_with_the_difference(tmp_path):
         "1 inputs changed, e.g. class0/img_001.jpg",
     ):
         assert phrase in changed.stderr
-    assert Run(tools.convert, *args, "--size", 16, "--overwrite", "--noreport").code == 0
+    assert Run("tools.convert", *args, "--size", 16, "--overwrite", "--noreport").code == 0
     assert Manifest.load(output).ledger.inputs == 10
 
 
 def test_a_finished_dataset_is_left_alone(tmp_path):
     source, output = class_folders(tmp_path / "s", 2, 5), tmp_path / "d"
     args = ["--source", source, "--output", output, "--engine", "inline", "--noreport"]
-    first = Run(tools.convert, *args, "--size", 16)
+    first = Run("tools.convert", *args, "--size", 16)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-    again = Run(tools.convert, *args, "--size", 16)
+    again = Run("tools.convert", *args, "--size", 16)
     assert again.stdout.splitlines() == first.stdout.splitlines()[-1:]
     assert "finished already" in again.stderr
-    other = Run(tools.convert, *args, "--size", 24)
+    other = Run("tools.convert", *args, "--size", 24)
     assert (other.code, "--size=16 then, 24 now" in other.stderr) == (2, True)
     draw(source / "class0" / "img_000.jpg", 99)
-    touched = Run(tools.convert, *args, "--size", 16)
+    touched = Run("tools.convert", *args, "--size", 16)
     assert touched.code == 2
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
 

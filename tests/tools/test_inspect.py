@@ -1,0 +1,59 @@
+"""Looking into a dataset: what is printed, and what is saved."""
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.tools.folders import Run, class_folders, config, records
+from tools.conversion import convert
+
+
+@pytest.fixture(scope="module", params=["jpeg", "raw"])
+def dataset(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    convert(config(class_folders(folder / "s", 3, 6), folder / "d", image={"encoding": request.param}, shards=2))
+    return folder / "d"
+
+
+def test_summary(dataset):
+    result = Run("tools.inspect", dataset)
+    assert result.code == 0, result.stderr
+    assert "pictures: 3 classes" in result.stdout
+    assert "train: 18 records in 2 shards" in result.stdout
+    assert "18 inputs = 18 written" in result.stdout
+
+
+def test_one_record_and_its_picture(dataset, tmp_path):
+    result = Run("tools.inspect", dataset, "--record=train:17", f"--save={tmp_path / 'r.png'}")
+    assert result.code == 0, result.stderr
+    example = records(dataset, "train")[17]
+    assert f"label    {example.label} (class{example.label})" in result.stdout
+    assert f"source   {example.filename}" in result.stdout
+    saved = cv2.imread(str(tmp_path / "r.png"))[:, :, ::-1]
+    if len(example.image) == saved.size:
+        assert np.array_equal(saved.ravel(), np.frombuffer(example.image, np.uint8))
+    assert saved.shape == (example.height, example.width, 3)
+
+
+def test_a_grid(dataset, tmp_path):
+    result = Run("tools.inspect", dataset, f"--save={tmp_path / 'g.png'}")
+    assert result.code == 0, result.stderr
+    assert min(cv2.imread(str(tmp_path / "g.png")).shape[:2]) > 200
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--record=train"], "say SPLIT:NUMBER"),
+        (["--record=test:0"], "this dataset has train"),
+        (["--record=train:18"], "train has 18 records"),
+        (["--save=x.jpg"], "name a .png"),
+        (["--augmented"], "give --save"),
+        (["--save=/nowhere/x.png"], "no such folder"),
+        (["--split=test", "--save=x.png"], "this dataset has train"),
+    ],
+)
+def test_wrong_use_is_one_line(dataset, args, said):
+    result = Run("tools.inspect", dataset, *args)
+    assert (result.code, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
+    assert said in result.stderr
