@@ -104,15 +104,15 @@ def versions() -> dict[str, str]:
 def process(data: bytes, options: ImageOptions) -> Picture:
     """The stored picture of one file's bytes. Raises BadImage (or FilteredImage) with a reason."""
     header = _checked_header(data, options)
-    rgb, extent, target, notes = _load(data, header, options)
+    bgr, extent, target, notes = _load(data, header, options)
     if options.encoding == "jpeg":
-        luma, blue, red = _ycc(rgb, target, extent)
+        luma, blue, red = _ycc(bgr, target, extent)
         luma = _crop(luma, target, options)
         planes = [luma, _crop(blue, target, options, 2), _crop(red, target, options, 2)]
     else:
-        rgb = _crop(_resize(rgb, target, extent), target, options)
-        planes = [rgb]
-        luma = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        bgr = _crop(_resize(bgr, target, extent), target, options)
+        planes = [bgr]
+        luma = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
     height, width = luma.shape
     source_height, source_width = _oriented(header)
     sharpness = None
@@ -142,8 +142,8 @@ def process(data: bytes, options: ImageOptions) -> Picture:
 
 def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
     """The picture that `process` would store, as uint8 RGB [height, width, 3], before any encoding."""
-    rgb, extent, target, _ = _load(data, _checked_header(data, options), options)
-    return _crop(_resize(rgb, target, extent), target, options)
+    bgr, extent, target, _ = _load(data, _checked_header(data, options), options)
+    return cv2.cvtColor(_crop(_resize(bgr, target, extent), target, options), cv2.COLOR_BGR2RGB)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------
@@ -177,23 +177,23 @@ def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[np.ndarra
     height, width = _oriented(header)
     target = _target(height, width, options)
     halvings = 0 if header.format != "jpeg" or options.trim_borders else _halvings((height, width), target, most=3)
-    rgb = _decode(data, header, 2**halvings)
+    bgr = _decode(data, header, 2**halvings)
     if header.orientation != 1:
         if header.format != "tiff":  # libtiff has done it
-            rgb = _orient(rgb, header.orientation)
+            bgr = _orient(bgr, header.orientation)
         notes.append(f"EXIF orientation {header.orientation} applied")
     if options.trim_borders:
-        rgb = _trim(rgb)
-        if rgb.shape[:2] != (height, width):
+        bgr = _trim(bgr)
+        if bgr.shape[:2] != (height, width):
             notes.append(f"trimmed from {width}x{height}")
-            height, width = rgb.shape[:2]
+            height, width = bgr.shape[:2]
             _check_side(height, width, options)
             target = _target(height, width, options)
-    return rgb, (height / 2**halvings, width / 2**halvings), target, notes
+    return bgr, (height / 2**halvings, width / 2**halvings), target, notes
 
 
 def _decode(data: bytes, header: Header, reduction: int) -> np.ndarray:
-    """All pixels as uint8 RGB, not yet oriented; a JPEG's reduced by 1, 2, 4 or 8."""
+    """All pixels as uint8 BGR, not yet oriented; a JPEG's reduced by 1, 2, 4 or 8."""
     if header.format == "jpeg":
         return _decode_jpeg(data, header, reduction)
     try:
@@ -203,7 +203,7 @@ def _decode(data: bytes, header: Header, reduction: int) -> np.ndarray:
         raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
     if pixels is None:
         raise BadImage("corrupt-data", f"{header.format}: damaged, or of a kind that OpenCV cannot decode")
-    return _to_rgb(pixels, header)
+    return _to_bgr(pixels, header)
 
 
 def _decode_jpeg(data: bytes, header: Header, reduction: int) -> np.ndarray:
@@ -216,14 +216,14 @@ def _decode_jpeg(data: bytes, header: Header, reduction: int) -> np.ndarray:
     }
     try:
         if not header.cmyk:
-            return simplejpeg.decode_jpeg(data, "RGB", **size)
+            return simplejpeg.decode_jpeg(data, "BGR", **size)
         cmyk = simplejpeg.decode_jpeg(data, "CMYK", **size)
     except ValueError as error:
         raise _jpeg_fault(str(error)) from None
     if header.cmyk == "plain":
         cmyk = 255 - cmyk
     black = cmyk[:, :, 3]
-    return cv2.merge([cv2.multiply(cmyk[:, :, ink], black, scale=1 / 255) for ink in range(3)])
+    return cv2.merge([cv2.multiply(cmyk[:, :, ink], black, scale=1 / 255) for ink in (2, 1, 0)])
 
 
 def _jpeg_fault(message: str) -> BadImage:
@@ -234,28 +234,35 @@ def _jpeg_fault(message: str) -> BadImage:
     return BadImage("corrupt-data", f"JPEG: {message}")
 
 
-def _to_rgb(pixels: np.ndarray, header: Header) -> np.ndarray:
-    """Any integer grey, BGR or BGRA to uint8 RGB: 16 bits scaled (not clipped), alpha over white."""
-    if pixels.dtype == np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2 ** max(header.depth, 9) - 1))
-    if pixels.dtype != np.uint8:
+def _to_bgr(pixels: np.ndarray, header: Header) -> np.ndarray:
+    """Any integer grey, BGR or BGRA to uint8 BGR: 16 bits scaled (not clipped), alpha over white."""
+    if pixels.dtype not in (np.uint8, np.uint16):
         raise BadImage("unsupported-samples", f"{header.format} with {pixels.dtype} samples: their range is not known")
-    if pixels.ndim == 2:
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,):
+        return pixels
+    height, width = pixels.shape[:2]
+    if pixels.ndim == 3:  # over the pixels themselves: a large picture must not need its memory twice
+        bgr = pixels.reshape(-1).view(np.uint8)[: height * width * 3].reshape(height, width, 3)
+    else:
+        bgr = np.empty((height, width, 3), np.uint8)
+    scale = 255 / (2 ** max(header.depth, 9) - 1)
     premultiplied = header.format == "tiff" and header.depth <= 8  # by libtiff, whatever the file holds
-    return _over_white(pixels, premultiplied)
+    for top in range(0, height, 64):
+        band = pixels[top : top + 64]
+        if band.dtype == np.uint16:
+            band = cv2.convertScaleAbs(band, alpha=scale)
+        if band.ndim == 2:
+            band = cv2.cvtColor(band, cv2.COLOR_GRAY2BGR)
+        elif band.shape[2] == 4:
+            band = _over_white(band, premultiplied)
+        bgr[top : top + 64] = band
+    return bgr
 
 
 def _over_white(bgra: np.ndarray, premultiplied: bool) -> np.ndarray:
-    rgb = cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGB)
-    for top in range(0, len(rgb), 64):  # in bands, so that the wider integers stay small
-        alpha = bgra[top : top + 64, :, 3:].astype(np.uint32)
-        colour = rgb[top : top + 64]
-        light = colour * np.uint32(255) if premultiplied else colour * alpha
-        rgb[top : top + 64] = np.minimum((light + 255 * (255 - alpha) + 127) // 255, 255)
-    return rgb
+    colour, alpha = bgra[:, :, :3].astype(np.uint32), bgra[:, :, 3:].astype(np.uint32)
+    light = colour * 255 if premultiplied else colour * alpha
+    return np.minimum((light + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
 
 
 def _oriented(header: Header) -> tuple[int, int]:
@@ -263,53 +270,53 @@ def _oriented(header: Header) -> tuple[int, int]:
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
 
 
-def _orient(rgb: np.ndarray, orientation: int) -> np.ndarray:
+def _orient(bgr: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation: what the camera stored to what the person saw."""
     if orientation >= 5:
-        rgb = cv2.transpose(rgb)  # first swap rows and columns, then mirror
+        bgr = cv2.transpose(bgr)  # first swap rows and columns, then mirror
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
-    return rgb if flip is None else cv2.flip(rgb, flip)
+    return bgr if flip is None else cv2.flip(bgr, flip)
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------
 
 
-def _trim(rgb: np.ndarray) -> np.ndarray:
+def _trim(bgr: np.ndarray) -> np.ndarray:
     """Cut frames and bars of one colour.
 
     The box around all contours of the edge map is the content. A side is cut only if everything outside the box is
     one colour and the content begins along a straight edge, so skies, walls and objects on white keep their room.
     """
-    edges = cv2.Canny(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), 30, 90)
+    edges = cv2.Canny(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), 30, 90)
     contours, _ = cv2.findContours(edges, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     boxes = np.array([cv2.boundingRect(contour) for contour in contours]).reshape(-1, 4)
     boxes = boxes[boxes[:, 2:].max(axis=1) >= 8]  # not the specks that JPEG leaves beside an edge
     if not len(boxes):
-        return rgb
+        return bgr
     left, top = boxes[:, :2].min(axis=0).tolist()
     right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
     height, width = edges.shape
     across, along = edges[:, left:right], edges[top:bottom].T
-    first, last = _bar(rgb, across, top), height - _bar(rgb[::-1], across[::-1], height - bottom)
-    turned = rgb.swapaxes(0, 1)
+    first, last = _bar(bgr, across, top), height - _bar(bgr[::-1], across[::-1], height - bottom)
+    turned = bgr.swapaxes(0, 1)
     start, stop = _bar(turned, along, left), width - _bar(turned[::-1], along[::-1], width - right)
-    return rgb[first:last, start:stop] if last - first >= 8 and stop - start >= 8 else rgb
+    return bgr[first:last, start:stop] if last - first >= 8 and stop - start >= 8 else bgr
 
 
-def _bar(rgb: np.ndarray, edges: np.ndarray, rows: int) -> int:
+def _bar(bgr: np.ndarray, edges: np.ndarray, rows: int) -> int:
     """How many of the first rows are a bar: `rows`, give or take the width of an edge, or 0 if they are none."""
     if rows < 2 or edges[rows : rows + 3].any(axis=0).mean() < 0.5:
         return 0
-    colour = np.median(rgb[0], axis=0).astype(np.int16)
+    colour = np.median(bgr[0], axis=0).astype(np.int16)
 
     def plain(part: np.ndarray, levels: int, share: float) -> bool:
         return bool((np.abs(part.astype(np.int16) - colour).max(axis=-1) <= levels).mean() >= share)
 
     rows -= 1  # an edge may lie on either side of the last row
-    if not plain(rgb[:rows], 16, 0.98):
+    if not plain(bgr[:rows], 16, 0.98):
         return 0
-    for row in range(rows, min(rows + 8, len(rgb))):  # through what JPEG's blocks smear over the edge
-        if not plain(rgb[row], 32, 0.9):
+    for row in range(rows, min(rows + 8, len(bgr))):  # through what JPEG's blocks smear over the edge
+        if not plain(bgr[row], 32, 0.9):
             return row
     return rows + 8
 
@@ -378,13 +385,13 @@ def _low_pass(ratio: float) -> tuple[int, float]:
     return 3, math.sqrt(-0.5 / math.log(outer / (1 - 2 * outer)))
 
 
-def _ycc(rgb: np.ndarray, target: Extent, extent: Extent) -> list[np.ndarray]:
+def _ycc(bgr: np.ndarray, target: Extent, extent: Extent) -> list[np.ndarray]:
     """Y, Cb and Cr planes of a 4:2:0 JPEG, resized: half the samples of RGB, and no conversion inside the encoder."""
-    luma = _resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), target, extent)
+    luma = _resize(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), target, extent)
     if extent[0] >= target[0] and extent[1] >= target[1]:
-        rgb, extent = _halve(rgb), (extent[0] / 2, extent[1] / 2)
-    colour = _resize(rgb, (target[0] / 2, target[1] / 2), extent, chroma=True)
-    colour = cv2.cvtColor(colour, cv2.COLOR_RGB2YCrCb)
+        bgr, extent = _halve(bgr), (extent[0] / 2, extent[1] / 2)
+    colour = _resize(bgr, (target[0] / 2, target[1] / 2), extent, chroma=True)
+    colour = cv2.cvtColor(colour, cv2.COLOR_BGR2YCrCb)
     return [luma, cv2.extractChannel(colour, 2), cv2.extractChannel(colour, 1)]
 
 
@@ -403,9 +410,9 @@ def _crop(pixels: np.ndarray, target: Extent, options: ImageOptions, part: int =
 
 def _encode(planes: list[np.ndarray], options: ImageOptions) -> bytes:
     if options.encoding == "raw":
-        return planes[0].tobytes()
+        return cv2.cvtColor(planes[0], cv2.COLOR_BGR2RGB).tobytes()
     if options.encoding == "png":
-        return cv2.imencode(".png", cv2.cvtColor(planes[0], cv2.COLOR_RGB2BGR))[1].tobytes()
+        return cv2.imencode(".png", planes[0])[1].tobytes()
     luma, blue, red = planes
     height, width = luma.shape
     if (height | width) & 1:

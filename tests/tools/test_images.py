@@ -305,6 +305,25 @@ def test_the_stored_jpeg_is_the_picture_that_load_rgb_returns(options: dict) -> 
     assert psnr(decoded(process(data, wanted).data), want) > psnr(plain, want) - 1
 
 
+@pytest.mark.parametrize("size", [(301, 401), (300, 401), (301, 400)])
+def test_odd_sizes_keep_their_last_row_and_column(size: tuple[int, int]) -> None:
+    white = np.full((*size, 3), 255, np.uint8)
+    assert decoded(process(save(white), ImageOptions(resize="none")).data).min() > 250
+
+
+@pytest.mark.parametrize("size", [199, 201, 203, 206])
+def test_cropping_keeps_chroma_under_luma(size: int) -> None:
+    """Red beside a green of the same brightness: the seam is where the crop puts it, for every offset."""
+    rgb = np.empty((258, 258, 3), np.uint8)
+    rgb[:, :129], rgb[:, 129:] = (200, 0, 0), (0, 102, 0)
+    wanted = ImageOptions(resize="center_crop", size=size, upscale=True, quality=100)
+    seams = [
+        (picture[..., 0].astype(float).mean(axis=0) / 200).sum()
+        for picture in (decoded(process(save(rgb), wanted).data), load_rgb(save(rgb), wanted))
+    ]
+    assert abs(seams[0] - seams[1]) < 0.6
+
+
 def test_squashing_a_strip_does_not_alias() -> None:
     stripes = np.zeros((64, 4000, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -327,6 +346,12 @@ def test_uniform_frames_are_cut_to_the_pixel(kind: str, colour: int, bars: tuple
     assert abs(picture.width - dirty.WIDTH) <= (0 if kind == "PNG" else 2)
     assert "trimmed from" in picture.note
     assert (picture.source_height, picture.source_width) == framed(*bars, colour).shape[:2]
+
+
+def test_specks_in_a_bar_do_not_save_it() -> None:
+    rgb = framed(40, 40, 0, 0, 0)
+    rgb[10:13, 50:53] = rgb[-20:-17, 90:93] = 255
+    assert process(save(rgb), ImageOptions(trim_borders=True)).height == dirty.HEIGHT
 
 
 def test_what_is_no_frame_is_not_cut() -> None:
