@@ -18,7 +18,7 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
     else:
         skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width
         kernel = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
-        out[:] = cv2.resize(pixels, (width, height), dst=out, interpolation=kernel)
+        cv2.resize(pixels, (width, height), dst=out, interpolation=kernel)
 
 
 def canvas_size(image_size: int) -> int:
@@ -44,19 +44,19 @@ def augment(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None
     """Fill `out`, uint8 [size, size, 3], with what a row's edits make of the picture; all but mixing."""
     top, left, height, width = edits.crop(row, *pixels.shape[:2])
     window = pixels[top : top + height, left : left + width]
-    numbers = {name: edits.rows[row, part] for name, part in edits.columns.items()}
-    if numbers["mirror"][0]:
+    if edits.rows[row, edits.columns["mirror"].start]:
         straight = scratch("straight", out.size).reshape(out.shape)
         resize(window, straight)
         cv2.flip(straight, 1, dst=out)
     else:
         resize(window, out)
-    for layer in numbers.get("layers", np.empty(0)).reshape(-1, len(ed.IDENTITY)):
-        out[:] = _layer(out, layer)
-    if "colour" in numbers:
-        out[:] = _colour(out, numbers["colour"])
-    if "erase" in numbers:
-        top, left, bottom, right = numbers["erase"].astype(int)
+    if "layers" in edits.columns:
+        for layer in edits.rows[row, edits.columns["layers"]].reshape(-1, len(ed.IDENTITY)):
+            out[:] = _layer(out, layer)
+    if "colour" in edits.columns:
+        out[:] = _colour(out, edits.rows[row, edits.columns["colour"]])
+    if "erase" in edits.columns:
+        top, left, bottom, right = edits.rows[row, edits.columns["erase"]].astype(int)
         out[top:bottom, left:right] = ed.FILL
 
 

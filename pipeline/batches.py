@@ -7,7 +7,6 @@ thread or host asks for it, when, or how often.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from pipeline.cli import Failure
 from pipeline.config import InputConfig
 from pipeline.decode import decode
 from pipeline.edits import Edits
+from pipeline.memory import BatchMemory
 from pipeline.order import Order
 from pipeline.shards import BadRecord, Shards
 from pipeline.stages import Clock, Laps
@@ -27,7 +27,6 @@ Batch = dict[str, np.ndarray]
 Geometry = Callable[[np.ndarray], np.ndarray]  # a picture to what evaluation shows of it
 
 PADDING = -1  # record number of rows that only fill a batch
-_ALIGNMENT = 64  # bytes
 
 
 class BadRecords:
@@ -78,13 +77,16 @@ class Batches:
         self._clock = Clock() if clock is None else clock
         self._cache = cache
         self._exact = exact
+        self._memory = BatchMemory()
         self._order = Order(len(shards), config.seed, config.read_block, config.shuffle)
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
         laps = Laps()
         size = augment.canvas_size(self._config.image_size) if on_device else self._config.image_size
-        batch = empty_batch(positions, self._order.records(positions), (size, size, 3))
+        batch = _unfilled(
+            positions, self._order.records(positions), self._memory.empty((len(positions), size, size, 3))
+        )
         edits = Edits(self._config, positions)
         put = augment.crop_for_device if on_device else augment.augment
         laps.lap("order")
@@ -109,7 +111,8 @@ class Batches:
         laps = Laps()
         records = np.where(positions < len(self._shards), positions, PADDING)
         size, crops = self._config.image_size, self._config.eval_crops
-        batch = empty_batch(positions, records, (crops, size, size, 3) if crops > 1 else (size, size, 3))
+        shape = (crops, size, size, 3) if crops > 1 else (size, size, 3)
+        batch = _unfilled(positions, records, self._memory.empty((len(positions), *shape)))
         for row, record in enumerate(records.tolist()):
             pixels = self._picture(batch, row, record, laps) if record != PADDING else None
             if pixels is None:
@@ -155,21 +158,13 @@ def mean_picture_bytes(shards: Shards, encoding: str) -> float:
     return float(np.mean(sizes)) if sizes else 0.0
 
 
-def empty_batch(positions: np.ndarray, records: np.ndarray, image_shape: tuple[int, ...]) -> Batch:
+def _unfilled(positions: np.ndarray, records: np.ndarray, image: np.ndarray) -> Batch:
     """A batch of weight 0 whose pictures are still to be filled in."""
     rows = len(positions)
     return {
-        "image": aligned_empty((rows, *image_shape)),
+        "image": image,
         "label": np.zeros(rows, np.int32),
         "weight": np.zeros(rows, np.float32),
         "record": records.astype(np.int64),
         "position": positions.astype(np.int64),
     }
-
-
-def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Memory that starts where TensorFlow wants tensors to, so that it takes the array over instead of copying."""
-    size = math.prod(shape)
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].reshape(shape)

@@ -1,0 +1,36 @@
+"""Memory for batches that is used again: fresh memory costs a page fault, and zeroing, for every piece of it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+
+import numpy as np
+
+_ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start on such a boundary, and copies others
+_MOST = 16  # arrays that are kept; a consumer that holds on to more batches gets fresh memory
+
+
+class BatchMemory:
+    """Hands out uint8 arrays, and hands them out again when nobody refers to them any more. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of a shape, aligned for TensorFlow, with whatever was left in it."""
+        size = math.prod(shape)
+        with self._lock:
+            for memory in self._kept:
+                # Three references: the list, the loop's variable and getrefcount's argument. Each array made of this
+                # memory, and each tensor that took one over, is another.
+                if memory.size == size + _ALIGNMENT and sys.getrefcount(memory) == 3:
+                    break
+            else:
+                memory = np.empty(size + _ALIGNMENT, np.uint8)
+                if len(self._kept) < _MOST:
+                    self._kept.append(memory)
+            start = -memory.ctypes.data % _ALIGNMENT
+            return memory[start : start + size].reshape(shape)
