@@ -75,20 +75,18 @@ def exif_orientation(jpeg: tf.Tensor) -> tf.Tensor:
     """int32 1 to 8: the orientation tag of a JPEG file; 1 when it has none or a malformed one."""
     # Tags lie in the first segments; a segment holds at most 64 KiB.
     data = tf.cast(tf.io.decode_raw(tf.strings.substr(jpeg, 0, 1 << 17), tf.uint8), tf.int32)
-    data = tf.concat([data, tf.zeros([16], tf.int32)], 0)  # so that short reads stay inside
-    length = tf.shape(data)[0]
-
-    def big(at: Any) -> tf.Tensor:
-        return data[at] * 256 + data[at + 1]
+    data = tf.concat([data, tf.zeros([16], tf.int32)], 0)  # so that every look at a segment's head stays inside
+    end = tf.shape(data)[0] - 16
 
     def more(at: Any, found: Any) -> tf.Tensor:
+        head = data[tf.minimum(at, end) :][:2]
         # 0xFFDA starts the picture itself: no tags behind it.
-        return (found == 0) & (at + 16 < length) & (data[at] == 0xFF) & (data[at + 1] != 0xDA)
+        return (found == 0) & (at < end) & (head[0] == 0xFF) & (head[1] != 0xDA)
 
     def step(at: Any, found: Any) -> Any:
-        is_exif = (data[at + 1] == 0xE1) & tf.reduce_all(data[at + 4 : at + 10] == [69, 120, 105, 102, 0, 0])
-        found = tf.cond(is_exif, lambda: at + 10, lambda: 0)
-        return at + 2 + big(at + 2), found
+        head = data[at : at + 10]
+        is_exif = (head[1] == 0xE1) & tf.reduce_all(head[4:] == [69, 120, 105, 102, 0, 0])
+        return at + 2 + head[2] * 256 + head[3], tf.where(is_exif, at + 10, 0)
 
     _, tiff = tf.while_loop(more, step, [tf.constant(2), tf.constant(0)])
     return tf.cond(tiff > 0, lambda: _orientation_tag(data, tiff), lambda: 1)

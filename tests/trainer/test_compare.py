@@ -1,0 +1,65 @@
+"""Comparing runs: the table, the flags that differ, McNemar's test on the pictures both were evaluated on."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainer.tiny import command, refusal
+from trainer import compare
+
+
+@pytest.fixture(scope="module")
+def other_run(tiny_run, tiny_evaluation, tmp_path_factory):
+    """A copy of the run with one other flag, evaluated as right everywhere."""
+    other = tmp_path_factory.mktemp("runs") / "other"
+    shutil.copytree(tiny_run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["train"]["momentum"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    evaluation = other / "evaluation-test"
+    shutil.copytree(tiny_evaluation, evaluation)
+    found = json.loads((evaluation / "metrics.json").read_text())
+    (evaluation / "metrics.json").write_text(json.dumps(found | {"run": str(other), "top1": 1.0}))
+    table = pq.read_table(evaluation / "predictions.parquet")
+    right = pa.array([True] * len(table))
+    table = table.set_column(table.schema.get_field_index("correct"), "correct", right)
+    pq.write_table(table, evaluation / "predictions.parquet")
+    return other
+
+
+def test_two_runs_side_by_side(tiny_evaluation, tiny_metrics, other_run, tmp_path):
+    result = command("trainer.compare", tiny_evaluation, other_run, "--output", tmp_path)
+    assert "--momentum" in result.stdout and "0.9" in result.stdout and "0.5" in result.stdout
+    assert "--image_size" not in result.stdout  # equal in both
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert found["flags"] == {"--momentum": ["0.9", "0.5"]}
+    assert [row["top-1"] for row in found["results"]] == [round(tiny_metrics["top1"], 4), 1.0]
+    (test,) = found["mcnemar"]
+    wrong = round(21 * (1 - tiny_metrics["top1"]))
+    assert (test["shared"], test["first_only"], test["second_only"]) == (21, 0, wrong)
+    assert test["p"] == pytest.approx(min(1, 2 * 0.5**wrong))
+    assert {"compare.html", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "http" not in (tmp_path / "compare.html").read_text()
+
+
+def test_a_run_without_an_evaluation_is_still_in_the_table(tiny_run, other_run):
+    result = command("trainer.compare", tiny_run, other_run)
+    assert "not evaluated" in result.stdout
+    assert "no predictions of run on this split; evaluate first" in result.stdout
+
+
+def test_refusals(tiny_run, tmp_path):
+    assert "at least two runs" in refusal("trainer.compare", tiny_run)
+    assert "no such directory" in refusal("trainer.compare", tiny_run, tmp_path / "none")
+    assert "named twice" in refusal("trainer.compare", tiny_run, tiny_run)
+    assert "config.json" in refusal("trainer.compare", tiny_run, tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    assert "metrics.json is damaged" in refusal("trainer.compare", tiny_run, tmp_path)
+
+
+def test_names_are_the_shortest_that_differ():
+    assert compare.unique_names(["/a/x/run", "/a/y/run"]) == ["x/run", "y/run"]
+    assert compare.unique_names(["/a/one", "/b/two"]) == ["one", "two"]

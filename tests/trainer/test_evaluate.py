@@ -1,0 +1,151 @@
+"""Evaluation by the real command on a tiny trained run: exact, complete, honest about copies; refusals in one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import pipeline
+from tests.trainer.tiny import command, refusal
+from trainer import evaluate, evaluation, scores
+
+
+def test_every_record_counts_once_and_it_says_so(tiny_evaluation, tiny_metrics):
+    lines = (tiny_evaluation / "stdout.txt").read_text().splitlines()
+    assert lines[1] == "n = 21/21, each once"
+    assert (tiny_metrics["n"], tiny_metrics["records"]) == (21, 21)
+    assert lines[0].startswith(f"top-1 {tiny_metrics['top1']:.1%} (95 % interval ")
+
+
+def test_predictions_hold_a_row_for_each_record_and_reproduce_the_metrics(tiny_evaluation, tiny_metrics, tiny_data):
+    table, metadata = evaluation.read_predictions(tiny_evaluation)
+    data = pipeline.open_dataset(tiny_data)
+    stored = [(label, name) for _, label, name in data.records("test", range(21))]
+    assert table["id"].to_pylist() == list(range(21))
+    assert table["path"].to_pylist() == [name for _, name in stored]
+    assert table["label"].to_pylist() == [data.labels[label] for label, _ in stored]
+    assert json.loads(metadata["labels"]) == list(data.labels) and metadata["split"] == "test"
+    probabilities = np.array(table["probabilities"].to_pylist(), np.float32)
+    assert probabilities.sum(1) == pytest.approx(np.ones(21), abs=1e-5)
+    labels = np.array([label for label, _ in stored])
+    assert tiny_metrics["top1"] == scores.top_k(probabilities, labels, 1) == np.mean(table["correct"].to_numpy())
+    assert tiny_metrics["top5"] == 1.0  # there are only three classes
+    assert tiny_metrics["ece"] == scores.reliability(probabilities, labels).ece
+
+
+def test_metrics_hold_intervals_classes_and_temperature(tiny_metrics):
+    low, high = tiny_metrics["interval95"]["top1"]
+    assert 0 <= low <= tiny_metrics["top1"] <= high <= 1
+    assert [c["label"] for c in tiny_metrics["classes"]] == ["blue", "green", "red"]
+    assert all(c["support"] == 7 for c in tiny_metrics["classes"])
+    assert tiny_metrics["temperature"]["fitted_on"] == "validation"
+    assert tiny_metrics["temperature"]["fitted_on_records"] == 9
+
+
+def test_copies_in_the_training_split_are_found_and_counted_out(tiny_metrics):
+    assert tiny_metrics["leaks"] == 2
+    assert tiny_metrics["without_leaks"]["n"] == 19
+    assert "2 of 21 pictures have a copy in train" in tiny_metrics["leak_guard"]
+
+
+def test_everything_promised_is_written(tiny_evaluation):
+    names = {path.name for path in tiny_evaluation.iterdir()}
+    wanted = {"metrics.json", "predictions.parquet", "confusion.png", "classes.png", "roc_pr.png", "calibration.png"}
+    assert wanted | {"report.html"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, tiny_evaluation, tiny_metrics, tmp_path):
+    # 21 records in blocks of 8: the second replica's last block is padding alone.
+    command("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--batch_size", 8,
+            "--logical_cpus", 2, "--noreport")  # fmt: skip
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    assert again.pop("how") != tiny_metrics["how"]
+    assert again == {key: value for key, value in tiny_metrics.items() if key != "how"}
+    first, second = (pq.read_table(folder / "predictions.parquet") for folder in (tiny_evaluation, tmp_path))
+    assert first.equals(second)
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def test_missing_flags_and_directories(tiny_run, tiny_data, tmp_path):
+    assert "--run is missing" in refusal("trainer.evaluate", "--data", tiny_data)
+    assert "--data is missing" in refusal("trainer.evaluate", "--run", tiny_run)
+    assert "config.json" in refusal("trainer.evaluate", "--run", tmp_path, "--data", tiny_data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_split_lists_those_there_are(tiny_run, tiny_data):
+    line = refusal("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--split", "tset")
+    assert "--split=tset" in line and "validation" in line
+
+
+def test_a_dataset_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match="--data=D has 2 classes, the run was trained on 3"):
+        evaluation.check_labels(("a", "b", "c"), ("a", "b"), "D")
+    with pytest.raises(ValueError, match="calls class 1 'x', the run 'b'"):
+        evaluation.check_labels(("a", "b"), ("a", "x"), "D")
+
+
+def test_a_foreign_checkpoint_is_refused(tiny_run, tiny_data, tmp_path):
+    foreign = tmp_path / "step-00000001.npz"
+    foreign.write_bytes(b"no checkpoint")
+    line = refusal("trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data)
+    assert f"--checkpoint={foreign}" in line
+
+
+def test_a_checkpoint_finds_its_run(tiny_run, tmp_path):
+    checkpoint = next((tiny_run / "checkpoints").glob("*.npz"))
+    assert evaluate.find_run("", str(checkpoint)) == tiny_run
+    with pytest.raises(ValueError, match="lies in no run directory"):
+        evaluate.find_run("", str(tmp_path / "x.npz"))
+
+
+def test_the_temperature_split_is_another_one():
+    choose = evaluate.choose_temperature_split
+    assert choose("auto", "test", ("train", "validation", "test")) == "validation"
+    assert choose("auto", "validation", ("train", "validation")) == ""
+    assert choose("auto", "test", ("train", "test")) == ""
+    assert choose("train", "test", ("train", "test")) == "train"
+    with pytest.raises(ValueError, match="is the evaluated split"):
+        choose("test", "test", ("train", "test"))
+    with pytest.raises(ValueError, match="this dataset has train, test"):
+        choose("validation", "test", ("train", "test"))
+
+
+def test_a_damaged_predictions_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="evaluate first"):
+        evaluation.read_predictions(tmp_path)
+    (tmp_path / "predictions.parquet").write_bytes(b"x" * 100)
+    with pytest.raises(RuntimeError, match="is damaged"):
+        evaluation.read_predictions(tmp_path)
+
+
+def test_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--output="):
+        evaluation.make_directory(str(tmp_path / "file"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tta", ["flip", "5", "10"])
+def test_augmented_evaluation_also_counts_each_record_once(tiny_run, tiny_data, tta, tmp_path):
+    result = command("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--tta", tta)
+    assert "n = 21/21, each once" in result.stdout
+
+
+@pytest.mark.slow
+def test_an_unreadable_record_is_counted_and_said(tiny_run, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    shard = next(data.glob("*-test.tfrecord-00000*[0-9]"))
+    content = bytearray(shard.read_bytes())
+    content[60] ^= 1
+    shard.write_bytes(content)
+    output = tmp_path / "out"
+    result = command("trainer.evaluate", "--run", tiny_run, "--data", data, "--output", output, "--noreport")
+    assert "n = 20/21, each once; 1 unreadable" in result.stdout
+    assert json.loads((output / "metrics.json").read_text())["n"] == 20

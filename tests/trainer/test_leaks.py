@@ -1,0 +1,80 @@
+"""The leak guard finds exact and near copies, and takes no plain sky for one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import pipeline
+from trainer import leaks
+from trainer.state import Run
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data):
+    return pipeline.open_dataset(tiny_data)
+
+
+def trained_on(directory, digest):
+    """A run, as far as the leak guard looks at one."""
+    return Run(None, SimpleNamespace(data=str(directory), train_split="train"), (), {}, {"dataset": digest}, None)
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return trained_on(data.directory, data.manifest.digest)
+
+
+def test_copies_are_found_with_their_kind(run, data):
+    found, note = leaks.find(run, None, data, "test")
+    assert {(leak.path, leak.train_path, leak.kind) for leak in found} == {
+        ("test/red/0.png", "train/red/5.png", "same file"),
+        ("test/blue/1.jpg", "train/blue/3.png", "look alike"),
+    }
+    assert note.startswith("2 of 21 pictures have a copy in train")
+
+
+def test_without_a_ledger_equal_stored_bytes_are_still_found(run, data, monkeypatch):
+    monkeypatch.setattr(leaks, "SOURCES_FILE", "none")
+    found, note = leaks.find(run, None, data, "test")
+    assert [leak.path for leak in found] == ["test/red/0.png"]
+    assert "no ledger" in note
+
+
+def test_the_training_split_itself_is_called_that(run, data):
+    found, note = leaks.find(run, None, data, "train")
+    assert not found and note == "train is the split this run was trained on: nothing in it is held out"
+
+
+def test_training_data_that_is_gone_is_said(data):
+    found, note = leaks.find(trained_on("/nowhere", "other"), None, data, "test")
+    assert not found and note == "not looked for: the training data, /nowhere, is not there"
+
+
+def test_look_alikes_equal_counting_bits_one_by_one():
+    random = np.random.default_rng(0)
+    first = random.integers(0, 2**63, 20, dtype=np.uint64)
+    second = np.concatenate([first[:5] ^ np.uint64(0b1011), random.integers(0, 2**63, 50, dtype=np.uint64)])
+    brute = {
+        (i, j)
+        for i in range(len(first))
+        for j in range(len(second))
+        if (int(first[i]) ^ int(second[j])).bit_count() <= 6
+    }
+    pairs = leaks.look_alikes(first, second)
+    assert set(pairs) == brute and {(i, i) for i in range(5)} <= brute
+    distances = [(int(first[i]) ^ int(second[j])).bit_count() for i, j in pairs]
+    assert distances == sorted(distances)
+
+
+def test_equal_hashes_of_unlike_pixels_are_no_copies(run, data, monkeypatch):
+    # Every hash equal, as among plain skies: only pixels that agree count.
+    original = leaks.read_hashes
+
+    def all_equal(*arguments):
+        rows = original(*arguments)
+        return rows | {"perceptual_hash": np.zeros_like(rows["perceptual_hash"])}
+
+    monkeypatch.setattr(leaks, "read_hashes", all_equal)
+    found, _ = leaks.find(run, None, data, "test")
+    assert len(found) < 7 and {"test/red/0.png", "test/blue/1.jpg"} <= {leak.path for leak in found}

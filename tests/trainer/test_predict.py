@@ -1,0 +1,116 @@
+"""Prediction by the real command: every file a row, broken ones with their reason, the training's own preprocessing."""
+
+import csv
+import io
+import json
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainer.tiny import COLOURS, command, draw, refusal, save
+from trainer import predict
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(7)
+    picture = draw(random, COLOURS["red"])
+    save(folder / "a" / "plain.png", picture)
+    save(folder / "a" / "really a jpeg.png", picture)  # what a name says does not matter:
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    (folder / "a" / "really a jpeg.png").write_bytes(jpeg)
+    (folder / "a" / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "a" / "empty.jpg").write_bytes(b"")
+    (folder / "a" / ".hidden.jpg").write_bytes(b"")
+    save(folder / "b" / "grün [1].bmp", draw(random, COLOURS["green"]))
+    return folder
+
+
+def test_each_file_is_a_row_and_a_broken_one_has_its_reason(photos, tiny_run, tmp_path):
+    result = command("trainer.predict", "--run", tiny_run, "--input", photos, "--top", 2,
+                     "--gallery", tmp_path / "g.png", "--batch_size", 2)  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["path"].removeprefix(f"{photos}/") for row in rows] == [
+        "a/empty.jpg", "a/plain.png", "a/really a jpeg.png", "a/truncated.jpg", "b/grün [1].bmp"
+    ]  # fmt: skip
+    broken = {row["path"].rpartition("/")[2]: row["error"] for row in rows if row["error"]}
+    assert set(broken) == {"empty.jpg", "truncated.jpg"} and all(len(reason) > 5 for reason in broken.values())
+    good = [row for row in rows if not row["error"]]
+    assert all({row["label"], row["label2"]} < set(COLOURS) for row in good)
+    assert all(0.3 < float(row["probability"]) >= float(row["probability2"]) for row in good)
+    assert "3 predicted, 2 unreadable" in result.stderr
+    assert cv2.imread(str(tmp_path / "g.png")).shape[1] > 500
+
+
+def test_a_test_picture_is_predicted_as_it_was_evaluated(tiny_run, tiny_data, tiny_evaluation, tmp_path):
+    # The stored copy went through JPEG, the file did not: close, not equal.
+    raw = tiny_data.parent / "raw"
+    command("trainer.predict", "--run", tiny_run, "--input", raw / "test" / "green" / "*.png", "--top", 3,
+            "--output", tmp_path / "p.parquet")  # fmt: skip
+    predicted = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    evaluated = {row["path"]: row for row in pq.read_table(tiny_evaluation / "predictions.parquet").to_pylist()}
+    assert len(predicted) == 7
+    for row in predicted:
+        known = evaluated["test/green/" + row["path"].rpartition("/")[2]]
+        by_label = dict(zip(row["labels"], row["probabilities"], strict=True))
+        found = [by_label[name] for name in sorted(by_label)]
+        assert found == pytest.approx(known["probabilities"], abs=0.03)
+
+
+def test_nothing_readable_is_a_failure_that_says_why(photos, tiny_run):
+    result = command("trainer.predict", "--run", tiny_run, "--input", photos / "a" / "truncated.jpg", check=1)
+    assert "none of 1 files could be read" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_inputs_are_files_directories_and_globs_each_file_once(photos):
+    plain, odd = str(photos / "a" / "plain.png"), str(photos / "b" / "grün [1].bmp")
+    assert predict.find_files([plain, plain]) == [plain]
+    assert predict.find_files([odd]) == [odd]  # brackets in a name are no pattern
+    assert predict.find_files([str(photos / "**" / "*.bmp"), odd]) == [odd]
+    assert len(predict.find_files([str(photos)])) == 5  # without the hidden one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--run is missing"),
+        (["--run", "nowhere", "--input", "nothing.jpg"], "--input=nothing.jpg: no such file, and no file matches it"),
+        (["--run", "nowhere", "--input", "."], "--run=nowhere"),
+        (["--run", "nowhere"], "--input is missing"),
+        (["--run", "nowhere", "--input", ".", "--output", "x.txt"], "--output=x.txt"),
+        (["--run", "nowhere", "--input", ".", "--output", "parquet"], "needs a file"),
+        (["--run", "nowhere", "--input", ".", "--gallery", "/proc/x/y.png"], "--gallery=/proc/x/y.png"),
+        (["--run", "nowhere", "--input", ".", "--top", "0"], "--top"),
+    ],
+)
+def test_refusals(arguments, said, tmp_path):
+    (tmp_path / "file.jpg").write_bytes(b"")
+    assert said in refusal("trainer.predict", *arguments, cwd=tmp_path)
+
+
+ROWS = [
+    predict.Row("a.jpg", ("red", "blue"), (0.75, 0.25)),
+    predict.Row('b,"x".jpg', error="truncated: after 10 bytes"),
+]
+
+
+def test_csv_golden():
+    assert predict._csv(ROWS, 2) == (
+        "path,label,probability,label2,probability2,error\n"
+        "a.jpg,red,0.750000,blue,0.250000,\n"
+        '"b,""x"".jpg",,,,,truncated: after 10 bytes\n'
+    )
+
+
+def test_jsonl_golden():
+    first, second = map(json.loads, predict._jsonl(ROWS).splitlines())
+    assert first == {
+        "path": "a.jpg",
+        "top": [{"label": "red", "probability": 0.75}, {"label": "blue", "probability": 0.25}],
+        "error": None,
+    }
+    assert second == {"path": 'b,"x".jpg', "top": [], "error": "truncated: after 10 bytes"}
