@@ -31,9 +31,15 @@ PLAIN, OURS = "plain loop", "tools.images"
 CLASSES = (0.0, 1.0, 1.2, 1.4, 1.6, 2.0, 3.2, 6.4, 1000.0)  # of short side / --size
 
 
+def _imread(name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    image = cv2.imread(name, flags)
+    assert image is not None, name
+    return image
+
+
 def plain(path: Path, size: int = 256) -> bytes:
     """The loop that everybody writes, one turn of it."""
-    image = cv2.imread(str(path))
+    image = _imread(str(path))
     height, width = image.shape[:2]
     scale = size / min(height, width)
     image = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
@@ -74,7 +80,7 @@ def twelve_megapixels(paths: list[Path], folder: Path, number: int = 6) -> list[
     for index in range(number):
         mosaic = np.empty((3000, 4000, 3), np.uint8)
         for tile in range(48):
-            photo = cv2.imread(str(paths[(index * 48 + tile) % len(paths)]))
+            photo = _imread(str(paths[(index * 48 + tile) % len(paths)]))
             row, column = divmod(tile, 8)
             mosaic[row * 500 : row * 500 + 500, column * 500 : column * 500 + 500] = cv2.resize(photo, (500, 500))
         made.append(folder / f"12-megapixels-{index}.jpg")
@@ -87,7 +93,7 @@ def decibels(stored: bytes, path: Path) -> float:
     from PIL import Image
 
     got = cv2.cvtColor(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    source = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    source = cv2.cvtColor(_imread(str(path)), cv2.COLOR_BGR2RGB)
     want = np.asarray(Image.fromarray(source).resize(got.shape[1::-1], Image.Resampling.LANCZOS))
     return cv2.PSNR(got, want)
 

@@ -73,16 +73,15 @@ def vgg16(size: int, classes: int, dropout: float):
     """VGG16's convolutions from scratch with a GAP head, as trainer.model builds them."""
     import keras
 
-    from trainer.model import BGR_MEAN, INPUT_SCALE
+    from trainer.model import BGR_MEAN, PIXEL_SPREAD
 
     base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
     for layer in base.layers:
         if layer.weights:
             layer.kernel.assign(keras.initializers.HeNormal(seed=_SEED.value)(layer.kernel.shape))
-    first = base.get_layer("block1_conv1")
-    first.kernel.assign(first.kernel / INPUT_SCALE)
     image = keras.Input((size, size, 3), dtype="uint8")
-    x = keras.layers.Rescaling(1.0, [-mean for mean in BGR_MEAN], dtype="float32")(keras.ops.flip(image, axis=-1))
+    normalise = keras.layers.Rescaling(1 / PIXEL_SPREAD, [-mean / PIXEL_SPREAD for mean in BGR_MEAN], dtype="float32")
+    x = normalise(keras.ops.flip(image, axis=-1))
     x = keras.layers.GlobalAveragePooling2D()(base(x))
     x = keras.layers.Dense(classes, dtype="float32")(keras.layers.Dropout(dropout)(x))
     return keras.Model(image, x)

@@ -198,7 +198,7 @@ def append_jsonl(path: str | os.PathLike[str], measurements: Sequence[Measuremen
 def load_jsonl(path: str | os.PathLike[str]) -> list[Measurement]:
     """Inverse of `append_jsonl`, without the machine facts."""
     names = Measurement.__dataclass_fields__
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     return [
         Measurement(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items() if k in names})
         for line in lines
