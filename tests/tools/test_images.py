@@ -308,15 +308,15 @@ def test_the_stored_jpeg_is_the_picture_that_load_rgb_returns(options: dict) -> 
 @pytest.mark.parametrize("size", [(301, 401), (300, 401), (301, 400)])
 def test_odd_sizes_keep_their_last_row_and_column(size: tuple[int, int]) -> None:
     white = np.full((*size, 3), 255, np.uint8)
-    assert decoded(process(save(white), ImageOptions(resize="none")).data).min() > 250
+    assert decoded(process(save(white), ImageOptions(resize="none", quality=20)).data).min() > 245
 
 
-@pytest.mark.parametrize("size", [199, 201, 203, 206])
-def test_cropping_keeps_chroma_under_luma(size: int) -> None:
+@pytest.mark.parametrize("width", [301, 302, 303, 306])
+def test_cropping_keeps_chroma_under_luma(width: int) -> None:
     """Red beside a green of the same brightness: the seam is where the crop puts it, for every offset."""
-    rgb = np.empty((258, 258, 3), np.uint8)
-    rgb[:, :129], rgb[:, 129:] = (200, 0, 0), (0, 102, 0)
-    wanted = ImageOptions(resize="center_crop", size=size, upscale=True, quality=100)
+    rgb = np.empty((200, width, 3), np.uint8)
+    rgb[:, :150], rgb[:, 150:] = (200, 0, 0), (0, 102, 0)
+    wanted = ImageOptions(resize="center_crop", size=200, quality=100)
     seams = [
         (picture[..., 0].astype(float).mean(axis=0) / 200).sum()
         for picture in (decoded(process(save(rgb), wanted).data), load_rgb(save(rgb), wanted))
