@@ -22,7 +22,10 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
 
 
 def canvas_size(image_size: int) -> int:
-    """Side of the square on which windows travel to the device: an eighth more than the pictures made of them."""
+    """Side of the square on which windows travel to the device: an eighth more than the pictures made of them.
+
+    Of the usual pictures, stored at 8/7 of that size, one window in six is longer than this.
+    """
     return -(-image_size * 9 // 8 // 8) * 8
 
 

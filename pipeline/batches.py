@@ -131,7 +131,7 @@ class Batches:
             laps.lap("read")
         else:
             try:
-                example = self._shards.read(record)
+                example = self._shards.read(record, self._shards.pixel_features)
                 laps.lap("read")
                 pixels = decode(example, self._encoding, exact=self._exact)
                 laps.lap("decode")

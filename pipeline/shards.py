@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.manifest import Manifest, check_files
+from pipeline.manifest import Features, Manifest, check_files
 from pipeline.records import Example, parse_example, unframe_record
 
 _MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards beyond it are opened for each read
@@ -29,6 +29,10 @@ class Shards:
         shards = manifest.split(split).shards
         self.split = split
         self.features = manifest.features
+        # What batches need: the file name is of no use there, the size only to make sense of raw pixels.
+        self.pixel_features = replace(manifest.features, filename="")
+        if manifest.image.encoding != "raw":
+            self.pixel_features = replace(self.pixel_features, height="", width="")
         self.num_labels = len(manifest.labels)
         self._paths = [Path(directory) / shard.file for shard in shards]
         # 12 bytes a record: 120 MB for 10 million.
@@ -45,8 +49,8 @@ class Shards:
         """Shard and byte offset of a record."""
         return self._paths[self._shard_of(record)], int(self._offsets[record])
 
-    def read(self, record: int) -> Example:
-        """The stored picture, checksums verified.
+    def read(self, record: int, features: Features | None = None) -> Example:
+        """The stored picture, checksums verified; all of its features unless told which.
 
         Raises:
           ValueError: the record is damaged, or its label is none of the dataset's.
