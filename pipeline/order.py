@@ -50,7 +50,7 @@ class Order:
         with _one_sort_at_a_time:
             table = _permutation(num_blocks, draws.key(self.seed, "order", epoch))
         rotation = draws.key(self.seed, "rotation", epoch) % self.num_records
-        return (table[numbers] * block + offsets + rotation) % self.num_records
+        return (table[numbers].astype(np.int64) * block + offsets + rotation) % self.num_records
 
 
 _one_sort_at_a_time = threading.Lock()  # else every reading thread would sort when an epoch begins
@@ -59,6 +59,6 @@ _one_sort_at_a_time = threading.Lock()  # else every reading thread would sort w
 @lru_cache(maxsize=2)  # batches in flight touch at most two epochs, unless those are shorter than a batch
 def _permutation(count: int, key: int) -> np.ndarray:
     """Shuffled 0 .. count - 1, followed by `count`."""
-    table = np.arange(count + 1)
+    table = np.arange(count + 1, dtype=np.uint32 if count < 2**32 else np.int64)
     table[:count] = np.argsort(draws.bits(key, table[:count]))
     return table
