@@ -92,7 +92,7 @@ def decibels(stored: bytes, path: Path) -> float:
     """PSNR of a stored JPEG against Pillow's Lanczos at the same size."""
     from PIL import Image
 
-    got = cv2.cvtColor(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    got = np.asarray(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR_RGB))
     source = cv2.cvtColor(_imread(str(path)), cv2.COLOR_BGR2RGB)
     want = np.asarray(Image.fromarray(source).resize(got.shape[1::-1], Image.Resampling.LANCZOS))
     return cv2.PSNR(got, want)
