@@ -66,7 +66,7 @@ class ImageFormat:
     max_height: int = 0  # of the largest stored picture; 0: not known
     max_width: int = 0
     colour: str = "rgb"
-    kernel: str = "area"
+    kernel: str = "unknown"  # that resized them
 
 
 @dataclass(frozen=True)

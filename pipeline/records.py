@@ -129,6 +129,27 @@ def parse_example(payload: bytes, features: Features) -> Example:
     )
 
 
+def feature_kinds(payload: bytes) -> dict[str, str]:
+    """Name of every feature of a serialised `tf.train.Example` and what it holds: bytes, int64, float or nothing.
+
+    Raises:
+      ValueError: the bytes are no Example.
+    """
+    kinds = {0x0A: "bytes", 0x12: "float", 0x1A: "int64"}
+    found = {}
+    try:
+        at, end = _delimited(payload, 0, 0x0A)
+        while at < end:
+            entry, at = _delimited(payload, at, 0x0A)
+            key, key_end = _delimited(payload, entry, 0x0A)
+            feature, feature_end = _delimited(payload, key_end, 0x12)
+            kind = kinds.get(payload[feature], "nothing") if feature < feature_end else "nothing"
+            found[payload[key:key_end].decode(errors="replace")] = kind
+    except IndexError:
+        raise ValueError("the Example ends in the middle of a field") from None
+    return found
+
+
 def _wanted_values(payload: bytes, features: Features) -> list[memoryview | int | None]:
     """First values of the features that are read; None where there is none. Every writer puts keys before values."""
     slots = _slots(features)

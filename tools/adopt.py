@@ -318,7 +318,6 @@ def _manifest(
             size=0,
             max_height=max(reading.max_height for reading in readings.values()),
             max_width=max(reading.max_width for reading in readings.values()),
-            kernel="unknown",
         ),
         class_counts={
             split: tuple(sum(readings[file].labels.get(label, 0) for file in files) for label in range(len(labels)))

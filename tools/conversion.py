@@ -220,6 +220,7 @@ def _manifest(
             size=config.image.size,
             max_height=finished.max_height,
             max_width=finished.max_width,
+            kernel=KERNEL,
         ),
         class_counts=finished.class_counts,
         options={**config.stored_options(), "request": request},

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 
+KERNEL = "gaussian, then cubic"  # how pictures are made smaller; part of the preprocessing contract
 Extent = tuple[float, float]  # height and width in pixels
 
 
