@@ -198,11 +198,12 @@ def append_jsonl(path: str | os.PathLike[str], measurements: Sequence[Measuremen
 def load_jsonl(path: str | os.PathLike[str]) -> list[Measurement]:
     """Inverse of `append_jsonl`, without the machine facts."""
     names = Measurement.__dataclass_fields__
-    lines: list[dict[str, Any]] = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return [
-        Measurement(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items() if k in names})
-        for line in lines
-    ]
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        stored: dict[str, Any] = json.loads(line)
+        fields: dict[str, Any] = {name: value for name, value in stored.items() if name in names}
+        found.append(Measurement(**fields | {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}))
+    return found
 
 
 def table(measurements: Sequence[Measurement], baseline: str) -> str:

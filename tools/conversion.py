@@ -209,6 +209,8 @@ def _first_reason(receipts: Sequence[ShardReceipt], dead: set[str], sources: Sou
 def _manifest(
     config: Config, plan: Plan, sources: Sources, settlement: Settlement, finished: Finished, request: Any
 ) -> Manifest:
+    from tools.images import KERNEL
+
     return Manifest(
         name=plan.name,
         labels=sources.labels,
