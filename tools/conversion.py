@@ -23,7 +23,7 @@ from pipeline.cli import Failure, UsageError, progress
 from pipeline.manifest import ImageFormat, Manifest
 from tools import engines, ledger, workspace
 from tools.forecast import Forecast, forecast, seconds_text
-from tools.images import ImageOptions, versions
+from tools.images import KERNEL, ImageOptions, versions
 from tools.ledger import Finished, Settlement
 from tools.plan import Plan, make_plan
 from tools.scan import Sources, scan
@@ -209,8 +209,6 @@ def _first_reason(receipts: Sequence[ShardReceipt], dead: set[str], sources: Sou
 def _manifest(
     config: Config, plan: Plan, sources: Sources, settlement: Settlement, finished: Finished, request: Any
 ) -> Manifest:
-    from tools.images import KERNEL
-
     return Manifest(
         name=plan.name,
         labels=sources.labels,
