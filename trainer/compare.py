@@ -21,8 +21,7 @@ from absl import flags
 from pipeline import cli as command
 from pipeline.cli import UsageError
 
-_SPLIT = flags.DEFINE_string("split", "test", "split whose predictions are compared")
-_OUTPUT = flags.DEFINE_string("output", "", "directory for compare.html, compare.json and curves.png")
+FLAGS = flags.FLAGS
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) < 2:
         raise UsageError("name at least two runs: python -m trainer.compare RUN RUN")
     names = unique_names(arguments)
-    runs = [load(name, path, _SPLIT.value) for name, path in zip(names, arguments, strict=True)]
+    runs = [load(name, path, FLAGS.split) for name, path in zip(names, arguments, strict=True)]
     header, rows = results(runs)
     differences = flag_differences(runs)
     tests = mcnemar_tests(runs)
@@ -49,10 +48,10 @@ def main(arguments: list[str]) -> None:
     print(as_text(("flag", *names), differences) if differences else "no flag differs")
     for test in tests:
         print(test["line"])
-    if _OUTPUT.value:
+    if FLAGS.output:
         from trainer.evaluation import make_directory
 
-        output = make_directory(_OUTPUT.value)
+        output = make_directory(FLAGS.output)
         write(output, runs, header, rows, differences, tests)
         print(output)
 
@@ -235,8 +234,15 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def define_flags() -> None:
+    """Only when this is the program: several commands may then be imported side by side."""
+    flags.DEFINE_string("split", "test", "split whose predictions are compared")
+    flags.DEFINE_string("output", "", "directory for compare.html, compare.json and curves.png")
+
+
 def cli() -> None:
     """Entry point of shardline-compare."""
+    define_flags()
     command.run(main)
 
 

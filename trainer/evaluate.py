@@ -17,36 +17,14 @@ from absl import flags
 from pipeline import cli as command
 from pipeline.cli import UsageError
 
-_RUN = flags.DEFINE_string("run", "", "run directory written by trainer.train")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "evaluate this checkpoint instead of the run's final model; --run may then be left out"
-)
-_DATA = flags.DEFINE_string("data", "", "dataset directory")
-_SPLIT = flags.DEFINE_string("split", "test", "split to evaluate")
-_OUTPUT = flags.DEFINE_string("output", "", "directory for the results; default: RUN/evaluation-SPLIT")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "pictures in one forward pass of one device", lower_bound=1)
-_LOGICAL_CPUS = flags.DEFINE_integer("logical_cpus", 0, "split the CPU into this many devices", lower_bound=0)
-_TTA = flags.DEFINE_enum(
-    "tta", "none", ["none", "flip", "5", "10"],
-    "test-time augmentation, averaged: the centre crop and its mirror image; centre and corners; those mirrored too",
-)  # fmt: skip
-_TEMPERATURE_SPLIT = flags.DEFINE_string(
-    "temperature_split", "auto", "split to fit the temperature on, not the evaluated one; auto: validation if it "
-    "exists; none: do not fit",
-)  # fmt: skip
-_LEAKS = flags.DEFINE_enum(
-    "leaks", "hashes", ["none", "hashes", "features"],
-    "look for copies of evaluated pictures in the training split: by hashes from the ledger; by the model's features "
-    "too, which runs the model over the training split",
-)  # fmt: skip
-_REPORT = flags.DEFINE_boolean("report", True, "write report.html")
+FLAGS = flags.FLAGS
 
 
 def main() -> None:
     """Flags to one evaluation."""
     started = time.monotonic()
-    run_directory = find_run(_RUN.value, _CHECKPOINT.value)
-    if not _DATA.value:
+    run_directory = find_run(FLAGS.run, FLAGS.checkpoint)
+    if not FLAGS.data:
         raise UsageError("--data is missing: name the dataset directory to evaluate on")
     import pipeline
     from trainer.evaluation import check_labels, evaluate, make_directory, summary, write
@@ -54,37 +32,37 @@ def main() -> None:
 
     # Everything that a person may have got wrong is looked at before TensorFlow is started.
     labels = tuple(read_config(run_directory)["labels"])
-    data = pipeline.open_dataset(_DATA.value)
-    check_labels(labels, data.labels, _DATA.value)
-    data.manifest.split(_SPLIT.value)
-    temperature_split = choose_temperature_split(_TEMPERATURE_SPLIT.value, _SPLIT.value, tuple(data.manifest.splits))
+    data = pipeline.open_dataset(FLAGS.data)
+    check_labels(labels, data.labels, FLAGS.data)
+    data.manifest.split(FLAGS.split)
+    temperature_split = choose_temperature_split(FLAGS.temperature_split, FLAGS.split, tuple(data.manifest.splits))
 
     from trainer import cluster as clusters
     from trainer.forward import Predictions, predict_split
 
-    cluster = clusters.start("mirrored", _LOGICAL_CPUS.value)
+    cluster = clusters.start("mirrored", FLAGS.logical_cpus)
     with cluster.strategy.scope():
-        run = load_run(str(run_directory), _CHECKPOINT.value or None)
-    output = make_directory(_OUTPUT.value or str(run_directory / f"evaluation-{_SPLIT.value}"))
+        run = load_run(str(run_directory), FLAGS.checkpoint or None)
+    output = make_directory(FLAGS.output or str(run_directory / f"evaluation-{FLAGS.split}"))
 
     def predict(split: str) -> Predictions:
-        return predict_split(run, cluster, data, split, rows=_BATCH.value, views=_TTA.value)
+        return predict_split(run, cluster, data, split, rows=FLAGS.batch_size, views=FLAGS.tta)
 
-    predictions = predict(_SPLIT.value)
+    predictions = predict(FLAGS.split)
     calibration = predict(temperature_split) if temperature_split else None
     leaks, leak_note = find_leaks(run, cluster, data)
-    evaluation = evaluate(predictions, data, _SPLIT.value, calibration, temperature_split, leaks)
+    evaluation = evaluate(predictions, data, FLAGS.split, calibration, temperature_split, leaks)
     evaluation.metrics.update(
         leak_guard=leak_note,
         run=str(run_directory),
-        checkpoint=_CHECKPOINT.value,
+        checkpoint=FLAGS.checkpoint,
         data=str(data.directory),
         digest=data.manifest.digest,
-        tta=_TTA.value,
-        how={"devices": str(cluster), "batch_size": _BATCH.value, "seconds": round(time.monotonic() - started, 1)},
+        tta=FLAGS.tta,
+        how={"devices": str(cluster), "batch_size": FLAGS.batch_size, "seconds": round(time.monotonic() - started, 1)},
     )
     write(evaluation, output)
-    if _REPORT.value:
+    if FLAGS.report:
         from trainer.report import write_report
 
         write_report(output / "report.html", run_directory, run, data, evaluation)
@@ -128,13 +106,41 @@ def find_leaks(run: Any, cluster: Any, data: Any) -> tuple[list[Any], str]:
     """Copies of evaluated pictures in the training split, and what was compared."""
     from trainer import leaks
 
-    if _LEAKS.value == "none":
+    if FLAGS.leaks == "none":
         return [], "not looked for (--leaks=none)"
-    return leaks.find(run, cluster, data, _SPLIT.value, features=_LEAKS.value == "features", rows=_BATCH.value)
+    return leaks.find(run, cluster, data, FLAGS.split, features=FLAGS.leaks == "features", rows=FLAGS.batch_size)
+
+
+def define_flags() -> None:
+    """Only when this is the program: several commands may then be imported side by side."""
+    flags.DEFINE_string("run", "", "run directory written by trainer.train")
+    flags.DEFINE_string(
+        "checkpoint", "", "evaluate this checkpoint instead of the run's final model; --run may then be left out"
+    )
+    flags.DEFINE_string("data", "", "dataset directory")
+    flags.DEFINE_string("split", "test", "split to evaluate")
+    flags.DEFINE_string("output", "", "directory for the results; default: RUN/evaluation-SPLIT")
+    flags.DEFINE_integer("batch_size", 32, "pictures in one forward pass of one device", lower_bound=1)
+    flags.DEFINE_integer("logical_cpus", 0, "split the CPU into this many devices", lower_bound=0)
+    flags.DEFINE_enum(
+        "tta", "none", ["none", "flip", "5", "10"],
+        "test-time augmentation, averaged: centre crop and its mirror image; centre and corners; those mirrored too",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "temperature_split", "auto", "split to fit the temperature on, not the evaluated one; auto: validation if it "
+        "exists; none: do not fit",
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "leaks", "hashes", ["none", "hashes", "features"],
+        "look for copies of evaluated pictures in the training split: by hashes from the ledger; by the model's "
+        "features too, which runs the model over the training split",
+    )  # fmt: skip
+    flags.DEFINE_boolean("report", True, "write report.html")
 
 
 def cli() -> None:
     """Entry point of shardline-evaluate."""
+    define_flags()
     command.run(main)
 
 

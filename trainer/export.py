@@ -23,60 +23,49 @@ from absl import flags
 from pipeline import cli as command
 from pipeline.cli import Failure, UsageError
 
-FORMATS = ("saved_model", "keras", "float32", "float16", "int8")
+FLAGS = flags.FLAGS
 
-_RUN = flags.DEFINE_string("run", "", "run directory written by trainer.train")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "export this checkpoint instead of the run's final model")
-_OUTPUT = flags.DEFINE_string("output", "", "directory for the exported models")
-_FORMATS = flags.DEFINE_list(
-    "formats", list(FORMATS), "what to write: saved_model, keras, and TFLite as float32, float16, int8"
-)
-_DATA = flags.DEFINE_string(
-    "data", "", "dataset whose pictures calibrate int8 and are compared; default: the one the run was trained on"
-)
-_SPLIT = flags.DEFINE_string("split", "auto", "split to compare on; auto: test, else validation, else the training one")
-_CALIBRATION = flags.DEFINE_integer(
-    "calibration_images", 100, "training pictures whose activations set the int8 ranges", lower_bound=1
-)
-_PARITY = flags.DEFINE_integer("parity_images", 64, "pictures on which trainer and export are compared", lower_bound=1)
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "replace models that an earlier export left in --output")
+FORMATS = ("saved_model", "keras", "tflite_float32", "tflite_float16", "tflite_int8")
 
 # Largest difference of any probability, and smallest share of equal top-1, to the trainer's model in float32.
 BOUNDS = {
     "saved_model (uint8)": (1e-4, 0.99),
     "saved_model (bytes)": (0.01, 0.98),  # another build of the JPEG decoder may round a pixel otherwise
     "keras": (1e-4, 0.99),
-    "float32": (1e-3, 0.99),
-    "float16": (0.02, 0.97),
-    "int8": (0.5, 0.8),  # eight bits cost something; what exactly is in parity.json
+    "tflite_float32": (1e-3, 0.99),
+    "tflite_float16": (0.02, 0.97),
+    "tflite_int8": (0.5, 0.8),  # eight bits cost something; what exactly is in parity.json
 }
 
 
 def main() -> None:
     """Flags to one export."""
-    formats = list(dict.fromkeys(_FORMATS.value))
+    formats = list(dict.fromkeys(FLAGS.formats))
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(f"--formats={','.join(formats)}: {unknown[0]!r} is none of {', '.join(FORMATS)}")
-    for name, flag in (("run", _RUN), ("output", _OUTPUT)):
-        if not flag.value:
+    for name in ("run", "output"):
+        if not FLAGS[name].value:
             raise UsageError(f"--{name} is missing")
-    output = prepare(_OUTPUT.value, formats)
+    output = prepare(FLAGS.output, formats)
 
     import pipeline
-    from trainer.state import load_run
+    from trainer.state import load_run, read_config
 
-    run = load_run(_RUN.value, _CHECKPOINT.value or None, precision="float32")
-    data = pipeline.open_dataset(_DATA.value or run.config.data)
-    split = comparison_split(_SPLIT.value, data.manifest.splits, run.config.train_split)
+    read_config(FLAGS.run)  # a wrong --run is told before TensorFlow is loaded
+    run = load_run(FLAGS.run, FLAGS.checkpoint or None, precision="float32")
+    data = pipeline.open_dataset(FLAGS.data or run.config.data)
+    split = comparison_split(FLAGS.split, data.manifest.splits, run.config.train_split)
     from trainer.evaluation import check_labels
 
     check_labels(run.labels, data.labels, str(data.directory))
-    calibration = "" if "int8" not in formats else run.config.train_split
+    calibration = "" if "tflite_int8" not in formats else run.config.train_split
     if calibration and calibration not in data.manifest.splits:
-        raise UsageError(f"--data={data.directory} has no split {calibration} to calibrate int8 on; leave out int8")
+        raise UsageError(
+            f"--data={data.directory} has no split {calibration} to calibrate int8 on; leave out tflite_int8"
+        )
 
     export(run, formats, output, lambda: calibration_pictures(run, data, calibration))
-    trained = load_run(_RUN.value, _CHECKPOINT.value or None)
+    trained = load_run(FLAGS.run, FLAGS.checkpoint or None)
     parity = compare(run, trained, formats, output, data, split)
     (output / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
     for name, result in parity["exports"].items():
@@ -93,7 +82,7 @@ def main() -> None:
 
 
 def prepare(path: str, formats: Iterable[str]) -> Path:
-    """The output directory, free of what is about to be written."""
+    """The output directory, checked."""
     output = Path(path)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -101,17 +90,17 @@ def prepare(path: str, formats: Iterable[str]) -> Path:
         raise UsageError(f"--output={path}: {error.strerror}; name a directory that can be written") from None
     if not os.access(output, os.W_OK):
         raise UsageError(f"--output={path}: no permission to write there; name another directory")
-    present = [file for name in formats if (file := output / file_name(name)).exists()]
-    if present and not _OVERWRITE.value:
-        raise UsageError(f"--output={path} holds {present[0].name} already; add --overwrite or name another directory")
-    for file in present:
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    present = [file_name(name) for name in formats if (output / file_name(name)).exists()]
+    if present and not FLAGS.overwrite:
+        raise UsageError(f"--output={path} holds {present[0]} already; add --overwrite or name another directory")
     return output
 
 
 def file_name(form: str) -> str:
     """Where a format lies in the output directory."""
-    return {"saved_model": "saved_model", "keras": "model.keras"}.get(form, f"model_{form}.tflite")
+    return {"saved_model": "saved_model", "keras": "model.keras"}.get(
+        form, f"model_{form.removeprefix('tflite_')}.tflite"
+    )
 
 
 def comparison_split(wanted: str, splits: Iterable[str], train_split: str) -> str:
@@ -134,6 +123,7 @@ def export(run: Any, formats: Iterable[str], output: Path, calibrate: Callable[[
     """
     for form in formats:
         target = output / file_name(form)
+        shutil.rmtree(target, ignore_errors=True)
         if form == "saved_model":
             save_serving(run, target)
         elif form == "keras":
@@ -194,7 +184,7 @@ def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]
     import tensorflow as tf
 
     size = run.config.image_size
-    dtype = tf.float32 if form == "int8" else tf.uint8  # int8 takes its uint8 input by quantising a float one
+    dtype = tf.float32 if form == "tflite_int8" else tf.uint8  # int8 takes its uint8 input by quantising a float one
     archive = keras.export.ExportArchive()  # of a plain SavedModel the converter would lose the weights
     archive.track(run.model)
     archive.add_endpoint(
@@ -208,11 +198,11 @@ def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]
 def _convert(converter: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
     import tensorflow as tf
 
-    if form != "float32":
+    if form != "tflite_float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if form == "float16":
+    if form == "tflite_float16":
         converter.target_spec.supported_types = [tf.float16]
-    if form == "int8":
+    if form == "tflite_int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
         converter.representative_dataset = lambda: ({"image": picture.astype(np.float32)} for picture in calibrate())
@@ -221,7 +211,7 @@ def _convert(converter: Any, form: str, calibrate: Callable[[], Iterator[np.ndar
 
 def calibration_pictures(run: Any, data: Any, split: str) -> Iterator[np.ndarray]:
     """Training pictures as the model sees them, and one with both extremes, so that input step = grey level."""
-    for picture in seen_pictures(run, data, split, _CALIBRATION.value):
+    for picture in seen_pictures(run, data, split, FLAGS.calibration_images):
         yield picture[None]
     extremes = np.zeros((1, run.config.image_size, run.config.image_size, 3), np.uint8)
     extremes[:, ::2] = 255
@@ -252,7 +242,7 @@ def compare(run: Any, trained: Any, formats: Iterable[str], output: Path, data: 
     """
     if not data.num_records(split):
         raise UsageError(f"--split={split}: this split holds no records to compare on; name another one")
-    images = np.stack(list(seen_pictures(run, data, split, _PARITY.value)))
+    images = np.stack(list(seen_pictures(run, data, split, FLAGS.parity_images)))
     expected = np.concatenate([run.model(part[None], training=False).numpy() for part in images])
     own = np.concatenate([trained.model(part[None], training=False).numpy() for part in images])
     exports: dict[str, Any] = {}
@@ -294,7 +284,7 @@ def run_export(form: str, path: Path, images: np.ndarray, data: Any, split: str)
             np.concatenate([signatures["serve_images"](images=tf.constant(p[None]))["probabilities"] for p in images]),
         )
         if data.manifest.image.encoding != "raw":
-            records = data.records(split, spread(data.num_records(split), _PARITY.value).tolist())
+            records = data.records(split, spread(data.num_records(split), FLAGS.parity_images).tolist())
             answer = signatures["serving_default"]
             yield (
                 "saved_model (bytes)",
@@ -314,8 +304,26 @@ def run_export(form: str, path: Path, images: np.ndarray, data: Any, split: str)
         yield form, np.concatenate(outputs)
 
 
+def define_flags() -> None:
+    """Only when this is the program: several commands may then be imported side by side."""
+    flags.DEFINE_string("run", "", "run directory written by trainer.train")
+    flags.DEFINE_string("checkpoint", "", "export this checkpoint instead of the run's final model")
+    flags.DEFINE_string("output", "", "directory for the exported models")
+    flags.DEFINE_list("formats", list(FORMATS), "what to write")
+    flags.DEFINE_string(
+        "data", "", "dataset whose pictures calibrate int8 and are compared; default: the one the run was trained on"
+    )
+    flags.DEFINE_string("split", "auto", "split to compare on; auto: test, else validation, else the training one")
+    flags.DEFINE_integer(
+        "calibration_images", 100, "training pictures whose activations set the int8 ranges", lower_bound=1
+    )
+    flags.DEFINE_integer("parity_images", 64, "pictures on which trainer and export are compared", lower_bound=1)
+    flags.DEFINE_boolean("overwrite", False, "replace models that an earlier export left in --output")
+
+
 def cli() -> None:
     """Entry point of shardline-export."""
+    define_flags()
     command.run(main)
 
 

@@ -1,12 +1,13 @@
 """The leak guard: evaluated pictures of which the training split holds a copy, exact or near.
 
 Hashes come from the dataset's ledger, so nothing is decoded but the few pairs that look alike. A pair of similar
-perceptual hashes counts only when the pixels agree too: plain skies have equal hashes.
+perceptual hashes counts only when the pixels agree too: plain skies have equal hashes. With features, crops and
+mirror images are found as well: the model proposes the nearest training pictures, and again pixels decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from pipeline.cli import UsageError
 SOURCES_FILE = "sources.parquet"  # written by tools.convert
 HASH_BITS = 6  # of 64 that may differ between look-alikes
 CORRELATION = 0.8  # of small grey versions, from which pixels agree; tuned on photographs with known re-crops
-COSINE = 0.97  # of centred features, from which pictures count as copies
+NEIGHBOURS = 5  # nearest training pictures by features that are compared by pixels
+OVERLAP = 0.97  # correlation from which the middle of one picture is found again in another
 MAX_CANDIDATES = 50_000  # pairs that are compared by pixels
 
 
@@ -31,7 +33,7 @@ class Leak:
     train_record: int
     path: str
     train_path: str
-    kind: str  # same file, same pixels, look alike, same features
+    kind: str  # same file, same pixels, look alike, crop or mirror image
 
     def __str__(self) -> str:
         return f"{self.path} = {self.train_path} ({self.kind})"
@@ -67,11 +69,14 @@ def find(
         for i, j in confirmed(data, split, evaluated, trained_on, train_split, training, pairs):
             found.setdefault(int(evaluated["record"][i]), _leak(evaluated, training, i, j, "look alike"))
     if features:
-        compared += f" and features (centred cosine from {COSINE})"
-        for record, train_record in _alike_features(run, cluster, data, split, trained_on, train_split, rows):
-            i = np.flatnonzero(evaluated["record"] == record)[0]
-            j = np.flatnonzero(training["record"] == train_record)[0]
-            found.setdefault(record, _leak(evaluated, training, i, j, "same features"))
+        compared += " and features"
+        pairs = neighbours(run, cluster, data, split, trained_on, train_split, rows)
+        ours = _positions(evaluated["record"])
+        pairs = [(record, train_record) for record, train_record in pairs if record not in found]
+        theirs = _positions(training["record"])
+        for record, train_record in overlapping(data, split, trained_on, train_split, pairs):
+            i, j = ours[record], theirs[train_record]
+            found.setdefault(record, _leak(evaluated, training, i, j, "crop or mirror image"))
     note = f"{len(found)} of {len(evaluated['record']):,} pictures have a copy in {train_split}; compared by {compared}"
     return [found[record] for record in sorted(found)], note
 
@@ -170,10 +175,10 @@ def _thumbnails(data: Any, split: str, records: np.ndarray) -> list[np.ndarray]:
 # ---------------------------------------------------------------------------------------- features
 
 
-def _alike_features(
+def neighbours(
     run: Any, cluster: Any, data: Any, split: str, trained_on: Any, train_split: str, rows: int
-) -> Iterator[tuple[int, int]]:
-    """(record, train record) of the most similar features, where they are as good as equal."""
+) -> list[tuple[int, int]]:
+    """(record, train record): the training pictures of most similar features, nearest first."""
     import keras
 
     from trainer.forward import predict_split
@@ -185,11 +190,54 @@ def _alike_features(
     training = predict_split(run, cluster, trained_on, train_split, rows=rows, model=model)
     centre = training.probabilities.mean(axis=0)  # what all pictures share says nothing about a pair
     ours, theirs = _unit(evaluated.probabilities - centre), _unit(training.probabilities - centre)
-    for start in range(0, len(ours), 256):
-        cosine = ours[start : start + 256] @ theirs.T
-        best = cosine.argmax(axis=1)
-        for i in np.flatnonzero(cosine[np.arange(len(best)), best] >= COSINE):
-            yield int(evaluated.records[start + i]), int(training.records[best[i]])
+    pairs = []
+    for record, features in zip(evaluated.records, ours, strict=True):
+        for j in np.argsort(-(theirs @ features), kind="stable")[:NEIGHBOURS]:
+            pairs.append((int(record), int(training.records[j])))
+    return pairs
+
+
+def overlapping(
+    data: Any, split: str, trained_on: Any, train_split: str, pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """The pairs of records that show the same: one is a crop or a mirror image of the other."""
+    first = _greys(data, split, sorted({record for record, _ in pairs}))
+    second = _greys(trained_on, train_split, sorted({record for _, record in pairs}))
+    for record, train_record in pairs:
+        if overlap(first[record], second[train_record]) >= OVERLAP:
+            yield record, train_record
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Best correlation of the middle of one grey picture, scaled and mirrored, with any place of the other."""
+    best = -1.0
+    for one, other in ((first, second), (second, first)):
+        top, left = one.shape[0] // 2 - 16, one.shape[1] // 2 - 16
+        middle = one[top : top + 32, left : left + 32]
+        if middle.std() < 5:  # a plain patch is found everywhere
+            continue
+        for patch in (middle, middle[:, ::-1]):
+            for scale in (0.7, 0.85, 1.0, 1.2, 1.4):
+                template = cv2.resize(patch, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                best = max(best, float(cv2.matchTemplate(other, template, cv2.TM_CCOEFF_NORMED).max()))
+    return best
+
+
+def _greys(data: Any, split: str, records: Sequence[int]) -> dict[int, np.ndarray]:
+    """Grey pictures by record, their short side 64 pixels."""
+    from trainer.seen import stored_pictures
+
+    made = {}
+    for record, (picture, _) in zip(records, stored_pictures(data, split, records), strict=True):
+        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        scale = 64 / min(grey.shape)
+        size = max(64, round(grey.shape[1] * scale)), max(64, round(grey.shape[0] * scale))
+        made[record] = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return made
+
+
+def _positions(records: np.ndarray) -> dict[int, int]:
+    return {record: i for i, record in enumerate(records.tolist())}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -27,15 +27,7 @@ from absl import flags
 from pipeline import cli as command
 from pipeline.cli import Failure, UsageError, progress
 
-_RUN = flags.DEFINE_string("run", "", "run directory written by trainer.train")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "use this checkpoint instead of the run's final model")
-_INPUT = flags.DEFINE_multi_string("input", [], "image file, directory (searched through) or glob; may be repeated")
-_OUTPUT = flags.DEFINE_string(
-    "output", "csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet"
-)
-_TOP = flags.DEFINE_integer("top", 5, "how many classes to list for each picture", lower_bound=1)
-_GALLERY = flags.DEFINE_string("gallery", "", "also draw the first pictures with their predictions into this PNG")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "pictures in one forward pass", lower_bound=1)
+FLAGS = flags.FLAGS
 
 FORMATS = ("csv", "jsonl", "parquet")
 GALLERY_PICTURES = 48
@@ -54,28 +46,29 @@ class Row:
 
 def main(arguments: list[str]) -> None:
     """Flags to one prediction."""
-    if not _RUN.value:
+    if not FLAGS.run:
         raise UsageError("--run is missing: name a run directory written by trainer.train")
-    form, target = parse_output(_OUTPUT.value)
-    if _GALLERY.value:
-        check_target("--gallery", _GALLERY.value)
-    paths = find_files([*_INPUT.value, *arguments])
+    form, target = parse_output(FLAGS.output)
+    if FLAGS.gallery:
+        check_target("--gallery", FLAGS.gallery)
+    paths = find_files([*FLAGS.input, *arguments])
 
-    from trainer.state import load_run
+    from trainer.state import load_run, read_config
 
-    run = load_run(_RUN.value, _CHECKPOINT.value or None)
-    top = min(_TOP.value, len(run.labels))
+    read_config(FLAGS.run)  # a wrong --run is told before TensorFlow is loaded
+    run = load_run(FLAGS.run, FLAGS.checkpoint or None)
+    top = min(FLAGS.top, len(run.labels))
     rows: list[Row] = []
     shown: list[tuple[np.ndarray | None, Row]] = []
     with progress(total=len(paths), desc="predict", unit="image") as bar:
-        for row, picture in predict(run, paths, top=top, batch_size=_BATCH.value):
+        for row, picture in predict(run, paths, top=top, batch_size=FLAGS.batch_size):
             rows.append(row)
-            if _GALLERY.value and len(shown) < GALLERY_PICTURES:
+            if FLAGS.gallery and len(shown) < GALLERY_PICTURES:
                 shown.append((picture, row))
             bar.update()
     write(rows, form, target, top)
-    if _GALLERY.value:
-        draw_gallery(shown, len(rows), _GALLERY.value)
+    if FLAGS.gallery:
+        draw_gallery(shown, len(rows), FLAGS.gallery)
     broken = sum(bool(row.error) for row in rows)
     if broken == len(rows):
         raise Failure(f"none of {len(rows)} files could be read; the first, {rows[0].path}: {rows[0].error}")
@@ -265,8 +258,22 @@ def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, tar
     Path(target).write_bytes(figure_png(figure))
 
 
+def define_flags() -> None:
+    """Only when this is the program: several commands may then be imported side by side."""
+    flags.DEFINE_string("run", "", "run directory written by trainer.train")
+    flags.DEFINE_string("checkpoint", "", "use this checkpoint instead of the run's final model")
+    flags.DEFINE_multi_string("input", [], "image file, directory (searched through) or glob; may be repeated")
+    flags.DEFINE_string(
+        "output", "csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet"
+    )
+    flags.DEFINE_integer("top", 5, "how many classes to list for each picture", lower_bound=1)
+    flags.DEFINE_string("gallery", "", "also draw the first pictures with their predictions into this PNG")
+    flags.DEFINE_integer("batch_size", 32, "pictures in one forward pass", lower_bound=1)
+
+
 def cli() -> None:
     """Entry point of shardline-predict."""
+    define_flags()
     command.run(main)
 
 

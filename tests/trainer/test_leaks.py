@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -78,3 +79,26 @@ def test_equal_hashes_of_unlike_pixels_are_no_copies(run, data, monkeypatch):
     monkeypatch.setattr(leaks, "read_hashes", all_equal)
     found, _ = leaks.find(run, None, data, "test")
     assert len(found) < 7 and {"test/red/0.png", "test/blue/1.jpg"} <= {leak.path for leak in found}
+
+
+def scene(seed=0):
+    """A smooth grey picture with structure at every place, 64 x 90."""
+    noise = np.random.default_rng(seed).integers(0, 255, (8, 12)).astype(np.float32)
+    return cv2.resize(noise, (90, 64), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+
+
+def test_crops_and_mirror_images_overlap_and_other_pictures_do_not():
+    one = scene()
+    crop = cv2.resize(one[6:60, 10:82], (85, 64), interpolation=cv2.INTER_AREA)
+    assert leaks.overlap(one, crop) >= leaks.OVERLAP
+    assert leaks.overlap(one, one[:, ::-1]) >= leaks.OVERLAP
+    assert leaks.overlap(one, scene(1)) < leaks.OVERLAP
+    assert leaks.overlap(np.full((64, 64), 9, np.uint8), np.full((64, 64), 9, np.uint8)) < 0  # nothing to compare
+
+
+def test_neighbours_that_are_the_same_picture_are_confirmed_by_their_pixels(data):
+    rows = leaks.read_hashes(data, "test"), leaks.read_hashes(data, "train")
+    where = [{path: int(record) for path, record in zip(r["path"], r["record"], strict=True)} for r in rows]
+    copy = where[0]["test/red/0.png"], where[1]["train/red/5.png"]
+    other = where[0]["test/red/0.png"], where[1]["train/green/5.png"]
+    assert list(leaks.overlapping(data, "test", data, "train", [other, copy])) == [copy]

@@ -1,0 +1,133 @@
+"""Exports agree with the trainer, take raw bytes, and load in a process that cannot see this project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.trainer.tiny import command, refusal
+from trainer import export
+
+STRANGER = """
+import sys
+for name in ("pipeline", "trainer", "tools"):
+    sys.modules[name] = None  # importing any of them fails
+import json
+import numpy as np
+import tensorflow as tf
+folder, files = sys.argv[1], sys.argv[2:]
+loaded = tf.saved_model.load(folder + "/saved_model")
+data = [open(file, "rb").read() for file in files]
+by_bytes = loaded.signatures["serving_default"](bytes=tf.constant(data))
+labels = [name.decode() for name in loaded.signatures["labels"]()["labels"].numpy()]
+images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+by_images = loaded.signatures["serve_images"](images=tf.constant(images))["probabilities"].numpy()
+import keras
+model = keras.models.load_model(folder + "/model.keras")
+print(json.dumps({
+    "labels": labels,
+    "top": [name.decode() for name in by_bytes["label"].numpy()],
+    "probability": by_bytes["probability"].numpy().tolist(),
+    "probabilities": by_bytes["probabilities"].numpy().tolist(),
+    "keras_difference": float(np.abs(model(images).numpy() - by_images).max()),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run):
+    output = tiny_run.parent / "export"
+    command("trainer.export", "--run", tiny_run, "--output", output, "--parity_images", 8, "--calibration_images", 8)
+    return output
+
+
+def test_every_format_agrees_with_the_trainer_within_its_bound(exported):
+    parity = json.loads((exported / "parity.json").read_text())
+    assert parity["images"] == 8
+    assert set(parity["exports"]) == set(export.BOUNDS)
+    for name, result in parity["exports"].items():
+        assert result["ok"], name
+        assert result["max_difference"] <= result["bound"]
+    for name in ("saved_model (uint8)", "saved_model (bytes)", "keras"):
+        assert parity["exports"][name]["max_difference"] < 1e-5
+
+
+def test_what_is_written(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"saved_model", "model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite",
+                     "labels.txt", "parity.json"}  # fmt: skip
+    sizes = {form: (exported / f"model_{form}.tflite").stat().st_size for form in ("float32", "float16", "int8")}
+    assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+    assert (exported / "labels.txt").read_text() == "blue\ngreen\nred\n"
+
+
+def test_a_process_without_this_project_loads_it_and_gets_the_predictions(exported, tiny_run, tiny_data, tmp_path):
+    raw = tiny_data.parent / "raw" / "test"
+    files = [raw / "green" / "0.png", raw / "blue" / "1.jpg"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, "-c", STRANGER, exported, *files], capture_output=True, text=True,
+                            cwd=tmp_path, env=environment)  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout)
+    assert found["labels"] == ["blue", "green", "red"]
+    assert found["keras_difference"] < 1e-5
+    for row, top, probability in zip(found["probabilities"], found["top"], found["probability"], strict=True):
+        assert top == found["labels"][int(np.argmax(row))] and probability == max(row)
+    command(
+        "trainer.predict",
+        "--run",
+        tiny_run,
+        "--input",
+        files[0],
+        files[1],
+        "--top",
+        3,
+        "--output",
+        tmp_path / "p.jsonl",
+    )
+    for line, row in zip((tmp_path / "p.jsonl").read_text().splitlines(), found["probabilities"], strict=True):
+        predicted = {each["label"]: each["probability"] for each in json.loads(line)["top"]}
+        assert [predicted[name] for name in found["labels"]] == pytest.approx(row, abs=0.02)
+
+
+def test_an_export_over_the_bound_fails(exported):
+    # As main would see it: a model whose answers moved.
+    expected = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    found = export.differences(expected[:, ::-1], expected)
+    assert found["max_difference"] == pytest.approx(0.8) and found["top1_agreement"] == 0.0
+
+
+@pytest.mark.slow
+def test_a_model_that_differs_is_refused(tiny_run, tmp_path):
+    code = (
+        "from trainer import export\n"
+        "export.BOUNDS['keras'] = (-1.0, 0.0)\n"
+        "export.cli()\n"
+    )  # fmt: skip
+    result = subprocess.run([sys.executable, "-c", code, f"--run={tiny_run}", f"--output={tmp_path}",
+                             "--formats=keras"], capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 1 and "keras differs from the trainer by more than the bound" in result.stderr
+    assert (tmp_path / "parity.json").exists()
+
+
+def test_refusals(tiny_run, tmp_path):
+    assert "--run is missing" in refusal("trainer.export", "--output", tmp_path)
+    assert "--output is missing" in refusal("trainer.export", "--run", tiny_run)
+    assert "'onnx' is none of" in refusal(
+        "trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "onnx"
+    )
+    (tmp_path / "model.keras").write_text("mine")
+    assert "add --overwrite" in refusal("trainer.export", "--run", tiny_run, "--output", tmp_path)
+    assert (tmp_path / "model.keras").read_text() == "mine"
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    assert "no checkpoint" in refusal("trainer.export", "--run", tmp_path / "run", "--output", tmp_path / "x")
+
+
+def test_spread_takes_all_of_few_and_both_ends_of_many():
+    assert export.spread(3, 10).tolist() == [0, 1, 2]
+    chosen = export.spread(1000, 5)
+    assert chosen.tolist() == [0, 249, 499, 749, 999]
