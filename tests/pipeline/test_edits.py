@@ -32,6 +32,11 @@ def test_crop_areas_and_ratios_are_spread_as_asked():
     assert np.histogram(ratio, 4, (-np.log(4 / 3), np.log(4 / 3)))[0] == pytest.approx([1000] * 4, rel=0.12)
 
 
+def test_the_ratio_is_width_by_height():
+    _, _, height, width = crops(200, 200, crop_area=(0.1, 0.2), crop_ratio=(1.5, 2.0)).T
+    assert (width > 1.4 * height).all()
+
+
 def test_crops_are_placed_anywhere():
     top, left, height, width = crops(100, 200, crop_area=(0.1, 0.1), crop_ratio=(1, 1)).T
     assert set(height) == set(width) == {45}

@@ -25,9 +25,9 @@ def test_any_size_becomes_a_square(size, fraction):
 
 def test_shrinking_averages_instead_of_skipping():
     stripes = np.zeros((128, 128, 3), np.uint8)
-    stripes[:, ::2] = 255
+    stripes[:, ::4] = 255  # one column in four, which the four's middle does not touch
     found = pipeline.eval_geometry(stripes, 32, 1.0).numpy()[:, 2:-2]
-    assert abs(found.astype(int) - 127).max() <= 2
+    assert 40 < found.min() and found.max() < 90
 
 
 def test_it_agrees_with_an_independent_resize():
