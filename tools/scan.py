@@ -66,11 +66,12 @@ class Sources:
     def paths(self) -> Iterator[bytes]:
         """Every path, in order."""
         begin = 0
-        for folder, end in zip(self.folder, self.ends.tolist(), strict=True):
-            prefix = self.folders[folder]
-            name = bytes(self.names[begin:end])
-            yield prefix + b"/" + name if prefix else name
-            begin = end
+        for start in range(0, len(self), 100_000):  # Python's own integers are large: few at a time
+            piece = slice(start, start + 100_000)
+            for folder, end in zip(self.folder[piece].tolist(), self.ends[piece].tolist(), strict=True):
+                prefix, name = self.folders[folder], bytes(self.names[begin:end])
+                yield prefix + b"/" + name if prefix else name
+                begin = end
 
     def fingerprint(self, *, times: bool) -> str:
         """SHA-256 over paths, labels, splits, groups and sizes, and modification times if asked for."""
