@@ -94,7 +94,7 @@ class Bench:
     def each_record_once(self) -> tuple[bool, str]:
         """A split that no batch size divides, read over all replicas."""
         with tempfile.TemporaryDirectory() as folder:
-            write_dataset(Path(folder), RECORDS, side=40)
+            write_dataset(Path(folder), {"train": RECORDS}, side=40)
             config = dataclasses.replace(self.config, **TINY, data=folder, global_batch_size=self.batch)
             plan = planning.make(config, self.devices)
             plan = dataclasses.replace(plan, eval_split="train")
@@ -116,7 +116,7 @@ class Bench:
     def input_speed(self) -> tuple[bool, str]:
         """Pictures decoded and cropped a second, against what the step takes."""
         with tempfile.TemporaryDirectory() as folder:
-            write_dataset(Path(folder), 64, side=256)
+            write_dataset(Path(folder), {"train": 64}, side=256)
             config = dataclasses.replace(self.config, data=folder, global_batch_size=32, image_size=224, width=1.0)
             data = iter(pipeline.open_dataset(folder).train_batches("train", config.input_config()))
             next(data)
@@ -176,8 +176,8 @@ def _spread(devices: cluster.Cluster, examples: dict[str, np.ndarray]) -> Any:
     return devices.strategy.experimental_distribute_values_from_function(own)
 
 
-def write_dataset(folder: Path, records: int, side: int) -> None:
-    """A small dataset of noise-free colour patterns in one shard."""
+def write_dataset(folder: Path, splits: dict[str, int], side: int) -> None:
+    """A small dataset of noise-free colour patterns, so many in each split, one shard a split."""
     import hashlib
 
     import cv2
@@ -185,18 +185,23 @@ def write_dataset(folder: Path, records: int, side: int) -> None:
     from pipeline.manifest import Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
     from pipeline.records import encode_example, frame_record
 
-    draw = np.random.default_rng(0)
-    framed = []
-    for number in range(records):
-        coarse = draw.integers(0, 256, (8, 8, 3), np.uint8)
-        _, data = cv2.imencode(".jpg", cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
-        framed.append(frame_record(encode_example(data.tobytes(), number % 10, f"{number}.jpg", side, side)))
-    path = folder / shard_name("selftest", "train", 0, 1)
-    path.write_bytes(content := b"".join(framed))
-    sizes = np.array([len(record) for record in framed], np.int64)
-    write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
-    shard = Shard(path.name, records, len(content), hashlib.sha256(content).hexdigest())
+    draw, written = np.random.default_rng(0), {}
+    labels = tuple("abcdefghij")
+    for name, count in splits.items():
+        framed = []
+        for number in range(count):
+            coarse = draw.integers(0, 256, (8, 8, 3), np.uint8)
+            _, data = cv2.imencode(".jpg", cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
+            example = encode_example(data.tobytes(), number % len(labels), f"{number}.jpg", side, side)
+            framed.append(frame_record(example))
+        path = folder / shard_name("selftest", name, 0, 1)
+        path.write_bytes(content := b"".join(framed))
+        sizes = np.array([len(record) for record in framed], np.int64)
+        write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
+        written[name] = Split(name, (Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest()),))
+    total = sum(splits.values())
+    counts = {name: tuple(len(range(c, n, len(labels))) for c in range(len(labels))) for name, n in splits.items()}
     Manifest(
-        name="selftest", labels=tuple("abcdefghij"), splits={"train": Split("train", (shard,))},
-        ledger=Ledger(inputs=records, written=records),
+        name="selftest", labels=labels, splits=written, ledger=Ledger(inputs=total, written=total),
+        class_counts=counts,
     ).save(folder)

@@ -28,6 +28,7 @@ def main() -> None:
     chosen = [name for name in ("dry_run", "find_lr", "find_batch", "selftest") if flags.FLAGS[name].value]
     if len(chosen) > 1:
         raise command.UsageError(f"--{' and --'.join(chosen)}: choose one of them")
+    command.import_tensorflow()
     from trainer import find, run, selftest  # here, because TensorFlow takes seconds to import
 
     if flags.FLAGS.selftest:

@@ -1,6 +1,7 @@
 """The step is right on any number of replicas, whatever is switched on (Keras 3's own is not)."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ OPTIONS = (
 def results():
     """Logical devices are made once per process and before TensorFlow starts: so in a process of their own."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("check_step.py")], capture_output=True, text=True, timeout=300
+        [sys.executable, Path(__file__).with_name("check_step.py")], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -1,0 +1,185 @@
+"""Images per second of training: real input against fake, our loop against a bare tf.function, bfloat16 or not.
+
+    python -m benchmarks.train_cases --data=DIR [--output=results.jsonl] [--image_size=224 --global_batch_size=16]
+
+All contenders live in one process, train the same VGG16 from scratch on the first device, and take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from benchmarks.measure import CONTROL, Measurement, append_jsonl, interleave, ratio, table
+from pipeline import cli
+
+_DATA = flags.DEFINE_string("data", "", "dataset made by tools.convert; empty: leave out real input")
+_OUTPUT = flags.DEFINE_string("output", "", "file to append the results to, one JSON object a line")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "counted turns", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "length of one contender's turn; at least one step", lower_bound=0.1)
+_BATCH = flags.DEFINE_integer("global_batch_size", 16, "examples a step", lower_bound=1)
+_SIZE = flags.DEFINE_integer("image_size", 224, "side of the pictures, pixels", lower_bound=32)
+_WIDTH = flags.DEFINE_float("width", 1.0, "share of VGG16's filters", lower_bound=0.01, upper_bound=1)
+_PRECISIONS = flags.DEFINE_list("precisions", ["float32", "mixed_bfloat16"], "to compare; the first one is the basis")
+_JIT = flags.DEFINE_boolean("jit", True, "compile forward and backward with XLA")
+
+LOOP, REAL, BARE = "loop, fake input", "loop, real input", "bare tf.function, one batch"
+
+
+def main() -> None:
+    """Measure, print a table and the ratios, store."""
+    cli.import_tensorflow()
+    measured = measure()
+    if _OUTPUT.value:
+        append_jsonl(_OUTPUT.value, measured)
+    print(table(measured, LOOP))
+    found = {m.name: m for m in measured}
+    for name, baseline, target in ((REAL, LOOP, 0.97), (LOOP, BARE, 0.98)):
+        if name in found and baseline in found:
+            middle, low, high = ratio(found[name], found[baseline])
+            print(f"{name} / {baseline}: {middle:.3f} ({low:.3f} to {high:.3f}), wanted at least {target}")
+    for name in found:
+        if name.startswith("loop, fake input, "):
+            middle, low, high = ratio(found[name], found[LOOP])
+            print(f"{name.split(', ')[-1]} / {_PRECISIONS.value[0]}: {middle:.2f} ({low:.2f} to {high:.2f})")
+    print(f"the same contender twice: {ratio(found[CONTROL], found[LOOP])[0]:.3f}")
+
+
+def measure() -> list[Measurement]:
+    """All contenders, in turns."""
+    first, *others = _PRECISIONS.value
+    contenders: dict[str, Callable[[], float]] = {LOOP: loop(first, synthetic=True)}
+    if _DATA.value:
+        contenders[REAL] = loop(first, synthetic=False)
+    contenders[BARE] = bare(first)
+    for precision in others:
+        contenders[f"loop, fake input, {precision}"] = loop(precision, synthetic=True)
+    bar = cli.progress(total=(_REPEATS.value + 1) * (len(contenders) + 1), desc="train", unit="turn")
+
+    def advance(name: str) -> None:
+        bar.set_postfix_str(name)
+        bar.update()
+
+    settings = {
+        "image_size": _SIZE.value,
+        "global_batch_size": _BATCH.value,
+        "width": _WIDTH.value,
+        "jit": _JIT.value,
+        "precision": first,
+        "seconds": _SECONDS.value,
+    }
+    return interleave(
+        "train",
+        contenders,
+        repeats=_REPEATS.value,
+        baseline=LOOP,
+        settings=settings,
+        progress=advance,
+        what={
+            LOOP: "trainer.loop with its bookkeeping, batches from memory",
+            REAL: "the same loop on the dataset, cropped and flipped",
+            BARE: "forward and backward in a tf.function, Keras SGD, one batch; nothing else",
+        },
+    )
+
+
+def loop(precision: str, *, synthetic: bool) -> Callable[[], float]:
+    """The trainer's own loop, continued for some seconds at each call."""
+    from trainer import actions, cluster, run
+    from trainer import plan as planning
+    from trainer.config import TrainConfig
+    from trainer.loop import StopRequest, train_phase
+    from trainer.state import TrainState
+    from trainer.step import LossScale
+
+    config = TrainConfig(
+        data=_DATA.value,
+        synthetic=synthetic,
+        global_batch_size=_BATCH.value,
+        image_size=_SIZE.value,
+        width=_WIDTH.value,
+        precision=precision,
+        jit=_JIT.value,
+        phases="all:999999@1e-4",
+        eval_split="none",
+    )
+    plan = planning.make(config, cluster.start("one_device", 0))
+    with plan.cluster.strategy.scope():
+        network = planning.build_network(plan)
+        state = TrainState(network.weights, {}, None, LossScale())
+        state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
+    step, batches = run.make_step(plan, network, state), plan.train_batches(0)
+    watch = actions.Watch(plan, network, None, 0)
+    watch.bar.disable = True
+
+    def turn() -> float:
+        begin, first = time.perf_counter(), state.cursor
+
+        def after_step(record: Any) -> bool:
+            return watch.after_step(record) and time.perf_counter() - begin < _SECONDS.value
+
+        train_phase(plan, state, plan.spans[0], step, batches, after_step=after_step, actions=[], stop=StopRequest())
+        return (state.cursor - first) / (time.perf_counter() - begin)
+
+    return turn
+
+
+def bare(precision: str) -> Callable[[], float]:
+    """What TensorFlow does with this model when nobody watches: one batch, again and again."""
+    import keras
+    import tensorflow as tf
+
+    from trainer import cluster
+    from trainer import plan as planning
+    from trainer.config import TrainConfig
+
+    config = TrainConfig(
+        synthetic=True,
+        data=_DATA.value,
+        global_batch_size=_BATCH.value,
+        image_size=_SIZE.value,
+        width=_WIDTH.value,
+        precision=precision,
+        jit=_JIT.value,
+    )
+    plan = planning.make(config, cluster.start("one_device", 0))
+    network = planning.build_network(plan)
+    optimizer = keras.optimizers.SGD(1e-4, momentum=0.9, nesterov=True, global_clipnorm=1.0)
+    optimizer.build(network.train.trainable_variables)
+    batch = next(iter(plan.data.train_batches("train", plan.input)))
+    image, label, position = tf.cast(batch["image"], tf.float32), batch["label"], batch["position"]
+
+    def forward_backward() -> Any:
+        with tf.GradientTape() as tape:
+            logits = network.train([image, position], training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
+        return loss, tape.gradient(loss, [v.value for v in network.train.trainable_variables])
+
+    compiled = tf.function(forward_backward, jit_compile=_JIT.value)
+
+    @tf.function
+    def step() -> Any:
+        loss, gradients = compiled()
+        optimizer.apply(gradients)
+        return loss
+
+    def turn() -> float:
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() - begin < _SECONDS.value:
+            float(step())
+            count += _BATCH.value
+        return count / (time.perf_counter() - begin)
+
+    return turn
+
+
+def start() -> None:
+    """Entry point."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    start()

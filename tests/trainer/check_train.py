@@ -1,0 +1,179 @@
+"""Run by test_train.py in a process of its own: whole runs on two logical CPUs, broken off and continued. JSON."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from pipeline.cli import Failure, UsageError
+from trainer import actions, metrics, run, selftest, state
+from trainer.config import TrainConfig
+
+FOLDER = Path(sys.argv[1])
+DATA = str(FOLDER / "data")
+BASE = {
+    "data": DATA, "phases": "head:0.5@0.05,all:0.7@0.05", "global_batch_size": 8, "image_size": 32, "width": 0.03,
+    "precision": "float32", "jit": False, "logical_cpus": 2, "dropout": 0.4, "ema": 0.9, "checkpoint_every_steps": 2,
+    "log_every_steps": 1, "seed": 3, "peak_tflops": 1.0, "keep_checkpoints": 2, "eval_every_epochs": 0.5,
+}
+STEPS = 7  # 3 for the head, 4 for all: 40 records, 8 a step
+
+
+def train(name, allow_changes=False, **changes):
+    """Result line of one run, or the line it stopped with."""
+    out = io.StringIO()
+    config = TrainConfig(**{**BASE, "workdir": str(FOLDER / name), **changes})
+    try:
+        with contextlib.redirect_stdout(out):
+            run.train(config, allow_changes=allow_changes)
+    except (UsageError, Failure) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    text = out.getvalue()
+    return json.loads(text) if text else {}
+
+
+class Killed(Exception):
+    pass
+
+
+def at_step(number, act):
+    """Do something in the middle of a run, once."""
+    original = actions.Watch.after_step
+
+    def after_step(self, record):
+        if record.step == number:
+            actions.Watch.after_step = original
+            act()
+        return original(self, record)
+
+    actions.Watch.after_step = after_step
+
+
+def killed_at(name, number):
+    def die():
+        raise Killed
+
+    at_step(number, die)
+    try:
+        train(name)
+    except Killed:
+        return [path.name for path in state.checkpoints(FOLDER / name)]
+    raise AssertionError("the run was not killed")
+
+
+def steps_of(name):
+    return [line["step"] for line in metrics.read(FOLDER / name) if line["kind"] == "train"]
+
+
+def whole():
+    found = train("whole")
+    folder = FOLDER / "whole"
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    loaded = keras.models.load_model(folder / "model.keras", compile=False)
+    read = state.load_run(str(folder))
+    custom = [layer for layer in loaded.layers if not type(layer).__module__.startswith("keras.")]
+    probabilities = np.asarray(loaded(pictures))
+    lines = metrics.read(folder)
+    return {
+        "result": found, "steps": steps_of("whole"), "custom_layers": len(custom),
+        "input": [str(loaded.inputs[0].dtype), list(loaded.inputs[0].shape)],
+        "rows_sum": probabilities.sum(-1).tolist(), "dtype": str(probabilities.dtype),
+        "agree": float(np.abs(probabilities - np.asarray(read.model(pictures))).max()),
+        "labels": len(read.labels), "preprocessing": read.preprocessing,
+        "files": sorted(path.name for path in folder.iterdir()),
+        "checkpoints": [path.name for path in state.checkpoints(folder)],
+        "curves_bytes": (folder / "plots" / "curves.png").stat().st_size,
+        "evals": [(line["step"], line["n"], line["split"]) for line in lines if line["kind"] == "eval"],
+        "phases": [line["phase"] for line in lines if line["kind"] == "train"],
+        "again": train("whole"),
+    }
+
+
+def restarts():
+    results = {}
+    for number in (2, 4, 6):  # in the head's phase; just behind the border; later
+        kept = killed_at(f"killed{number}", number)
+        results[f"killed{number}"] = {"kept": kept, **train(f"killed{number}"), "steps": steps_of(f"killed{number}")}
+    at_step(5, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped = train("stopped")
+    results["stopped"] = {
+        "printed": stopped, "kept": [path.name for path in state.checkpoints(FOLDER / "stopped")],
+        "model": (FOLDER / "stopped" / "model.keras").exists(), **train("stopped"),
+    }
+    killed_at("damaged", 5)
+    newest = state.checkpoints(FOLDER / "damaged")[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    results["damaged"] = train("damaged")
+    killed_at("alone", 4)
+    results["alone"] = train("alone", strategy="one_device", logical_cpus=0)
+    two, one = (state.read_weights(FOLDER / name)[0] for name in ("whole", "alone"))
+    results["alone"]["difference"] = max(float(np.abs(two[name] - one[name]).max()) for name in two)
+    return results
+
+
+def refusals():
+    killed_at("changed", 4)
+    other = FOLDER / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    return {
+        "changed": train("changed", dropout=0.1, log_every_steps=5)["error"],
+        "seed": train("changed", seed=4)["error"],
+        "model": train("changed", allow_changes=True, width=0.05)["error"],
+        "allowed": train("changed", allow_changes=True, dropout=0.1),
+        "foreign": train("other")["error"],
+        "batch": train("new", global_batch_size=9)["error"],
+        "micro": train("new", micro_batches=3)["error"],
+        "split": train("new", train_split="night")["error"],
+        "eval_split": train("new", eval_split="night")["error"],
+        "test": train("new", eval_split="test", best_metric="top1")["error"],
+        "data": train("new", data=str(FOLDER / "nowhere"))["error"],
+        "weights": train("new", weights=str(FOLDER / "nowhere.h5"))["error"],
+        "broken": train("broken", phases="all:4@900", clip_norm=0.0, ema=0.0)["error"],
+        "nothing_left": [(FOLDER / "new").exists()],
+    }
+
+
+def features():
+    """A head trained on stored features, against one trained through the frozen layers, on the same views."""
+    plain = train("plain", phases="head:2@0.05")
+    cached = train("cached", phases="head:2@0.05", cache_features=2)
+    killed = FOLDER / "cached" / "features" / "features.npy"
+    weights = [state.read_weights(FOLDER / name)[0] for name in ("plain", "cached")]
+    fewer = train("fewer", phases="head:2@0.05", cache_features=1)
+    return {
+        "difference": max(float(np.abs(weights[0][n] - weights[1][n]).max()) for n in weights[0]),
+        "moved": float(np.abs(weights[0]["predictions/kernel"] - state.read_weights(FOLDER / "whole")[0][
+            "predictions/kernel"]).max()),
+        "shape": list(np.load(killed, mmap_mode="r").shape),
+        "accuracy": [found["validation_top1"] for found in (plain, cached, fewer)],
+        "first_views_differ": fewer["weights_sha256"] != cached["weights_sha256"],
+    }
+
+
+def stopping():
+    found = train(
+        "early", phases="all:8@0", best_metric="top1", early_stop_evals=2, eval_every_epochs=1.0, ema=0.0,
+        strategy="one_device", logical_cpus=0,
+    )
+    best = FOLDER / "early" / "checkpoints" / "best.npz"
+    return {"step": found["step"], "best_step": state.read(best)[0]["step"], "model": "weights_sha256" in found}
+
+
+if __name__ == "__main__":
+    Path(DATA).mkdir()
+    selftest.write_dataset(Path(DATA), {"train": 40, "validation": 11, "test": 5}, side=40)
+    print(json.dumps({
+        "whole": whole(), "restarts": restarts(), "refusals": refusals(), "features": features(),
+        "stopping": stopping(),
+    }))

@@ -1,0 +1,146 @@
+"""Training as processes of its own: killed without warning, and several workers that talk over loopback."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer import metrics, state
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--phases=head:0.5@0.05,all:2@0.05", "--global_batch_size=8", "--image_size=32", "--width=0.03",
+    "--precision=float32", "--nojit", "--dropout=0.4", "--checkpoint_every_steps=2", "--log_every_steps=1",
+    "--peak_tflops=1", "--seed=3",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from trainer import selftest
+
+    folder = tmp_path_factory.mktemp("data")
+    selftest.write_dataset(folder, {"train": 40, "validation": 11}, side=40)
+    return folder
+
+
+def start(data, workdir, *flags, tf_config=None):
+    command = [sys.executable, "-m", "trainer.train", f"--data={data}", f"--workdir={workdir}", *FLAGS, *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    if tf_config:
+        environment["TF_CONFIG"] = json.dumps(tf_config)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def end(process, timeout=400):
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, err[-2000:]
+    return json.loads(out) if out else {}
+
+
+def wait_for_step(workdir, step, *processes, timeout=300):
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        if any(line["step"] >= step for line in metrics.read(workdir)):
+            return
+        for process in processes:
+            assert process.poll() is None, process.stderr.read()[-2000:]
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_it_ends_with_the_same_bits(data, tmp_path):
+    whole = end(start(data, tmp_path / "whole", "--logical_cpus=2"))
+    for step in sorted(random.sample(range(1, 13), 2)):
+        process = start(data, tmp_path / "killed", "--logical_cpus=2")
+        wait_for_step(tmp_path / "killed", step, process)
+        process.kill()
+        process.communicate()
+    again = end(start(data, tmp_path / "killed", "--logical_cpus=2"))
+    assert again["weights_sha256"] == whole["weights_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_a_checkpoint_and_exit_code_0(data, tmp_path, number):
+    process = start(data, tmp_path / "run", "--logical_cpus=2", "--checkpoint_every_steps=1000")
+    wait_for_step(tmp_path / "run", 4, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped at step" in err
+    header, _ = state.read(state.checkpoints(tmp_path / "run")[-1])
+    last = [line["step"] for line in metrics.read(tmp_path / "run") if line["kind"] == "train"][-1]
+    assert header["step"] == last
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start_workers(data, workdir, count, *flags):
+    workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    return [
+        start(data, workdir, *flags, tf_config={
+            "cluster": {"worker": workers}, "task": {"type": "worker", "index": index},
+        })
+        for index in range(count)
+    ]
+
+
+@pytest.mark.multihost
+def test_two_workers_train_like_one_process(data, tmp_path):
+    alone = end(start(data, tmp_path / "alone", "--strategy=one_device"))
+    first, second = start_workers(data, tmp_path / "two", 2)
+    end(second)
+    together = end(first)
+    assert together["step"] == alone["step"]
+    assert together["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
+    losses = [
+        [line["loss"] for line in metrics.read(tmp_path / name) if line["kind"] == "train"] for name in ("alone", "two")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.multihost
+def test_a_killed_worker_ends_the_others_and_any_number_of_them_continues(data, tmp_path):
+    alone = end(start(data, tmp_path / "alone", "--strategy=one_device"))
+    first, second = start_workers(data, tmp_path / "run", 2)
+    wait_for_step(tmp_path / "run", 5, first, second)
+    second.kill()
+    second.communicate()
+    _, err = first.communicate(timeout=180)
+    assert first.returncode == 1
+    assert "another worker stopped" in err.strip().splitlines()[-1]
+    continued = end(start(data, tmp_path / "run", "--strategy=one_device"))
+    assert continued["step"] == alone["step"]
+    weights = [state.read_weights(tmp_path / name)[0] for name in ("alone", "run")]
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[0][name], weights[1][name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.multihost
+def test_a_signal_to_one_worker_stops_all_with_one_checkpoint(data, tmp_path):
+    first, second = start_workers(data, tmp_path / "run", 2)
+    wait_for_step(tmp_path / "run", 3, first, second)
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        _, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err[-1000:]
+        assert "stopped at step" in err
+    assert state.checkpoints(tmp_path / "run")

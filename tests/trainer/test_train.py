@@ -1,0 +1,114 @@
+"""Whole runs: what they leave behind, that any break continues to the same bits, and what is refused in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two logical CPUs, in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("check_train.py"), tmp_path_factory.mktemp("train")],
+        capture_output=True, text=True, timeout=1200, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_a_run_leaves_what_its_readers_need(results):
+    whole = results["whole"]
+    assert {"config.json", "metrics.jsonl", "checkpoints", "plots", "model.keras"} <= set(whole["files"])
+    assert whole["checkpoints"] == ["step-00000006.npz", "step-00000007.npz"]  # --keep_checkpoints=2
+    assert whole["curves_bytes"] > 10_000
+    assert whole["steps"] == list(range(1, 8))
+    assert whole["phases"] == ["head"] * 3 + ["all"] * 4
+    assert whole["evals"][-1] == [7, 11, "validation"]  # not test, and each record once
+    assert whole["labels"] == 10 and whole["preprocessing"]["colour"] == "rgb"
+
+
+def test_the_saved_model_is_uint8_to_probabilities_in_builtin_layers(results):
+    whole = results["whole"]
+    assert whole["input"] == ["uint8", [None, 32, 32, 3]]
+    assert whole["custom_layers"] == 0
+    assert whole["dtype"] == "float32"
+    assert whole["rows_sum"] == pytest.approx([1, 1, 1], abs=1e-5)
+    assert whole["agree"] < 1e-5
+
+
+def test_a_finished_run_is_left_alone(results):
+    assert results["whole"]["again"] == {}
+
+
+@pytest.mark.parametrize("step", (2, 4, 6))
+def test_killed_at_any_step_it_ends_with_the_same_bits(step, results):
+    """Two replicas, dropout, augmentation, a moving average, and a phase border behind step 3."""
+    killed = results["restarts"][f"killed{step}"]
+    assert killed["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
+    assert killed["steps"] == list(range(1, 8))  # the log holds no step twice
+
+
+def test_a_signal_ends_it_with_a_checkpoint_it_continues_from(results):
+    stopped = results["restarts"]["stopped"]
+    assert stopped["printed"] == {} and not stopped["model"]
+    assert stopped["kept"][-1] in ("step-00000005.npz", "step-00000006.npz", "step-00000007.npz")
+    assert stopped["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(results):
+    assert results["restarts"]["damaged"]["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
+
+
+def test_it_continues_on_another_number_of_replicas(results):
+    assert results["restarts"]["alone"]["difference"] < 1e-5
+
+
+def test_other_flags_are_refused_with_the_difference_unless_allowed(results):
+    found = results["refusals"]
+    assert "--dropout: 0.4 -> 0.1" in found["changed"] and "--allow_changes" in found["changed"]
+    assert "log_every_steps" not in found["changed"]
+    assert found["allowed"]["step"] == 7
+
+
+def test_another_order_of_samples_is_refused_with_both_keys(results):
+    assert '"seed": 3' in results["refusals"]["seed"] and '"seed": 4' in results["refusals"]["seed"]
+
+
+@pytest.mark.parametrize("case, named", [
+    ("model", "is a checkpoint of another model"),
+    ("foreign", "is not empty and not a run"),
+    ("batch", "--global_batch_size=9 does not divide over 2 replicas; use a multiple of 2, e.g. 8 or 10"),
+    ("micro", "--micro_batches=3 does not cut each replica's 4 examples"),
+    ("split", "--train_split=night: this dataset has train, validation, test"),
+    ("eval_split", "--eval_split=night: this dataset has train, validation, test"),
+    ("test", "--best_metric=top1 would choose the model by test"),
+    ("data", "no such directory"),
+    ("weights", "no such file"),
+])
+def test_refused_in_one_line(case, named, results):
+    text = results["refusals"][case]
+    assert text.startswith("UsageError: ") and named in text and "\n" not in text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_records(results):
+    text = results["refusals"]["broken"]
+    assert text.startswith("Failure: the ") and "is not finite" in text and "records of split train: " in text
+
+
+def test_a_head_on_stored_features_is_the_head_trained_through_the_frozen_layers(results):
+    features = results["features"]
+    assert features["shape"] == [2, 40, 15]
+    assert features["difference"] < 1e-4
+    assert features["moved"] > 1e-3
+    assert features["first_views_differ"]
+
+
+def test_early_stopping_keeps_the_best_checkpoint(results):
+    """At a rate of 0 nothing gets better: the first evaluation, behind step 5, stays the best."""
+    assert results["stopping"] == {"step": 15, "best_step": 5, "model": True}
