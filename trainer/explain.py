@@ -15,10 +15,11 @@ class GradCam:
     def __init__(self, model: Any):
         import keras
 
-        convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
-        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
-        self._before = keras.Model(model.input, convolution.output)
-        self._after = keras.Model(convolution.output, dense.output)  # logits: a softmax near 1 has no slope left
+        layers = model.layers[1:]  # a chain; the layers belong to several models, so `layer.output` may be another's
+        convolution = max(n for n, layer in enumerate(layers) if isinstance(layer, keras.layers.Conv2D)) + 1
+        dense = max(n for n, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense)) + 1
+        self._before = keras.Sequential([model.layers[0], *layers[:convolution]])
+        self._after = keras.Sequential(layers[convolution:dense])  # logits: a softmax near 1 has no slope left
 
     def __call__(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """float32 [n, h, w] from 0 to 1 for uint8 images [n, s, s, 3]; all 0 where nothing speaks for the class."""
