@@ -69,6 +69,7 @@ class Batches:
         clock: Clock | None = None,
         cache: Cache | None = None,
         exact: bool = False,  # decoding, for evaluation
+        order: Order | None = None,  # or what has its `records`; None: the shuffle that the config describes
     ) -> None:
         self._shards = shards
         self._config = config
@@ -78,7 +79,7 @@ class Batches:
         self._cache = cache
         self._exact = exact
         self._memory = BatchMemory()
-        self._order = Order(len(shards), config.seed, config.read_block, config.shuffle)
+        self._order = order or Order(len(shards), config.seed, config.read_block, config.shuffle)
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""

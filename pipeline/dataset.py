@@ -22,6 +22,7 @@ from pipeline.cli import UsageError
 from pipeline.config import InputConfig
 from pipeline.edits import num_columns
 from pipeline.manifest import Manifest
+from pipeline.order import Order
 from pipeline.shards import Shards
 from pipeline.stages import Clock, StageTimes
 
@@ -71,13 +72,15 @@ class Dataset:
         host: int = 0,
         hosts: int = 1,
         replicas: int = 1,
+        order: Order | None = None,
     ) -> tf.data.Dataset:
         """Endless batches of this host's share, from the sample at position `cursor` on.
 
         Elements are dictionaries: image uint8 [b, h, w, 3], label int32 [b], weight float32 [b] (0 where the record
         was bad), record int64 [b], position int64 [b]. Host h of H gets rows [h * B / H, (h + 1) * B / H) of each
         global batch. With `replicas` = R each share comes in R consecutive elements of b / R rows, which is what
-        `tf.distribute.Strategy.distribute_datasets_from_function` hands to the replicas of a host.
+        `tf.distribute.Strategy.distribute_datasets_from_function` hands to the replicas of a host. `order`, or
+        anything with its method `records`, replaces the shuffle that `config` describes.
         """
         if not self.num_records(split):
             raise UsageError(f"--split={split} holds no records to train on")
@@ -85,7 +88,7 @@ class Dataset:
             raise UsageError(f"cursor={cursor}: use 0 or more{', even when pairs are mixed' if config.mixes else ''}")
         _check_host(host, hosts)
         rows = config.rows(hosts, replicas)
-        batches = self._batches(split, config)
+        batches = self._batches(split, config, order=order)
         on_device = augment_on(config) == "device"
 
         def make(element: int) -> Batch:
@@ -158,7 +161,9 @@ class Dataset:
         self.manifest.split(split)
         return self._shards[split]
 
-    def _batches(self, split: str, config: InputConfig, *, exact: bool = False) -> Batches:
+    def _batches(
+        self, split: str, config: InputConfig, *, exact: bool = False, order: Order | None = None
+    ) -> Batches:
         return Batches(
             self._shards[split],
             config,
@@ -167,6 +172,7 @@ class Dataset:
             clock=self._clock,
             cache=self._cache(split, config.cache, exact),
             exact=exact,
+            order=order,
         )
 
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:

@@ -165,10 +165,11 @@ class Evaluate:
         if self.log:
             line = {"epoch": epoch, "phase": part, "split": self.plan.eval_split, **self.last, "n": int(n)}
             self.log.write(state.step, "eval", line)
+        speed = self.watch.images_per_second
         self.say(
             f"epoch {epoch:.3g}, step {state.step}: {self.plan.eval_split} loss {self.last['loss']:.3f}, "
-            f"top-1 {100 * self.last['top1']:.1f} % (n = {int(n)}), training at {self.watch.images_per_second:.1f} "
-            "images/s"
+            f"top-1 {100 * self.last['top1']:.1f} % (n = {int(n)})"
+            + (f", training at {speed:.1f} images/s" if speed else "")
         )
         self._judge(state)
 

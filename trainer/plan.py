@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import tensorflow as tf
 
 import pipeline
 from pipeline import InputConfig
-from pipeline.cli import UsageError
+from pipeline.cli import UsageError, progress
 from trainer import model, schedule
+from trainer.balance import BalancedOrder
 from trainer.cluster import Cluster
 from trainer.config import TrainConfig
 from trainer.step import Batch
@@ -42,10 +44,15 @@ class Plan:
         """Examples in an epoch."""
         return self.data.num_records(self.config.train_split)
 
-    @property
+    @cached_property
     def order(self) -> pipeline.Order:
         """Position -> record."""
-        return pipeline.Order(self.num_records, self.config.seed, self.config.read_block)
+        config = self.config
+        if not config.balanced_sampling or config.synthetic:
+            return pipeline.Order(self.num_records, config.seed, config.read_block)
+        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
+        labels = np.array([label for _, label, _ in self.data.records(config.train_split, numbers)])
+        return BalancedOrder(self.num_records, config.seed, labels=labels)
 
     @property
     def order_key(self) -> dict[str, Any]:
@@ -70,7 +77,10 @@ class Plan:
 
     def train_batches(self, cursor: int) -> Any:
         """Iterator of distributed training batches from the sample at `cursor` on."""
-        return iter(self._distribute(self.data.train_batches, self.config.train_split, self.input, cursor=cursor))
+        make = self.data.train_batches
+        if self.config.balanced_sampling and not self.config.synthetic:
+            make = partial(make, order=self.order)
+        return iter(self._distribute(make, self.config.train_split, self.input, cursor=cursor))
 
     def eval_batches(self) -> Any:
         """Distributed batches that hold each record of the evaluation split once."""

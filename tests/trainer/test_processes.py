@@ -17,9 +17,17 @@ from trainer import metrics, state
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
-    "--phases=head:0.5@0.05,all:2@0.05", "--global_batch_size=8", "--image_size=32", "--width=0.03",
-    "--precision=float32", "--nojit", "--dropout=0.4", "--checkpoint_every_steps=2", "--log_every_steps=1",
-    "--peak_tflops=1", "--seed=3",
+    "--phases=head:0.5@0.05,all:2@0.05",
+    "--global_batch_size=8",
+    "--image_size=32",
+    "--width=0.03",
+    "--precision=float32",
+    "--nojit",
+    "--dropout=0.4",
+    "--checkpoint_every_steps=2",
+    "--log_every_steps=1",
+    "--peak_tflops=1",
+    "--seed=3",
 ]
 
 
