@@ -49,7 +49,7 @@ class Config:
     on_bad_image: str = "quarantine"
     max_bad_fraction: float | None = None
     shards: int = 0
-    shard_mb: float = 128
+    shard_mb: float = 128.0
     seed: int = 0
     workers: int = 1
     engine: str = "processes"

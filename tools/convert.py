@@ -123,7 +123,7 @@ def config_from_flags() -> Config:
         on_bad_image=_ON_BAD.value,
         max_bad_fraction=_MAX_BAD.value,
         shards=_SHARDS.value,
-        shard_mb=_SHARD_MB.value,
+        shard_mb=float(_SHARD_MB.value),
         seed=_SEED.value,
         workers=_WORKERS.value or len(os.sched_getaffinity(0)),
         engine=_ENGINE.value,
