@@ -46,7 +46,8 @@ th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
 img { max-width: 100%; height: auto; }
 figure { margin: .5rem 0; }
-figure.plot { background: #ffffff; }
+figure.plot { background: #ffffff; overflow-x: auto; }
+@media (max-width: 40rem) { figure.plot img { max-width: none; width: var(--least); } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
 .gallery figure { margin: 0; background: var(--card); padding: .25rem; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
@@ -112,7 +113,9 @@ class Page:
         data = figure_png(figure)
         if png is not None:
             Path(png).write_bytes(data)
-        self._add(title, _note(note), f'<figure class="plot">{_img(data, alt)}</figure>')
+        # On a phone a plot scrolls sideways at the width from which its lettering is legible.
+        least = int.from_bytes(data[16:20]) * 2 // 3  # of the width in the PNG's header
+        self._add(title, _note(note), f'<figure class="plot" style="--least: {least}px">{_img(data, alt)}</figure>')
 
     def picture(self, title: str, data: bytes, alt: str, note: str = "") -> None:
         """A section with one encoded picture (PNG, JPEG or WebP)."""

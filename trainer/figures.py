@@ -333,4 +333,4 @@ def gallery(pictures: Sequence[tuple[np.ndarray | None, str, str]], columns: int
 def _percent() -> Any:
     from matplotlib.ticker import PercentFormatter
 
-    return PercentFormatter(1, decimals=0)
+    return PercentFormatter(1)  # as many decimals as the ticks need

@@ -29,13 +29,13 @@ def write_report(path: Path, directory: Path, run: Any, data: Any, evaluation: E
         subtitle=f"VGG16, {len(evaluation.labels)} classes, {data.manifest.name}, {found['count']}",
     )
     add_result(page, evaluation)
-    add_setting(page, run, content)
+    add_setting(page, content)
     add_ledger(page, data)
     add_training(page, run, rows)
     add_confusion(page, evaluation)
     add_mistakes(page, run, data, evaluation)
     add_suspects(page, run, data, evaluation)
-    add_calibration(page, evaluation)
+    add_calibration(page, run, evaluation)
     add_leaks(page, run, data, evaluation)
     add_machine(page, content, found)
     page.save(path)
@@ -72,17 +72,14 @@ def add_result(page: Page, evaluation: Evaluation) -> None:
     page.table("Result", ("measure", "value", "95 % interval"), rows, note=f"{m['split']}: {m['count']}{tta}.")
 
 
-def add_setting(page: Page, run: Any, content: dict[str, Any]) -> None:
-    """Every flag; those that differ from their default first."""
-    default = TrainConfig().to_dict()
-    changed = {name: value != default[name] for name, value in content["train"].items()}
-    rows = [
-        (f"--{name}", _text(content["train"][name]), _text(default[name]))
-        for name in sorted(changed, key=lambda name: not changed[name])
-    ]
-    given = [f"--{name}={_text(content['train'][name])}" for name, differs in changed.items() if differs]
-    page.text("Setting", " ".join(given) or "every flag at its default")
-    page.table("Setting", ("flag", "value", "default"), rows)
+def add_setting(page: Page, content: dict[str, Any]) -> None:
+    """The flags that were given, and what the others were."""
+    default, used = TrainConfig().to_dict(), content["train"]
+    changed = [name for name, value in used.items() if value != default.get(name)]
+    rows = [(f"--{name}", _text(used[name]), _text(default.get(name, ""))) for name in changed]
+    page.table("Setting", ("flag", "value", "default"), rows, note="What differs from the defaults:")
+    rest = " ".join(f"--{name}={_text(value)}" for name, value in used.items() if name not in changed)
+    page.text("Setting", f"As by default: {rest}")
 
 
 def add_ledger(page: Page, data: Any) -> None:
@@ -210,7 +207,7 @@ def explained(run: Any, data: Any, evaluation: Evaluation, chosen: np.ndarray) -
     return made
 
 
-def add_calibration(page: Page, evaluation: Evaluation) -> None:
+def add_calibration(page: Page, run: Any, evaluation: Evaluation) -> None:
     """Whether 80 % sure means right in 80 % of cases."""
     m = evaluation.metrics
     if "temperature" in m:
@@ -221,6 +218,8 @@ def add_calibration(page: Page, evaluation: Evaluation) -> None:
             f"takes the expected calibration error from {m['ece']:.1%} to {t['ece']:.1%} and the log loss from "
             f"{m['log_loss']:.3f} to {t['log_loss']:.3f}. The ranking, and so top-1, stays the same."
         )
+        if t["fitted_on"] == run.config.train_split:
+            note += " It was fitted on the training split, where the model is too good: take another one if you can."
         note += " The fit ran to the end of its range: that split cannot tell the temperature." if edge else ""
     else:
         note = "No temperature was fitted: that takes another held-out split (--temperature_split)."
