@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from pipeline import edits as ed
-from pipeline.decode import scratch
 from pipeline.edits import Edits
+from pipeline.memory import scratch
 
 
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:

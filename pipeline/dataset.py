@@ -161,9 +161,7 @@ class Dataset:
         self.manifest.split(split)
         return self._shards[split]
 
-    def _batches(
-        self, split: str, config: InputConfig, *, exact: bool = False, order: Order | None = None
-    ) -> Batches:
+    def _batches(self, split: str, config: InputConfig, *, exact: bool = False, order: Order | None = None) -> Batches:
         return Batches(
             self._shards[split],
             config,

@@ -7,15 +7,12 @@ grey, go through OpenCV. Orientation tags are not applied: the converter already
 
 from __future__ import annotations
 
-import threading
-
 import cv2
 import numpy as np
 import simplejpeg
 
+from pipeline.memory import scratch
 from pipeline.records import Example
-
-_local = threading.local()
 
 
 def decode(example: Example, encoding: str, *, exact: bool = False) -> np.ndarray:
@@ -59,12 +56,3 @@ def _any(data: memoryview) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels of type {pixels.dtype}")
     return pixels
-
-
-def scratch(purpose: str, size: int) -> np.ndarray:
-    """`size` bytes of this thread's own memory for a purpose, with whatever was left there."""
-    memory = getattr(_local, purpose, None)
-    if memory is None or memory.size < size:
-        memory = np.empty(size, np.uint8)
-        setattr(_local, purpose, memory)
-    return memory[:size]

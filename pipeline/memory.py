@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: fresh memory costs a page fault, and zeroing, for every piece of it."""
+"""Memory that is used again: fresh memory costs a page fault, and zeroing, for every piece of it. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ class BatchMemory:
                     self._kept.append(memory)
             start = -memory.ctypes.data % _ALIGNMENT
             return memory[start : start + size].reshape(shape)
+
+
+_local = threading.local()
+
+
+def scratch(purpose: str, size: int) -> np.ndarray:
+    """`size` bytes of this thread's own memory for a purpose, with whatever was left there."""
+    memory = getattr(_local, purpose, None)
+    if memory is None or memory.size < size:
+        memory = np.empty(size, np.uint8)
+        setattr(_local, purpose, memory)
+    return memory[:size]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import google_crc32c
+import numpy as np
 
 from pipeline.manifest import Features
 
@@ -50,7 +51,7 @@ def _int_feature(value: int) -> bytes:
     return _message(3, _message(1, _varint(value)))  # Feature.int64_list, Int64List.value (packed)
 
 
-def _message(field: int, payload: bytes) -> bytes:
+def _message(field: int, payload: bytes | memoryview) -> bytes:
     return bytes((field << 3 | 2,)) + _varint(len(payload)) + payload
 
 
@@ -68,13 +69,16 @@ def _varint(value: int) -> bytes:
 FRAME_BYTES = 16  # what framing adds to a payload: 8 length, 4 its checksum, 4 the payload's
 
 
-def frame_record(payload: bytes) -> bytes:
+def frame_record(payload: bytes | memoryview) -> bytes:
     """Frame one payload as a TFRecord: length, masked CRC-32C of the length, payload, masked CRC-32C of it."""
     length = struct.pack("<Q", len(payload))
     return b"".join((length, masked_crc(length), payload, masked_crc(payload)))
 
 
-def unframe_record(framed: bytes) -> bytes:
+Data = TypeVar("Data", bytes, memoryview)  # a memoryview must be read-only; its slices are views, not copies
+
+
+def unframe_record(framed: Data) -> Data:
     """The payload of one framed record. Raises ValueError when its length or a checksum is wrong."""
     if len(framed) < FRAME_BYTES:
         raise ValueError(f"record of {len(framed)} bytes is shorter than its frame")
@@ -87,9 +91,10 @@ def unframe_record(framed: bytes) -> bytes:
     return payload
 
 
-def masked_crc(data: bytes) -> bytes:
+def masked_crc(data: bytes | memoryview) -> bytes:
     """The four checksum bytes TFRecord stores for `data`; the mask keeps CRCs of CRCs apart."""
-    crc = google_crc32c.value(data)
+    # The library takes bytes and arrays, but no memoryview.
+    crc = google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8))
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
@@ -106,7 +111,7 @@ class Example(NamedTuple):
     width: int = 0
 
 
-def parse_example(payload: bytes, features: Features) -> Example:
+def parse_example(payload: bytes | memoryview, features: Features) -> Example:
     """The picture in a serialised `tf.train.Example`: inverse of `encode_example`, for foreign feature names too.
 
     Raises:
@@ -129,7 +134,7 @@ def parse_example(payload: bytes, features: Features) -> Example:
     )
 
 
-def feature_kinds(payload: bytes) -> dict[str, str]:
+def feature_kinds(payload: bytes | memoryview) -> dict[str, str]:
     """Name of every feature of a serialised `tf.train.Example` and what it holds: bytes, int64, float or nothing.
 
     Raises:
@@ -144,13 +149,13 @@ def feature_kinds(payload: bytes) -> dict[str, str]:
             key, key_end = _delimited(payload, entry, 0x0A)
             feature, feature_end = _delimited(payload, key_end, 0x12)
             kind = kinds.get(payload[feature], "nothing") if feature < feature_end else "nothing"
-            found[payload[key:key_end].decode(errors="replace")] = kind
+            found[str(payload[key:key_end], errors="replace")] = kind
     except IndexError:
         raise ValueError("the Example ends in the middle of a field") from None
     return found
 
 
-def _wanted_values(payload: bytes, features: Features) -> list[memoryview | int | None]:
+def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memoryview | int | None]:
     """First values of the features that are read; None where there is none. Every writer puts keys before values."""
     slots = _slots(features)
     values: list[memoryview | int | None] = [None] * 5
@@ -160,7 +165,7 @@ def _wanted_values(payload: bytes, features: Features) -> list[memoryview | int 
     while at < end:
         entry, at = _delimited(payload, at, 0x0A)  # Features.feature
         key_end = entry + 2 + payload[entry + 1]  # written out: this loop costs as much as the checksum
-        slot = slots.get(payload[entry + 2 : key_end])
+        slot = slots.get(bytes(payload[entry + 2 : key_end]))
         if payload[entry] != 0x0A or payload[entry + 1] > 0x7F or at > end:
             raise ValueError("not a tf.train.Example, or a feature's name is longer than 127 bytes")
         if slot is not None:
@@ -178,7 +183,7 @@ def _slots(features: Features) -> dict[bytes, int]:
     return {name.encode(): slot for slot, name in enumerate(names) if name}
 
 
-def _first_value(payload: bytes, feature: int) -> memoryview | int | None:
+def _first_value(payload: bytes | memoryview, feature: int) -> memoryview | int | None:
     """First value of a Feature's list; None when that is empty or holds floats."""
     kind = payload[feature]
     start, end = _delimited(payload, feature, kind)
@@ -195,7 +200,7 @@ def _first_value(payload: bytes, feature: int) -> memoryview | int | None:
     return None
 
 
-def _delimited(payload: bytes, at: int, tag: int) -> tuple[int, int]:
+def _delimited(payload: bytes | memoryview, at: int, tag: int) -> tuple[int, int]:
     """Start and end of the length-delimited field at an offset."""
     if payload[at] != tag:
         raise ValueError("not a tf.train.Example")
@@ -209,7 +214,7 @@ def _delimited(payload: bytes, at: int, tag: int) -> tuple[int, int]:
     return start, end
 
 
-def _varint_at(payload: bytes, at: int) -> tuple[int, int]:
+def _varint_at(payload: bytes | memoryview, at: int) -> tuple[int, int]:
     """The number that starts at an offset, and the offset behind it."""
     number = shift = 0
     while True:
