@@ -9,17 +9,27 @@ import numpy as np
 import tensorflow as tf
 
 
+def own_graph(model: Any) -> Any:
+    """The same model in layers of its own. The trainer's layers belong to several models, so that the `output` of one
+    may be another model's tensor; and what stands between layers (the flip to BGR) is not in `layers`."""
+    import keras
+
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 class GradCam:
     """Grad-CAM (Selvaraju et al. 2017) on the last convolution: where the evidence for a class lies."""
 
     def __init__(self, model: Any):
         import keras
 
-        layers = model.layers[1:]  # a chain; the layers belong to several models, so `layer.output` may be another's
-        convolution = max(n for n, layer in enumerate(layers) if isinstance(layer, keras.layers.Conv2D)) + 1
-        dense = max(n for n, layer in enumerate(layers) if isinstance(layer, keras.layers.Dense)) + 1
-        self._before = keras.Sequential([model.layers[0], *layers[:convolution]])
-        self._after = keras.Sequential(layers[convolution:dense])  # logits: a softmax near 1 has no slope left
+        model = own_graph(model)
+        convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
+        self._before = keras.Model(model.input, convolution.output)
+        self._after = keras.Model(convolution.output, dense.output)  # logits: a softmax near 1 has no slope left
 
     def __call__(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """float32 [n, h, w] from 0 to 1 for uint8 images [n, s, s, 3]; all 0 where nothing speaks for the class."""

@@ -181,11 +181,13 @@ def neighbours(
     """(record, train record): the training pictures of most similar features, nearest first."""
     import keras
 
+    from trainer.explain import own_graph
     from trainer.forward import predict_split
 
-    dense = [layer for layer in run.model.layers if isinstance(layer, keras.layers.Dense)][-1]
     with cluster.strategy.scope():
-        model = keras.Model(run.model.input, keras.ops.cast(dense.input, "float32"))
+        whole = own_graph(run.model)
+        dense = [layer for layer in whole.layers if isinstance(layer, keras.layers.Dense)][-1]
+        model = keras.Model(whole.input, keras.ops.cast(dense.input, "float32"))
     evaluated = predict_split(run, cluster, data, split, rows=rows, model=model)
     training = predict_split(run, cluster, trained_on, train_split, rows=rows, model=model)
     centre = training.probabilities.mean(axis=0)  # what all pictures share says nothing about a pair
