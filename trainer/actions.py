@@ -86,9 +86,15 @@ class Watch:
         tflops = rate * self.flops[record.span.index] / 1e12
         waiting = 100 * self._waited / seconds
         line = {
-            "epoch": round(self.plan.epoch(record.cursor), 6), "phase": record.span.phase.part, "loss": loss,
-            "top1": top1, "learning_rate": record.learning_rate, "gradient_norm": self._norm,
-            "images_per_second": round(rate, 2), "waiting_percent": round(waiting, 2), "tflops": round(tflops, 4),
+            "epoch": round(self.plan.epoch(record.cursor), 6),
+            "phase": record.span.phase.part,
+            "loss": loss,
+            "top1": top1,
+            "learning_rate": record.learning_rate,
+            "gradient_norm": self._norm,
+            "images_per_second": round(rate, 2),
+            "waiting_percent": round(waiting, 2),
+            "tflops": round(tflops, 4),
             "skipped_steps": self._skipped,
         }
         if self.peak:
@@ -123,7 +129,12 @@ class Evaluate:
     """Every so many epochs, and at the end of each phase: exact loss, top-1 and top-5 of the held-out split."""
 
     def __init__(
-        self, plan: Plan, network: model.Network, watch: Watch, log: metrics.MetricsLog | None, say: Say,
+        self,
+        plan: Plan,
+        network: model.Network,
+        watch: Watch,
+        log: metrics.MetricsLog | None,
+        say: Say,
         on_best: Callable[[TrainState], None],
     ) -> None:
         self.plan, self.watch, self.log, self.say, self.on_best = plan, watch, log, say, on_best

@@ -93,8 +93,6 @@ def _split_cpu(parts: int) -> None:
     if len(tf.config.get_logical_device_configuration(cpu) or ()) == parts:
         return
     try:
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * parts
-        )
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * parts)
     except RuntimeError as error:
         raise UsageError(f"--logical_cpus={parts}: the CPU is already in use as it is ({error})") from None

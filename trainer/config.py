@@ -19,10 +19,23 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 # Settings that change how a run is carried out or watched, never what it computes: free to differ at a restart.
-FREE = frozenset({
-    "data", "workdir", "strategy", "logical_cpus", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
-    "profile_steps", "peak_tflops", "augment_on", "cache", "threads", "max_bad_records",
-})
+FREE = frozenset(
+    {
+        "data",
+        "workdir",
+        "strategy",
+        "logical_cpus",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "profile_steps",
+        "peak_tflops",
+        "augment_on",
+        "cache",
+        "threads",
+        "max_bad_records",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -71,37 +84,51 @@ class TrainConfig:
         "auto", "held-out split to report on: a name, none, or auto: validation, else test, else none"
     )
     # model
-    weights: str = _field("none", "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, "
-                                  "checkpoint file or run directory")
-    head: str = _field("gap", "what follows the convolutions: global average pooling, a hidden layer of 256, or "
-                              "the original 4096-4096", HEADS)
+    weights: str = _field(
+        "none",
+        "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, checkpoint file or run directory",
+    )
+    head: str = _field(
+        "gap",
+        "what follows the convolutions: global average pooling, a hidden layer of 256, or the original 4096-4096",
+        HEADS,
+    )
     dropout: float = _field(0.5, "share of activations dropped in the head while training, 0 to 1")
     image_size: int = _field(224, "side of the square the model sees, in pixels; at least 32")
     width: float = _field(1.0, "share of VGG16's filters and units; below 1 for quick trials on a CPU")
     # recipe
     phases: str = _field("all:9@0.02", "WHAT:EPOCHS@LR,...; WHAT is one of " + ", ".join(PARTS))
-    optimizer: str = _field("sgd", "sgd is Nesterov momentum; weight decay joins the gradient for sgd and adam, "
-                                   "and is decoupled for adamw", OPTIMIZERS)
+    optimizer: str = _field(
+        "sgd",
+        "sgd is Nesterov momentum; weight decay joins the gradient for sgd and adam, and is decoupled for adamw",
+        OPTIMIZERS,
+    )
     momentum: float = _field(0.9, "momentum of sgd, first decay rate of adam and adamw")
     schedule: str = _field("cosine", "learning rate within each phase, after its warm-up", SCHEDULES)
-    warmup_epochs: float = _field(-1.0, "linear warm-up at the start of each phase, in epochs; "
-                                        "-1: a tenth of the phase")
+    warmup_epochs: float = _field(
+        -1.0, "linear warm-up at the start of each phase, in epochs; -1: a tenth of the phase"
+    )
     block_lr_decay: float = _field(1.0, "each block below the head learns at this times the rate above it")
     clip_norm: float = _field(1.0, "largest global norm of the gradient; 0: do not clip")
     weight_decay: float = _field(0.0, "weight decay; biases are left out")
-    ema: float = _field(0.0, "decay of the moving average of the weights that is evaluated and saved, e.g. 0.999; "
-                             "0: none")
+    ema: float = _field(
+        0.0, "decay of the moving average of the weights that is evaluated and saved, e.g. 0.999; 0: none"
+    )
     label_smoothing: float = _field(0.0, "share of the label spread over all classes, 0 to 1")
-    class_weights: str = _field("none", "balanced: weigh each example by 1 / (frequency of its class)",
-                                ("none", "balanced"))
+    class_weights: str = _field(
+        "none", "balanced: weigh each example by 1 / (frequency of its class)", ("none", "balanced")
+    )
     balanced_sampling: bool = _field(False, "draw every class equally often instead of every record")
     # input
     global_batch_size: int = _field(32, "examples a step, over all devices and hosts")
     micro_batches: int = _field(1, "pieces a device's share of the batch is cut into, to save memory")
     seed: int = _field(0, "seed of the order, the augmentation, the initial weights and dropout")
     read_block: int = _field(1, "stored records read together; 1 shuffles exactly")
-    augment_on: str = _field("auto", "where pictures are cropped and turned: auto: on the device when it is a GPU",
-                             ("auto", "host", "device"))
+    augment_on: str = _field(
+        "auto",
+        "where pictures are cropped and turned: auto: on the device when it is a GPU",
+        ("auto", "host", "device"),
+    )
     crop_area: str = _field("0.35,1", "least and largest share of the picture a random crop covers")
     crop_ratio: str = _field("0.75,1.333", "least and largest width / height of a random crop")
     flip: bool = _field(True, "mirror left-right, half of the time")
@@ -119,8 +146,11 @@ class TrainConfig:
     max_bad_records: int = _field(10, "distinct unreadable records after which the run stops")
     threads: int = _field(0, "threads that read and decode; 0: one for each core")
     synthetic: bool = _field(False, "train on fake batches from memory: the ceiling to compare the real input with")
-    cache_features: int = _field(0, "for head phases: run the frozen layers once over this many augmented views of "
-                                    "each image and train on the stored features; 0: off")
+    cache_features: int = _field(
+        0,
+        "for head phases: run the frozen layers once over this many augmented views of "
+        "each image and train on the stored features; 0: off",
+    )
     # how
     precision: str = _field("mixed_bfloat16", "arithmetic of the layers; weights stay float32", PRECISIONS)
     strategy: str = _field("auto", "auto: multi_worker if TF_CONFIG names workers, else mirrored", STRATEGIES)
@@ -133,8 +163,11 @@ class TrainConfig:
     keep_checkpoints: int = _field(3, "how many of the latest checkpoints to keep")
     log_every_steps: int = _field(10, "steps between lines of metrics.jsonl")
     early_stop_evals: int = _field(0, "stop after this many evaluations without a better --best_metric; 0: never")
-    best_metric: str = _field("none", "keep the checkpoint that is best on the validation split by this metric and "
-                                      "save it as the model", ("none", "loss", "top1", "top5"))
+    best_metric: str = _field(
+        "none",
+        "keep the checkpoint that is best on the validation split by this metric and save it as the model",
+        ("none", "loss", "top1", "top5"),
+    )
     profile_steps: str = _field("", "FIRST:LAST, steps to write a profiler trace of, e.g. 100:110")
     peak_tflops: float = _field(0.0, "peak of one device for the MFU figure; 0: measure a matrix product")
 
@@ -155,8 +188,12 @@ class TrainConfig:
         _check(self, "image_size", self.image_size >= 32, "VGG16 halves the picture five times; use at least 32")
         _check(self, "block_lr_decay", 0 < self.block_lr_decay <= 1, "needs a number above 0, up to 1")
         _check(self, "eval_every_epochs", self.eval_every_epochs > 0, "needs a number above 0")
-        _check(self, "warmup_epochs", self.warmup_epochs >= 0 or self.warmup_epochs == -1,
-               "needs a number of at least 0, or -1 for a tenth of each phase")
+        _check(
+            self,
+            "warmup_epochs",
+            self.warmup_epochs >= 0 or self.warmup_epochs == -1,
+            "needs a number of at least 0, or -1 for a tenth of each phase",
+        )
         _check(self, "width", 0 < self.width <= 1, "needs a number above 0, up to 1")
         self.input_config()
         if self.profile_steps:
@@ -222,7 +259,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def define_flags() -> None:
     """One absl flag per field of TrainConfig."""
     kinds: dict[type, Any] = {
-        bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
     }
     for field in dataclasses.fields(TrainConfig):
         text, choices, default = field.metadata["help"], field.metadata["choices"], field.default

@@ -83,7 +83,10 @@ class FeatureCache:
         frozen = {path: v for path, v in self.network.weights.items() if path.startswith("block")}
         how = {"global_batch_size", "threads", "cache", "max_bad_records", "augment_on"}  # change no picture
         values = {
-            "order": self.plan.order_key, "views": self.views, "precision": config.precision, "head": config.head,
+            "order": self.plan.order_key,
+            "views": self.views,
+            "precision": config.precision,
+            "head": config.head,
             "input": {name: value for name, value in vars(self.plan.input).items() if name not in how},
             "weights": state.weights_digest(frozen),
         }
@@ -113,9 +116,10 @@ class FeatureCache:
         batch_size = plan.config.global_batch_size
         for _ in progress(range(-(-total // batch_size)), total=-(-total // batch_size), desc="features", unit="step"):
             batch = next(batches)
-            parts = [strategy.experimental_local_results(x) for x in (
-                run(batch), batch["position"], batch["record"], batch["label"], batch["weight"]
-            )]
+            parts = [
+                strategy.experimental_local_results(x)
+                for x in (run(batch), batch["position"], batch["record"], batch["label"], batch["weight"])
+            ]
             for found, position, record, label, weight in zip(*parts, strict=True):
                 position = position.numpy()
                 inside = position < total  # the last batch may run into the next epoch

@@ -35,16 +35,20 @@ def dry_run(config: TrainConfig) -> None:
     batch, replicas = config.global_batch_size, plan.cluster.replicas
     print(f"devices: {plan.cluster}")
     print(f"batch: {batch} = {replicas} × {batch // replicas} examples, in {config.micro_batches} micro-batches")
-    print(f"data: {plan.num_records} records of {config.train_split}, {len(plan.labels)} classes; "
-          f"evaluation on {plan.eval_split or 'nothing'}")
+    print(
+        f"data: {plan.num_records} records of {config.train_split}, {len(plan.labels)} classes; "
+        f"evaluation on {plan.eval_split or 'nothing'}"
+    )
     for span in plan.spans:
         trained = network.trained(span.phase.part)
         count = sum(int(np.prod(v.shape)) for v in trained.values())
         steps = steps_between(span.start, span.stop, batch)
         flops = model.flops_per_image(network, span.phase.part)
-        print(f"phase {span.index + 1}: {span.phase.part}, {span.phase.epochs:g} epochs = {steps} steps at a peak rate "
-              f"of {span.phase.learning_rate:g}; {count:,} of {_parameters(network):,} parameters train, "
-              f"{flops / 1e9:.1f} GFLOP an image")
+        print(
+            f"phase {span.index + 1}: {span.phase.part}, {span.phase.epochs:g} epochs = {steps} steps at a peak rate "
+            f"of {span.phase.learning_rate:g}; {count:,} of {_parameters(network):,} parameters train, "
+            f"{flops / 1e9:.1f} GFLOP an image"
+        )
     print(f"memory: about {memory_bytes(plan, network) / 2**30:.2f} GiB a device")
 
 
@@ -64,7 +68,7 @@ def _parameters(network: model.Network) -> int:
 
 
 def find_lr(config: TrainConfig) -> None:
-    """Raise the rate step by step, draw the loss, and suggest the rate where it falls fastest."""
+    """Raise the rate step by step, draw the loss, and suggest a rate."""
     if not config.workdir:
         raise UsageError("--workdir is missing: --find_lr puts its picture there")
     plan = run.prepare(config)
@@ -94,13 +98,11 @@ def find_lr(config: TrainConfig) -> None:
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float]:
-    """Smoothed losses, and the rate of their steepest fall, over the logarithm of the rate, before their minimum."""
+    """Smoothed losses, and a tenth of the rate where they are lowest: well before they rise, and still fast."""
     reach = max(2, len(losses) // 20)
     kernel = np.ones(2 * reach + 1) / (2 * reach + 1)
     smooth = np.convolve(np.pad(losses, reach, mode="edge"), kernel, mode="valid")
-    lowest = max(int(np.argmin(smooth)), 3)
-    slope = np.gradient(smooth, np.log(rates))[:lowest]
-    return smooth, float(f"{rates[int(np.argmin(slope))]:.2g}")
+    return smooth, float(f"{rates[int(np.argmin(smooth))] / 10:.2g}")
 
 
 def find_batch(config: TrainConfig) -> None:
@@ -125,11 +127,21 @@ def find_batch(config: TrainConfig) -> None:
 
 def _trial(config: TrainConfig, batch: int) -> float | None:
     """Peak memory of two steps at this batch; None when they do not fit."""
-    values = {**config.to_dict(), "global_batch_size": batch, "synthetic": True, "strategy": "one_device",
-              "logical_cpus": 0, "micro_batches": 1, "best_metric": "none", "early_stop_evals": 0}
+    values = {
+        **config.to_dict(),
+        "global_batch_size": batch,
+        "synthetic": True,
+        "strategy": "one_device",
+        "logical_cpus": 0,
+        "micro_batches": 1,
+        "best_metric": "none",
+        "early_stop_evals": 0,
+    }
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from trainer import find; find._measure(sys.argv[1])", json.dumps(values)],
-        capture_output=True, text=True, env=None,
+        capture_output=True,
+        text=True,
+        env=None,
     )
     if done.returncode == 0:
         return float(done.stdout.split()[-1])

@@ -28,7 +28,11 @@ GROUPS = ("head", "block5", "block4", "block3", "block2", "block1")
 FILTERS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 TRAINS = {  # what trains in a phase named so
-    "head": GROUPS[:1], "block5": GROUPS[:2], "block4": GROUPS[:3], "block3": GROUPS[:4], "all": GROUPS,
+    "head": GROUPS[:1],
+    "block5": GROUPS[:2],
+    "block4": GROUPS[:3],
+    "block3": GROUPS[:4],
+    "all": GROUPS,
 }
 IMAGENET = {  # file name and md5 of the weights Keras publishes, without and with the top
     False: ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", "6d6bbae143d832006294945121d1f1fc"),
@@ -72,10 +76,10 @@ def _hash(x: Any, seed: int) -> Any:
 class Network:
     """One set of layers seen four ways."""
 
-    train: Any     # (float32 image, position) -> float32 logits
-    serve: Any     # uint8 image -> float32 probabilities; built-in layers only
+    train: Any  # (float32 image, position) -> float32 logits
+    serve: Any  # uint8 image -> float32 probabilities; built-in layers only
     backbone: Any  # float32 image -> features
-    head: Any      # (features, position) -> float32 logits
+    head: Any  # (features, position) -> float32 logits
     input_scale: float  # what the convolutions see is divided by this
 
     @property
@@ -94,8 +98,15 @@ def group(path: str) -> str:
 
 
 def build(
-    *, classes: int, head: str, image_size: int, dropout: float = 0.0, seed: int = 0, precision: str = "float32",
-    width: float = 1.0, input_scale: float = 1.0,
+    *,
+    classes: int,
+    head: str,
+    image_size: int,
+    dropout: float = 0.0,
+    seed: int = 0,
+    precision: str = "float32",
+    width: float = 1.0,
+    input_scale: float = 1.0,
 ) -> Network:
     """VGG16 with a new head. `width` below 1 thins every layer, for quick trials on CPUs."""
     previous = keras.config.dtype_policy()
@@ -106,9 +117,7 @@ def build(
         keras.config.set_dtype_policy(previous)
 
 
-def _build(
-    classes: int, head: str, size: int, dropout: float, seed: int, width: float, scale: float
-) -> Network:
+def _build(classes: int, head: str, size: int, dropout: float, seed: int, width: float, scale: float) -> Network:
     pool = keras.layers.GlobalAveragePooling2D(name="pool") if head == "gap" else keras.layers.Flatten(name="flatten")
     normalise = keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALISE)
     stack = [*_convolutions(size, width), pool]
@@ -163,9 +172,11 @@ def _convolutions(size: int, width: float) -> list[Any]:
     layers: list[Any] = []
     for block, (filters, count) in enumerate(zip(FILTERS, CONVOLUTIONS, strict=True), 1):
         for index in range(1, count + 1):
-            layers.append(keras.layers.Conv2D(
-                max(1, int(filters * width)), 3, padding="same", activation="relu", name=f"block{block}_conv{index}"
-            ))
+            layers.append(
+                keras.layers.Conv2D(
+                    max(1, int(filters * width)), 3, padding="same", activation="relu", name=f"block{block}_conv{index}"
+                )
+            )
         layers.append(keras.layers.MaxPooling2D(name=f"block{block}_pool"))
     return layers
 
@@ -266,8 +277,11 @@ def _imagenet(head: str) -> Pretrained:
 
         try:
             keras.utils.get_file(
-                name, vgg16.WEIGHTS_PATH if head == "fc4096" else vgg16.WEIGHTS_PATH_NO_TOP,
-                cache_subdir="models", file_hash=md5, cache_dir=str(folder.parent),
+                name,
+                vgg16.WEIGHTS_PATH if head == "fc4096" else vgg16.WEIGHTS_PATH_NO_TOP,
+                cache_subdir="models",
+                file_hash=md5,
+                cache_dir=str(folder.parent),
             )
         except Exception as error:  # Keras raises a bare Exception when it cannot download
             raise UsageError(
@@ -276,16 +290,20 @@ def _imagenet(head: str) -> Pretrained:
             ) from error
     with path.open("rb") as file:
         if (found := hashlib.file_digest(file, "md5").hexdigest()) != md5:
-            raise UsageError(f"--weights=imagenet: {path} is damaged or another file: md5 {found}, expected {md5}; "
-                             "delete it and try again, or pass its path as --weights if you mean it")
+            raise UsageError(
+                f"--weights=imagenet: {path} is damaged or another file: md5 {found}, expected {md5}; "
+                "delete it and try again, or pass its path as --weights if you mean it"
+            )
     return _read_h5(path)
 
 
 def _read(weights: str) -> Pretrained:
     path = Path(weights)
     if not path.exists():
-        raise UsageError(f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, "
-                         "checkpoint file or run directory")
+        raise UsageError(
+            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, "
+            "checkpoint file or run directory"
+        )
     try:
         if path.suffix == ".keras":
             return _from_layers(keras.models.load_model(path, compile=False))

@@ -59,8 +59,11 @@ class Plan:
         """What position -> sample depends on. A checkpoint only continues under the key it was written with."""
         digest = "synthetic" if self.config.synthetic else self.data.manifest.digest
         return {
-            "dataset": digest, "split": self.config.train_split, "records": self.num_records,
-            "seed": self.config.seed, "read_block": self.config.read_block,
+            "dataset": digest,
+            "split": self.config.train_split,
+            "records": self.num_records,
+            "seed": self.config.seed,
+            "read_block": self.config.read_block,
             "balanced_sampling": self.config.balanced_sampling,
         }
 
@@ -71,8 +74,12 @@ class Plan:
     def learning_rate(self, span: schedule.PhaseSpan, cursor: int) -> float:
         """Rate of the step that starts at `cursor`."""
         return schedule.learning_rate(
-            span, cursor, num_records=self.num_records, schedule=self.config.schedule,
-            warmup_epochs=self.config.warmup_epochs, batch=self.config.global_batch_size,
+            span,
+            cursor,
+            num_records=self.num_records,
+            schedule=self.config.schedule,
+            warmup_epochs=self.config.warmup_epochs,
+            batch=self.config.global_batch_size,
         )
 
     def train_batches(self, cursor: int) -> Any:
@@ -88,9 +95,7 @@ class Plan:
 
     def _distribute(self, make: Any, split: str, config: InputConfig, **where: int) -> Any:
         cluster = self.cluster
-        dataset = make(
-            split, config, host=cluster.host, hosts=cluster.hosts, replicas=cluster.local_replicas, **where
-        )
+        dataset = make(split, config, host=cluster.host, hosts=cluster.hosts, replicas=cluster.local_replicas, **where)
         # The elements are already this host's replicas' shares, in turn.
         return cluster.strategy.distribute_datasets_from_function(lambda context: dataset)
 
@@ -107,7 +112,10 @@ def make(config: TrainConfig, cluster: Cluster) -> Plan:
         )
     data = _open(config)
     return Plan(
-        config=config, cluster=cluster, data=data, input=settings,
+        config=config,
+        cluster=cluster,
+        data=data,
+        input=settings,
         eval_split=_eval_split(config, data),
         spans=schedule.spans(config.phase_list, data.num_records(config.train_split)),
     )
@@ -152,8 +160,13 @@ def build_network(plan: Plan) -> model.Network:
     """The network this run trains, with fresh weights or those of `--weights`. Call inside the strategy's scope."""
     config = plan.config
     network = model.build(
-        classes=len(plan.labels), head=config.head, image_size=config.image_size, dropout=config.dropout,
-        seed=config.seed, precision=config.precision, width=config.width,
+        classes=len(plan.labels),
+        head=config.head,
+        image_size=config.image_size,
+        dropout=config.dropout,
+        seed=config.seed,
+        precision=config.precision,
+        width=config.width,
         input_scale=input_scale(config),
     )
     model.initialise(network, config.seed)

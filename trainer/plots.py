@@ -40,8 +40,13 @@ def curves(metrics: Sequence[dict[str, Any]], phases: Sequence[tuple[str, float]
         for axes in (loss, top1, rate):
             axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
         loss.annotate(
-            name, (epoch, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-            fontsize=9, color=GREY,
+            name,
+            (epoch, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=9,
+            color=GREY,
         )
     loss.legend(loc="upper right", frameon=False)
     figure.suptitle(_message(train, held_out, eval_split))
@@ -61,8 +66,14 @@ def _series(lines: Sequence[dict[str, Any]], name: str, factor: float) -> tuple[
 
 
 def _line(
-    axes: Any, lines: Sequence[dict[str, Any]], name: str, factor: float, colour: str, label: str,
-    smooth: bool = False, marker: str = "",
+    axes: Any,
+    lines: Sequence[dict[str, Any]],
+    name: str,
+    factor: float,
+    colour: str,
+    label: str,
+    smooth: bool = False,
+    marker: str = "",
 ) -> None:
     x, y = _series(lines, name, factor)
     if not len(x):

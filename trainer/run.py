@@ -39,7 +39,9 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
     restored = find_checkpoint(plan)
     if restored:
         state.step, state.cursor = restored[1]["step"], restored[1]["cursor"]
-    if state.cursor >= plan.spans[-1].stop and (Path(config.workdir) / "model.keras").exists():
+    stopped_early = restored is not None and 0 < config.early_stop_evals <= restored[1]["evals_since_best"]
+    over = state.cursor >= plan.spans[-1].stop or stopped_early
+    if over and (Path(config.workdir) / "model.keras").exists():
         say(f"--workdir={config.workdir} is complete at step {state.step}; nothing to do")
         return
     log = metrics.MetricsLog(config.workdir, state.step) if plan.cluster.chief else None
@@ -54,11 +56,10 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
         watch.peak = plan.cluster.replicas * (
             config.peak_tflops or metrics.peak_tflops(plan.cluster.device_kind, config.precision)
         )
-    finished = True
     with loop.StopRequest() as stop, errors_of_others(plan, state):
         for span in plan.spans:
-            if state.cursor >= span.stop:
-                continue
+            if state.cursor >= span.stop and span is not plan.spans[-1]:
+                continue  # the last one is entered even when it is over, to take over its checkpoint
             # New trace and new slots: a traced step goes on training the variables it was traced with.
             with plan.cluster.strategy.scope():
                 state.optimizer = make_optimizer(plan, network, span)
@@ -73,18 +74,23 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
             else:
                 step, batches = make_step(plan, network, state), plan.train_batches(state.cursor)
             watch.restart()
-            finished = loop.train_phase(
-                plan, state, span, step, batches, after_step=watch.after_step, stop=stop,
+            going = loop.train_phase(
+                plan,
+                state,
+                span,
+                step,
+                batches,
+                after_step=watch.after_step,
+                stop=stop,
                 actions=[actions.Profile(plan), evaluate, checkpoint],
             )
-            if not finished:
+            if not going:
                 break
-        if state.optimizer is not None:
-            checkpoint.act(state)
+        checkpoint.act(state)
     watch.bar.close()
     if log:
         log.close()
-    if finished or evaluate.satisfied:
+    if state.cursor >= plan.spans[-1].stop or evaluate.satisfied:
         finish(plan, network, state, evaluate, watch)
     else:
         say(f"stopped at step {state.step} with a checkpoint; run the same command to continue")
@@ -119,8 +125,13 @@ def make_optimizer(plan: Plan, network: model.Network, span: PhaseSpan) -> steps
 def make_step(plan: Plan, network: model.Network, state: TrainState, forward: Any = None) -> Any:
     """The training step of the current phase."""
     return steps.make_train_step(
-        plan.cluster.strategy, forward or planning.train_forward(plan, network), state.optimizer, state.loss_scale,
-        state.averages, step_config(plan), planning.class_weights(plan),
+        plan.cluster.strategy,
+        forward or planning.train_forward(plan, network),
+        state.optimizer,
+        state.loss_scale,
+        state.averages,
+        step_config(plan),
+        planning.class_weights(plan),
     )
 
 
@@ -141,10 +152,14 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     workdir = Path(config.workdir)
     content: dict[str, Any] = {
-        "format": "shardline-run/1", "train": config.to_dict(), "labels": list(plan.labels),
+        "format": "shardline-run/1",
+        "train": config.to_dict(),
+        "labels": list(plan.labels),
         "dataset": {"name": "synthetic" if config.synthetic else plan.data.manifest.name, **plan.order_key},
         "preprocessing": {
-            **pipeline.PREPROCESSING, "crop_fraction": config.eval_crop_fraction, "stored": stored_pictures(plan),
+            **pipeline.PREPROCESSING,
+            "crop_fraction": config.eval_crop_fraction,
+            "stored": stored_pictures(plan),
         },
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
@@ -248,7 +263,8 @@ def finish(
     run.model.save(temporary)
     os.replace(temporary, workdir / "model.keras")
     result = {
-        "step": state.step, "epoch": round(plan.epoch(state.cursor), 6),
+        "step": state.step,
+        "epoch": round(plan.epoch(state.cursor), 6),
         "images_per_second": round(watch.images_per_second, 2),
         "weights_sha256": states.weights_digest(state.weights),
         **({f"{plan.eval_split}_{name}": value for name, value in evaluate.last.items()}),

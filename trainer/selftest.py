@@ -23,7 +23,12 @@ from trainer.state import TrainState
 from trainer.step import LossScale
 
 TINY: dict[str, Any] = {
-    "width": 0.06, "image_size": 32, "phases": "all:1@0.05", "weights": "none", "head": "gap", "dropout": 0.3
+    "width": 0.06,
+    "image_size": 32,
+    "phases": "all:1@0.05",
+    "weights": "none",
+    "head": "gap",
+    "dropout": 0.3,
 }
 RECORDS = 29  # prime, so that no batch divides it
 
@@ -162,7 +167,8 @@ def _examples(batch: int, seed: int, size: int = 32) -> dict[str, np.ndarray]:
         "image": draw.integers(0, 256, (batch, size, size, 3), np.uint8),
         "label": draw.integers(0, 10, batch).astype(np.int32),
         "weight": np.where(np.arange(batch) == 0, 0.0, 1.0).astype(np.float32),
-        "record": np.arange(batch), "position": np.arange(batch) + 1000 * seed,
+        "record": np.arange(batch),
+        "position": np.arange(batch) + 1000 * seed,
     }
 
 
@@ -202,6 +208,9 @@ def write_dataset(folder: Path, splits: dict[str, int], side: int) -> None:
     total = sum(splits.values())
     counts = {name: tuple(len(range(c, n, len(labels))) for c in range(len(labels))) for name, n in splits.items()}
     Manifest(
-        name="selftest", labels=labels, splits=written, ledger=Ledger(inputs=total, written=total),
+        name="selftest",
+        labels=labels,
+        splits=written,
+        ledger=Ledger(inputs=total, written=total),
         class_counts=counts,
     ).save(folder)

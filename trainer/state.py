@@ -48,7 +48,9 @@ class TrainState:
 
     def _variables(self) -> dict[str, Any]:
         groups = {
-            "model": self.weights, "average": self.averages, "slots": self.optimizer.state(),
+            "model": self.weights,
+            "average": self.averages,
+            "slots": self.optimizer.state(),
             "loss_scale": self.loss_scale.state(),
         }
         return {f"{group}/{name}": v for group, variables in groups.items() for name, v in variables.items()}
@@ -194,14 +196,21 @@ def load_run(run_dir: str, checkpoint: str | None = None, precision: str | None 
     except ValueError as error:  # UsageError is one
         raise UsageError(f"{flag}: {error}") from None
     network = model.build(
-        classes=len(labels), head=config.head, image_size=config.image_size, dropout=config.dropout,
-        seed=config.seed, precision=precision or config.precision, width=config.width,
+        classes=len(labels),
+        head=config.head,
+        image_size=config.image_size,
+        dropout=config.dropout,
+        seed=config.seed,
+        precision=precision or config.precision,
+        width=config.width,
         input_scale=input_scale,
     )
     shapes = {name: tuple(variable.shape) for name, variable in network.weights.items()}
     if shapes != {name: array.shape for name, array in arrays.items()}:
-        raise UsageError(f"{flag} is a checkpoint of another model than {Path(run_dir) / CONFIG_FILE} describes; "
-                         "give one from the same run")
+        raise UsageError(
+            f"{flag} is a checkpoint of another model than {Path(run_dir) / CONFIG_FILE} describes; "
+            "give one from the same run"
+        )
     for name, variable in network.weights.items():
         variable.assign(arrays[name])
     return Run(network.serve, config, labels, content["preprocessing"], content["dataset"], network)

@@ -62,7 +62,11 @@ class Optimizer:
             gradient = gradient + decay * variable
         if config.optimizer == "sgd":
             tf.raw_ops.ResourceApplyKerasMomentum(
-                var=variable.handle, accum=slots[0].handle, lr=rate, grad=gradient, momentum=config.momentum,
+                var=variable.handle,
+                accum=slots[0].handle,
+                lr=rate,
+                grad=gradient,
+                momentum=config.momentum,
                 use_nesterov=True,
             )
             return
@@ -70,8 +74,16 @@ class Optimizer:
             variable.assign_sub(rate * decay * variable)
         beta1, beta2 = config.momentum, 0.999
         tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle, m=slots[0].handle, v=slots[1].handle, grad=gradient, lr=rate, beta1=beta1,
-            beta2=beta2, beta1_power=beta1**updates, beta2_power=beta2**updates, epsilon=1e-7,
+            var=variable.handle,
+            m=slots[0].handle,
+            v=slots[1].handle,
+            grad=gradient,
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            beta1_power=beta1**updates,
+            beta2_power=beta2**updates,
+            epsilon=1e-7,
         )
 
 
@@ -97,8 +109,13 @@ class LossScale:
 
 
 def make_train_step(
-    strategy: Any, forward: Forward, optimizer: Optimizer, loss_scale: LossScale, averages: Mapping[str, Any],
-    config: StepConfig, class_weights: Any = None,
+    strategy: Any,
+    forward: Forward,
+    optimizer: Optimizer,
+    loss_scale: LossScale,
+    averages: Mapping[str, Any],
+    config: StepConfig,
+    class_weights: Any = None,
 ) -> Callable[..., dict[str, Any]]:
     """The step as one tf.function: (distributed batch, learning rate, stop) -> numbers to report.
 
@@ -143,7 +160,7 @@ def make_train_step(
         return gradients, sums, tf.reshape(losses, [-1])
 
     # XLA compiles the pure part only: around all-reduce or variable updates it fails under a strategy.
-    forward_backward = tf.function(forward_backward, jit_compile=config.jit)
+    forward_backward = tf.function(forward_backward, jit_compile=config.jit, autograph=False)
 
     def replica_step(batch: Batch, scale: Any, stop: Any) -> tuple[list[Any], dict[str, Any], Any]:
         gradients, sums, losses = forward_backward(batch, scale)
@@ -157,8 +174,11 @@ def make_train_step(
             unscale *= tf.minimum(1.0, config.clip_norm / norm)
         gradients = [gradient * unscale for gradient in gradients]
         report = {
-            "loss": tf.math.divide_no_nan(loss, weight), "top1": tf.math.divide_no_nan(correct, examples),
-            "examples": examples, "norm": norm, "stop": stop,
+            "loss": tf.math.divide_no_nan(loss, weight),
+            "top1": tf.math.divide_no_nan(correct, examples),
+            "examples": examples,
+            "norm": norm,
+            "stop": stop,
         }
         return gradients, report, losses
 
@@ -171,16 +191,14 @@ def make_train_step(
                 optimizer.update(path, variable, slots, gradient, rate, updates)
 
             def average(mean: Any, variable: Any) -> None:
-                tf.raw_ops.ResourceApplyGradientDescent(
-                    var=mean.handle, alpha=1 - config.ema, delta=mean - variable
-                )
+                tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - config.ema, delta=mean - variable)
 
             strategy.extended.update(variable, update, args=(gradient, *optimizer.slots[path]))
             if config.ema:
                 strategy.extended.update(averages[path], average, args=(variable,))
         return tf.constant(True)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(batch: Any, rate: Any, stop: Any = 0.0) -> dict[str, Any]:
         scale = tf.identity(loss_scale.scale) if config.loss_scaling else tf.constant(1.0)
         gradients, report, losses = strategy.run(replica_step, args=(batch, scale, stop))
@@ -195,9 +213,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    strategy: Any, forward: Forward, jit: bool
-) -> Callable[[Any], dict[str, Any]]:
+def make_eval_step(strategy: Any, forward: Forward, jit: bool) -> Callable[[Any], dict[str, Any]]:
     """A tf.function that sums loss, top-1, top-5 and weight of one distributed batch over all replicas."""
 
     def score(batch: Batch) -> Any:
@@ -211,12 +227,12 @@ def make_eval_step(
         scores = (losses, tf.cast(rank <= 1, tf.float32), tf.cast(rank <= 5, tf.float32), tf.ones_like(weight))
         return tf.stack([tf.reduce_sum(score * weight) for score in scores])
 
-    score = tf.function(score, jit_compile=jit)
+    score = tf.function(score, jit_compile=jit, autograph=False)
 
     def replica_score(batch: Batch) -> Any:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, score(batch))
 
-    @tf.function
+    @tf.function(autograph=False)
     def eval_step(batch: Any) -> dict[str, Any]:
         loss, top1, top5, n = tf.unstack(strategy.experimental_local_results(strategy.run(replica_score, (batch,)))[0])
         return {"loss": loss, "top1": top1, "top5": top5, "n": n}

@@ -27,15 +27,11 @@ class SyntheticDataset:
         """Endless; elements as `pipeline.Dataset.train_batches` makes them."""
         return self._batches(config, cursor, host, hosts, replicas, tf.int64.max // config.global_batch_size // 2)
 
-    def eval_batches(
-        self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
-    ) -> Any:
+    def eval_batches(self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1) -> Any:
         """As many batches as an epoch has, none of them padded."""
         return self._batches(config, 0, host, hosts, replicas, self._num_records // config.global_batch_size)
 
-    def _batches(
-        self, config: InputConfig, cursor: int, host: int, hosts: int, replicas: int, steps: int
-    ) -> Any:
+    def _batches(self, config: InputConfig, cursor: int, host: int, hosts: int, replicas: int, steps: int) -> Any:
         rows, size = config.rows(hosts, replicas), config.image_size
         draw = np.random.default_rng([config.seed, host])
         image = tf.constant(draw.integers(0, 256, (rows, size, size, 3), np.uint8))
@@ -43,12 +39,18 @@ class SyntheticDataset:
 
         def element(number: Any) -> dict[str, Any]:
             step, replica = number // replicas, number % replicas
-            position = cursor + step * config.global_batch_size + (host * replicas + replica) * rows + tf.range(
-                rows, dtype=tf.int64
+            position = (
+                cursor
+                + step * config.global_batch_size
+                + (host * replicas + replica) * rows
+                + tf.range(rows, dtype=tf.int64)
             )
             weight = tf.ones([rows])
             return {
-                "image": image, "label": label, "weight": weight, "record": position % self._num_records,
+                "image": image,
+                "label": label,
+                "weight": weight,
+                "record": position % self._num_records,
                 "position": position,
             }
 

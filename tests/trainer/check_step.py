@@ -77,9 +77,7 @@ class Bench:
             return net([batch["image"], batch["position"]], training=True), targets
 
         weights = None if class_weights is None else tf.constant(class_weights)
-        self.step = step.make_train_step(
-            strategy, forward, self.optimizer, self.scale, self.averages, config, weights
-        )
+        self.step = step.make_train_step(strategy, forward, self.optimizer, self.scale, self.averages, config, weights)
 
     def train(self, values, rate=0.1):
         return {k: v for k, v in self.step(spread(self.strategy, values), tf.constant(rate)).items()}
@@ -118,8 +116,13 @@ def overflow(guilty):
     again = bench.train(batch())
     moved = largest_difference(before, bench.values())
     return {
-        "finite": bool(report["finite"]), "finite_loss": finite_loss, "change": skipped, "halved": halved,
-        "copies_equal": bool(copies[0] == copies[1]), "next_finite": bool(again["finite"]), "next_change": moved,
+        "finite": bool(report["finite"]),
+        "finite_loss": finite_loss,
+        "change": skipped,
+        "halved": halved,
+        "copies_equal": bool(copies[0] == copies[1]),
+        "next_finite": bool(again["finite"]),
+        "next_change": moved,
         "all_finite": all(bool(np.isfinite(v).all()) for v in bench.values().values()),
     }
 
@@ -161,8 +164,10 @@ def masks():
     kept = whole > 0
     return {
         "same_in_parts": bool((whole == np.concatenate(parts)).all()),
-        "kept": float(kept.mean()), "mean": float(whole.mean()),
-        "rows_agree": float((kept[0] == kept[1]).mean()), "far_rows_agree": float((kept[0] == kept[2]).mean()),
+        "kept": float(kept.mean()),
+        "mean": float(whole.mean()),
+        "rows_agree": float((kept[0] == kept[1]).mean()),
+        "far_rows_agree": float((kept[0] == kept[2]).mean()),
         "seeds_agree": float(((other > 0) == kept).mean()),
         "neighbours_agree": float((kept[:, 1:] == kept[:, :-1]).mean()),
         "idle": bool((layer([x, position], training=False).numpy() == 1).all()),
@@ -185,8 +190,10 @@ def evaluation():
     log_sum = np.log(np.exp(logits).sum(-1))
     loss = log_sum - np.take_along_axis(logits, label[..., None], -1)[..., 0]
     expected = {
-        "loss": float((loss * weight).sum()), "top1": float(((rank <= 1) * weight).sum()),
-        "top5": float(((rank <= 5) * weight).sum()), "n": float(weight.sum()),
+        "loss": float((loss * weight).sum()),
+        "top1": float(((rank <= 1) * weight).sum()),
+        "top5": float(((rank <= 5) * weight).sum()),
+        "n": float(weight.sum()),
     }
     return {"found": totals, "expected": expected}
 
@@ -217,13 +224,17 @@ def stopping():
 
 
 if __name__ == "__main__":
-    print(json.dumps({
-        "agreement": {name: one_against_two(options) for name, options in OPTIONS.items()},
-        "overflow": [overflow(0), overflow(1)],
-        "growth": scale_growth(),
-        "keras": against_keras(),
-        "masks": masks(),
-        "evaluation": evaluation(),
-        "swapping": swapping(),
-        "stopping": stopping(),
-    }))
+    print(
+        json.dumps(
+            {
+                "agreement": {name: one_against_two(options) for name, options in OPTIONS.items()},
+                "overflow": [overflow(0), overflow(1)],
+                "growth": scale_growth(),
+                "keras": against_keras(),
+                "masks": masks(),
+                "evaluation": evaluation(),
+                "swapping": swapping(),
+                "stopping": stopping(),
+            }
+        )
+    )

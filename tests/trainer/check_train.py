@@ -20,9 +20,22 @@ from trainer.config import TrainConfig
 FOLDER = Path(sys.argv[1])
 DATA = str(FOLDER / "data")
 BASE = {
-    "data": DATA, "phases": "head:0.5@0.05,all:0.7@0.05", "global_batch_size": 8, "image_size": 32, "width": 0.03,
-    "precision": "float32", "jit": False, "logical_cpus": 2, "dropout": 0.4, "ema": 0.9, "checkpoint_every_steps": 2,
-    "log_every_steps": 1, "seed": 3, "peak_tflops": 1.0, "keep_checkpoints": 2, "eval_every_epochs": 0.5,
+    "data": DATA,
+    "phases": "head:0.6@0.05,all:0.8@0.05",
+    "global_batch_size": 8,
+    "image_size": 32,
+    "width": 0.03,
+    "precision": "float32",
+    "jit": False,
+    "logical_cpus": 2,
+    "dropout": 0.4,
+    "ema": 0.9,
+    "checkpoint_every_steps": 2,
+    "log_every_steps": 1,
+    "seed": 3,
+    "peak_tflops": 1.0,
+    "keep_checkpoints": 2,
+    "eval_every_epochs": 0.5,
 }
 STEPS = 7  # 3 for the head, 4 for all: 40 records, 8 a step
 
@@ -83,11 +96,15 @@ def whole():
     probabilities = np.asarray(loaded(pictures))
     lines = metrics.read(folder)
     return {
-        "result": found, "steps": steps_of("whole"), "custom_layers": len(custom),
+        "result": found,
+        "steps": steps_of("whole"),
+        "custom_layers": len(custom),
         "input": [str(loaded.inputs[0].dtype), list(loaded.inputs[0].shape)],
-        "rows_sum": probabilities.sum(-1).tolist(), "dtype": str(probabilities.dtype),
+        "rows_sum": probabilities.sum(-1).tolist(),
+        "dtype": str(probabilities.dtype),
         "agree": float(np.abs(probabilities - np.asarray(read.model(pictures))).max()),
-        "labels": len(read.labels), "preprocessing": read.preprocessing,
+        "labels": len(read.labels),
+        "preprocessing": read.preprocessing,
         "files": sorted(path.name for path in folder.iterdir()),
         "checkpoints": [path.name for path in state.checkpoints(folder)],
         "curves_bytes": (folder / "plots" / "curves.png").stat().st_size,
@@ -102,11 +119,13 @@ def restarts():
     for number in (2, 4, 6):  # in the head's phase; just behind the border; later
         kept = killed_at(f"killed{number}", number)
         results[f"killed{number}"] = {"kept": kept, **train(f"killed{number}"), "steps": steps_of(f"killed{number}")}
-    at_step(5, lambda: signal.raise_signal(signal.SIGTERM))
+    at_step(4, lambda: signal.raise_signal(signal.SIGTERM))
     stopped = train("stopped")
     results["stopped"] = {
-        "printed": stopped, "kept": [path.name for path in state.checkpoints(FOLDER / "stopped")],
-        "model": (FOLDER / "stopped" / "model.keras").exists(), **train("stopped"),
+        "printed": stopped,
+        "kept": [path.name for path in state.checkpoints(FOLDER / "stopped")],
+        "model": (FOLDER / "stopped" / "model.keras").exists(),
+        **train("stopped"),
     }
     killed_at("damaged", 5)
     newest = state.checkpoints(FOLDER / "damaged")[-1]
@@ -153,8 +172,11 @@ def features():
     fewer = train("fewer", phases="head:2@0.05", cache_features=1)
     return {
         "difference": max(float(np.abs(weights[0][n] - weights[1][n]).max()) for n in weights[0]),
-        "moved": float(np.abs(weights[0]["predictions/kernel"] - state.read_weights(FOLDER / "whole")[0][
-            "predictions/kernel"]).max()),
+        "moved": float(
+            np.abs(
+                weights[0]["predictions/kernel"] - state.read_weights(FOLDER / "whole")[0]["predictions/kernel"]
+            ).max()
+        ),
         "shape": list(np.load(killed, mmap_mode="r").shape),
         "accuracy": [found["validation_top1"] for found in (plain, cached, fewer)],
         "first_views_differ": fewer["weights_sha256"] != cached["weights_sha256"],
@@ -163,8 +185,14 @@ def features():
 
 def stopping():
     found = train(
-        "early", phases="all:8@0", best_metric="top1", early_stop_evals=2, eval_every_epochs=1.0, ema=0.0,
-        strategy="one_device", logical_cpus=0,
+        "early",
+        phases="all:8@0",
+        best_metric="top1",
+        early_stop_evals=2,
+        eval_every_epochs=1.0,
+        ema=0.0,
+        strategy="one_device",
+        logical_cpus=0,
     )
     best = FOLDER / "early" / "checkpoints" / "best.npz"
     return {"step": found["step"], "best_step": state.read(best)[0]["step"], "model": "weights_sha256" in found}
@@ -173,7 +201,14 @@ def stopping():
 if __name__ == "__main__":
     Path(DATA).mkdir()
     selftest.write_dataset(Path(DATA), {"train": 40, "validation": 11, "test": 5}, side=40)
-    print(json.dumps({
-        "whole": whole(), "restarts": restarts(), "refusals": refusals(), "features": features(),
-        "stopping": stopping(),
-    }))
+    print(
+        json.dumps(
+            {
+                "whole": whole(),
+                "restarts": restarts(),
+                "refusals": refusals(),
+                "features": features(),
+                "stopping": stopping(),
+            }
+        )
+    )

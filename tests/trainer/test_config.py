@@ -62,12 +62,14 @@ def test_differences_leave_out_what_changes_no_result():
 def rates(text, num_records=100, batch=10, kind="cosine", warmup=-1.0):
     result = []
     for span in schedule.spans(config.parse_phases(text), num_records):
-        result.append([
-            schedule.learning_rate(
-                span, cursor, num_records=num_records, schedule=kind, warmup_epochs=warmup, batch=batch
-            )
-            for cursor in range(span.start, span.stop, batch)
-        ])
+        result.append(
+            [
+                schedule.learning_rate(
+                    span, cursor, num_records=num_records, schedule=kind, warmup_epochs=warmup, batch=batch
+                )
+                for cursor in range(span.start, span.stop, batch)
+            ]
+        )
     return result
 
 

@@ -54,9 +54,14 @@ def test_at_full_width_it_is_keras_vgg16_on_its_own_preprocessing():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("head, layers", [
-    ("gap", ["predictions"]), ("flatten256", ["hidden", "predictions"]), ("fc4096", ["fc1", "fc2", "predictions"]),
-])
+@pytest.mark.parametrize(
+    "head, layers",
+    [
+        ("gap", ["predictions"]),
+        ("flatten256", ["hidden", "predictions"]),
+        ("fc4096", ["fc1", "fc2", "predictions"]),
+    ],
+)
 def test_heads(head, layers):
     network = model.build(head=head, **THIN, precision="mixed_bfloat16")
     assert [p[: -len("/kernel")] for p in network.trained("head") if p.endswith("kernel")] == layers
@@ -136,8 +141,10 @@ def test_another_network_is_refused_in_one_line(tmp_path):
     (tmp_path / "text.h5").write_text("not weights")
     target = randomised(2)
     for name, named in (
-        ("few.h5", "10 convolutions where VGG16 has 13"), ("wide.h5", "block2_conv1 has shape"),
-        ("text.h5", "cannot be read as weights"), ("none.h5", "no such file"),
+        ("few.h5", "10 convolutions where VGG16 has 13"),
+        ("wide.h5", "block2_conv1 has shape"),
+        ("text.h5", "cannot be read as weights"),
+        ("none.h5", "no such file"),
     ):
         with pytest.raises(UsageError, match=named) as error:
             model.load_weights(target, str(tmp_path / name), "fc4096")

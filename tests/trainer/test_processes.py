@@ -104,9 +104,15 @@ def free_ports(count):
 def start_workers(data, workdir, count, *flags):
     workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
     return [
-        start(data, workdir, *flags, tf_config={
-            "cluster": {"worker": workers}, "task": {"type": "worker", "index": index},
-        })
+        start(
+            data,
+            workdir,
+            *flags,
+            tf_config={
+                "cluster": {"worker": workers},
+                "task": {"type": "worker", "index": index},
+            },
+        )
         for index in range(count)
     ]
 

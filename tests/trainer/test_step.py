@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 OPTIONS = (
-    "plain", "clip_norm", "micro_batches", "weight_decay", "ema", "adam", "adamw", "jit", "loss_scaling",
-    "label_smoothing", "class_weights",
+    "plain",
+    "clip_norm",
+    "micro_batches",
+    "weight_decay",
+    "ema",
+    "adam",
+    "adamw",
+    "jit",
+    "loss_scaling",
+    "label_smoothing",
+    "class_weights",
 )
 
 
@@ -18,7 +27,10 @@ OPTIONS = (
 def results():
     """Logical devices are made once per process and before TensorFlow starts: so in a process of their own."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("check_step.py")], capture_output=True, text=True, timeout=600,
+        [sys.executable, Path(__file__).with_name("check_step.py")],
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,7 +16,10 @@ def results(tmp_path_factory):
     """Two logical CPUs, in a process of their own."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("check_train.py"), tmp_path_factory.mktemp("train")],
-        capture_output=True, text=True, timeout=1200, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -57,7 +60,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(step, results):
 def test_a_signal_ends_it_with_a_checkpoint_it_continues_from(results):
     stopped = results["restarts"]["stopped"]
     assert stopped["printed"] == {} and not stopped["model"]
-    assert stopped["kept"][-1] in ("step-00000005.npz", "step-00000006.npz", "step-00000007.npz")
+    assert stopped["kept"][-1] in ("step-00000005.npz", "step-00000006.npz")
     assert stopped["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
 
 
@@ -80,17 +83,20 @@ def test_another_order_of_samples_is_refused_with_both_keys(results):
     assert '"seed": 3' in results["refusals"]["seed"] and '"seed": 4' in results["refusals"]["seed"]
 
 
-@pytest.mark.parametrize("case, named", [
-    ("model", "is a checkpoint of another model"),
-    ("foreign", "is not empty and not a run"),
-    ("batch", "--global_batch_size=9 does not divide over 2 replicas; use a multiple of 2, e.g. 8 or 10"),
-    ("micro", "--micro_batches=3 does not cut each replica's 4 examples"),
-    ("split", "--train_split=night: this dataset has train, validation, test"),
-    ("eval_split", "--eval_split=night: this dataset has train, validation, test"),
-    ("test", "--best_metric=top1 would choose the model by test"),
-    ("data", "no such directory"),
-    ("weights", "no such file"),
-])
+@pytest.mark.parametrize(
+    "case, named",
+    [
+        ("model", "is a checkpoint of another model"),
+        ("foreign", "is not empty and not a run"),
+        ("batch", "--global_batch_size=9 does not divide over 2 replicas; use a multiple of 2, e.g. 8 or 10"),
+        ("micro", "--micro_batches=3 does not cut each replica's 4 examples"),
+        ("split", "--train_split=night: this dataset has train, validation, test"),
+        ("eval_split", "--eval_split=night: this dataset has train, validation, test"),
+        ("test", "--best_metric=top1 would choose the model by test"),
+        ("data", "no such directory"),
+        ("weights", "no such file"),
+    ],
+)
 def test_refused_in_one_line(case, named, results):
     text = results["refusals"][case]
     assert text.startswith("UsageError: ") and named in text and "\n" not in text
