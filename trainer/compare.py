@@ -133,8 +133,8 @@ def results(runs: Sequence[Contender]) -> tuple[tuple[str, ...], list[tuple[Any,
             (
                 run.name,
                 str(run.config["dataset"].get("name", "")),
-                round(train[-1]["epoch"], 3) if train else 0,
-                train[-1]["step"] if train else 0,
+                round(run.rows[-1]["epoch"], 3) if run.rows else 0,
+                run.rows[-1]["step"] if run.rows else 0,
                 round(float(np.median([row["images_per_second"] for row in train])), 1) if train else "",
                 "" if held_out is None else round(held_out, 4),
                 *((round(found["top1"], 4), interval) if found else ("", interval)),
@@ -147,7 +147,8 @@ def results(runs: Sequence[Contender]) -> tuple[tuple[str, ...], list[tuple[Any,
 
 def flag_differences(runs: Sequence[Contender]) -> list[tuple[str, ...]]:
     """A row for every setting in which the runs differ: the flag, then its value in each run."""
-    names = dict.fromkeys(name for run in runs for name in run.config["train"])
+    # Where a run lies is no difference between runs; what it read is told by the digest.
+    names = dict.fromkeys(name for run in runs for name in run.config["train"] if name not in ("workdir", "data"))
     table = [(f"--{name}", *(_text(run.config["train"].get(name, "(unknown)")) for run in runs)) for name in names]
     digests = [str(run.config["dataset"].get("dataset", ""))[:12] for run in runs]
     return [row for row in [("dataset digest", *digests), *table] if len(set(row[1:])) > 1]
