@@ -25,8 +25,9 @@ demo: .venv/.installed
 	$(BIN)/python -m trainer.predict --run demo/run --input 'demo/photos/*/*0001.*' --output demo/predictions.csv --gallery demo/predictions.png
 	@echo; echo "Look at these:"; ls demo/data/report.html demo/run/plots/*.png demo/evaluation/*.png demo/predictions.png
 
+# One file is one worker's, so that what a file prepares for its tests is prepared once.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: lint
 	$(BIN)/python -m pytest -m 'not gpu'

@@ -7,7 +7,6 @@ import io
 import signal
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -61,23 +60,29 @@ def shard_hashes(directory):
     }
 
 
+_flags_of: dict[str, dict[str, flags.Flag]] = {}
+
+
+def command(name):
+    """A command's module. Commands define flags of the same names, so its flags leave absl's register at once."""
+    before = set(flags.FLAGS)
+    module = importlib.import_module(name)
+    if name not in _flags_of:
+        _flags_of[name] = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
+        for flag in _flags_of[name]:
+            delattr(flags.FLAGS, flag)
+    return module
+
+
 class Run:
-    """A command with arguments, in this process: the same parsing, messages and exit codes.
-
-    Each command defines flags of the same names, so a module's flags are in absl's register only while it runs.
-    """
-
-    flags_of: ClassVar[dict[str, dict[str, flags.Flag]]] = {}
+    """A command with arguments, in this process: the same parsing, messages and exit codes."""
 
     def __init__(self, name, *args):
         out, err, argv = io.StringIO(), io.StringIO(), sys.argv
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = set(flags.FLAGS)
-        for flag_name, flag in self.flags_of.get(name, {}).items():
+        module, mine = command(name), _flags_of[name]
+        for flag_name, flag in mine.items():
             flags.FLAGS[flag_name] = flag
-        module = importlib.import_module(name)
-        mine = self.flags_of.setdefault(name, {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before})
-        for flag in mine.values():
             flag.unparse()
         sys.argv = [name, *map(str, args)]
         try:

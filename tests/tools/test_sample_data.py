@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 from pipeline.cli import UsageError
-from tools import sample_data, sample_pictures
+from tests.tools.folders import Run, command
+from tools import sample_pictures
+
+sample_data = command("tools.sample_data")
 
 CLASSES, PER_CLASS, SEED = 6, 16, 0
 
@@ -177,10 +178,9 @@ def test_a_failure_leaves_nothing_behind(existed: bool, tmp_path: Path, monkeypa
     ],
 )
 def test_a_wrong_flag_is_named_with_its_remedy(values: dict, message: str, tmp_path: Path) -> None:
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(**{"output": str(tmp_path / "photos"), **values}), pytest.raises(UsageError) as error:
-        sample_data.main()
-    assert message in str(error.value)
+    given = {"output": str(tmp_path / "photos"), **values}
+    run = Run("tools.sample_data", *(f"--{name}={value}" for name, value in given.items()))
+    assert run.code == 2 and message in run.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from pipeline.cli import Failure, UsageError
 from trainer import actions, metrics, run, selftest, state
 from trainer.config import TrainConfig
 
-FOLDER = Path(sys.argv[1])
+FOLDER, SECTIONS = Path(sys.argv[1]), sys.argv[2:]
 DATA = str(FOLDER / "data")
 BASE = {
     "data": DATA,
@@ -114,11 +114,13 @@ def whole():
     }
 
 
+def killed(number):
+    kept = killed_at(f"killed{number}", number)
+    return {"kept": kept, **train(f"killed{number}"), "steps": steps_of(f"killed{number}")}
+
+
 def restarts():
-    results = {}
-    for number in (2, 4, 6):  # in the head's phase; just behind the border; later
-        kept = killed_at(f"killed{number}", number)
-        results[f"killed{number}"] = {"kept": kept, **train(f"killed{number}"), "steps": steps_of(f"killed{number}")}
+    results = {f"killed{number}": killed(number) for number in (2, 6)}  # in the head's phase; later
     at_step(4, lambda: signal.raise_signal(signal.SIGTERM))
     stopped = train("stopped")
     results["stopped"] = {
@@ -198,6 +200,8 @@ def stopping():
     return {"step": found["step"], "best_step": state.read(best)[0]["step"], "model": "weights_sha256" in found}
 
 
+MORE = {"restarts": restarts, "refusals": refusals, "features": features, "stopping": stopping}
+
 if __name__ == "__main__":
     Path(DATA).mkdir()
     selftest.write_dataset(Path(DATA), {"train": 40, "validation": 11, "test": 5}, side=40)
@@ -205,10 +209,8 @@ if __name__ == "__main__":
         json.dumps(
             {
                 "whole": whole(),
-                "restarts": restarts(),
-                "refusals": refusals(),
-                "features": features(),
-                "stopping": stopping(),
+                "killed4": killed(4),  # just behind the border of the phases
+                **{name: section() for name, section in MORE.items() if name in SECTIONS},
             }
         )
     )

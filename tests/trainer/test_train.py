@@ -11,11 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def check_train(folder, *sections):
     """Two logical CPUs, in a process of their own."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("check_train.py"), tmp_path_factory.mktemp("train")],
+        [sys.executable, Path(__file__).with_name("check_train.py"), folder, *sections],
         capture_output=True,
         text=True,
         timeout=1200,
@@ -23,6 +22,18 @@ def results(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One run, one killed and continued, and what is refused."""
+    return check_train(tmp_path_factory.mktemp("train"), "refusals")
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """Every other way to break a run off, stored features, early stopping: minutes."""
+    return check_train(tmp_path_factory.mktemp("more"), "restarts", "features", "stopping")
 
 
 def test_a_run_leaves_what_its_readers_need(results):
@@ -49,27 +60,37 @@ def test_a_finished_run_is_left_alone(results):
     assert results["whole"]["again"] == {}
 
 
-@pytest.mark.parametrize("step", (2, 4, 6))
-def test_killed_at_any_step_it_ends_with_the_same_bits(step, results):
-    """Two replicas, dropout, augmentation, a moving average, and a phase border behind step 3."""
-    killed = results["restarts"][f"killed{step}"]
+def test_killed_it_ends_with_the_same_bits(results):
+    """Two replicas, dropout, augmentation, a moving average, killed just behind the border of two phases."""
+    killed = results["killed4"]
     assert killed["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
     assert killed["steps"] == list(range(1, 8))  # the log holds no step twice
 
 
-def test_a_signal_ends_it_with_a_checkpoint_it_continues_from(results):
-    stopped = results["restarts"]["stopped"]
+@pytest.mark.slow
+@pytest.mark.parametrize("step", (2, 6))
+def test_killed_at_any_step_it_ends_with_the_same_bits(step, more):
+    killed = more["restarts"][f"killed{step}"]
+    assert killed["weights_sha256"] == more["whole"]["result"]["weights_sha256"]
+    assert killed["steps"] == list(range(1, 8))
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_with_a_checkpoint_it_continues_from(more):
+    stopped = more["restarts"]["stopped"]
     assert stopped["printed"] == {} and not stopped["model"]
     assert stopped["kept"][-1] in ("step-00000005.npz", "step-00000006.npz")
-    assert stopped["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
+    assert stopped["weights_sha256"] == more["whole"]["result"]["weights_sha256"]
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(results):
-    assert results["restarts"]["damaged"]["weights_sha256"] == results["whole"]["result"]["weights_sha256"]
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(more):
+    assert more["restarts"]["damaged"]["weights_sha256"] == more["whole"]["result"]["weights_sha256"]
 
 
-def test_it_continues_on_another_number_of_replicas(results):
-    assert results["restarts"]["alone"]["difference"] < 1e-5
+@pytest.mark.slow
+def test_it_continues_on_another_number_of_replicas(more):
+    assert more["restarts"]["alone"]["difference"] < 1e-5
 
 
 def test_other_flags_are_refused_with_the_difference_unless_allowed(results):
@@ -107,14 +128,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_records(results
     assert text.startswith("Failure: the ") and "is not finite" in text and "records of split train: " in text
 
 
-def test_a_head_on_stored_features_is_the_head_trained_through_the_frozen_layers(results):
-    features = results["features"]
+@pytest.mark.slow
+def test_a_head_on_stored_features_is_the_head_trained_through_the_frozen_layers(more):
+    features = more["features"]
     assert features["shape"] == [2, 40, 15]
     assert features["difference"] < 1e-4
     assert features["moved"] > 1e-3
     assert features["first_views_differ"]
 
 
-def test_early_stopping_keeps_the_best_checkpoint(results):
+@pytest.mark.slow
+def test_early_stopping_keeps_the_best_checkpoint(more):
     """At a rate of 0 nothing gets better: the first evaluation, behind step 5, stays the best."""
-    assert results["stopping"] == {"step": 15, "best_step": 5, "model": True}
+    assert more["stopping"] == {"step": 15, "best_step": 5, "model": True}
