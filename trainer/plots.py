@@ -48,7 +48,7 @@ def curves(metrics: Sequence[dict[str, Any]], phases: Sequence[tuple[str, float]
             fontsize=9,
             color=GREY,
         )
-    loss.legend(loc="upper right", frameon=False)
+    loss.legend(loc="best", frameon=False)
     figure.suptitle(_message(train, held_out, eval_split))
     return figure
 
