@@ -21,6 +21,8 @@ _EPOCHS = flags.DEFINE_integer("epochs", 9, "passes over the split train", lower
 _RATE = flags.DEFINE_float("learning_rate", 0.02, "peak of the cosine, after a tenth of warm-up", lower_bound=0)
 _SIZE = flags.DEFINE_integer("image_size", 64, "pixels", lower_bound=32)
 _BATCH = flags.DEFINE_integer("global_batch_size", 32, "examples a step", lower_bound=1)
+_AREA = flags.DEFINE_string("crop_area", "0.35,1", "as trainer.train's")
+_RATIO = flags.DEFINE_string("crop_ratio", "0.75,1.333", "as trainer.train's")
 _DROPOUT = flags.DEFINE_float("dropout", 0.5, "before the last layer", lower_bound=0, upper_bound=1)
 _PRECISION = flags.DEFINE_enum("precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "of the layers")
 _SEED = flags.DEFINE_integer("seed", 0, "of the weights, the order and the augmentation")
@@ -40,8 +42,13 @@ def main() -> None:
     keras.utils.set_random_seed(_SEED.value)
     keras.config.set_dtype_policy(_PRECISION.value)
     data = pipeline.open_dataset(_DATA.value)
-    ours = TrainConfig(global_batch_size=_BATCH.value, image_size=_SIZE.value, seed=_SEED.value)
-    config = ours.input_config()
+    config = TrainConfig(
+        global_batch_size=_BATCH.value,
+        image_size=_SIZE.value,
+        seed=_SEED.value,
+        crop_area=_AREA.value,
+        crop_ratio=_RATIO.value,
+    ).input_config()
     steps = round(_EPOCHS.value * data.num_records("train") / _BATCH.value)
     model = vgg16(_SIZE.value, len(data.labels), _DROPOUT.value)
     rate = keras.optimizers.schedules.CosineDecay(
