@@ -55,3 +55,11 @@ def tiny_evaluation(tiny_run, tiny_data):
 @pytest.fixture(scope="session")
 def tiny_metrics(tiny_evaluation):
     return json.loads((tiny_evaluation / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def loaded_run(tiny_run):
+    """The tiny run's model in this process."""
+    from trainer.state import load_run
+
+    return load_run(str(tiny_run))

@@ -90,6 +90,7 @@ def test_a_dataset_of_other_classes_is_refused():
         evaluation.check_labels(("a", "b"), ("a", "x"), "D")
 
 
+@pytest.mark.slow
 def test_a_foreign_checkpoint_is_refused(tiny_run, tiny_data, tmp_path):
     foreign = tmp_path / "step-00000001.npz"
     foreign.write_bytes(b"no checkpoint")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.tiny import command, refusal
-from trainer import export
+from trainer import export, predict
 
 STRANGER = """
 import sys
@@ -65,7 +64,7 @@ def test_what_is_written(exported):
     assert (exported / "labels.txt").read_text() == "blue\ngreen\nred\n"
 
 
-def test_a_process_without_this_project_loads_it_and_gets_the_predictions(exported, tiny_run, tiny_data, tmp_path):
+def test_a_process_without_this_project_loads_it_and_gets_the_predictions(exported, loaded_run, tiny_data, tmp_path):
     raw = tiny_data.parent / "raw" / "test"
     files = [raw / "green" / "0.png", raw / "blue" / "1.jpg"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -77,21 +76,10 @@ def test_a_process_without_this_project_loads_it_and_gets_the_predictions(export
     assert found["keras_difference"] < 1e-5
     for row, top, probability in zip(found["probabilities"], found["top"], found["probability"], strict=True):
         assert top == found["labels"][int(np.argmax(row))] and probability == max(row)
-    command(
-        "trainer.predict",
-        "--run",
-        tiny_run,
-        "--input",
-        files[0],
-        files[1],
-        "--top",
-        3,
-        "--output",
-        tmp_path / "p.jsonl",
-    )
-    for line, row in zip((tmp_path / "p.jsonl").read_text().splitlines(), found["probabilities"], strict=True):
-        predicted = {each["label"]: each["probability"] for each in json.loads(line)["top"]}
-        assert [predicted[name] for name in found["labels"]] == pytest.approx(row, abs=0.02)
+    rows = [row for row, _ in predict.predict(loaded_run, list(map(str, files)), top=3, batch_size=2)]
+    for row, probabilities in zip(rows, found["probabilities"], strict=True):
+        predicted = dict(zip(row.labels, row.probabilities, strict=True))
+        assert [predicted[name] for name in found["labels"]] == pytest.approx(probabilities, abs=0.02)
 
 
 def test_an_export_over_the_bound_fails(exported):
@@ -123,8 +111,7 @@ def test_refusals(tiny_run, tmp_path):
     (tmp_path / "model.keras").write_text("mine")
     assert "add --overwrite" in refusal("trainer.export", "--run", tiny_run, "--output", tmp_path)
     assert (tmp_path / "model.keras").read_text() == "mine"
-    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    assert "no checkpoint" in refusal("trainer.export", "--run", tmp_path / "run", "--output", tmp_path / "x")
+    assert "--run=nowhere" in refusal("trainer.export", "--run", "nowhere", "--output", tmp_path / "x")
 
 
 def test_spread_takes_all_of_few_and_both_ends_of_many():

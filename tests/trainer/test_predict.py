@@ -45,21 +45,19 @@ def test_each_file_is_a_row_and_a_broken_one_has_its_reason(photos, tiny_run, tm
     assert cv2.imread(str(tmp_path / "g.png")).shape[1] > 500
 
 
-def test_a_test_picture_is_predicted_as_it_was_evaluated(tiny_run, tiny_data, tiny_evaluation, tmp_path):
+def test_a_test_picture_is_predicted_as_it_was_evaluated(loaded_run, tiny_data, tiny_evaluation):
     # The stored copy went through JPEG, the file did not: close, not equal.
-    raw = tiny_data.parent / "raw"
-    command("trainer.predict", "--run", tiny_run, "--input", raw / "test" / "green" / "*.png", "--top", 3,
-            "--output", tmp_path / "p.parquet")  # fmt: skip
-    predicted = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    files = sorted((tiny_data.parent / "raw" / "test" / "green").glob("*.png"))
     evaluated = {row["path"]: row for row in pq.read_table(tiny_evaluation / "predictions.parquet").to_pylist()}
-    assert len(predicted) == 7
-    for row in predicted:
-        known = evaluated["test/green/" + row["path"].rpartition("/")[2]]
-        by_label = dict(zip(row["labels"], row["probabilities"], strict=True))
-        found = [by_label[name] for name in sorted(by_label)]
-        assert found == pytest.approx(known["probabilities"], abs=0.03)
+    rows = [row for row, _ in predict.predict(loaded_run, list(map(str, files)), top=3, batch_size=4)]
+    assert [row.path for row in rows] == list(map(str, files)) and len(rows) == 7
+    for row, file in zip(rows, files, strict=True):
+        by_label = dict(zip(row.labels, row.probabilities, strict=True))
+        known = evaluated[f"test/green/{file.name}"]["probabilities"]
+        assert [by_label[name] for name in sorted(by_label)] == pytest.approx(known, abs=0.03)
 
 
+@pytest.mark.slow
 def test_nothing_readable_is_a_failure_that_says_why(photos, tiny_run):
     result = command("trainer.predict", "--run", tiny_run, "--input", photos / "a" / "truncated.jpg", check=1)
     assert "none of 1 files could be read" in result.stderr

@@ -85,14 +85,14 @@ def test_ece_equals_its_definition(seed):
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
 def test_temperature_is_found_again(true_temperature):
     probabilities, _ = random_predictions(1, 20_000, 4)
-    random = np.random.default_rng(2)
-    labels = np.array([random.choice(4, p=row / row.sum()) for row in probabilities.astype(np.float64)])
+    drawn = np.random.default_rng(2).random((20_000, 1))
+    labels = (probabilities.cumsum(axis=1) < drawn).sum(axis=1).clip(max=3)  # right as often as they claim
     skewed = scores.apply_temperature(probabilities, 1 / true_temperature)  # undone by dividing by the truth
     found = scores.fit_temperature(skewed, labels)
     assert found == pytest.approx(true_temperature, rel=0.05)
-    grid = np.geomspace(0.2, 8, 400)
+    grid = np.geomspace(0.2, 8, 150)
     losses = [scores.log_loss(scores.apply_temperature(skewed, t), labels) for t in grid]
-    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=0.02)
+    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=0.03)
 
 
 def test_temperature_stays_finite_when_everything_is_right_or_wrong():
