@@ -26,6 +26,7 @@ def main() -> None:
     run_directory = find_run(FLAGS.run, FLAGS.checkpoint)
     if not FLAGS.data:
         raise UsageError("--data is missing: name the dataset directory to evaluate on")
+    command.import_tensorflow()
     import pipeline
     from trainer.evaluation import check_labels, evaluate, make_directory, summary, write
     from trainer.state import load_run, read_config

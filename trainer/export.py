@@ -47,6 +47,7 @@ def main() -> None:
         if not FLAGS[name].value:
             raise UsageError(f"--{name} is missing")
     output = prepare(FLAGS.output, formats)
+    command.import_tensorflow()
 
     import pipeline
     from trainer.state import load_run, read_config

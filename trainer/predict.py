@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> None:
         check_target("--gallery", FLAGS.gallery)
     paths = find_files([*FLAGS.input, *arguments])
 
+    command.import_tensorflow()
     from trainer.state import load_run, read_config
 
     read_config(FLAGS.run)  # a wrong --run is told before TensorFlow is loaded
