@@ -27,7 +27,7 @@ _RAW = flags.DEFINE_string("raw_images", "", "folder of raw images, for the suit
 _SUITE = flags.DEFINE_enum(
     "suite",
     "input",
-    ["short", "input", "convert", "peers", "scaling", "all"],
+    ["short", "input", "convert", "train", "peers", "scaling", "all"],
     "what to measure; short: a ladder of a minute or two",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "counted turns; the contenders take turns", lower_bound=1)
@@ -129,8 +129,15 @@ def input_peers(setting: Setting) -> list[Measurement]:
 
 
 def convert(setting: Setting) -> list[Measurement]:
-    """Converting, one image at a time."""
-    return _cases("image_cases", setting, [f"--raw_images={setting.raw_images}"])
+    """Converting: one image at a time, then whole conversions side by side with other people's tools."""
+    raw = f"--raw_images={setting.raw_images}"
+    _cases("image_cases", setting, [raw])
+    return _cases("convert_cases", setting, [raw, f"--peer_python={setting.peer_python}"])
+
+
+def train(setting: Setting) -> list[Measurement]:
+    """The training step: real input against fake, our loop against a bare function, the precisions."""
+    return _cases("train_cases", setting, [f"--data={setting.data}", f"--image_size={setting.image_size}"])
 
 
 def _cases(module: str, setting: Setting, arguments: list[str]) -> list[Measurement]:
@@ -218,7 +225,8 @@ SUITES: dict[str, Sequence[Callable[[Setting], list[Measurement]]]] = {
     "convert": (convert,),
     "peers": (input_peers, convert),
     "scaling": (scaling,),
-    "all": (ladder, scaling, input_peers, convert),
+    "train": (train,),
+    "all": (ladder, scaling, input_peers, train, convert),
 }
 
 
