@@ -24,6 +24,7 @@ _BATCH = flags.DEFINE_integer("global_batch_size", 32, "examples a step", lower_
 _AREA = flags.DEFINE_string("crop_area", "0.35,1", "as trainer.train's")
 _RATIO = flags.DEFINE_string("crop_ratio", "0.75,1.333", "as trainer.train's")
 _DROPOUT = flags.DEFINE_float("dropout", 0.5, "before the last layer", lower_bound=0, upper_bound=1)
+_CLIP = flags.DEFINE_float("clip_norm", 1.0, "largest global norm of the gradient", lower_bound=0.001)
 _PRECISION = flags.DEFINE_enum("precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "of the layers")
 _SEED = flags.DEFINE_integer("seed", 0, "of the weights, the order and the augmentation")
 _JIT = flags.DEFINE_boolean("jit", True, "compile with XLA, as trainer.train does")
@@ -55,7 +56,7 @@ def main() -> None:
         0.0, steps - steps // 10, warmup_target=_RATE.value, warmup_steps=steps // 10
     )
     model.compile(
-        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, global_clipnorm=1.0),
+        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, global_clipnorm=_CLIP.value),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["accuracy"],
         jit_compile=_JIT.value,
