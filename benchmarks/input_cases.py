@@ -9,7 +9,6 @@ and they take turns. Contenders whose packages are not installed are skipped and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -26,7 +25,7 @@ from absl import flags
 from benchmarks.input_peers import PEERS
 from benchmarks.measure import CONTROL, Measurement, Rate, append_jsonl, interleave, machine, ratio, table
 from pipeline import cli
-from pipeline.manifest import Features, Manifest, Shard, Split, index_path, shard_name, write_index
+from pipeline.manifest import Features, Manifest, Split, shard_name, write_shard_file
 
 _DATA = flags.DEFINE_string("data", "", "dataset of JPEGs, made by tools.convert")
 _OUTPUT = flags.DEFINE_string("output", "", "file to append the results to, one JSON object a line")
@@ -149,11 +148,7 @@ def prepare(data: str, folder: Path) -> None:
         (folder / "files" / f"{number:06d}.jpg").write_bytes(image)
         pixels: Any = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
         framed.append(frame_record(encode_example(pixels.tobytes(), label, "", *pixels.shape[:2])))
-    shard = folder / "raw" / shard_name("raw", split, 0, 1)
-    shard.write_bytes(b"".join(framed))
-    sizes = np.array([len(record) for record in framed], np.int64)
-    write_index(index_path(shard), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
-    entry = Shard(shard.name, len(framed), shard.stat().st_size, hashlib.sha256(shard.read_bytes()).hexdigest())
+    entry = write_shard_file(folder / "raw" / shard_name("raw", split, 0, 1), framed)
     raw = replace(manifest, splits={split: Split(split, (entry,))}, features=Features(), class_counts={})
     replace(raw, image=replace(manifest.image, encoding="raw")).save(folder / "raw")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,15 @@ def index_path(shard: str | os.PathLike[str]) -> Path:
 def write_index(path: str | os.PathLike[str], index: np.ndarray) -> None:
     """Write NVIDIA DALI's `tfrecord2idx` format: a line "offset size" a record, in bytes, frame included."""
     Path(path).write_text("".join(f"{offset} {size}\n" for offset, size in index.tolist()), encoding="ascii")
+
+
+def write_shard_file(path: str | os.PathLike[str], framed: Sequence[bytes]) -> Shard:
+    """Write framed records, held in memory, as one shard with its index; returns the manifest's entry."""
+    content = b"".join(framed)
+    Path(path).write_bytes(content)
+    sizes = np.array([len(record) for record in framed], np.int64)
+    write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
+    return Shard(Path(path).name, len(framed), len(content), hashlib.sha256(content).hexdigest())
 
 
 def load_index(path: str | os.PathLike[str]) -> np.ndarray:

@@ -187,11 +187,10 @@ def _spread(devices: cluster.Cluster, examples: dict[str, np.ndarray]) -> Any:
 
 def write_dataset(folder: Path, splits: dict[str, int], side: int) -> None:
     """A small dataset of noise-free colour patterns, so many in each split, one shard a split."""
-    import hashlib
 
     import cv2
 
-    from pipeline.manifest import Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
+    from pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
     from pipeline.records import encode_example, frame_record
 
     draw, written = np.random.default_rng(0), {}
@@ -203,11 +202,8 @@ def write_dataset(folder: Path, splits: dict[str, int], side: int) -> None:
             _, data = cv2.imencode(".jpg", cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
             example = encode_example(data.tobytes(), number % len(labels), f"{number}.jpg", side, side)
             framed.append(frame_record(example))
-        path = folder / shard_name("selftest", name, 0, 1)
-        path.write_bytes(content := b"".join(framed))
-        sizes = np.array([len(record) for record in framed], np.int64)
-        write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
-        written[name] = Split(name, (Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest()),))
+        shard = write_shard_file(folder / shard_name("selftest", name, 0, 1), framed)
+        written[name] = Split(name, (shard,))
     total = sum(splits.values())
     counts = {name: tuple(len(range(c, n, len(labels))) for c in range(len(labels))) for name, n in splits.items()}
     Manifest(

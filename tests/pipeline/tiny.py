@@ -1,11 +1,9 @@
 """Small datasets for the reading tests, written with the shared core alone."""
 
-import hashlib
-
 import cv2
 import numpy as np
 
-from pipeline.manifest import Features, ImageFormat, Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
+from pipeline.manifest import Features, ImageFormat, Ledger, Manifest, Split, shard_name, write_shard_file
 from pipeline.records import encode_example, frame_record
 
 LABELS = ("cat", "dog", "emu")
@@ -42,12 +40,7 @@ def write_split(directory, split, records, shards=3, name="tiny"):
     for number in range(shards):
         part = records[len(records) * number // shards : len(records) * (number + 1) // shards]
         framed = [frame_record(record) for record in part]
-        path = directory / shard_name(name, split, number, shards)
-        path.write_bytes(b"".join(framed))
-        sizes = np.array([len(record) for record in framed], np.int64)
-        write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
-        data = path.read_bytes()
-        entries.append(Shard(path.name, len(part), len(data), hashlib.sha256(data).hexdigest()))
+        entries.append(write_shard_file(directory / shard_name(name, split, number, shards), framed))
     return Split(split, tuple(entries))
 
 
