@@ -29,24 +29,20 @@ def canvas_size(image_size: int) -> int:
     return -(-image_size * 9 // 8 // 8) * 8
 
 
-def crop_for_device(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
+def send_to_device(window: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
     """Put a row's random crop at the top left of `out` and note its size there.
 
     A side too long for the canvas gets its final length here, so that no side is resampled twice.
     """
-    top, left, height, width = edits.crop(row, *pixels.shape[:2])
-    window = pixels[top : top + height, left : left + width]
-    height, width = (side if side <= len(out) else edits.config.image_size for side in (height, width))
+    height, width = (side if side <= len(out) else edits.config.image_size for side in window.shape[:2])
     resize(window, out[:height, :width])
     out[height:] = 0  # like the rest of the canvas: what leaves the host depends on the position alone
     out[:height, width:] = 0
     edits.rows[row, edits.columns["window"]] = height, width
 
 
-def augment(pixels: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
-    """Fill `out`, uint8 [size, size, 3], with what a row's edits make of the picture; all but mixing."""
-    top, left, height, width = edits.crop(row, *pixels.shape[:2])
-    window = pixels[top : top + height, left : left + width]
+def augment(window: np.ndarray, edits: Edits, row: int, out: np.ndarray) -> None:
+    """Fill `out`, uint8 [size, size, 3], with what a row's edits make of its random crop; all but mixing."""
     if edits.rows[row, edits.columns["mirror"].start]:
         straight = scratch("straight", out.size).reshape(out.shape)
         resize(window, straight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from pipeline import augment
 from pipeline.cache import Cache
 from pipeline.cli import Failure
 from pipeline.config import InputConfig
-from pipeline.decode import decode
+from pipeline.decode import Window, cut, decode
 from pipeline.edits import Edits
+from pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
 from pipeline.memory import BatchMemory
 from pipeline.order import Order
 from pipeline.shards import BadRecord, Shards
@@ -63,7 +65,7 @@ class Batches:
         self,
         shards: Shards,
         config: InputConfig,
-        encoding: str,
+        image: ImageFormat,
         *,
         bad: BadRecords | None = None,
         clock: Clock | None = None,
@@ -73,7 +75,8 @@ class Batches:
     ) -> None:
         self._shards = shards
         self._config = config
-        self._encoding = encoding
+        self._encoding = image.encoding
+        self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every picture; by others, who knows
         self._bad = BadRecords() if bad is None else bad
         self._clock = Clock() if clock is None else clock
         self._cache = cache
@@ -89,10 +92,10 @@ class Batches:
             positions, self._order.records(positions), self._memory.empty((len(positions), size, size, 3))
         )
         edits = Edits(self._config, positions)
-        put = augment.crop_for_device if on_device else augment.augment
+        put = augment.send_to_device if on_device else augment.augment
         laps.lap("order")
         for row, record in enumerate(batch["record"].tolist()):
-            pixels = self._picture(batch, row, record, laps)
+            pixels = self._picture(batch, row, record, laps, partial(edits.crop, row))
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -124,7 +127,9 @@ class Batches:
         self._clock.add(laps, len(positions))
         return batch
 
-    def _picture(self, batch: Batch, row: int, record: int, laps: Laps) -> np.ndarray | None:
+    def _picture(
+        self, batch: Batch, row: int, record: int, laps: Laps, window: Window | None = None
+    ) -> np.ndarray | None:
         """Read and decode a record, and fill in its label and weight; None when it is bad, which leaves weight 0."""
         kept = self._cache.get(record) if self._cache else None
         if kept:
@@ -134,7 +139,13 @@ class Batches:
             try:
                 example = self._shards.read(record, self._shards.pixel_features)
                 laps.lap("read")
-                pixels = decode(example, self._encoding, exact=self._exact)
+                pixels = decode(
+                    example,
+                    self._encoding,
+                    exact=self._exact,
+                    window=None if self._cache else window,
+                    checked=self._checked,
+                )
                 laps.lap("decode")
             except ValueError as error:
                 shard, offset = self._shards.where(record)
@@ -145,7 +156,7 @@ class Batches:
             if self._cache:
                 self._cache.put(record, pixels, example.label)
         batch["weight"][row] = 1.0
-        return pixels
+        return cut(pixels, window) if self._cache else pixels
 
 
 def mean_picture_bytes(shards: Shards, encoding: str) -> float:

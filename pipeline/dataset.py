@@ -165,7 +165,7 @@ class Dataset:
         return Batches(
             self._shards[split],
             config,
-            self.manifest.image.encoding,
+            self.manifest.image,
             bad=self.bad_records,
             clock=self._clock,
             cache=self._cache(split, config.cache, exact),

@@ -3,9 +3,15 @@
 JPEG goes through libjpeg-turbo (simplejpeg) into a buffer that is used again and again: fresh memory for every
 picture costs a fifth of the decoding time in page faults. Anything else, and JPEGs that are not plain colour or
 grey, go through OpenCV. Orientation tags are not applied: the converter already has.
+
+Nothing below a crop is decoded. libjpeg decodes rows from the top, and a row's pixels depend on no later one when
+colour is upsampled without smoothing, so a header that promises fewer rows makes it stop early, with the same pixels.
+It then warns of the bytes left over, which hides other warnings: only for pictures that the converter has checked.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -14,27 +20,68 @@ import simplejpeg
 from pipeline.memory import scratch
 from pipeline.records import Example
 
+Window = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
-def decode(example: Example, encoding: str, *, exact: bool = False) -> np.ndarray:
+_BASELINE, _SCAN = 0xC0, 0xDA  # markers
+
+
+def decode(
+    example: Example,
+    encoding: str,
+    *,
+    exact: bool = False,
+    window: Window | None = None,
+    checked: bool = False,
+) -> np.ndarray:
     """The picture as uint8 [height, width, 3], RGB; valid until this thread decodes another.
 
     Unless `exact`, JPEGs are decoded a twentieth faster with a rounder transform and blockier colour: for training.
+    `window` is asked, with the height and width of the picture, which part of it to return; where the picture is
+    known to be sound (`checked`), what lies below that part is not even decoded.
 
     Raises:
       ValueError: the bytes are no picture, or a damaged one.
     """
     data = example.image
     if encoding == "raw":
-        return _raw(example)
+        return cut(_raw(example), window)
     if data[:2] == b"\xff\xd8":
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
-            return _any(data)  # rare chroma subsamplings
+            colours = "unknown"  # rare chroma subsamplings
         if colours in ("YCbCr", "RGB", "Gray"):
-            buffer = scratch("picture", height * width * 3)
-            return simplejpeg.decode_jpeg(data, fastdct=not exact, fastupsample=not exact, buffer=buffer)
-    return _any(data)
+            part = window(height, width) if window else (0, 0, height, width)
+            fewer = _above(data, part[0] + part[2], height) if checked and not exact else None
+            pixels = simplejpeg.decode_jpeg(
+                fewer or data,
+                fastdct=not exact,
+                fastupsample=not exact,
+                buffer=scratch("picture", height * width * 3),
+                strict=not fewer,
+            )
+            return cut(pixels, lambda *_: part)
+    return cut(_any(data), window)
+
+
+def cut(pixels: np.ndarray, window: Window | None) -> np.ndarray:
+    """What a window shows of a picture; all of it for None."""
+    if window is None:
+        return pixels
+    top, left, height, width = window(*pixels.shape[:2])
+    return pixels[top : top + height, left : left + width]
+
+
+def _above(data: memoryview, bottom: int, height: int) -> bytearray | None:
+    """A JPEG that ends at row `bottom` for one of `height` rows; None if it must be decoded as it is."""
+    at = 2  # the first marker behind the start of the image
+    while bottom < height and at + 8 < len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
+        if data[at + 1] == _BASELINE:
+            fewer = bytearray(data)
+            fewer[at + 5 : at + 7] = bottom.to_bytes(2, "big")
+            return fewer
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def _raw(example: Example) -> np.ndarray:

@@ -19,6 +19,7 @@ from pipeline.cli import UsageError
 
 FILE_NAME = "manifest.json"
 FORMAT = "shardline/1"
+UNKNOWN_KERNEL = "unknown"  # pictures that somebody else stored
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ImageFormat:
     max_height: int = 0  # of the largest stored picture; 0: not known
     max_width: int = 0
     colour: str = "rgb"
-    kernel: str = "unknown"  # that resized them
+    kernel: str = UNKNOWN_KERNEL  # that resized them
 
 
 @dataclass(frozen=True)

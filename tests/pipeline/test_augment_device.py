@@ -8,7 +8,7 @@ import pipeline
 from pipeline import edits as ed
 from pipeline.batches import Batches
 from pipeline.config import InputConfig
-from pipeline.manifest import Manifest
+from pipeline.manifest import ImageFormat, Manifest
 from pipeline.shards import Shards
 from tests.pipeline.tiny import encode, picture, write_dataset
 
@@ -41,7 +41,7 @@ def photos(tmp_path_factory):
 def both(directory, size=32, **options):
     """A batch augmented on the host, and what the device makes of the same one."""
     config = InputConfig(global_batch_size=ROWS, image_size=size, **options)
-    batches = Batches(Shards(Manifest.load(directory), directory, "train"), config, "png")
+    batches = Batches(Shards(Manifest.load(directory), directory, "train"), config, ImageFormat("png"))
     positions = np.arange(ROWS)
     host, sent = batches.train(positions, False), batches.train(positions, True)
     sent = {name: tf.constant(value) for name, value in sent.items()}
@@ -67,7 +67,9 @@ def test_host_and_device_show_the_same(photos, name):
 @pytest.mark.parametrize("name", ["colour", pytest.param("everything", marks=pytest.mark.slow)])
 def test_compiled_it_shows_the_same(photos, name):
     config = InputConfig(global_batch_size=8, image_size=16, **OPTIONS[name])
-    batch = Batches(Shards(Manifest.load(photos), photos, "train"), config, "png").train(np.arange(8), True)
+    batch = Batches(Shards(Manifest.load(photos), photos, "train"), config, ImageFormat("png")).train(
+        np.arange(8), True
+    )
     plain = pipeline.augment_on_device({name: tf.constant(value) for name, value in batch.items()}, config)
     compiled = tf.function(lambda batch: pipeline.augment_on_device(batch, config), jit_compile=True)(batch)
     assert plain.keys() == compiled.keys()
@@ -85,7 +87,7 @@ def test_a_picture_of_one_colour_survives_every_operation(tmp_path):
 
 def test_batches_that_are_ready_only_change_their_type(photos):
     config = InputConfig(global_batch_size=4, image_size=16, mixup=0.3)
-    batches = Batches(Shards(Manifest.load(photos), photos, "train"), config, "png")
+    batches = Batches(Shards(Manifest.load(photos), photos, "train"), config, ImageFormat("png"))
     batch = batches.train(np.arange(4), False)
     finished = pipeline.augment_on_device({name: tf.constant(value) for name, value in batch.items()}, config)
     assert finished["image"].dtype == tf.float32

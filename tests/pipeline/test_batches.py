@@ -10,7 +10,7 @@ import pytest
 from pipeline.batches import BadRecords, Batches
 from pipeline.cli import Failure
 from pipeline.config import InputConfig
-from pipeline.manifest import Manifest
+from pipeline.manifest import ImageFormat, Manifest
 from pipeline.records import FRAME_BYTES, encode_example
 from pipeline.shards import Shards
 from tests.pipeline.tiny import LABELS, encode, payloads, picture, write_dataset
@@ -18,7 +18,7 @@ from tests.pipeline.tiny import LABELS, encode, payloads, picture, write_dataset
 
 def reader(directory, bad=None, split="train", encoding="jpeg", **config):
     config = InputConfig(**{"global_batch_size": 8, "image_size": 16, "max_bad_records": 100} | config)
-    return Batches(Shards(Manifest.load(directory), directory, split), config, encoding, bad=bad)
+    return Batches(Shards(Manifest.load(directory), directory, split), config, ImageFormat(encoding), bad=bad)
 
 
 EVERYTHING = {

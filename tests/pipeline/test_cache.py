@@ -10,7 +10,7 @@ from pipeline.batches import Batches, mean_picture_bytes
 from pipeline.cache import DirectoryCache, MemoryCache
 from pipeline.cli import UsageError
 from pipeline.config import InputConfig
-from pipeline.manifest import Manifest
+from pipeline.manifest import ImageFormat, Manifest
 from pipeline.shards import Shards
 from tests.pipeline.tiny import picture
 
@@ -29,7 +29,10 @@ def test_batches_are_the_same_with_a_cache_and_need_no_shards_once_it_is_full(ti
     shards = Shards(Manifest.load(copy), copy, "train")
     config = InputConfig(global_batch_size=8, image_size=16)
     cache = open_cache(kind, tmp_path / "cache")
-    plain, cached = Batches(shards, config, "jpeg"), Batches(shards, config, "jpeg", cache=cache)
+    plain, cached = (
+        Batches(shards, config, ImageFormat("jpeg")),
+        Batches(shards, config, ImageFormat("jpeg"), cache=cache),
+    )
     expected = [plain.train(np.arange(start, start + 37), False) for start in (0, 37)]
     first = cached.train(np.arange(37), False)
     for shard in copy.glob("*.tfrecord*"):

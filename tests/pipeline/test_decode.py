@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.decode import decode
+from pipeline.decode import cut, decode
 from pipeline.records import Example
 from tests.pipeline.tiny import encode, picture
 
@@ -77,3 +77,44 @@ def test_the_orientation_tag_is_not_applied_a_second_time():
 def test_what_is_no_picture_is_refused(encoding, data):
     with pytest.raises(ValueError):
         decode(example(data), encoding)
+
+
+WINDOWS = ((0, 0, 3, 5), (5, 7, 20, 30), (0, 0, 70, 90), (40, 11, 30, 60), (63, 0, 2, 90), (0, 31, 64, 33))
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+@pytest.mark.parametrize("size", [(70, 90), (71, 91), (97, 90)])
+def test_a_window_shows_the_pixels_of_the_whole_picture(subsampling, size):
+    """However few of its rows are decoded for it."""
+    pixels = picture(7, *size)
+    if subsampling == "Gray":
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[..., :1]), 90, "Gray", "Gray")
+    else:
+        data = simplejpeg.encode_jpeg(pixels, 90, "RGB", subsampling)
+    whole = decode(example(data), "jpeg").copy()
+    for window in WINDOWS:
+        part = decode(example(data), "jpeg", window=lambda *shape, window=window: window, checked=True)
+        np.testing.assert_array_equal(part, cut(whole, lambda *shape, window=window: window))
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "raw", "progressive"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_window_of_any_encoding(encoding, exact):
+    data = pillow(Image.fromarray(PICTURE), "jpeg", progressive=True)
+    stored = example(data if encoding == "progressive" else encode(PICTURE, encoding))
+    encoding = encoding.replace("progressive", "jpeg")
+    whole = decode(stored, encoding, exact=exact).copy()
+    part = decode(stored, encoding, exact=exact, window=lambda height, width: (2, 3, height // 4, 9), checked=True)
+    np.testing.assert_array_equal(part, whole[2:12, 3:12])
+
+
+def test_below_the_window_nothing_is_decoded_of_a_checked_picture_alone():
+    data = bytearray(encode(picture(7, 256, 96), "jpeg"))
+    data[len(data) * 3 // 4 : len(data) * 3 // 4 + 40] = bytes(40)
+
+    def top(height, width):
+        return 0, 0, 32, width
+
+    assert decode(example(data), "jpeg", window=top, checked=True).shape == (32, 96, 3)
+    with pytest.raises(ValueError, match="Corrupt JPEG"):
+        decode(example(data), "jpeg", window=top)

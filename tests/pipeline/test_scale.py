@@ -17,10 +17,11 @@ import numpy as np
 started = time.perf_counter()
 import pipeline
 from pipeline.batches import Batches
+from pipeline.manifest import ImageFormat
 data = pipeline.open_dataset(sys.argv[1])
 opened = time.perf_counter()
 config = pipeline.InputConfig(global_batch_size=64, image_size=32, max_bad_records=10**9)
-batches = Batches(data._shards["train"], config, "jpeg")
+batches = Batches(data._shards["train"], config, ImageFormat("jpeg"))
 records = batches._order.records(np.arange(10**13, 10**13 + 64))
 ordered = time.perf_counter()
 seen = np.zeros(data.num_records("train"), bool)
