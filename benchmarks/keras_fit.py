@@ -2,8 +2,8 @@
 
     python -m benchmarks.keras_fit --data DIR --split test [--epochs 9 --learning_rate 0.02]
 
-Same network, initialisation, crops and flips, order of samples, optimizer, schedule and clipping as
-`trainer.train --head gap --phases all:9@0.02`; everything behind the batches is Keras's own. Prints one JSON line.
+Same network and first weights, crops and flips, order of samples, schedule and clipping as
+`trainer.train --head gap --phases all:9@0.02`; loss, optimizer, step and loop are Keras's own. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _DROPOUT = flags.DEFINE_float("dropout", 0.5, "before the last layer", lower_bou
 _CLIP = flags.DEFINE_float("clip_norm", 1.0, "largest global norm of the gradient", lower_bound=0.001)
 _PRECISION = flags.DEFINE_enum("precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "of the layers")
 _SEED = flags.DEFINE_integer("seed", 0, "of the weights, the order and the augmentation")
+_WIDTH = flags.DEFINE_float("width", 1.0, "share of VGG16's filters", lower_bound=0.01, upper_bound=1)
 _JIT = flags.DEFINE_boolean("jit", True, "compile with XLA, as trainer.train does")
 
 
@@ -38,10 +39,10 @@ def main() -> None:
     import keras
 
     import pipeline
+    from trainer import model as vgg16
     from trainer.config import TrainConfig
 
     keras.utils.set_random_seed(_SEED.value)
-    keras.config.set_dtype_policy(_PRECISION.value)
     data = pipeline.open_dataset(_DATA.value)
     config = TrainConfig(
         global_batch_size=_BATCH.value,
@@ -51,7 +52,18 @@ def main() -> None:
         crop_ratio=_RATIO.value,
     ).input_config()
     steps = round(_EPOCHS.value * data.num_records("train") / _BATCH.value)
-    model = vgg16(_SIZE.value, len(data.labels), _DROPOUT.value)
+    network = vgg16.build(
+        classes=len(data.labels),
+        head="gap",
+        image_size=_SIZE.value,
+        dropout=_DROPOUT.value,
+        seed=_SEED.value,
+        precision=_PRECISION.value,
+        width=_WIDTH.value,
+        input_scale=vgg16.PIXEL_SPREAD,
+    )
+    vgg16.initialise(network, _SEED.value)
+    model = keras.Model(network.serve.input, network.serve.get_layer("predictions").output)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 10, warmup_target=_RATE.value, warmup_steps=steps // 10
     )
@@ -75,24 +87,6 @@ def main() -> None:
         "images_per_second": round(steps * _BATCH.value / seconds, 1),
     }
     print(json.dumps(result))
-
-
-def vgg16(size: int, classes: int, dropout: float):
-    """VGG16's convolutions from scratch with a GAP head, as trainer.model builds them."""
-    import keras
-
-    from trainer.model import BGR_MEAN, PIXEL_SPREAD
-
-    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
-    for layer in base.layers:
-        if layer.weights:
-            layer.kernel.assign(keras.initializers.HeNormal(seed=_SEED.value)(layer.kernel.shape))
-    image = keras.Input((size, size, 3), dtype="uint8")
-    normalise = keras.layers.Rescaling(1 / PIXEL_SPREAD, [-mean / PIXEL_SPREAD for mean in BGR_MEAN], dtype="float32")
-    x = normalise(keras.ops.flip(image, axis=-1))
-    x = keras.layers.GlobalAveragePooling2D()(base(x))
-    x = keras.layers.Dense(classes, dtype="float32")(keras.layers.Dropout(dropout)(x))
-    return keras.Model(image, x)
 
 
 def _triple(batch):
