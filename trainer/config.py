@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,28 +178,18 @@ class TrainConfig:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"--{field.name}={value}: choose one of {', '.join(choices)}")
+        for names, good, remedy in _RANGES:
+            for name in names:
+                _check(self, name, good(getattr(self, name)), remedy)
         parse_phases(self.phases)
-        for name in ("dropout", "momentum", "ema", "label_smoothing"):
-            _check(self, name, 0 <= getattr(self, name) < 1, "needs a number from 0 to below 1")
-        for name in ("clip_norm", "weight_decay"):
-            _check(self, name, getattr(self, name) >= 0, "needs a number of at least 0")
-        for name in ("global_batch_size", "micro_batches", "keep_checkpoints", "log_every_steps"):
-            _check(self, name, getattr(self, name) >= 1, "needs a whole number of at least 1")
-        for name in ("logical_cpus", "checkpoint_every_steps", "cache_features", "early_stop_evals"):
-            _check(self, name, getattr(self, name) >= 0, "needs a whole number of at least 0")
-        _check(self, "image_size", self.image_size >= 32, "VGG16 halves the picture five times; use at least 32")
-        _check(self, "block_lr_decay", 0 < self.block_lr_decay <= 1, "needs a number above 0, up to 1")
-        _check(self, "eval_every_epochs", self.eval_every_epochs > 0, "needs a number above 0")
-        _check(
-            self,
-            "warmup_epochs",
-            self.warmup_epochs >= 0 or self.warmup_epochs == -1,
-            "needs a number of at least 0, or -1 for a tenth of each phase",
-        )
-        _check(self, "width", 0 < self.width <= 1, "needs a number above 0, up to 1")
-        self.input_config()
-        if self.profile_steps:
-            self.profile_range()
+        self.profile_range()
+        settings = self.input_config()
+        if self.cache_features and settings.mixes:
+            raise UsageError("--cache_features stores one picture a row; leave out --mixup and --cutmix")
+        if self.weights == "imagenet" and self.head == "fc4096" and self.image_size != 224:
+            raise UsageError(f"--image_size={self.image_size}: the fc1 and fc2 of --weights=imagenet only fit 224")
+        if self.weights == "imagenet" and self.width != 1:
+            raise UsageError(f"--width={self.width}: --weights=imagenet are those of the full width; leave it at 1")
         if self.class_weights != "none" and self.balanced_sampling:
             raise UsageError("--class_weights=balanced with --balanced_sampling corrects twice; choose one of them")
         if self.early_stop_evals and self.best_metric == "none":
@@ -243,6 +235,26 @@ class TrainConfig:
         if unknown := sorted(set(values) - known):
             raise UsageError(f"config.json holds settings this version does not know: {', '.join(unknown)}")
         return cls(**values)
+
+
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (  # flags, what they may be, else
+    (("dropout", "momentum", "ema", "label_smoothing"), lambda x: 0 <= x < 1, "needs a number from 0 to below 1"),
+    (("clip_norm", "weight_decay", "peak_tflops"), lambda x: 0 <= x < math.inf, "needs a number of at least 0"),
+    (("block_lr_decay", "width"), lambda x: 0 < x <= 1, "needs a number above 0, up to 1"),
+    (("eval_every_epochs",), lambda x: x > 0, "needs a number above 0"),
+    (("warmup_epochs",), lambda x: x >= 0 or x == -1, "needs a number of at least 0, or -1 for a tenth of each phase"),
+    (
+        ("global_batch_size", "micro_batches", "keep_checkpoints", "log_every_steps"),
+        lambda x: x >= 1,
+        "needs a whole number of at least 1",
+    ),
+    (
+        ("logical_cpus", "checkpoint_every_steps", "cache_features", "early_stop_evals"),
+        lambda x: x >= 0,
+        "needs a whole number of at least 0",
+    ),
+    (("image_size",), lambda x: x >= 32, "VGG16 halves the picture five times; use at least 32"),
+)
 
 
 def _check(config: TrainConfig, name: str, good: bool, remedy: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import pipeline
-from pipeline.cli import UsageError, progress
+from pipeline.cli import progress
 from trainer import model, state
 from trainer.plan import Plan
 
@@ -28,10 +28,6 @@ class FeatureCache:
 
     def __init__(self, plan: Plan, network: model.Network) -> None:
         """Open the cache of this run, filling it first unless it is there."""
-        if plan.cluster.hosts > 1:
-            raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
-        if plan.input.mixes:
-            raise UsageError("--cache_features stores one picture a row; leave out --mixup and --cutmix")
         self.plan, self.network = plan, network
         self.views, self.size = plan.config.cache_features, int(network.backbone.output.shape[-1])
         self.folder = Path(plan.config.workdir) / "features"

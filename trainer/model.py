@@ -220,12 +220,24 @@ class Pretrained:
     input_scale: float = 1.0  # of the model they were trained in
 
 
+def check_weights(weights: str, head: str) -> None:
+    """Refuse in one line, before any other work, `--weights` that are not there or not what they are called."""
+    if weights == "imagenet":
+        _imagenet_file(head)
+    elif weights != "none" and not Path(weights).exists():
+        raise UsageError(
+            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, "
+            "checkpoint file or run directory"
+        )
+
+
 def load_weights(network: Network, weights: str, head: str) -> list[str]:
     """Assign the weights named by `--weights`; return the layers that got them.
 
     Convolutions must all match. Dense layers are taken while their shapes match; the rest keep their fresh values.
     """
-    found = _imagenet(head) if weights == "imagenet" else _read(weights)
+    check_weights(weights, head)
+    found = _read_h5(_imagenet_file(head)) if weights == "imagenet" else _read(weights)
     pairs = _pairs(network.weights)
     convolutions = [name for name in pairs if name.startswith("block")]
     if len(found.convolutions) != len(convolutions):
@@ -249,8 +261,6 @@ def load_weights(network: Network, weights: str, head: str) -> list[str]:
             break
         _assign(pairs[name], arrays)
         loaded.append(name)
-    if weights == "imagenet" and head == "fc4096" and not {"fc1", "fc2"} <= set(loaded):
-        raise UsageError("--weights=imagenet --head=fc4096: fc1 and fc2 only fit --image_size=224")
     return loaded
 
 
@@ -268,7 +278,8 @@ def _assign(variables: tuple[Any, Any], arrays: tuple[np.ndarray, np.ndarray]) -
         variable.assign(array.astype(np.float32))
 
 
-def _imagenet(head: str) -> Pretrained:
+def _imagenet_file(head: str) -> Path:
+    """The published file, downloaded where it is missing, and checked by hash."""
     name, md5 = IMAGENET[head == "fc4096"]
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
     path = folder / name
@@ -294,16 +305,11 @@ def _imagenet(head: str) -> Pretrained:
                 f"--weights=imagenet: {path} is damaged or another file: md5 {found}, expected {md5}; "
                 "delete it and try again, or pass its path as --weights if you mean it"
             )
-    return _read_h5(path)
+    return path
 
 
 def _read(weights: str) -> Pretrained:
     path = Path(weights)
-    if not path.exists():
-        raise UsageError(
-            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, "
-            "checkpoint file or run directory"
-        )
     try:
         if path.suffix == ".keras":
             return _from_layers(keras.models.load_model(path, compile=False))

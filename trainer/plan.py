@@ -110,6 +110,9 @@ def make(config: TrainConfig, cluster: Cluster) -> Plan:
             f"--micro_batches={config.micro_batches} does not cut each replica's {rows} examples into equal pieces of "
             f"{even}examples; change it or --global_batch_size={config.global_batch_size}"
         )
+    if config.cache_features and cluster.hosts > 1:
+        raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
+    model.check_weights(config.weights, config.head)
     data = _open(config)
     return Plan(
         config=config,
@@ -206,7 +209,7 @@ def eval_forward(plan: Plan, network: model.Network) -> Callable[[Batch], tuple[
 
 def class_weights(plan: Plan) -> Any:
     """1 / frequency of each class, averaging 1 over the records; None for no weights."""
-    if plan.config.class_weights == "none":
+    if plan.config.class_weights == "none" or plan.config.synthetic:
         return None
     counts = np.array(plan.data.manifest.class_counts[plan.config.train_split], np.float64)
     weights = counts.sum() / (np.maximum(counts, 1) * np.count_nonzero(counts))

@@ -29,6 +29,11 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
     """Train, from the start or from the newest readable checkpoint, and save the model."""
     plan = prepare(config)
     claim_workdir(plan, allow_changes)
+    restored = find_checkpoint(plan)
+    over = restored is not None and is_over(plan, restored[1])
+    if restored and over and (Path(config.workdir) / "model.keras").exists():
+        say(f"--workdir={config.workdir} is complete at step {restored[1]['step']}; nothing to do")
+        return
     with plan.cluster.strategy.scope():
         network = planning.build_network(plan)
         averages = {
@@ -36,14 +41,8 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
         }
         loss_scale = steps.LossScale()
     state = TrainState(network.weights, averages, None, loss_scale)
-    restored = find_checkpoint(plan)
     if restored:
         state.step, state.cursor = restored[1]["step"], restored[1]["cursor"]
-    stopped_early = restored is not None and 0 < config.early_stop_evals <= restored[1]["evals_since_best"]
-    over = state.cursor >= plan.spans[-1].stop or stopped_early
-    if over and (Path(config.workdir) / "model.keras").exists():
-        say(f"--workdir={config.workdir} is complete at step {state.step}; nothing to do")
-        return
     log = metrics.MetricsLog(config.workdir, state.step) if plan.cluster.chief else None
     watch = actions.Watch(plan, network, log, state.step)
     evaluate = actions.Evaluate(plan, network, watch, log, say, lambda s: save_best(s))
@@ -58,7 +57,7 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
         )
     with loop.StopRequest() as stop, errors_of_others(plan, state):
         for span in plan.spans:
-            if state.cursor >= span.stop and span is not plan.spans[-1]:
+            if (over or state.cursor >= span.stop) and span is not plan.spans[-1]:
                 continue  # the last one is entered even when it is over, to take over its checkpoint
             # New trace and new slots: a traced step goes on training the variables it was traced with.
             with plan.cluster.strategy.scope():
@@ -67,6 +66,8 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
             if restored:
                 resume(state, plan, span, *restored)
                 restored = None
+            if over:
+                break
             if config.cache_features and span.phase.part == "head":
                 cache = features.FeatureCache(plan, network)
                 step, batches = make_step(plan, network, state, cache.forward), cache.batches(state.cursor)
@@ -90,7 +91,7 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
     watch.bar.close()
     if log:
         log.close()
-    if state.cursor >= plan.spans[-1].stop or evaluate.satisfied:
+    if over or state.cursor >= plan.spans[-1].stop or evaluate.satisfied:
         finish(plan, network, state, evaluate, watch)
     else:
         say(f"stopped at step {state.step} with a checkpoint; run the same command to continue")
@@ -216,12 +217,20 @@ def find_checkpoint(plan: Plan) -> tuple[Path, dict[str, Any], Any] | None:
     return path, header, arrays
 
 
+def is_over(plan: Plan, header: dict[str, Any]) -> bool:
+    """Whether a checkpoint is from the end of its run, or from where early stopping ended it."""
+    return header["cursor"] >= plan.spans[-1].stop or 0 < plan.config.early_stop_evals <= header["evals_since_best"]
+
+
 def resume(state: TrainState, plan: Plan, span: PhaseSpan, path: Path, header: dict[str, Any], arrays: Any) -> None:
-    """Take over a checkpoint. At a phase border the new phase keeps its fresh slots."""
-    if header["phase"] != span.index:
-        fresh = {f"slots/{name}": v.numpy() for name, v in state.optimizer.state().items()}
-        arrays = {name: a for name, a in arrays.items() if not name.startswith("slots/")} | fresh
+    """Take over a checkpoint. A phase that just begins keeps its fresh slots, and so does another optimizer."""
+    fresh = {f"slots/{name}": v.numpy() for name, v in state.optimizer.state().items()}
+    slots = {name for name in arrays if name.startswith("slots/")}
+    if header["phase"] != span.index or slots != set(fresh):
+        arrays = {name: a for name, a in arrays.items() if name not in slots} | fresh
         header = {**header, "phase": span.index}
+    if state.averages and not any(name.startswith("average/") for name in arrays):  # --ema is new: it begins here
+        arrays |= {f"average/{path}": arrays[f"model/{path}"] for path in state.averages}
     state.restore(header, arrays, source=path)
     say(f"continuing {plan.config.workdir} at step {state.step} (epoch {plan.epoch(state.cursor):.3g})")
 

@@ -14,19 +14,23 @@ from trainer import cluster, model, step
 BATCH, CLASSES, SIDE = 8, 3, 8
 TWO = cluster.start("mirrored", 2).strategy
 ONE = tf.distribute.MirroredStrategy(["/CPU:0"], cross_device_ops=tf.distribute.ReductionToOneDevice())
-OPTIONS = {
+# Each row is trained on one and on two replicas. Options that do not get into each other's way share a row.
+ROWS = {
     "plain": {},
-    "clip_norm": {"clip_norm": 0.05},
-    "micro_batches": {"micro_batches": 2},
-    "weight_decay": {"weight_decay": 0.5},
-    "ema": {"ema": 0.9},
-    "adam": {"optimizer": "adam", "weight_decay": 0.1},
+    "clip_norm, weight_decay, ema": {"clip_norm": 0.05, "weight_decay": 0.5, "ema": 0.9},
+    "adam, label_smoothing, class_weights": {
+        "optimizer": "adam",
+        "weight_decay": 0.1,
+        "smoothing": 0.1,
+        "class_weights": [0.5, 1.0, 2.5],
+    },
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
-    "jit": {"jit": True, "micro_batches": 2},
-    "loss_scaling": {"loss_scaling": True},
-    "label_smoothing": {"smoothing": 0.1},
-    "class_weights": {"class_weights": [0.5, 1.0, 2.5]},
     "mixed_bfloat16": {"policy": "mixed_bfloat16"},
+}
+# These change how a step is computed and not what comes out: on two replicas it is what one gives without them.
+NEUTRAL = {
+    "micro_batches, loss_scaling": {"micro_batches": 2, "loss_scaling": True},
+    "jit": {"jit": True},
 }
 
 
@@ -92,19 +96,30 @@ def largest_difference(a, b):
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
-def one_against_two(options):
-    benches = [Bench(strategy, **options) for strategy in (ONE, TWO)]
-    for bench in benches:
-        before = bench.values()
-        reports = [bench.train(batch(seed)) for seed in range(3)]
-        assert largest_difference(before, bench.values()) > 1e-3, "nothing was trained"
-    a, b = (bench.values() for bench in benches)
-    return {"difference": largest_difference(a, b), "examples": float(reports[-1]["examples"])}
+def trained(strategy, options):
+    bench = Bench(strategy, **options)
+    before = bench.values()
+    reports = [bench.train(batch(seed)) for seed in range(3)]
+    assert largest_difference(before, bench.values()) > 1e-3, "nothing was trained"
+    return bench.values(), float(reports[-1]["examples"])
 
 
-def overflow(guilty):
+def agreement():
+    """Row -> how far two replicas end from one, how far one ends from what it is without the options."""
+    found, plain = {}, trained(ONE, {})[0]
+    for name, options in {**ROWS, **NEUTRAL}.items():
+        one = trained(ONE, options)[0] if name in ROWS and options else plain
+        two, examples = trained(TWO, options)
+        found[name] = {
+            "difference": largest_difference(one, two),
+            "effect": largest_difference(plain, one),
+            "examples": examples,
+        }
+    return found
+
+
+def overflow(bench, guilty):
     """Gradients overflow float16 on one replica only, where the weights of its examples are huge."""
-    bench = Bench(TWO, loss_scaling=True, policy="mixed_float16", ema=0.9)
     before, scale = bench.values(), float(bench.scale.scale.numpy())
     bad = batch()
     bad["weight"] = np.where(np.arange(BATCH) // (BATCH // 2) == guilty, 1e6, 1.0).astype(np.float32)
@@ -198,9 +213,7 @@ def evaluation():
     return {"found": totals, "expected": expected}
 
 
-def swapping():
-    bench = Bench(TWO, ema=0.5)
-    bench.train(batch())
+def swapping(bench):
     before = bench.values()
     step.swap(TWO, bench.weights, bench.averages)
     between = bench.values()
@@ -213,9 +226,7 @@ def swapping():
     }
 
 
-def stopping():
-    bench = Bench(TWO)
-
+def stopping(bench):
     def own(context):  # only the second replica asks
         return tf.constant(float(context.replica_id_in_sync_group))
 
@@ -224,17 +235,18 @@ def stopping():
 
 
 if __name__ == "__main__":
+    half = Bench(TWO, loss_scaling=True, policy="mixed_float16", ema=0.9)
     print(
         json.dumps(
             {
-                "agreement": {name: one_against_two(options) for name, options in OPTIONS.items()},
-                "overflow": [overflow(0), overflow(1)],
+                "agreement": agreement(),
+                "overflow": [overflow(half, guilty) for guilty in (0, 1)],
+                "swapping": swapping(half),
+                "stopping": stopping(half),
                 "growth": scale_growth(),
                 "keras": against_keras(),
                 "masks": masks(),
                 "evaluation": evaluation(),
-                "swapping": swapping(),
-                "stopping": stopping(),
             }
         )
     )

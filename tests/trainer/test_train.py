@@ -97,7 +97,7 @@ def test_other_flags_are_refused_with_the_difference_unless_allowed(results):
     found = results["refusals"]
     assert "--dropout: 0.4 -> 0.1" in found["changed"] and "--allow_changes" in found["changed"]
     assert "log_every_steps" not in found["changed"]
-    assert found["allowed"]["step"] == 7
+    assert "continuing " in found["allowed"]["said"] and " at step 2 (epoch 0.4)" in found["allowed"]["said"]
 
 
 def test_another_order_of_samples_is_refused_with_both_keys(results):
@@ -123,8 +123,12 @@ def test_refused_in_one_line(case, named, results):
     assert text.startswith("UsageError: ") and named in text and "\n" not in text
 
 
+def test_what_is_refused_leaves_nothing_behind(results):
+    assert not results["refusals"]["left_behind"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_records(results):
-    text = results["refusals"]["broken"]
+    text = results["refusals"]["allowed"]["error"]
     assert text.startswith("Failure: the ") and "is not finite" in text and "records of split train: " in text
 
 
