@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.convert_peers import PEERS
-from benchmarks.measure import CONTROL, Rate, append_jsonl, interleave, ratio, table
+from benchmarks.measure import CONTROL, Rate, append_jsonl, interleave, keeping, ratio, table
 from pipeline.cli import Failure, UsageError, run
 
 _RAW = flags.DEFINE_string("raw_images", "", "folder of photographs, at any depth")
@@ -31,11 +31,22 @@ _PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Python that h
 _REPEATS = flags.DEFINE_integer("repeats", 5, "counted turns", lower_bound=1)
 _SMALL = flags.DEFINE_integer("small", 320, "images of the smaller folder", lower_bound=1)
 _LARGE = flags.DEFINE_integer("large", 1600, "images of the larger folder; copies of the photographs", lower_bound=2)
+_SCALING = flags.DEFINE_bool(
+    "scaling", False, "only ours, with 1 up to all cores: the suite `scaling of the converter`"
+)
 _CAMERA = flags.DEFINE_integer("camera_images", 60, "12-megapixel images of the second table; 0: none", lower_bound=0)
 
 OURS, TWO_WORKERS, BASELINE = "shardline", "shardline, 2 workers on 2 cores", "plain loop"
 TARGETS = ((OURS, BASELINE, 1.2), (TWO_WORKERS, OURS, 1.85), (OURS, "FFCV writer", 2.0), (OURS, "img2dataset", 3.0))
 CAMERA_TARGETS = ((OURS, BASELINE, 2.0),)
+WHAT = {
+    BASELINE: "cv2.imread, INTER_AREA, imencode, tf.train.Example, TFRecordWriter; no checks; one process, one core",
+    "TFDS builder": "a GeneratorBasedBuilder that yields the same resized JPEGs; one process, one core",
+    "webdataset": "the same resized JPEGs through ShardWriter into tar files; one process, one core",
+    "MDSWriter": "the same resized JPEGs through MosaicML's MDSWriter; one process, one core",
+    "FFCV writer": "resized pixels to DatasetWriter, which writes JPEGs of quality 90; one worker, one core",
+    "img2dataset": "short side 256, quality 90, webdataset tars, fetched from a web server here; one process, one core",
+}
 ROOT = Path(__file__).parent.parent
 Command = Callable[[str, str], list[str]]  # of source and output
 
@@ -53,6 +64,9 @@ def main() -> None:
         work = Path(folder)
         sizes = (_SMALL.value, _LARGE.value)
         sources = [fill(work / f"photos{size}", photos, size) for size in sizes]
+        if _SCALING.value:
+            measure("scaling of the converter", sources, sizes, [], (), work)
+            return
         measure("convert", sources, sizes, list(PEERS), TARGETS, work)
         if _CAMERA.value:
             sizes = (_CAMERA.value // 4 or 1, _CAMERA.value)
@@ -66,27 +80,40 @@ def measure(
 ) -> None:
     """One table."""
     cores = sorted(os.sched_getaffinity(0))
-    contenders = {OURS: contender(ours(1), cores[:1], sources, sizes, work)}
-    if len(cores) > 1:
-        contenders[TWO_WORKERS] = contender(ours(2), cores[:2], sources, sizes, work)
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= len(cores) and (n <= 2 or not peers)]
+    contenders = {workers_name(n): contender(ours(n), cores[:n], sources, sizes, work) for n in counts}
+    what = WHAT | {
+        name: "tools.convert with every check, the ledger, the report; as many workers as cores" for name in contenders
+    }
+    absent = {}
     for name in peers:
         missing = packages_missing(name)
         if missing:
+            absent[name] = f"{missing} not installed"
             print(f"not measured: {name} ({missing} not installed; see --peer_python)", file=sys.stderr)
         else:
             contenders[name] = contender(theirs(name), cores[:1], sources, sizes, work)
-    measured = interleave(
-        suite,
-        contenders,
-        repeats=_REPEATS.value,
-        baseline=BASELINE,
-        settings={"small": sizes[0], "large": sizes[1], "resize": "short side 256, JPEG quality 90"},
-        progress=lambda name: print(f"{suite}: {name}", file=sys.stderr),
-    )
+    baseline = BASELINE if BASELINE in contenders else OURS
+    with keeping(_OUTPUT.value):
+        measured = interleave(
+            suite,
+            contenders,
+            repeats=_REPEATS.value,
+            baseline=baseline,
+            what=what,
+            settings={
+                "baseline": baseline,
+                "small": sizes[0],
+                "large": sizes[1],
+                "resize": "short side 256, JPEG quality 90",
+                "absent": absent,
+            },
+            progress=lambda name: print(f"{suite}: {name}", file=sys.stderr),
+        )
     print(f"{suite}, images/s")
-    print(table(measured, BASELINE))
+    print(table(measured, baseline))
     by_name = {m.name: m for m in measured}
-    noise = ratio(by_name[CONTROL], by_name[BASELINE])
+    noise = ratio(by_name[CONTROL], by_name[baseline])
     print(f"control: {noise[0]:.3f} ({noise[1]:.3f}–{noise[2]:.3f})")
     for one, other, least in targets:
         if one in by_name and other in by_name:
@@ -94,6 +121,11 @@ def measure(
             print(f"{one} / {other}: {times:.2f}, wanted {least:.2f} {'reached' if times >= least else 'MISSED'}")
     if _OUTPUT.value:
         append_jsonl(_OUTPUT.value, measured)
+
+
+def workers_name(count: int) -> str:
+    """Of our row with so many workers."""
+    return OURS if count == 1 else f"{OURS}, {count} workers on {count} cores"
 
 
 def ours(workers: int) -> Command:

@@ -6,11 +6,15 @@ difference between two rungs is the cost of that one thing. The rungs run the pi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +23,59 @@ import numpy as np
 from benchmarks.measure import Rate, timed
 from benchmarks.verdict import HOST_STAGES
 from pipeline.batches import Batches
+from pipeline.cli import Failure, UsageError
 from pipeline.config import InputConfig
 from pipeline.dataset import Dataset
 from pipeline.decode import decode
 from pipeline.order import Order
 from pipeline.shards import Shards
 
+COLD = ("storage (cold)", "augment (cold)")  # the same after the page cache was dropped, each record at most once
 _CHUNK_BYTES = 1 << 20
 _USUAL_SIZES = (512, 384, 320, 256, 224, 192, 160, 128, 96, 72, 64)
 
 
 def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> dict[str, Callable[[], Rate]]:
-    """A contender for each of `verdict.HOST_STAGES`, and "storage (cold)"; each works for about `seconds`."""
+    """A contender for each of `verdict.HOST_STAGES` and of COLD; each works for about `seconds`.
+
+    Records that cannot be decoded take their time and do not count.
+    """
+    config = replace(config, max_bad_records=data.num_records(split))
     shards = Shards(data.manifest, data.directory, split)
     order = Order(len(shards), config.seed, config.read_block, config.shuffle)
-    batches = Batches(shards, config, data.manifest.image.encoding)
-    files = [data.directory / shard.file for shard in data.manifest.split(split).shards]
-    record_bytes = facts(data, split)["image_bytes"]
+    batches = Batches(shards, config, data.manifest.image)
+    files = _files(data, split)
+    record_bytes = sum(path.stat().st_size for path in files) / len(shards)
     rows = min(config.global_batch_size, 64)
     threads = config.threads or len(os.sched_getaffinity(0))
 
     def each(work: Callable[[int], Any]) -> Callable[[int], int]:
         def batch(number: int) -> int:
+            good = 0
             for record in order.records(np.arange(number * rows, (number + 1) * rows)).tolist():
-                work(record)
-            return rows
+                with contextlib.suppress(ValueError):
+                    work(record)
+                    good += 1
+            return good
 
         return batch
 
     def augmented(number: int) -> int:
-        batches.train(np.arange(number * rows, (number + 1) * rows), False)
-        return rows
+        return int(batches.train(np.arange(number * rows, (number + 1) * rows), False)["weight"].sum())
 
-    def in_threads(work: Callable[[int], int]) -> Callable[[], Rate]:
-        return lambda: timed(lambda: _work_for(seconds, threads, work))
+    def in_threads(work: Callable[[int], int], most: int | None = None) -> Callable[[], Rate]:
+        return lambda: timed(lambda: _work_for(seconds, threads, work, most))
 
-    def read(drop_cache: bool) -> Rate:
-        if drop_cache:
-            _drop_page_cache(files)
+    def read(once: bool) -> Callable[[], Rate]:
         chunks = [(path, at) for path in files for at in range(0, path.stat().st_size, _CHUNK_BYTES)]
-        # Once through when cold: a second pass would find the files in memory.
-        return timed(lambda: round(_read_for(seconds, threads, chunks, once=drop_cache) / record_bytes) or 1)
+        return lambda: timed(lambda: round(_read_for(seconds, threads, chunks, once=once) / record_bytes) or 1)
+
+    def cold(run: Callable[[], Rate]) -> Callable[[], Rate]:
+        def dropped() -> Rate:
+            drop_page_cache(files)
+            return run()
+
+        return dropped
 
     def batched() -> Rate:
         elements = iter(data.train_batches(split, config))
@@ -68,29 +84,52 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
         return timed(lambda: _draw_for(seconds, elements))
 
     runs = (
-        lambda: read(drop_cache=False),
+        read(once=False),
         in_threads(each(shards.payload)),
         in_threads(each(shards.read)),
         in_threads(each(lambda record: decode(shards.read(record), data.manifest.image.encoding))),
         in_threads(augmented),
         batched,
     )
-    return {**dict(zip(HOST_STAGES, runs, strict=True)), "storage (cold)": lambda: read(drop_cache=True)}
+    # Once through when cold: a second pass would find the files in memory.
+    once_through = -(-len(shards) // rows)
+    return {
+        **dict(zip(HOST_STAGES, runs, strict=True)),
+        COLD[0]: cold(read(once=True)),
+        COLD[1]: cold(in_threads(augmented, once_through)),
+    }
 
 
 def facts(data: Dataset, split: str) -> dict[str, Any]:
-    """What the verdict's arithmetic needs to know of the stored pictures."""
-    chosen = data.manifest.split(split)
+    """What the verdict's arithmetic needs to know of the stored pictures, from a sample of them.
+
+    Raises UsageError for a split without records, Failure where nothing of the sample can be decoded.
+    """
+    if not data.num_records(split):
+        raise UsageError(f"--split={split} of --data={data.directory} holds no records; name another split")
     image = data.manifest.image
     shards = Shards(data.manifest, data.directory, split)
-    sample = np.unique(np.linspace(0, chosen.records - 1, 64).astype(int))
-    pixels = [decode(shards.read(int(record)), image.encoding).size / 3 for record in sample]
+    sample = np.unique(np.linspace(0, len(shards) - 1, 64).astype(int)).tolist()
+    pixels, faults = [], []
+    for record in sample:
+        try:
+            pixels.append(decode(shards.read(record), image.encoding).size / 3)
+        except ValueError as error:
+            faults.append(f"record {record}: {error}")
+    if faults:
+        line = f"--data={data.directory}: {len(faults)} of {len(sample)} sampled records of {split} cannot be decoded "
+        line += f"({faults[0]}); tools.verify names the faults"
+        if not pixels:
+            raise Failure(line)
+        print(f"note: {line}", file=sys.stderr)
+    stored_bytes = sum(path.stat().st_size for path in _files(data, split))
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "image_bytes": sum(shard.bytes for shard in chosen.shards) / chosen.records,
+        "image_bytes": stored_bytes / len(shards),
         "stored_pixels": float(np.mean(pixels)),
         "encoding": image.encoding,
         "stored_size": image.size,
+        "fits_memory": stored_bytes < 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 
 
@@ -99,17 +138,23 @@ def smaller_size(stored_size: int, image_size: int) -> int | None:
     return next((size for size in _USUAL_SIZES if image_size <= size < stored_size), None)
 
 
-def _work_for(seconds: float, threads: int, work: Callable[[int], int]) -> int:
-    """Call work(0), work(1), … from several threads until the time is up; returns the units done."""
-    numbers = itertools.count()
+def _files(data: Dataset, split: str) -> list[Path]:
+    return [data.directory / shard.file for shard in data.manifest.split(split).shards]
+
+
+def _work_for(seconds: float, threads: int, work: Callable[[int], int], most: int | None = None) -> int:
+    """Call work(0), work(1), … (at most `most`) in threads until the time is up; returns the units done."""
+    numbers = itertools.count() if most is None else iter(range(most))
     deadline = time.perf_counter() + seconds
     done = [0] * threads
     failures: list[BaseException] = []
 
     def loop(thread: int) -> None:
         try:
-            while time.perf_counter() < deadline and not failures:
-                done[thread] += work(next(numbers))
+            for number in numbers:
+                if time.perf_counter() > deadline or failures:
+                    break
+                done[thread] += work(number)
         except BaseException as error:
             failures.append(error)
 
@@ -145,16 +190,37 @@ def _draw_for(seconds: float, elements: Iterator[Any]) -> int:
     deadline = time.perf_counter() + seconds
     images = 0
     while time.perf_counter() < deadline:
-        images += next(elements)["image"].shape[0]
+        images += int(next(elements)["weight"].numpy().sum())
     return images
 
 
-def _drop_page_cache(files: list[Path]) -> None:
-    """Ask the kernel to forget the files' pages, so that the next read comes from the disk."""
+def drop_page_cache(files: Sequence[Path]) -> float:
+    """Ask the kernel to forget the files' pages, so that the next read comes from the disk.
+
+    Returns:
+      The share of the pages that it kept nevertheless (NaN where it does not tell): some file systems do not let go.
+    """
+    kept, pages = 0, 0
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            size = os.fstat(descriptor).st_size
+            for offset in range(0, size, max(size // 8, 1)):  # a few pages of each file tell enough
+                pages += 1
+                with contextlib.suppress(BlockingIOError):
+                    kept += os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+        except OSError:
+            return math.nan
         finally:
             os.close(descriptor)
+    return kept / pages if pages else math.nan
+
+
+def cold_cache_text(data: Dataset, split: str) -> str:
+    """What a cold rung is worth on this file system, for the reader of its row."""
+    kept = drop_page_cache(_files(data, split))
+    if math.isnan(kept):
+        return "page cache dropped; the file system does not tell whether it obeyed"
+    return "page cache dropped" if kept < 0.1 else f"the kernel kept {kept:.0%} of the page cache: not really cold"

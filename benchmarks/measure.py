@@ -7,14 +7,16 @@ every turn under another name; how far its ratio strays from 1 is the noise that
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -65,6 +67,17 @@ class Interrupted(KeyboardInterrupt):
         self.measurements = measurements
 
 
+@contextlib.contextmanager
+def keeping(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, Ctrl-C while measuring appends the complete turns to `path` (nothing where that is empty)."""
+    try:
+        yield
+    except Interrupted as interruption:
+        if path and interruption.measurements:
+            append_jsonl(path, interruption.measurements)
+        raise
+
+
 class Rate(NamedTuple):
     """What a contender may return in place of a plain rate: CPU seconds per unit of work as well."""
 
@@ -77,7 +90,7 @@ def timed(work: Callable[[], int]) -> Rate:
     wall, cpu = time.perf_counter(), time.process_time()
     units = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Rate(units / wall, cpu / units)
+    return Rate(units / wall, cpu / units if units else 0.0)
 
 
 def interleave(
@@ -104,8 +117,10 @@ def interleave(
       progress: called with the name of the contender about to run.
     """
     runs = dict(contenders)
+    what = dict(what or {})
     if baseline is not None:
         runs[CONTROL] = contenders[baseline]
+        what[CONTROL] = f"{baseline}, measured a second time in every turn: how far it strays from 1x is the noise"
     taken: dict[str, list[Rate]] = {name: [] for name in runs}
 
     def measurements(turns: int) -> list[Measurement]:
@@ -115,7 +130,7 @@ def interleave(
                 name,
                 unit,
                 tuple(rate for rate, _ in rates[:turns]),
-                (what or {}).get(name, ""),
+                what.get(name, ""),
                 tuple(cpu for _, cpu in rates[:turns]) if any(cpu for _, cpu in rates) else (),
                 dict(settings or {}),
             )
@@ -137,33 +152,63 @@ def interleave(
 
 
 def ratio(measured: Measurement, baseline: Measurement) -> tuple[float, float, float]:
-    """Median, smallest and largest of the per-turn ratios measured / baseline."""
-    ratios = [a / b for a, b in zip(measured.repeats, baseline.repeats, strict=True)]
+    """Median, smallest and largest of the per-turn ratios measured / baseline; infinite where the baseline did 0."""
+    ratios = [a / b if b else math.inf for a, b in zip(measured.repeats, baseline.repeats, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def in_subprocess(command: Sequence[str], *, cores: Sequence[int] | None = None, env: Mapping[str, str] | None = None):
-    """A contender that runs a command and reads its rate from the last line of its stdout.
+def baseline_of(suite: Sequence[Measurement]) -> Measurement:
+    """The row the ratios of a suite refer to: the one its settings name, else its first."""
+    named = suite[0].settings.get("baseline")
+    return next((m for m in suite if m.name == named), suite[0])
 
-    Args:
-      command: argument list; its last stdout line must be one number.
-      cores: pin the process to these CPU numbers (Linux).
-      env: added to this process's environment.
-    """
 
-    def rate() -> float:
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **(env or {})},
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+def comparable(m: Measurement, base: Measurement) -> bool:
+    """Whether a ratio of the two means anything."""
+    return base.unit == m.unit and len(base.repeats) == len(m.repeats) and 0 not in base.repeats
+
+
+class Served:
+    """A contender in a process of its own, for a while whenever it is told to: see `serve`, the other end."""
+
+    def __init__(self, command: Sequence[str], seconds: float, **options: Any) -> None:
+        """Start it and wait until it is ready. Raises RuntimeError with its last words when it ends instead."""
+        self.command = command
+        self.seconds = seconds
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )
-        if result.returncode:
-            raise RuntimeError(f"{command[0]} … ended with {result.returncode}: {result.stderr.strip()[-500:]}")
-        return float(result.stdout.split()[-1])
+        self._answer()
 
-    return rate
+    def __call__(self) -> Rate:
+        """Take one turn."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{self.seconds}\n")
+        self.process.stdin.flush()
+        return Rate(*self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _answer(self) -> list[float]:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith(_ANSWER):
+                return json.loads(line.removeprefix(_ANSWER))
+        words = self.process.communicate()[1].strip().splitlines() or ["no message"]
+        raise RuntimeError(f"{self.command[0]} … ended with {self.process.returncode}: {words[-1]}")
+
+
+def serve(work: Callable[[float], Rate]) -> None:
+    """Say that all is ready; then, for each line of stdin, work for that many seconds and answer with the rate."""
+    print(_ANSWER, "[]", flush=True)
+    for line in sys.stdin:
+        print(_ANSWER, json.dumps(work(float(line))), flush=True)
+
+
+_ANSWER = "answer:"  # tells our lines from what libraries print
 
 
 def machine() -> dict[str, Any]:

@@ -15,6 +15,17 @@ from dataclasses import dataclass
 HOST_STAGES = ("storage", "records", "parse", "decode", "augment", "batch")
 """Cumulative: each is the pipeline cut after that stage. All stages: these, then copy, step, end_to_end."""
 STAGES = (*HOST_STAGES, "copy", "step", "end_to_end")
+STAGE_TEXT = {
+    "storage": "read the shards' bytes",
+    "records": "read each record, checksums verified",
+    "parse": "find image and label in it",
+    "decode": "decode the whole picture",
+    "augment": "random crop, resize, flip",
+    "batch": "uint8 batches out of tf.data",
+    "copy": "batches to the device",
+    "step": "training step on batches in memory",
+    "end_to_end": "training step on real input",
+}
 BALANCED = 0.1  # two limits closer than this: neither is "the" bottleneck
 
 
@@ -25,6 +36,7 @@ class Advice:
     change: str  # a flag, as a person would type it, or a number of cores
     factor: float  # predicted rate / present rate
     price: str = ""  # what it costs, such as "6.8x the bytes"
+    alone: float = 0.0  # the factor for the stage itself, were nothing behind it a limit: what a re-run can check
 
     def __str__(self) -> str:
         price = f", {self.price}" if self.price else ""
@@ -95,6 +107,10 @@ def judge(
     reason = ", ".join(f"{name} {_rate(limits[name])}" for name in ordered) + " images/s"
     if len(ordered) > 1 and limits[ordered[1]] < pace * (1 + BALANCED) and not step_on_host:
         return Verdict("balanced", pace, (), f"{ordered[0]} and {ordered[1]} are within 10 %: {reason}")
+    if lowest == "storage" and smaller_size and stored_size and smaller_size < stored_size:
+        faster = (stored_size / smaller_size) ** 2  # bytes go with the area
+        smaller = Advice(f"--size {smaller_size}", min(faster, limits[ordered[1]] / pace), alone=faster)
+        return Verdict("storage-bound", pace, (smaller,), reason)
     if lowest != "host":
         return Verdict(f"{lowest}-bound", pace, (), reason)
 
@@ -104,18 +120,20 @@ def judge(
     if math.isfinite(next_limit):
         more = max(math.ceil(cores * next_limit / host) - cores, 1)
         # Linear in cores: the host stages share nothing but memory.
-        factor = min((cores + more) / cores, next_limit / host)
-        advice.append(Advice(f"{more} more core{'s' if more > 1 else ''}", factor))
+        faster = (cores + more) / cores
+        change = f"{more} more core{'s' if more > 1 else ''}"
+        advice.append(Advice(change, min(faster, next_limit / host), alone=faster))
     if heavy == "decode" and encoding != "raw":
         total = sum(seconds.values())
         if smaller_size and stored_size and smaller_size < stored_size:
             share = (smaller_size / stored_size) ** 2
             faster = total / (total - seconds["decode"] * (1 - share))
-            advice.append(Advice(f"--size {smaller_size}", min(faster, next_limit / host)))
+            advice.append(Advice(f"--size {smaller_size}", min(faster, next_limit / host), alone=faster))
         growth = 3 * stored_pixels / image_bytes
         # Without decoding, what is left also reads more bytes, at the storage stage's rate a byte.
-        raw_seconds = total - seconds["decode"] + seconds["storage"] * (growth - 1)
-        advice.append(Advice("--encoding raw", min(total / raw_seconds, next_limit / host), f"{growth:.1f}x the bytes"))
+        faster = total / (total - seconds["decode"] + seconds["storage"] * (growth - 1))
+        price = f"{growth:.1f}x the bytes"
+        advice.append(Advice("--encoding raw", min(faster, next_limit / host), price, alone=faster))
     advice = [item for item in advice if item.factor > 1 + BALANCED / 2]  # less is not worth anybody's day
     share = seconds[heavy] / sum(seconds.values())
     return Verdict(f"{heavy}-bound", pace, tuple(advice), f"{heavy} takes {share:.0%} of the host's time; {reason}")
@@ -124,7 +142,7 @@ def judge(
 def cores_for(
     gpus: Sequence[int], *, gpu_images_per_second: float, images_per_second_per_core: float
 ) -> dict[int, int]:
-    """Host cores that feed so many GPUs, at the measured rate a core."""
+    """Host cores that feed so many GPUs, at the measured rate a core (above 0)."""
     return {n: math.ceil(n * gpu_images_per_second / images_per_second_per_core) for n in gpus}
 
 

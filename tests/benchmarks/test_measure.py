@@ -9,9 +9,11 @@ from benchmarks.measure import (
     CONTROL,
     Interrupted,
     Measurement,
+    Rate,
+    Served,
     append_jsonl,
-    in_subprocess,
     interleave,
+    keeping,
     load_jsonl,
     machine,
     ratio,
@@ -80,7 +82,32 @@ def test_a_busy_core_counts_as_one():
     assert 0 < measured.busy_cores <= 1.1
 
 
-def test_a_subprocess_gives_its_last_number_or_its_error():
-    assert in_subprocess([sys.executable, "-c", "print('talk'); print(12.5)"], cores=[0])() == 12.5
+def test_a_contender_in_another_process_answers_or_leaves_its_last_words():
+    code = (
+        "from benchmarks.measure import Rate, serve; print('talk'); serve(lambda seconds: Rate(12.5 * seconds, 0.25))"
+    )
+    served = Served([sys.executable, "-c", code], 2.0)
+    assert served() == served() == Rate(25.0, 0.25)
+    served.close()
     with pytest.raises(RuntimeError, match="no such peer"):
-        in_subprocess([sys.executable, "-c", "raise SystemExit('no such peer')"])()
+        Served([sys.executable, "-c", "raise SystemExit('no such peer')"], 1.0)
+
+
+def test_what_did_nothing_divides_nothing():
+    nothing, something = (Measurement("s", name, "x/s", (rate,)) for name, rate in (("nothing", 0), ("something", 5)))
+    assert timed(lambda: 0) == (0, 0)
+    assert ratio(nothing, something)[0] == 0 and ratio(something, nothing)[0] == float("inf")
+    assert "inf" in table([nothing, something], "nothing")
+
+
+def test_ctrl_c_writes_the_complete_turns(tmp_path):
+    rates = iter([1.0] * 3)
+
+    def rate():
+        for value in rates:
+            return value
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), keeping(tmp_path / "results.jsonl"):
+        interleave("toy", {"a": rate}, repeats=9)
+    assert [m.repeats for m in load_jsonl(tmp_path / "results.jsonl")] == [(1.0, 1.0)]
