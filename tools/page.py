@@ -101,16 +101,16 @@ class Page:
     def figure(
         self, title: str, figure: Any, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
     ) -> None:
-        """A section with a Matplotlib figure, embedded as PNG.
+        """A section with a plot, embedded as PNG.
 
         Args:
           title: the message of the picture.
-          figure: a Matplotlib figure; it is closed.
+          figure: a Matplotlib figure, which is closed, or what `figure_png` made of one.
           alt: what the picture shows, for those who cannot see it.
           note: a paragraph above it.
           png: also save it here.
         """
-        data = figure_png(figure)
+        data = figure if isinstance(figure, bytes) else figure_png(figure)
         if png is not None:
             Path(png).write_bytes(data)
         # On a phone a plot scrolls sideways at the width from which its lettering is legible.

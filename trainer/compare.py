@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     for test in tests:
         print(test["line"])
     if FLAGS.output:
-        from trainer.evaluation import make_directory
+        from trainer.arguments import make_directory
 
         output = make_directory(FLAGS.output)
         write(output, runs, header, rows, differences, tests)

@@ -9,13 +9,17 @@ replicas, and the digits do not depend on that number.
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
+import pipeline
 from pipeline import cli as command
 from pipeline.cli import UsageError
+from pipeline.manifest import Split
+from trainer.arguments import check_labels, find_run, make_directory
+from trainer.state import read_config
 
 FLAGS = flags.FLAGS
 
@@ -23,50 +27,49 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Flags to one evaluation."""
     started = time.monotonic()
-    run_directory = find_run(FLAGS.run, FLAGS.checkpoint)
+    directory = find_run(FLAGS.run, FLAGS.checkpoint)
     if not FLAGS.data:
         raise UsageError("--data is missing: name the dataset directory to evaluate on")
-    command.import_tensorflow()
-    import pipeline
-    from trainer.evaluation import check_labels, evaluate, make_directory, summary, write
-    from trainer.state import load_run, read_config
-
-    # Everything that a person may have got wrong is looked at before TensorFlow is started.
-    labels = tuple(read_config(run_directory)["labels"])
     data = pipeline.open_dataset(FLAGS.data)
-    check_labels(labels, data.labels, FLAGS.data)
-    data.manifest.split(FLAGS.split)
-    temperature_split = choose_temperature_split(FLAGS.temperature_split, FLAGS.split, tuple(data.manifest.splits))
+    check_labels(read_config(directory)["labels"], data.labels, FLAGS.data)
+    if not data.num_records(FLAGS.split):
+        raise UsageError(f"--split={FLAGS.split}: this split holds no records; name another one")
+    temperature_split = choose_temperature_split(FLAGS.temperature_split, FLAGS.split, data.manifest.splits)
+    output = make_directory(FLAGS.output or str(directory / f"evaluation-{FLAGS.split}"))
 
+    command.import_tensorflow()
     from trainer import cluster as clusters
+    from trainer.evaluation import METRICS, evaluate, pictures, summary, write
     from trainer.forward import Predictions, predict_split
+    from trainer.state import load_run
 
     cluster = clusters.start("mirrored", FLAGS.logical_cpus)
     with cluster.strategy.scope():
-        run = load_run(str(run_directory), FLAGS.checkpoint or None)
-    output = make_directory(FLAGS.output or str(run_directory / f"evaluation-{FLAGS.split}"))
+        run = load_run(str(directory), FLAGS.checkpoint or None)
 
     def predict(split: str) -> Predictions:
         return predict_split(run, cluster, data, split, rows=FLAGS.batch_size, views=FLAGS.tta)
 
     predictions = predict(FLAGS.split)
     calibration = predict(temperature_split) if temperature_split else None
-    leaks, leak_note = find_leaks(run, cluster, data)
+    leaks, leak_note = find_leaks(run, cluster, data, predictions)
     evaluation = evaluate(predictions, data, FLAGS.split, calibration, temperature_split, leaks)
     evaluation.metrics.update(
         leak_guard=leak_note,
-        run=str(run_directory),
+        run=str(directory),
         checkpoint=FLAGS.checkpoint,
         data=str(data.directory),
         digest=data.manifest.digest,
         tta=FLAGS.tta,
         how={"devices": str(cluster), "batch_size": FLAGS.batch_size, "seconds": round(time.monotonic() - started, 1)},
     )
-    write(evaluation, output)
+    drawn = pictures(evaluation)
+    (output / METRICS).unlink(missing_ok=True)  # an earlier evaluation's; it comes back when all else is new
     if FLAGS.report:
         from trainer.report import write_report
 
-        write_report(output / "report.html", run_directory, run, data, evaluation)
+        write_report(output / "report.html", directory, run, data, evaluation, drawn)
+    write(evaluation, drawn, output)
     print(summary(evaluation))
     print(predictions.count_line)
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
@@ -75,24 +78,13 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------- input
 
 
-def find_run(run: str, checkpoint: str) -> Path:
-    """The run directory: named, or the one a checkpoint lies in."""
-    if run:
-        return Path(run)
-    if not checkpoint:
-        raise UsageError("--run is missing: name a run directory written by trainer.train (or a --checkpoint in one)")
-    for parent in Path(checkpoint).absolute().parents:
-        if (parent / "config.json").is_file():
-            return parent
-    raise UsageError(f"--checkpoint={checkpoint} lies in no run directory (no config.json above it); add --run")
-
-
-def choose_temperature_split(wanted: str, evaluated: str, splits: tuple[str, ...]) -> str:
+def choose_temperature_split(wanted: str, evaluated: str, splits: Mapping[str, Split]) -> str:
     """The split to calibrate on; "" for none."""
     if wanted == "none":
         return ""
     if wanted == "auto":
-        return "validation" if "validation" in splits and evaluated != "validation" else ""
+        held_out = evaluated != "validation" and "validation" in splits and splits["validation"].records
+        return "validation" if held_out else ""
     if wanted == evaluated:
         raise UsageError(
             f"--temperature_split={wanted} is the evaluated split: a temperature fitted there flatters itself; "
@@ -100,16 +92,19 @@ def choose_temperature_split(wanted: str, evaluated: str, splits: tuple[str, ...
         )
     if wanted not in splits:
         raise UsageError(f"--temperature_split={wanted}: this dataset has {', '.join(splits)}")
+    if not splits[wanted].records:
+        raise UsageError(f"--temperature_split={wanted}: this split holds no records; name another one, or none")
     return wanted
 
 
-def find_leaks(run: Any, cluster: Any, data: Any) -> tuple[list[Any], str]:
+def find_leaks(run: Any, cluster: Any, data: Any, predictions: Any) -> tuple[list[Any], str]:
     """Copies of evaluated pictures in the training split, and what was compared."""
     from trainer import leaks
 
     if FLAGS.leaks == "none":
         return [], "not looked for (--leaks=none)"
-    return leaks.find(run, cluster, data, FLAGS.split, features=FLAGS.leaks == "features", rows=FLAGS.batch_size)
+    features, rows = FLAGS.leaks == "features", FLAGS.batch_size
+    return leaks.find(run, cluster, data, FLAGS.split, predictions.records, features=features, rows=rows)
 
 
 def define_flags() -> None:

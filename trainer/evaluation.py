@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import numpy as np
 
 from pipeline.cli import Failure, UsageError
 from trainer import scores
+
+METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 
 if TYPE_CHECKING:
     from trainer.forward import Predictions
@@ -36,30 +39,6 @@ class Evaluation:
         """Counts [true, predicted]."""
         rows = self.predictions
         return scores.confusion_matrix(rows.labels, rows.probabilities.argmax(axis=1), len(self.labels))
-
-
-def check_labels(trained: tuple[str, ...], found: tuple[str, ...], data: str) -> None:
-    """Refuse a dataset whose classes are not the model's, in its order."""
-    if tuple(trained) == tuple(found):
-        return
-    if len(trained) != len(found):
-        what = f"has {len(found)} classes, the run was trained on {len(trained)}"
-    else:
-        number = next(i for i, (a, b) in enumerate(zip(trained, found, strict=True)) if a != b)
-        what = f"calls class {number} {found[number]!r}, the run {trained[number]!r}"
-    raise UsageError(f"--data={data} {what}; convert the pictures with the labels the run was trained on")
-
-
-def make_directory(path: str) -> Path:
-    """`path` as a writable directory."""
-    directory = Path(path)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output={path}: {error.strerror}; name a directory that can be written") from None
-    if not os.access(directory, os.W_OK):
-        raise UsageError(f"--output={path}: no permission to write there; name another directory")
-    return directory
 
 
 # ----------------------------------------------------------------------------------------- numbers
@@ -157,38 +136,33 @@ def summary(evaluation: Evaluation) -> str:
     return line
 
 
-def write(evaluation: Evaluation, output: Path) -> None:
-    """metrics.json, predictions.parquet and the PNGs."""
+def pictures(evaluation: Evaluation) -> dict[str, bytes]:
+    """The plots as PNGs, by name; without `roc_pr` where only one class occurs."""
     from tools.page import figure_png
     from trainer import figures
 
-    rows, labels = evaluation.predictions, evaluation.labels
+    rows, labels, cooled = evaluation.predictions, evaluation.labels, evaluation.cooled
     made = {
         "confusion": figures.confusion(evaluation.confusion, labels),
         "classes": figures.classes(scores.class_scores(evaluation.confusion), labels),
         "roc_pr": figures.detection(rows.probabilities, rows.labels, labels),
-        "calibration": calibration_figure(evaluation),
+        "calibration": figures.calibration(
+            scores.reliability(rows.probabilities, rows.labels),
+            None if cooled is None else scores.reliability(cooled, rows.labels),
+            1.0 if cooled is None else evaluation.metrics["temperature"]["value"],
+        ),
     }
-    for name, figure in made.items():
-        if figure is not None:
-            (output / f"{name}.png").write_bytes(figure_png(figure))
-    write_predictions(evaluation, output / "predictions.parquet")
-    # Last, so that a directory with metrics.json is whole.
-    temporary = output / "metrics.json.tmp"
+    return {name: figure_png(figure) for name, figure in made.items() if figure is not None}
+
+
+def write(evaluation: Evaluation, drawn: Mapping[str, bytes], output: Path) -> None:
+    """The PNGs, predictions.parquet and, last, metrics.json."""
+    for name, png in drawn.items():
+        (output / f"{name}.png").write_bytes(png)
+    write_predictions(evaluation, output / PREDICTIONS)
+    temporary = output / f"{METRICS}.tmp"
     temporary.write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(output / "metrics.json")
-
-
-def calibration_figure(evaluation: Evaluation) -> Any:
-    """Reliability before and, where a temperature was fitted, after."""
-    from trainer import figures
-
-    rows, cooled = evaluation.predictions, evaluation.cooled
-    before = scores.reliability(rows.probabilities, rows.labels)
-    if cooled is None:
-        return figures.calibration(before)
-    after = scores.reliability(cooled, rows.labels)
-    return figures.calibration(before, after, evaluation.metrics["temperature"]["value"])
+    temporary.replace(output / METRICS)
 
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
@@ -226,9 +200,9 @@ def read_predictions(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(directory) / "predictions.parquet"
+    path = Path(directory) / PREDICTIONS
     if not path.is_file():
-        raise UsageError(f"{directory} holds no predictions.parquet; run trainer.evaluate first")
+        raise UsageError(f"{directory} holds no {PREDICTIONS}; run trainer.evaluate first")
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

@@ -11,21 +11,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+import pipeline
 from pipeline import cli as command
-from pipeline.cli import Failure, UsageError
+from pipeline.cli import Failure, UsageError, progress
+from pipeline.manifest import Split
+from trainer.arguments import check_labels, find_run, make_directory
+from trainer.state import read_config
 
 FLAGS = flags.FLAGS
 
 FORMATS = ("saved_model", "keras", "tflite_float32", "tflite_float16", "tflite_int8")
+
+PARITY = "parity.json"
+JPEG_OR_PNG = (b"\xff\xd8", b"\x89PNG")
 
 # Largest difference of any probability, and smallest share of equal top-1, to the trainer's model in float32.
 BOUNDS = {
@@ -43,32 +49,30 @@ def main() -> None:
     formats = list(dict.fromkeys(FLAGS.formats))
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UsageError(f"--formats={','.join(formats)}: {unknown[0]!r} is none of {', '.join(FORMATS)}")
-    for name in ("run", "output"):
-        if not FLAGS[name].value:
-            raise UsageError(f"--{name} is missing")
-    output = prepare(FLAGS.output, formats)
+    if not formats:
+        raise UsageError(f"--formats is empty; name some of {', '.join(FORMATS)}")
+    directory = find_run(FLAGS.run, FLAGS.checkpoint)
+    if not FLAGS.output:
+        raise UsageError("--output is missing: name a directory for the exported models")
+    content = read_config(directory)
+    if not (where := FLAGS.data or content["train"]["data"]):
+        raise UsageError("--data is missing: this run was trained without a dataset; name one to compare on")
+    data = pipeline.open_dataset(where)
+    check_labels(content["labels"], data.labels, where)
+    train_split = content["train"]["train_split"]
+    split = comparison_split(FLAGS.split, data.manifest.splits, train_split)
+    if "tflite_int8" in formats and not filled(data.manifest.splits, train_split):
+        raise UsageError(f"--data={where}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8")
+    output = prepare(FLAGS.output, formats, FLAGS.overwrite)
+
     command.import_tensorflow()
+    from trainer.state import load_run
 
-    import pipeline
-    from trainer.state import load_run, read_config
-
-    read_config(FLAGS.run)  # a wrong --run is told before TensorFlow is loaded
-    run = load_run(FLAGS.run, FLAGS.checkpoint or None, precision="float32")
-    data = pipeline.open_dataset(FLAGS.data or run.config.data)
-    split = comparison_split(FLAGS.split, data.manifest.splits, run.config.train_split)
-    from trainer.evaluation import check_labels
-
-    check_labels(run.labels, data.labels, str(data.directory))
-    calibration = "" if "tflite_int8" not in formats else run.config.train_split
-    if calibration and calibration not in data.manifest.splits:
-        raise UsageError(
-            f"--data={data.directory} has no split {calibration} to calibrate int8 on; leave out tflite_int8"
-        )
-
-    export(run, formats, output, lambda: calibration_pictures(run, data, calibration))
-    trained = load_run(FLAGS.run, FLAGS.checkpoint or None)
-    parity = compare(run, trained, formats, output, data, split)
-    (output / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+    run = load_run(str(directory), FLAGS.checkpoint or None, precision="float32")
+    export(run, formats, output, lambda: calibration_pictures(run, data, FLAGS.calibration_images))
+    trained = load_run(str(directory), FLAGS.checkpoint or None)
+    parity = compare(run, trained, formats, output, data, split, FLAGS.parity_images)
+    (output / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
     for name, result in parity["exports"].items():
         print(
             f"{name}: top-1 agrees on {result['top1_agreement']:.1%} of {parity['images']}, "
@@ -78,21 +82,15 @@ def main() -> None:
     if failed := [name for name, result in parity["exports"].items() if not result["ok"]]:
         raise Failure(
             f"{', '.join(failed)} differs from the trainer by more than the bound; do not deploy it "
-            f"(numbers in {output / 'parity.json'})"
+            f"(numbers in {output / PARITY})"
         )
 
 
-def prepare(path: str, formats: Iterable[str]) -> Path:
-    """The output directory, checked."""
-    output = Path(path)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output={path}: {error.strerror}; name a directory that can be written") from None
-    if not os.access(output, os.W_OK):
-        raise UsageError(f"--output={path}: no permission to write there; name another directory")
-    present = [file_name(name) for name in formats if (output / file_name(name)).exists()]
-    if present and not FLAGS.overwrite:
+def prepare(path: str, formats: Iterable[str], overwrite: bool) -> Path:
+    """The output directory, without models that would be replaced unasked."""
+    output = make_directory(path)
+    present = [file_name(form) for form in formats if (output / file_name(form)).exists()]
+    if present and not overwrite:
         raise UsageError(f"--output={path} holds {present[0]} already; add --overwrite or name another directory")
     return output
 
@@ -104,13 +102,23 @@ def file_name(form: str) -> str:
     )
 
 
-def comparison_split(wanted: str, splits: Iterable[str], train_split: str) -> str:
+def comparison_split(wanted: str, splits: Mapping[str, Split], train_split: str) -> str:
     """The split whose pictures are compared."""
     if wanted == "auto":
-        return next(name for name in ("test", "validation", train_split, *splits) if name in splits)
+        found = [name for name in ("test", "validation", train_split, *splits) if filled(splits, name)]
+        if not found:
+            raise UsageError("--data holds no records to compare on; name another dataset")
+        return found[0]
     if wanted not in splits:
         raise UsageError(f"--split={wanted}: this dataset has {', '.join(splits)}")
+    if not filled(splits, wanted):
+        raise UsageError(f"--split={wanted}: this split holds no records to compare on; name another one")
     return wanted
+
+
+def filled(splits: Mapping[str, Split], name: str) -> bool:
+    """Whether there is such a split, with records in it."""
+    return name in splits and splits[name].records > 0
 
 
 # ------------------------------------------------------------------------------------------ export
@@ -122,7 +130,8 @@ def export(run: Any, formats: Iterable[str], output: Path, calibrate: Callable[[
     Args:
       calibrate: gives uint8 pictures [1, s, s, 3] on which the int8 ranges are measured.
     """
-    for form in formats:
+    (output / PARITY).unlink(missing_ok=True)  # what an earlier export was compared to
+    for form in progress(list(formats), total=None, desc="export", unit="format"):
         target = output / file_name(form)
         shutil.rmtree(target, ignore_errors=True)
         if form == "saved_model":
@@ -147,8 +156,6 @@ def save_serving(run: Any, target: Path) -> None:
     from trainer.serving import picture_from_bytes
 
     size, options = run.config.image_size, stored_options(run)
-    module = tf.Module()
-    module.model = run.model
     names = list(run.labels)
 
     def answer(images: Any) -> dict[str, Any]:
@@ -169,36 +176,40 @@ def save_serving(run: Any, target: Path) -> None:
             )
         )
 
+    def labels() -> dict[str, Any]:
+        return {"labels": tf.constant(names)}
+
+    def traced(function: Callable[..., Any], *inputs: Any) -> Any:
+        return tf.function(function, autograph=False).get_concrete_function(*inputs)
+
     signatures = {
-        "serving_default": tf.function(from_bytes).get_concrete_function(tf.TensorSpec([None], tf.string, "bytes")),
-        "serve_images": tf.function(answer).get_concrete_function(
-            tf.TensorSpec([None, size, size, 3], tf.uint8, "images")
-        ),
-        "labels": tf.function(lambda: {"labels": tf.constant(names)}).get_concrete_function(),
+        "serving_default": traced(from_bytes, tf.TensorSpec([None], tf.string, "bytes")),
+        "serve_images": traced(answer, tf.TensorSpec([None, size, size, 3], tf.uint8, "images")),
+        "labels": traced(labels),
     }
-    tf.saved_model.save(module, str(target), signatures)
+    tf.saved_model.save(holding_weights(run.model), str(target), signatures)
+
+
+def holding_weights(model: Any) -> Any:
+    """A module with the variables of a Keras model alone: saving the model itself would trace every layer again."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    return module
 
 
 def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
     """A TFLite model of one uint8 picture [1, s, s, 3] -> float32 probabilities [1, classes]."""
-    import keras
     import tensorflow as tf
 
     size = run.config.image_size
-    dtype = tf.float32 if form == "tflite_int8" else tf.uint8  # int8 takes its uint8 input by quantising a float one
-    archive = keras.export.ExportArchive()  # of a plain SavedModel the converter would lose the weights
-    archive.track(run.model)
-    archive.add_endpoint(
-        "serve", lambda image: run.model(image, training=False), [tf.TensorSpec([1, size, size, 3], dtype, "image")]
+    # int8 takes its uint8 input by quantising a float one.
+    image = tf.TensorSpec([1, size, size, 3], tf.float32 if form == "tflite_int8" else tf.uint8, "image")
+    function = tf.function(lambda image: run.model(image, training=False), autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function(image)], holding_weights(run.model)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        archive.write_out(folder, verbose=False)
-        return _convert(tf.lite.TFLiteConverter.from_saved_model(folder), form, calibrate)
-
-
-def _convert(converter: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
-    import tensorflow as tf
-
     if form != "tflite_float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if form == "tflite_float16":
@@ -206,13 +217,13 @@ def _convert(converter: Any, form: str, calibrate: Callable[[], Iterator[np.ndar
     if form == "tflite_int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
-        converter.representative_dataset = lambda: ({"image": picture.astype(np.float32)} for picture in calibrate())
+        converter.representative_dataset = lambda: ([picture.astype(np.float32)] for picture in calibrate())
     return converter.convert()
 
 
-def calibration_pictures(run: Any, data: Any, split: str) -> Iterator[np.ndarray]:
+def calibration_pictures(run: Any, data: Any, count: int) -> Iterator[np.ndarray]:
     """Training pictures as the model sees them, and one with both extremes, so that input step = grey level."""
-    for picture in seen_pictures(run, data, split, FLAGS.calibration_images):
+    for picture in seen_pictures(run, data, run.config.train_split, count):
         yield picture[None]
     extremes = np.zeros((1, run.config.image_size, run.config.image_size, 3), np.uint8)
     extremes[:, ::2] = 255
@@ -220,10 +231,12 @@ def calibration_pictures(run: Any, data: Any, split: str) -> Iterator[np.ndarray
 
 
 def seen_pictures(run: Any, data: Any, split: str, count: int) -> Iterator[np.ndarray]:
-    """Up to `count` records, spread evenly over the split, as the model sees them."""
+    """Up to `count` records, spread evenly over the split, as the model sees them: uint8 [s, s, 3]."""
     from trainer.seen import as_seen, stored_pictures
 
-    for picture, _ in stored_pictures(data, split, spread(data.num_records(split), count)):
+    for picture in stored_pictures(data, split, spread(data.num_records(split), count)):
+        if picture is None:
+            raise Failure(f"a record of split {split} in {data.directory} cannot be read; tools.verify names it")
         yield as_seen(picture, run)
 
 
@@ -235,20 +248,20 @@ def spread(num_records: int, count: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ parity
 
 
-def compare(run: Any, trained: Any, formats: Iterable[str], output: Path, data: Any, split: str) -> dict[str, Any]:
-    """Trainer and exports on the same pictures: agreement, largest difference, and whether that is within bounds.
+def compare(
+    run: Any, trained: Any, formats: Iterable[str], output: Path, data: Any, split: str, count: int
+) -> dict[str, Any]:
+    """Trainer and exports on the same `count` pictures: agreement, largest difference, and whether that is in bounds.
 
     Exports are held against `run`, the model in float32; `trained`, the model in the precision it was trained and is
     evaluated in, is held against it too, for information.
     """
-    if not data.num_records(split):
-        raise UsageError(f"--split={split}: this split holds no records to compare on; name another one")
-    images = np.stack(list(seen_pictures(run, data, split, FLAGS.parity_images)))
-    expected = np.concatenate([run.model(part[None], training=False).numpy() for part in images])
-    own = np.concatenate([trained.model(part[None], training=False).numpy() for part in images])
+    images = list(seen_pictures(run, data, split, count))
+    files = [file for file, _, _ in data.records(split, spread(data.num_records(split), count).tolist())]
+    expected = answers(run.model, images)
     exports: dict[str, Any] = {}
-    for form in formats:
-        for name, outputs in run_export(form, output / file_name(form), images, data, split):
+    for form in progress(list(formats), total=None, desc="compare", unit="format"):
+        for name, outputs in run_export(form, output / file_name(form), images, files):
             difference, agreement = BOUNDS[name]
             found = differences(outputs, expected)
             ok = found["max_difference"] <= difference and found["top1_agreement"] >= agreement
@@ -257,8 +270,16 @@ def compare(run: Any, trained: Any, formats: Iterable[str], output: Path, data: 
         "images": len(images),
         "split": split,
         "exports": exports,
-        "trainer": {"precision": trained.config.precision, **differences(own, expected)},
+        "trainer": {
+            "precision": trained.config.precision,
+            **differences(answers(trained.model, images), expected),
+        },
     }
+
+
+def answers(model: Callable[..., Any], images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, classes]: what a Keras model makes of pictures [s, s, 3], one at a time."""
+    return np.concatenate([model(image[None], training=False).numpy() for image in images])
 
 
 def differences(outputs: np.ndarray, expected: np.ndarray) -> dict[str, float]:
@@ -270,39 +291,42 @@ def differences(outputs: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     }
 
 
-def run_export(form: str, path: Path, images: np.ndarray, data: Any, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """What one exported model makes of the pictures, read back from disk."""
+def run_export(
+    form: str, path: Path, images: Sequence[np.ndarray], files: Sequence[bytes]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What one exported model, read back from disk, makes of pictures and of the files they come from."""
     import keras
     import tensorflow as tf
 
     if form == "keras":
-        loaded = keras.models.load_model(path, compile=False)
-        yield form, np.concatenate([loaded(part[None], training=False).numpy() for part in images])
+        yield form, answers(keras.models.load_model(path, compile=False), images)
     elif form == "saved_model":
         signatures = tf.saved_model.load(str(path)).signatures
-        yield (
-            "saved_model (uint8)",
-            np.concatenate([signatures["serve_images"](images=tf.constant(p[None]))["probabilities"] for p in images]),
-        )
-        if data.manifest.image.encoding != "raw":
-            records = data.records(split, spread(data.num_records(split), FLAGS.parity_images).tolist())
-            answer = signatures["serving_default"]
-            yield (
-                "saved_model (bytes)",
-                np.concatenate([answer(bytes=tf.constant([b]))["probabilities"].numpy() for b, _, _ in records]),
-            )
+        by_images, by_bytes = signatures["serve_images"], signatures["serving_default"]
+        found = [by_images(images=tf.constant(image[None]))["probabilities"] for image in images]
+        yield "saved_model (uint8)", np.concatenate(found)
+        if all(file.startswith(JPEG_OR_PNG) for file in files):  # stored as pixels, or adopted in another format
+            found = [by_bytes(bytes=tf.constant([file]))["probabilities"] for file in files]
+            yield "saved_model (bytes)", np.concatenate(found)
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a successor package that this one release still does without
-            interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=len(os.sched_getaffinity(0)))
-        interpreter.allocate_tensors()
-        source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-        outputs = []
-        for image in images:
-            interpreter.set_tensor(source, image[None])
-            interpreter.invoke()
-            outputs.append(interpreter.get_tensor(sink).copy())
-        yield form, np.concatenate(outputs)
+        yield form, tflite_answers(path, images)
+
+
+def tflite_answers(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, classes]: what a TFLite model makes of pictures."""
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a successor package that this one release still does without
+        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=len(os.sched_getaffinity(0)))
+    interpreter.allocate_tensors()
+    source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    outputs = []
+    for image in images:
+        interpreter.set_tensor(source, image[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(sink).copy())
+    return np.concatenate(outputs)
 
 
 def define_flags() -> None:

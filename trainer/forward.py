@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.cli import Failure, UsageError, progress
+from pipeline.cli import Failure, progress
 from pipeline.config import InputConfig
 from trainer.cluster import Cluster
 
@@ -78,15 +78,13 @@ def input_config(run: Any, *, rows: int, replicas: int, views: str = "none") -> 
 def predict_split(
     run: Any, cluster: Cluster, data: Any, split: str, *, rows: int, views: str = "none", model: Any = None
 ) -> Predictions:
-    """The probabilities of every record of `split`.
+    """The probabilities of every record of `split`, which is not empty.
 
     Args:
       rows: examples in one forward pass on one replica.
       model: what to run instead of the run's own model, e.g. one that ends at the features.
     """
     num_stored = data.num_records(split)
-    if not num_stored:
-        raise UsageError(f"--split={split}: this split holds no records; name another one")
     config = input_config(run, rows=rows, replicas=cluster.replicas, views=views)
     forward = Forward(model or run.model, cluster, views)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

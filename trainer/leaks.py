@@ -8,6 +8,7 @@ mirror images are found as well: the model proposes the nearest training picture
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,13 @@ class Leak:
 
 
 def find(
-    run: Any, cluster: Any, data: Any, split: str, *, features: bool = False, rows: int = 32
+    run: Any, cluster: Any, data: Any, split: str, records: np.ndarray, *, features: bool = False, rows: int = 32
 ) -> tuple[list[Leak], str]:
-    """Evaluated records that have a copy in the training split, in record order; and one line on what was compared."""
+    """Those `records` of `split` that have a copy in the training split; and one line on what was compared.
+
+    Args:
+      features: look for crops and mirror images too, which runs the model over both splits, `rows` at a time.
+    """
     trained_on, problem = training_data(run, data)
     if trained_on is None:
         return [], problem
@@ -57,6 +62,7 @@ def find(
         compared = "stored bytes (there is no ledger)"
     else:
         compared = "file, pixel and perceptual hashes"
+    evaluated = {name: column[np.isin(evaluated["record"], records)] for name, column in evaluated.items()}
     for kind, key in (("same file", "sha256"), ("same pixels", "pixel_hash")):
         for i, j in _equal(evaluated[key], training[key]):
             found.setdefault(int(evaluated["record"][i]), _leak(evaluated, training, i, j, kind))
@@ -120,11 +126,13 @@ def stored_hashes(data: Any, split: str) -> dict[str, np.ndarray]:
     """The same from the stored bytes, for datasets without a ledger."""
     import hashlib
 
-    numbers = np.arange(data.num_records(split))
-    rows = [(filename, hashlib.sha256(image).hexdigest()) for image, _, filename in data.records(split, numbers)]
-    paths, hashes = zip(*rows, strict=True)
-    digests = np.array(hashes, dtype=object)
-    return {"record": numbers, "path": np.array(paths, dtype=object), "sha256": digests, "pixel_hash": digests}
+    rows: list[tuple[int, str, str]] = []
+    for record in range(data.num_records(split)):
+        with suppress(ValueError):  # an unreadable record is no copy of anything
+            image, _, filename = next(data.records(split, [record]))
+            rows.append((record, filename, hashlib.sha256(image).hexdigest()))
+    numbers, paths, digests = (np.array([row[i] for row in rows], object) for i in range(3))
+    return {"record": numbers.astype(int), "path": paths, "sha256": digests, "pixel_hash": digests}
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -165,7 +173,10 @@ def _thumbnails(data: Any, split: str, records: np.ndarray) -> list[np.ndarray]:
     from trainer.seen import stored_pictures
 
     small = []
-    for picture, _ in stored_pictures(data, split, records):
+    for picture in stored_pictures(data, split, records):
+        if picture is None:
+            small.append(np.zeros((32, 32), np.float32))  # resembles nothing
+            continue
         grey = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
         centred = grey.astype(np.float32) - grey.mean()
         small.append(centred / max(float(centred.std()), 1.0))
@@ -229,8 +240,11 @@ def _greys(data: Any, split: str, records: Sequence[int]) -> dict[int, np.ndarra
     """Grey pictures by record, their short side 64 pixels."""
     from trainer.seen import stored_pictures
 
-    made = {}
-    for record, (picture, _) in zip(records, stored_pictures(data, split, records), strict=True):
+    made: dict[int, np.ndarray] = {}
+    for record, picture in zip(records, stored_pictures(data, split, records), strict=True):
+        if picture is None:
+            made[record] = np.zeros((64, 64), np.uint8)  # resembles nothing
+            continue
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         scale = 64 / min(grey.shape)
         size = max(64, round(grey.shape[1] * scale)), max(64, round(grey.shape[0] * scale))

@@ -26,6 +26,7 @@ from absl import flags
 
 from pipeline import cli as command
 from pipeline.cli import Failure, UsageError, progress
+from trainer.arguments import check_target, find_run
 
 FLAGS = flags.FLAGS
 
@@ -46,18 +47,19 @@ class Row:
 
 def main(arguments: list[str]) -> None:
     """Flags to one prediction."""
-    if not FLAGS.run:
-        raise UsageError("--run is missing: name a run directory written by trainer.train")
+    directory = find_run(FLAGS.run, FLAGS.checkpoint)
     form, target = parse_output(FLAGS.output)
-    if FLAGS.gallery:
-        check_target("--gallery", FLAGS.gallery)
+    if FLAGS.gallery and not FLAGS.gallery.lower().endswith(".png"):
+        raise UsageError(f"--gallery={FLAGS.gallery}: name a file that ends in .png")
     paths = find_files([*FLAGS.input, *arguments])
+    for flag, path in (("--output", target), ("--gallery", FLAGS.gallery)):
+        if path:
+            check_target(flag, path)
 
     command.import_tensorflow()
-    from trainer.state import load_run, read_config
+    from trainer.state import load_run
 
-    read_config(FLAGS.run)  # a wrong --run is told before TensorFlow is loaded
-    run = load_run(FLAGS.run, FLAGS.checkpoint or None)
+    run = load_run(str(directory), FLAGS.checkpoint or None)
     top = min(FLAGS.top, len(run.labels))
     rows: list[Row] = []
     shown: list[tuple[np.ndarray | None, Row]] = []
@@ -172,19 +174,7 @@ def parse_output(value: str) -> tuple[str, str]:
     form = value.rpartition(".")[2].lower()
     if form not in FORMATS:
         raise UsageError(f"--output={value}: use csv, jsonl, or a file that ends in .csv, .jsonl or .parquet")
-    check_target("--output", value)
     return form, value
-
-
-def check_target(flag: str, path: str) -> None:
-    """Refuse, before any work, a file that cannot be written."""
-    parent = Path(path).parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{flag}={path}: {error.strerror}; name a file in a directory that can be written") from None
-    if Path(path).is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{flag}={path} cannot be written; name a file in a directory that can be written")
 
 
 def write(rows: Sequence[Row], form: str, target: str, top: int) -> None:

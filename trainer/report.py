@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from tools.page import Page
 from trainer import figures, leaks, metrics, plots, scores
 from trainer.config import TrainConfig
-from trainer.evaluation import Evaluation, calibration_figure
+from trainer.evaluation import Evaluation
 from trainer.explain import GradCam, overlay, side_by_side
 from trainer.seen import as_seen, stored_pictures
 from trainer.state import read_config
@@ -20,8 +21,10 @@ from trainer.state import read_config
 PICTURES = 12  # in each gallery
 
 
-def write_report(path: Path, directory: Path, run: Any, data: Any, evaluation: Evaluation) -> None:
-    """Write the page for one evaluation of one run."""
+def write_report(
+    path: Path, directory: Path, run: Any, data: Any, evaluation: Evaluation, drawn: Mapping[str, bytes]
+) -> None:
+    """Write the page for one evaluation of the run in `directory`; `drawn` holds trainer.evaluation.pictures."""
     content, rows = read_config(directory), metrics.read(directory)
     found = evaluation.metrics
     page = Page(
@@ -32,10 +35,10 @@ def write_report(path: Path, directory: Path, run: Any, data: Any, evaluation: E
     add_setting(page, content)
     add_ledger(page, data)
     add_training(page, run, rows)
-    add_confusion(page, evaluation)
+    add_confusion(page, evaluation, drawn)
     add_mistakes(page, run, data, evaluation)
     add_suspects(page, run, data, evaluation)
-    add_calibration(page, run, evaluation)
+    add_calibration(page, run, evaluation, drawn)
     add_leaks(page, run, data, evaluation)
     add_machine(page, content, found)
     page.save(path)
@@ -120,22 +123,18 @@ def add_training(page: Page, run: Any, rows: list[dict[str, Any]]) -> None:
         page.figure("Throughput", timeline, "images a second and share of time spent waiting for input, over epochs")
 
 
-def add_confusion(page: Page, evaluation: Evaluation) -> None:
+def add_confusion(page: Page, evaluation: Evaluation, drawn: Mapping[str, bytes]) -> None:
     """Which classes are taken for which, and the table of classes."""
-    matrix, labels, rows = evaluation.confusion, evaluation.labels, evaluation.predictions
+    matrix, labels = evaluation.confusion, evaluation.labels
     pairs = scores.confused_pairs(matrix, 20)
     worst = "; ".join(f"{labels[a]} taken for {labels[b]}: {count}" for a, b, count in pairs[:5]) or "no mistakes"
-    page.figure("Confusion", figures.confusion(matrix, labels), f"confusion matrix; {worst}")
+    page.figure("Confusion", drawn["confusion"], f"confusion matrix; {worst}")
     page.table(
         "Confusion",
         ("true class", "taken for", "records", "of"),
         [(labels[a], labels[b], count, int(matrix[a].sum())) for a, b, count in pairs],
     )
-    page.figure(
-        "Classes",
-        figures.classes(scores.class_scores(matrix), labels),
-        "recall and precision of each class, lowest recall first",
-    )
+    page.figure("Classes", drawn["classes"], "recall and precision of each class, lowest recall first")
     page.table(
         "Classes",
         ("class", "records", "predicted", "precision", "recall", "F1", "ROC area", "average precision"),
@@ -148,9 +147,8 @@ def add_confusion(page: Page, evaluation: Evaluation) -> None:
         ],
         note="Press a column's head to sort.",
     )  # fmt: skip
-    detection = figures.detection(rows.probabilities, rows.labels, labels)
-    if detection is not None:
-        page.figure("ROC and precision-recall", detection, "one class against the rest at every threshold")
+    if "roc_pr" in drawn:
+        page.figure("ROC and precision-recall", drawn["roc_pr"], "one class against the rest at every threshold")
 
 
 def add_mistakes(page: Page, run: Any, data: Any, evaluation: Evaluation) -> None:
@@ -193,7 +191,7 @@ def explained(run: Any, data: Any, evaluation: Evaluation, chosen: np.ndarray) -
     """Picture beside Grad-CAM overlay, and a caption, for some rows of the predictions."""
     rows, labels = evaluation.predictions, evaluation.labels
     stored = stored_pictures(data, evaluation.metrics["split"], rows.records[chosen])
-    seen = np.stack([as_seen(picture, run) for picture, _ in stored])
+    seen = np.stack([as_seen(picture, run) for picture in stored if picture is not None])  # all: they were evaluated
     predicted = rows.probabilities[chosen].argmax(axis=1)
     heat = GradCam(run.model)(seen, predicted)
     made = []
@@ -207,7 +205,7 @@ def explained(run: Any, data: Any, evaluation: Evaluation, chosen: np.ndarray) -
     return made
 
 
-def add_calibration(page: Page, run: Any, evaluation: Evaluation) -> None:
+def add_calibration(page: Page, run: Any, evaluation: Evaluation, drawn: Mapping[str, bytes]) -> None:
     """Whether 80 % sure means right in 80 % of cases."""
     m = evaluation.metrics
     if "temperature" in m:
@@ -223,7 +221,7 @@ def add_calibration(page: Page, run: Any, evaluation: Evaluation) -> None:
         note += " The fit ran to the end of its range: that split cannot tell the temperature." if edge else ""
     else:
         note = "No temperature was fitted: that takes another held-out split (--temperature_split)."
-    page.figure("Calibration", calibration_figure(evaluation), f"reliability diagram; ECE {m['ece']:.1%}", note)
+    page.figure("Calibration", drawn["calibration"], f"reliability diagram; ECE {m['ece']:.1%}", note)
 
 
 def add_leaks(page: Page, run: Any, data: Any, evaluation: Evaluation) -> None:
@@ -243,7 +241,11 @@ def add_leaks(page: Page, run: Any, data: Any, evaluation: Evaluation) -> None:
     theirs = stored_pictures(trained_on, run.config.train_split, [leak.train_record for leak in shown])
     page.gallery(
         "Leak guard",
-        [(side_by_side(a, b), str(leak)) for (a, _), (b, _), leak in zip(ours, theirs, shown, strict=True)],
+        [
+            (side_by_side(a, b), str(leak))
+            for a, b, leak in zip(ours, theirs, shown, strict=True)
+            if a is not None and b is not None
+        ],
         note=f"Left: evaluated; right: in training. {len(shown)} of {len(found)} pairs.",
         wide=True,
     )

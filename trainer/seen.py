@@ -14,12 +14,14 @@ from pipeline.shards import Shards
 from tools.images import ImageOptions, load_rgb
 
 
-def stored_pictures(data: Any, split: str, records: Iterable[int]) -> Iterator[tuple[np.ndarray, str]]:
-    """Pixels (uint8 RGB) and source file name of some records, in the order asked for."""
+def stored_pictures(data: Any, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:
+    """Pixels (uint8 RGB) of some records, in the order asked for; None for one that cannot be read."""
     shards = Shards(data.manifest, data.directory, split)
     for record in records:
-        example = shards.read(int(record))
-        yield decode(example, data.manifest.image.encoding).copy(), example.filename
+        try:
+            yield decode(shards.read(int(record)), data.manifest.image.encoding).copy()
+        except ValueError:
+            yield None
 
 
 def as_seen(picture: np.ndarray, run: Any) -> np.ndarray:

@@ -68,6 +68,7 @@ def command(name):
     before = set(flags.FLAGS)
     module = importlib.import_module(name)
     if name not in _flags_of:
+        getattr(module, "define_flags", lambda: None)()  # of those that define none on import
         _flags_of[name] = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
         for flag in _flags_of[name]:
             delattr(flags.FLAGS, flag)

@@ -24,7 +24,7 @@ def tiny_data(tmp_path_factory):
     again = cv2.cvtColor(cv2.imread(str(raw / "train/blue/3.png")), cv2.COLOR_BGR2RGB)
     (raw / "test/blue/1.png").unlink()
     save(raw / "test/blue/1.jpg", again, cv2.IMWRITE_JPEG_QUALITY, 60)
-    command("tools.convert", "--source", raw, "--output", folder / "data", "--size", 40, "--workers", 1)
+    command("tools.convert", "--source", raw, "--output", folder / "data", "--size", 40, "--engine", "inline")
     return folder / "data"
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.tiny import command, refusal
+from tests.trainer.tiny import command
 from trainer import compare
 
 
@@ -49,15 +49,6 @@ def test_a_run_without_an_evaluation_is_still_in_the_table(tiny_run, other_run):
     result = command("trainer.compare", tiny_run, other_run)
     assert "not evaluated" in result.stdout
     assert "no predictions of run on this split; evaluate first" in result.stdout
-
-
-def test_refusals(tiny_run, tmp_path):
-    assert "at least two runs" in refusal("trainer.compare", tiny_run)
-    assert "no such directory" in refusal("trainer.compare", tiny_run, tmp_path / "none")
-    assert "named twice" in refusal("trainer.compare", tiny_run, tiny_run)
-    assert "config.json" in refusal("trainer.compare", tiny_run, tmp_path)
-    (tmp_path / "metrics.json").write_text("{")
-    assert "metrics.json is damaged" in refusal("trainer.compare", tiny_run, tmp_path)
 
 
 def test_names_are_the_shortest_that_differ():

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline
-from tests.trainer.tiny import command, refusal
-from trainer import evaluate, evaluation, scores
+from pipeline.manifest import Shard, Split
+from tests.trainer.tiny import command, process, refusal
+from trainer import evaluate, evaluation, scores, state
 
 
 def test_every_record_counts_once_and_it_says_so(tiny_evaluation, tiny_metrics):
@@ -59,7 +60,7 @@ def test_everything_promised_is_written(tiny_evaluation):
 
 def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, tiny_evaluation, tiny_metrics, tmp_path):
     # 21 records in blocks of 8: the second replica's last block is padding alone.
-    command("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--batch_size", 8,
+    process("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--batch_size", 8,
             "--logical_cpus", 2, "--noreport")  # fmt: skip
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again.pop("how") != tiny_metrics["how"]
@@ -71,50 +72,28 @@ def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, tiny_evaluation,
 # ---------------------------------------------------------------------------------------- refusals
 
 
-def test_missing_flags_and_directories(tiny_run, tiny_data, tmp_path):
-    assert "--run is missing" in refusal("trainer.evaluate", "--data", tiny_data)
-    assert "--data is missing" in refusal("trainer.evaluate", "--run", tiny_run)
-    assert "config.json" in refusal("trainer.evaluate", "--run", tmp_path, "--data", tiny_data)
-    assert not list(tmp_path.iterdir())
-
-
-def test_unknown_split_lists_those_there_are(tiny_run, tiny_data):
-    line = refusal("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--split", "tset")
-    assert "--split=tset" in line and "validation" in line
-
-
-def test_a_dataset_of_other_classes_is_refused():
-    with pytest.raises(ValueError, match="--data=D has 2 classes, the run was trained on 3"):
-        evaluation.check_labels(("a", "b", "c"), ("a", "b"), "D")
-    with pytest.raises(ValueError, match="calls class 1 'x', the run 'b'"):
-        evaluation.check_labels(("a", "b"), ("a", "x"), "D")
-
-
-@pytest.mark.slow
-def test_a_foreign_checkpoint_is_refused(tiny_run, tiny_data, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path):
     foreign = tmp_path / "step-00000001.npz"
-    foreign.write_bytes(b"no checkpoint")
-    line = refusal("trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data)
-    assert f"--checkpoint={foreign}" in line
-
-
-def test_a_checkpoint_finds_its_run(tiny_run, tmp_path):
-    checkpoint = next((tiny_run / "checkpoints").glob("*.npz"))
-    assert evaluate.find_run("", str(checkpoint)) == tiny_run
-    with pytest.raises(ValueError, match="lies in no run directory"):
-        evaluate.find_run("", str(tmp_path / "x.npz"))
+    state.write(foreign, {"input_scale": 1.0}, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
+    line = refusal("trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
+                   "--output", tmp_path)  # fmt: skip
+    assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")
 
 
 def test_the_temperature_split_is_another_one():
-    choose = evaluate.choose_temperature_split
-    assert choose("auto", "test", ("train", "validation", "test")) == "validation"
-    assert choose("auto", "validation", ("train", "validation")) == ""
-    assert choose("auto", "test", ("train", "test")) == ""
-    assert choose("train", "test", ("train", "test")) == "train"
+    choose, full = evaluate.choose_temperature_split, (Shard("s", 5, 100, ""),)
+    two = {name: Split(name, full) for name in ("train", "test")}
+    three, hollow = two | {"validation": Split("validation", full)}, two | {"validation": Split("validation", ())}
+    assert choose("auto", "test", three) == "validation"
+    assert choose("auto", "validation", three) == choose("auto", "test", two) == choose("auto", "test", hollow) == ""
+    assert choose("none", "test", three) == ""
+    assert choose("train", "test", two) == "train"
     with pytest.raises(ValueError, match="is the evaluated split"):
-        choose("test", "test", ("train", "test"))
+        choose("test", "test", two)
     with pytest.raises(ValueError, match="this dataset has train, test"):
-        choose("validation", "test", ("train", "test"))
+        choose("validation", "test", two)
+    with pytest.raises(ValueError, match="holds no records"):
+        choose("validation", "test", hollow)
 
 
 def test_a_damaged_predictions_file_is_named(tmp_path):
@@ -123,12 +102,6 @@ def test_a_damaged_predictions_file_is_named(tmp_path):
     (tmp_path / "predictions.parquet").write_bytes(b"x" * 100)
     with pytest.raises(RuntimeError, match="is damaged"):
         evaluation.read_predictions(tmp_path)
-
-
-def test_output_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="--output="):
-        evaluation.make_directory(str(tmp_path / "file"))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.trainer.tiny import command, refusal
+from tests.trainer.tiny import command
 from trainer import export, predict
 
 STRANGER = """
@@ -82,36 +82,18 @@ def test_a_process_without_this_project_loads_it_and_gets_the_predictions(export
         assert [predicted[name] for name in found["labels"]] == pytest.approx(probabilities, abs=0.02)
 
 
-def test_an_export_over_the_bound_fails(exported):
-    # As main would see it: a model whose answers moved.
-    expected = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
-    found = export.differences(expected[:, ::-1], expected)
-    assert found["max_difference"] == pytest.approx(0.8) and found["top1_agreement"] == 0.0
-
-
-@pytest.mark.slow
-def test_a_model_that_differs_is_refused(tiny_run, tmp_path):
-    code = (
-        "from trainer import export\n"
-        "export.BOUNDS['keras'] = (-1.0, 0.0)\n"
-        "export.cli()\n"
-    )  # fmt: skip
-    result = subprocess.run([sys.executable, "-c", code, f"--run={tiny_run}", f"--output={tmp_path}",
-                             "--formats=keras"], capture_output=True, text=True)  # fmt: skip
-    assert result.returncode == 1 and "keras differs from the trainer by more than the bound" in result.stderr
+def test_a_model_that_differs_is_refused(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(export.BOUNDS, "keras", (-1.0, 0.0))
+    run = command("trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "keras",
+                  "--parity_images", 2, check=1)  # fmt: skip
+    assert "error: keras differs from the trainer by more than the bound; do not deploy it" in run.stderr
     assert (tmp_path / "parity.json").exists()
 
 
-def test_refusals(tiny_run, tmp_path):
-    assert "--run is missing" in refusal("trainer.export", "--output", tmp_path)
-    assert "--output is missing" in refusal("trainer.export", "--run", tiny_run)
-    assert "'onnx' is none of" in refusal(
-        "trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "onnx"
-    )
-    (tmp_path / "model.keras").write_text("mine")
-    assert "add --overwrite" in refusal("trainer.export", "--run", tiny_run, "--output", tmp_path)
-    assert (tmp_path / "model.keras").read_text() == "mine"
-    assert "--run=nowhere" in refusal("trainer.export", "--run", "nowhere", "--output", tmp_path / "x")
+def test_differences_are_of_probabilities_and_of_the_best_class():
+    expected = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    found = export.differences(expected[:, ::-1], expected)
+    assert found["max_difference"] == pytest.approx(0.8) and found["top1_agreement"] == 0.0
 
 
 def test_spread_takes_all_of_few_and_both_ends_of_many():

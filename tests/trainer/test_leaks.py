@@ -10,6 +10,8 @@ import pipeline
 from trainer import leaks
 from trainer.state import Run
 
+ALL = np.arange(21)  # records of the test split
+
 
 @pytest.fixture(scope="module")
 def data(tiny_data):
@@ -27,7 +29,7 @@ def run(data):
 
 
 def test_copies_are_found_with_their_kind(run, data):
-    found, note = leaks.find(run, None, data, "test")
+    found, note = leaks.find(run, None, data, "test", ALL)
     assert {(leak.path, leak.train_path, leak.kind) for leak in found} == {
         ("test/red/0.png", "train/red/5.png", "same file"),
         ("test/blue/1.jpg", "train/blue/3.png", "look alike"),
@@ -35,20 +37,26 @@ def test_copies_are_found_with_their_kind(run, data):
     assert note.startswith("2 of 21 pictures have a copy in train")
 
 
+def test_what_was_not_evaluated_is_no_leak(run, data):
+    copies, _ = leaks.find(run, None, data, "test", ALL)
+    found, note = leaks.find(run, None, data, "test", np.setdiff1d(ALL, copies[0].record))
+    assert found == copies[1:] and note.startswith("1 of 20 pictures")
+
+
 def test_without_a_ledger_equal_stored_bytes_are_still_found(run, data, monkeypatch):
     monkeypatch.setattr(leaks, "SOURCES_FILE", "none")
-    found, note = leaks.find(run, None, data, "test")
+    found, note = leaks.find(run, None, data, "test", ALL)
     assert [leak.path for leak in found] == ["test/red/0.png"]
     assert "no ledger" in note
 
 
 def test_the_training_split_itself_is_called_that(run, data):
-    found, note = leaks.find(run, None, data, "train")
+    found, note = leaks.find(run, None, data, "train", ALL)
     assert not found and note == "train is the split this run was trained on: nothing in it is held out"
 
 
 def test_training_data_that_is_gone_is_said(data):
-    found, note = leaks.find(trained_on("/nowhere", "other"), None, data, "test")
+    found, note = leaks.find(trained_on("/nowhere", "other"), None, data, "test", ALL)
     assert not found and note == "not looked for: the training data, /nowhere, is not there"
 
 
@@ -77,7 +85,7 @@ def test_equal_hashes_of_unlike_pixels_are_no_copies(run, data, monkeypatch):
         return rows | {"perceptual_hash": np.zeros_like(rows["perceptual_hash"])}
 
     monkeypatch.setattr(leaks, "read_hashes", all_equal)
-    found, _ = leaks.find(run, None, data, "test")
+    found, _ = leaks.find(run, None, data, "test", ALL)
     assert len(found) < 7 and {"test/red/0.png", "test/blue/1.jpg"} <= {leak.path for leak in found}
 
 

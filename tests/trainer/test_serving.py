@@ -1,5 +1,6 @@
 """The exported preprocessing does to a file what the converter and evaluation do, in TensorFlow ops alone."""
 
+import functools
 import io
 
 import numpy as np
@@ -32,8 +33,9 @@ def encoded(form, orientation=None, endian="II", pixels=None, **options):
     return buffer.getvalue()
 
 
-_served = tf.function(serving.picture_from_bytes)
-orientation_of = tf.function(serving.exif_orientation, input_signature=[tf.TensorSpec([], tf.string)])
+_served = tf.function(serving.picture_from_bytes, autograph=False)
+orientation_of = tf.function(serving.exif_orientation, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+as_stored = functools.cache(ImageOptions)  # one object for equal options: another would be traced anew
 
 
 def served(data, *arguments):
@@ -45,7 +47,7 @@ def served(data, *arguments):
 def test_exif_orientation_is_read_and_applied(orientation, endian):
     data = encoded("JPEG", orientation, endian, quality=95)
     assert int(orientation_of(data)) == orientation
-    options = ImageOptions(resize="none")
+    options = as_stored(resize="none")
     pixels = served(data, options, 48, 1.0).numpy()
     expected = eval_geometry(tf.constant(load_rgb(data, options)), 48, 1.0).numpy()
     assert np.abs(pixels.astype(int) - expected).mean() < 2  # the decoders round differently
@@ -66,7 +68,7 @@ def test_files_without_or_with_broken_exif_are_upright():
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_the_same_as_the_converter_for(resize, form):
     data = encoded(form)
-    options = ImageOptions(resize=resize, size=40)
+    options = as_stored(resize=resize, size=40)
     pixels = served(data, options, 32, 0.875).numpy()
     expected = eval_geometry(tf.constant(load_rgb(data, options)), 32, 0.875).numpy()
     assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
@@ -77,7 +79,7 @@ def test_transparency_is_put_over_white():
     rgba = np.dstack([photo(), np.full((60, 90), 255, np.uint8)])
     rgba[:, :45, 3] = 0
     data = encoded("PNG", pixels=rgba)
-    options = ImageOptions(resize="none")
+    options = as_stored(resize="none")
     pixels = served(data, options, 32, 1.0).numpy()
     expected = eval_geometry(tf.constant(load_rgb(data, options)), 32, 1.0).numpy()
     assert (pixels == expected).all() and pixels[16, 3].tolist() == [255, 255, 255]
@@ -86,7 +88,7 @@ def test_transparency_is_put_over_white():
 def test_small_pictures_are_enlarged_only_when_asked():
     data = encoded("PNG", pixels=photo(30, 20))
     for upscale in (False, True):
-        options = ImageOptions(resize="short", size=40, upscale=upscale)
+        options = as_stored(resize="short", size=40, upscale=upscale)
         pixels = served(data, options, 32, 0.875).numpy()
         expected = eval_geometry(tf.constant(load_rgb(data, options)), 32, 0.875).numpy()
         assert np.abs(pixels.astype(int) - expected).mean() < 2

@@ -3,32 +3,38 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
+from tests.tools.folders import ROOT, Run
+
 COLOURS = {"blue": (30, 60, 200), "green": (40, 160, 60), "red": (200, 40, 30)}
 
 
-def command(module, *arguments, check=0, cwd=ROOT):
-    """Run `python -m module`; the finished process, which left with `check`."""
+def command(name, *arguments, check=0):
+    """Run a command in this process, where TensorFlow is loaded already; the finished Run, which left with `check`."""
+    run = Run(name, *arguments)
+    assert run.code == check, f"{name} left with {run.code}: {run.stderr[-3000:]}"
+    return run
+
+
+def process(name, *arguments, check=0):
+    """Run `python -m name` in a process of its own: for several devices, or none of this project's state."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment
+        [sys.executable, "-m", name, *map(str, arguments)], capture_output=True, text=True, env=environment
     )
-    assert result.returncode == check, f"{module} left with {result.returncode}: {result.stderr[-3000:]}"
+    assert result.returncode == check, f"{name} left with {result.returncode}: {result.stderr[-3000:]}"
     return result
 
 
-def refusal(module, *arguments, code=2, cwd=ROOT):
+def refusal(name, *arguments, code=2):
     """The one line with which a command refuses."""
-    result = command(module, *arguments, check=code, cwd=cwd)
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1 and not result.stdout
-    return lines[0].partition("error: ")[2]
+    run = command(name, *arguments, check=code)
+    (line,) = run.stderr.splitlines()
+    assert not run.stdout
+    return line.partition("error: ")[2]
 
 
 def draw(random, colour):
