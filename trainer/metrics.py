@@ -37,10 +37,15 @@ class MetricsLog:
         if self._board:
             import tensorflow as tf
 
-            with self._board.as_default(step=step):
+            # What tf.summary.scalar writes; that one wants the package itself.
+            metadata = tf.compat.v1.SummaryMetadata()
+            metadata.plugin_data.plugin_name = "scalars"
+            with self._board.as_default():
                 for name, value in values.items():
                     if isinstance(value, int | float):
-                        tf.summary.scalar(f"{kind}/{name}", value)
+                        number = tf.constant(value, tf.float32)
+                        tf.summary.write(f"{kind}/{name}", number, step=step, metadata=metadata)
+            self._board.flush()
 
     def close(self) -> None:
         """Flush and close."""

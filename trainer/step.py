@@ -187,15 +187,13 @@ def make_train_step(
         updates = tf.identity(optimizer.updates)
         for path, variable, gradient in zip(paths, variables, gradients, strict=True):
 
-            def update(variable: Any, gradient: Any, *slots: Any, path: str = path) -> None:
+            def update(variable: Any, gradient: Any, mean: Any, *slots: Any, path: str = path) -> None:
                 optimizer.update(path, variable, slots, gradient, rate, updates)
+                if config.ema:
+                    difference = mean - variable
+                    tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - config.ema, delta=difference)
 
-            def average(mean: Any, variable: Any) -> None:
-                tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - config.ema, delta=mean - variable)
-
-            strategy.extended.update(variable, update, args=(gradient, *optimizer.slots[path]))
-            if config.ema:
-                strategy.extended.update(averages[path], average, args=(variable,))
+            strategy.extended.update(variable, update, args=(gradient, averages.get(path), *optimizer.slots[path]))
         return tf.constant(True)
 
     @tf.function(autograph=False)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import UsageError
-from trainer import model
+from trainer import model, state
 
 THIN = {"classes": 4, "image_size": 32, "width": 0.03}
 
@@ -101,11 +101,19 @@ def test_initial_activations_keep_their_size_through_all_layers():
     assert 0.05 < np.sqrt((features**2).mean()) < 5
 
 
-@pytest.mark.parametrize("kind", ["legacy.h5", "model.keras", "model.weights.h5"])
+@pytest.mark.parametrize("kind", ["legacy.h5", "model.keras", "model.weights.h5", "checkpoint.npz", "run"])
 def test_weights_are_read_from(kind, tmp_path):
     source, target = randomised(1), randomised(2)
     path = tmp_path / kind
-    if kind == "legacy.h5":
+    if kind in ("checkpoint.npz", "run"):
+        # Of a run, the newest checkpoint's moving average.
+        names = {"run": "run/checkpoints/step-00000009.npz", "checkpoint.npz": "checkpoint.npz"}
+        group = {"run": "average", "checkpoint.npz": "model"}[kind]
+        arrays = {f"{group}/{name}": array for name, array in values(source).items()}
+        older = {f"model/{name}": array * 0 for name, array in values(source).items()}
+        state.write(tmp_path / "run/checkpoints/step-00000008.npz", {"input_scale": 1.0}, older)
+        state.write(tmp_path / names[kind], {"input_scale": 1.0}, older | arrays)
+    elif kind == "legacy.h5":
         write_legacy_h5(path, values(source))
     elif kind == "model.keras":
         source.serve.save(path)
