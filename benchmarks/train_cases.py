@@ -2,11 +2,14 @@
 
     python -m benchmarks.train_cases --data=DIR [--output=results.jsonl] [--image_size=224 --global_batch_size=16]
 
+or, with --cache_features=VIEWS: of training a head through the frozen layers against on their stored features.
+
 All contenders live in one process, train the same VGG16 from scratch on the first device, and take turns.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,19 +28,23 @@ _SIZE = flags.DEFINE_integer("image_size", 224, "side of the pictures, pixels", 
 _WIDTH = flags.DEFINE_float("width", 1.0, "share of VGG16's filters", lower_bound=0.01, upper_bound=1)
 _PRECISIONS = flags.DEFINE_list("precisions", ["float32", "mixed_bfloat16"], "to compare; the first one is the basis")
 _JIT = flags.DEFINE_boolean("jit", True, "compile forward and backward with XLA")
+_VIEWS = flags.DEFINE_integer("cache_features", 0, "views to store, for training a head on them; 0: leave out", 0)
 
 LOOP, REAL, BARE = "loop, fake input", "loop, real input", "bare tf.function, one batch"
+FROZEN, STORED = "head, through the frozen layers", "head, on stored features"
 
 
 def main() -> None:
     """Measure, print a table and the ratios, store."""
     cli.import_tensorflow()
-    measured = measure()
+    measured = measure_head() if _VIEWS.value else measure()
     if _OUTPUT.value:
         append_jsonl(_OUTPUT.value, measured)
-    print(table(measured, LOOP))
+    baseline = FROZEN if _VIEWS.value else LOOP
+    print(table(measured, baseline))
     found = {m.name: m for m in measured}
-    for name, baseline, target in ((REAL, LOOP, 0.97), (LOOP, BARE, 0.98)):
+    print(f"the same contender twice: {ratio(found[CONTROL], found[baseline])[0]:.3f}")
+    for name, baseline, target in ((REAL, LOOP, 0.97), (LOOP, BARE, 0.98), (STORED, FROZEN, 20)):
         if name in found and baseline in found:
             middle, low, high = ratio(found[name], found[baseline])
             print(f"{name} / {baseline}: {middle:.3f} ({low:.3f} to {high:.3f}), wanted at least {target}")
@@ -45,7 +52,6 @@ def main() -> None:
         if name.startswith("loop, fake input, "):
             middle, low, high = ratio(found[name], found[LOOP])
             print(f"{name.split(', ')[-1]} / {_PRECISIONS.value[0]}: {middle:.2f} ({low:.2f} to {high:.2f})")
-    print(f"the same contender twice: {ratio(found[CONTROL], found[LOOP])[0]:.3f}")
 
 
 def measure() -> list[Measurement]:
@@ -57,6 +63,36 @@ def measure() -> list[Measurement]:
     contenders[BARE] = bare(first)
     for precision in others:
         contenders[f"loop, fake input, {precision}"] = loop(precision, synthetic=True)
+    return in_turns(
+        contenders,
+        baseline=LOOP,
+        what={
+            LOOP: "trainer.loop with its bookkeeping, batches from memory",
+            REAL: "the same loop on the dataset, cropped and flipped",
+            BARE: "forward and backward in a tf.function, Keras SGD, one batch; nothing else",
+        },
+    )
+
+
+def measure_head() -> list[Measurement]:
+    """A head's training with and without --cache_features; filling the cache is left out."""
+    if not _DATA.value:
+        raise cli.UsageError("--cache_features stores views of pictures: give --data")
+    first, phases = _PRECISIONS.value[0], "head:999999@1e-4"
+    with tempfile.TemporaryDirectory() as folder:
+        stored = loop(first, synthetic=False, phases=phases, cache_features=_VIEWS.value, workdir=folder)
+        return in_turns(
+            {FROZEN: loop(first, synthetic=False, phases=phases), STORED: stored},
+            baseline=FROZEN,
+            what={
+                FROZEN: "decode, crop, forward through VGG16, backward through its head",
+                STORED: "read rows of a memory-mapped file, forward and backward through the head",
+            },
+        )
+
+
+def in_turns(contenders: dict[str, Callable[[], float]], *, baseline: str, what: dict[str, str]) -> list[Measurement]:
+    """Measure them with a bar, and with the settings that are common to all."""
     bar = cli.progress(total=(_REPEATS.value + 1) * (len(contenders) + 1), desc="train", unit="turn")
 
     def advance(name: str) -> None:
@@ -68,27 +104,25 @@ def measure() -> list[Measurement]:
         "global_batch_size": _BATCH.value,
         "width": _WIDTH.value,
         "jit": _JIT.value,
-        "precision": first,
+        "precision": _PRECISIONS.value[0],
         "seconds": _SECONDS.value,
     }
+    if _VIEWS.value:
+        settings["cache_features"] = _VIEWS.value
     return interleave(
         "train",
         contenders,
         repeats=_REPEATS.value,
-        baseline=LOOP,
+        baseline=baseline,
         settings=settings,
         progress=advance,
-        what={
-            LOOP: "trainer.loop with its bookkeeping, batches from memory",
-            REAL: "the same loop on the dataset, cropped and flipped",
-            BARE: "forward and backward in a tf.function, Keras SGD, one batch; nothing else",
-        },
+        what=what,
     )
 
 
-def loop(precision: str, *, synthetic: bool) -> Callable[[], float]:
+def loop(precision: str, *, synthetic: bool, phases: str = "all:999999@1e-4", **more: Any) -> Callable[[], float]:
     """The trainer's own loop, continued for some seconds at each call."""
-    from trainer import actions, cluster, run
+    from trainer import actions, cluster, features, run
     from trainer import plan as planning
     from trainer.config import TrainConfig
     from trainer.loop import StopRequest, train_phase
@@ -103,15 +137,20 @@ def loop(precision: str, *, synthetic: bool) -> Callable[[], float]:
         width=_WIDTH.value,
         precision=precision,
         jit=_JIT.value,
-        phases="all:999999@1e-4",
+        phases=phases,
         eval_split="none",
+        **more,
     )
     plan = planning.make(config, cluster.start("one_device", 0))
     with plan.cluster.strategy.scope():
         network = planning.build_network(plan)
         state = TrainState(network.weights, {}, None, LossScale())
         state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
-    step, batches = run.make_step(plan, network, state), plan.train_batches(0)
+    if config.cache_features:
+        cache = features.FeatureCache(plan, network)
+        step, batches = run.make_step(plan, network, state, cache.forward), cache.batches(0)
+    else:
+        step, batches = run.make_step(plan, network, state), plan.train_batches(0)
     watch = actions.Watch(plan, network, None, 0)
     watch.bar.disable = True
 

@@ -54,7 +54,7 @@ def test_nothing_readable_and_no_records_are_refused(dataset, monkeypatch):
         ladder.facts(open_dataset(dataset), "train")
     empty = open_dataset(dataset)
     monkeypatch.setattr(empty, "num_records", lambda split: 0)
-    with pytest.raises(UsageError, match="--split=train .* holds no records"):
+    with pytest.raises(UsageError, match=r"--split=train .* holds no records"):
         ladder.facts(empty, "train")
 
 

@@ -1,7 +1,9 @@
 """Stored numbers in, pages and gates out; nothing is measured here."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -30,9 +32,21 @@ RATES = {
 }
 
 
+OUTLOOK = {
+    "gradient_bytes": 59e6,
+    "step_batch_size": 90,
+    "device": "GPU",
+    "wire_gbps": 100,
+    "price_per_hour": 3.6,
+}
+
+
+LADDER = {"facts": FACTS, "outlook": OUTLOOK}
+
+
 def canned():
     ladder = [
-        Measurement("ladder", name, "images/s", (rate * 0.95, rate, rate * 1.02), name, (0.0004,) * 3, {"facts": FACTS})
+        Measurement("ladder", name, "images/s", (rate * 0.95, rate, rate * 1.02), name, (0.0004,) * 3, LADDER)
         for name, rate in RATES.items()
     ]
     peers = [
@@ -51,7 +65,73 @@ def test_the_report_stands_alone_and_names_the_bottleneck(tmp_path):
     assert "decode-bound: " in page and "--size 224" in page and "Against the baseline" in page
     assert "input: shardline host 1.13x DataLoader, the fastest other" in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert {path.name for path in tmp_path.glob("*.png")} == {"host_time.png", "ladder.png", "input_images_per_s.png"}
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"host_time.png", "ladder.png", "forecast.png", "input_images_per_s.png"}
+
+
+def cells(page, head):
+    """The rows of the first table whose header begins so, as lists of text."""
+    table = re.search(rf"<thead><tr>.{{0,90}}>{head}<.*?</table>", page, re.S)[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table.split("<tbody>")[1], re.S)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+
+
+def test_the_ladder_tells_the_share_of_both_ceilings_and_of_the_cpu(tmp_path):
+    write_report(tmp_path, canned())
+    page = (tmp_path / "report.html").read_text()
+    by_name = {row[0]: row[1:] for row in cells(page, "stage")}
+    images, _, _, per_core, use, megabytes, of_decode, of_storage, _ = by_name["batch"]
+    assert (images, per_core) == ("4,600", "2,500")
+    assert use == f"{4_600 * 0.0004 / 2:.0%}" == "92%"
+    assert megabytes == f"{4_600 * 29_000 / 1e6:.4g}"
+    assert (of_decode, of_storage) == (f"{4_600 / 5_600:.1%}", f"{4_600 / 40_000:.1%}")
+    assert by_name["parse"][6:8] == ["", "50.0%"]  # decoding is no ceiling for what comes before it
+    assert "Measured end to end: 4,500 (the prediction is off by +2%)" in page
+
+
+def test_what_feeds_more_gpus_and_what_it_costs(tmp_path):
+    write_report(tmp_path, canned())
+    page = (tmp_path / "report.html").read_text()
+    assert "This host feeds 0.51 GPUs of 9,000 images/s" in page
+    rows = cells(page, "GPUs")
+    # A step takes 10 ms; two GPUs exchange 59 MB at 12.5 GB/s after it, 4.72 ms.
+    efficiency = 10 / (10 + 4.72)
+    assert rows[1] == ["2", f"{efficiency:.0%}", f"{2 * 9_000 * efficiency:,.0f}", "8", "4"]
+    assert [row[3] for row in rows] == ["4", "8", "16", "32"]  # 9,000 at 2,300 a core
+    assert "59.0 MB of gradients over 100 Gbit/s" in page
+    prices = {row[0]: float(row[2]) for row in cells(page, "how")}
+    assert prices["as it is"] == pytest.approx(1e6 / 4_600 / 1_000, rel=1e-3)
+    assert prices["with --size 224"] < prices["as it is"]
+
+
+def test_predictions_stand_beside_measurements(tmp_path):
+    settings = {"baseline": "as it is", "unproved": {"3 more cores": "this machine has one core"}}
+    rows = [
+        Measurement("prove", "as it is", "images/s", (100.0, 200.0), settings=settings),
+        Measurement("prove", "--size 224", "images/s", (110.0, 240.0), settings={**settings, "predicted": 1.38}),
+        Measurement("prove", "--encoding raw", "images/s", (200.0, 400.0), settings={**settings, "predicted": 2.0}),
+    ]
+    write_report(tmp_path, rows)
+    page = (tmp_path / "report.html").read_text()
+    assert "Predictions against measurements: the worst is off by +20%" in page
+    assert cells(page, "change")[0][:3] == ["--size 224", "1.38x", "1.15x"]
+    assert "Not carried out: 3 more cores, this machine has one core." in page
+    assert (tmp_path / "proof.png").exists()
+
+
+def test_who_was_absent_is_named(tmp_path):
+    settings = {"baseline": "plain loop", "absent": {"FFCV writer": "ffcv not installed"}}
+    write_report(tmp_path, [Measurement("convert", "plain loop", "images/s", (1.0,), settings=settings)])
+    assert "Not measured: FFCV writer (ffcv not installed)." in (tmp_path / "report.html").read_text()
+
+
+def test_a_dataset_larger_than_memory_is_judged_by_the_cold_storage():
+    cold = Measurement("ladder", "storage (cold)", "images/s", (800.0,))
+    fits = [*canned(), cold]
+    larger = [replace(m, settings={"facts": FACTS | {"fits_memory": False}}) for m in canned()]
+    assert ladder_verdict(fits).word == "decode-bound"
+    verdict = ladder_verdict([*larger, cold])
+    assert verdict.word == "storage-bound" and verdict.images_per_second == 800
 
 
 def test_only_the_newest_measurement_of_a_row_counts(tmp_path):
@@ -107,5 +187,18 @@ def test_missing_or_damaged_results_are_one_line(tmp_path, content):
 
 def test_zero_rates_divide_nothing(tmp_path):
     rows = [Measurement("input", name, "images/s", (0.0, 0.0)) for name in ("a", "shardline b")]
-    write_report(tmp_path, rows)
+    rows += [Measurement("ladder", m.name, m.unit, (0.0,) * 3, settings=m.settings) for m in canned()[:8]]
+    rows += [
+        Measurement("prove", name, "images/s", (0.0,), settings={"baseline": "as it is", "predicted": 1.5})
+        for name in ("as it is", "--size 224")
+    ]
+    assert ladder_verdict(rows) is None
+    write_report(tmp_path, rows, rows)
     assert check(rows, rows, 0.1) == []
+
+
+@pytest.mark.parametrize("dead", RATES)
+def test_any_one_dead_rung_still_leaves_a_report(dead, tmp_path):
+    rows = [replace(m, repeats=(0.0,) * 3) if m.name == dead else m for m in canned() if m.suite == "ladder"]
+    write_report(tmp_path, rows)
+    assert f">{dead}<" in (tmp_path / "report.html").read_text()

@@ -2,32 +2,26 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
+from collections import Counter
+from functools import partial
 
 import pytest
 
 from benchmarks.ladder import COLD
-from benchmarks.measure import CONTROL, load_jsonl
+from benchmarks.measure import CONTROL, Rate, load_jsonl
 from benchmarks.verdict import HOST_STAGES
-from tests.tools.folders import class_folders, config
+from tests.tools.folders import Run, class_folders, config
 from tools.conversion import convert
 
 QUICK = ("--repeats=1", "--seconds=0.05", "--image_size=32", "--global_batch_size=4", "--precision=float32", "--nojit")
 
 
-def start(*args, cores=None):
+def run(*args, cores=None):
     command = [sys.executable, "-m", "benchmarks.run", *map(str, args)]
     pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=pin)
-
-
-def run(*args, **options):
-    process = start(*args, **options)
-    out, err = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=pin)
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +54,48 @@ def test_one_picture_one_core_no_gpu_still_give_every_rung(one_picture, tmp_path
     assert {"ladder.png", "forecast.png"} <= {path.name for path in tmp_path.glob("*.png")}
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_and_draws_what_was_measured(one_picture, tmp_path):
-    flags = (*QUICK, "--suite=short", "--gpu_step_rate=1000", "--repeats=100000")
-    process = start(f"--data={one_picture}", f"--output={tmp_path}", *flags)
-    time.sleep(15)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in err
-    assert len(rows(tmp_path, "ladder")["batch"].repeats) >= 1
-    assert str(tmp_path / "report.html") in out and (tmp_path / "ladder.png").exists()
+@pytest.mark.parametrize("turns", [0, 2])
+def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_picture, tmp_path, monkeypatch):
+    calls = Counter()
+
+    def rung(name):
+        calls[name] += 1
+        if name == "decode" and calls[name] > 1 + turns:  # after the warm-up and so many turns
+            raise KeyboardInterrupt
+        return Rate(100.0, 0.01)
+
+    rungs = {name: partial(rung, name) for name in (*HOST_STAGES, *COLD)}
+    monkeypatch.setattr("benchmarks.ladder.rungs", lambda *args, **options: rungs)
+    stopped = Run(
+        "benchmarks.run", f"--data={one_picture}", f"--output={tmp_path}", "--suite=short", "--gpu_step_rate=1000"
+    )
+    assert stopped.code == 130 and stopped.stderr.endswith("interrupted\n")
+    assert (tmp_path / "ladder.png").exists() == (turns > 0)
+    if turns:
+        assert [len(m.repeats) for m in rows(tmp_path, "ladder").values()] == [turns] * (len(rungs) + 1)
+        assert str(tmp_path / "report.html") in stopped.stdout
 
 
 @pytest.mark.slow
-def test_the_suite_of_scaling_counts_cores_replicas_and_workers(one_picture, tmp_path):
-    photos = one_picture.parent / "photos"
-    flags = (*QUICK, "--suite=scaling", "--width=0.03", f"--raw_images={photos}")
+def test_the_suite_of_scaling_counts_cores_and_replicas(one_picture, tmp_path):
     cores = sorted(os.sched_getaffinity(0))[:2]
-    done = run(f"--data={one_picture}", f"--output={tmp_path}", *flags, cores=cores)
+    done = run(f"--data={one_picture}", f"--output={tmp_path}", *QUICK, "--suite=scaling", "--width=0.03", cores=cores)
     assert done.returncode == 0, done.stderr
-    many = ["2 cores", "2 replicas", "2 workers on 2 cores"] if len(cores) == 2 else []
-    names = {m.name for m in load_jsonl(tmp_path / "results.jsonl")}
-    assert {"shardline, 1 core", "shardline, 1 replica", "shardline"} <= names
-    assert {f"shardline, {name}" for name in many} <= names
+    assert "--raw_images" in done.stderr  # would also scale the converter
+    many = ["2 cores", "2 replicas"] if len(cores) == 2 else []
+    found = {m.name: m for m in load_jsonl(tmp_path / "results.jsonl")}
+    assert {"shardline, 1 core", "shardline, 1 replica", *(f"shardline, {name}" for name in many)} <= set(found)
+    assert all(m.median > 0 for m in found.values())
+
+
+@pytest.mark.slow
+def test_the_converter_is_measured_with_every_count_of_workers(one_picture, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.convert_cases", "--scaling", "--small=8", "--large=800", "--repeats=1"]
+    command += [f"--raw_images={one_picture.parent / 'photos'}", f"--output={tmp_path / 'results.jsonl'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path, "scaling of the converter")
+    assert len(found) == len(os.sched_getaffinity(0)).bit_length() + 1 and all(m.median > 0 for m in found.values())
 
 
 @pytest.mark.parametrize(

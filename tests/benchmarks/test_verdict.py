@@ -58,6 +58,19 @@ def test_no_advice_exceeds_what_the_next_stage_allows():
     assert verdict.advice and all(advice.factor <= 3_000 / 2_400 + 1e-9 for advice in verdict.advice)
 
 
+def test_what_a_rerun_can_check_is_not_capped_by_the_next_stage():
+    (cores, raw) = judge({**DECODE_HEAVY, "storage": 400_000, "step": 3_000}, **FACTS).advice
+    assert cores.factor == pytest.approx(3_000 / 2_400) and cores.alone == (2 + 1) / 2
+    assert raw.factor == pytest.approx(3_000 / 2_400) and raw.alone > 2
+
+
+def test_storage_bound_advice_goes_with_the_area():
+    rates = {**DECODE_HEAVY, "storage": 900, "step": 10_000}
+    (advice,) = judge(rates, **FACTS, stored_size=256, smaller_size=224).advice
+    assert advice.change == "--size 224" and advice.factor == pytest.approx((256 / 224) ** 2)
+    assert judge(rates, **FACTS).advice == ()
+
+
 def test_advice_that_does_not_help_is_not_given():
     # Storage so slow that nine times the bytes cost more than decoding does.
     slow = {"storage": 4_000, "records": 3_900, "parse": 3_800, "decode": 1_500, "augment": 1_400, "batch": 1_400}
