@@ -106,8 +106,8 @@ class FeatureCache:
             batch = pipeline.augment_on_device(batch, plan.input)
             return self.network.backbone(batch["image"], training=False)
 
-        on_replica = tf.function(on_replica, jit_compile=plan.config.jit)
-        run = tf.function(lambda batch: strategy.run(on_replica, args=(batch,)))
+        on_replica = tf.function(on_replica, jit_compile=plan.config.jit, autograph=False)
+        run = tf.function(lambda batch: strategy.run(on_replica, args=(batch,)), autograph=False)
         total, batches = self.views * count, plan.train_batches(0)
         batch_size = plan.config.global_batch_size
         for _ in progress(range(-(-total // batch_size)), total=-(-total // batch_size), desc="features", unit="step"):

@@ -38,6 +38,12 @@ def test_phases_are_what_epochs_at_rate():
         ({"best_metric": "top1", "eval_split": "none"}, "--eval_split"),
         ({"warmup_epochs": -2.0}, "--warmup_epochs=-2.0"),
         ({"width": 0.0}, "--width=0.0"),
+        ({"weights": "imagenet", "width": 0.5}, "--width=0.5"),
+        ({"weights": "imagenet", "head": "fc4096", "image_size": 160}, "--image_size=160: the fc1 and fc2"),
+        ({"cache_features": 2, "mixup": 0.2}, "--cache_features"),
+        ({"block_lr_decay": 1.5}, "--block_lr_decay=1.5"),
+        ({"eval_every_epochs": 0.0}, "--eval_every_epochs=0.0"),
+        ({"weight_decay": float("nan")}, "--weight_decay=nan"),
     ],
 )
 def test_wrong_settings_name_flag_value_and_remedy(settings, named):

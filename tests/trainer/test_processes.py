@@ -62,9 +62,9 @@ def wait_for_step(workdir, step, *processes, timeout=300):
     path, until = workdir / metrics.FILE_NAME, time.monotonic() + timeout
     before = path.exists() and path.stat().st_ino  # written anew when a run starts
     while time.monotonic() < until:
-        if path.exists() and path.stat().st_ino != before:
-            if any(line["step"] >= step for line in metrics.read(workdir)):
-                return
+        anew = path.exists() and path.stat().st_ino != before
+        if anew and any(line["step"] >= step for line in metrics.read(workdir)):
+            return
         for process in processes:
             assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(0.01)
