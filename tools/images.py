@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 
 import cv2
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 
-KERNEL = "gaussian, then cubic"  # how pictures are made smaller; part of the preprocessing contract
+KERNEL = "halves, gaussian, cubic"  # how pictures are made smaller; part of the preprocessing contract
+LARGE_BYTES = 16 << 20  # of decoded pixels; from here on their memory matters more than a copy of the file
 Extent = tuple[float, float]  # height and width in pixels
 
 
@@ -170,15 +172,15 @@ def _check_side(height: int, width: int, options: ImageOptions) -> None:
 def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[np.ndarray, Extent, Extent, list[str]]:
     """Decode, orient and trim: the pixels, how many of them the picture spans, the size to store, and the notes.
 
-    A JPEG much larger than its target comes back reduced by 2, 4 or 8, so it may span a fraction of its last row.
+    What is much larger than its target comes back reduced by 2, 4 or 8, so it may span a fraction of its last row.
     """
     notes = []
     if header.frames > 1:
         notes.append(f"first frame of {header.frames}")
     height, width = _oriented(header)
     target = _target(height, width, options)
-    halvings = 0 if header.format != "jpeg" or options.trim_borders else _halvings((height, width), target, most=3)
-    bgr = _decode(data, header, 2**halvings)
+    halvings = 0 if options.trim_borders else _halvings((height, width), target, most=3)
+    bgr = _decode(data, header, halvings)
     if header.orientation != 1:
         if header.format != "tiff":  # libtiff has done it
             bgr = _orient(bgr, header.orientation)
@@ -193,18 +195,29 @@ def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[np.ndarra
     return bgr, (height / 2**halvings, width / 2**halvings), target, notes
 
 
-def _decode(data: bytes, header: Header, reduction: int) -> np.ndarray:
-    """All pixels as uint8 BGR, not yet oriented; a JPEG's reduced by 1, 2, 4 or 8."""
+def _decode(data: bytes, header: Header, halvings: int) -> np.ndarray:
+    """All pixels as uint8 BGR, not yet oriented, halved 0 to 3 times."""
     if header.format == "jpeg":
-        return _decode_jpeg(data, header, reduction)
+        return _decode_jpeg(data, header, 2**halvings)
     try:
-        # As stored: 16 bits and alpha kept, and no orientation applied.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = _decode_as_stored(data, header)
     except cv2.error as error:
         raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
     if pixels is None:
         raise BadImage("corrupt-data", f"{header.format}: damaged, or of a kind that OpenCV cannot decode")
-    return _to_bgr(pixels, header)
+    return _to_bgr(pixels, header, halvings)
+
+
+def _decode_as_stored(data: bytes, header: Header) -> np.ndarray | None:
+    """What OpenCV makes of it: 16 bits and alpha kept, no orientation applied; None for nothing."""
+    turned = header.format == "tiff" and header.orientation >= 5  # by libtiff: imread then expects another size
+    if turned or header.height * header.width * 3 < LARGE_BYTES:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    # imdecode copies the pixels on their way into Python; imread with a `dst` decodes them in place.
+    with open(os.memfd_create("image"), "wb") as file:
+        file.write(data)
+        file.flush()
+        return cv2.imread(f"/proc/self/fd/{file.fileno()}", dst=None, flags=cv2.IMREAD_UNCHANGED)
 
 
 def _decode_jpeg(data: bytes, header: Header, reduction: int) -> np.ndarray:
@@ -235,35 +248,45 @@ def _jpeg_fault(message: str) -> BadImage:
     return BadImage("corrupt-data", f"JPEG: {message}")
 
 
-def _to_bgr(pixels: np.ndarray, header: Header) -> np.ndarray:
-    """Any integer grey, BGR or BGRA to uint8 BGR: 16 bits scaled (not clipped), alpha over white."""
+def _to_bgr(pixels: np.ndarray, header: Header, halvings: int) -> np.ndarray:
+    """Any integer grey, BGR or BGRA to uint8 BGR: 16 bits scaled (not clipped), alpha over white, then halved.
+
+    In bands of rows: a large picture must not need its memory twice.
+    """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise BadImage("unsupported-samples", f"{header.format} with {pixels.dtype} samples: their range is not known")
-    if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,):
+    if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and not halvings:
         return pixels
-    height, width = pixels.shape[:2]
-    if pixels.ndim == 3:  # over the pixels themselves: a large picture must not need its memory twice
-        bgr = pixels.reshape(-1).view(np.uint8)[: height * width * 3].reshape(height, width, 3)
+    height, width = (-(-side // 2**halvings) for side in pixels.shape[:2])
+    if pixels.ndim == 3 and not halvings:
+        bgr = pixels.reshape(-1).view(np.uint8)[: height * width * 3].reshape(height, width, 3)  # over what was read
     else:
         bgr = np.empty((height, width, 3), np.uint8)
     scale = 255 / (2 ** max(header.depth, 9) - 1)
     premultiplied = header.format == "tiff" and header.depth <= 8  # by libtiff, whatever the file holds
-    for top in range(0, height, 64):
-        band = pixels[top : top + 64]
+    rows = 64 >> halvings
+    for top in range(0, height, rows):
+        band = pixels[top << halvings : (top + rows) << halvings]
         if band.dtype == np.uint16:
             band = cv2.convertScaleAbs(band, alpha=scale)
         if band.ndim == 2:
             band = cv2.cvtColor(band, cv2.COLOR_GRAY2BGR)
         elif band.shape[2] == 4:
             band = _over_white(band, premultiplied)
-        bgr[top : top + 64] = band
+        for _ in range(halvings):
+            band = _halve(band)
+        bgr[top : top + rows] = band
     return bgr
 
 
 def _over_white(bgra: np.ndarray, premultiplied: bool) -> np.ndarray:
-    colour, alpha = bgra[:, :, :3].astype(np.uint32), bgra[:, :, 3:].astype(np.uint32)
-    light = colour * 255 if premultiplied else colour * alpha
-    return np.minimum((light + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
+    colour, alpha = bgra[:, :, :3], bgra[:, :, 3:]
+    if (alpha == 255).all():
+        return cv2.cvtColor(bgra, cv2.COLOR_BGRA2BGR)
+    if premultiplied:
+        return np.minimum(colour.astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
+    light = colour.astype(np.uint16) * alpha + np.uint16(255) * (255 - alpha) + 127
+    return ((light + 1 + (light >> 8)) >> 8).astype(np.uint8)  # light // 255, exact for what 16 bits hold
 
 
 def _oriented(header: Header) -> tuple[int, int]:
@@ -276,7 +299,7 @@ def _orient(bgr: np.ndarray, orientation: int) -> np.ndarray:
     if orientation >= 5:
         bgr = cv2.transpose(bgr)  # first swap rows and columns, then mirror
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
-    return bgr if flip is None else cv2.flip(bgr, flip)
+    return bgr if flip is None else cv2.flip(bgr, flip, dst=bgr)  # in place
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------

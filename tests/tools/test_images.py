@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -91,6 +92,59 @@ def test_every_orientation_is_applied_in_every_format(kind: str, orientation: in
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     dark = np.full((8, 8), 300, np.uint16)  # 1.2 % grey; clipping would make it white
     assert load_rgb(save(dark), AS_IS).max() == 1
+
+
+def test_alpha_is_blended_exactly() -> None:
+    colour, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    bgra = np.dstack([colour, colour, colour, alpha]).astype(np.uint8)
+    straight = np.floor((colour * alpha + 255 * (255 - alpha)) / 255 + 0.5)
+    assert np.array_equal(images._over_white(bgra, premultiplied=False)[..., 0], straight)
+    assert np.array_equal(images._over_white(bgra, premultiplied=True)[..., 0], np.minimum(colour + 255 - alpha, 255))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_large_pictures_are_decoded_like_small_ones(case: dirty.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a file in memory: the same pixels, the same refusals."""
+
+    def outcome() -> bytes | str:
+        try:
+            return process(case.data, ImageOptions(encoding="raw")).data
+        except BadImage as bad:
+            return bad.reason
+
+    small = outcome()
+    monkeypatch.setattr(images, "LARGE_BYTES", 0)
+    assert outcome() == small
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_to_large_pictures(kind: str, orientation: int, monkeypatch) -> None:
+    """Reduced before they are turned, and through a file in memory."""
+    monkeypatch.setattr(images, "LARGE_BYTES", 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = cv2.GaussianBlur(natural(320, 480), (0, 0), 2)
+    data = save(rgb, kind, exif=exif)
+    got = load_rgb(data, ImageOptions(size=40))
+    want = Image.fromarray(pillow(data)).resize(got.shape[1::-1], Image.Resampling.LANCZOS)
+    assert psnr(got, np.asarray(want)) > 34
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("halvings", [0, 1, 3])
+def test_large_pictures_are_made_bgr_and_halved_in_bands(depth: int, channels: int, halvings: int) -> None:
+    stored = natural(640, 480)[..., [0, 1, 2, 0][:channels]].squeeze()
+    header = read_header(save(stored))
+    pixels = stored if depth == 8 else stored.astype(np.uint16) * 257
+    want = stored[..., None].repeat(3, axis=2) if channels == 1 else stored
+    if channels == 4:
+        want = images._over_white(stored, premultiplied=False)
+    for _ in range(halvings):
+        want = images._halve(want)
+    got = images._to_bgr(pixels.copy(), dataclasses.replace(header, depth=depth), halvings)
+    assert np.array_equal(got, want)
 
 
 def test_ten_bit_avif_is_scaled_by_its_own_depth() -> None:
