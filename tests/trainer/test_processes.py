@@ -51,8 +51,11 @@ def start(data, workdir, *flags, tf_config=None):
     )
 
 
-def end(process, timeout=400):
-    out, err = process.communicate(timeout=timeout)
+def end(process, timeout=1500):
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
     assert process.returncode == 0, err[-2000:]
     return json.loads(out) if out else {}
 
@@ -72,13 +75,13 @@ def wait_for_step(workdir, step, *processes, timeout=300):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit", ("--nojit", "--jit"))
-def test_killed_at_random_steps_it_ends_with_the_same_bits(data, tmp_path, jit):
-    """kill -9 within each of two phases; two replicas, dropout, random crops and flips, a moving average."""
+@pytest.mark.parametrize("jit, number", [("--nojit", 2), ("--jit", 1)])  # XLA takes a minute to compile each time
+def test_killed_at_random_steps_it_ends_with_the_same_bits(data, tmp_path, jit, number):
+    """kill -9 within one phase, and then within the next; two replicas, dropout, random crops, a moving average."""
     flags = ("--logical_cpus=2", "--ema=0.9", jit)
     seed = random.randrange(2**32)
     draw = random.Random(seed)
-    kills = [draw.randint(1, HEAD_STEPS), draw.randint(HEAD_STEPS + 1, STEPS - 1)]
+    kills = [draw.randint(1, HEAD_STEPS), draw.randint(HEAD_STEPS + 1, STEPS - 1)][:number]
     print(f"seed {seed}: killed after steps {kills}")
     whole = end(start(data, tmp_path / "whole", *flags))
     assert whole["step"] == STEPS
