@@ -39,7 +39,7 @@ nav a { margin-right: 1rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
-td.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; white-space: nowrap; }
 th button:focus-visible { outline: 2px solid #0072B2; }
 th[aria-sort=ascending] button::after { content: " ▲"; }
@@ -90,7 +90,12 @@ class Page:
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
         """A section with a table that sorts when a head is pressed; numbers stand right and sort as numbers."""
-        heads = "".join(f'<th scope="col"><button type="button">{html.escape(name)}</button></th>' for name in header)
+        rows = list(rows)
+        kinds = map(_kind, rows[0] if rows else [""] * len(header))
+        heads = "".join(
+            f'<th scope="col"{kind}><button type="button">{html.escape(name)}</button></th>'
+            for name, kind in zip(header, kinds, strict=True)
+        )
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
         self._add(
             title,
@@ -179,11 +184,17 @@ def new_figure(width: float = 8, height: float = 4) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _kind(value: Any) -> str:
+    """The attribute that sets numbers, and their column's head, to the right."""
+    return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not (kind := _kind(value)):
         return f"<td>{html.escape(str(value))}</td>"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-    return f'<td class="number" data-value="{value}">{text}</td>'
+    # Shares keep their last zeros, so that they stand below each other digit by digit.
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else f"{value:,.4g}"
+    return f'<td{kind} data-value="{value}">{text}</td>'
 
 
 def _note(text: str) -> str:

@@ -18,6 +18,7 @@ BLUE, ORANGE, GREEN, RED = PALETTE[:4]
 GREY = "#8c959f"
 MAX_NAMED = 40  # classes whose names still fit along an axis
 MAX_WRITTEN = 16  # classes for which the cells still hold a number
+MAX_CURVES = 6  # classes whose curves can be told apart
 LISTED = 14  # bars in the list beside a picture of too many classes
 
 
@@ -109,7 +110,12 @@ def classes(result: scores.ClassScores, labels: Sequence[str]) -> Any:
         axes.fill_between(rank, result.recall[order], step="mid", color=BLUE, alpha=0.3, lw=0)
         axes.plot(rank, result.recall[order], color=BLUE, drawstyle="steps-mid")
         axes.plot(rank, result.precision[order], ".", color=ORANGE, ms=4, alpha=0.6)
-        axes.set(xlabel="class, from lowest to highest recall", ylim=(0, 1.02), xlim=(0.5, len(order) + 0.5))
+        axes.set(
+            xlabel="class, from lowest to highest recall",
+            ylabel="recall (line) and precision (dots)",
+            ylim=(0, 1.02),
+            xlim=(0.5, len(order) + 0.5),
+        )
         axes.yaxis.set_major_formatter(_percent())
         listing.set_title(f"the {LISTED} of lowest recall", fontsize=10)
     else:
@@ -147,7 +153,10 @@ def _bars(axes: Any, names: Sequence[str], values: Any, colour: str, texts: Sequ
 
 
 def detection(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> Any | None:
-    """ROC and precision-recall, one class against the rest. None when fewer than two classes occur."""
+    """ROC and precision-recall, one class against the rest; of many classes, the spread and the three worst.
+
+    None when fewer than two classes occur.
+    """
     wanted = [1] if len(labels) == 2 else range(len(labels))
     found = {c: scores.detection(probabilities[:, c], targets == c) for c in wanted}
     curves = {c: curve for c, curve in found.items() if curve is not None}
@@ -157,12 +166,7 @@ def detection(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[s
     roc, pr = figure.subplots(1, 2)
     roc.plot([0, 1], [0, 1], ":", color=GREY, lw=1)
     worst_first = sorted(curves, key=lambda c: curves[c].roc_auc)
-    if len(curves) <= 12:
-        for i, c in enumerate(worst_first):
-            style = {"color": PALETTE[i % 8], "ls": "-" if i < 8 else "--", "lw": 1.6}
-            _roc_and_pr(roc, pr, curves[c], f"{short(labels[c])}  {curves[c].roc_auc:.3f}", style)
-        roc.legend(title="area", fontsize=7, loc="lower right", frameon=False)
-    else:
+    if len(curves) > MAX_CURVES:
         grid = np.linspace(0, 1, 201)
         for axes, lines in (
             (roc, [np.interp(grid, curve.false_positive_rate, curve.recall) for curve in curves.values()]),
@@ -171,10 +175,14 @@ def detection(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[s
             low, middle, high = np.quantile(lines, [0.1, 0.5, 0.9], axis=0)
             axes.fill_between(grid, low, high, color=BLUE, alpha=0.2, lw=0, label="10th to 90th percentile")
             axes.plot(grid, middle, color=BLUE, label=f"median of {len(curves):,} classes")
-        for i, c in enumerate(worst_first[:3]):
-            style = {"color": (ORANGE, RED, PALETTE[4])[i], "lw": 1.2}
-            _roc_and_pr(roc, pr, curves[c], f"{short(labels[c])}  {curves[c].roc_auc:.3f}", style)
-        roc.legend(fontsize=8, loc="lower right", frameon=False)
+        worst_first = worst_first[:3]
+    colours = (ORANGE, RED, PALETTE[4], GREEN, PALETTE[5], BLUE)  # blue last: it is the median's
+    for c, colour in zip(worst_first, colours, strict=False):
+        curve = curves[c]
+        label = f"{short(labels[c])}: area {curve.roc_auc:.3f}"
+        roc.plot(curve.false_positive_rate, curve.recall, color=colour, label=label)
+        pr.plot(curve.recall, curve.precision, color=colour)
+    roc.legend(fontsize=8, loc="lower right", frameon=False)
     roc.set(xlabel="false positive rate", ylabel="recall", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     pr.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     for axes in (roc, pr):
@@ -184,11 +192,6 @@ def detection(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[s
     subject = short(labels[1]) if len(labels) == 2 else "each class against the rest"
     figure.suptitle(f"{subject}: mean area under ROC {mean:.3f}, mean average precision {precision:.3f}", fontsize=11)
     return figure
-
-
-def _roc_and_pr(roc: Any, pr: Any, curve: scores.Detection, name: str, style: Mapping[str, Any]) -> None:
-    roc.plot(curve.false_positive_rate, curve.recall, label=name, **style)
-    pr.plot(curve.recall, curve.precision, **style)
 
 
 # ----------------------------------------------------------------------------------- calibration
@@ -209,7 +212,7 @@ def calibration(before: scores.Reliability, after: scores.Reliability | None = N
         label = f"{name}: ECE {result.ece:.1%}"
         upper.plot(result.confidence[used], result.accuracy[used], "o-", color=colour, ms=5, label=label)
         lower.bar(result.edges[:-1] + width * (i + 0.75), result.count, width, color=colour)
-    upper.legend(frameon=False, fontsize=9, loc="upper left")
+    upper.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # where no point lies
     upper.set(ylabel="accuracy", ylim=(0, 1.03), xlim=(0, 1.01))
     lower.set(xlabel="confidence of the prediction", ylabel="records")
     lower.yaxis.get_major_locator().set_params(integer=True)

@@ -121,7 +121,7 @@ def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Ite
 
     set_up_process()
     options = stored_options(run)
-    forward = tf.function(lambda images: run.model(images, training=False))
+    forward = tf.function(lambda images: run.model(images, training=False), jit_compile=run.config.jit, autograph=False)
     size = run.config.image_size
     chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once

@@ -81,8 +81,8 @@ def add_setting(page: Page, content: dict[str, Any]) -> None:
     changed = [name for name, value in used.items() if value != default.get(name)]
     rows = [(f"--{name}", _text(used[name]), _text(default.get(name, ""))) for name in changed]
     page.table("Setting", ("flag", "value", "default"), rows, note="What differs from the defaults:")
-    rest = " ".join(f"--{name}={_text(value)}" for name, value in used.items() if name not in changed)
-    page.text("Setting", f"As by default: {rest}")
+    rest = ", ".join(f"{name}={_text(value)}" for name, value in used.items() if name not in changed)
+    page.text("Setting", f"As by default: {rest}.")
 
 
 def add_ledger(page: Page, data: Any) -> None:
@@ -193,7 +193,7 @@ def explained(run: Any, data: Any, evaluation: Evaluation, chosen: np.ndarray) -
     stored = stored_pictures(data, evaluation.metrics["split"], rows.records[chosen])
     seen = np.stack([as_seen(picture, run) for picture in stored if picture is not None])  # all: they were evaluated
     predicted = rows.probabilities[chosen].argmax(axis=1)
-    heat = GradCam(run.model)(seen, predicted)
+    heat = GradCam(run.model, run.config.jit)(seen, predicted)
     made = []
     for i, row in enumerate(chosen):
         own, best = rows.probabilities[row, rows.labels[row]], rows.probabilities[row, predicted[i]]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tools.page import PALETTE, Page, figure_png, new_figure
+from tools.page import PALETTE, Page, _cell, figure_png, new_figure
 
 
 @pytest.fixture
@@ -29,6 +29,10 @@ def test_text_is_escaped_and_numbers_sort_as_numbers(page):
     assert "<title>A &amp; B</title>" in page
     assert "first &lt;b&gt;" in page and "&lt;x&gt;.jpg" in page
     assert 'data-value="12345">12,345<' in page
+    assert re.findall('<th scope="col"(.*?)>', page) == ["", ' class="number"']  # a head stands above its numbers
+    assert [_cell(x).partition(">")[2] for x in (0.5, 1.0, 2e-5, 1234.56)] == [
+        "0.5000</td>", "1.0000</td>", "2e-05</td>", "1,235</td>"
+    ]  # fmt: skip
 
 
 def test_pictures_have_words(page):

@@ -31,9 +31,10 @@ def picture():
     return image
 
 
-def test_the_map_is_high_where_the_evidence_for_the_class_lies(model):
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_map_is_high_where_the_evidence_for_the_class_lies(model, jit):
     images = np.stack([picture(), picture()])
-    red, green = explain.GradCam(model)(images, np.array([0, 1]))
+    red, green = explain.GradCam(model, jit)(images, np.array([0, 1]))
     assert red.shape == (8, 8)
     assert (red[:2, :2] == 1).all() and red.sum() == pytest.approx(4)
     assert (green[-2:, -2:] == 1).all() and green.sum() == pytest.approx(4)
