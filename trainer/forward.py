@@ -54,7 +54,11 @@ class Forward:
             return tf.reduce_mean(tf.reshape(flat, (batch, count, -1)), 1)
 
         compiled = tf.function(on_replica, jit_compile=jit, autograph=False)
-        self._run = tf.function(lambda images: cluster.strategy.run(compiled, args=(images,)), autograph=False)
+
+        def own(images: Any) -> Any:  # a strategy would trace a bare tf.function once for all replicas
+            return compiled(images)
+
+        self._run = tf.function(lambda images: cluster.strategy.run(own, args=(images,)), autograph=False)
 
     def __call__(self, batches: Sequence[Any]) -> list[np.ndarray]:
         """Outputs in the order of the batches, which are as many as replicas and all of one shape."""

@@ -58,14 +58,21 @@ def test_everything_promised_is_written(tiny_evaluation):
     assert not [name for name in names if name.endswith(".tmp")]
 
 
-def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, tiny_evaluation, tiny_metrics, tmp_path):
+@pytest.mark.parametrize("jit", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["jit"] = jit
+    (run / "config.json").write_text(json.dumps(config))
     # 21 records in blocks of 8: the second replica's last block is padding alone.
-    process("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--batch_size", 8,
-            "--logical_cpus", 2, "--noreport")  # fmt: skip
-    again = json.loads((tmp_path / "metrics.json").read_text())
-    assert again.pop("how") != tiny_metrics["how"]
-    assert again == {key: value for key, value in tiny_metrics.items() if key != "how"}
-    first, second = (pq.read_table(folder / "predictions.parquet") for folder in (tiny_evaluation, tmp_path))
+    arguments = "--run", run, "--data", tiny_data, "--batch_size", 8, "--noreport", "--output"
+    command("trainer.evaluate", *arguments, tmp_path / "one")
+    process("trainer.evaluate", *arguments, tmp_path / "two", "--logical_cpus", 2)
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert one.pop("how") != two.pop("how")
+    assert one == two
+    first, second = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
     assert first.equals(second)
 
 
