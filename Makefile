@@ -41,7 +41,7 @@ format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A ladder of the input pipeline on drawn pictures; `make bench BENCH_DATA=DIR` takes a dataset of yours.
+# Which stage binds and what would help, on drawn pictures; `make bench BENCH_DATA=DIR` takes a dataset of yours.
 BENCH_DATA ?= benchmarks/results/local/data
 benchmarks/results/local/data/manifest.json: .venv/.installed
 	rm -rf benchmarks/results/local/photos
@@ -49,7 +49,7 @@ benchmarks/results/local/data/manifest.json: .venv/.installed
 	$(BIN)/python -m tools.convert --source benchmarks/results/local/photos --output benchmarks/results/local/data --overwrite
 
 bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/results/local/data/manifest.json)
-	$(BIN)/python -m benchmarks.run --data $(BENCH_DATA) --suite short --repeats 3 --output benchmarks/results/local
+	$(BIN)/python -m benchmarks.run --data $(BENCH_DATA) --suite short --repeats 3 --prove --output benchmarks/results/local
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

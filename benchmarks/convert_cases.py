@@ -47,6 +47,8 @@ WHAT = {
     "FFCV writer": "resized pixels to DatasetWriter, which writes JPEGs of quality 90; one worker, one core",
     "img2dataset": "short side 256, quality 90, webdataset tars, fetched from a web server here; one process, one core",
 }
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "NO_ALBUMENTATIONS_UPDATE": "1"}
+NEEDS = {"FFCV writer": ", its build needs pkg-config and OpenCV's C++ headers (opencv4)"}
 ROOT = Path(__file__).parent.parent
 Command = Callable[[str, str], list[str]]  # of source and output
 
@@ -89,8 +91,8 @@ def measure(
     for name in peers:
         missing = packages_missing(name)
         if missing:
-            absent[name] = f"{missing} not installed"
-            print(f"not measured: {name} ({missing} not installed; see --peer_python)", file=sys.stderr)
+            absent[name] = f"{missing} not installed{NEEDS.get(name, '')}"
+            print(f"not measured: {name} ({absent[name]}; see --peer_python)", file=sys.stderr)
         else:
             contenders[name] = contender(theirs(name), cores[:1], sources, sizes, work)
     baseline = BASELINE if BASELINE in contenders else OURS
@@ -162,7 +164,7 @@ def contender(
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, **QUIET},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         wall, after = time.perf_counter() - started, os.times()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TOP = 20  # operations listed
+_OVERVIEW = ("hardware_type", "steptime_ms_average", "device_duty_cycle_percent", "input_conclusion", "statement")
 
 
 def profile(work: Callable[[], Any], folder: Path) -> str:
@@ -90,15 +91,24 @@ def xprof_summary(path: Path) -> str:
         from xprof.convert import raw_to_tool_data
     except ImportError:
         return "xprof is not installed: pip install xprof adds its overview here"
+
+    def tables(tool: str) -> list[dict[str, Any]]:
+        return json.loads(raw_to_tool_data.xspace_to_tool_data([str(path)], tool, {})[0])
+
     try:
-        data, _ = raw_to_tool_data.xspace_to_tool_data([str(path)], "overview_page", {})
-        tables = json.loads(data)
+        operations = tables("framework_op_stats")[0]
+        facts = {key: value for table in tables("overview_page") for key, value in (table.get("p") or {}).items()}
     except Exception as error:
         # Another project's private formats: whatever it raises must not cost the measurements.
         return f"xprof could not read the trace ({type(error).__name__}: {str(error)[:200]})"
-    facts = {key: value for table in tables if isinstance(table, dict) for key, value in table.get("p", {}).items()}
-    lines = [f"  {key}: {value}" for key, value in sorted(facts.items()) if isinstance(value, str) and len(value) < 120]
-    return "\n".join(["xprof, overview page:", *lines])
+    names = [column["id"] for column in operations["cols"]]
+    rows = [dict(zip(names, [cell["v"] for cell in row["c"]], strict=True)) for row in operations["rows"]]
+    lines = ["xprof, operations by self time:", "   self ms   calls  where   what"]
+    for row in sorted(rows, key=lambda row: -row["total_self_time"])[:TOP]:
+        milliseconds, calls = row["total_self_time"] / 1e3, int(row["occurrences"])
+        lines.append(f"{milliseconds:10.1f}  {calls:6,}  {row['host_or_device']:6}  {row['operation'][:80]}")
+    lines += [f"{name}: {facts[name]}" for name in _OVERVIEW if facts.get(name)]
+    return "\n".join(lines)
 
 
 def _short(name: str) -> str:

@@ -72,6 +72,7 @@ class Trainer:
         self._step = run.make_step(plan, network, state)
         self._fake = plan.train_batches(0)
         self._real = replace(plan, data=open_dataset(model.data), input=model.input).train_batches(0)
+        self._steps = 0
         self._rows = model.input.global_batch_size
 
     def step(self, seconds: float) -> Rate:
@@ -83,10 +84,14 @@ class Trainer:
         return self._train(self._real, seconds)
 
     def _train(self, batches: Iterator[Any], seconds: float) -> Rate:
+        import tensorflow as tf
+
         running: list[Any] = []
 
         def one() -> int:
-            running.append(self._step(next(batches), _RATE)["loss"])
+            self._steps += 1
+            with tf.profiler.experimental.Trace("train", step_num=self._steps, _r=1):  # names the steps of a profile
+                running.append(self._step(next(batches), _RATE)["loss"])
             if len(running) > 1:
                 float(running.pop(0))  # wait for the step before; this one runs while the next batch is fetched
             return self._rows
