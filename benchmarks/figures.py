@@ -22,7 +22,7 @@ from tools.page import PALETTE, new_figure
 DEVICES = (1, 2, 4, 8)
 HEADER = ("suite", "name", "unit", "median", "min", "max", "ratio", "per core", "busy cores", "MB/s", "what it did")
 _OURS, _OTHERS, _CEILING = PALETTE[0], "#999999", PALETTE[1]
-_PHONE = 5.6  # inches: figures this narrow stay legible on a phone
+_PHONE = 4.8  # inches: figures this narrow fit a phone at a legible size
 
 
 def row(m: Measurement, rows: Sequence[Measurement]) -> tuple[Any, ...]:
@@ -126,32 +126,51 @@ def _rates(page: Any, directory: Path, title: str, rows: Sequence[Measurement]) 
     page.figure(title, figure, alt=alt, png=directory / "ladder.png")
 
 
-def outlook(page: Any, directory: Path, judged: Verdict, rows: Sequence[Measurement]) -> None:
-    """What 1, 2, 4, 8 devices would reach, what feeds them, and what a million images cost."""
+def outlook(page: Any, directory: Path, rows: Sequence[Measurement]) -> None:
+    """What 1, 2, 4, 8 devices would reach, and what feeds them."""
     by_name = {m.name: m for m in rows}
     stated = by_name["batch"].settings.get("outlook")
     if stated is None or "step" not in by_name:
         return
     facts, step, host = by_name["batch"].settings["facts"], by_name["step"].median, by_name["batch"].median
-    device, price = stated["device"], stated["price_per_hour"]
+    device = stated["device"]
     efficiency = scaling_forecast(
         DEVICES,
         step_seconds=stated["step_batch_size"] / step,
         gradient_bytes=stated["gradient_bytes"],
         wire_bytes_per_second=stated["wire_gbps"] * 1e9 / 8,
     )
+    reached = {n: n * step * efficiency[n] for n in DEVICES}
+    forecast = (
+        f"A forecast. Step: {by_name['step'].what}. Each {device} keeps its batch of {stated['step_batch_size']}; "
+        f"a ring all-reduce moves {stated['gradient_bytes'] / 1e6:,.1f} MB of gradients over {stated['wire_gbps']:g} "
+        "Gbit/s after every step, without overlap: the pessimistic end."
+    )
+    if device == "host":  # trains on its own cores, which feed it
+        title = f"{DEVICES[-1]} hosts like this one would reach {_text(reached[DEVICES[-1]])} images/s"
+        _forecast(page, directory, title, reached, step, math.inf, device)
+        page.table(
+            title,
+            ("hosts", "efficiency", "images/s"),
+            [(n, f"{efficiency[n]:.0%}", _cell(reached[n])) for n in DEVICES],
+            note=f"{forecast} --gpu_step_rate tells what would feed GPUs.",
+        )
+        return
     cores = cores_for(DEVICES, gpu_images_per_second=step, images_per_second_per_core=host / facts["cores"])
     title = f"This host feeds {_text(host / step)} {device}s of {_text(step)} images/s"
-    _forecast(page, directory, title, {n: n * step * efficiency[n] for n in DEVICES}, step, host, device)
+    _forecast(page, directory, title, reached, step, host, device)
     machines = {n: math.ceil(cores[n] / facts["cores"]) for n in DEVICES}
     page.table(
         title,
         (f"{device}s", "efficiency", "images/s", "cores that feed them", f"hosts of {facts['cores']} cores"),
-        [(n, f"{efficiency[n]:.0%}", _cell(n * step * efficiency[n]), cores[n], machines[n]) for n in DEVICES],
-        note=f"A forecast. Step: {by_name['step'].what}. Each {device} keeps its batch of {stated['step_batch_size']}; "
-        f"a ring all-reduce moves {stated['gradient_bytes'] / 1e6:,.1f} MB of gradients over {stated['wire_gbps']:g} "
-        "Gbit/s after every step, without overlap: the pessimistic end. Cores: at the measured rate a core.",
+        [(n, f"{efficiency[n]:.0%}", _cell(reached[n]), cores[n], machines[n]) for n in DEVICES],
+        note=f"{forecast} Cores: at the measured rate a core.",
     )
+
+
+def costs(page: Any, judged: Verdict, rows: Sequence[Measurement]) -> None:
+    """What a million images cost at the predicted pace, as it is and as advised."""
+    price = next((m.settings["outlook"]["price_per_hour"] for m in rows if "outlook" in m.settings), 0)
     if price:
         advised = {f"with {advice.change}": advice.factor for advice in judged.advice if advice.change.startswith("--")}
         page.table(
@@ -271,7 +290,10 @@ def _title(name: str, rows: Sequence[Measurement], base: Measurement) -> str:
         return name
     best = max(ours, key=lambda m: m.median)
     if not others:
-        return f"{name}: {best.name} {ratio(best, base)[0]:.2f}x {base.name}" if comparable(best, base) else name
+        if not comparable(best, base):
+            return name
+        times = f"{ratio(best, base)[0]:.2f}x {base.name}"
+        return f"{name}: {best.name} {times}" if best is not base else f"{name}: nothing beats {base.name}"
     fastest = max(others, key=lambda m: m.median)
     if not fastest.median:
         return name

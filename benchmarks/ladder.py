@@ -223,4 +223,6 @@ def cold_cache_text(data: Dataset, split: str) -> str:
     kept = drop_page_cache(_files(data, split))
     if math.isnan(kept):
         return "page cache dropped; the file system does not tell whether it obeyed"
-    return "page cache dropped" if kept < 0.1 else f"the kernel kept {kept:.0%} of the page cache: not really cold"
+    if kept < 0.9:
+        return f"page cache dropped{f', but for {kept:.0%} of it' if kept else ''}"
+    return f"the kernel kept {kept:.0%} of the page cache: as warm as the others"

@@ -92,7 +92,8 @@ def write_report(directory: Path, measurements: Sequence[Measurement], baseline:
         if suite == "ladder":
             figures.ladder(page, directory, rows)
             if verdict is not None:
-                figures.outlook(page, directory, verdict, rows)
+                figures.outlook(page, directory, rows)
+                figures.costs(page, verdict, rows)
         elif suite == "prove":
             figures.proof(page, directory, rows)
         else:

@@ -176,7 +176,7 @@ def ladder(setting: Setting) -> list[Measurement]:
     outlook = {
         "gradient_bytes": trainer_rungs.gradient_bytes(classes, setting.image_size, setting.width),
         "step_batch_size": setting.global_batch_size if setting.gpu_step_rate else model.input.global_batch_size,
-        "device": "GPU" if setting.gpu_step_rate or _gpus() else "CPU",
+        "device": "GPU" if setting.gpu_step_rate or _gpus() else "host",
         "wire_gbps": setting.wire_gbps,
         "price_per_hour": setting.price_per_hour,
     }

@@ -104,6 +104,28 @@ def test_what_feeds_more_gpus_and_what_it_costs(tmp_path):
     assert prices["with --size 224"] < prices["as it is"]
 
 
+def test_a_host_that_trains_by_itself_is_not_fed_by_hosts(tmp_path):
+    settings = {"facts": FACTS | {"step_on_host": True}, "outlook": OUTLOOK | {"device": "host"}}
+    write_report(tmp_path, [replace(m, settings=settings) for m in canned() if m.suite == "ladder"])
+    page = (tmp_path / "report.html").read_text()
+    reached = 8 * 9_000 * 10 / (10 + 59e6 / 12.5e9 * 1e3 * 2 * 7 / 8)
+    assert f"8 hosts like this one would reach {reached:,.0f} images/s" in page
+    assert len(cells(page, "hosts")[0]) == 3 and "feeds" not in page
+    assert cells(page, "how")[0][0] == "as it is"
+
+
+@pytest.mark.parametrize(
+    ("two", "title"), [(150.0, "shardline, 2 cores 1.50x shardline, 1 core"), (90.0, "nothing beats")]
+)
+def test_the_title_of_scaling_says_what_it_brought(two, title, tmp_path):
+    rows = [
+        Measurement("scaling", name, "images/s", (rate,), settings={"baseline": "shardline, 1 core"})
+        for name, rate in (("shardline, 1 core", 100.0), ("shardline, 2 cores", two))
+    ]
+    write_report(tmp_path, rows)
+    assert f"scaling: {title}" in (tmp_path / "report.html").read_text()
+
+
 def test_predictions_stand_beside_measurements(tmp_path):
     settings = {"baseline": "as it is", "unproved": {"3 more cores": "this machine has one core"}}
     rows = [
