@@ -22,6 +22,7 @@ from pipeline.cli import Failure, UsageError
 ENGINES = ("processes", "inline", "ray")
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 MAX_DEATHS = 8  # of workers over one task, at whatever positions
+RAY_RETRIES = 3  # of a task whose worker died
 
 
 class Task(Protocol):
@@ -219,14 +220,18 @@ def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, tick: Callable[[int
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")  # a cluster when there is one, else this machine
-        ray.init(
-            address=address,
-            num_cpus=None if address else workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-        )
-    remote = ray.remote(max_retries=3)(_ray_work)
+        try:
+            ray.init(
+                address=address,
+                num_cpus=None if address else workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+            )
+        except Exception as error:  # Ray raises bare ones
+            where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+            raise Failure(f"Ray did not start {where}: {str(error).splitlines()[0]}") from None
+    remote = ray.remote(max_retries=RAY_RETRIES)(_ray_work)
     running: dict[Any, T] = {}
     exhausted = False
     while running or not exhausted:
@@ -245,7 +250,10 @@ def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, tick: Callable[[int
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
         except ray.exceptions.RayError as error:
-            raise Failure(f"Ray lost a task for good: {str(error).splitlines()[0]}; run again to continue") from None
+            raise Failure(
+                f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); run "
+                "again to continue: with --engine=processes, if an image may crash its decoder, to set it aside"
+            ) from None
         tick(len(task))
         yield result
 

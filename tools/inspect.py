@@ -22,7 +22,7 @@ _AUGMENTED = flags.DEFINE_bool("augmented", False, "the grid shows what training
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "of --augmented; pixels", lower_bound=8)
 _SEED = flags.DEFINE_integer("seed", 0, "of --augmented")
 
-ROWS, COLUMNS, CELL = 6, 8, 112  # of the grid; pixels
+ROWS, COLUMNS = 6, 8  # of the grid
 
 
 def main(arguments: list[str]) -> None:

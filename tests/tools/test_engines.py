@@ -109,3 +109,13 @@ def test_wrong_settings_are_refused():
 def test_ray_runs_every_task_once():
     pytest.importorskip("ray")
     assert run([Toy(n) for n in range(5)], engine="ray", workers=2) == [(n, []) for n in range(5)]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("does", "said"), [("fail", "as asked"), ("crash", r"lost the shard of toy1\[0\] 4 times .*--engine=processes")]
+)
+def test_errors_on_ray_end_the_run(does, said):
+    pytest.importorskip("ray")
+    with pytest.raises(Failure, match=said):
+        run([Toy(0), Toy(1, does=("", does))], engine="ray", workers=2)

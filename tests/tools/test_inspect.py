@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.tools.folders import Run, class_folders, config, records
+from tests.tools.folders import Run, class_folders, command, config, records
 from tools.conversion import convert
 
 
@@ -39,6 +39,32 @@ def test_a_grid(dataset, tmp_path):
     result = Run("tools.inspect", dataset, f"--save={tmp_path / 'g.png'}")
     assert result.code == 0, result.stderr
     assert min(cv2.imread(str(tmp_path / "g.png")).shape[:2]) > 200
+
+
+def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
+    """A row a record, a column an epoch: always that record's picture and label, never the same crop throughout."""
+    for label, name in enumerate(["blue", "green", "red"]):
+        for number in range(3):
+            bgr = np.full((40, 60, 3), 40, np.uint8)
+            bgr[..., label] = np.linspace(120, 220, 60) + 5 * number
+            (tmp_path / "s" / name).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "s" / name / f"{number}.png"), bgr)
+    convert(config(tmp_path / "s", tmp_path / "d", size=32))
+    grids = []
+    inspect = command("tools.inspect")
+    draw = inspect._draw
+    monkeypatch.setattr(inspect, "_draw", lambda *args: (grids.append(args), draw(*args)))
+    result = Run("tools.inspect", tmp_path / "d", "--augmented", "--image_size=32", f"--save={tmp_path / 'g.png'}")
+    assert result.code == 0, result.stderr
+    assert min(cv2.imread(str(tmp_path / "g.png")).shape[:2]) > 400
+    ((pictures, captions, columns, *_),) = grids
+    assert (len(pictures), columns) == (6 * 8, 8)
+    for row, stored in enumerate(records(tmp_path / "d", "train")[:6]):
+        cells = pictures[row * columns : (row + 1) * columns]
+        assert captions[row * columns] == ["blue", "green", "red"][stored.label]
+        assert {2 - int(np.argmax(cell.mean(axis=(0, 1)))) for cell in cells} == {stored.label}
+        assert all(cell.shape == (32, 32, 3) for cell in cells)
+        assert len({cell.tobytes() for cell in cells}) == columns
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def whole(source, tmp_path_factory):
     return shard_hashes(output)
 
 
-def start(source, output, **options):
+def start(source, output, *more, **options):
     args = ["--source", source, "--output", output, "--size", 16, "--shards", SHARDS, "--workers", 2, "--noreport"]
-    command = [sys.executable, "-m", "tools.convert", "--name", "pictures", *map(str, args)]
+    command = [sys.executable, "-m", "tools.convert", "--name", "pictures", *map(str, [*args, *more])]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     )
@@ -93,6 +93,28 @@ def test_any_kill_and_a_second_run_give_the_same_bytes(source, whole, tmp_path, 
     assert shard_hashes(output) == whole
     assert not (output / ".convert").exists()
     assert Manifest.load(output).ledger.written == 60
+
+
+@pytest.mark.ray
+def test_ray_leaves_nothing_running_and_gives_the_same_bytes(source, whole, tmp_path):
+    pytest.importorskip("ray")
+    output = tmp_path / "d"
+    process = start(source, output, "--engine", "ray")
+    wait_for(lambda: len(receipts(output)) >= 2)
+    # Ray's agents hold no work of ours and need a minute or more to notice.
+    children = psutil.Process(process.pid).children(recursive=True)
+    cluster = [child for child in children if not child.name().endswith("Agent")]
+    assert any("raylet" in child.name() for child in cluster)
+    process.kill()
+    process.wait(60)
+    _, alive = psutil.wait_procs(cluster, timeout=60)
+    assert not alive, "orphans"
+    assert not (output / "manifest.json").exists()
+    again = start(source, output, "--engine", "ray")
+    said = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, said
+    assert "continuing: " in said
+    assert shard_hashes(output) == whole
 
 
 def test_a_kill_while_shards_are_put_in_place(source, whole, tmp_path, monkeypatch):
