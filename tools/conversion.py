@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -326,6 +327,8 @@ def dry_run(config: Config) -> None:
 
 
 def _check_places(config: Config) -> None:
+    if re.match(r"[a-z0-9]+:/", str(config.output)):
+        raise UsageError(f"--output={config.output} is no local folder; convert into one and copy it there")
     if config.source.startswith("tfds:"):
         return
     source = Path(config.source).resolve()

@@ -273,7 +273,8 @@ def _list_folder(folder: bytes) -> tuple[list[bytes], list[bytes]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not _passed_over(entry.name):
-                    (folders if entry.is_dir() else others).append(entry.name)
+                    # Not entry.is_dir(), which raises for a link to itself.
+                    (folders if os.path.isdir(entry.path) else others).append(entry.name)
     except OSError as error:
         raise UsageError(f"--source: cannot list {_text(folder)}: {error.strerror}") from None
     return sorted(folders), sorted(others)
@@ -368,7 +369,9 @@ def _text_rows(path: Path) -> Iterator[tuple[int, Row]]:
                         f"--source={path}, line {reader.line_num}: {len(cells)} columns, expected {width} or more"
                     )
                 yield reader.line_num, tuple(None if c is None else cells[c].strip() for c in columns)  # type: ignore[misc]
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--source={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except csv.Error as error:
             raise UsageError(f"--source={path}, line {reader.line_num}: {error}") from None
 
 
@@ -431,8 +434,10 @@ def read_class_names(path: str) -> list[str]:
     """Class names, one a line, in label order."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--class_names={path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"--class_names={path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--class_names={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     names = [line.strip() for line in lines if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if not names or twice:

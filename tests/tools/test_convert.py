@@ -134,6 +134,7 @@ def refusals():
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "thesis.doc").write_text("mine")
         (tmp_path / "names.txt").write_text("other\n")
+        (tmp_path / "latin.csv").write_bytes("path,label\nx.jpg,café\n".encode("latin-1"))
         return good
 
     return build
@@ -154,6 +155,7 @@ def refusals():
         ("good", "full", [], 2, "is not empty (thesis.doc)"),
         ("good", "file.txt", [], 2, "is a file"),
         ("good", "good/out", [], 2, "lies inside --source"),
+        ("latin.csv", "out", [], 2, "save it as UTF-8"),
         ("good", "/proc/out", [], 2, "cannot be written"),
         ("good", "out", ["--splits=train=0.9,test=0.2"], 2, "sum to 1.1"),
         ("good", "out", ["--splits=train"], 2, "NAME=SHARE"),
@@ -162,14 +164,29 @@ def refusals():
         ("good", "out", ["--size=0"], 2, "--size"),
         ("good", "out", ["--resize=wide"], 2, "--resize"),
         ("good", "out", ["--class_names=names.txt"], 2, "does not list class0"),
+        ("good", "out", ["--class_names=no-such.txt"], 2, "no-such.txt: No such file or directory"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, source, output, extra, code, said):
     refusals()(tmp_path)
     args = [f"--source={source and tmp_path / source}", f"--output={output and tmp_path / output}"]
-    extra = [f"--class_names={tmp_path / 'names.txt'}" if "class_names" in arg else arg for arg in extra]
+    extra = [arg.replace("--class_names=", f"--class_names={tmp_path}/") for arg in extra]
     result = Run("tools.convert", *args, *extra)
     assert (result.code, len(result.stderr.strip().splitlines())) == (code, 1), result.stderr
     assert said in result.stderr
     assert not list(tmp_path.rglob("manifest.json"))
     assert result.stdout == ""
+
+
+def test_an_address_is_no_output_folder(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = Run("tools.convert", "--source", source, "--output", "s3://bucket/data")
+    assert result.code == 2 and "is no local folder" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_itself_beside_the_classes_is_a_file_beside_them(tmp_path, capsys):
+    folder = class_folders(tmp_path / "s", 2, 2)
+    (folder / "self").symlink_to(folder / "self")
+    assert convert(config(folder, tmp_path / "d")).ledger.inputs == 4
+    assert "1 files beside the class folders" in capsys.readouterr().err
