@@ -178,7 +178,10 @@ def contender(
             (small, small_cpu), (large, large_cpu) = map(convert, sources)
             if large > small:
                 return Rate(more / (large - small), max(large_cpu - small_cpu, 0.0) / more)
-        raise Failure("the larger folder took no longer than the smaller one: the machine is too busy to measure")
+        raise Failure(
+            f"{' '.join(command('SOURCE', 'OUTPUT'))}: {sizes[1]} images took no longer than {sizes[0]}; quieten the "
+            "machine or raise --large"
+        )
 
     return rate
 

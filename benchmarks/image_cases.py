@@ -12,14 +12,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
 from absl import flags
 
 from benchmarks.measure import Rate, append_jsonl, interleave, keeping, machine, table, timed
 from pipeline.cli import UsageError, run
-from tools.images import BadImage, ImageOptions, process, read_header, set_up_process
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _RAW = flags.DEFINE_string("raw_images", "", "folder of photographs, searched recursively")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "counted turns; the contenders take turns", lower_bound=1)
@@ -31,14 +32,18 @@ PLAIN, OURS = "plain loop", "shardline, one image"
 CLASSES = (0.0, 1.0, 1.2, 1.4, 1.6, 2.0, 3.2, 6.4, 1000.0)  # of short side / --size
 
 
-def _imread(name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    image = cv2.imread(name, flags)
+def _imread(name: str) -> np.ndarray:
+    import cv2
+
+    image = cv2.imread(name, cv2.IMREAD_COLOR)
     assert image is not None, name
     return image
 
 
 def plain(path: Path, size: int = 256) -> bytes:
     """The loop that everybody writes, one turn of it."""
+    import cv2
+
     image = _imread(str(path))
     height, width = image.shape[:2]
     scale = size / min(height, width)
@@ -48,6 +53,8 @@ def plain(path: Path, size: int = 256) -> bytes:
 
 def ours(path: Path, size: int = 256) -> bytes:
     """The converter's per-image half."""
+    from tools.images import ImageOptions, process
+
     return process(path.read_bytes(), ImageOptions(size=size)).data
 
 
@@ -64,6 +71,10 @@ def contender(work: Callable[[Path, int], bytes], paths: list[Path], size: int) 
 
 def usable(folder: Path, most: int) -> list[Path]:
     """The images among the files, an even sample if there are more than `most`."""
+    import numpy as np
+
+    from tools.images import BadImage, read_header
+
     paths = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -76,6 +87,9 @@ def usable(folder: Path, most: int) -> list[Path]:
 
 def twelve_megapixels(paths: list[Path], folder: Path, number: int = 6) -> list[Path]:
     """Pictures of 4000x3000 as a camera writes them (4:2:0, quality 92), each a mosaic of 48 real photographs."""
+    import cv2
+    import numpy as np
+
     made = []
     for index in range(number):
         mosaic = np.empty((3000, 4000, 3), np.uint8)
@@ -90,6 +104,8 @@ def twelve_megapixels(paths: list[Path], folder: Path, number: int = 6) -> list[
 
 def decibels(stored: bytes, path: Path) -> float:
     """PSNR of a stored JPEG against Pillow's Lanczos at the same size."""
+    import cv2
+    import numpy as np
     from PIL import Image
 
     got = np.asarray(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR_RGB))
@@ -100,6 +116,10 @@ def decibels(stored: bytes, path: Path) -> float:
 
 def fidelity(paths: list[Path], size: int) -> list[tuple[str, int, float, float]]:
     """(size class, images, dB of the plain loop, dB of ours): means over each class of reduction."""
+    import numpy as np
+
+    from tools.images import read_header
+
     classes: dict[int, list[tuple[float, float]]] = {}
     for path in paths:
         header = read_header(path.read_bytes())
@@ -116,6 +136,10 @@ def fidelity(paths: list[Path], size: int) -> list[tuple[str, int, float, float]
 
 def main() -> None:
     """Measure both sets and print three tables."""
+    import numpy as np
+
+    from tools.images import set_up_process
+
     if not _RAW.value or not Path(_RAW.value).is_dir():
         raise UsageError(f"--raw_images={_RAW.value}: not a folder; name one that holds photographs")
     set_up_process()

@@ -24,7 +24,7 @@ from absl import flags
 
 from benchmarks.input_peers import PEERS
 from benchmarks.measure import CONTROL, Measurement, Rate, append_jsonl, interleave, machine, ratio, table
-from pipeline import cli
+from pipeline.cli import UsageError, progress, run
 from pipeline.manifest import Features, Manifest, Split, shard_name, write_shard_file
 
 _DATA = flags.DEFINE_string("data", "", "dataset of JPEGs, made by tools.convert")
@@ -172,9 +172,9 @@ def verdicts(measured: list[Measurement]) -> list[str]:
 def main() -> None:
     """Measure, store, print."""
     if not _DATA.value:
-        raise cli.UsageError("--data is missing: name a dataset of JPEGs, made by tools.convert")
+        raise UsageError("--data is missing: name a dataset of JPEGs, made by tools.convert")
     turns = (_REPEATS.value + 1) * (len(PEERS) + 2)
-    with cli.progress(total=turns, desc="input", unit="turn") as bar:
+    with progress(total=turns, desc="input", unit="turn") as bar:
 
         def show(name: str) -> None:
             bar.set_postfix_str(name)
@@ -199,10 +199,10 @@ def main() -> None:
         append_jsonl(_OUTPUT.value, measured)
 
 
-def cli_main() -> None:
+def cli() -> None:
     """Entry point."""
-    cli.run(main)
+    run(main)
 
 
 if __name__ == "__main__":
-    cli_main()
+    cli()

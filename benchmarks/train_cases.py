@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.measure import CONTROL, Measurement, append_jsonl, interleave, ratio, table
-from pipeline import cli
+from pipeline.cli import UsageError, import_tensorflow, progress, run
 
 _DATA = flags.DEFINE_string("data", "", "dataset made by tools.convert; empty: leave out real input")
 _OUTPUT = flags.DEFINE_string("output", "", "file to append the results to, one JSON object a line")
@@ -36,7 +36,7 @@ FROZEN, STORED = "head, through the frozen layers", "head, on stored features"
 
 def main() -> None:
     """Measure, print a table and the ratios, store."""
-    cli.import_tensorflow()
+    import_tensorflow()
     measured = measure_head() if _VIEWS.value else measure()
     if _OUTPUT.value:
         append_jsonl(_OUTPUT.value, measured)
@@ -77,7 +77,7 @@ def measure() -> list[Measurement]:
 def measure_head() -> list[Measurement]:
     """A head's training with and without --cache_features; filling the cache is left out."""
     if not _DATA.value:
-        raise cli.UsageError("--cache_features stores views of pictures: give --data")
+        raise UsageError("--cache_features stores views of pictures: give --data")
     first, phases = _PRECISIONS.value[0], "head:999999@1e-4"
     with tempfile.TemporaryDirectory() as folder:
         stored = loop(first, synthetic=False, phases=phases, cache_features=_VIEWS.value, workdir=folder)
@@ -93,7 +93,7 @@ def measure_head() -> list[Measurement]:
 
 def in_turns(contenders: dict[str, Callable[[], float]], *, baseline: str, what: dict[str, str]) -> list[Measurement]:
     """Measure them with a bar, and with the settings that are common to all."""
-    bar = cli.progress(total=(_REPEATS.value + 1) * (len(contenders) + 1), desc="train", unit="turn")
+    bar = progress(total=(_REPEATS.value + 1) * (len(contenders) + 1), desc="train", unit="turn")
 
     def advance(name: str) -> None:
         bar.set_postfix_str(name)
@@ -215,10 +215,10 @@ def bare(precision: str) -> Callable[[], float]:
     return turn
 
 
-def start() -> None:
+def cli() -> None:
     """Entry point."""
-    cli.run(main)
+    run(main)
 
 
 if __name__ == "__main__":
-    start()
+    cli()
