@@ -1,6 +1,6 @@
 """The host's stages one by one: the input pipeline cut after reading, parsing, decoding, augmenting, batching.
 
-Each rung does what the rung below does and one thing more, on the same positions, with as many threads; so the
+Each rung does what the rung below does and one thing more, on the same positions, in as many processes; so the
 difference between two rungs is the cost of that one thing. The rungs run the pipeline's own code.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -47,7 +47,8 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
     files = _files(data, split)
     record_bytes = sum(path.stat().st_size for path in files) / len(shards)
     rows = min(config.global_batch_size, 64)
-    threads = config.threads or len(os.sched_getaffinity(0))
+    processes = config.threads or len(os.sched_getaffinity(0))
+    config = replace(config, workers=processes if processes > 1 else 0)  # now, not once it pays
 
     def each(work: Callable[[int], Any]) -> Callable[[int], int]:
         def batch(number: int) -> int:
@@ -63,12 +64,17 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
     def augmented(number: int) -> int:
         return int(batches.train(np.arange(number * rows, (number + 1) * rows), False)["weight"].sum())
 
-    def in_threads(work: Callable[[int], int], most: int | None = None) -> Callable[[], Rate]:
-        return lambda: timed(lambda: _work_for(seconds, threads, work, most))
+    def in_processes(work: Callable[[int], int], most: int | None = None) -> Callable[[], Rate]:
+        return lambda: _work_for(seconds, processes, work, most)
 
     def read(once: bool) -> Callable[[], Rate]:
         chunks = [(path, at) for path in files for at in range(0, path.stat().st_size, _CHUNK_BYTES)]
-        return lambda: timed(lambda: round(_read_for(seconds, threads, chunks, once=once) / record_bytes) or 1)
+
+        def records() -> Rate:
+            found = _read_for(seconds, processes, chunks, once=once)
+            return Rate(found.rate / record_bytes, found.cpu_seconds * record_bytes)
+
+        return records
 
     def cold(run: Callable[[], Rate]) -> Callable[[], Rate]:
         def dropped() -> Rate:
@@ -79,16 +85,16 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
 
     def batched() -> Rate:
         elements = iter(data.train_batches(split, config))
-        for _ in range(2 * threads):  # the first elements also fill the buffers
+        for _ in range(2 * processes):  # the first elements also fill the buffers
             next(elements)
         return timed(lambda: _draw_for(seconds, elements))
 
     runs = (
         read(once=False),
-        in_threads(each(shards.payload)),
-        in_threads(each(shards.read)),
-        in_threads(each(lambda record: decode(shards.read(record), data.manifest.image.encoding))),
-        in_threads(augmented),
+        in_processes(each(shards.payload)),
+        in_processes(each(shards.read)),
+        in_processes(each(lambda record: decode(shards.read(record), data.manifest.image.encoding))),
+        in_processes(augmented),
         batched,
     )
     # Once through when cold: a second pass would find the files in memory.
@@ -96,7 +102,7 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
     return {
         **dict(zip(HOST_STAGES, runs, strict=True)),
         COLD[0]: cold(read(once=True)),
-        COLD[1]: cold(in_threads(augmented, once_through)),
+        COLD[1]: cold(in_processes(augmented, once_through)),
     }
 
 
@@ -142,35 +148,50 @@ def _files(data: Dataset, split: str) -> list[Path]:
     return [data.directory / shard.file for shard in data.manifest.split(split).shards]
 
 
-def _work_for(seconds: float, threads: int, work: Callable[[int], int], most: int | None = None) -> int:
-    """Call work(0), work(1), … (at most `most`) in threads until the time is up; returns the units done."""
-    numbers = itertools.count() if most is None else iter(range(most))
-    deadline = time.perf_counter() + seconds
-    done = [0] * threads
-    failures: list[BaseException] = []
+def _work_for(seconds: float, processes: int, work: Callable[[int], int], most: int | None = None) -> Rate:
+    """Call work(0), work(1), … (at most `most`), which return units of work, until the time is up.
 
-    def loop(thread: int) -> None:
+    In processes rather than threads, as the pipeline does: threads would also measure how they wait for each other.
+    """
+
+    def share(first: int) -> int:
+        deadline = time.perf_counter() + seconds
+        numbers = itertools.count(first, processes) if most is None else range(first, most, processes)
+        return sum(work(number) for number in itertools.takewhile(lambda _: time.perf_counter() < deadline, numbers))
+
+    def child(first: int, outbox: Any) -> None:
         try:
-            for number in numbers:
-                if time.perf_counter() > deadline or failures:
-                    break
-                done[thread] += work(number)
-        except BaseException as error:
-            failures.append(error)
+            outbox.send(timed(lambda: share(first)))
+        except (Exception, KeyboardInterrupt) as error:
+            outbox.send(error)
 
-    workers = [threading.Thread(target=loop, args=(n,)) for n in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if failures:
-        raise failures[0]
-    return sum(done)
+    if processes == 1:
+        return timed(lambda: share(0))
+    context = multiprocessing.get_context("fork")  # for what has been opened; the children touch no TensorFlow
+    pipes = [context.Pipe(duplex=False) for _ in range(processes)]
+    children = [
+        context.Process(target=child, args=(first, outbox), daemon=True) for first, (_, outbox) in enumerate(pipes)
+    ]
+    for process in children:
+        process.start()
+    try:
+        answers = [inbox.recv() for inbox, _ in pipes]
+    finally:
+        for process in children:
+            process.terminate()
+            process.join()
+        for inbox, outbox in pipes:
+            inbox.close()
+            outbox.close()
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    total = sum(rate for rate, _ in answers)
+    return Rate(total, sum(rate * cpu for rate, cpu in answers) / total if total else 0.0)
 
 
-def _read_for(seconds: float, threads: int, chunks: list[tuple[Path, int]], *, once: bool) -> int:
-    """Bytes read in `seconds`; with `once`, in one pass by one thread when that ends sooner."""
-    deadline = time.perf_counter() + seconds
+def _read_for(seconds: float, processes: int, chunks: list[tuple[Path, int]], *, once: bool) -> Rate:
+    """Bytes read in `seconds`; with `once`, in one pass by one process when that ends sooner."""
     descriptors = {path: os.open(path, os.O_RDONLY) for path, _ in chunks}
 
     def work(number: int) -> int:
@@ -178,9 +199,7 @@ def _read_for(seconds: float, threads: int, chunks: list[tuple[Path, int]], *, o
         return len(os.pread(descriptors[path], _CHUNK_BYTES, offset))
 
     try:
-        if once:
-            return sum(work(number) for number in range(len(chunks)) if time.perf_counter() < deadline)
-        return _work_for(seconds, threads, work)
+        return _work_for(seconds, 1 if once else processes, work, len(chunks) if once else None)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)

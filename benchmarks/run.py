@@ -223,7 +223,7 @@ def threads(setting: Setting) -> list[Measurement]:
         rungs = host.rungs(data, setting.split, setting.input_config(threads=count), seconds=setting.seconds)
         contenders[f"shardline, {_plural(count, 'core')}"] = on_cores(cores[:count], rungs["batch"])
     first = next(iter(contenders))
-    what = {name: "host batches, as many threads as cores" for name in contenders}
+    what = {name: "host batches, as many worker processes as cores" for name in contenders}
     return _interleave("scaling", contenders, setting, baseline=first, what=what, settings={"baseline": first})
 
 

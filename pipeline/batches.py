@@ -72,26 +72,29 @@ class Batches:
         cache: Cache | None = None,
         exact: bool = False,  # decoding, for evaluation
         order: Order | None = None,  # or what has its `records`; None: the shuffle that the config describes
+        memory: BatchMemory | None = None,  # or what has its `empty`: where the pictures are put
     ) -> None:
-        self._shards = shards
-        self._config = config
-        self._encoding = image.encoding
+        self.shards = shards
+        self.config = config
+        self.image = image
         self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every picture; by others, who knows
-        self._bad = BadRecords() if bad is None else bad
-        self._clock = Clock() if clock is None else clock
+        self.bad = BadRecords() if bad is None else bad
+        self.clock = Clock() if clock is None else clock
         self._cache = cache
         self._exact = exact
-        self._memory = BatchMemory()
-        self._order = order or Order(len(shards), config.seed, config.read_block, config.shuffle)
+        self._memory = memory or BatchMemory()
+        self.order = order or Order(len(shards), config.seed, config.read_block, config.shuffle)
+
+    def side(self, on_device: bool) -> int:
+        """Of a training picture, in pixels, as it leaves the host."""
+        return augment.canvas_size(self.config.image_size) if on_device else self.config.image_size
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
         laps = Laps()
-        size = augment.canvas_size(self._config.image_size) if on_device else self._config.image_size
-        batch = _unfilled(
-            positions, self._order.records(positions), self._memory.empty((len(positions), size, size, 3))
-        )
-        edits = Edits(self._config, positions)
+        side = self.side(on_device)
+        batch = _unfilled(positions, self.order.records(positions), self._memory.empty((len(positions), side, side, 3)))
+        edits = Edits(self.config, positions)
         put = augment.send_to_device if on_device else augment.augment
         laps.lap("order")
         for row, record in enumerate(batch["record"].tolist()):
@@ -103,18 +106,18 @@ class Batches:
                 laps.lap("augment")
         if on_device:
             batch["edits"] = edits.rows
-        elif self._config.mixes:
+        elif self.config.mixes:
             batch["label_share"] = augment.mix(batch["image"], batch["weight"] > 0, edits)
             batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
             laps.lap("augment")
-        self._clock.add(laps, len(positions))
+        self.clock.add(laps.seconds, len(positions))
         return batch
 
     def evaluation(self, positions: np.ndarray, geometry: Geometry) -> Batch:
         """The stored records at `positions`, in stored order; rows behind the last one are padding."""
         laps = Laps()
-        records = np.where(positions < len(self._shards), positions, PADDING)
-        size, crops = self._config.image_size, self._config.eval_crops
+        records = np.where(positions < len(self.shards), positions, PADDING)
+        size, crops = self.config.image_size, self.config.eval_crops
         shape = (crops, size, size, 3) if crops > 1 else (size, size, 3)
         batch = _unfilled(positions, records, self._memory.empty((len(positions), *shape)))
         for row, record in enumerate(records.tolist()):
@@ -124,7 +127,7 @@ class Batches:
             else:
                 batch["image"][row] = geometry(pixels)
                 laps.lap("augment")
-        self._clock.add(laps, len(positions))
+        self.clock.add(laps.seconds, len(positions))
         return batch
 
     def _picture(
@@ -137,20 +140,20 @@ class Batches:
             laps.lap("read")
         else:
             try:
-                example = self._shards.read(record, self._shards.pixel_features)
+                example = self.shards.read(record, self.shards.pixel_features)
                 laps.lap("read")
                 pixels = decode(
                     example,
-                    self._encoding,
+                    self.image.encoding,
                     exact=self._exact,
                     window=None if self._cache else window,
                     checked=self._checked,
                 )
                 laps.lap("decode")
             except ValueError as error:
-                shard, offset = self._shards.where(record)
-                bad = BadRecord(self._shards.split, record, shard.name, offset, str(error))
-                self._bad.add(bad, self._config.max_bad_records)
+                shard, offset = self.shards.where(record)
+                bad = BadRecord(self.shards.split, record, shard.name, offset, str(error))
+                self.bad.add(bad, self.config.max_bad_records)
                 return None
             batch["label"][row] = example.label
             if self._cache:

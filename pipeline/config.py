@@ -15,7 +15,8 @@ class InputConfig:
     """How records become batches. Raises UsageError for a value that cannot work.
 
     The order of records depends on `seed`, `read_block` and `shuffle` alone; the pixels also on `image_size` and the
-    augmentation. `augment_on`, `cache` and `threads` change where and how fast work is done, not its outcome.
+    augmentation. `augment_on`, `cache`, `threads` and `workers` change where and how fast work is done, not what
+    comes out.
     """
 
     global_batch_size: int = 256
@@ -44,6 +45,7 @@ class InputConfig:
     cache: str = "none"  # decoded pictures: none, memory, or a directory on a local disk
     max_bad_records: int = 10  # distinct unreadable records after which the run stops
     threads: int = 0  # that read and decode; 0: one for each core
+    workers: int | None = None  # processes that do it for the threads; None: one for each, in runs that last
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag, the value and what would."""
@@ -66,6 +68,7 @@ class InputConfig:
         self._need("cache", bool(self.cache), "use none, memory or a directory")
         self._need("max_bad_records", self.max_bad_records >= 0, "use 0 or more")
         self._need("threads", self.threads >= 0, "use 0 (one for each core) or more")
+        self._need("workers", self.workers is None or self.workers >= 0, "use 0 (threads alone) or more")
         # Mixing pairs each even position with the next one, so that pairs never straddle hosts or batches.
         self._need(
             "global_batch_size",

@@ -1,8 +1,8 @@
 """open_dataset -> train_batches, eval_batches: the tf.data graph around `pipeline.batches`.
 
-The graph is a counter, one parallel call that makes a whole batch, and a prefetch. Reading, decoding and resizing
-run in native code that lets other Python threads run, so the calls scale over the cores. TensorFlow is imported with
-the first batches: opening a dataset, and reading raw examples, do without.
+The graph is a counter, one parallel call that makes a whole batch, and a prefetch. A call makes the batch itself, in
+native code that lets other Python threads run, or has it made by a worker process (`pipeline.workers`), which scales
+better. TensorFlow is imported with the first batches: opening a dataset, and reading raw examples, do without.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import augment, calls
+from pipeline import calls
 from pipeline.batches import BadRecords, Batch, Batches, mean_picture_bytes
 from pipeline.cache import Cache, DirectoryCache, MemoryCache
 from pipeline.cli import UsageError
@@ -25,6 +25,7 @@ from pipeline.manifest import Manifest
 from pipeline.order import Order
 from pipeline.shards import Shards
 from pipeline.stages import Clock, StageTimes
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -49,6 +50,7 @@ class Dataset:
         self.bad_records = BadRecords()  # of all batches made so far
         self._clock = Clock()
         self._caches: dict[tuple[str, str, bool], Cache] = {}
+        self._worker_pools: dict[tuple[str, InputConfig, int], Workers] = {}
         self._error: Exception | None = None
         self._shards = {name: Shards(self.manifest, directory, name) for name in self.manifest.splits}
 
@@ -94,9 +96,12 @@ class Dataset:
         def make(element: int) -> Batch:
             step, replica = divmod(element, replicas)
             first = cursor + step * config.global_batch_size + (host * replicas + replica) * rows
-            return batches.train(np.arange(first, first + rows), on_device)
+            positions = np.arange(first, first + rows)
+            made = workers.train(batches, positions, on_device) if workers else None
+            return made or batches.train(positions, on_device)
 
-        side = augment.canvas_size(config.image_size) if on_device else config.image_size
+        side = batches.side(on_device)
+        workers = self._workers(split, config, rows * side * side * 3)
         spec = _spec(rows, (side, side, 3))
         if on_device:
             spec["edits"] = ((rows, num_columns(config)), np.float32)
@@ -173,6 +178,16 @@ class Dataset:
             order=order,
         )
 
+    def _workers(self, split: str, config: InputConfig, batch_bytes: int) -> Workers | None:
+        """The processes that make a split's training batches: the same ones wherever they begin."""
+        count = _threads(config) if config.workers is None else config.workers
+        if config.cache != "none" or count < (2 if config.workers is None else 1):
+            return None  # one process fills a cache, and one core has no use for a second process
+        key = (split, config, batch_bytes)
+        if key not in self._worker_pools:
+            self._worker_pools[key] = Workers(count, batch_bytes, at_once=config.workers is not None)
+        return self._worker_pools[key]
+
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
         """The cache of a split's pictures: one for all batches that are made from this object."""
         if where == "none":
@@ -204,7 +219,7 @@ class Dataset:
             values = tf.numpy_function(call, [number], kinds, stateful=False)  # so that iterators can be saved
             return {name: tf.ensure_shape(value, spec[name][0]) for name, value in zip(spec, values, strict=True)}
 
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = max(_threads(config), config.workers or 0)
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = True  # nothing here is left to tune, but stage_times reads its model
@@ -213,6 +228,10 @@ class Dataset:
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
         return dataset.prefetch(2).with_options(options)
+
+
+def _threads(config: InputConfig) -> int:
+    return config.threads or len(os.sched_getaffinity(0))
 
 
 def augment_on(config: InputConfig) -> str:

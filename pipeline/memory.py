@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
 import sys
 import threading
 
@@ -34,6 +36,35 @@ class BatchMemory:
                     self._kept.append(memory)
             start = -memory.ctypes.data % _ALIGNMENT
             return memory[start : start + size].reshape(shape)
+
+
+class SharedBatchMemory:
+    """The same in memory that other processes can be given (`file`, of `bytes` bytes): pieces of one size.
+
+    A piece takes room from its first use on, and the first free one is handed out.
+    """
+
+    def __init__(self, pieces: int, size: int) -> None:
+        self._size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.bytes = pieces * self._size
+        self.file = os.memfd_create("batches")
+        os.ftruncate(self.file, self.bytes)
+        shared = mmap.mmap(self.file, self.bytes)
+        self._pieces = [np.frombuffer(shared, np.uint8, self._size, piece * self._size) for piece in range(pieces)]
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...]) -> tuple[np.ndarray, int] | None:
+        """An array of a shape, and where it starts in the file; None when all pieces are in use."""
+        with self._lock:
+            for number in range(len(self._pieces)):
+                piece = self._pieces[number]
+                if sys.getrefcount(piece) == 3:  # as above
+                    return piece[: math.prod(shape)].reshape(shape), number * self._size
+        return None
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            os.close(self.file)
 
 
 _local = threading.local()

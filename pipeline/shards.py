@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,33 +24,75 @@ from pipeline.records import Example, parse_example, unframe_record
 _MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards beyond it are opened for each read
 
 
+class Place(NamedTuple):
+    """Where a record lies: number of its shard, byte offset, and bytes with its frame."""
+
+    shard: int
+    offset: int
+    size: int
+
+
+class Index:
+    """The places of all records of a split: 12 bytes a record, 120 MB for 10 million."""
+
+    def __init__(self, rows: np.ndarray, shard_records: list[int]) -> None:
+        self._offsets = rows[:, 1].copy()
+        self._sizes = rows[:, 2].astype(np.uint32)
+        self._ends = list(accumulate(shard_records))
+        self._ends_array = np.array(self._ends)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, record: int) -> Place:
+        return Place(bisect_right(self._ends, record), int(self._offsets[record]), int(self._sizes[record]))
+
+    def rows(self, records: np.ndarray) -> np.ndarray:
+        """int64 [n, 3]: the same for many records."""
+        shards = np.searchsorted(self._ends_array, records, side="right")
+        return np.column_stack((shards, self._offsets[records], self._sizes[records]))
+
+
 class Shards:
-    """Random access to one split. Safe to share between threads."""
+    """Random access to one split. Safe to share between threads.
+
+    A pickled copy has an empty `index`: who sends it to another process says where the records it asks for lie.
+    """
 
     def __init__(self, manifest: Manifest, directory: str | os.PathLike[str], split: str) -> None:
-        index = check_files(manifest, directory, split)
         shards = manifest.split(split).shards
         self.split = split
+        self.index: Index | Mapping[int, Place] = Index(
+            check_files(manifest, directory, split), [shard.records for shard in shards]
+        )
         self.features = manifest.features
         # What batches need: the file name is of no use there, the size only to make sense of raw pixels.
         self.pixel_features = replace(manifest.features, filename="")
         if manifest.image.encoding != "raw":
             self.pixel_features = replace(self.pixel_features, height="", width="")
         self.num_labels = len(manifest.labels)
-        self._paths = [Path(directory) / shard.file for shard in shards]
-        # 12 bytes a record: 120 MB for 10 million.
-        self._offsets = index[:, 1].copy()
-        self._sizes = index[:, 2].astype(np.uint32)
-        self._first_records = list(accumulate((shard.records for shard in shards), initial=0))
+        self._paths = [Path(directory).absolute() / shard.file for shard in shards]
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "index": {}, "_files": {}, "_opening": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_opening": threading.Lock()}
+
+    def places(self, records: np.ndarray) -> np.ndarray:
+        """int64 [n, 3]: the places of some records, for a copy in another process."""
+        assert isinstance(self.index, Index)
+        return self.index.rows(records)
 
     def where(self, record: int) -> tuple[Path, int]:
         """Shard and byte offset of a record."""
-        return self._paths[self._shard_of(record)], int(self._offsets[record])
+        place = self.index[record]
+        return self._paths[place.shard], place.offset
 
     def read(self, record: int, features: Features | None = None) -> Example:
         """The stored picture, checksums verified; all of its features unless told which.
@@ -66,12 +110,9 @@ class Shards:
 
     def payload(self, record: int) -> memoryview:
         """The serialised Example, checksums verified; valid until this thread reads another. Raises as `read` does."""
-        return unframe_record(self._pread(self._shard_of(record), int(self._sizes[record]), int(self._offsets[record])))
+        return unframe_record(self._pread(*self.index[record]))
 
-    def _shard_of(self, record: int) -> int:
-        return bisect_right(self._first_records, record) - 1
-
-    def _pread(self, shard: int, size: int, offset: int) -> memoryview:
+    def _pread(self, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard, fewer at its end, in memory of this thread's own that its next read uses again."""
         memory = scratch("record", size)
         file = self._files.get(shard)

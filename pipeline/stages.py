@@ -78,10 +78,10 @@ class Clock:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.samples = 0
 
-    def add(self, laps: Laps, samples: int) -> None:
+    def add(self, stage_seconds: Mapping[str, float], samples: int) -> None:
         """Take over a batch's times."""
         with self._lock:
-            for stage, seconds in laps.seconds.items():
+            for stage, seconds in stage_seconds.items():
                 self.seconds[stage] += seconds
             self.samples += samples
 

@@ -71,7 +71,7 @@ def damaged(tmp_path, harm):
     (shard,) = tmp_path.glob("*.tfrecord-00000-of-00001")
     bad = BadRecords()
     batches = reader(tmp_path, bad, shuffle=False)
-    offset, size = batches._shards._offsets[5], batches._shards._sizes[5]
+    _, offset, size = batches.shards.index[5]
     data = bytearray(shard.read_bytes())
     harm(data, int(offset), int(size))
     shard.write_bytes(data)

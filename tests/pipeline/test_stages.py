@@ -16,7 +16,7 @@ def test_times_are_summed_over_batches_and_shared_out_over_samples():
         laps.lap("read")
         time.sleep(0.03)
         laps.lap("decode")
-        clock.add(laps, 5)
+        clock.add(laps.seconds, 5)
     times = clock.times()
     assert times.samples == 15
     assert times.microseconds["read"] == pytest.approx(2000, rel=0.5)
