@@ -45,7 +45,7 @@ class InputConfig:
     cache: str = "none"  # decoded pictures: none, memory, or a directory on a local disk
     max_bad_records: int = 10  # distinct unreadable records after which the run stops
     threads: int = 0  # that read and decode; 0: one for each core
-    workers: int | None = None  # processes that do it for the threads; None: one for each, in runs that last
+    workers: int = -1  # processes that do it for the threads; 0: none; -1: one for each core, in runs that last
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag, the value and what would."""
@@ -68,7 +68,7 @@ class InputConfig:
         self._need("cache", bool(self.cache), "use none, memory or a directory")
         self._need("max_bad_records", self.max_bad_records >= 0, "use 0 or more")
         self._need("threads", self.threads >= 0, "use 0 (one for each core) or more")
-        self._need("workers", self.workers is None or self.workers >= 0, "use 0 (threads alone) or more")
+        self._need("workers", self.workers >= -1, "use 0 (threads alone) or more, or -1 (one for each core)")
         # Mixing pairs each even position with the next one, so that pairs never straddle hosts or batches.
         self._need(
             "global_batch_size",

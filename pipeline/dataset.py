@@ -180,12 +180,13 @@ class Dataset:
 
     def _workers(self, split: str, config: InputConfig, batch_bytes: int) -> Workers | None:
         """The processes that make a split's training batches: the same ones wherever they begin."""
-        count = _threads(config) if config.workers is None else config.workers
-        if config.cache != "none" or count < (2 if config.workers is None else 1):
+        later = config.workers < 0
+        count = _threads(config) if later else config.workers
+        if config.cache != "none" or count <= later:
             return None  # one process fills a cache, and one core has no use for a second process
         key = (split, config, batch_bytes)
         if key not in self._worker_pools:
-            self._worker_pools[key] = Workers(count, batch_bytes, at_once=config.workers is not None)
+            self._worker_pools[key] = Workers(count, batch_bytes, at_once=not later)
         return self._worker_pools[key]
 
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
@@ -219,7 +220,7 @@ class Dataset:
             values = tf.numpy_function(call, [number], kinds, stateful=False)  # so that iterators can be saved
             return {name: tf.ensure_shape(value, spec[name][0]) for name, value in zip(spec, values, strict=True)}
 
-        threads = max(_threads(config), config.workers or 0)
+        threads = max(_threads(config), config.workers)
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = True  # nothing here is left to tune, but stage_times reads its model

@@ -36,6 +36,7 @@ FREE = frozenset(
         "cache",
         "threads",
         "max_bad_records",
+        "workers",
     }
 )
 
@@ -146,6 +147,9 @@ class TrainConfig:
     eval_crop_fraction: float = _field(0.875, "the evaluation crop's share of the resized short side")
     cache: str = _field("none", "decoded pictures: none, memory, or a directory on a local disk")
     max_bad_records: int = _field(10, "distinct unreadable records after which the run stops")
+    workers: int = _field(
+        -1, "processes that make training batches; 0: threads of this one; -1: one for each core, in runs that last"
+    )
     threads: int = _field(0, "threads that read and decode; 0: one for each core")
     synthetic: bool = _field(False, "train on fake batches from memory: the ceiling to compare the real input with")
     cache_features: int = _field(

@@ -188,5 +188,5 @@ def test_caches_are_filled_by_one_process_and_no_negative_number_of_workers(tiny
     )
     next(iter(batches))
     assert not alive(pool)
-    with pytest.raises(UsageError, match="--workers=-1"):
-        pipeline.InputConfig(workers=-1)
+    with pytest.raises(UsageError, match="--workers=-2"):
+        pipeline.InputConfig(workers=-2)
