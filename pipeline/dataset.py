@@ -118,8 +118,6 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements, and the meaning of `replicas`,
         are those of `train_batches`, without augmentation.
         """
-        import tensorflow as tf
-
         from pipeline.geometry import eval_crops
 
         num_records = self.num_records(split)
@@ -128,9 +126,8 @@ class Dataset:
         batches = self._batches(split, config, exact=True)
 
         def show(pixels: np.ndarray) -> np.ndarray:
-            with tf.device("/CPU:0"):
-                crops = eval_crops(tf.constant(pixels), config.image_size, config.eval_crop_fraction, config.eval_crops)
-            return crops.numpy() if config.eval_crops > 1 else crops[0].numpy()
+            crops = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
+            return crops if config.eval_crops > 1 else crops[0]
 
         def make(element: int) -> Batch:
             step, replica = divmod(element, replicas)
@@ -146,7 +143,8 @@ class Dataset:
         """What each stage has cost so far, and which one holds the rest up.
 
         Args:
-          iterator: of a dataset made here, if tf.data's view (threads, whether the consumer waits) is wanted too.
+          iterator: of a dataset made here and given the option `autotune.enabled`, without which tf.data keeps no
+            model of it, if tf.data's view (threads, whether the consumer waits) is wanted too.
         """
         return self._clock.times(iterator)
 
@@ -223,7 +221,9 @@ class Dataset:
         threads = max(_threads(config), config.workers)
         options = tf.data.Options()
         options.deterministic = True
-        options.autotune.enabled = True  # nothing here is left to tune, but stage_times reads its model
+        # Nothing here is left to tune, and the tuner may hold up the end of an iterator for a minute: told to stop
+        # just before it goes to sleep, it sleeps.
+        options.autotune.enabled = False
         options.threading.private_threadpool_size = threads
         # Shares are cut here, by row: another cut by tf.distribute would lose samples.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

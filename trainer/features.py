@@ -18,7 +18,7 @@ import tensorflow as tf
 import pipeline
 from pipeline.cli import progress
 from trainer import model, state
-from trainer.plan import Plan
+from trainer.plan import Plan, endless
 
 _ENDLESS = 2**40
 
@@ -61,7 +61,7 @@ class FeatureCache:
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = dataset.with_options(options)
-        return iter(plan.cluster.strategy.distribute_datasets_from_function(lambda context: dataset))
+        return endless(plan.cluster.strategy.distribute_datasets_from_function(lambda context: dataset))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Any, Any]:
         """Stored features to logits and targets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -87,7 +88,7 @@ class Plan:
         make = self.data.train_batches
         if self.config.balanced_sampling and not self.config.synthetic:
             make = partial(make, order=self.order)
-        return iter(self._distribute(make, self.config.train_split, self.input, cursor=cursor))
+        return endless(self._distribute(make, self.config.train_split, self.input, cursor=cursor))
 
     def eval_batches(self) -> Any:
         """Distributed batches that hold each record of the evaluation split once."""
@@ -98,6 +99,17 @@ class Plan:
         dataset = make(split, config, host=cluster.host, hosts=cluster.hosts, replicas=cluster.local_replicas, **where)
         # The elements are already this host's replicas' shares, in turn.
         return cluster.strategy.distribute_datasets_from_function(lambda context: dataset)
+
+
+def endless(batches: Any) -> Any:
+    """Iterator of endless distributed batches, which is never destroyed.
+
+    TensorFlow's auto-tuning may miss the news that its iterator is to end, and sleep on for as long as the iterator
+    has lived, up to a minute; who drops the last reference waits for it. A run told to stop has no such time.
+    """
+    iterator = iter(batches)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(iterator))
+    return iterator
 
 
 def make(config: TrainConfig, cluster: Cluster) -> Plan:

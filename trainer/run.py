@@ -91,6 +91,8 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
     watch.bar.close()
     if log:
         log.close()
+        if not config.synthetic and (times := plan.data.stage_times()).samples:
+            say(f"input, training and evaluation:\n{times}")
     if over or state.cursor >= plan.spans[-1].stop or evaluate.satisfied:
         finish(plan, network, state, evaluate, watch)
     else:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.decode import decode
 from pipeline.geometry import eval_geometry
@@ -26,8 +25,7 @@ def stored_pictures(data: Any, split: str, records: Iterable[int]) -> Iterator[n
 
 def as_seen(picture: np.ndarray, run: Any) -> np.ndarray:
     """The square that the model is shown of a picture."""
-    with tf.device("/CPU:0"):
-        return eval_geometry(tf.constant(picture), run.config.image_size, run.preprocessing["crop_fraction"]).numpy()
+    return eval_geometry(picture, run.config.image_size, run.preprocessing["crop_fraction"])
 
 
 def of_file(data: bytes, run: Any, options: ImageOptions) -> np.ndarray:

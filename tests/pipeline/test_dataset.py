@@ -136,7 +136,7 @@ def test_evaluation_shows_the_one_geometry(data):
     (batch,) = data.eval_batches("test", config(global_batch_size=11, eval_crop_fraction=0.9)).as_numpy_iterator()
     for record, (image, _, _) in enumerate(data.records("test", range(11))):
         pixels = tf.io.decode_jpeg(image, dct_method="INTEGER_ACCURATE")
-        expected = pipeline.eval_geometry(pixels, 16, 0.9).numpy().astype(int)
+        expected = pipeline.eval_geometry(pixels.numpy(), 16, 0.9).astype(int)
         assert np.abs(batch["image"][record] - expected).mean() < 1.5
     several = next(iter(data.eval_batches("test", config(eval_crops=10))))
     assert several["image"].shape == (8, 10, 16, 16, 3)

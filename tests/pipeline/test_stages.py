@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import tensorflow as tf
 
 import pipeline
 from pipeline.stages import Clock, Laps, StageTimes
@@ -40,7 +41,9 @@ def test_a_slow_consumer_is_the_bottleneck():
 def test_a_running_pipeline_knows_who_waits(tiny, pause):
     data = pipeline.open_dataset(tiny)
     config = pipeline.InputConfig(global_batch_size=32, image_size=64, threads=1, randaugment_layers=1)
-    iterator = iter(data.train_batches("train", config))
+    options = tf.data.Options()
+    options.autotune.enabled = True
+    iterator = iter(data.train_batches("train", config).with_options(options))
     for _ in range(12):
         next(iterator)
         time.sleep(pause)
@@ -50,3 +53,10 @@ def test_a_running_pipeline_knows_who_waits(tiny, pause):
     assert set(times.microseconds) == {"order", "read", "decode", "augment"}
     assert times.batch_seconds == pytest.approx(times.total_microseconds * 32e-6, rel=0.5)
     assert (times.bottleneck == "consumer") == (pause > 0), str(times)
+
+
+def test_no_tuner_keeps_an_iterator_from_ending(tiny):
+    data = pipeline.open_dataset(tiny)
+    config = pipeline.InputConfig(global_batch_size=4, image_size=32)
+    for batches in (data.train_batches("train", config), data.eval_batches("train", config)):
+        assert batches.options().autotune.enabled is False

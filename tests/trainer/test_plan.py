@@ -1,5 +1,7 @@
 """What is decided before the first step, and what a phase or a restart takes over."""
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -102,3 +104,19 @@ def test_what_a_restart_with_allowed_changes_takes_over(devices, network, tmp_pa
     made, state = state_of(devices, other, phases="head:1@1")
     with pytest.raises(UsageError, match="is a checkpoint of another model"):
         run.resume(state, made, made.spans[0], tmp_path / "step.npz", header, arrays)
+
+
+def test_an_endless_iterator_is_never_destroyed():
+    gone = []
+
+    class Batches:
+        def __iter__(self):
+            return self
+
+        def __del__(self):
+            gone.append(self)
+
+    iterator = planning.endless(Batches())
+    del iterator
+    gc.collect()
+    assert not gone
