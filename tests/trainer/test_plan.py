@@ -113,6 +113,8 @@ def test_an_endless_iterator_is_never_destroyed():
         def __iter__(self):
             return self
 
+        def __next__(self): ...
+
         def __del__(self):
             gone.append(self)
 
