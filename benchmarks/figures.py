@@ -114,7 +114,7 @@ def _rates(page: Any, directory: Path, title: str, rows: Sequence[Measurement]) 
         axes.annotate(_text(m.median), (high, position), (8, 0), textcoords="offset points", va="center")
     # Stages differ by orders of magnitude; the figure above has the zero-based view.
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     axes.xaxis.set_minor_formatter("")
     axes.grid(axis="x", color="#dddddd")
     axes.set_yticks(range(len(rows)), [m.name.replace("_", " ") for m in rows])
@@ -124,6 +124,14 @@ def _rates(page: Any, directory: Path, title: str, rows: Sequence[Measurement]) 
     _bare(axes)
     alt = ", ".join(f"{m.name} {_text(m.median)}" for m in rows) + " images/s"
     page.figure(title, figure, alt=alt, png=directory / "ladder.png")
+
+
+def _short(value: float) -> str:
+    """1k for 1000: room for every power of ten."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def outlook(page: Any, directory: Path, rows: Sequence[Measurement]) -> None:
@@ -283,13 +291,13 @@ def suite(page: Any, directory: Path, rows: Sequence[Measurement]) -> None:
 
 
 def _title(name: str, rows: Sequence[Measurement], base: Measurement) -> str:
-    """The message: how the best of ours does against the fastest of the others, or against where it started."""
+    """The message: how ours, which stands first, does against the fastest other, or the best against its start."""
     ours = [m for m in rows if _is_ours(m)]
     others = [m for m in rows if not _is_ours(m)]
     if not ours or not any(m.median for m in rows):
         return name
-    best = max(ours, key=lambda m: m.median)
     if not others:
+        best = max(ours, key=lambda m: m.median)
         if not comparable(best, base):
             return name
         times = f"{ratio(best, base)[0]:.2f}x {base.name}"
@@ -297,7 +305,8 @@ def _title(name: str, rows: Sequence[Measurement], base: Measurement) -> str:
     fastest = max(others, key=lambda m: m.median)
     if not fastest.median:
         return name
-    return f"{name}: {best.name} {best.median / fastest.median:.2f}x {fastest.name}, the fastest other"
+    # Its other rows have more cores, or another task.
+    return f"{name}: {ours[0].name} {ours[0].median / fastest.median:.2f}x {fastest.name}, the fastest other"
 
 
 def against(page: Any, measurements: Sequence[Measurement], baseline: Sequence[Measurement]) -> None:
