@@ -54,7 +54,10 @@ class InputConfig:
         self._need("read_block", self.read_block >= 1, "use 1 (exact shuffle) or more")
         self._need("augment_on", self.augment_on in AUGMENT_ON, f"use one of {', '.join(AUGMENT_ON)}")
         for name, upper in (("crop_area", 1.0), ("crop_ratio", float("inf"))):
-            low, high = self._pair(name)
+            value = getattr(self, name)
+            self._need(name, isinstance(value, (tuple, list)) and len(value) == 2, "use two numbers")
+            object.__setattr__(self, name, tuple(value))  # a config out of JSON equals the one that went in
+            low, high = value
             self._need(name, 0 < low <= high <= upper, f"use two numbers with 0 < low <= high <= {upper:g}")
         for name in ("brightness", "contrast", "saturation", "erase"):
             self._need(name, 0 <= getattr(self, name) <= 1, "use a number from 0 to 1")
@@ -94,11 +97,6 @@ class InputConfig:
                 f"use a multiple of {unit}, {examples}"
             )
         return self.global_batch_size // pieces
-
-    def _pair(self, name: str) -> tuple[float, float]:
-        value = getattr(self, name)
-        self._need(name, isinstance(value, (tuple, list)) and len(value) == 2, "use two numbers")
-        return tuple(value)
 
     def _need(self, name: str, good: bool, remedy: str) -> None:
         value: Any = getattr(self, name)

@@ -1,5 +1,8 @@
 """InputConfig refuses what cannot work, naming the flag, the value and what would."""
 
+import dataclasses
+import json
+
 import pytest
 
 from pipeline.cli import UsageError
@@ -47,3 +50,9 @@ def test_pairs_never_straddle_replicas():
         InputConfig(global_batch_size=7, mixup=0.2)
     with pytest.raises(UsageError, match="multiple of 4"):
         InputConfig(global_batch_size=6, cutmix=1.0).rows(hosts=2)
+
+
+def test_a_config_out_of_json_is_the_one_that_went_in():
+    config = InputConfig(global_batch_size=8, image_size=32)
+    again = InputConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config and hash(again) == hash(config)
