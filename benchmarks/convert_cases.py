@@ -82,7 +82,9 @@ def measure(
 ) -> None:
     """One table."""
     cores = sorted(os.sched_getaffinity(0))
-    counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= len(cores) and (n <= 2 or not peers)]
+    # A few dozen pictures make one shard, which is one worker's: the table of camera photographs has one.
+    most = len(cores) if not peers else min(2, len(cores)) if targets is TARGETS else 1
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= most]
     contenders = {workers_name(n): contender(ours(n), cores[:n], sources, sizes, work) for n in counts}
     what = WHAT | {
         name: "tools.convert with every check, the ledger, the report; as many workers as cores" for name in contenders

@@ -241,7 +241,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages if _installed(name)},
         "commit": _commit(),
-        "argv": sys.argv[1:],
+        # Reports get attached to tickets: where a home directory lies is nobody's business.
+        "argv": [word.replace(f"{Path.cwd()}/", "") for word in sys.argv[1:]],
     }
 
 
