@@ -54,6 +54,14 @@ TARGETS = (  # who, against whom, at least
 )
 
 
+NOT_MEASURED = {"FFCV": "its reader has to be built against OpenCV's C++ headers, which no package index has"}
+
+
+def doc(name: str) -> str:
+    """What a contender does, in a line."""
+    return (PEERS[HOST if name == TWO_CORES else name][0].__doc__ or "").strip().rstrip(".")
+
+
 @dataclass
 class Contender:
     """A process that makes batches for a while whenever it is told to."""
@@ -115,12 +123,14 @@ def measure(
                     contenders[name] = started
                 else:
                     skipped[name] = started
+            skipped |= NOT_MEASURED
             measured = interleave(
                 "input",
                 contenders,
                 repeats=repeats,
                 baseline=HOST,
-                settings={"batch_size": batch, "image_size": size, "data": Path(data).name},
+                what={name: doc(name) for name in contenders},
+                settings={"batch_size": batch, "image_size": size, "data": Path(data).name, "absent": skipped},
                 progress=progress,
             )
         finally:

@@ -5,13 +5,14 @@ each line it reads takes batches for that many seconds and prints {"images", "wa
 
     python input_peers.py NAME FOLDER BATCH_SIZE IMAGE_SIZE THREADS
 
-All of them do the same to the same pictures: random-resized-crop (area 0.08 to 1, ratio 3/4 to 4/3), bilinear, flip,
-batches of uint8 RGB (Model Garden's of normalised float32), shuffled unless the name says otherwise.
+All of them do the same to the same pictures, unless their docstring, which the report quotes, says otherwise:
+random-resized-crop (area 0.08 to 1, ratio 3/4 to 4/3), bilinear, flip, shuffled, batches of uint8 RGB.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import random
@@ -57,10 +58,7 @@ def model_garden(folder: Path, batch: int, size: int, threads: int) -> Batches:
     def make(record: tf.Tensor) -> tf.Tensor:
         example = tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature((), tf.string)})
         shape = tf.image.extract_jpeg_shape(example["image"])
-        begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            shape, tf.zeros((1, 0, 4)), 0, min_object_covered=0.1, aspect_ratio_range=(3 / 4, 4 / 3),
-            area_range=(0.08, 1.0), max_attempts=10, use_image_if_no_bounding_boxes=True,
-        )  # fmt: skip
+        begin, extent, _ = _distorted_box(shape)
         window = tf.concat((begin[:2], extent[:2]), 0)
         image = tf.image.decode_and_crop_jpeg(example["image"], window, channels=3)
         image = tf.image.resize(image, (size, size))
@@ -69,6 +67,15 @@ def model_garden(folder: Path, batch: int, size: int, threads: int) -> Batches:
 
     records = _records(folder).shuffle(1000)
     return iter(records.map(make, num_parallel_calls=threads).batch(batch, drop_remainder=True).prefetch(2))
+
+
+def _distorted_box(shape: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.image.sample_distorted_bounding_box(
+        shape, tf.zeros((1, 0, 4)), 0, min_object_covered=0.1, aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0), max_attempts=10, use_image_if_no_bounding_boxes=True,
+    )  # fmt: skip
 
 
 def _records(folder: Path) -> Any:
@@ -80,8 +87,47 @@ def _records(folder: Path) -> Any:
     return tf.data.TFRecordDataset(shards).repeat().with_options(options)
 
 
-def torch_dataloader(folder: Path, batch: int, size: int, threads: int) -> Batches:
+def keras_directory(folder: Path, batch: int, size: int, threads: int) -> Batches:
+    """keras.utils.image_dataset_from_directory over JPEG files: pictures squashed, not cropped; RandomFlip; float32."""
+    import keras
+
+    keras.config.disable_interactive_logging()
+    pictures = keras.utils.image_dataset_from_directory(
+        folder / "files", labels=None, image_size=(size, size), batch_size=batch, shuffle=True
+    )
+    flip = keras.layers.RandomFlip("horizontal")
+    return iter(pictures.repeat().map(lambda images: flip(images, training=True), num_parallel_calls=threads))
+
+
+def tfds_reader(folder: Path, batch: int, size: int, threads: int) -> Batches:
+    """tfds.builder_from_directory(...).as_dataset() on the same shards: whole pictures decoded, then cropped."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    def make(example: dict[str, tf.Tensor]) -> tf.Tensor:
+        image = example["image"]
+        begin, extent, _ = _distorted_box(tf.shape(image))
+        image = tf.image.resize(tf.slice(image, begin, extent), (size, size))
+        return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
+
+    builder = tfds.builder_from_directory(folder / "jpeg")
+    (split,) = builder.info.splits
+    read = tfds.ReadConfig(interleave_cycle_length=threads, num_parallel_calls_for_decode=threads)
+    pictures = builder.as_dataset(split=split, shuffle_files=True, read_config=read).repeat().shuffle(256)
+    return iter(pictures.map(make, num_parallel_calls=threads).batch(batch, drop_remainder=True).prefetch(2))
+
+
+def torch_opencv(folder: Path, batch: int, size: int, threads: int) -> Batches:
     """PyTorch's DataLoader over JPEG files, decoding and cropping with OpenCV, no worker processes."""
+    return _torch(folder, batch, lambda data: _opencv(data, size))
+
+
+def torch_pillow(folder: Path, batch: int, size: int, threads: int) -> Batches:
+    """PyTorch's DataLoader over JPEG files, decoding and cropping with Pillow, as torchvision does; no workers."""
+    return _torch(folder, batch, lambda data: _pillow(data, size))
+
+
+def _torch(folder: Path, batch: int, picture: Callable[[bytes], Any]) -> Batches:
     import torch
 
     files = sorted((folder / "files").iterdir()) * 8  # longer epochs: starting one is not what is measured
@@ -91,12 +137,67 @@ def torch_dataloader(folder: Path, batch: int, size: int, threads: int) -> Batch
             return len(files)
 
         def __getitem__(self, index: int) -> tuple[Any, int]:
-            return torch.from_numpy(_opencv(files[index].read_bytes(), size)), 0
+            return torch.from_numpy(picture(files[index].read_bytes())), 0
 
     torch.set_num_threads(1)
     loader = torch.utils.data.DataLoader(Pictures(), batch, shuffle=True, drop_last=True, num_workers=0)
     while True:
         yield from loader
+
+
+def webdataset_reader(folder: Path, batch: int, size: int, threads: int) -> Batches:
+    """WebDataset over a tar file of the same JPEGs, a shuffle buffer of 1,000, with OpenCV; no worker processes."""
+    import numpy as np
+    import webdataset
+
+    path = folder / "pictures.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for file in sorted((folder / "files").iterdir()):
+            writer.write({"__key__": file.stem, "jpg": file.read_bytes()})
+    samples = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).repeat().shuffle(1000)
+    return iter(samples.map(lambda sample: _opencv(sample["jpg"], size)).batched(batch, collation_fn=np.stack))
+
+
+def mosaic_streaming(folder: Path, batch: int, size: int, threads: int) -> Batches:
+    """MosaicML's StreamingDataset over an MDS file of the same JPEGs, shuffled, with OpenCV; no worker processes."""
+    import torch
+    from streaming import MDSWriter, StreamingDataset
+
+    local = str(folder / "mds")
+    with MDSWriter(out=local, columns={"image": "bytes"}) as writer:
+        for file in sorted((folder / "files").iterdir()) * 8:  # longer epochs, as above
+            writer.write({"image": file.read_bytes()})
+
+    class Pictures(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            return torch.from_numpy(_opencv(super().__getitem__(index)["image"], size))
+
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(Pictures(local=local, shuffle=True, batch_size=batch), batch, drop_last=True)
+    while True:
+        yield from loader
+
+
+def dali(folder: Path, batch: int, size: int, threads: int) -> Batches:
+    """NVIDIA DALI on the CPU over JPEG files: fused decode and crop, resize, flip."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    files = [str(path) for path in sorted((folder / "files").iterdir())]
+
+    @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, seed=0)
+    def pictures() -> Any:
+        data, _ = fn.readers.file(files=files, random_shuffle=True)
+        image = fn.decoders.image_random_crop(
+            data, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
+        )
+        image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=False)
+        return fn.flip(image, horizontal=fn.random.coin_flip())
+
+    pipe = pictures()
+    pipe.build()
+    while True:
+        (images,) = pipe.run()
+        yield images.as_array()
 
 
 def grain_array_record(folder: Path, batch: int, size: int, threads: int) -> Batches:
@@ -128,6 +229,17 @@ def _opencv(data: bytes, size: int) -> Any:
     return cv2.flip(image, 1) if random.random() < 0.5 else image
 
 
+def _pillow(data: bytes, size: int) -> Any:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip."""
+    import numpy as np
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    top, left, height, width = _window(image.height, image.width)
+    image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image)
+
+
 def _window(height: int, width: int) -> tuple[int, int, int, int]:
     for _ in range(10):
         area = height * width * random.uniform(0.08, 1.0)
@@ -140,21 +252,31 @@ def _window(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _ours(**options: Any) -> Callable[[Path, int, int, int], Batches]:
-    return lambda folder, batch, size, threads: shardline(folder, batch, size, threads, **options)
+def _ours(what: str, **options: Any) -> Callable[[Path, int, int, int], Batches]:
+    def made(folder: Path, batch: int, size: int, threads: int) -> Batches:
+        return shardline(folder, batch, size, threads, **options)
+
+    made.__doc__ = what
+    return made
 
 
 PEERS: dict[str, tuple[Callable[[Path, int, int, int], Batches], tuple[str, ...]]] = {  # and the packages it needs
-    "shardline host": (_ours(), ()),
-    "shardline host, in stored order": (_ours(shuffle=False), ()),
-    "shardline host, blocks of 8": (_ours(read_block=8), ()),
-    "shardline device": (_ours(augment_on="device"), ()),
-    "shardline raw, host": (_ours(dataset="raw"), ()),
-    "shardline raw, device": (_ours(dataset="raw", augment_on="device"), ()),
+    "shardline host": (_ours("pipeline.train_batches, shuffled exactly, finished pictures"), ()),
+    "shardline host, in stored order": (_ours("the same without a shuffle", shuffle=False), ()),
+    "shardline host, blocks of 8": (_ours("the same, 8 stored records read together", read_block=8), ()),
+    "shardline device": (_ours("the host's half; the GPU resizes, flips and colours", augment_on="device"), ()),
+    "shardline raw, host": (_ours("from raw pixels: nothing to decode", dataset="raw"), ()),
+    "shardline raw, device": (_ours("from raw pixels, the host's half", dataset="raw", augment_on="device"), ()),
     "TensorFlow, decode only": (tensorflow_decode_only, ()),
     "Model Garden, float32": (model_garden, ()),
-    "PyTorch DataLoader + OpenCV": (torch_dataloader, ("torch", "cv2")),
+    "Keras from directory, float32": (keras_directory, ()),
+    "TFDS": (tfds_reader, ()),
+    "PyTorch DataLoader + OpenCV": (torch_opencv, ("torch", "cv2")),
+    "PyTorch DataLoader + Pillow": (torch_pillow, ("torch", "PIL")),
+    "webdataset + OpenCV": (webdataset_reader, ("webdataset", "cv2")),
     "Grain + ArrayRecord + OpenCV": (grain_array_record, ("grain", "array_record", "cv2")),
+    "MosaicML Streaming + OpenCV": (mosaic_streaming, ("streaming", "torch", "cv2")),
+    "DALI on the CPU": (dali, ("nvidia.dali",)),
 }
 
 
@@ -166,11 +288,18 @@ def _children_cpu_seconds(packages: tuple[str, ...]) -> float:
     return children_cpu_seconds()
 
 
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package it is in
+        return False
+
+
 def main() -> None:
     """Serve one peer on stdin and stdout."""
     name, folder, batch, size, threads = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
     peer, packages = PEERS[name]
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    missing = [package for package in packages if not _installed(package)]
     if missing:
         print("missing", *missing, flush=True)
         return
