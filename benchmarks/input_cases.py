@@ -15,17 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import flags
 
-from benchmarks.input_peers import PEERS
+from benchmarks.input_peers import NOT_MEASURED, PEERS, doc, prepare
 from benchmarks.measure import CONTROL, Measurement, Rate, append_jsonl, interleave, machine, ratio, table
 from pipeline.cli import UsageError, progress, run
-from pipeline.manifest import Features, Manifest, Split, shard_name, write_shard_file
 
 _DATA = flags.DEFINE_string("data", "", "dataset of JPEGs, made by tools.convert")
 _OUTPUT = flags.DEFINE_string("output", "", "file to append the results to, one JSON object a line")
@@ -52,14 +49,6 @@ TARGETS = (  # who, against whom, at least
     (HOST, STORED, 0.9),
     (TWO_CORES, HOST, 1.85),
 )
-
-
-NOT_MEASURED = {"FFCV": "its reader has to be built against OpenCV's C++ headers, which no package index has"}
-
-
-def doc(name: str) -> str:
-    """What a contender does, in a line."""
-    return (PEERS[HOST if name == TWO_CORES else name][0].__doc__ or "").strip().rstrip(".")
 
 
 @dataclass
@@ -129,7 +118,7 @@ def measure(
                 contenders,
                 repeats=repeats,
                 baseline=HOST,
-                what={name: doc(name) for name in contenders},
+                what={name: doc(HOST if name == TWO_CORES else name) for name in contenders},
                 settings={"batch_size": batch, "image_size": size, "data": Path(data).name, "absent": skipped},
                 progress=progress,
             )
@@ -138,29 +127,6 @@ def measure(
                 contender.process.kill()
                 contender.process.wait()
     return measured, skipped
-
-
-def prepare(data: str, folder: Path) -> None:
-    """Lay out what the contenders read: the dataset, one of raw pixels, and plain files."""
-    import cv2
-
-    manifest = Manifest.load(data)
-    (folder / "jpeg").symlink_to(Path(data).resolve())
-    (folder / "files").mkdir()
-    (folder / "raw").mkdir()
-    split = next(iter(manifest.splits))
-    from pipeline.dataset import open_dataset
-    from pipeline.records import encode_example, frame_record
-
-    framed = []
-    numbers = range(manifest.split(split).records)
-    for number, (image, label, _) in enumerate(open_dataset(data).records(split, numbers)):
-        (folder / "files" / f"{number:06d}.jpg").write_bytes(image)
-        pixels: Any = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
-        framed.append(frame_record(encode_example(pixels.tobytes(), label, "", *pixels.shape[:2])))
-    entry = write_shard_file(folder / "raw" / shard_name("raw", split, 0, 1), framed)
-    raw = replace(manifest, splits={split: Split(split, (entry,))}, features=Features(), class_counts={})
-    replace(raw, image=replace(manifest.image, encoding="raw")).save(folder / "raw")
 
 
 def verdicts(measured: list[Measurement]) -> list[str]:

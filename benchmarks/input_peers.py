@@ -25,6 +25,38 @@ from typing import Any
 Batches = Iterator[Any]
 
 
+def prepare(data: str, folder: Path) -> None:
+    """Lay out what the contenders read: the dataset, one of raw pixels, and plain files."""
+    from dataclasses import replace
+
+    import cv2
+    import numpy as np
+
+    from pipeline.dataset import open_dataset
+    from pipeline.manifest import Features, Manifest, Split, shard_name, write_shard_file
+    from pipeline.records import encode_example, frame_record
+
+    manifest = Manifest.load(data)
+    (folder / "jpeg").symlink_to(Path(data).resolve())
+    (folder / "files").mkdir()
+    (folder / "raw").mkdir()
+    split = next(iter(manifest.splits))
+    framed = []
+    numbers = range(manifest.split(split).records)
+    for number, (image, label, _) in enumerate(open_dataset(data).records(split, numbers)):
+        (folder / "files" / f"{number:06d}.jpg").write_bytes(image)
+        pixels: Any = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+        framed.append(frame_record(encode_example(pixels.tobytes(), label, "", *pixels.shape[:2])))
+    entry = write_shard_file(folder / "raw" / shard_name("raw", split, 0, 1), framed)
+    raw = replace(manifest, splits={split: Split(split, (entry,))}, features=Features(), class_counts={})
+    replace(raw, image=replace(manifest.image, encoding="raw")).save(folder / "raw")
+
+
+def doc(name: str) -> str:
+    """What a contender does, in a line."""
+    return (PEERS[name][0].__doc__ or "").strip().rstrip(".")
+
+
 def shardline(folder: Path, batch: int, size: int, threads: int, **options: Any) -> Batches:
     """This project, on the dataset in FOLDER."""
     import pipeline
@@ -278,6 +310,9 @@ PEERS: dict[str, tuple[Callable[[Path, int, int, int], Batches], tuple[str, ...]
     "MosaicML Streaming + OpenCV": (mosaic_streaming, ("streaming", "torch", "cv2")),
     "DALI on the CPU": (dali, ("nvidia.dali",)),
 }
+
+
+NOT_MEASURED = {"FFCV": "its reader has to be built against OpenCV's C++ headers, which no package index has"}
 
 
 def _children_cpu_seconds(packages: tuple[str, ...]) -> float:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.input_cases import NOT_MEASURED, doc, prepare
-from benchmarks.input_peers import PEERS, _pillow, _window
+from benchmarks.input_peers import NOT_MEASURED, PEERS, _pillow, _window, doc, prepare
 from tests.tools.folders import class_folders, config
 from tools.conversion import convert
 
