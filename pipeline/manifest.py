@@ -212,7 +212,8 @@ def check_files(manifest: Manifest, directory: str | os.PathLike[str], split: st
       UsageError: naming each faulty file (the first five) and the remedy.
     """
     faults: list[str] = []
-    parts: list[np.ndarray] = []
+    rows = np.empty((manifest.split(split).records, 3), np.int64)
+    end = 0
     for number, shard in enumerate(manifest.split(split).shards):
         path = Path(directory) / shard.file
         try:
@@ -229,13 +230,15 @@ def check_files(manifest: Manifest, directory: str | os.PathLike[str], split: st
         elif not _tiles(index, records=shard.records, size_bytes=shard.bytes):
             faults.append(f"{index_path(path).name} does not fit its shard")
         else:
-            parts.append(np.column_stack((np.full(len(index), number), index)))
+            start, end = end, end + len(index)
+            rows[start:end, 0] = number
+            rows[start:end, 1:] = index
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UsageError(
             f"--data={directory}: {'; '.join(faults[:5])}{more}; restore the files from a copy, or convert again"
         )
-    return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+    return rows
 
 
 def _tiles(index: np.ndarray, *, records: int, size_bytes: int) -> bool:
