@@ -67,24 +67,29 @@ def main() -> None:
         sizes = (_SMALL.value, _LARGE.value)
         sources = [fill(work / f"photos{size}", photos, size) for size in sizes]
         if _SCALING.value:
-            measure("scaling of the converter", sources, sizes, [], (), work)
+            measure("scaling of the converter", sources, sizes, [], (), work, workers=128)
             return
-        measure("convert", sources, sizes, list(PEERS), TARGETS, work)
+        measure("convert", sources, sizes, list(PEERS), TARGETS, work, workers=2)
         if _CAMERA.value:
             sizes = (_CAMERA.value // 4 or 1, _CAMERA.value)
             camera = enlarge(work / "camera", photos, sizes[1])
             sources = [fill(work / f"camera{size}", camera, size) for size in sizes]
-            measure("convert 12 megapixels", sources, sizes, [BASELINE], CAMERA_TARGETS, work)
+            # So few pictures make one shard, which is one worker's.
+            measure("convert 12 megapixels", sources, sizes, [BASELINE], CAMERA_TARGETS, work, workers=1)
 
 
 def measure(
-    suite: str, sources: Sequence[Path], sizes: Sequence[int], peers: Sequence[str], targets: Sequence, work: Path
+    suite: str,
+    sources: Sequence[Path],
+    sizes: Sequence[int],
+    peers: Sequence[str],
+    targets: Sequence,
+    work: Path,
+    workers: int,
 ) -> None:
-    """One table."""
+    """One table, of ours with 1 up to `workers` workers."""
     cores = sorted(os.sched_getaffinity(0))
-    # A few dozen pictures make one shard, which is one worker's: the table of camera photographs has one.
-    most = len(cores) if not peers else min(2, len(cores)) if targets is TARGETS else 1
-    counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= most]
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= min(workers, len(cores))]
     contenders = {workers_name(n): contender(ours(n), cores[:n], sources, sizes, work) for n in counts}
     what = WHAT | {
         name: "tools.convert with every check, the ledger, the report; as many workers as cores" for name in contenders
