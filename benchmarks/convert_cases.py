@@ -44,11 +44,13 @@ WHAT = {
     "TFDS builder": "a GeneratorBasedBuilder that yields the same resized JPEGs; one process, one core",
     "webdataset": "the same resized JPEGs through ShardWriter into tar files; one process, one core",
     "MDSWriter": "the same resized JPEGs through MosaicML's MDSWriter; one process, one core",
-    "FFCV writer": "resized pixels to DatasetWriter, which writes JPEGs of quality 90; one worker, one core",
+    "FFCV writer": "torchvision's ImageFolder, as in its guide, INTER_AREA, DatasetWriter; one worker, one core",
+    "FFCV writer, OpenCV": "the same, its pictures read with cv2.imread; one worker, one core",
     "img2dataset": "short side 256, quality 90, webdataset tars, fetched from a web server here; one process, one core",
 }
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "NO_ALBUMENTATIONS_UPDATE": "1"}
-NEEDS = {"FFCV writer": ", its build needs pkg-config and OpenCV's C++ headers (opencv4)"}
+FFCV_BUILD = ", its build needs pkg-config and OpenCV's C++ headers (opencv4)"
+NEEDS = {"FFCV writer": FFCV_BUILD, "FFCV writer, OpenCV": FFCV_BUILD}
 ROOT = Path(__file__).parent.parent
 Command = Callable[[str, str], list[str]]  # of source and output
 

@@ -29,6 +29,13 @@ def read_resized(path: str):
     image = cv2.imread(path)
     if image is None:
         raise ValueError(f"{path} is no image")
+    return resized(image)
+
+
+def resized(image):
+    """INTER_AREA to the short side."""
+    import cv2
+
     height, width = image.shape[:2]
     scale = SIZE / min(height, width)
     if scale < 1:
@@ -123,12 +130,15 @@ def mds_writer(source: str, output: str) -> None:
 
 
 def ffcv_writer(source: str, output: str) -> None:
-    """FFCV's DatasetWriter, storing JPEGs of the same size and quality."""
-    import cv2
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
+    """FFCV's DatasetWriter over torchvision's ImageFolder, as in its guide, storing JPEGs of the same size."""
+    import numpy as np
+    from torchvision.datasets import ImageFolder
 
-    cv2.setNumThreads(0)
+    write_ffcv(ImageFolder(source, transform=lambda picture: resized(np.asarray(picture))), output)
+
+
+def ffcv_writer_opencv(source: str, output: str) -> None:
+    """FFCV's DatasetWriter over pictures that OpenCV has read."""
 
     class Photos:
         def __init__(self):
@@ -141,9 +151,19 @@ def ffcv_writer(source: str, output: str) -> None:
             path, label = self.files[number]
             return read_resized(path)[:, :, ::-1].copy(), label
 
+    write_ffcv(Photos(), output)
+
+
+def write_ffcv(dataset, output: str) -> None:
+    """RGB pixels and labels into one .beton file, by one worker."""
+    import cv2
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    cv2.setNumThreads(0)
     Path(output).mkdir()
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=QUALITY), "label": IntField()}
-    DatasetWriter(f"{output}/train.beton", fields, num_workers=1).from_indexed_dataset(Photos())
+    DatasetWriter(f"{output}/train.beton", fields, num_workers=1).from_indexed_dataset(dataset)
 
 
 def img2dataset(source: str, output: str) -> None:
@@ -187,7 +207,8 @@ PEERS: dict[str, tuple[Callable[[str, str], None], tuple[str, ...]]] = {  # name
     "TFDS builder": (tfds_builder, ("tensorflow_datasets", "cv2")),
     "webdataset": (webdataset_writer, ("webdataset", "cv2")),
     "MDSWriter": (mds_writer, ("streaming", "cv2")),
-    "FFCV writer": (ffcv_writer, ("ffcv", "cv2")),
+    "FFCV writer": (ffcv_writer, ("ffcv", "torchvision", "cv2")),
+    "FFCV writer, OpenCV": (ffcv_writer_opencv, ("ffcv", "cv2")),
     "img2dataset": (img2dataset, ("img2dataset", "cv2")),
 }
 

@@ -29,30 +29,39 @@ def encode_example(image: bytes, label: int, filename: str, height: int, width: 
       height: pixels.
       width: pixels.
     """
-    return _message(
-        1,  # Example.features; the map entries (field 1 of Features) stand in the order of their keys
-        _entry("image", _bytes_feature(image))
-        + _entry("image/filename", _bytes_feature(filename.encode()))
-        + _entry("image/height", _int_feature(height))
-        + _entry("image/width", _int_feature(width))
-        + _entry("label", _int_feature(label)),
+    name = filename.encode()
+    entries = (  # of the map Features.feature, in the order of their keys
+        _before(b"image", _BYTES, len(image)),
+        image,
+        _before(b"image/filename", _BYTES, len(name)),
+        name,
+        _int_entry(b"image/height", height),
+        _int_entry(b"image/width", width),
+        _int_entry(b"label", label),
     )
+    return b"".join((_field(_MESSAGE, sum(map(len, entries))), *entries))  # Example.features
 
 
-def _entry(key: str, feature: bytes) -> bytes:
-    return _message(1, _message(1, key.encode()) + _message(2, feature))
+_MESSAGE = 0x0A  # field 1 of every message here that is read by its length
+_BYTES, _INTS = 0x0A, 0x1A  # Feature.bytes_list, Feature.int64_list
 
 
-def _bytes_feature(value: bytes) -> bytes:
-    return _message(1, _message(1, value))  # Feature.bytes_list, BytesList.value
+def _before(key: bytes, kind: int, size: int) -> bytes:
+    """What stands before a feature's only value of `size` bytes: the map entry, the key, the feature, its list."""
+    head = _field(_MESSAGE, size)
+    head = _field(kind, len(head) + size) + head
+    head = _field(_MESSAGE, len(key)) + key + _field(0x12, len(head) + size) + head
+    return _field(_MESSAGE, len(head) + size) + head
 
 
-def _int_feature(value: int) -> bytes:
-    return _message(3, _message(1, _varint(value)))  # Feature.int64_list, Int64List.value (packed)
+@lru_cache(1 << 12)
+def _int_entry(key: bytes, value: int) -> bytes:
+    packed = _varint(value)
+    return _before(key, _INTS, len(packed)) + packed
 
 
-def _message(field: int, payload: bytes | memoryview) -> bytes:
-    return bytes((field << 3 | 2,)) + _varint(len(payload)) + payload
+def _field(tag: int, size: int) -> bytes:
+    return bytes((tag,)) + _varint(size)
 
 
 def _varint(value: int) -> bytes:

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 class BadImage(ValueError):
@@ -146,6 +147,7 @@ NOT_IMAGES = {
 # --- JPEG -------------------------------------------------------------------------------------------------
 
 _JPEG_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic"}
+_JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _JPEG_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _ZERO_RUN = bytes(24)  # longer than anything legal outside a scan that we could meet by accident
 
@@ -164,7 +166,7 @@ def _read_jpeg(data: bytes) -> Header:
         elif code == 0xEE and data[body : body + 5] == b"Adobe":
             adobe = data[body + 11]
         elif code == 0xC4:
-            _note_ac_tables(data[body:end], first_ac_symbol)
+            first_ac_symbol.update(_first_ac_symbols(data[body:end]))
         elif 0xC0 <= code <= 0xCF and code not in (0xC8, 0xCC):
             marker = code
             precision, height, width, components = struct.unpack_from(">BHHB", data, body)
@@ -204,7 +206,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         if code == 0xFF:  # fill byte
             position += 1
             continue
-        if code in (0x01, *range(0xD0, 0xD9)):
+        if code in _JPEG_BARE:
             position += 2
             continue
         if code == 0xD9:
@@ -218,13 +220,16 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         position = end
 
 
-def _note_ac_tables(body: bytes, first_symbol: dict[int, int]) -> None:
-    """Remember, for each AC Huffman table, the symbol whose code is all zeros."""
+@lru_cache(256)  # most files have the tables of the standard
+def _first_ac_symbols(body: bytes) -> dict[int, int]:
+    """Number of each AC Huffman table of a segment: the symbol whose code is all zeros."""
+    found = {}
     while len(body) >= 17:
         count = sum(body[1:17])
         if body[0] >> 4 == 1 and count:
-            first_symbol[body[0] & 15] = body[17]
+            found[body[0] & 15] = body[17]
         body = body[17 + count :]
+    return found
 
 
 def check_jpeg_scan(data: bytes, header: Header) -> None:
