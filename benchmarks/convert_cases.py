@@ -5,8 +5,8 @@
 DIR holds photographs (the published figures: 320 ImageNet photographs, 500 x 375). Each contender is a whole command
 on a folder and on a larger one; its rate is the difference in images over the difference in seconds (from the median of
 the smaller one's), so start-up and report do not count, and everything in between does. The files are in the page cache
-after the uncounted first turn. The baseline is the loop everybody writes; it is measured twice as the control. Tools that
-are not installed are named.
+after the uncounted first turn. The baseline is the loop everybody writes; it is measured twice as the control. Tools
+that are not installed are named.
 """
 
 from __future__ import annotations
