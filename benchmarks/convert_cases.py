@@ -2,11 +2,12 @@
 
     python -m benchmarks.convert_cases --raw_images=DIR [--output=results.jsonl] [--peer_python=PYTHON]
 
-DIR holds photographs (the published figures: 320 ImageNet photographs, 500 x 375). Each contender is a whole command
-on a folder and on a larger one; its rate is the difference in images over the difference in seconds (from the median of
-the smaller one's), so start-up and report do not count, and everything in between does. The files are in the page cache
-after the uncounted first turn. The baseline is the loop everybody writes; it is measured twice as the control. Tools
-that are not installed are named.
+DIR holds photographs (the published figures: 320 ImageNet photographs, 500 x 375). Each contender is a whole command on
+a folder and on a larger one; its rate is the difference in images over the difference in seconds (from the median of
+the smaller one's), so start-up and report do not count, and everything in between does. All run at once, but only one
+at a time, for a quarter of a second each, the others stopped: a machine's speed changes within seconds, and so it
+changes for all. The files are in the page cache after the uncounted first turn. The baseline is the loop everybody
+writes; it is measured twice as the control. Tools that are not installed are named.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from absl import flags
 
 from benchmarks.convert_peers import PEERS
-from benchmarks.measure import CONTROL, Rate, append_jsonl, interleave, keeping, ratio, table
+from benchmarks.measure import CONTROL, Rate, Spent, append_jsonl, in_slices, interleave, keeping, ratio, table
 from pipeline.cli import Failure, UsageError, run
 
 _RAW = flags.DEFINE_string("raw_images", "", "folder of photographs, at any depth")
@@ -32,7 +33,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "file to append the results to, one 
 _PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Python that has the other tools' packages")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "counted turns", lower_bound=1)
 _SMALL = flags.DEFINE_integer("small", 320, "images of the smaller folder", lower_bound=1)
-_LARGE = flags.DEFINE_integer("large", 3200, "images of the larger folder; copies of the photographs", lower_bound=2)
+_LARGE = flags.DEFINE_integer("large", 3200, "images of the larger folder of the fastest; copies", lower_bound=2)
 _SCALING = flags.DEFINE_bool(
     "scaling", False, "only ours, with 1 up to all cores: the suite `scaling of the converter`"
 )
@@ -69,23 +70,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sizes = (_SMALL.value, _LARGE.value)
-        sources = [fill(work / f"photos{size}", photos, size) for size in sizes]
         if _SCALING.value:
-            measure("scaling of the converter", sources, sizes, [], (), work, workers=128)
+            measure("scaling of the converter", photos, sizes, [], (), work, workers=128)
             return
-        measure("convert", sources, sizes, list(PEERS), TARGETS, work, workers=2)
+        measure("convert", photos, sizes, list(PEERS), TARGETS, work, workers=2)
         if _CAMERA.value:
             sizes = (_CAMERA.value // 4 or 1, _CAMERA.value)
             camera = enlarge(work / "camera", photos, sizes[1])
-            sources = [fill(work / f"camera{size}", camera, size) for size in sizes]
             # So few pictures make one shard, which is one worker's.
-            measure("convert 12 megapixels", sources, sizes, [BASELINE], CAMERA_TARGETS, work, workers=1)
+            measure("convert 12 megapixels", camera, sizes, [BASELINE], CAMERA_TARGETS, work, workers=1)
 
 
 def measure(
     suite: str,
-    sources: Sequence[Path],
-    sizes: Sequence[int],
+    photos: Sequence[Path],
+    sizes: tuple[int, int],
     peers: Sequence[str],
     targets: Sequence,
     work: Path,
@@ -94,7 +93,7 @@ def measure(
     """One table, of ours with 1 up to `workers` workers."""
     cores = sorted(os.sched_getaffinity(0))
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= min(workers, len(cores))]
-    contenders = {workers_name(n): contender(ours(n), cores[:n], sources, sizes, work) for n in counts}
+    contenders = {workers_name(n): (ours(n), cores[:n]) for n in counts}
     what = WHAT | {
         name: "tools.convert with every check, the ledger, the report; as many workers as cores" for name in contenders
     }
@@ -105,12 +104,12 @@ def measure(
             absent[name] = f"{missing} not installed{NEEDS.get(name, '')}"
             print(f"not measured: {name} ({absent[name]}; see --peer_python)", file=sys.stderr)
         else:
-            contenders[name] = contender(theirs(name), cores[:1], sources, sizes, work)
+            contenders[name] = (theirs(name), cores[:1])
     baseline = BASELINE if BASELINE in contenders else OURS
     with keeping(_OUTPUT.value):
         measured = interleave(
             suite,
-            contenders,
+            Conversions(contenders, baseline, photos, sizes, work / suite).rates(),
             repeats=_REPEATS.value,
             baseline=baseline,
             what=what,
@@ -121,7 +120,6 @@ def measure(
                 "resize": "short side 256, JPEG quality 90",
                 "absent": absent,
             },
-            progress=lambda name: print(f"{suite}: {name}", file=sys.stderr),
         )
     print(f"{suite}, images/s")
     print(table(measured, baseline))
@@ -156,50 +154,67 @@ def theirs(name: str) -> Command:
     return lambda source, output: [python_of(name), script, name, source, output]
 
 
-def contender(
-    command: Callable[[str, str], list[str]],
-    cores: list[int],
-    sources: Sequence[Path],
-    sizes: Sequence[int],
-    work: Path,
-) -> Callable[[], Rate]:
-    """Runs a command on both folders; the rate is that of the images the larger one has more."""
+class Conversions:
+    """A turn converts with every contender at once, in slices of time."""
 
-    def convert(source: Path) -> tuple[float, float]:
-        """Seconds on the wall, and of CPU."""
-        output = work / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        before, started = os.times(), time.perf_counter()
-        result = subprocess.run(
-            command(str(source), str(output)),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **QUIET},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )
-        wall, after = time.perf_counter() - started, os.times()
-        if result.returncode:
-            raise Failure(f"{' '.join(command('SOURCE', 'OUTPUT'))}: {result.stderr.strip()[-300:]}")
-        return wall, after.children_user + after.children_system - before.children_user - before.children_system
+    def __init__(
+        self,
+        contenders: Mapping[str, tuple[Command, Sequence[int]]],
+        baseline: str,
+        photos: Sequence[Path],
+        sizes: tuple[int, int],
+        work: Path,
+    ) -> None:
+        """Contenders are commands and the cores they may use; sizes those of the smaller and the larger folder."""
+        self.baseline, self.photos, self.work = baseline, photos, work
+        self.contenders = {**contenders, CONTROL: contenders[baseline]}
+        self.small = sizes[0]
+        self.large = dict.fromkeys(self.contenders, sizes[1])
+        self.starts: dict[str, list[Spent]] = {name: [] for name in self.contenders}
+        self.taken: dict[str, list[Rate]] = {name: [] for name in self.contenders}
 
-    starts: list[tuple[float, float]] = []
+    def rates(self) -> dict[str, Callable[[], Rate]]:
+        """What `interleave` calls, in any order: the first call of a turn does the work of all."""
 
-    def rate() -> Rate:
-        more = sizes[1] - sizes[0]
-        for _ in range(3):  # a busy machine may hold one up
-            starts.append(convert(sources[0]))
-            wall, cpu = convert(sources[1])
+        def rate(name: str) -> Rate:
+            if not self.taken[name]:
+                self._turn()
+            return self.taken[name].pop(0)
+
+        return {name: partial(rate, name) for name in self.contenders if name != CONTROL}
+
+    def _turn(self) -> None:
+        turn = len(self.starts[self.baseline])
+        print(f"{self.work.name}: {f'turn {turn}' if turn else 'uncounted turn'}", file=sys.stderr)
+        started = self._convert(dict.fromkeys(self.contenders, self.small))
+        finished = self._convert(self.large)
+        for name, (wall, cpu) in finished.items():
+            self.starts[name].append(started[name])
             # Starting takes as long as hundreds of images and varies as much: what all turns say of it is steadier.
-            wall, cpu = wall - median(start[0] for start in starts), cpu - median(start[1] for start in starts)
-            if wall > 0:
-                return Rate(more / wall, max(cpu, 0.0) / more)
-        raise Failure(
-            f"{' '.join(command('SOURCE', 'OUTPUT'))}: {sizes[1]} images took no longer than {sizes[0]}; quieten the "
-            "machine or raise --large"
-        )
+            wall -= median(start.wall for start in self.starts[name])
+            cpu -= median(start.cpu for start in self.starts[name])
+            more = self.large[name] - self.small
+            if wall <= 0:
+                raise Failure(f"{name}: {more} more images took no longer; quieten the machine or raise --large")
+            self.taken[self.baseline if name == CONTROL else name].append(Rate(more / wall, max(cpu, 0.0) / more))
+        if not turn:  # from now on, all shall end at about the same time
+            rates = {name: self.taken[self.baseline if name == CONTROL else name][0].rate for name in self.contenders}
+            for name, rate in rates.items():
+                share = rate / max(rates.values())
+                self.large[name] = self.small + max(1, round(share * (self.large[name] - self.small)))
 
-    return rate
+    def _convert(self, sizes: Mapping[str, int]) -> dict[str, Spent]:
+        """Seconds that each contender takes for so many images."""
+        sources = {size: fill(self.work / f"images{size}", self.photos, size) for size in set(sizes.values())}
+        commands = {}
+        for number, (name, (command, cores)) in enumerate(self.contenders.items()):
+            output = self.work / f"output{number}"
+            shutil.rmtree(output, ignore_errors=True)
+            commands[name] = (command(str(sources[sizes[name]]), str(output)), cores)
+        try:
+            return in_slices(commands, 0.25, cwd=ROOT, env={**os.environ, **QUIET})
+        except RuntimeError as error:
+            raise Failure(str(error)) from None
 
 
 def python_of(name: str) -> str:
@@ -215,6 +230,8 @@ def packages_missing(name: str) -> str:
 
 def fill(folder: Path, photos: Sequence[Path], count: int) -> Path:
     """A class folder of `count` links to the photographs, over and over."""
+    if folder.exists():
+        return folder
     (folder / "photo").mkdir(parents=True)
     for number in range(count):
         photo = photos[number % len(photos)]

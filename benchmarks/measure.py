@@ -8,19 +8,24 @@ every turn under another name; how far its ratio strays from 1 is the noise that
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import platform
+import resource
+import select
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 CONTROL = "control (baseline again)"
 
@@ -179,6 +184,89 @@ def baseline_of(suite: Sequence[Measurement]) -> Measurement:
 def comparable(m: Measurement, base: Measurement) -> bool:
     """Whether a ratio of the two means anything."""
     return base.unit == m.unit and len(base.repeats) == len(m.repeats) and 0 not in base.repeats
+
+
+class Spent(NamedTuple):
+    """Seconds on the wall while a command ran, and of CPU in it and the children it waited for."""
+
+    wall: float
+    cpu: float
+
+
+def in_slices(
+    commands: Mapping[str, tuple[Sequence[str], Sequence[int]]], seconds: float, **options: Any
+) -> dict[str, Spent]:
+    """Run several commands to their ends, always one for a slice of time while the others are stopped.
+
+    Args:
+      commands: name to a command line and the cores it may use.
+      seconds: length of a slice.
+      options: for subprocess.Popen.
+
+    Raises:
+      RuntimeError: a command failed; with its last words.
+    """
+    spent: dict[str, Spent] = {}
+    running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+    walls = dict.fromkeys(commands, 0.0)
+    try:
+        for name, (command, cores) in itertools.cycle(commands.items()):
+            if name in spent:
+                continue
+            begin = time.perf_counter()
+            if name in running:
+                process, words = running[name]
+                os.killpg(process.pid, signal.SIGCONT)
+            else:
+                process, words = running[name] = _start(command, cores, options)
+            usage = _wait(process, seconds)
+            if usage is None:
+                os.killpg(process.pid, signal.SIGSTOP)
+            walls[name] += time.perf_counter() - begin
+            if usage is not None:
+                if process.returncode:
+                    words.seek(0)
+                    raise RuntimeError(f"{' '.join(command)}: {words.read().decode(errors='replace').strip()[-300:]}")
+                spent[name] = Spent(walls[name], usage.ru_utime + usage.ru_stime)
+                if len(spent) == len(commands):
+                    return spent
+    finally:
+        for process, words in running.values():
+            words.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return spent  # of no commands
+
+
+def _start(
+    command: Sequence[str], cores: Sequence[int], options: Mapping[str, Any]
+) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """A process group of its own, and the file its messages go to."""
+    words = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the caller)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=words,
+        process_group=0,  # of this session: if we are killed, the kernel wakes and ends those that stand still
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        **options,
+    )
+    return process, words
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> resource.struct_rusage | None:
+    """What the process used, if it ends within so many seconds."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        if not select.select([descriptor], [], [], seconds)[0]:
+            return None
+    finally:
+        os.close(descriptor)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage
 
 
 class Served:

@@ -1,5 +1,6 @@
 """Canned rates in, the table's numbers out; contenders really take turns."""
 
+import os
 import sys
 import time
 
@@ -12,6 +13,7 @@ from benchmarks.measure import (
     Rate,
     Served,
     append_jsonl,
+    in_slices,
     interleave,
     keeping,
     load_jsonl,
@@ -111,3 +113,35 @@ def test_ctrl_c_writes_the_complete_turns(tmp_path):
     with pytest.raises(KeyboardInterrupt), keeping(tmp_path / "results.jsonl"):
         interleave("toy", {"a": rate}, repeats=9)
     assert [m.repeats for m in load_jsonl(tmp_path / "results.jsonl")] == [(1.0, 1.0)]
+
+
+BUSY = """
+import sys, time
+with open(sys.argv[1], "w") as file:
+    while time.process_time() < 0.5:
+        print(time.monotonic(), file=file)
+        time.sleep(0.002)
+        sum(range(100_000))
+"""
+
+
+def test_commands_in_slices_never_run_at_the_same_time(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    commands = {name: ([sys.executable, "-c", BUSY, str(tmp_path / name)], cores) for name in ("a", "b")}
+    spent = in_slices(commands, 0.1)
+    assert all(0.4 < cpu <= wall + 0.1 for wall, cpu in spent.values())
+    ticks = sorted((float(tick), name) for name in commands for tick in (tmp_path / name).read_text().split())
+    turns = [name for (_, name), (_, before) in zip(ticks[1:], ticks, strict=False) if name != before]
+    assert 4 <= len(turns) <= 2 * max(wall for wall, _ in spent.values()) / 0.1 + 2
+
+
+def test_a_command_that_fails_in_slices_says_why_and_takes_the_others_along(tmp_path):
+    own = tmp_path / "pid"
+    forever = f"import os, time; open({str(own)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    broken = "import time; time.sleep(1); raise SystemExit('no disk')"
+    cores = sorted(os.sched_getaffinity(0))
+    commands = {name: ([sys.executable, "-c", code], cores) for name, code in [("1", forever), ("2", broken)]}
+    with pytest.raises(RuntimeError, match="no disk"):
+        in_slices(commands, 0.3)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(own.read_text()), 0)
