@@ -52,8 +52,7 @@ WHAT = {
     "img2dataset": "short side 256, quality 90, webdataset tars, fetched from a web server here; one process, one core",
 }
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "NO_ALBUMENTATIONS_UPDATE": "1"}
-FFCV_BUILD = ", its build needs pkg-config and OpenCV's C++ headers (opencv4)"
-NEEDS = {"FFCV writer": FFCV_BUILD, "FFCV writer, OpenCV": FFCV_BUILD}
+NEEDS = {"ffcv": ", its build needs pkg-config and OpenCV's C++ headers (opencv4)"}  # package: what pip does not bring
 ROOT = Path(__file__).parent.parent
 Command = Callable[[str, str], list[str]]  # of source and output
 
@@ -101,7 +100,8 @@ def measure(
     for name in peers:
         missing = packages_missing(name)
         if missing:
-            absent[name] = f"{missing} not installed{NEEDS.get(name, '')}"
+            needs = "".join(NEEDS.get(package, "") for package in missing.split())
+            absent[name] = f"{missing} not installed{needs}"
             print(f"not measured: {name} ({absent[name]}; see --peer_python)", file=sys.stderr)
         else:
             contenders[name] = (theirs(name), cores[:1])
@@ -170,6 +170,7 @@ class Conversions:
         self.contenders = {**contenders, CONTROL: contenders[baseline]}
         self.small = sizes[0]
         self.large = dict.fromkeys(self.contenders, sizes[1])
+        self.turns = 0
         self.starts: dict[str, list[Spent]] = {name: [] for name in self.contenders}
         self.taken: dict[str, list[Rate]] = {name: [] for name in self.contenders}
 
@@ -184,24 +185,36 @@ class Conversions:
         return {name: partial(rate, name) for name in self.contenders if name != CONTROL}
 
     def _turn(self) -> None:
-        turn = len(self.starts[self.baseline])
-        print(f"{self.work.name}: {f'turn {turn}' if turn else 'uncounted turn'}", file=sys.stderr)
+        print(f"{self.work.name}: {f'turn {self.turns}' if self.turns else 'uncounted turn'}", file=sys.stderr)
+        for _ in range(3):  # a busy machine may have held up the smaller ones
+            spent = self._spent_on_more()
+            if all(wall > 0 for wall, _ in spent.values()):
+                break
+        else:
+            slow = ", ".join(name for name, (wall, _) in spent.items() if wall <= 0)
+            raise Failure(f"{slow}: more images took no longer; quieten the machine or raise --large")
+        more = {name: large - self.small for name, large in self.large.items()}
+        rates = {name: Rate(more[name] / wall, max(cpu, 0.0) / more[name]) for name, (wall, cpu) in spent.items()}
+        for name, rate in rates.items():
+            self.taken[self.baseline if name == CONTROL else name].append(rate)
+        if not self.turns:  # from now on, all shall end at about the same time
+            fastest = max(rate.rate for rate in rates.values())
+            for name, rate in rates.items():
+                self.large[name] = self.small + max(1, round(rate.rate / fastest * more[name]))
+        self.turns += 1
+
+    def _spent_on_more(self) -> dict[str, Spent]:
+        """Seconds for the images that each contender's larger folder has more."""
         started = self._convert(dict.fromkeys(self.contenders, self.small))
         finished = self._convert(self.large)
+        spent = {}
         for name, (wall, cpu) in finished.items():
             self.starts[name].append(started[name])
             # Starting takes as long as hundreds of images and varies as much: what all turns say of it is steadier.
             wall -= median(start.wall for start in self.starts[name])
             cpu -= median(start.cpu for start in self.starts[name])
-            more = self.large[name] - self.small
-            if wall <= 0:
-                raise Failure(f"{name}: {more} more images took no longer; quieten the machine or raise --large")
-            self.taken[self.baseline if name == CONTROL else name].append(Rate(more / wall, max(cpu, 0.0) / more))
-        if not turn:  # from now on, all shall end at about the same time
-            rates = {name: self.taken[self.baseline if name == CONTROL else name][0].rate for name in self.contenders}
-            for name, rate in rates.items():
-                share = rate / max(rates.values())
-                self.large[name] = self.small + max(1, round(share * (self.large[name] - self.small)))
+            spent[name] = Spent(wall, cpu)
+        return spent
 
     def _convert(self, sizes: Mapping[str, int]) -> dict[str, Spent]:
         """Seconds that each contender takes for so many images."""

@@ -8,7 +8,6 @@ every turn under another name; how far its ratio strays from 1 is the noise that
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -209,34 +209,34 @@ def in_slices(
     spent: dict[str, Spent] = {}
     running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
     walls = dict.fromkeys(commands, 0.0)
+    queue = deque(commands)
     try:
-        for name, (command, cores) in itertools.cycle(commands.items()):
-            if name in spent:
-                continue
+        while queue:
+            name = queue.popleft()
             begin = time.perf_counter()
             if name in running:
                 process, words = running[name]
                 os.killpg(process.pid, signal.SIGCONT)
             else:
-                process, words = running[name] = _start(command, cores, options)
+                process, words = running[name] = _start(*commands[name], options)
             usage = _wait(process, seconds)
             if usage is None:
                 os.killpg(process.pid, signal.SIGSTOP)
+                queue.append(name)
             walls[name] += time.perf_counter() - begin
+            if process.returncode:
+                words.seek(0)
+                last_words = words.read().decode(errors="replace").strip()[-300:]
+                raise RuntimeError(f"{' '.join(commands[name][0])}: {last_words}")
             if usage is not None:
-                if process.returncode:
-                    words.seek(0)
-                    raise RuntimeError(f"{' '.join(command)}: {words.read().decode(errors='replace').strip()[-300:]}")
                 spent[name] = Spent(walls[name], usage.ru_utime + usage.ru_stime)
-                if len(spent) == len(commands):
-                    return spent
     finally:
         for process, words in running.values():
             words.close()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return spent  # of no commands
+    return spent
 
 
 def _start(
