@@ -14,15 +14,15 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# From nothing to a trained, evaluated model: the five commands of the README on drawn pictures.
+# From nothing to a trained, evaluated model: the five commands of the README on drawn images.
 demo: .venv/.installed
 	rm -rf demo
-	$(BIN)/python -m tools.sample_data --output demo/photos
-	$(BIN)/python -m tools.convert --source demo/photos --output demo/data --size 54 --splits train=0.75,validation=0.05,test=0.2
-	$(BIN)/python -m trainer.train --data demo/data --workdir demo/run --weights none --head gap --dropout 0 --phases "all:6@2e-2" \
+	$(BIN)/shardline-sample-data --output demo/photos
+	$(BIN)/shardline-convert --source demo/photos --output demo/data --size 54 --splits train=0.75,validation=0.05,test=0.2
+	$(BIN)/shardline-train --data demo/data --workdir demo/run --weights none --head gap --dropout 0 --phases "all:6@2e-2" \
 	  --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 --global_batch_size 32 --precision mixed_bfloat16 --logical_cpus 2
-	$(BIN)/python -m trainer.evaluate --run demo/run --data demo/data --split test --output demo/evaluation
-	$(BIN)/python -m trainer.predict --run demo/run --input 'demo/photos/*/*0001.*' --output demo/predictions.csv --gallery demo/predictions.png
+	$(BIN)/shardline-evaluate --run demo/run --data demo/data --split test --output demo/evaluation
+	$(BIN)/shardline-predict --run demo/run --input 'demo/photos/*/*0001.*' --output demo/predictions.csv --gallery demo/predictions.png
 	@echo; echo "Look at these:"; ls demo/data/report.html demo/run/plots/*.png demo/evaluation/*.png demo/predictions.png
 
 # One file is one worker's, so that what a file prepares for its tests is prepared once.
@@ -32,24 +32,29 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m 'not gpu'
 
-lint: .venv/.installed
+lint: .venv/.installed build/typing/shardline
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
+
+# mypy reads no editable install: a folder of links gives it the names that users import.
+build/typing/shardline: Makefile
+	rm -rf $@ && mkdir -p $@
+	for folder in pipeline trainer tools benchmarks; do ln -s ../../../$$folder $@/$$folder; done
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Which stage binds and what would help, on drawn pictures; `make bench BENCH_DATA=DIR` takes a dataset of yours.
+# Which stage binds and what would help, on drawn images; `make bench BENCH_DATA=DIR` takes a dataset of yours.
 BENCH_DATA ?= benchmarks/results/local/data
 benchmarks/results/local/data/manifest.json: .venv/.installed
 	rm -rf benchmarks/results/local/photos
-	$(BIN)/python -m tools.sample_data --output benchmarks/results/local/photos
-	$(BIN)/python -m tools.convert --source benchmarks/results/local/photos --output benchmarks/results/local/data --overwrite
+	$(BIN)/shardline-sample-data --output benchmarks/results/local/photos
+	$(BIN)/shardline-convert --source benchmarks/results/local/photos --output benchmarks/results/local/data --overwrite
 
 bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/results/local/data/manifest.json)
-	$(BIN)/python -m benchmarks.run --data $(BENCH_DATA) --suite short --repeats 3 --prove --output benchmarks/results/local
+	$(BIN)/shardline-benchmark --data $(BENCH_DATA) --suite short --repeats 3 --prove --output benchmarks/results/local
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

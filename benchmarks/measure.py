@@ -73,7 +73,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def keeping(path: str | os.PathLike[str]) -> Iterator[None]:
+def save_on_interrupt(path: str | os.PathLike[str]) -> Iterator[None]:
     """Within it, Ctrl-C while measuring appends the complete turns to `path` (nothing where that is empty)."""
     try:
         yield
@@ -157,7 +157,7 @@ def interleave(
         ]
 
     for turn in range(repeats + 1):
-        # Every other turn backwards, so that nobody always runs after the same neighbour.
+        # Every other turn backwards, so that nobody always runs after the same neighbor.
         for name in list(runs) if turn % 2 == 0 else reversed(list(runs)):
             progress(name)
             try:
@@ -193,7 +193,7 @@ class Spent(NamedTuple):
     cpu: float
 
 
-def in_slices(
+def run_time_sliced(
     commands: Mapping[str, tuple[Sequence[str], Sequence[int]]], seconds: float, **options: Any
 ) -> dict[str, Spent]:
     """Run several commands to their ends, always one for a slice of time while the others are stopped.
@@ -269,7 +269,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> resource.struct_r
     return usage
 
 
-class Served:
+class WorkerProcess:
     """A contender in a process of its own, for a while whenever it is told to: see `serve`, the other end."""
 
     def __init__(self, command: Sequence[str], seconds: float, **options: Any) -> None:

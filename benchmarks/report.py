@@ -1,6 +1,6 @@
 """Draw a report from results.jsonl: report.html and PNGs, from the stored numbers only.
 
-    python -m benchmarks.report DIR [--baseline OTHER_DIR] [--check BASELINE_DIR --tolerance 0.1]
+    python -m shardline.benchmarks.report DIR [--baseline OTHER_DIR] [--check BASELINE_DIR --tolerance 0.1]
 
 With --check, ratios within each suite are held against those of an earlier report: exit code 1 names the row that
 fell. Ratios, not rates: another machine, or the same one on a busy day, moves all rates together.
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import figures
-from benchmarks.measure import CONTROL, Measurement, baseline_of, comparable, load_jsonl, ratio
-from benchmarks.verdict import HOST_STAGES, STAGES, Verdict, judge
-from pipeline.cli import Failure, UsageError, run
+from shardline.benchmarks import plots
+from shardline.benchmarks.bottleneck import HOST_STAGES, STAGES, Verdict, judge
+from shardline.benchmarks.measure import CONTROL, Measurement, baseline_of, comparable, load_jsonl, ratio
+from shardline.pipeline.cli import run
+from shardline.pipeline.errors import Failure, UsageError
 
 _BASELINE = flags.DEFINE_string("baseline", "", "another report's directory: its rates are set beside these")
 _CHECK = flags.DEFINE_string("check", "", "a report's directory or results.jsonl: fail where a ratio fell below it")
@@ -27,7 +28,7 @@ _TOLERANCE = flags.DEFINE_float("tolerance", 0.1, "how far a ratio may fall befo
 def main(arguments: list[str]) -> None:
     """Draw, compare, check."""
     if len(arguments) != 1:
-        raise UsageError("name one report directory: python -m benchmarks.report DIR")
+        raise UsageError("name one report directory: python -m shardline.benchmarks.report DIR")
     directory = Path(arguments[0])
     measurements = load_results(directory)
     baseline = load_results(Path(_BASELINE.value)) if _BASELINE.value else []
@@ -43,13 +44,13 @@ def load_results(directory: Path) -> list[Measurement]:
     """The newest measurement of each (suite, name) in DIRECTORY/results.jsonl, in the order first taken."""
     path = directory / "results.jsonl" if directory.is_dir() else directory
     if not path.is_file():
-        raise UsageError(f"{directory}: no results.jsonl there; make one with benchmarks.run --output {directory}")
+        raise UsageError(f"{directory}: no results.jsonl there; make one with shardline-benchmark --output {directory}")
     try:
         newest = {(m.suite, m.name): m for m in load_jsonl(path)}
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); run benchmarks.run again") from None
+        raise UsageError(f"{path} is damaged ({error}); run shardline-benchmark again") from None
     if not newest:
-        raise UsageError(f"{path} is empty; run benchmarks.run again")
+        raise UsageError(f"{path} is empty; run shardline-benchmark again")
     return list(newest.values())
 
 
@@ -79,30 +80,30 @@ def check(measurements: Sequence[Measurement], baseline: Sequence[Measurement], 
 
 def write_report(directory: Path, measurements: Sequence[Measurement], baseline: Sequence[Measurement] = ()) -> None:
     """Write report.html and one PNG a figure into `directory`, in place of earlier ones."""
-    from tools.page import Page
+    from shardline.tools.html_report import HtmlReport
 
     for old in directory.glob("*.png"):
         old.unlink()
-    page = Page("shardline benchmarks", _machine_line(directory))
+    page = HtmlReport("shardline benchmarks", _machine_line(directory))
     suites = {m.suite: [other for other in measurements if other.suite == m.suite] for m in measurements}
     verdict = ladder_verdict(measurements)
     if verdict is not None:
-        figures.verdict(page, verdict, suites["ladder"])
+        plots.verdict(page, verdict, suites["ladder"])
     for suite, rows in suites.items():
         if suite == "ladder":
-            figures.ladder(page, directory, rows)
+            plots.ladder(page, directory, rows)
             if verdict is not None:
-                figures.outlook(page, directory, rows)
-                figures.costs(page, verdict, rows)
+                plots.outlook(page, directory, rows)
+                plots.costs(page, verdict, rows)
         elif suite == "prove":
-            figures.proof(page, directory, rows)
+            plots.proof(page, directory, rows)
         else:
-            figures.suite(page, directory, rows)
+            plots.suite(page, directory, rows)
     if baseline:
-        figures.against(page, measurements, baseline)
+        plots.against(page, measurements, baseline)
     if (directory / "profile.txt").is_file():
         page.pre("Profile", (directory / "profile.txt").read_text(encoding="utf-8"))
-    page.table("All measurements", figures.HEADER, [figures.row(m, suites[m.suite]) for m in measurements])
+    page.table("All measurements", plots.HEADER, [plots.row(m, suites[m.suite]) for m in measurements])
     page.save(directory / "report.html")
 
 

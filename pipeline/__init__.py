@@ -1,35 +1,60 @@
-"""Sharded pictures in, batches out: the public reading API.
+"""Sharded images in, batches out: the public reading API.
+
+    from shardline import pipeline
 
     data = pipeline.open_dataset(DIR)
     config = pipeline.InputConfig(global_batch_size=256, image_size=224, seed=0)
     ds = data.train_batches("train", config)
 
-Names are loaded on first use, so that `import pipeline` stays instant and free of TensorFlow.
+Names are loaded on first use, so that importing the package, as every command does, stays instant and free of
+TensorFlow and OpenCV. Type checkers see the static imports.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardline.pipeline.augment_device import augment_on_device, soft_labels
+    from shardline.pipeline.config import InputConfig
+    from shardline.pipeline.dataset import Dataset, open_dataset
+    from shardline.pipeline.errors import Failure, UsageError
+    from shardline.pipeline.preprocessing import PREPROCESSING, eval_geometry
+    from shardline.pipeline.profiling import StageTimes
+    from shardline.pipeline.sampler import Sampler, ShuffleSampler
+
+__all__ = [
+    "PREPROCESSING",
+    "Dataset",
+    "Failure",
+    "InputConfig",
+    "Sampler",
+    "ShuffleSampler",
+    "StageTimes",
+    "UsageError",
+    "augment_on_device",
+    "eval_geometry",
+    "open_dataset",
+    "soft_labels",
+]
 
 _HOME = {
+    "PREPROCESSING": "preprocessing",
     "Dataset": "dataset",
-    "open_dataset": "dataset",
+    "Failure": "errors",
     "InputConfig": "config",
-    "Order": "order",
+    "Sampler": "sampler",
+    "ShuffleSampler": "sampler",
+    "StageTimes": "profiling",
+    "UsageError": "errors",
     "augment_on_device": "augment_device",
+    "eval_geometry": "preprocessing",
+    "open_dataset": "dataset",
     "soft_labels": "augment_device",
-    "eval_geometry": "geometry",
-    "PREPROCESSING": "geometry",
-    "StageTimes": "stages",
 }
-
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"pipeline.{_HOME[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-
-def __dir__() -> list[str]:
-    return __all__
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""The device half of augmentation: carries out `pipeline.edits` on whole batches, in TensorFlow, safe under XLA.
+"""The device half of augmentation: applies `pipeline.augment_params` to batches, in TensorFlow, safe under XLA.
 
 Nothing random happens here: the numbers come with the batch, as column groups of its `edits`.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from pipeline import edits as ed
-from pipeline.config import InputConfig
+from shardline.pipeline import augment_params as ed
+from shardline.pipeline.config import InputConfig
 
 
 def augment_on_device(batch: dict[str, tf.Tensor], config: InputConfig) -> dict[str, tf.Tensor]:
@@ -25,8 +25,8 @@ def augment_on_device(batch: dict[str, tf.Tensor], config: InputConfig) -> dict[
         image = _crop(image, numbers["window"], numbers["mirror"], config.image_size)
         for layer in tf.split(numbers["layers"], config.randaugment_layers, 1) if "layers" in numbers else ():
             image = _layer(image, layer)
-        if "colour" in numbers:
-            image = _colour(image, numbers["colour"])
+        if "color" in numbers:
+            image = _color(image, numbers["color"])
         if "erase" in numbers:
             image = tf.where(_inside(numbers["erase"], config.image_size), tf.constant(ed.FILL, tf.float32), image)
         if "mix" in numbers:
@@ -36,7 +36,7 @@ def augment_on_device(batch: dict[str, tf.Tensor], config: InputConfig) -> dict[
 
 
 def soft_labels(batch: dict[str, tf.Tensor], num_classes: int) -> tf.Tensor:
-    """float32 [b, num_classes]: the labels as probabilities, mixed where the pictures were."""
+    """float32 [b, num_classes]: the labels as probabilities, mixed where the images were."""
     own = tf.one_hot(batch["label"], num_classes)
     if "label_share" not in batch:
         return own
@@ -57,16 +57,16 @@ def _crop(canvas: tf.Tensor, window: tf.Tensor, mirror: tf.Tensor, image_size: i
 def _resize_matrix(length: tf.Tensor, side: int, image_size: int) -> tf.Tensor:
     """float32 [b, image_size, side]: weights that resample the first `length` of `side` pixels."""
     scale = tf.maximum(length, 1.0)[:, None, None] / image_size
-    centre = (tf.range(image_size, dtype=tf.float32)[None, :, None] + 0.5) * scale - 0.5
+    center = (tf.range(image_size, dtype=tf.float32)[None, :, None] + 0.5) * scale - 0.5
     pixel = tf.range(side, dtype=tf.float32)[None, None, :]
     last = tf.maximum(length, 1.0)[:, None, None] - 1.0
-    return tf.nn.relu(1.0 - tf.abs(pixel - tf.clip_by_value(centre, 0.0, last)))
+    return tf.nn.relu(1.0 - tf.abs(pixel - tf.clip_by_value(center, 0.0, last)))
 
 
 def _layer(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """One layer of RandAugment: every part on every picture, most of them without effect."""
+    """One layer of RandAugment: every part on every image, most of them without effect."""
     image = _warp(image, tf.reshape(numbers[:, ed.WARP], (-1, 2, 3)))
-    image = tf.round(_colour(image, numbers[:, ed.COLOUR]))
+    image = tf.round(_color(image, numbers[:, ed.COLOR]))
     image = _look_up(image, numbers[:, ed.TABLE])
     padded = tf.pad(image, [(0, 0), (1, 1), (1, 1), (0, 0)], "SYMMETRIC")
     height, width = image.shape[1:3]
@@ -76,12 +76,12 @@ def _layer(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
 
 
 def _warp(image: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """Bilinear look-up at matrix (output point), in sides from the centre; outside is the fill colour."""
+    """Bilinear look-up at matrix (output point), in sides from the center; outside is the fill color."""
     size = image.shape[1]
-    centre = (size - 1) / 2
-    y, x = tf.meshgrid(*2 * [tf.range(size, dtype=tf.float32) - centre], indexing="ij")
+    center = (size - 1) / 2
+    y, x = tf.meshgrid(*2 * [tf.range(size, dtype=tf.float32) - center], indexing="ij")
     points = tf.stack((tf.reshape(x, [-1]), tf.reshape(y, [-1])))
-    source = matrix[:, :, :2] @ points + matrix[:, :, 2:] * size + centre  # [b, 2, points]: x, y
+    source = matrix[:, :, :2] @ points + matrix[:, :, 2:] * size + center  # [b, 2, points]: x, y
     low = tf.floor(source)
     part = source - low
     low = tf.cast(low, tf.int32)
@@ -99,14 +99,14 @@ def _warp(image: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     return tf.reshape(total, tf.shape(image))
 
 
-def _colour(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+def _color(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     own, mean = tf.split(tf.reshape(numbers, (-1, 3, 6)), 2, 2)
     offset = tf.einsum("bij,bj->bi", mean, tf.reduce_mean(image, (1, 2)))
     return tf.clip_by_value(tf.einsum("bij,byxj->byxi", own, image) + offset[:, None, None], 0, 255)
 
 
 def _look_up(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Replace each value by its entry in the picture's table for the channel."""
+    """Replace each value by its entry in the image's table for the channel."""
     kind, value = numbers[:, 0, None, None], numbers[:, 1, None, None]
     values = tf.cast(tf.transpose(image, (0, 3, 1, 2)), tf.int32)
     values = tf.reshape(values, (-1, 3, image.shape[1] * image.shape[2]))
@@ -162,7 +162,7 @@ def _inside(box: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def _mix(image: tf.Tensor, weight: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixed pictures, and each row's own share; pairs with a bad record stay as they are."""
+    """Mixed images, and each row's own share; pairs with a bad record stay as they are."""
     usable = (weight > 0) & (_partner(weight) > 0)
     share = tf.where(usable, numbers[:, 0], 1.0)
     box = tf.where(usable[:, None], numbers[:, 1:], 0.0)

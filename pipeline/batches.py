@@ -13,20 +13,20 @@ from functools import partial
 
 import numpy as np
 
-from pipeline import augment
-from pipeline.cache import Cache
-from pipeline.cli import Failure
-from pipeline.config import InputConfig
-from pipeline.decode import Window, cut, decode
-from pipeline.edits import Edits
-from pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
-from pipeline.memory import BatchMemory
-from pipeline.order import Order
-from pipeline.shards import BadRecord, Shards
-from pipeline.stages import Clock, Laps
+from shardline.pipeline import augment_host
+from shardline.pipeline.augment_params import AugmentParams
+from shardline.pipeline.buffers import BufferPool
+from shardline.pipeline.cache import Cache
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.decode import CropBox, cut, decode
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
+from shardline.pipeline.profiling import StageTimer, Stopwatch
+from shardline.pipeline.sampler import Sampler, ShuffleSampler
+from shardline.pipeline.shards import BadRecord, Shards
 
 Batch = dict[str, np.ndarray]
-Geometry = Callable[[np.ndarray], np.ndarray]  # a picture to what evaluation shows of it
+Geometry = Callable[[np.ndarray], np.ndarray]  # an image to what evaluation shows of it
 
 PADDING = -1  # record number of rows that only fill a batch
 
@@ -58,7 +58,7 @@ class BadRecords:
                 raise self.failure
 
 
-class Batches:
+class BatchBuilder:
     """Makes the batches of one split."""
 
     def __init__(
@@ -68,37 +68,37 @@ class Batches:
         image: ImageFormat,
         *,
         bad: BadRecords | None = None,
-        clock: Clock | None = None,
+        clock: StageTimer | None = None,
         cache: Cache | None = None,
         exact: bool = False,  # decoding, for evaluation
-        order: Order | None = None,  # or what has its `records`; None: the shuffle that the config describes
-        memory: BatchMemory | None = None,  # or what has its `empty`: where the pictures are put
+        order: Sampler | None = None,  # None: the shuffle that the config describes
+        memory: BufferPool | None = None,  # or what has its `empty`: where the images are put
     ) -> None:
         self.shards = shards
         self.config = config
         self.image = image
-        self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every picture; by others, who knows
+        self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every image; by others, who knows
         self.bad = BadRecords() if bad is None else bad
-        self.clock = Clock() if clock is None else clock
+        self.clock = StageTimer() if clock is None else clock
         self._cache = cache
         self._exact = exact
-        self._memory = memory or BatchMemory()
-        self.order = order or Order(len(shards), config.seed, config.read_block, config.shuffle)
+        self._memory = memory or BufferPool()
+        self.order = order or ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
 
     def side(self, on_device: bool) -> int:
-        """Of a training picture, in pixels, as it leaves the host."""
-        return augment.canvas_size(self.config.image_size) if on_device else self.config.image_size
+        """Of a training image, in pixels, as it leaves the host."""
+        return augment_host.canvas_size(self.config.image_size) if on_device else self.config.image_size
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
-        laps = Laps()
+        laps = Stopwatch()
         side = self.side(on_device)
         batch = _unfilled(positions, self.order.records(positions), self._memory.empty((len(positions), side, side, 3)))
-        edits = Edits(self.config, positions)
-        put = augment.send_to_device if on_device else augment.augment
+        edits = AugmentParams(self.config, positions)
+        put = augment_host.send_to_device if on_device else augment_host.augment
         laps.lap("order")
         for row, record in enumerate(batch["record"].tolist()):
-            pixels = self._picture(batch, row, record, laps, partial(edits.crop, row))
+            pixels = self._image(batch, row, record, laps, partial(edits.crop, row))
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -107,7 +107,7 @@ class Batches:
         if on_device:
             batch["edits"] = edits.rows
         elif self.config.mixes:
-            batch["label_share"] = augment.mix(batch["image"], batch["weight"] > 0, edits)
+            batch["label_share"] = augment_host.mix(batch["image"], batch["weight"] > 0, edits)
             batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
             laps.lap("augment")
         self.clock.add(laps.seconds, len(positions))
@@ -115,13 +115,13 @@ class Batches:
 
     def evaluation(self, positions: np.ndarray, geometry: Geometry) -> Batch:
         """The stored records at `positions`, in stored order; rows behind the last one are padding."""
-        laps = Laps()
+        laps = Stopwatch()
         records = np.where(positions < len(self.shards), positions, PADDING)
         size, crops = self.config.image_size, self.config.eval_crops
         shape = (crops, size, size, 3) if crops > 1 else (size, size, 3)
         batch = _unfilled(positions, records, self._memory.empty((len(positions), *shape)))
         for row, record in enumerate(records.tolist()):
-            pixels = self._picture(batch, row, record, laps) if record != PADDING else None
+            pixels = self._image(batch, row, record, laps) if record != PADDING else None
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -130,8 +130,8 @@ class Batches:
         self.clock.add(laps.seconds, len(positions))
         return batch
 
-    def _picture(
-        self, batch: Batch, row: int, record: int, laps: Laps, window: Window | None = None
+    def _image(
+        self, batch: Batch, row: int, record: int, laps: Stopwatch, window: CropBox | None = None
     ) -> np.ndarray | None:
         """Read and decode a record, and fill in its label and weight; None when it is bad, which leaves weight 0."""
         kept = self._cache.get(record) if self._cache else None
@@ -162,8 +162,8 @@ class Batches:
         return cut(pixels, window) if self._cache else pixels
 
 
-def mean_picture_bytes(shards: Shards, encoding: str) -> float:
-    """Mean decoded size in bytes of up to 200 pictures, spread evenly; exact for splits that small."""
+def mean_image_bytes(shards: Shards, encoding: str) -> float:
+    """Mean decoded size in bytes of up to 200 images, spread evenly; exact for splits that small."""
     sizes = []
     for record in np.unique(np.linspace(0, len(shards) - 1, 200).astype(int)).tolist():
         try:
@@ -174,7 +174,7 @@ def mean_picture_bytes(shards: Shards, encoding: str) -> float:
 
 
 def _unfilled(positions: np.ndarray, records: np.ndarray, image: np.ndarray) -> Batch:
-    """A batch of weight 0 whose pictures are still to be filled in."""
+    """A batch of weight 0 whose images are still to be filled in."""
     rows = len(positions)
     return {
         "image": image,

@@ -1,6 +1,6 @@
-"""Decoded pictures kept for the next epoch, in memory or on a local disk. No TensorFlow.
+"""Decoded images kept for the next epoch, in memory or on a local disk. No TensorFlow.
 
-A cache fills as records are read. It is refused beforehand when all of the split's pictures would not fit.
+A cache fills as records are read. It is refused beforehand when all of the split's images would not fit.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pipeline.cli import UsageError
+from shardline.pipeline.errors import UsageError
 
 _ROOM = 0.8  # share of what is free that a cache may take: training needs the rest
 
 
 class MemoryCache:
-    """Pictures and labels in a list."""
+    """Images and labels in a list."""
 
-    def __init__(self, num_records: int, picture_bytes: float) -> None:
-        _refuse_unless_it_fits("memory", num_records, picture_bytes, available_memory(), "memory available")
+    def __init__(self, num_records: int, image_bytes: float) -> None:
+        _refuse_unless_it_fits("memory", num_records, image_bytes, available_memory(), "memory available")
         self._kept: list[tuple[np.ndarray, int] | None] = [None] * num_records
 
     def get(self, record: int) -> tuple[np.ndarray, int] | None:
-        """A kept picture and its label. Not to be written to."""
+        """A kept image and its label. Not to be written to."""
         return self._kept[record]
 
     def put(self, record: int, pixels: np.ndarray, label: int) -> None:
@@ -36,13 +36,13 @@ class MemoryCache:
 
 
 class DirectoryCache:
-    """Pictures in one file, and where they lie in another: [records, 5] of offset + 1, height, width, label, CRC.
+    """Images in one file, and where they lie in another: [records, 5] of offset + 1, height, width, label, CRC.
 
     Survives the process, and may be killed at any time: a row is written after its pixels, and their checksum is
     held against it. One process at a time.
     """
 
-    def __init__(self, directory: str, name: str, num_records: int, picture_bytes: float) -> None:
+    def __init__(self, directory: str, name: str, num_records: int, image_bytes: float) -> None:
         path = Path(directory)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class DirectoryCache:
             self._lock(path / f"{name}.pixels")
             self._end = os.fstat(self._file).st_size
             free = shutil.disk_usage(path).free + self._end
-            _refuse_unless_it_fits(directory, num_records, picture_bytes, free, "disk free there")
+            _refuse_unless_it_fits(directory, num_records, image_bytes, free, "disk free there")
             index = path / f"{name}.index"
             if not index.exists() or index.stat().st_size != num_records * 5 * 8:
                 with open(index, "wb") as file:
@@ -61,7 +61,7 @@ class DirectoryCache:
         self._appending = threading.Lock()
 
     def get(self, record: int) -> tuple[np.ndarray, int] | None:
-        """A kept picture and its label."""
+        """A kept image and its label."""
         place, height, width, label, crc = self._index[record].tolist()
         if not place:
             return None
@@ -71,7 +71,7 @@ class DirectoryCache:
         return np.frombuffer(data, np.uint8).reshape(height, width, 3), label
 
     def put(self, record: int, pixels: np.ndarray, label: int) -> None:
-        """Append a picture."""
+        """Append an image."""
         data = pixels.tobytes()
         with self._appending:
             place, self._end = self._end, self._end + len(data)
@@ -106,11 +106,11 @@ def available_memory() -> int:
         return free
 
 
-def _refuse_unless_it_fits(cache: str, num_records: int, picture_bytes: float, free: int, what: str) -> None:
-    needed = num_records * picture_bytes
+def _refuse_unless_it_fits(cache: str, num_records: int, image_bytes: float, free: int, what: str) -> None:
+    needed = num_records * image_bytes
     if needed > _ROOM * free:
         raise UsageError(
-            f"--cache={cache}: {num_records:,} pictures x {picture_bytes / 1e3:,.0f} kB decoded = "
+            f"--cache={cache}: {num_records:,} images x {image_bytes / 1e3:,.0f} kB decoded = "
             f"{needed / 1e9:,.2f} GB, more than {_ROOM:.0%} of the {free / 1e9:,.2f} GB {what}; "
             "use --cache=none, or a directory on a larger local disk"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cli import UsageError
+from shardline.pipeline.errors import UsageError
 
 AUGMENT_ON = ("host", "device", "auto")
 
@@ -14,35 +14,35 @@ AUGMENT_ON = ("host", "device", "auto")
 class InputConfig:
     """How records become batches. Raises UsageError for a value that cannot work.
 
-    The order of records depends on `seed`, `read_block` and `shuffle` alone; the pixels also on `image_size` and the
-    augmentation. `augment_on`, `cache`, `threads` and `workers` change where and how fast work is done, not what
-    comes out.
+    The order of records depends on `seed`, `shuffle_block_size` and `shuffle` alone; the pixels also on `image_size`
+    and the augmentation. `augment_on`, `cache`, `threads` and `workers` change where and how fast work is done, not
+    what comes out.
     """
 
     global_batch_size: int = 256
     image_size: int = 224  # pixels, square
     seed: int = 0
     shuffle: bool = True
-    read_block: int = 1  # stored records read together; 1 shuffles exactly
+    shuffle_block_size: int = 1  # stored records read together; 1 shuffles exactly
 
     augment_on: str = "host"  # host, device, or auto: on the device when it is a GPU
-    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the picture a random crop covers
+    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the image a random crop covers
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a random crop
     flip: bool = True  # mirror left-right, half of the time
-    brightness: float = 0.0  # colour jitter: factors from [1 - x, 1 + x]
+    brightness: float = 0.0  # color jitter: factors from [1 - x, 1 + x]
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # turn by up to this share of a full circle, at most 0.5
-    erase: float = 0.0  # probability that a random box is blanked with the image's mean colour
+    erase: float = 0.0  # probability that a random box is blanked with the image's mean color
     randaugment_layers: int = 0  # operations applied one after another; 2 is usual
     randaugment_magnitude: int = 9  # 0 to 10
     mixup: float = 0.0  # alpha of the Beta distribution; 0.2 is usual
     cutmix: float = 0.0  # alpha; 1.0 is usual. With mixup too, each pair gets one of them, half and half
 
-    eval_crop_fraction: float = 0.875  # the centre crop's share of the resized short side
-    eval_crops: int = 1  # 1: centre; 5: corners too; 10: those mirrored too (image becomes [b, crops, s, s, 3])
+    eval_crop_fraction: float = 0.875  # the center crop's share of the resized short side
+    eval_crops: int = 1  # 1: center; 5: corners too; 10: those mirrored too (image becomes [b, crops, s, s, 3])
 
-    cache: str = "none"  # decoded pictures: none, memory, or a directory on a local disk
+    cache: str = "none"  # decoded images: none, memory, or a directory on a local disk
     max_bad_records: int = 10  # distinct unreadable records after which the run stops
     threads: int = 0  # that read and decode; 0: one for each core
     workers: int = -1  # processes that do it for the threads; 0: none; -1: one for each core, in runs that last
@@ -51,7 +51,7 @@ class InputConfig:
         """Refuse what cannot work, naming the flag, the value and what would."""
         self._need("global_batch_size", self.global_batch_size >= 1, "use 1 or more")
         self._need("image_size", self.image_size >= 1, "use 1 pixel or more")
-        self._need("read_block", self.read_block >= 1, "use 1 (exact shuffle) or more")
+        self._need("shuffle_block_size", self.shuffle_block_size >= 1, "use 1 (exact shuffle) or more")
         self._need("augment_on", self.augment_on in AUGMENT_ON, f"use one of {', '.join(AUGMENT_ON)}")
         for name, upper in (("crop_area", 1.0), ("crop_ratio", float("inf"))):
             value = getattr(self, name)
@@ -76,12 +76,12 @@ class InputConfig:
         self._need(
             "global_batch_size",
             not self.mixes or self.global_batch_size % 2 == 0,
-            "--mixup and --cutmix mix neighbours, so use an even number",
+            "--mixup and --cutmix mix neighbors, so use an even number",
         )
 
     @property
     def mixes(self) -> bool:
-        """Whether pairs of pictures are mixed."""
+        """Whether pairs of images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     def rows(self, hosts: int, replicas: int = 1) -> int:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import calls
-from pipeline.batches import BadRecords, Batch, Batches, mean_picture_bytes
-from pipeline.cache import Cache, DirectoryCache, MemoryCache
-from pipeline.cli import UsageError
-from pipeline.config import InputConfig
-from pipeline.edits import num_columns
-from pipeline.manifest import Manifest
-from pipeline.order import Order
-from pipeline.shards import Shards
-from pipeline.stages import Clock, StageTimes
-from pipeline.workers import Workers
+from shardline.pipeline import exit_guard
+from shardline.pipeline.augment_params import num_columns
+from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder, mean_image_bytes
+from shardline.pipeline.cache import Cache, DirectoryCache, MemoryCache
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.profiling import StageTimer, StageTimes
+from shardline.pipeline.sampler import Sampler
+from shardline.pipeline.shards import Shards
+from shardline.pipeline.workers import Workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -48,7 +48,7 @@ class Dataset:
         self.manifest = Manifest.load(directory)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far
-        self._clock = Clock()
+        self._clock = StageTimer()
         self._caches: dict[tuple[str, str, bool], Cache] = {}
         self._worker_pools: dict[tuple[str, InputConfig, int], Workers] = {}
         self._error: Exception | None = None
@@ -74,7 +74,7 @@ class Dataset:
         host: int = 0,
         hosts: int = 1,
         replicas: int = 1,
-        order: Order | None = None,
+        order: Sampler | None = None,
     ) -> tf.data.Dataset:
         """Endless batches of this host's share, from the sample at position `cursor` on.
 
@@ -118,7 +118,7 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements, and the meaning of `replicas`,
         are those of `train_batches`, without augmentation.
         """
-        from pipeline.geometry import eval_crops
+        from shardline.pipeline.preprocessing import eval_crops
 
         num_records = self.num_records(split)
         _check_host(host, hosts)
@@ -164,8 +164,10 @@ class Dataset:
         self.manifest.split(split)
         return self._shards[split]
 
-    def _batches(self, split: str, config: InputConfig, *, exact: bool = False, order: Order | None = None) -> Batches:
-        return Batches(
+    def _batches(
+        self, split: str, config: InputConfig, *, exact: bool = False, order: Sampler | None = None
+    ) -> BatchBuilder:
+        return BatchBuilder(
             self._shards[split],
             config,
             self.manifest.image,
@@ -188,13 +190,13 @@ class Dataset:
         return self._worker_pools[key]
 
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
-        """The cache of a split's pictures: one for all batches that are made from this object."""
+        """The cache of a split's images: one for all batches that are made from this object."""
         if where == "none":
             return None
         key = (split, where, exact)
         if key not in self._caches:
             shards = self._shards[split]
-            size = mean_picture_bytes(shards, self.manifest.image.encoding)
+            size = mean_image_bytes(shards, self.manifest.image.encoding)
             name = f"{self.manifest.digest[:16]}-{split}-{'exact' if exact else 'fast'}"
             self._caches[key] = (
                 MemoryCache(len(shards), size) if where == "memory" else DirectoryCache(where, name, len(shards), size)
@@ -207,7 +209,7 @@ class Dataset:
 
         def call(element: np.int64) -> list[np.ndarray]:
             try:
-                batch = calls.run(lambda: make(int(element)), lambda: _blank(spec))
+                batch = exit_guard.run(lambda: make(int(element)), lambda: _blank(spec))
             except Exception as error:
                 self._error = error
                 raise

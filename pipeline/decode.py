@@ -1,12 +1,12 @@
 """Stored bytes to RGB pixels. No TensorFlow.
 
 JPEG goes through libjpeg-turbo (simplejpeg) into a buffer that is used again and again: fresh memory for every
-picture costs a fifth of the decoding time in page faults. Anything else, and JPEGs that are not plain colour or
-grey, go through OpenCV. Orientation tags are not applied: the converter already has.
+image costs a fifth of the decoding time in page faults. Anything else, and JPEGs that are not plain color or
+gray, go through OpenCV. Orientation tags are not applied: the converter already has.
 
 Nothing below a crop is decoded. libjpeg decodes rows from the top, and a row's pixels depend on no later one when
-colour is upsampled without smoothing, so a header that promises fewer rows makes it stop early, with the same pixels.
-It then warns of the bytes left over, which hides other warnings: only for pictures that the converter has checked.
+color is upsampled without smoothing, so a header that promises fewer rows makes it stop early, with the same pixels.
+It then warns of the bytes left over, which hides other warnings: only for images that the converter has checked.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from pipeline.memory import scratch
-from pipeline.records import Example
+from shardline.pipeline.buffers import scratch
+from shardline.pipeline.example import Example
 
-Window = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
+CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
 _BASELINE, _SCAN = 0xC0, 0xDA  # markers
 
@@ -30,42 +30,42 @@ def decode(
     encoding: str,
     *,
     exact: bool = False,
-    window: Window | None = None,
+    window: CropBox | None = None,
     checked: bool = False,
 ) -> np.ndarray:
-    """The picture as uint8 [height, width, 3], RGB; valid until this thread decodes another.
+    """The image as uint8 [height, width, 3], RGB; valid until this thread decodes another.
 
-    Unless `exact`, JPEGs are decoded a twentieth faster with a rounder transform and blockier colour: for training.
-    `window` is asked, with the height and width of the picture, which part of it to return; where the picture is
+    Unless `exact`, JPEGs are decoded a twentieth faster with a rounder transform and blockier color: for training.
+    `window` is asked, with the height and width of the image, which part of it to return; where the image is
     known to be sound (`checked`), what lies below that part is not even decoded.
 
     Raises:
-      ValueError: the bytes are no picture, or a damaged one.
+      ValueError: the bytes are no image, or a damaged one.
     """
     data = example.image
     if encoding == "raw":
         return cut(_raw(example), window)
     if data[:2] == b"\xff\xd8":
         try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
-            colours = "unknown"  # rare chroma subsamplings
-        if colours in ("YCbCr", "RGB", "Gray"):
+            colors = "unknown"  # rare chroma subsamplings
+        if colors in ("YCbCr", "RGB", "Gray"):
             part = window(height, width) if window else (0, 0, height, width)
             fewer = _above(data, part[0] + part[2], height) if checked and not exact else None
             pixels = simplejpeg.decode_jpeg(
                 fewer or data,
                 fastdct=not exact,
                 fastupsample=not exact,
-                buffer=scratch("picture", height * width * 3),
+                buffer=scratch("image", height * width * 3),
                 strict=not fewer,
             )
             return cut(pixels, lambda *_: part)
     return cut(_any(data), window)
 
 
-def cut(pixels: np.ndarray, window: Window | None) -> np.ndarray:
-    """What a window shows of a picture; all of it for None."""
+def cut(pixels: np.ndarray, window: CropBox | None) -> np.ndarray:
+    """What a window shows of an image; all of it for None."""
     if window is None:
         return pixels
     top, left, height, width = window(*pixels.shape[:2])

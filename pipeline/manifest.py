@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli import UsageError
+from shardline.pipeline.errors import UsageError
 
 FILE_NAME = "manifest.json"
 FORMAT = "shardline/1"
-UNKNOWN_KERNEL = "unknown"  # pictures that somebody else stored
+UNKNOWN_KERNEL = "unknown"  # images that somebody else stored
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Features:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the stored pictures were made: part of the preprocessing contract."""
+    """How the stored images were made: part of the preprocessing contract."""
 
     encoding: str = "jpeg"  # jpeg, png, raw (height * width * 3 RGB bytes), or any (adopted, mixed)
     resize: str = "short"  # short, long, squash, center_crop, none
     size: int = 256  # pixels
-    max_height: int = 0  # of the largest stored picture; 0: not known
+    max_height: int = 0  # of the largest stored image; 0: not known
     max_width: int = 0
-    colour: str = "rgb"
+    color: str = "rgb"
     kernel: str = UNKNOWN_KERNEL  # that resized them
 
 
@@ -137,13 +137,13 @@ class Manifest:
         """Read DIRECTORY/manifest.json. Raises UsageError, in one line, when it is missing, foreign or damaged."""
         path = Path(directory) / FILE_NAME
         if not Path(directory).is_dir():
-            raise UsageError(f"--data={directory}: no such directory; make one with tools.convert")
+            raise UsageError(f"--data={directory}: no such directory; make one with shardline-convert")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(
-                f"--data={directory}: no {FILE_NAME} there, so it is no finished dataset; run tools.convert "
-                "(an interrupted conversion continues), or tools.adopt for TFRecords made elsewhere"
+                f"--data={directory}: no {FILE_NAME} there, so it is no finished dataset; run shardline-convert "
+                "(an interrupted conversion continues), or shardline-adopt for TFRecords made elsewhere"
             ) from None
         except ValueError as error:
             raise UsageError(f"{path} is damaged ({error}); convert again, or restore it from a copy") from None

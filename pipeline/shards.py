@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.manifest import Features, Manifest, check_files
-from pipeline.memory import scratch
-from pipeline.records import Example, parse_example, unframe_record
+from shardline.pipeline.buffers import scratch
+from shardline.pipeline.example import Example, parse_example
+from shardline.pipeline.manifest import Features, Manifest, check_files
+from shardline.pipeline.tfrecord import unframe_record
 
 _MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards beyond it are opened for each read
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record lies: number of its shard, byte offset, and bytes with its frame."""
 
     shard: int
@@ -44,8 +45,8 @@ class Index:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, record: int) -> Place:
-        return Place(bisect_right(self._ends, record), int(self._offsets[record]), int(self._sizes[record]))
+    def __getitem__(self, record: int) -> RecordLocation:
+        return RecordLocation(bisect_right(self._ends, record), int(self._offsets[record]), int(self._sizes[record]))
 
     def rows(self, records: np.ndarray) -> np.ndarray:
         """int64 [n, 3]: the same for many records."""
@@ -62,7 +63,7 @@ class Shards:
     def __init__(self, manifest: Manifest, directory: str | os.PathLike[str], split: str) -> None:
         shards = manifest.split(split).shards
         self.split = split
-        self.index: Index | Mapping[int, Place] = Index(
+        self.index: Index | Mapping[int, RecordLocation] = Index(
             check_files(manifest, directory, split), [shard.records for shard in shards]
         )
         self.features = manifest.features
@@ -95,7 +96,7 @@ class Shards:
         return self._paths[place.shard], place.offset
 
     def read(self, record: int, features: Features | None = None) -> Example:
-        """The stored picture, checksums verified; all of its features unless told which.
+        """The stored image, checksums verified; all of its features unless told which.
 
         Its image is valid until this thread reads another.
 
@@ -109,7 +110,7 @@ class Shards:
         return example
 
     def payload(self, record: int) -> memoryview:
-        """The serialised Example, checksums verified; valid until this thread reads another. Raises as `read` does."""
+        """The serialized Example, checksums verified; valid until this thread reads another. Raises as `read` does."""
         return unframe_record(self._pread(*self.index[record]))
 
     def _pread(self, shard: int, offset: int, size: int) -> memoryview:

@@ -1,6 +1,6 @@
 """Training batches made by other processes, in memory they share with this one. No TensorFlow.
 
-Threads of one process take turns at the Python interpreter, for a tenth of the time that a picture takes: on two cores,
+Threads of one process take turns at the Python interpreter, for a tenth of the time that an image takes: on two cores,
 two threads were 1.58 times as fast as one, two workers 1.91 times, and two programs that share nothing 1.94 times.
 
 A batch is a pure function of its positions, so it does not matter who makes it, and nothing waits for a worker: while
@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.batches import BadRecords, Batch, Batches
-from pipeline.config import InputConfig
-from pipeline.manifest import ImageFormat
-from pipeline.memory import SharedBatchMemory
-from pipeline.shards import Place, Shards
-from pipeline.stages import Clock
+from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
+from shardline.pipeline.buffers import SharedBufferPool
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.manifest import ImageFormat
+from shardline.pipeline.profiling import StageTimer
+from shardline.pipeline.shards import RecordLocation, Shards
 
 _log = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ class Workers:
 
     def __init__(self, count: int, batch_bytes: int, at_once: bool) -> None:
         self._count, self._at_once = count, at_once
-        self._memory = SharedBatchMemory(count + _SPARE_BATCHES, batch_bytes)
+        self._memory = SharedBufferPool(count + _SPARE_BATCHES, batch_bytes)
         self._key = uuid.uuid4().hex
         self._setup = b""
 
-    def train(self, batches: Batches, positions: np.ndarray, on_device: bool) -> Batch | None:
+    def train(self, batches: BatchBuilder, positions: np.ndarray, on_device: bool) -> Batch | None:
         """What `batches.train` returns, made by a worker; None when there is none to make it."""
         if self._at_once or batches.clock.samples >= _PAYS_FROM:
             _pool.grow(self._count, wait=self._at_once)
@@ -103,7 +103,7 @@ class Workers:
         batches.clock.add(seconds, len(positions))
         return {"image": image, **batch}
 
-    def _described(self, batches: Batches) -> bytes:
+    def _described(self, batches: BatchBuilder) -> bytes:
         if not self._setup:
             # A worker names every bad record it meets: how many are too many is decided here.
             config = replace(batches.config, cache="none", max_bad_records=sys.maxsize)
@@ -165,7 +165,7 @@ class _Pool:
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.workers"],
+                [sys.executable, "-P", "-m", "shardline.pipeline.workers"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
@@ -236,11 +236,11 @@ def _work() -> None:
 
 def _made(task: _Task, shards: Shards, config: InputConfig, image: ImageFormat, told: Any) -> tuple[Any, ...]:
     """The batch without its pixels, or what went wrong; bad records; seconds by stage."""
-    shards.index = dict(zip(task.records.tolist(), map(Place._make, task.places.tolist()), strict=True))
+    shards.index = dict(zip(task.records.tolist(), map(RecordLocation._make, task.places.tolist()), strict=True))
     told.task = task
-    bad, clock = BadRecords(), Clock()
+    bad, clock = BadRecords(), StageTimer()
     try:
-        batches = Batches(shards, config, image, bad=bad, clock=clock, order=told, memory=told)
+        batches = BatchBuilder(shards, config, image, bad=bad, clock=clock, order=told, memory=told)
         batch = batches.train(task.positions, task.on_device)
         del batch["image"]
     except Exception as error:

@@ -21,7 +21,7 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
             for number in range(count):
                 pixels = random.integers(0, 128, (80, 90, 3), np.uint8) + (127 if label == "light" else 0)
                 cv2.imwrite(str(folder / f"{number}.png"), pixels.astype(np.uint8))
-    convert = [sys.executable, "-m", "tools.convert", "--source=photos", "--output=data", "--size=72"]
+    convert = [sys.executable, "-m", "shardline.tools.convert", "--source=photos", "--output=data", "--size=72"]
     subprocess.run(convert, cwd=tmp_path, check=True, env=environment(), capture_output=True)
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -1,7 +1,7 @@
 """Make a dataset of TFRecords that somebody else wrote: manifest.json and indexes, without rewriting a byte.
 
-    python -m tools.adopt tensorflow_datasets/oxford_flowers102/2.1.1
-    python -m tools.adopt imagenet --label_offset=-1 --class_names=names.txt
+    shardline-adopt tensorflow_datasets/oxford_flowers102/2.1.1
+    shardline-adopt imagenet --label_offset=-1 --class_names=names.txt
 
 Directories prepared by TFDS describe themselves. Otherwise splits are told from the file names (train-00000-of-01024,
 flowers-train.tfrecord-00000-of-00016, train.tfrecord) and features from the first record. Every record is read once,
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline.cli import Failure, UsageError, progress, run
-from pipeline.manifest import (
+from shardline.pipeline.cli import progress, run
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import (
     FILE_NAME,
     Features,
     ImageFormat,
@@ -36,10 +37,10 @@ from pipeline.manifest import (
 )
 
 if TYPE_CHECKING:
-    from tools.tfds_metadata import TfdsLayout
+    from shardline.tools.conversion.tfds_metadata import TfdsLayout
 
 _NAME = flags.DEFINE_string("name", "", "dataset name; default: TFDS's, or the directory's")
-_IMAGE = flags.DEFINE_string("image_feature", "", "name of the feature with the encoded picture; default: found out")
+_IMAGE = flags.DEFINE_string("image_feature", "", "name of the feature with the encoded image; default: found out")
 _LABEL = flags.DEFINE_string("label_feature", "", "name of the feature with the integer label; default: found out")
 _OFFSET = flags.DEFINE_integer("label_offset", 0, "added to every stored label; ImageNet's shards count from 1: -1")
 _CLASS_NAMES = flags.DEFINE_string("class_names", "", "file with one class name a line, in label order")
@@ -95,7 +96,7 @@ class Reading:
 def main(arguments: list[str]) -> None:
     """One directory."""
     if len(arguments) != 1:
-        raise UsageError(f"give one directory, e.g. python -m tools.adopt DIR; got {len(arguments)} arguments")
+        raise UsageError(f"give one directory, e.g. shardline-adopt DIR; got {len(arguments)} arguments")
     manifest = adopt(
         Path(arguments[0]),
         name=_NAME.value,
@@ -130,8 +131,8 @@ def adopt(
     overwrite: bool = False,
 ) -> Manifest:
     """Read every record of every file once and write the manifest and the indexes."""
-    from tools import engines
-    from tools.scan import read_class_names
+    from shardline.tools.conversion import executors
+    from shardline.tools.conversion.scan import read_class_names
 
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory")
@@ -152,7 +153,7 @@ def adopt(
     tasks = [ShardFile(str(directory / file), features) for files in splits.values() for file in files]
     readings = {}
     with progress(total=len(tasks), desc="adopt", unit="shard") as bar:
-        for reading in engines.run(read_shard, tasks, engine=engine, workers=min(workers, len(tasks))):
+        for reading in executors.run(read_shard, tasks, engine=engine, workers=min(workers, len(tasks))):
             readings[os.path.relpath(reading.path, directory)] = reading
             bar.update()
     for reading in readings.values():
@@ -201,8 +202,8 @@ def _refuse_gaps(directory: Path, found: Mapping[str, list[str]]) -> None:
 
 def find_features(directory: Path, splits: Mapping[str, tuple[str, ...]], image: str, label: str) -> Features:
     """Tell the features' names from the first record. Raises UsageError that lists what there is."""
-    from pipeline.records import feature_kinds, unframe_record
-    from tools.tfrecord import index_records, read_framed
+    from shardline.pipeline.example import feature_kinds
+    from shardline.pipeline.tfrecord import index_records, read_framed, unframe_record
 
     for files in splits.values():
         for file in files:
@@ -241,9 +242,9 @@ def _choose(flag: str, wanted: str, usual: tuple[str, ...], fitting: list[str], 
 
 def read_shard(file: ShardFile, tick: Callable[[int], None] = lambda position: None) -> Reading:
     """Index one file, check every record's checksum, count labels, and write the index beside it."""
-    from pipeline.records import parse_example, unframe_record
-    from tools.headers import BadImage, read_header
-    from tools.tfrecord import index_records
+    from shardline.pipeline.example import parse_example
+    from shardline.pipeline.image_headers import BadImage, read_header
+    from shardline.pipeline.tfrecord import index_records, unframe_record
 
     try:
         index = index_records(file.path)
@@ -331,7 +332,7 @@ def _manifest(
 def _tfds_layout(directory: Path) -> TfdsLayout | None:
     if not (directory / "dataset_info.json").exists() or not (directory / "features.json").exists():
         return None
-    from tools.tfds_metadata import read_tfds_metadata
+    from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
 
     return read_tfds_metadata(directory, str(directory))
 

@@ -1,6 +1,6 @@
 """Convert raw images into TFRecord shards with a manifest, indexes, a ledger, a report and TFDS metadata.
 
-    python -m tools.convert --source photos --output data --splits train=0.9,validation=0.1
+    shardline-convert --source photos --output data --splits train=0.9,validation=0.1
 
 --source is a folder of class folders, a folder of split folders (train, validation, test) of class folders, a .csv,
 .tsv or .parquet table with the columns path,label[,split][,group], or tfds:NAME[:VERSION]. Broken images are set
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
-from pipeline.cli import Failure, UsageError, run
+from shardline.pipeline.cli import run
+from shardline.pipeline.errors import Failure, UsageError
 
 if TYPE_CHECKING:
-    from tools.conversion import Config
+    from shardline.tools.conversion.run import Config
 
 _SOURCE = flags.DEFINE_string("source", "", "folder of class folders, table of path,label, or tfds:NAME[:VERSION]")
 _OUTPUT = flags.DEFINE_string("output", "", "folder for the dataset; new, empty, or one to continue")
@@ -44,7 +45,7 @@ _RESIZE = flags.DEFINE_enum(
 )
 _SIZE = flags.DEFINE_integer("size", 256, "pixels", lower_bound=1)
 _UPSCALE = flags.DEFINE_bool("upscale", False, "enlarge smaller images, too")
-_ENCODING = flags.DEFINE_enum("encoding", "jpeg", ["jpeg", "png", "raw"], "how pictures are stored")
+_ENCODING = flags.DEFINE_enum("encoding", "jpeg", ["jpeg", "png", "raw"], "how images are stored")
 _QUALITY = flags.DEFINE_integer("quality", 90, "of JPEG", lower_bound=1, upper_bound=100)
 _TRIM = flags.DEFINE_bool("trim_borders", False, "cut uniform frames")
 _MEGAPIXELS = flags.DEFINE_float("max_megapixels", None, "refuse larger images before decoding them; default: 128")
@@ -62,13 +63,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "chooses splits and the stored order")
 _WORKERS = flags.DEFINE_integer("workers", 0, "processes (Ray: tasks) at a time; 0: one a core", lower_bound=0)
 _ENGINE = flags.DEFINE_enum("engine", "processes", ["processes", "inline", "ray"], "what runs the work")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "delete the dataset in --output first")
-_REPORT = flags.DEFINE_bool("report", True, "write report.html and its pictures")
+_REPORT = flags.DEFINE_bool("report", True, "write report.html and its images")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "convert a sample, predict size, time and bad fraction, write nothing")
 
 
 def main() -> None:
     """Flags in, dataset out."""
-    from tools.conversion import convert, dry_run
+    from shardline.tools.conversion.run import convert, dry_run
 
     config = config_from_flags()
     _stop_on_sigterm()
@@ -89,10 +90,10 @@ def main() -> None:
 
 def config_from_flags() -> Config:
     """Check the flags against one another."""
-    from tools.conversion import Config
-    from tools.images import ImageOptions
-    from tools.plan import parse_shares
-    from tools.scan import read_class_names
+    from shardline.pipeline.images import ImageOptions
+    from shardline.tools.conversion.run import Config
+    from shardline.tools.conversion.scan import read_class_names
+    from shardline.tools.conversion.splits import parse_shares
 
     source = _SOURCE.value.rstrip("/") or _SOURCE.value
     if not source:

@@ -1,7 +1,7 @@
 """What this installation does to each kind of image file: every sort of dirt, made here, converted and compared.
 
-python -m tools.doctor                  # the table; exit code 1 if any row is not as it should be
-python -m tools.doctor --corpus=DIR     # also keep the files, to try other tools on them
+shardline-doctor                  # the table; exit code 1 if any row is not as it should be
+shardline-doctor --corpus=DIR     # also keep the files, to try other tools on them
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline import cli as command
+from shardline.pipeline import cli as command
 
 if TYPE_CHECKING:
-    from tools.dirty import Case
+    from shardline.tools.malformed_images import Case
 
 _CORPUS = flags.DEFINE_string("corpus", "", "new or empty folder to keep the dirty files in")
 
@@ -33,32 +33,32 @@ class Row:
 
 def examine(case: Case) -> Row:
     """Convert one case as the converter would, and hold the result against what it must be."""
-    from tools.images import BadImage, ImageOptions, process
+    from shardline.pipeline.images import BadImage, ImageOptions, process
 
     try:
-        picture = process(case.data, ImageOptions())
+        image = process(case.data, ImageOptions())
     except BadImage as bad:
-        wrong = "" if bad.reason == case.reason else f"expected {case.reason or 'a picture'}"
+        wrong = "" if bad.reason == case.reason else f"expected {case.reason or 'an image'}"
         return Row(case.name, f"{bad.status}: {bad.reason}", bad.detail, wrong)
     faults = [f"expected quarantine for {case.reason}"] if case.reason else []
-    if case.note not in picture.note:
+    if case.note not in image.note:
         faults.append(f"expected the note {case.note!r}")
-    if b"Exif\0\0" in picture.data or b"must not survive" in picture.data:
+    if b"Exif\0\0" in image.data or b"must not survive" in image.data:
         faults.append("EXIF survived")
     if case.rgb is not None:
-        faults += _differences(picture.data, case)
-    made = f"{picture.source_format} {picture.source_width}x{picture.source_height}"
-    return Row(case.name, "written", f"{made}; {picture.note}" if picture.note else made, "; ".join(faults))
+        faults += _differences(image.data, case)
+    made = f"{image.source_format} {image.source_width}x{image.source_height}"
+    return Row(case.name, "written", f"{made}; {image.note}" if image.note else made, "; ".join(faults))
 
 
 def _differences(stored: bytes, case: Case) -> list[str]:
-    """Compare the stored picture, decoded as a reader would that ignores EXIF, with the case's pixels."""
+    """Compare the stored image, decoded as a reader would that ignores EXIF, with the case's pixels."""
     import cv2
     import numpy as np
 
     bgr = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None or case.rgb is None or bgr.shape != case.rgb.shape:
-        return [f"stored picture is {None if bgr is None else bgr.shape}"]
+        return [f"stored image is {None if bgr is None else bgr.shape}"]
     difference = float(np.abs(bgr[:, :, ::-1].astype(float) - case.rgb).mean())
     allowed = case.tolerance + 3  # for being stored as a JPEG
     return [f"differs by {difference:.1f} levels of 255, more than {allowed:g}"] if difference > allowed else []
@@ -86,17 +86,17 @@ def codecs() -> list[str]:
 
 def main() -> None:
     """Print the table and the versions; fail if any row is wrong."""
-    from tools import dirty
-    from tools.images import set_up_process, versions
+    from shardline.pipeline.images import set_up_process, versions
+    from shardline.tools import malformed_images
 
     set_up_process()
     if _CORPUS.value:
         folder = Path(_CORPUS.value)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise command.UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
-        cases = dirty.write(folder)
+        cases = malformed_images.write(folder)
     else:
-        cases = dirty.cases()
+        cases = malformed_images.cases()
     rows = [examine(case) for case in cases]
     print(table(rows))
     print("\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))

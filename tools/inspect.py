@@ -1,9 +1,9 @@
-"""Look into a dataset: what it holds, one record, a grid of stored pictures, or what a model is shown.
+"""Look into a dataset: what it holds, one record, a grid of stored images, or what a model is shown.
 
-python -m tools.inspect data
-python -m tools.inspect data --record train:17 --save picture.png
-python -m tools.inspect data --save grid.png               # the first pictures of a split
-python -m tools.inspect data --augmented --save seen.png   # the same pictures over several epochs of training
+shardline-inspect data
+shardline-inspect data --record train:17 --save image.png
+shardline-inspect data --save grid.png               # the first images of a split
+shardline-inspect data --augmented --save seen.png   # the same images over several epochs of training
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from pipeline.cli import UsageError, run
-from pipeline.manifest import Manifest, check_files
+from shardline.pipeline.cli import run
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest, check_files
 
 _RECORD = flags.DEFINE_string("record", "", "SPLIT:NUMBER, e.g. train:17")
-_SAVE = flags.DEFINE_string("save", "", "write a PNG: of the record, or a grid of pictures")
+_SAVE = flags.DEFINE_string("save", "", "write a PNG: of the record, or a grid of images")
 _SPLIT = flags.DEFINE_string("split", "", "split of the grid; default: the first")
 _AUGMENTED = flags.DEFINE_bool("augmented", False, "the grid shows what training batches show, one epoch a column")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "of --augmented; pixels", lower_bound=8)
@@ -28,9 +29,7 @@ ROWS, COLUMNS = 6, 8  # of the grid
 def main(arguments: list[str]) -> None:
     """One dataset directory."""
     if len(arguments) != 1:
-        raise UsageError(
-            f"give one dataset directory, e.g. python -m tools.inspect DIR; got {len(arguments)} arguments"
-        )
+        raise UsageError(f"give one dataset directory, e.g. shardline-inspect DIR; got {len(arguments)} arguments")
     directory = Path(arguments[0])
     manifest = Manifest.load(directory)
     if _SAVE.value and not _SAVE.value.lower().endswith(".png"):
@@ -82,9 +81,9 @@ def summary(directory: Path, manifest: Manifest) -> str:
 
 
 def show_record(directory: Path, manifest: Manifest, wanted: str, save: str) -> None:
-    """Print one record's facts, and save its picture if asked to."""
-    from pipeline.records import parse_example, unframe_record
-    from tools.tfrecord import read_framed
+    """Print one record's facts, and save its image if asked to."""
+    from shardline.pipeline.example import parse_example
+    from shardline.pipeline.tfrecord import read_framed, unframe_record
 
     name, _, text = wanted.rpartition(":")
     if not name or not text.isdecimal():
@@ -99,40 +98,40 @@ def show_record(directory: Path, manifest: Manifest, wanted: str, save: str) -> 
     try:
         example = parse_example(unframe_record(read_framed(directory / shard, offset, size)), manifest.features)
     except ValueError as error:
-        raise UsageError(f"--record={wanted}: damaged ({error}); tools.verify lists every fault") from None
+        raise UsageError(f"--record={wanted}: damaged ({error}); shardline-verify lists every fault") from None
     known = 0 <= example.label < len(manifest.labels)
     print(f"label    {example.label} ({manifest.labels[example.label] if known else 'out of range'})")
     print(f"source   {example.filename or '(not stored)'}")
     pixels = _decode(example.image, example.height, example.width, manifest)
-    print(f"picture  {pixels.shape[1]}x{pixels.shape[0]}, {len(example.image):,} bytes {manifest.image.encoding}")
+    print(f"image  {pixels.shape[1]}x{pixels.shape[0]}, {len(example.image):,} bytes {manifest.image.encoding}")
     if save:
         _save(save, pixels)
         print(f"saved    {save}")
 
 
 def save_grid(directory: Path, manifest: Manifest, split: str, save: str) -> None:
-    """The first pictures of a split, which the stored order has shuffled."""
+    """The first images of a split, which the stored order has shuffled."""
     import numpy as np
 
-    from pipeline.records import parse_example, unframe_record
-    from tools.tfrecord import read_framed
+    from shardline.pipeline.example import parse_example
+    from shardline.pipeline.tfrecord import read_framed, unframe_record
 
     index = check_files(manifest, directory, split)[: ROWS * COLUMNS]
-    pictures, captions = [], []
+    images, captions = [], []
     for shard_number, offset, size in index.tolist():
         shard = manifest.split(split).shards[shard_number].file
         example = parse_example(unframe_record(read_framed(directory / shard, offset, size)), manifest.features)
-        pictures.append(np.asarray(_decode(example.image, example.height, example.width, manifest)))
+        images.append(np.asarray(_decode(example.image, example.height, example.width, manifest)))
         captions.append(manifest.labels[example.label])
-    _draw(pictures, captions, COLUMNS, f"The first {len(pictures)} stored pictures of {manifest.name} {split}", save)
+    _draw(images, captions, COLUMNS, f"The first {len(images)} stored images of {manifest.name} {split}", save)
 
 
 def save_augmented(directory: Path, split: str, save: str, image_size: int, seed: int) -> None:
     """A row for each of a few records, a column for each epoch: what `train_batches` shows of it."""
-    from pipeline.cli import import_tensorflow
+    from shardline.pipeline.cli import import_tensorflow
 
     import_tensorflow()
-    import pipeline
+    from shardline import pipeline
 
     data = pipeline.open_dataset(directory)
     records = data.num_records(split)
@@ -146,35 +145,33 @@ def save_augmented(directory: Path, split: str, save: str, image_size: int, seed
         contrast=0.2,
         saturation=0.2,
     )
-    pictures: list[list] = [[] for _ in range(rows)]
+    images: list[list] = [[] for _ in range(rows)]
     captions: list[str] = [""] * rows
     for epoch in range(COLUMNS):
         # Unshuffled, an epoch's stream is a rotation of the stored order: walk it until the wanted records came by.
         seen: set[int] = set()
         cursor = epoch * records
         for batch in data.train_batches(split, config, cursor=cursor).as_numpy_iterator():
-            for picture, label, record, position in zip(
+            for image, label, record, position in zip(
                 batch["image"], batch["label"], batch["record"], batch["position"], strict=True
             ):
                 if position < (epoch + 1) * records and record < rows and record not in seen:
                     seen.add(int(record))
-                    pictures[record].append(picture)
+                    images[record].append(image)
                     captions[record] = data.labels[label]
             cursor += rows
             if len(seen) == rows or cursor >= (epoch + 1) * records:
                 break
-    columns = min(map(len, pictures))
-    flat = [picture for row in pictures for picture in row[:columns]]
+    columns = min(map(len, images))
+    flat = [image for row in images for image in row[:columns]]
     names = [caption if column == 0 else "" for caption in captions for column in range(columns)]
-    _draw(
-        flat, names, columns, f"What training shows of {rows} pictures in {columns} epochs: crop, mirror, colour", save
-    )
+    _draw(flat, names, columns, f"What training shows of {rows} images in {columns} epochs: crop, mirror, color", save)
 
 
 def _decode(image: memoryview, height: int, width: int, manifest: Manifest):
     import numpy as np
 
-    from tools.images import BadImage, ImageOptions, load_rgb, set_up_process
+    from shardline.pipeline.images import BadImage, ImageOptions, load_rgb, set_up_process
 
     set_up_process()
     if manifest.image.encoding == "raw":
@@ -182,20 +179,20 @@ def _decode(image: memoryview, height: int, width: int, manifest: Manifest):
     try:
         return load_rgb(bytes(image), ImageOptions(resize="none", max_megapixels=1000))
     except BadImage as error:
-        raise UsageError(f"the stored picture does not decode ({error}); tools.verify lists every fault") from None
+        raise UsageError(f"the stored image does not decode ({error}); shardline-verify lists every fault") from None
 
 
-def _draw(pictures: list, captions: list[str], columns: int, title: str, save: str) -> None:
-    from tools.page import figure_png, new_figure
+def _draw(images: list, captions: list[str], columns: int, title: str, save: str) -> None:
+    from shardline.tools.html_report import figure_png, new_figure
 
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     figure = new_figure(columns * 1.1, rows * 1.3 + 0.4)
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for cell in axes:
         cell.axis("off")
-    for cell, picture, caption in zip(axes, pictures, captions, strict=False):
-        cell.imshow(picture)
+    for cell, image, caption in zip(axes, images, captions, strict=False):
+        cell.imshow(image)
         cell.set_title(caption if len(caption) <= 16 else caption[:15] + "…", fontsize=7, pad=2)
     _write(save, figure_png(figure))
 

@@ -1,9 +1,9 @@
-"""Draw a labelled folder of photo-like pictures to try everything on: DIR/CLASS/0001.jpg, and a few dirty files.
+"""Draw a labelled folder of photo-like images to try everything on: DIR/CLASS/0001.jpg, and a few dirty files.
 
-    python -m tools.sample_data --output photos [--classes 6 --images_per_class 120 --seed 0]
+    shardline-sample-data --output photos [--classes 6 --images_per_class 120 --seed 0]
 
 Flowers and fruit in pairs of one hue, on backgrounds of any hue: a VGG16 learns them from scratch in minutes, the mean
-colour of a picture does not tell them apart. Among them lie four files as real folders have them: a truncated JPEG,
+color of an image does not tell them apart. Among them lie four files as real folders have them: a truncated JPEG,
 one that a camera stored sideways, a CMYK JPEG and a PNG named .jpg.
 """
 
@@ -20,25 +20,26 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pipeline.cli import UsageError, progress, run
+from shardline.pipeline.cli import progress, run
+from shardline.pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Picture = NDArray[np.uint8]  # [height, width, 3], RGB
+    ProcessedImage = NDArray[np.uint8]  # [height, width, 3], RGB
 
 MAX_CLASSES = 12
 MAX_IMAGES_PER_CLASS = 9999  # names have four digits
 
 _OUTPUT = flags.DEFINE_string("output", "", "folder to draw into; new or empty")
 _CLASSES = flags.DEFINE_integer("classes", 6, f"number of classes, 2 to {MAX_CLASSES}; an even number keeps the pairs")
-_IMAGES = flags.DEFINE_integer("images_per_class", 120, f"pictures in each class, 1 to {MAX_IMAGES_PER_CLASS}")
-_SEED = flags.DEFINE_integer("seed", 0, "another number draws other pictures of the same classes")
+_IMAGES = flags.DEFINE_integer("images_per_class", 120, f"images in each class, 1 to {MAX_IMAGES_PER_CLASS}")
+_SEED = flags.DEFINE_integer("seed", 0, "another number draws other images of the same classes")
 
 
 def main() -> None:
-    """Flags in, a folder of pictures out."""
+    """Flags in, a folder of images out."""
     if not _OUTPUT.value:
         raise UsageError("--output is missing; name a new folder, e.g. --output photos")
     if not 2 <= _CLASSES.value <= MAX_CLASSES:
@@ -47,23 +48,23 @@ def main() -> None:
         raise UsageError(f"--images_per_class={_IMAGES.value}: choose 1 to {MAX_IMAGES_PER_CLASS}")
     if _SEED.value < 0:
         raise UsageError(f"--seed={_SEED.value}: choose 0 or more")
-    pictures, dirty = draw(Path(_OUTPUT.value), _CLASSES.value, _IMAGES.value, _SEED.value)
-    print(f"{pictures} pictures of {_CLASSES.value} classes and {dirty} dirty files in {_OUTPUT.value}")
+    images, dirty = draw(Path(_OUTPUT.value), _CLASSES.value, _IMAGES.value, _SEED.value)
+    print(f"{images} images of {_CLASSES.value} classes and {dirty} dirty files in {_OUTPUT.value}")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One file to draw. Its picture depends on the seed, the class and the number, and on nothing else."""
+    """One file to draw. Its image depends on the seed, the class and the number, and on nothing else."""
 
     path: Path
     class_name: str
     number: int
-    encode: Callable[[Picture, int], bytes]
+    encode: Callable[[ProcessedImage, int], bytes]
 
 
 def plan(classes: int, images_per_class: int) -> list[Task]:
     """Every file, relative to the output, the dirty ones spread over the classes."""
-    from tools.sample_pictures import KINDS
+    from shardline.tools.sample_images import KINDS
 
     names = list(KINDS)[:classes]
     tasks = []
@@ -79,12 +80,12 @@ def plan(classes: int, images_per_class: int) -> list[Task]:
 
 
 def draw(output: Path, classes: int, images_per_class: int, seed: int) -> tuple[int, int]:
-    """Draw the folder; class folders appear in it when all are whole. Returns how many pictures and dirty files."""
+    """Draw the folder; class folders appear in it when all are whole. Returns how many images and dirty files."""
     import cv2
 
     tasks = plan(classes, images_per_class)
     folders = sorted({str(task.path.parent) for task in tasks})
-    # One thread a picture does more than several threads on one.
+    # One thread an image does more than several threads on one.
     cv2.setNumThreads(1)
     partial = output / ".partial"
     is_new = _claim(output)
@@ -94,10 +95,10 @@ def draw(output: Path, classes: int, images_per_class: int, seed: int) -> tuple[
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 files = pool.map(lambda task: _draw_one(partial, task, seed), tasks)
-                for _ in progress(files, total=len(tasks), desc="drawing", unit="pictures"):
+                for _ in progress(files, total=len(tasks), desc="drawing", unit="images"):
                     pass
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for pictures nobody wants
+                pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for images nobody wants
                 raise
         for folder in folders:
             (partial / folder).rename(output / folder)
@@ -124,52 +125,52 @@ def _claim(output: Path) -> bool:
 def _draw_one(folder: Path, task: Task, seed: int) -> None:
     import numpy as np
 
-    from tools.sample_pictures import KINDS, paint
+    from shardline.tools.sample_images import KINDS, paint
 
     rng = np.random.default_rng([seed, list(KINDS).index(task.class_name), task.number])
-    picture = paint(KINDS[task.class_name], rng)
-    (folder / task.path).write_bytes(task.encode(picture, int(rng.integers(60, 96))))
+    image = paint(KINDS[task.class_name], rng)
+    (folder / task.path).write_bytes(task.encode(image, int(rng.integers(60, 96))))
 
 
-# --- Encoders: (picture, JPEG quality) -> bytes of a file ---------------------------------------------------------
+# --- Encoders: (image, JPEG quality) -> bytes of a file ---------------------------------------------------------
 
 
-def _jpeg(picture: Picture, quality: int) -> bytes:
+def _jpeg(image: ProcessedImage, quality: int) -> bytes:
     import simplejpeg
 
-    return simplejpeg.encode_jpeg(picture, quality, "RGB", "420")
+    return simplejpeg.encode_jpeg(image, quality, "RGB", "420")
 
 
-def _png(picture: Picture, quality: int) -> bytes:
+def _png(image: ProcessedImage, quality: int) -> bytes:
     import cv2
 
-    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
-def _truncated(picture: Picture, quality: int) -> bytes:
+def _truncated(image: ProcessedImage, quality: int) -> bytes:
     """A download that broke off: two thirds of the file."""
-    data = _jpeg(picture, quality)
+    data = _jpeg(image, quality)
     return data[: len(data) * 2 // 3]
 
 
-def _sideways(picture: Picture, quality: int) -> bytes:
+def _sideways(image: ProcessedImage, quality: int) -> bytes:
     """Stored as the sensor lay, turned by a quarter; EXIF orientation 6 asks the viewer to turn it back clockwise."""
     import numpy as np
 
-    data = _jpeg(np.ascontiguousarray(np.rot90(picture)), quality)
+    data = _jpeg(np.ascontiguousarray(np.rot90(image)), quality)
     # A big-endian TIFF header and a directory of one entry: tag 0x0112 (orientation), type 3 (short), count 1.
     directory = struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
     exif = b"Exif\0\0" + b"MM\0*" + struct.pack(">I", 8) + directory
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
 
 
-def _cmyk(picture: Picture, quality: int) -> bytes:
+def _cmyk(image: ProcessedImage, quality: int) -> bytes:
     """From a print shop: four inks, stored inverted as Adobe does, here without any black."""
     import numpy as np
     import simplejpeg
 
-    no_black = np.full((*picture.shape[:2], 1), 255, np.uint8)
-    return simplejpeg.encode_jpeg(np.concatenate([picture, no_black], axis=2), quality, "CMYK", "444")
+    no_black = np.full((*image.shape[:2], 1), 255, np.uint8)
+    return simplejpeg.encode_jpeg(np.concatenate([image, no_black], axis=2), quality, "CMYK", "444")
 
 
 DIRTY = {"truncated": _truncated, "sideways": _sideways, "cmyk": _cmyk, "really-a-png": _png}

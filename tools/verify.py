@@ -1,7 +1,7 @@
 """Check a dataset to the last byte: hashes, checksums, counts, indexes, labels, and that every image decodes.
 
-    python -m tools.verify data                 # exit code 1 if anything is wrong
-    python -m tools.verify data --sample=0.05   # a part of the records, chosen by number; shard hashes are left out
+    shardline-verify data                 # exit code 1 if anything is wrong
+    shardline-verify data --sample=0.05   # a part of the records, chosen by number; shard hashes are left out
 
 Each fault is a line on stdout with the shard and the byte offset. Records are checked in several processes.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 
 from absl import flags
 
-from pipeline.cli import Failure, UsageError, progress, run
-from pipeline.manifest import Features, Manifest, Shard, index_path, load_index
+from shardline.pipeline.cli import progress, run
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import Features, Manifest, Shard, index_path, load_index
 
 _SAMPLE = flags.DEFINE_float("sample", 1.0, "share of the records to read and decode", lower_bound=1e-9, upper_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core; 1: none but this one", lower_bound=0)
@@ -61,7 +62,7 @@ class Verdict:
 def main(arguments: list[str]) -> None:
     """One dataset directory."""
     if len(arguments) != 1:
-        raise UsageError(f"give one dataset directory, e.g. python -m tools.verify DIR; got {len(arguments)} arguments")
+        raise UsageError(f"give one dataset directory, e.g. shardline-verify DIR; got {len(arguments)} arguments")
     checked, faults = verify(
         Path(arguments[0]), sample=_SAMPLE.value, workers=_WORKERS.value or len(os.sched_getaffinity(0))
     )
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> None:
 
 def verify(directory: Path, *, sample: float = 1.0, workers: int = 1) -> tuple[int, list[str]]:
     """Check every shard. Returns the number of records checked and a line for each fault."""
-    from tools import engines
+    from shardline.tools.conversion import executors
 
     manifest = Manifest.load(directory)
     faults = []
@@ -108,7 +109,7 @@ def verify(directory: Path, *, sample: float = 1.0, workers: int = 1) -> tuple[i
     verdicts = {}
     engine = "inline" if workers == 1 else "processes"
     with progress(total=total, desc="verify", unit="rec") as bar:
-        for verdict in engines.run(
+        for verdict in executors.run(
             check_shard, tasks, engine=engine, workers=min(workers, len(tasks)), tick=bar.update
         ):
             verdicts[verdict.file] = verdict
@@ -122,9 +123,9 @@ def verify(directory: Path, *, sample: float = 1.0, workers: int = 1) -> tuple[i
 
 def check_shard(task: Check, tick: Callable[[int], None] = lambda position: None) -> Verdict:
     """Check one shard against the manifest, and each of its records against itself."""
-    from pipeline.records import parse_example, unframe_record
-    from tools.images import set_up_process
-    from tools.tfrecord import index_records
+    from shardline.pipeline.example import parse_example
+    from shardline.pipeline.images import set_up_process
+    from shardline.pipeline.tfrecord import index_records, unframe_record
 
     set_up_process()
     path = Path(task.directory) / task.shard.file
@@ -172,15 +173,15 @@ def check_shard(task: Check, tick: Callable[[int], None] = lambda position: None
                 faults.append(
                     (offset, f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
                 )
-            fault = _picture_fault(example.image, example.height, example.width, task.encoding)
+            fault = _image_fault(example.image, example.height, example.width, task.encoding)
             if fault:
                 faults.append((offset, fault))
     return Verdict(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
 
 
-def _picture_fault(image: memoryview, height: int, width: int, encoding: str) -> str:
-    """What is wrong with a stored picture; "" for nothing."""
-    from tools.images import BadImage, ImageOptions, load_rgb, sniff
+def _image_fault(image: memoryview, height: int, width: int, encoding: str) -> str:
+    """What is wrong with a stored image; "" for nothing."""
+    from shardline.pipeline.images import BadImage, ImageOptions, load_rgb, sniff
 
     if encoding == "raw":
         expected = height * width * 3
@@ -191,7 +192,7 @@ def _picture_fault(image: memoryview, height: int, width: int, encoding: str) ->
     except BadImage as error:
         return str(error)
     if encoding in ("jpeg", "png") and sniff(data) != encoding:
-        return f"a {sniff(data)} picture in a dataset of {encoding}"
+        return f"a {sniff(data)} image in a dataset of {encoding}"
     if height and width and rgb.shape[:2] != (height, width):
         return f"decodes to {rgb.shape[0]}x{rgb.shape[1]} pixels, its record says {height}x{width}"
     return ""

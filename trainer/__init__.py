@@ -1,1 +1,1 @@
-"""Train a VGG16 on a dataset made by `tools.convert`, exactly, on one device or many."""
+"""Train a VGG16 on a dataset made by `shardline-convert`, exactly, on one device or many."""

@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.cli import Failure, progress
-from trainer import metrics, model, plots, state, step
-from trainer.loop import StepRecord
-from trainer.plan import Plan, eval_forward, input_scale
-from trainer.schedule import steps_between
-from trainer.state import TrainState
+from shardline.pipeline.cli import progress
+from shardline.pipeline.errors import Failure
+from shardline.trainer import curves, metrics_log, model, state, step
+from shardline.trainer.loop import StepRecord
+from shardline.trainer.schedule import steps_between
+from shardline.trainer.setup import Plan, eval_forward, input_scale
+from shardline.trainer.state import TrainState
 
 MIN_LOSS_SCALE = 1.0
 Say = Callable[[str], None]
 
 
-class Watch:
-    """Reads each finished step: stops a run that broke, averages the rest for the bar and for metrics.jsonl."""
+class StepMonitor:
+    """Reads each finished step: stops a run that broke, ema_weights the rest for the bar and for metrics.jsonl."""
 
-    def __init__(self, plan: Plan, network: model.Network, log: metrics.MetricsLog | None, start_step: int) -> None:
+    def __init__(self, plan: Plan, network: model.Network, log: metrics_log.MetricsLog | None, start_step: int) -> None:
         self.plan, self.log = plan, log
         last = plan.spans[-1]
         steps = steps_between(0, last.stop, plan.config.global_batch_size)
@@ -132,14 +133,14 @@ class Evaluate:
         self,
         plan: Plan,
         network: model.Network,
-        watch: Watch,
-        log: metrics.MetricsLog | None,
+        watch: StepMonitor,
+        log: metrics_log.MetricsLog | None,
         say: Say,
         on_best: Callable[[TrainState], None],
     ) -> None:
         self.plan, self.watch, self.log, self.say, self.on_best = plan, watch, log, say, on_best
         self.last: dict[str, float] = {}
-        self.satisfied = False  # early stopping: no better result for long enough
+        self.should_stop = False  # early stopping: no better result for long enough
         self._step = step.make_eval_step(plan.cluster.strategy, eval_forward(plan, network), plan.config.jit)
         self._dataset = plan.eval_batches() if plan.eval_split else None
 
@@ -156,20 +157,20 @@ class Evaluate:
         if self._dataset is not None:
             self._evaluate(state)
         if self.log:
-            plots.save(self._curves(), Path(self.plan.config.workdir) / "plots" / "curves.png")
+            curves.save(self._curves(), Path(self.plan.config.workdir) / "plots" / "curves.png")
         resume()
 
     def _evaluate(self, state: TrainState) -> None:
         strategy = self.plan.cluster.strategy
-        if state.averages:
-            step.swap(strategy, state.weights, state.averages)
+        if state.ema_weights:
+            step.swap(strategy, state.weights, state.ema_weights)
         assert self._dataset is not None
         totals: dict[str, float] = {}
         for batch in self._dataset:
             for name, value in self._step(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        if state.averages:
-            step.swap(strategy, state.weights, state.averages)
+        if state.ema_weights:
+            step.swap(strategy, state.weights, state.ema_weights)
         n = totals.pop("n")
         self.last = {name: value / max(n, 1) for name, value in totals.items()}
         epoch, part = round(self.plan.epoch(state.cursor), 6), self.plan.spans[state.phase].phase.part
@@ -194,17 +195,17 @@ class Evaluate:
             self.on_best(state)
         else:
             state.evals_since_best += 1
-            self.satisfied = 0 < config.early_stop_evals <= state.evals_since_best
+            self.should_stop = 0 < config.early_stop_evals <= state.evals_since_best
 
     def _curves(self) -> Any:
         phases = [(span.phase.part, self.plan.epoch(span.start)) for span in self.plan.spans]
-        return plots.curves(metrics.read(self.plan.config.workdir), phases, self.plan.eval_split)
+        return curves.curves(metrics_log.read(self.plan.config.workdir), phases, self.plan.eval_split)
 
 
 class Checkpoint:
     """Saves the state every so many steps, and keeps the last few."""
 
-    def __init__(self, plan: Plan, watch: Watch, evaluate: Evaluate) -> None:
+    def __init__(self, plan: Plan, watch: StepMonitor, evaluate: Evaluate) -> None:
         self.plan, self.watch, self.evaluate = plan, watch, evaluate
         self.every = plan.config.checkpoint_every_steps
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cli import UsageError
+from shardline.pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)

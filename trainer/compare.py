@@ -1,8 +1,8 @@
 """Compare trained runs: a table, overlaid curves, the flags that differ, and McNemar's test on shared predictions.
 
-    python -m trainer.compare RUN RUN ... [--output DIR]
+    shardline-compare RUN RUN ... [--output DIR]
 
-Each RUN is a run directory, or the output directory of trainer.evaluate. With --output, compare.html, compare.json
+Each RUN is a run directory, or the output directory of shardline-evaluate. With --output, compare.html, compare.json
 and curves.png are written there.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipeline import cli as command
-from pipeline.cli import UsageError
+from shardline.pipeline import cli as command
+from shardline.pipeline.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +38,7 @@ class Contender:
 def main(arguments: list[str]) -> None:
     """Runs to one comparison."""
     if len(arguments) < 2:
-        raise UsageError("name at least two runs: python -m trainer.compare RUN RUN")
+        raise UsageError("name at least two runs: shardline-compare RUN RUN")
     names = unique_names(arguments)
     runs = [load(name, path, FLAGS.split) for name, path in zip(names, arguments, strict=True)]
     header, rows = results(runs)
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     for test in tests:
         print(test["line"])
     if FLAGS.output:
-        from trainer.arguments import make_directory
+        from shardline.trainer.checks import make_directory
 
         output = make_directory(FLAGS.output)
         write(output, runs, header, rows, differences, tests)
@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> None:
 
 def load(name: str, path: str, split: str) -> Contender:
     """A run directory with its evaluation of `split`, or an evaluation directory with its run."""
-    from trainer import metrics
-    from trainer.state import read_config
+    from shardline.trainer import metrics_log
+    from shardline.trainer.state import read_config
 
     directory = Path(path)
     if not directory.is_dir():
@@ -75,11 +75,11 @@ def load(name: str, path: str, split: str) -> Contender:
     if evaluation == directory and not run.is_dir():
         raise UsageError(f"{path} is an evaluation of {run}, which is not there; give the run directory")
     config = read_config(run, "RUN")
-    return Contender(name, config, metrics.read(run), found, read_table(evaluation, found, split))
+    return Contender(name, config, metrics_log.read(run), found, read_table(evaluation, found, split))
 
 
 def find_evaluation(run: Path, split: str) -> Path | None:
-    """Where trainer.evaluate writes by default."""
+    """Where shardline-evaluate writes by default."""
     path = run / f"evaluation-{split}"
     return path if (path / "metrics.json").is_file() else None
 
@@ -91,13 +91,13 @@ def read_metrics(directory: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["run"], found["split"], found["top1"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error!r}); run trainer.evaluate again") from None
+        raise UsageError(f"{path} is damaged ({error!r}); run shardline-evaluate again") from None
     return found
 
 
 def read_table(evaluation: Path | None, found: dict[str, Any], split: str) -> Any:
     """The predictions of an evaluation of `split`, or None."""
-    from trainer.evaluation import read_predictions
+    from shardline.trainer.evaluation.results import read_predictions
 
     if evaluation is None or found["split"] != split:
         return None
@@ -119,7 +119,7 @@ def unique_names(paths: Sequence[str]) -> list[str]:
 
 def results(runs: Sequence[Contender]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """One row a run: how well it does, how long it took."""
-    from trainer.figures import final_top1
+    from shardline.trainer.evaluation.plots import final_top1
 
     header = ("run", "dataset", "epochs", "steps", "images/s", "held-out top-1", "top-1", "95 %", "top-5", "macro-F1",
               "ECE", "n")  # fmt: skip
@@ -155,8 +155,8 @@ def flag_differences(runs: Sequence[Contender]) -> list[tuple[str, ...]]:
 
 
 def mcnemar_tests(runs: Sequence[Contender]) -> list[dict[str, Any]]:
-    """Each pair of runs on the pictures that both were evaluated on."""
-    from trainer import scores
+    """Each pair of runs on the images that both were evaluated on."""
+    from shardline.trainer.evaluation import metrics
 
     tests: list[dict[str, Any]] = []
     for first, second in itertools.combinations(runs, 2):
@@ -169,17 +169,17 @@ def mcnemar_tests(runs: Sequence[Contender]) -> list[dict[str, Any]]:
                 for run in (first, second)]  # fmt: skip
         shared = [key for key in hits[0] if key in hits[1]]
         if not shared:
-            tests.append({"pair": pair, "line": f"{pair}: evaluated on different pictures, nothing to test"})
+            tests.append({"pair": pair, "line": f"{pair}: evaluated on different images, nothing to test"})
             continue
         ours, theirs = (np.array([hit[key] for key in shared], bool) for hit in hits)
-        first_only, second_only, p = scores.mcnemar(ours, theirs)
+        first_only, second_only, p = metrics.mcnemar(ours, theirs)
         verdict = "no evidence of a difference" if p >= 0.05 else (
             f"{(first if first_only > second_only else second).name} is better"
         )  # fmt: skip
         tests.append(
             {
                 "pair": pair, "shared": len(shared), "first_only": first_only, "second_only": second_only, "p": p,
-                "line": f"{pair} on {len(shared)} shared pictures: only the first right {first_only}, only the second "
+                "line": f"{pair} on {len(shared)} shared images: only the first right {first_only}, only the second "
                 f"{second_only}, McNemar p = {p:.2g}: {verdict}",
             }
         )  # fmt: skip
@@ -187,7 +187,7 @@ def mcnemar_tests(runs: Sequence[Contender]) -> list[dict[str, Any]]:
 
 
 def _keys(table: Any) -> list[tuple[str, str]]:
-    """What makes a picture the same in two evaluations: its file and its label."""
+    """What makes an image the same in two evaluations: its file and its label."""
     return list(zip(table["path"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
@@ -210,12 +210,12 @@ def write(
     tests: Sequence[dict[str, Any]],
 ) -> None:
     """compare.html, curves.png, and, last, compare.json."""
-    from tools.page import Page
-    from trainer import figures
+    from shardline.tools.html_report import HtmlReport
+    from shardline.trainer.evaluation import plots
 
-    page = Page(f"{len(runs)} runs compared", subtitle=", ".join(run.name for run in runs))
+    page = HtmlReport(f"{len(runs)} runs compared", subtitle=", ".join(run.name for run in runs))
     page.table("Results", header, rows)
-    curves = figures.run_curves({run.name: run.rows for run in runs})
+    curves = plots.run_curves({run.name: run.rows for run in runs})
     page.figure("Curves", curves, "loss and top-1 over epochs of every run", png=output / "curves.png")
     page.text("McNemar's test", *(test["line"] for test in tests))
     if differences:

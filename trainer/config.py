@@ -11,8 +11,8 @@ from typing import Any
 
 from absl import flags
 
-from pipeline.cli import UsageError
-from pipeline.config import InputConfig
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
 
 PARTS = ("head", "block5", "block4", "block3", "all")
 HEADS = ("gap", "flatten256", "fc4096")
@@ -21,7 +21,7 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 # Settings that change how a run is carried out or watched, never what it computes: free to differ at a restart.
-FREE = frozenset(
+RUNTIME_FIELDS = frozenset(
     {
         "data",
         "workdir",
@@ -80,7 +80,7 @@ def _field(default: Any, text: str, choices: tuple[str, ...] | None = None) -> A
 class TrainConfig:
     """Every setting of a run. One field, one flag of the same name; checked once, here."""
 
-    data: str = _field("", "dataset directory written by tools.convert or tools.adopt")
+    data: str = _field("", "dataset directory written by shardline-convert or shardline-adopt")
     workdir: str = _field("", "run directory: config, metrics, checkpoints, plots and the model go there")
     train_split: str = _field("train", "split to train on")
     eval_split: str = _field(
@@ -126,26 +126,26 @@ class TrainConfig:
     global_batch_size: int = _field(32, "examples a step, over all devices and hosts")
     micro_batches: int = _field(1, "pieces a device's share of the batch is cut into, to save memory")
     seed: int = _field(0, "seed of the order, the augmentation, the initial weights and dropout")
-    read_block: int = _field(1, "stored records read together; 1 shuffles exactly")
+    shuffle_block_size: int = _field(1, "stored records read together; 1 shuffles exactly")
     augment_on: str = _field(
         "auto",
-        "where pictures are cropped and turned: auto: on the device when it is a GPU",
+        "where images are cropped and turned: auto: on the device when it is a GPU",
         ("auto", "host", "device"),
     )
-    crop_area: str = _field("0.35,1", "least and largest share of the picture a random crop covers")
+    crop_area: str = _field("0.35,1", "least and largest share of the image a random crop covers")
     crop_ratio: str = _field("0.75,1.333", "least and largest width / height of a random crop")
     flip: bool = _field(True, "mirror left-right, half of the time")
-    brightness: float = _field(0.0, "colour jitter: factors from 1 - x to 1 + x")
-    contrast: float = _field(0.0, "colour jitter: factors from 1 - x to 1 + x")
-    saturation: float = _field(0.0, "colour jitter: factors from 1 - x to 1 + x")
-    hue: float = _field(0.0, "turn colours by up to this share of a full circle, at most 0.5")
+    brightness: float = _field(0.0, "color jitter: factors from 1 - x to 1 + x")
+    contrast: float = _field(0.0, "color jitter: factors from 1 - x to 1 + x")
+    saturation: float = _field(0.0, "color jitter: factors from 1 - x to 1 + x")
+    hue: float = _field(0.0, "turn colors by up to this share of a full circle, at most 0.5")
     erase: float = _field(0.0, "probability that a random box is blanked")
     randaugment_layers: int = _field(0, "random operations applied one after another; 0: off, 2 is usual")
     randaugment_magnitude: int = _field(9, "strength of those operations, 0 to 10")
     mixup: float = _field(0.0, "alpha of mixup; 0: off, 0.2 is usual")
     cutmix: float = _field(0.0, "alpha of cutmix; 0: off, 1 is usual")
     eval_crop_fraction: float = _field(0.875, "the evaluation crop's share of the resized short side")
-    cache: str = _field("none", "decoded pictures: none, memory, or a directory on a local disk")
+    cache: str = _field("none", "decoded images: none, memory, or a directory on a local disk")
     max_bad_records: int = _field(10, "distinct unreadable records after which the run stops")
     workers: int = _field(
         -1, "processes that make training batches; 0: threads of this one; -1: one for each core, in runs that last"
@@ -189,7 +189,7 @@ class TrainConfig:
         self.profile_range()
         settings = self.input_config()
         if self.cache_features and settings.mixes:
-            raise UsageError("--cache_features stores one picture a row; leave out --mixup and --cutmix")
+            raise UsageError("--cache_features stores one image a row; leave out --mixup and --cutmix")
         if self.weights == "imagenet" and self.head == "fc4096" and self.image_size != 224:
             raise UsageError(f"--image_size={self.image_size}: the fc1 and fc2 of --weights=imagenet only fit 224")
         if self.weights == "imagenet" and self.width != 1:
@@ -257,7 +257,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (  # f
         lambda x: x >= 0,
         "needs a whole number of at least 0",
     ),
-    (("image_size",), lambda x: x >= 32, "VGG16 halves the picture five times; use at least 32"),
+    (("image_size",), lambda x: x >= 32, "VGG16 halves the image five times; use at least 32"),
 )
 
 
@@ -268,7 +268,7 @@ def _check(config: TrainConfig, name: str, good: bool, remedy: str) -> None:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`flag: old -> new` for each setting that changes what is computed."""
-    names = [name for name in {**old, **new} if name not in FREE]
+    names = [name for name in {**old, **new} if name not in RUNTIME_FIELDS]
     return [f"--{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 
 

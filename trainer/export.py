@@ -1,6 +1,6 @@
 """Export a trained run: SavedModel that takes JPEG and PNG bytes, .keras, and TFLite; each held against the trainer.
 
-    python -m trainer.export --run RUN --output DIR
+    shardline-export --run RUN --output DIR
 
 DIR gets saved_model/, model.keras, model_float32.tflite, model_float16.tflite, model_int8.tflite, labels.txt and
 parity.json. What is exported computes in float32 and loads in a process that knows nothing of this project.
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-import pipeline
-from pipeline import cli as command
-from pipeline.cli import Failure, UsageError, progress
-from pipeline.manifest import Split
-from trainer.arguments import check_labels, find_run, make_directory
-from trainer.state import read_config
+from shardline import pipeline
+from shardline.pipeline import cli as command
+from shardline.pipeline.cli import progress
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import Split
+from shardline.trainer.checks import check_labels, find_run, make_directory
+from shardline.trainer.state import read_config
 
 FLAGS = flags.FLAGS
 
@@ -68,10 +69,10 @@ def main() -> None:
     output = prepare(FLAGS.output, formats, FLAGS.overwrite)
 
     command.import_tensorflow()
-    from trainer.state import load_run
+    from shardline.trainer.state import load_run
 
     run = load_run(str(directory), FLAGS.checkpoint or None, precision="float32")
-    export(run, formats, output, lambda: calibration_pictures(run, data, FLAGS.calibration_images))
+    export(run, formats, output, lambda: calibration_images(run, data, FLAGS.calibration_images))
     trained = load_run(str(directory), FLAGS.checkpoint or None)
     parity = compare(run, trained, formats, output, data, split, FLAGS.parity_images)
     (output / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
@@ -105,7 +106,7 @@ def file_name(form: str) -> str:
 
 
 def comparison_split(wanted: str, splits: Mapping[str, Split], train_split: str) -> str:
-    """The split whose pictures are compared."""
+    """The split whose images are compared."""
     if wanted == "auto":
         found = [name for name in ("test", "validation", train_split, *splits) if filled(splits, name)]
         if not found:
@@ -130,7 +131,7 @@ def export(run: Any, formats: Iterable[str], output: Path, calibrate: Callable[[
     """Write the model of `run` in each format, and labels.txt.
 
     Args:
-      calibrate: gives uint8 pictures [1, s, s, 3] on which the int8 ranges are measured.
+      calibrate: gives uint8 images [1, s, s, 3] on which the int8 ranges are measured.
     """
     (output / PARITY).unlink(missing_ok=True)  # what an earlier export was compared to
     for form in progress(list(formats), total=None, desc="export", unit="format"):
@@ -154,8 +155,8 @@ def save_serving(run: Any, target: Path) -> None:
     """
     import tensorflow as tf
 
-    from trainer.seen import stored_options
-    from trainer.serving import picture_from_bytes
+    from shardline.trainer.evaluation.model_input import stored_options
+    from shardline.trainer.evaluation.serving import image_from_bytes
 
     size, options = run.config.image_size, stored_options(run)
     names = list(run.labels)
@@ -172,7 +173,7 @@ def save_serving(run: Any, target: Path) -> None:
     def from_bytes(encoded: Any) -> dict[str, Any]:
         return answer(
             tf.map_fn(
-                lambda one: picture_from_bytes(one, options, size, run.preprocessing["crop_fraction"]),
+                lambda one: image_from_bytes(one, options, size, run.preprocessing["crop_fraction"]),
                 encoded,
                 fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
             )
@@ -202,11 +203,11 @@ def holding_weights(model: Any) -> Any:
 
 
 def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
-    """A TFLite model of one uint8 picture [1, s, s, 3] -> float32 probabilities [1, classes]."""
+    """A TFLite model of one uint8 image [1, s, s, 3] -> float32 probabilities [1, classes]."""
     import tensorflow as tf
 
     size = run.config.image_size
-    # int8 takes its uint8 input by quantising a float one.
+    # int8 takes its uint8 input by quantizing a float one.
     image = tf.TensorSpec([1, size, size, 3], tf.float32 if form == "tflite_int8" else tf.uint8, "image")
     function = tf.function(lambda image: run.model(image, training=False), autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -219,27 +220,27 @@ def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]
     if form == "tflite_int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
-        converter.representative_dataset = lambda: ([picture.astype(np.float32)] for picture in calibrate())
+        converter.representative_dataset = lambda: ([pixels.astype(np.float32)] for pixels in calibrate())
     return converter.convert()
 
 
-def calibration_pictures(run: Any, data: Any, count: int) -> Iterator[np.ndarray]:
-    """Training pictures as the model sees them, and one with both extremes, so that input step = grey level."""
-    for picture in seen_pictures(run, data, run.config.train_split, count):
-        yield picture[None]
+def calibration_images(run: Any, data: Any, count: int) -> Iterator[np.ndarray]:
+    """Training images as the model sees them, and one with both extremes, so that input step = gray level."""
+    for image in seen_images(run, data, run.config.train_split, count):
+        yield image[None]
     extremes = np.zeros((1, run.config.image_size, run.config.image_size, 3), np.uint8)
     extremes[:, ::2] = 255
     yield extremes
 
 
-def seen_pictures(run: Any, data: Any, split: str, count: int) -> Iterator[np.ndarray]:
+def seen_images(run: Any, data: Any, split: str, count: int) -> Iterator[np.ndarray]:
     """Up to `count` records, spread evenly over the split, as the model sees them: uint8 [s, s, 3]."""
-    from trainer.seen import as_seen, stored_pictures
+    from shardline.trainer.evaluation.model_input import preprocess, stored_images
 
-    for picture in stored_pictures(data, split, spread(data.num_records(split), count)):
-        if picture is None:
-            raise Failure(f"a record of split {split} in {data.directory} cannot be read; tools.verify names it")
-        yield as_seen(picture, run)
+    for image in stored_images(data, split, spread(data.num_records(split), count)):
+        if image is None:
+            raise Failure(f"a record of split {split} in {data.directory} cannot be read; shardline-verify names it")
+        yield preprocess(image, run)
 
 
 def spread(num_records: int, count: int) -> np.ndarray:
@@ -253,12 +254,12 @@ def spread(num_records: int, count: int) -> np.ndarray:
 def compare(
     run: Any, trained: Any, formats: Iterable[str], output: Path, data: Any, split: str, count: int
 ) -> dict[str, Any]:
-    """Trainer and exports on the same `count` pictures: agreement, largest difference, and whether that is in bounds.
+    """Trainer and exports on the same `count` images: agreement, largest difference, and whether that is in bounds.
 
     Exports are held against `run`, the model in float32; `trained`, the model in the precision it was trained and is
     evaluated in, is held against it too, for information.
     """
-    images = list(seen_pictures(run, data, split, count))
+    images = list(seen_images(run, data, split, count))
     files = [file for file, _, _ in data.records(split, spread(data.num_records(split), count).tolist())]
     expected = answers(run.model, images)
     exports: dict[str, Any] = {}
@@ -280,7 +281,7 @@ def compare(
 
 
 def answers(model: Callable[..., Any], images: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, classes]: what a Keras model makes of pictures [s, s, 3], one at a time."""
+    """float32 [n, classes]: what a Keras model makes of images [s, s, 3], one at a time."""
     return np.concatenate([model(image[None], training=False).numpy() for image in images])
 
 
@@ -296,7 +297,7 @@ def differences(outputs: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 def run_export(
     form: str, path: Path, images: Sequence[np.ndarray], files: Sequence[bytes]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What one exported model, read back from disk, makes of pictures and of the files they come from."""
+    """What one exported model, read back from disk, makes of images and of the files they come from."""
     import keras
     import tensorflow as tf
 
@@ -315,7 +316,7 @@ def run_export(
 
 
 def tflite_answers(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, classes]: what a TFLite model makes of pictures."""
+    """float32 [n, classes]: what a TFLite model makes of images."""
     import tensorflow as tf
 
     with warnings.catch_warnings():
@@ -333,18 +334,18 @@ def tflite_answers(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
 
 def define_flags() -> None:
     """Only when this is the program: several commands may then be imported side by side."""
-    flags.DEFINE_string("run", "", "run directory written by trainer.train")
+    flags.DEFINE_string("run", "", "run directory written by shardline-train")
     flags.DEFINE_string("checkpoint", "", "export this checkpoint instead of the run's final model")
     flags.DEFINE_string("output", "", "directory for the exported models")
     flags.DEFINE_list("formats", list(FORMATS), "what to write")
     flags.DEFINE_string(
-        "data", "", "dataset whose pictures calibrate int8 and are compared; default: the one the run was trained on"
+        "data", "", "dataset whose images calibrate int8 and are compared; default: the one the run was trained on"
     )
     flags.DEFINE_string("split", "auto", "split to compare on; auto: test, else validation, else the training one")
     flags.DEFINE_integer(
-        "calibration_images", 100, "training pictures whose activations set the int8 ranges", lower_bound=1
+        "calibration_images", 100, "training images whose activations set the int8 ranges", lower_bound=1
     )
-    flags.DEFINE_integer("parity_images", 64, "pictures on which trainer and export are compared", lower_bound=1)
+    flags.DEFINE_integer("parity_images", 64, "images on which trainer and export are compared", lower_bound=1)
     flags.DEFINE_boolean("overwrite", False, "replace models that an earlier export left in --output")
 
 

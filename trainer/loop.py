@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from trainer.plan import Plan
-from trainer.schedule import PhaseSpan
-from trainer.state import TrainState
+from shardline.trainer.schedule import PhaseSpan
+from shardline.trainer.setup import Plan
+from shardline.trainer.state import TrainState
 
 
 @dataclass
@@ -93,7 +93,7 @@ def train_phase(
             pending = None
             for action in due:
                 action.act(state)
-            going = going and not any(getattr(action, "satisfied", False) for action in actions)
+            going = going and not any(getattr(action, "should_stop", False) for action in actions)
     if pending:
         going = after_step(pending) and going
     return going

@@ -1,8 +1,8 @@
-"""The network: VGG16 behind its own input normalisation, a head, what each phase trains, and where weights come from.
+"""The network: VGG16 behind its own input normalization, a head, what each phase trains, and where weights come from.
 
 The convolutions are keras.applications.VGG16's and see what it was trained on: BGR minus the ImageNet mean. From
 scratch they see that divided by the spread of pixels: else the first kernel, 58 times smaller than it should be, gets
-gradients so large that they drown all others. The normalisation is part of the model, so every caller feeds uint8 RGB.
+gradients so large that they drown all others. The normalization is part of the model, so every caller feeds uint8 RGB.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.cli import UsageError
+from shardline.pipeline.errors import UsageError
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 PIXEL_SPREAD = 58.0  # standard deviation of pixels around the mean
-NORMALISE = "minus_mean"  # name of the normalising layer
-GROUPS = ("head", "block5", "block4", "block3", "block2", "block1")
+NORMALizE = "minus_mean"  # name of the normalizing layer
+LAYER_GROUPS = ("head", "block5", "block4", "block3", "block2", "block1")
 FILTERS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)
-TRAINS = {  # what trains in a phase named so
-    "head": GROUPS[:1],
-    "block5": GROUPS[:2],
-    "block4": GROUPS[:3],
-    "block3": GROUPS[:4],
-    "all": GROUPS,
+TRAINABLE = {  # what trains in a phase named so
+    "head": LAYER_GROUPS[:1],
+    "block5": LAYER_GROUPS[:2],
+    "block4": LAYER_GROUPS[:3],
+    "block3": LAYER_GROUPS[:4],
+    "all": LAYER_GROUPS,
 }
 IMAGENET = {  # file name and md5 of the weights Keras publishes, without and with the top
     False: ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", "6d6bbae143d832006294945121d1f1fc"),
@@ -89,7 +89,7 @@ class Network:
 
     def trained(self, part: str) -> dict[str, Any]:
         """The variables that train in a phase of this name."""
-        return {path: v for path, v in self.weights.items() if group(path) in TRAINS[part]}
+        return {path: v for path, v in self.weights.items() if group(path) in TRAINABLE[part]}
 
 
 def group(path: str) -> str:
@@ -119,7 +119,7 @@ def build(
 
 def _build(classes: int, head: str, size: int, dropout: float, seed: int, width: float, scale: float) -> Network:
     pool = keras.layers.GlobalAveragePooling2D(name="pool") if head == "gap" else keras.layers.Flatten(name="flatten")
-    normalise = keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALISE)
+    normalize = keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALizE)
     stack = [*_convolutions(size, width), pool]
     units = {"gap": (), "flatten256": (256,), "fc4096": (4096, 4096)}[head]
     names = ("hidden",) if head == "flatten256" else ("fc1", "fc2")
@@ -131,7 +131,7 @@ def _build(classes: int, head: str, size: int, dropout: float, seed: int, width:
     softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
 
     def features(image: Any) -> Any:
-        x = normalise(keras.ops.flip(image, axis=-1))  # RGB to BGR
+        x = normalize(keras.ops.flip(image, axis=-1))  # RGB to BGR
         for layer in stack:
             x = layer(x)
         return x
@@ -181,7 +181,7 @@ def _convolutions(size: int, width: float) -> list[Any]:
     return layers
 
 
-def initialise(network: Network, seed: int) -> None:
+def initialize(network: Network, seed: int) -> None:
     """He-normal kernels, which a VGG16 without batch norm needs to learn at all, and zero biases."""
     for index, (path, variable) in enumerate(network.weights.items()):
         shape = tuple(variable.shape)
@@ -315,7 +315,7 @@ def _read(weights: str) -> Pretrained:
             return _from_layers(keras.models.load_model(path, compile=False))
         if path.suffix == ".h5":
             return _read_h5(path)
-        from trainer import state
+        from shardline.trainer import state
 
         arrays, scale = state.read_weights(path)
         return _split(list(_pairs(arrays).values()), scale)
@@ -328,7 +328,7 @@ def _read(weights: str) -> Pretrained:
 
 def _from_layers(model: Any) -> Pretrained:
     layers = [layer for layer in model._flatten_layers(include_self=False) if len(layer.get_weights()) == 2]
-    ours = next((layer for layer in model.layers if layer.name == NORMALISE), None)
+    ours = next((layer for layer in model.layers if layer.name == NORMALizE), None)
     return _split([tuple(layer.get_weights()) for layer in layers], 1 / ours.scale if ours else 1.0)
 
 

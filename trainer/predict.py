@@ -1,9 +1,9 @@
-"""Name the pictures in any image files with a trained run.
+"""Name the images in any image files with a trained run.
 
-    python -m trainer.predict --run RUN --input photo.jpg --output csv
-    python -m trainer.predict --run RUN --input 'photos/**/*.png' --output predictions.parquet --gallery look.png
+    shardline-predict --run RUN --input photo.jpg --output csv
+    shardline-predict --run RUN --input 'photos/**/*.png' --output predictions.parquet --gallery look.png
 
-Files are read exactly as the converter read the training pictures. A file that cannot be read becomes a row with
+Files are read exactly as the converter read the training images. A file that cannot be read becomes a row with
 its reason. --input may be repeated; arguments that are no flags count as inputs too, so the shell may expand '*'.
 """
 
@@ -24,14 +24,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipeline import cli as command
-from pipeline.cli import Failure, UsageError, progress
-from trainer.arguments import check_target, find_run
+from shardline.pipeline import cli as command
+from shardline.pipeline.cli import progress
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.trainer.checks import check_target, find_run
 
 FLAGS = flags.FLAGS
 
 FORMATS = ("csv", "jsonl", "parquet")
-GALLERY_PICTURES = 48
+GALLERY_IMAGES = 48
 SKIPPED = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 
 
@@ -57,17 +58,17 @@ def main(arguments: list[str]) -> None:
             check_target(flag, path)
 
     command.import_tensorflow()
-    from trainer.state import load_run
+    from shardline.trainer.state import load_run
 
     run = load_run(str(directory), FLAGS.checkpoint or None)
     top = min(FLAGS.top, len(run.labels))
     rows: list[Row] = []
     shown: list[tuple[np.ndarray | None, Row]] = []
     with progress(total=len(paths), desc="predict", unit="image") as bar:
-        for row, picture in predict(run, paths, top=top, batch_size=FLAGS.batch_size):
+        for row, image in predict(run, paths, top=top, batch_size=FLAGS.batch_size):
             rows.append(row)
-            if FLAGS.gallery and len(shown) < GALLERY_PICTURES:
-                shown.append((picture, row))
+            if FLAGS.gallery and len(shown) < GALLERY_IMAGES:
+                shown.append((image, row))
             bar.update()
     write(rows, form, target, top)
     if FLAGS.gallery:
@@ -116,8 +117,8 @@ def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Ite
     """A row for each path, in order, and the square the model saw (None for a broken file)."""
     import tensorflow as tf
 
-    from tools.images import set_up_process
-    from trainer.seen import stored_options
+    from shardline.pipeline.images import set_up_process
+    from shardline.trainer.evaluation.model_input import stored_options
 
     set_up_process()
     options = stored_options(run)
@@ -135,25 +136,25 @@ def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Ite
             loaded = [future.result() for future in coming]
             coming = start(chunks[number + 1]) if number + 1 < len(chunks) else []  # while the model runs
             batch = np.zeros((rows, size, size, 3), np.uint8)
-            for i, (picture, _) in enumerate(loaded):
-                if picture is not None:
-                    batch[i] = picture
+            for i, (image, _) in enumerate(loaded):
+                if image is not None:
+                    batch[i] = image
             probabilities = forward(tf.constant(batch)).numpy()
-            for path, (picture, error), row in zip(chunk, loaded, probabilities, strict=False):
-                if picture is None:
+            for path, (image, error), row in zip(chunk, loaded, probabilities, strict=False):
+                if image is None:
                     yield Row(path, error=error), None
                     continue
                 best = np.argsort(-row, kind="stable")[:top]
-                yield Row(path, tuple(run.labels[c] for c in best), tuple(float(row[c]) for c in best)), picture
+                yield Row(path, tuple(run.labels[c] for c in best), tuple(float(row[c]) for c in best)), image
 
 
 def load(path: str, run: Any, options: Any) -> tuple[np.ndarray | None, str]:
     """What the model is shown of a file, or why it cannot be."""
-    from tools.images import BadImage
-    from trainer import seen
+    from shardline.pipeline.images import BadImage
+    from shardline.trainer.evaluation import model_input
 
     try:
-        return seen.of_file(Path(path).read_bytes(), run, options), ""
+        return model_input.load_image(Path(path).read_bytes(), run, options), ""
     except BadImage as error:
         return None, " ".join(str(error).split())
     except OSError as error:
@@ -232,18 +233,18 @@ def _parquet(rows: Sequence[Row]) -> bytes:
 
 
 def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, target: str) -> None:
-    """The pictures as the model saw them, each with its best class."""
-    from tools.page import figure_png
-    from trainer import figures
+    """The images as the model saw them, each with its best class."""
+    from shardline.tools.html_report import figure_png
+    from shardline.trainer.evaluation import plots
 
     tiles: list[tuple[np.ndarray | None, str, str]] = []
-    for picture, row in shown:
-        name = figures.short(os.path.basename(row.path), 30)
-        if picture is None:
-            tiles.append((None, "unreadable", f"{name}\n{figures.short(row.error, 34)}"))
+    for image, row in shown:
+        name = plots.short(os.path.basename(row.path), 30)
+        if image is None:
+            tiles.append((None, "unreadable", f"{name}\n{plots.short(row.error, 34)}"))
         else:
-            tiles.append((picture, f"{figures.short(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))
-    figure = figures.gallery(tiles, columns=4 if len(tiles) > 6 else 3)
+            tiles.append((image, f"{plots.short(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))
+    figure = plots.gallery(tiles, columns=4 if len(tiles) > 6 else 3)
     if count > len(shown):
         figure.suptitle(f"the first {len(shown)} of {count:,} files", fontsize=11)
     Path(target).write_bytes(figure_png(figure))
@@ -251,15 +252,15 @@ def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, tar
 
 def define_flags() -> None:
     """Only when this is the program: several commands may then be imported side by side."""
-    flags.DEFINE_string("run", "", "run directory written by trainer.train")
+    flags.DEFINE_string("run", "", "run directory written by shardline-train")
     flags.DEFINE_string("checkpoint", "", "use this checkpoint instead of the run's final model")
     flags.DEFINE_multi_string("input", [], "image file, directory (searched through) or glob; may be repeated")
     flags.DEFINE_string(
         "output", "csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet"
     )
-    flags.DEFINE_integer("top", 5, "how many classes to list for each picture", lower_bound=1)
-    flags.DEFINE_string("gallery", "", "also draw the first pictures with their predictions into this PNG")
-    flags.DEFINE_integer("batch_size", 32, "pictures in one forward pass", lower_bound=1)
+    flags.DEFINE_integer("top", 5, "how many classes to list for each image", lower_bound=1)
+    flags.DEFINE_string("gallery", "", "also draw the first images with their predictions into this PNG")
+    flags.DEFINE_integer("batch_size", 32, "images in one forward pass", lower_bound=1)
 
 
 def cli() -> None:

@@ -13,16 +13,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-import pipeline
-from pipeline.cli import Failure, UsageError
-from trainer import actions, cluster, features, loop, metrics, model
-from trainer import plan as planning
-from trainer import state as states
-from trainer import step as steps
-from trainer.config import TrainConfig, differences
-from trainer.plan import Plan
-from trainer.schedule import PhaseSpan
-from trainer.state import TrainState
+from shardline import pipeline
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.trainer import actions, cluster, feature_cache, loop, metrics_log, model
+from shardline.trainer import setup as planning
+from shardline.trainer import state as states
+from shardline.trainer import step as steps
+from shardline.trainer.config import TrainConfig, differences
+from shardline.trainer.schedule import PhaseSpan
+from shardline.trainer.setup import Plan
+from shardline.trainer.state import TrainState
 
 
 def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
@@ -36,15 +36,15 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
         return
     with plan.cluster.strategy.scope():
         network = planning.build_network(plan)
-        averages = {
+        ema_weights = {
             path: tf.Variable(v, trainable=False) for path, v in (network.weights if config.ema else {}).items()
         }
         loss_scale = steps.LossScale()
-    state = TrainState(network.weights, averages, None, loss_scale)
+    state = TrainState(network.weights, ema_weights, None, loss_scale)
     if restored:
         state.step, state.cursor = restored[1]["step"], restored[1]["cursor"]
-    log = metrics.MetricsLog(config.workdir, state.step) if plan.cluster.chief else None
-    watch = actions.Watch(plan, network, log, state.step)
+    log = metrics_log.MetricsLog(config.workdir, state.step) if plan.cluster.chief else None
+    watch = actions.StepMonitor(plan, network, log, state.step)
     evaluate = actions.Evaluate(plan, network, watch, log, say, lambda s: save_best(s))
     checkpoint = actions.Checkpoint(plan, watch, evaluate)
 
@@ -53,7 +53,7 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
 
     if plan.cluster.chief:
         watch.peak = plan.cluster.replicas * (
-            config.peak_tflops or metrics.peak_tflops(plan.cluster.device_kind, config.precision)
+            config.peak_tflops or metrics_log.peak_tflops(plan.cluster.device_kind, config.precision)
         )
     with loop.StopRequest() as stop, errors_of_others(plan, state):
         for span in plan.spans:
@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
             if over:
                 break
             if config.cache_features and span.phase.part == "head":
-                cache = features.FeatureCache(plan, network)
+                cache = feature_cache.FeatureCache(plan, network)
                 step, batches = make_step(plan, network, state, cache.forward), cache.batches(state.cursor)
                 watch.flops[span.index] = cache.flops
             else:
@@ -93,7 +93,7 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
         log.close()
         if not config.synthetic and (times := plan.data.stage_times()).samples:
             say(f"input, training and evaluation:\n{times}")
-    if over or state.cursor >= plan.spans[-1].stop or evaluate.satisfied:
+    if over or state.cursor >= plan.spans[-1].stop or evaluate.should_stop:
         finish(plan, network, state, evaluate, watch)
     else:
         say(f"stopped at step {state.step} with a checkpoint; run the same command to continue")
@@ -121,7 +121,7 @@ def say(text: str) -> None:
 def make_optimizer(plan: Plan, network: model.Network, span: PhaseSpan) -> steps.Optimizer:
     """Fresh slots for what trains in a phase; blocks farther from the head learn slower by --block_lr_decay."""
     variables = network.trained(span.phase.part)
-    rates = {path: plan.config.block_lr_decay ** model.GROUPS.index(model.group(path)) for path in variables}
+    rates = {path: plan.config.block_lr_decay ** model.LAYER_GROUPS.index(model.group(path)) for path in variables}
     return steps.Optimizer(variables, step_config(plan), rates)
 
 
@@ -132,7 +132,7 @@ def make_step(plan: Plan, network: model.Network, state: TrainState, forward: An
         forward or planning.train_forward(plan, network),
         state.optimizer,
         state.loss_scale,
-        state.averages,
+        state.ema_weights,
         step_config(plan),
         planning.class_weights(plan),
     )
@@ -162,7 +162,7 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
         "preprocessing": {
             **pipeline.PREPROCESSING,
             "crop_fraction": config.eval_crop_fraction,
-            "stored": stored_pictures(plan),
+            "stored": stored_images(plan),
         },
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
@@ -188,8 +188,8 @@ def claim_workdir(plan: Plan, allow_changes: bool) -> None:
             raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
 
 
-def stored_pictures(plan: Plan) -> dict[str, Any]:
-    """How the converter made the pictures, so that prediction and export can do the same to any file."""
+def stored_images(plan: Plan) -> dict[str, Any]:
+    """How the converter made the images, so that prediction and export can do the same to any file."""
     if plan.config.synthetic:
         return {}
     manifest = plan.data.manifest
@@ -199,7 +199,7 @@ def stored_pictures(plan: Plan) -> dict[str, Any]:
 
 def check_order(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse another order of samples: a position would no longer mean the same sample."""
-    keys = ("dataset", "split", "records", "seed", "read_block", "balanced_sampling")
+    keys = ("dataset", "split", "records", "seed", "shuffle_block_size", "balanced_sampling")
     ours, theirs = ({key: values.get(key) for key in keys} for values in (new, old))
     if ours != theirs:
         raise UsageError(
@@ -231,8 +231,8 @@ def resume(state: TrainState, plan: Plan, span: PhaseSpan, path: Path, header: d
     if header["phase"] != span.index or slots != set(fresh):
         arrays = {name: a for name, a in arrays.items() if name not in slots} | fresh
         header = {**header, "phase": span.index}
-    if state.averages and not any(name.startswith("average/") for name in arrays):  # --ema is new: it begins here
-        arrays |= {f"average/{path}": arrays[f"model/{path}"] for path in state.averages}
+    if state.ema_weights and not any(name.startswith("average/") for name in arrays):  # --ema is new: it begins here
+        arrays |= {f"average/{path}": arrays[f"model/{path}"] for path in state.ema_weights}
     state.restore(header, arrays, source=path)
     say(f"continuing {plan.config.workdir} at step {state.step} (epoch {plan.epoch(state.cursor):.3g})")
 
@@ -263,7 +263,7 @@ def errors_of_others(plan: Plan, state: TrainState) -> Iterator[None]:
 
 
 def finish(
-    plan: Plan, network: model.Network, state: TrainState, evaluate: actions.Evaluate, watch: actions.Watch
+    plan: Plan, network: model.Network, state: TrainState, evaluate: actions.Evaluate, watch: actions.StepMonitor
 ) -> None:
     """Save model.keras and print the result."""
     if not plan.cluster.chief:

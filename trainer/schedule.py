@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from trainer.config import Phase
+from shardline.trainer.config import Phase
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import pipeline
-from pipeline.cli import Failure, progress
-from trainer import cluster, model, run
-from trainer import plan as planning
-from trainer import step as steps
-from trainer.config import TrainConfig
-from trainer.plan import Plan
-from trainer.state import TrainState
-from trainer.step import LossScale
+from shardline import pipeline
+from shardline.pipeline.cli import progress
+from shardline.pipeline.errors import Failure
+from shardline.trainer import cluster, model, run
+from shardline.trainer import setup as planning
+from shardline.trainer import step as steps
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.setup import Plan
+from shardline.trainer.state import TrainState
+from shardline.trainer.step import LossScale
 
 TINY: dict[str, Any] = {
     "width": 0.06,
@@ -71,7 +72,7 @@ class Bench:
         one = tf.distribute.MirroredStrategy([first], cross_device_ops=tf.distribute.ReductionToOneDevice())
         self.alone = cluster.Cluster(one, 0, 1, 1, devices.device_kind)
         self.batch = 4 * devices.replicas
-        self.size = 224 if devices.device_kind == "GPU" else 64  # of the pictures that speeds are measured with
+        self.size = 224 if devices.device_kind == "GPU" else 64  # of the images that speeds are measured with
 
     def replicas_agree(self) -> tuple[bool, str]:
         """Three float32 steps with clipping, dropout and uneven weights, on one replica and on all.
@@ -125,7 +126,7 @@ class Bench:
         return ratio >= 0.95, f"{mixed} trains {ratio:.2f}× as fast as float32{advice}"
 
     def input_speed(self) -> tuple[bool, str]:
-        """Pictures decoded and cropped a second, against what the step takes."""
+        """Images decoded and cropped a second, against what the step takes."""
         with tempfile.TemporaryDirectory() as folder:
             write_dataset(Path(folder), {"train": 64}, side=256)
             config = dataclasses.replace(self.config, data=folder, global_batch_size=32, image_size=224, width=1.0)
@@ -190,12 +191,13 @@ def _spread(devices: cluster.Cluster, examples: dict[str, np.ndarray]) -> Any:
 
 
 def write_dataset(folder: Path, splits: dict[str, int], side: int) -> None:
-    """A small dataset of noise-free colour patterns, so many in each split, one shard a split."""
+    """A small dataset of noise-free color patterns, so many in each split, one shard a split."""
 
     import cv2
 
-    from pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
-    from pipeline.records import encode_example, frame_record
+    from shardline.pipeline.example import encode_example
+    from shardline.pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
+    from shardline.pipeline.tfrecord import frame_record
 
     draw, written = np.random.default_rng(0), {}
     labels = tuple("abcdefghij")

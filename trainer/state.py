@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli import UsageError
-from trainer.config import TrainConfig
+from shardline.pipeline.errors import UsageError
+from shardline.trainer.config import TrainConfig
 
 CONFIG_FILE = "config.json"
 BEST = "best.npz"
@@ -29,7 +29,7 @@ class TrainState:
     """Where a run stands. The one mutable thing in the trainer."""
 
     weights: Mapping[str, Any]
-    averages: Mapping[str, Any]
+    ema_weights: Mapping[str, Any]
     optimizer: Any
     loss_scale: Any
     step: int = 0
@@ -49,7 +49,7 @@ class TrainState:
     def _variables(self) -> dict[str, Any]:
         groups = {
             "model": self.weights,
-            "average": self.averages,
+            "average": self.ema_weights,
             "slots": self.optimizer.state(),
             "loss_scale": self.loss_scale.state(),
         }
@@ -171,7 +171,7 @@ def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[st
         content["train"], content["labels"]
     except FileNotFoundError:
         raise UsageError(
-            f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give the --workdir of trainer.train"
+            f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give a --workdir of shardline-train"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error!r}); restore it from a copy, or train again") from None
@@ -183,7 +183,7 @@ def load_run(run_dir: str, checkpoint: str | None = None, precision: str | None 
 
     `precision` replaces the policy it was trained with, e.g. float32 for export.
     """
-    from trainer import model
+    from shardline.trainer import model
 
     content = read_config(run_dir)
     config, labels = TrainConfig.from_dict(content["train"]), tuple(content["labels"])
@@ -193,7 +193,7 @@ def load_run(run_dir: str, checkpoint: str | None = None, precision: str | None 
         raise UsageError(f"{flag}: no such file; {run_dir} has {', '.join(p.name for p in checkpoints(run_dir))}")
     try:
         arrays, input_scale = read_weights(source)
-    except ValueError as error:  # UsageError is one
+    except (ValueError, UsageError) as error:
         raise UsageError(f"{flag}: {error}") from None
     network = model.build(
         classes=len(labels),

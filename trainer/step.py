@@ -113,7 +113,7 @@ def make_train_step(
     forward: Forward,
     optimizer: Optimizer,
     loss_scale: LossScale,
-    averages: Mapping[str, Any],
+    ema_weights: Mapping[str, Any],
     config: StepConfig,
     class_weights: Any = None,
 ) -> Callable[..., dict[str, Any]]:
@@ -193,7 +193,7 @@ def make_train_step(
                     difference = mean - variable
                     tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - config.ema, delta=difference)
 
-            strategy.extended.update(variable, update, args=(gradient, averages.get(path), *optimizer.slots[path]))
+            strategy.extended.update(variable, update, args=(gradient, ema_weights.get(path), *optimizer.slots[path]))
         return tf.constant(True)
 
     @tf.function(autograph=False)

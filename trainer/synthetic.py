@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline import InputConfig
+from shardline.pipeline import InputConfig
 
 
 class SyntheticDataset:

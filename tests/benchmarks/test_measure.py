@@ -6,19 +6,19 @@ import time
 
 import pytest
 
-from benchmarks.measure import (
+from shardline.benchmarks.measure import (
     CONTROL,
     Interrupted,
     Measurement,
     Rate,
-    Served,
+    WorkerProcess,
     append_jsonl,
-    in_slices,
     interleave,
-    keeping,
     load_jsonl,
     machine,
     ratio,
+    run_time_sliced,
+    save_on_interrupt,
     table,
     timed,
 )
@@ -86,13 +86,14 @@ def test_a_busy_core_counts_as_one():
 
 def test_a_contender_in_another_process_answers_or_leaves_its_last_words():
     code = (
-        "from benchmarks.measure import Rate, serve; print('talk'); serve(lambda seconds: Rate(12.5 * seconds, 0.25))"
+        "from shardline.benchmarks.measure import Rate, serve\n"
+        "print('talk'); serve(lambda seconds: Rate(12.5 * seconds, 0.25))"
     )
-    served = Served([sys.executable, "-c", code], 2.0)
+    served = WorkerProcess([sys.executable, "-c", code], 2.0)
     assert served() == served() == Rate(25.0, 0.25)
     served.close()
     with pytest.raises(RuntimeError, match="no such peer"):
-        Served([sys.executable, "-c", "raise SystemExit('no such peer')"], 1.0)
+        WorkerProcess([sys.executable, "-c", "raise SystemExit('no such peer')"], 1.0)
 
 
 def test_what_did_nothing_divides_nothing():
@@ -110,7 +111,7 @@ def test_ctrl_c_writes_the_complete_turns(tmp_path):
             return value
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), keeping(tmp_path / "results.jsonl"):
+    with pytest.raises(KeyboardInterrupt), save_on_interrupt(tmp_path / "results.jsonl"):
         interleave("toy", {"a": rate}, repeats=9)
     assert [m.repeats for m in load_jsonl(tmp_path / "results.jsonl")] == [(1.0, 1.0)]
 
@@ -128,7 +129,7 @@ with open(sys.argv[1], "w") as file:
 def test_commands_in_slices_never_run_at_the_same_time(tmp_path):
     cores = sorted(os.sched_getaffinity(0))
     commands = {name: ([sys.executable, "-c", BUSY, str(tmp_path / name)], cores) for name in ("a", "b")}
-    spent = in_slices(commands, 0.1)
+    spent = run_time_sliced(commands, 0.1)
     assert all(0.4 < cpu <= wall + 0.1 for wall, cpu in spent.values())
     ticks = sorted((float(tick), name) for name in commands for tick in (tmp_path / name).read_text().split())
     turns = [name for (_, name), (_, before) in zip(ticks[1:], ticks, strict=False) if name != before]
@@ -142,6 +143,6 @@ def test_a_command_that_fails_in_slices_says_why_and_takes_the_others_along(tmp_
     cores = sorted(os.sched_getaffinity(0))
     commands = {name: ([sys.executable, "-c", code], cores) for name, code in [("1", forever), ("2", broken)]}
     with pytest.raises(RuntimeError, match="no disk"):
-        in_slices(commands, 0.3)
+        run_time_sliced(commands, 0.3)
     with pytest.raises(ProcessLookupError):
         os.kill(int(own.read_text()), 0)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.measure import CONTROL, Measurement, append_jsonl
-from benchmarks.report import check, ladder_verdict, load_results, write_report
-from pipeline.cli import UsageError
+from shardline.benchmarks.measure import CONTROL, Measurement, append_jsonl
+from shardline.benchmarks.report import check, ladder_verdict, load_results, write_report
+from shardline.pipeline.errors import UsageError
 
 FACTS = {
     "cores": 2,
@@ -36,7 +36,7 @@ OUTLOOK = {
     "gradient_bytes": 59e6,
     "step_batch_size": 90,
     "device": "GPU",
-    "wire_gbps": 100,
+    "interconnect_gbps": 100,
     "price_per_hour": 3.6,
 }
 
@@ -194,7 +194,7 @@ def test_the_gate_exits_with_1(tmp_path):
         for m in canned()
     ]
     append_jsonl(tmp_path / "before" / "results.jsonl", better)
-    command = [sys.executable, "-m", "benchmarks.report", str(tmp_path), f"--check={tmp_path / 'before'}"]
+    command = [sys.executable, "-m", "shardline.benchmarks.report", str(tmp_path), f"--check={tmp_path / 'before'}"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1 and "Grain fell" in result.stderr and result.stderr.count("\n") == 1
 

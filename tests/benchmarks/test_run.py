@@ -9,24 +9,24 @@ from functools import partial
 
 import pytest
 
-from benchmarks.ladder import COLD
-from benchmarks.measure import CONTROL, Rate, load_jsonl
-from benchmarks.verdict import HOST_STAGES
+from shardline.benchmarks.bottleneck import HOST_STAGES
+from shardline.benchmarks.measure import CONTROL, Rate, load_jsonl
+from shardline.benchmarks.stages import COLD
+from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config
-from tools.conversion import convert
 
 QUICK = ("--repeats=1", "--seconds=0.05", "--image_size=32", "--global_batch_size=4", "--precision=float32", "--nojit")
 
 
 def run(*args, cores=None):
-    command = [sys.executable, "-m", "benchmarks.run", *map(str, args)]
+    command = [sys.executable, "-m", "shardline.benchmarks.run", *map(str, args)]
     pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
     return subprocess.run(command, capture_output=True, text=True, preexec_fn=pin)
 
 
 @pytest.fixture(scope="module")
-def one_picture(tmp_path_factory):
-    """A dataset of one picture of 40 x 60."""
+def one_image(tmp_path_factory):
+    """A dataset of one image of 40 x 60."""
     folder = tmp_path_factory.mktemp("one")
     convert(config(class_folders(folder / "photos", classes=1, images=1), folder / "data", size=40))
     return folder / "data"
@@ -36,9 +36,9 @@ def rows(output, suite):
     return {m.name: m for m in load_jsonl(output / "results.jsonl") if m.suite == suite}
 
 
-def test_one_picture_one_core_no_gpu_still_give_every_rung(one_picture, tmp_path):
+def test_one_image_one_core_no_gpu_still_give_every_rung(one_image, tmp_path):
     flags = (*QUICK, "--suite=short", "--width=0.03", "--profile", "--prove", "--price_per_hour=3")
-    done = run(f"--data={one_picture}", f"--output={tmp_path}", *flags, cores=[min(os.sched_getaffinity(0))])
+    done = run(f"--data={one_image}", f"--output={tmp_path}", *flags, cores=[min(os.sched_getaffinity(0))])
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path, "ladder")
     assert list(found) == [*HOST_STAGES, *COLD, "copy", "step", "end_to_end", CONTROL]
@@ -55,7 +55,7 @@ def test_one_picture_one_core_no_gpu_still_give_every_rung(one_picture, tmp_path
 
 
 @pytest.mark.parametrize("turns", [0, 2])
-def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_picture, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_image, tmp_path, monkeypatch):
     calls = Counter()
 
     def rung(name):
@@ -65,9 +65,13 @@ def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_picture, tmp_path,
         return Rate(100.0, 0.01)
 
     rungs = {name: partial(rung, name) for name in (*HOST_STAGES, *COLD)}
-    monkeypatch.setattr("benchmarks.ladder.rungs", lambda *args, **options: rungs)
+    monkeypatch.setattr("shardline.benchmarks.stages.rungs", lambda *args, **options: rungs)
     stopped = Run(
-        "benchmarks.run", f"--data={one_picture}", f"--output={tmp_path}", "--suite=short", "--gpu_step_rate=1000"
+        "shardline.benchmarks.run",
+        f"--data={one_image}",
+        f"--output={tmp_path}",
+        "--suite=short",
+        "--gpu_step_rate=1000",
     )
     assert stopped.code == 130 and stopped.stderr.endswith("interrupted\n")
     assert (tmp_path / "ladder.png").exists() == (turns > 0)
@@ -77,9 +81,9 @@ def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_picture, tmp_path,
 
 
 @pytest.mark.slow
-def test_the_suite_of_scaling_counts_cores_and_replicas(one_picture, tmp_path):
+def test_the_suite_of_scaling_counts_cores_and_replicas(one_image, tmp_path):
     cores = sorted(os.sched_getaffinity(0))[:2]
-    done = run(f"--data={one_picture}", f"--output={tmp_path}", *QUICK, "--suite=scaling", "--width=0.03", cores=cores)
+    done = run(f"--data={one_image}", f"--output={tmp_path}", *QUICK, "--suite=scaling", "--width=0.03", cores=cores)
     assert done.returncode == 0, done.stderr
     assert "--raw_images" in done.stderr  # would also scale the converter
     many = ["2 cores", "2 replicas"] if len(cores) == 2 else []
@@ -89,9 +93,17 @@ def test_the_suite_of_scaling_counts_cores_and_replicas(one_picture, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_converter_is_measured_with_every_count_of_workers(one_picture, tmp_path):
-    command = [sys.executable, "-m", "benchmarks.convert_cases", "--scaling", "--small=8", "--large=800", "--repeats=1"]
-    command += [f"--raw_images={one_picture.parent / 'photos'}", f"--output={tmp_path / 'results.jsonl'}"]
+def test_the_converter_is_measured_with_every_count_of_workers(one_image, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "shardline.benchmarks.bench_convert",
+        "--scaling",
+        "--small=8",
+        "--large=800",
+        "--repeats=1",
+    ]
+    command += [f"--raw_images={one_image.parent / 'photos'}", f"--output={tmp_path / 'results.jsonl'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path, "scaling of the converter")

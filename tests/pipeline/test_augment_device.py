@@ -1,21 +1,21 @@
-"""Host and device carry out the same edits: the pictures agree to rounding."""
+"""Host and device carry out the same edits: the images agree to rounding."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import pipeline
-from pipeline import edits as ed
-from pipeline.batches import Batches
-from pipeline.config import InputConfig
-from pipeline.manifest import ImageFormat, Manifest
-from pipeline.shards import Shards
-from tests.pipeline.tiny import encode, picture, write_dataset
+from shardline import pipeline
+from shardline.pipeline import augment_params as ed
+from shardline.pipeline.batches import BatchBuilder
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.manifest import ImageFormat, Manifest
+from shardline.pipeline.shards import Shards
+from tests.pipeline.tiny import encode, image, write_dataset
 
 ROWS = 64
 OPTIONS = {
     "crop and flip": {},
-    "colour": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2},
+    "color": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2},
     "erase": {"erase": 0.7},
     "randaugment": {"randaugment_layers": 2},
     "mixup": {"mixup": 1.0},
@@ -26,13 +26,13 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Pictures of all shapes, a few of them broken."""
-    from pipeline.records import encode_example
+    """Images of all shapes, a few of them broken."""
+    from shardline.pipeline.example import encode_example
 
     records = []
     for number in range(20):
         height, width = 30 + 11 * number % 60, 30 + 17 * number % 90
-        pixels = picture(number, height, width)
+        pixels = image(number, height, width)
         pixels[: height // 3] //= 2  # so that contrast and histograms have something to do
         records.append(b"bad" if number == 7 else encode_example(encode(pixels, "png"), number % 3, "", height, width))
     return write_dataset(tmp_path_factory.mktemp("photos"), {"train": records}, encoding="png")
@@ -41,7 +41,7 @@ def photos(tmp_path_factory):
 def both(directory, size=32, **options):
     """A batch augmented on the host, and what the device makes of the same one."""
     config = InputConfig(global_batch_size=ROWS, image_size=size, **options)
-    batches = Batches(Shards(Manifest.load(directory), directory, "train"), config, ImageFormat("png"))
+    batches = BatchBuilder(Shards(Manifest.load(directory), directory, "train"), config, ImageFormat("png"))
     positions = np.arange(ROWS)
     host, sent = batches.train(positions, False), batches.train(positions, True)
     sent = {name: tf.constant(value) for name, value in sent.items()}
@@ -64,10 +64,10 @@ def test_host_and_device_show_the_same(photos, name):
         np.testing.assert_allclose(device[key].numpy(), host[key], rtol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["colour", pytest.param("everything", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["color", pytest.param("everything", marks=pytest.mark.slow)])
 def test_compiled_it_shows_the_same(photos, name):
     config = InputConfig(global_batch_size=8, image_size=16, **OPTIONS[name])
-    batch = Batches(Shards(Manifest.load(photos), photos, "train"), config, ImageFormat("png")).train(
+    batch = BatchBuilder(Shards(Manifest.load(photos), photos, "train"), config, ImageFormat("png")).train(
         np.arange(8), True
     )
     plain = pipeline.augment_on_device({name: tf.constant(value) for name, value in batch.items()}, config)
@@ -76,8 +76,8 @@ def test_compiled_it_shows_the_same(photos, name):
     assert np.median(np.abs(plain["image"] - compiled["image"])) < 0.01
 
 
-def test_a_picture_of_one_colour_survives_every_operation(tmp_path):
-    from pipeline.records import encode_example
+def test_an_image_of_one_color_survives_every_operation(tmp_path):
+    from shardline.pipeline.example import encode_example
 
     flat = encode(np.full((40, 40, 3), (90, 90, 90), np.uint8), "png")
     write_dataset(tmp_path, {"train": [encode_example(flat, 0, "", 40, 40)] * 4}, encoding="png")
@@ -87,7 +87,7 @@ def test_a_picture_of_one_colour_survives_every_operation(tmp_path):
 
 def test_batches_that_are_ready_only_change_their_type(photos):
     config = InputConfig(global_batch_size=4, image_size=16, mixup=0.3)
-    batches = Batches(Shards(Manifest.load(photos), photos, "train"), config, ImageFormat("png"))
+    batches = BatchBuilder(Shards(Manifest.load(photos), photos, "train"), config, ImageFormat("png"))
     batch = batches.train(np.arange(4), False)
     finished = pipeline.augment_on_device({name: tf.constant(value) for name, value in batch.items()}, config)
     assert finished["image"].dtype == tf.float32
@@ -111,7 +111,7 @@ def test_soft_labels_are_the_shares_that_are_seen(photos):
 def test_cutmix_shows_the_partner_in_the_box_and_nowhere_else(photos):
     plain, _, _ = both(photos)
     host, _, config = both(photos, cutmix=1.0)
-    boxes = ed.Edits(config, np.arange(ROWS)).rows[:, ed.columns(config)["mix"]][:, 1:].astype(int)
+    boxes = ed.AugmentParams(config, np.arange(ROWS)).rows[:, ed.columns(config)["mix"]][:, 1:].astype(int)
     seen = 0
     for row, (top, left, bottom, right) in enumerate(boxes):
         if host["weight"][row] and host["weight"][row ^ 1]:

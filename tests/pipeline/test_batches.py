@@ -7,18 +7,19 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.batches import BadRecords, Batches
-from pipeline.cli import Failure
-from pipeline.config import InputConfig
-from pipeline.manifest import ImageFormat, Manifest
-from pipeline.records import FRAME_BYTES, encode_example
-from pipeline.shards import Shards
-from tests.pipeline.tiny import LABELS, encode, payloads, picture, write_dataset
+from shardline.pipeline.batches import BadRecords, BatchBuilder
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.example import encode_example
+from shardline.pipeline.manifest import ImageFormat, Manifest
+from shardline.pipeline.shards import Shards
+from shardline.pipeline.tfrecord import FRAME_BYTES
+from tests.pipeline.tiny import LABELS, encode, image, payloads, write_dataset
 
 
 def reader(directory, bad=None, split="train", encoding="jpeg", **config):
     config = InputConfig(**{"global_batch_size": 8, "image_size": 16, "max_bad_records": 100} | config)
-    return Batches(Shards(Manifest.load(directory), directory, split), config, ImageFormat(encoding), bad=bad)
+    return BatchBuilder(Shards(Manifest.load(directory), directory, split), config, ImageFormat(encoding), bad=bad)
 
 
 EVERYTHING = {
@@ -53,14 +54,14 @@ def test_pixels_differ_from_epoch_to_epoch_but_not_from_seed_to_same_seed(tiny):
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw"])
-def test_every_encoding_shows_the_stored_pictures(tmp_path, encoding):
-    pictures = [picture(number, 40, 40) for number in range(6)]
-    records = [encode_example(encode(pixels, encoding), 1, "", 40, 40) for pixels in pictures]
+def test_every_encoding_shows_the_stored_images(tmp_path, encoding):
+    images = [image(number, 40, 40) for number in range(6)]
+    records = [encode_example(encode(pixels, encoding), 1, "", 40, 40) for pixels in images]
     write_dataset(tmp_path, {"train": records}, encoding=encoding)
     whole = {"flip": False, "shuffle": False, "crop_area": (1, 1), "crop_ratio": (1, 1)}
     batch = reader(tmp_path, encoding=encoding, **whole).train(np.arange(6), False)
     assert batch["weight"].tolist() == [1] * 6
-    for found, pixels in zip(batch["image"], pictures, strict=True):
+    for found, pixels in zip(batch["image"], images, strict=True):
         expected = cv2.resize(pixels, (16, 16), interpolation=cv2.INTER_AREA)
         assert np.abs(found.astype(int) - expected).mean() <= (5 if encoding == "jpeg" else 0)
 
@@ -105,7 +106,7 @@ LOSSES = {
     "high bit of the length": (flip_bit(lambda size: 7), [5]),
     "bit of the length's checksum": (flip_bit(lambda size: 9), [5]),
     "first bit of the payload": (flip_bit(lambda size: 12), [5]),
-    "bit of the picture": (flip_bit(lambda size: size // 2), [5]),
+    "bit of the image": (flip_bit(lambda size: size // 2), [5]),
     "bit of the payload's checksum": (flip_bit(lambda size: size - 1), [5]),
     "header zeroed": (zero(FRAME_BYTES), [5]),
     "64 bytes zeroed": (zero(64), [5]),
@@ -132,11 +133,11 @@ def test_damage_costs_exactly_the_records_it_touches(tmp_path, harm):
 
 
 def unusable(kind):
-    good = encode(picture(0, 40, 40), "jpeg")
+    good = encode(image(0, 40, 40), "jpeg")
     return {
         "cut JPEG": encode_example(good[: len(good) // 2], 0, "a", 40, 40),
-        "no picture": encode_example(b"hello", 0, "a", 40, 40),
-        "empty picture": encode_example(b"", 0, "a", 40, 40),
+        "no image": encode_example(b"hello", 0, "a", 40, 40),
+        "empty image": encode_example(b"", 0, "a", 40, 40),
         "label of no class": encode_example(good, len(LABELS), "a", 40, 40),
         "no Example": b"something else",
         "empty payload": b"",
@@ -144,7 +145,7 @@ def unusable(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["cut JPEG", "no picture", "empty picture", "label of no class", "no Example", "empty payload"]
+    "kind", ["cut JPEG", "no image", "empty image", "label of no class", "no Example", "empty payload"]
 )
 def test_stored_whole_but_unusable_costs_one_record(tmp_path, kind, caplog):
     records = list(payloads(6))

@@ -1,25 +1,25 @@
-"""Cached pictures are the decoded ones; a cache that cannot hold them all is refused with the sum. No TensorFlow."""
+"""Cached images are the decoded ones; a cache that cannot hold them all is refused with the sum. No TensorFlow."""
 
 import shutil
 
 import numpy as np
 import pytest
 
-from pipeline import cache as cache_module
-from pipeline.batches import Batches, mean_picture_bytes
-from pipeline.cache import DirectoryCache, MemoryCache
-from pipeline.cli import UsageError
-from pipeline.config import InputConfig
-from pipeline.manifest import ImageFormat, Manifest
-from pipeline.shards import Shards
-from tests.pipeline.tiny import picture
+from shardline.pipeline import cache as cache_module
+from shardline.pipeline.batches import BatchBuilder, mean_image_bytes
+from shardline.pipeline.cache import DirectoryCache, MemoryCache
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import ImageFormat, Manifest
+from shardline.pipeline.shards import Shards
+from tests.pipeline.tiny import image
 
 
-def open_cache(kind, path, num_records=40, picture_bytes=5000.0):
+def open_cache(kind, path, num_records=40, image_bytes=5000.0):
     return (
-        MemoryCache(num_records, picture_bytes)
+        MemoryCache(num_records, image_bytes)
         if kind == "memory"
-        else DirectoryCache(str(path), "x", num_records, picture_bytes)
+        else DirectoryCache(str(path), "x", num_records, image_bytes)
     )
 
 
@@ -30,8 +30,8 @@ def test_batches_are_the_same_with_a_cache_and_need_no_shards_once_it_is_full(ti
     config = InputConfig(global_batch_size=8, image_size=16)
     cache = open_cache(kind, tmp_path / "cache")
     plain, cached = (
-        Batches(shards, config, ImageFormat("jpeg")),
-        Batches(shards, config, ImageFormat("jpeg"), cache=cache),
+        BatchBuilder(shards, config, ImageFormat("jpeg")),
+        BatchBuilder(shards, config, ImageFormat("jpeg"), cache=cache),
     )
     expected = [plain.train(np.arange(start, start + 37), False) for start in (0, 37)]
     first = cached.train(np.arange(37), False)
@@ -45,23 +45,23 @@ def test_batches_are_the_same_with_a_cache_and_need_no_shards_once_it_is_full(ti
         plain.train(np.arange(37), False)
 
 
-def test_pictures_on_disk_outlive_the_process(tmp_path):
+def test_images_on_disk_outlive_the_process(tmp_path):
     cache = open_cache("directory", tmp_path)
-    cache.put(3, picture(3, 20, 30), 7)
+    cache.put(3, image(3, 20, 30), 7)
     del cache
     again = open_cache("directory", tmp_path)
     pixels, label = again.get(3)
     assert label == 7
-    np.testing.assert_array_equal(pixels, picture(3, 20, 30))
+    np.testing.assert_array_equal(pixels, image(3, 20, 30))
     assert again.get(4) is None
-    again.put(4, picture(4, 10, 10), 1)
-    np.testing.assert_array_equal(again.get(3)[0], picture(3, 20, 30))
+    again.put(4, image(4, 10, 10), 1)
+    np.testing.assert_array_equal(again.get(3)[0], image(3, 20, 30))
 
 
-def test_damaged_or_half_written_pictures_on_disk_are_made_again(tmp_path):
+def test_damaged_or_half_written_images_on_disk_are_made_again(tmp_path):
     cache = open_cache("directory", tmp_path)
-    cache.put(0, picture(0, 20, 30), 1)
-    cache.put(1, picture(1, 20, 30), 1)
+    cache.put(0, image(0, 20, 30), 1)
+    cache.put(1, image(1, 20, 30), 1)
     del cache
     data = bytearray((tmp_path / "x.pixels").read_bytes())
     data[5] ^= 1
@@ -83,9 +83,9 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(tmp_path, monkeypatch,
     monkeypatch.setattr(cache_module, "available_memory", lambda: 100_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 9 * 10**8, 10**8))
     with pytest.raises(UsageError) as refusal:
-        open_cache(kind, tmp_path, num_records=1_281_167, picture_bytes=261_888)
+        open_cache(kind, tmp_path, num_records=1_281_167, image_bytes=261_888)
     message = str(refusal.value)
-    assert "1,281,167 pictures x 262 kB decoded = 335.52 GB, more than 80% of the 0.10 GB" in message
+    assert "1,281,167 images x 262 kB decoded = 335.52 GB, more than 80% of the 0.10 GB" in message
     assert "--cache=none" in message
 
 
@@ -98,7 +98,7 @@ def test_an_unwritable_directory_is_refused(tmp_path):
 def test_the_estimate_is_exact_for_small_splits(tiny):
     shards = Shards(Manifest.load(tiny), tiny, "train")
     sizes = [(40 + n * 7 % 17) * (36 + n * 5 % 29) * 3 for n in range(37)]
-    assert mean_picture_bytes(shards, "jpeg") == pytest.approx(np.mean(sizes))
+    assert mean_image_bytes(shards, "jpeg") == pytest.approx(np.mean(sizes))
 
 
 def test_available_memory_is_a_plausible_number():

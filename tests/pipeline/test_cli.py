@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 from absl import flags
-from pipeline import cli
+from shardline.pipeline import cli
 _N = flags.DEFINE_integer("n", 1, "a number", lower_bound=0)
 _DO = flags.DEFINE_string("do", "", "what")
 def main():
@@ -25,7 +25,7 @@ cli.run(main)
 """
 
 ARGUMENTS = """
-from pipeline import cli
+from shardline.pipeline import cli
 def main(arguments): print(arguments)
 cli.run(main)
 """

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from pipeline.cli import UsageError
-from pipeline.config import InputConfig
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from pipeline.config import InputConfig
     [
         {"global_batch_size": 0},
         {"image_size": 0},
-        {"read_block": 0},
+        {"shuffle_block_size": 0},
         {"augment_on": "gpu"},
         {"crop_area": (0.5, 0.1)},
         {"crop_area": (0.0, 1.0)},

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import pipeline
-from pipeline.cli import Failure, UsageError
-from pipeline.manifest import Features
-from tests.pipeline.tiny import encode, payloads, picture, write_dataset
+from shardline import pipeline
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import Features
+from tests.pipeline.tiny import encode, image, payloads, write_dataset
 
 N = 37  # training records of `tiny`
 KEYS = ("image", "label", "weight", "record", "position")
@@ -48,8 +48,10 @@ def test_positions_count_and_every_epoch_has_every_record(stream):
 
 
 def test_the_graph_reads_in_the_order_of_the_numpy_order(data):
-    for options in ({}, {"read_block": 5}, {"shuffle": False}, {"seed": 4, "read_block": 37}):
-        order = pipeline.Order(N, options.get("seed", 0), options.get("read_block", 1), options.get("shuffle", True))
+    for options in ({}, {"shuffle_block_size": 5}, {"shuffle": False}, {"seed": 4, "shuffle_block_size": 37}):
+        order = pipeline.ShuffleSampler(
+            N, options.get("seed", 0), options.get("shuffle_block_size", 1), options.get("shuffle", True)
+        )
         batches = data.train_batches("train", config(**options), cursor=1_000_000_007).take(6).as_numpy_iterator()
         records = np.concatenate([batch["record"] for batch in batches])
         np.testing.assert_array_equal(records, order.records(np.arange(1_000_000_007, 1_000_000_007 + 48)))
@@ -134,8 +136,8 @@ def test_evaluation_reads_each_record_once_in_batches_of_one_size(data, hosts, r
 
 def test_evaluation_shows_the_one_geometry(data):
     (batch,) = data.eval_batches("test", config(global_batch_size=11, eval_crop_fraction=0.9)).as_numpy_iterator()
-    for record, (image, _, _) in enumerate(data.records("test", range(11))):
-        pixels = tf.io.decode_jpeg(image, dct_method="INTEGER_ACCURATE")
+    for record, (data_bytes, _, _) in enumerate(data.records("test", range(11))):
+        pixels = tf.io.decode_jpeg(data_bytes, dct_method="INTEGER_ACCURATE")
         expected = pipeline.eval_geometry(pixels.numpy(), 16, 0.9).astype(int)
         assert np.abs(batch["image"][record] - expected).mean() < 1.5
     several = next(iter(data.eval_batches("test", config(eval_crops=10))))
@@ -159,9 +161,7 @@ def test_records_made_elsewhere_are_read_by_their_own_names(tmp_path):
     def foreign(number):
         example = tf.train.Example()
         feature = example.features.feature
-        feature["image/encoded"].bytes_list.value.append(
-            encode(picture(number, 50, 60), "jpeg" if number % 2 else "png")
-        )
+        feature["image/encoded"].bytes_list.value.append(encode(image(number, 50, 60), "jpeg" if number % 2 else "png"))
         feature["image/class/label"].int64_list.value.append(number % 3 + 1)
         feature["image/object/bbox/xmin"].float_list.value.append(0.5)
         return example.SerializeToString()

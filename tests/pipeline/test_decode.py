@@ -1,4 +1,4 @@
-"""Every encoding comes out as the same RGB picture; damaged ones are refused."""
+"""Every encoding comes out as the same RGB image; damaged ones are refused."""
 
 import io
 
@@ -8,11 +8,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.decode import cut, decode
-from pipeline.records import Example
-from tests.pipeline.tiny import encode, picture
+from shardline.pipeline.decode import cut, decode
+from shardline.pipeline.example import Example
+from tests.pipeline.tiny import encode, image
 
-PICTURE = picture(3, 40, 56)
+IMAGE = image(3, 40, 56)
 
 
 def example(data, height=40, width=56):
@@ -28,40 +28,40 @@ def pillow(image, kind, **options):
 @pytest.mark.parametrize(("encoding", "tolerance"), [("jpeg", 5), ("png", 0), ("raw", 0)])
 @pytest.mark.parametrize("exact", [False, True])
 def test_encodings_agree(encoding, tolerance, exact):
-    found = decode(example(encode(PICTURE, encoding)), encoding, exact=exact)
-    assert found.shape == PICTURE.shape
+    found = decode(example(encode(IMAGE, encoding)), encoding, exact=exact)
+    assert found.shape == IMAGE.shape
     assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - PICTURE).mean() <= tolerance
+    assert np.abs(found.astype(int) - IMAGE).mean() <= tolerance
 
 
 @pytest.mark.parametrize(
     ("data", "tolerance"),
     [
-        (pillow(Image.fromarray(PICTURE).convert("CMYK"), "jpeg", quality=95), 14),
-        (simplejpeg.encode_jpeg(PICTURE, quality=95, colorsubsampling="444"), 8),
-        (cv2.imencode(".png", cv2.cvtColor(PICTURE, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)[1].tobytes(), 0),
-        (pillow(Image.fromarray(PICTURE), "png"), 0),
-        (pillow(Image.fromarray(PICTURE), "bmp"), 0),
-        (pillow(Image.fromarray(PICTURE), "webp", lossless=True), 0),
+        (pillow(Image.fromarray(IMAGE).convert("CMYK"), "jpeg", quality=95), 14),
+        (simplejpeg.encode_jpeg(IMAGE, quality=95, colorsubsampling="444"), 8),
+        (cv2.imencode(".png", cv2.cvtColor(IMAGE, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)[1].tobytes(), 0),
+        (pillow(Image.fromarray(IMAGE), "png"), 0),
+        (pillow(Image.fromarray(IMAGE), "bmp"), 0),
+        (pillow(Image.fromarray(IMAGE), "webp", lossless=True), 0),
     ],
     ids=["cmyk", "444", "png16", "png", "bmp", "webp"],
 )
-def test_adopted_pictures_of_any_kind_are_read(data, tolerance):
-    assert np.abs(decode(example(data), "any").astype(int) - PICTURE).max() <= tolerance
+def test_adopted_images_of_any_kind_are_read(data, tolerance):
+    assert np.abs(decode(example(data), "any").astype(int) - IMAGE).max() <= tolerance
 
 
 def test_exact_decoding_is_the_reference_one():
-    data = encode(picture(5, 64, 64), "jpeg")
+    data = encode(image(5, 64, 64), "jpeg")
     reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(decode(example(data), "jpeg", exact=True), reference)
     assert (decode(example(data), "jpeg") != reference).any()
 
 
-def test_grey_becomes_three_channels():
-    grey = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
-    for data in (pillow(Image.fromarray(grey), "jpeg"), pillow(Image.fromarray(grey), "png")):
+def test_gray_becomes_three_channels():
+    gray = cv2.cvtColor(IMAGE, cv2.COLOR_RGB2GRAY)
+    for data in (pillow(Image.fromarray(gray), "jpeg"), pillow(Image.fromarray(gray), "png")):
         found = decode(example(data), "any")
-        assert found.shape == PICTURE.shape
+        assert found.shape == IMAGE.shape
         assert (found == found[..., :1]).all()
 
 
@@ -69,12 +69,12 @@ def test_the_orientation_tag_is_not_applied_a_second_time():
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter
     for kind in ("jpeg", "png"):
-        assert decode(example(pillow(Image.fromarray(PICTURE), kind, exif=exif)), "any").shape == PICTURE.shape
+        assert decode(example(pillow(Image.fromarray(IMAGE), kind, exif=exif)), "any").shape == IMAGE.shape
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw", "any"])
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"not a picture", encode(PICTURE, "jpeg")[:700]])
-def test_what_is_no_picture_is_refused(encoding, data):
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"not an image", encode(IMAGE, "jpeg")[:700]])
+def test_what_is_no_image_is_refused(encoding, data):
     with pytest.raises(ValueError):
         decode(example(data), encoding)
 
@@ -84,9 +84,9 @@ WINDOWS = ((0, 0, 3, 5), (5, 7, 20, 30), (0, 0, 70, 90), (40, 11, 30, 60), (63, 
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
 @pytest.mark.parametrize("size", [(70, 90), (71, 91), (97, 90)])
-def test_a_window_shows_the_pixels_of_the_whole_picture(subsampling, size):
+def test_a_window_shows_the_pixels_of_the_whole_image(subsampling, size):
     """However few of its rows are decoded for it."""
-    pixels = picture(7, *size)
+    pixels = image(7, *size)
     if subsampling == "Gray":
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[..., :1]), 90, "Gray", "Gray")
     else:
@@ -100,16 +100,16 @@ def test_a_window_shows_the_pixels_of_the_whole_picture(subsampling, size):
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw", "progressive"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_window_of_any_encoding(encoding, exact):
-    data = pillow(Image.fromarray(PICTURE), "jpeg", progressive=True)
-    stored = example(data if encoding == "progressive" else encode(PICTURE, encoding))
+    data = pillow(Image.fromarray(IMAGE), "jpeg", progressive=True)
+    stored = example(data if encoding == "progressive" else encode(IMAGE, encoding))
     encoding = encoding.replace("progressive", "jpeg")
     whole = decode(stored, encoding, exact=exact).copy()
     part = decode(stored, encoding, exact=exact, window=lambda height, width: (2, 3, height // 4, 9), checked=True)
     np.testing.assert_array_equal(part, whole[2:12, 3:12])
 
 
-def test_below_the_window_nothing_is_decoded_of_a_checked_picture_alone():
-    data = bytearray(encode(picture(7, 256, 96), "jpeg"))
+def test_below_the_window_nothing_is_decoded_of_a_checked_image_alone():
+    data = bytearray(encode(image(7, 256, 96), "jpeg"))
     data[len(data) * 3 // 4 : len(data) * 3 // 4 + 40] = bytes(40)
 
     def top(height, width):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.cli import UsageError
-from pipeline.manifest import (
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import (
     Ledger,
     Manifest,
     Shard,
@@ -18,7 +18,7 @@ from pipeline.manifest import (
     shard_name,
     write_index,
 )
-from pipeline.records import frame_record
+from shardline.pipeline.tfrecord import frame_record
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.manifest import Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
+from shardline.pipeline.manifest import Ledger, Manifest, Shard, Split, index_path, shard_name, write_index
 
 RECORDS, SHARDS, RECORD_BYTES = 10_000_000, 100, 120
 
@@ -15,13 +15,13 @@ OPEN = """
 import json, resource, sys, time
 import numpy as np
 started = time.perf_counter()
-import pipeline
-from pipeline.batches import Batches
-from pipeline.manifest import ImageFormat
+from shardline import pipeline
+from shardline.pipeline.batches import BatchBuilder
+from shardline.pipeline.manifest import ImageFormat
 data = pipeline.open_dataset(sys.argv[1])
 opened = time.perf_counter()
 config = pipeline.InputConfig(global_batch_size=64, image_size=32, max_bad_records=10**9)
-batches = Batches(data._shards["train"], config, ImageFormat("jpeg"))
+batches = BatchBuilder(data._shards["train"], config, ImageFormat("jpeg"))
 records = batches.order.records(np.arange(10**13, 10**13 + 64))
 ordered = time.perf_counter()
 seen = np.zeros(data.num_records("train"), bool)

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-import pipeline
-from pipeline import shards as shards_module
-from pipeline.cli import UsageError
-from pipeline.manifest import Manifest
-from pipeline.shards import Shards
+from shardline import pipeline
+from shardline.pipeline import shards as shards_module
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.shards import Shards
 from tests.pipeline.tiny import payloads, write_dataset
 
 
@@ -47,7 +47,7 @@ def index_of(directory):
     return next(directory.glob("*-train.tfrecord-00001-of-00003.idx"))
 
 
-def replace_index_by_neighbour(directory):
+def replace_index_by_neighbor(directory):
     shutil.copy(shard_of(directory, 0).with_name(shard_of(directory, 0).name + ".idx"), index_of(directory))
 
 
@@ -62,7 +62,7 @@ def replace_index_by_neighbour(directory):
         (lambda d: index_of(d).unlink(), "idx is missing"),
         (lambda d: index_of(d).write_text(""), "does not fit"),
         (lambda d: index_of(d).write_text("0 12 x"), ""),
-        (replace_index_by_neighbour, "does not fit"),
+        (replace_index_by_neighbor, "does not fit"),
     ],
     ids=[
         *("missing", "renamed", "empty", "truncated", "replaced"),

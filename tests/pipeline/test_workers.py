@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline
-from pipeline import workers as workers_module
-from pipeline.batches import BadRecords
-from pipeline.cli import Failure, UsageError
-from pipeline.manifest import Manifest
-from pipeline.shards import Shards
-from pipeline.workers import Workers
+from shardline import pipeline
+from shardline.pipeline import workers as workers_module
+from shardline.pipeline.batches import BadRecords
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.shards import Shards
+from shardline.pipeline.workers import Workers
 from tests.pipeline.test_batches import EVERYTHING, reader
 from tests.pipeline.tiny import payloads, write_dataset
 
@@ -153,8 +153,8 @@ def test_streams_share_the_workers_and_take_turns(tiny, pool):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from pipeline import workers as module
-from pipeline.workers import Workers
+from shardline.pipeline import workers as module
+from shardline.pipeline.workers import Workers
 from tests.pipeline.test_batches import reader
 workers = Workers(2, 1 << 16, at_once=True)
 workers.train(reader(sys.argv[1]), np.arange(8), False)

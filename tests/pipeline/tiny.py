@@ -3,14 +3,15 @@
 import cv2
 import numpy as np
 
-from pipeline.manifest import Features, ImageFormat, Ledger, Manifest, Split, shard_name, write_shard_file
-from pipeline.records import encode_example, frame_record
+from shardline.pipeline.example import encode_example
+from shardline.pipeline.manifest import Features, ImageFormat, Ledger, Manifest, Split, shard_name, write_shard_file
+from shardline.pipeline.tfrecord import frame_record
 
 LABELS = ("cat", "dog", "emu")
 
 
-def picture(number, height, width):
-    """A smooth picture that differs from number to number, so that JPEG keeps it nearly as it is."""
+def image(number, height, width):
+    """A smooth image that differs from number to number, so that JPEG keeps it nearly as it is."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     rng = np.random.default_rng(number)
     waves = [np.sin(x * fx + y * fy + p) for fx, fy, p in rng.uniform((0.02, 0.02, 0), (0.15, 0.15, 6), (3, 3))]
@@ -27,15 +28,15 @@ def encode(pixels, encoding):
 
 
 def payloads(count, encoding="jpeg"):
-    """Serialised examples of `count` pictures of varied size and label."""
+    """Serialized examples of `count` images of varied size and label."""
     for number in range(count):
         height, width = 40 + number * 7 % 17, 36 + number * 5 % 29
-        data = encode(picture(number, height, width), encoding)
+        data = encode(image(number, height, width), encoding)
         yield encode_example(data, number % len(LABELS), f"{number}.jpg", height, width)
 
 
 def write_split(directory, split, records, shards=3, name="tiny"):
-    """Write serialised examples as shards with their indexes; returns the manifest's entry."""
+    """Write serialized examples as shards with their indexes; returns the manifest's entry."""
     records, entries = list(records), []
     for number in range(shards):
         part = records[len(records) * number // shards : len(records) * (number + 1) // shards]
@@ -45,7 +46,7 @@ def write_split(directory, split, records, shards=3, name="tiny"):
 
 
 def write_dataset(directory, splits, *, encoding="jpeg", features=Features(), labels=LABELS, shards=3):
-    """A dataset of {split: serialised examples}; returns the directory."""
+    """A dataset of {split: serialized examples}; returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     splits = {name: write_split(directory, name, list(records), shards) for name, records in splits.items()}
     count = sum(split.records for split in splits.values())

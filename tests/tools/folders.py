@@ -1,4 +1,4 @@
-"""Small picture folders for the converter's tests, and the converter itself without a new interpreter."""
+"""Small image folders for the converter's tests, and the converter itself without a new interpreter."""
 
 import contextlib
 import hashlib
@@ -12,17 +12,18 @@ import cv2
 import numpy as np
 from absl import flags
 
-from pipeline import cli
-from pipeline.manifest import Manifest, check_files
-from pipeline.records import parse_example, unframe_record
-from tools.conversion import Config
-from tools.images import ImageOptions
+from shardline.pipeline import cli
+from shardline.pipeline.example import parse_example
+from shardline.pipeline.images import ImageOptions
+from shardline.pipeline.manifest import Manifest, check_files
+from shardline.pipeline.tfrecord import unframe_record
+from shardline.tools.conversion.run import Config
 
 ROOT = Path(__file__).parents[2]
 
 
 def draw(path, seed, height=40, width=60):
-    """A smooth random picture: unlike any other, and small as a file."""
+    """A smooth random image: unlike any other, and small as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), np.uint8)
     assert cv2.imwrite(str(path), cv2.resize(coarse, (width, height)))
@@ -40,7 +41,7 @@ def config(source, output, **changes):
     """A quick conversion: 16 pixels, inline, no report."""
     image = ImageOptions(size=changes.pop("size", 16), **changes.pop("image", {}))
     changes = {"engine": "inline", "splits": {}, "report": False, **changes}
-    return Config(source=str(source), output=Path(output), name="pictures", image=image, **changes)
+    return Config(source=str(source), output=Path(output), name="images", image=image, **changes)
 
 
 def records(directory, split):

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.manifest import Manifest, check_files, load_index
-from pipeline.records import frame_record
+from shardline.pipeline.manifest import Manifest, check_files, load_index
+from shardline.pipeline.tfrecord import frame_record
+from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config, draw, records
-from tools.conversion import convert
 
 
 def feature(kind, value):
@@ -44,14 +44,14 @@ def imagenet(tmp_path):
     """Two splits in the layout of ImageNet's script: labels from 1, other names, extra features."""
     folder = tmp_path / "imagenet"
     folder.mkdir()
-    picture = draw(tmp_path / "x.jpg", 1).read_bytes()
+    image = draw(tmp_path / "x.jpg", 1).read_bytes()
     for split, shards, count in (("train", 3, 4), ("validation", 1, 5)):
         for shard in range(shards):
             framed = [
                 frame_record(
                     example(
                         image__class__synset=feature("bytes", b"n01440764"),
-                        image__encoded=feature("bytes", picture),
+                        image__encoded=feature("bytes", image),
                         image__class__label=feature("int", 1 + (shard + i) % 3),
                         image__object__bbox__xmin=feature("float", np.float32([0.5]).tobytes()),
                         image__height=feature("int", 40),
@@ -75,7 +75,7 @@ def hashes(folder):
 
 def test_imagenet_style_shards_are_adopted_without_touching_them(imagenet):
     before = hashes(imagenet)
-    result = Run("tools.adopt", imagenet, "--label_offset=-1", "--workers=1")
+    result = Run("shardline.tools.adopt", imagenet, "--label_offset=-1", "--workers=1")
     assert result.code == 0, result.stderr
     manifest = Manifest.load(imagenet)
     assert hashes(imagenet) == before
@@ -92,16 +92,16 @@ def test_imagenet_style_shards_are_adopted_without_touching_them(imagenet):
 
 def test_names_and_a_wrong_offset(imagenet, tmp_path):
     (tmp_path / "names").write_text("a\nb\nc\n")
-    wrong = Run("tools.adopt", imagenet, "--workers=1", f"--class_names={tmp_path / 'names'}")
+    wrong = Run("shardline.tools.adopt", imagenet, "--workers=1", f"--class_names={tmp_path / 'names'}")
     assert wrong.code == 2
     assert "labels run from 1 to 3, expected 0 to 2; --label_offset=-1" in wrong.stderr
     assert not (imagenet / "manifest.json").exists()
-    wrong = Run("tools.adopt", imagenet, "--workers=1", "--label_offset=-2")
+    wrong = Run("shardline.tools.adopt", imagenet, "--workers=1", "--label_offset=-2")
     assert (wrong.code, "expected 0 or more" in wrong.stderr) == (2, True)
-    silent = Run("tools.adopt", imagenet, "--workers=1")
+    silent = Run("shardline.tools.adopt", imagenet, "--workers=1")
     assert "no record has label 0" in silent.stderr
     named = Run(
-        "tools.adopt",
+        "shardline.tools.adopt",
         imagenet,
         "--workers=1",
         "--overwrite",
@@ -119,9 +119,9 @@ def test_a_tfds_directory_keeps_its_names_and_labels(tmp_path):
     (output / "manifest.json").unlink()
     for path in output.glob("*.idx"):
         path.unlink()
-    assert Run("tools.adopt", output, "--workers=1").code == 0
+    assert Run("shardline.tools.adopt", output, "--workers=1").code == 0
     manifest = Manifest.load(output)
-    assert (manifest.name, manifest.labels) == ("pictures", ("class0", "class1"))
+    assert (manifest.name, manifest.labels) == ("images", ("class0", "class1"))
     assert manifest.splits == ours.splits
     assert manifest.class_counts == ours.class_counts
     assert {path.name: path.read_bytes() for path in output.glob("*.idx")} == indexes
@@ -132,12 +132,12 @@ def test_a_damaged_payload_is_noted_and_a_damaged_header_refused(imagenet):
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
-    result = Run("tools.adopt", imagenet, "--workers=1", "--label_offset=-1")
+    result = Run("shardline.tools.adopt", imagenet, "--workers=1", "--label_offset=-1")
     assert result.code == 0
     assert "train-00001-of-00003, byte 0: record checksum does not match" in result.stderr
     assert len(load_index(f"{shard}.idx")) == 4
     shard.write_bytes(data[:-7])
-    result = Run("tools.adopt", imagenet, "--workers=1", "--label_offset=-1", "--overwrite")
+    result = Run("shardline.tools.adopt", imagenet, "--workers=1", "--label_offset=-1", "--overwrite")
     assert (result.code, len(result.stderr.strip().splitlines())) == (1, 1)
     assert "truncated" in result.stderr
 
@@ -152,20 +152,20 @@ def test_a_damaged_payload_is_noted_and_a_damaged_header_refused(imagenet):
         (lambda d: (d / "train-00000-of-00003").write_bytes(b"\x1f\x8b" + bytes(90)), "gzip"),
         (lambda d: (d / "train-00000-of-00003").write_bytes(frame_record(b"junk")), "no tf.train.Example"),
         (
-            lambda d: (d / "train-00000-of-00003").write_bytes(frame_record(example(picture=feature("bytes", b"x")))),
-            "--image_feature is needed; the first record has picture (bytes)",
+            lambda d: (d / "train-00000-of-00003").write_bytes(frame_record(example(image=feature("bytes", b"x")))),
+            "--image_feature is needed; the first record has image (bytes)",
         ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_adopted_is_refused_in_one_line(imagenet, change, said):
     change(imagenet)
-    result = Run("tools.adopt", imagenet, "--workers=1")
+    result = Run("shardline.tools.adopt", imagenet, "--workers=1")
     assert (result.code, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
     assert said in result.stderr
 
 
 def test_adopted_data_can_be_read_in_random_order(imagenet):
-    Run("tools.adopt", imagenet, "--workers=1", "--label_offset=-1")
+    Run("shardline.tools.adopt", imagenet, "--workers=1", "--label_offset=-1")
     manifest = Manifest.load(imagenet)
     assert len(check_files(manifest, imagenet, "train")) == 12
     assert json.loads((imagenet / "manifest.json").read_text())["features"]["image"] == "image/encoded"

@@ -10,20 +10,24 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.manifest import Manifest
+from shardline.pipeline.manifest import Manifest
+from shardline.tools.conversion.run import convert
 from tests.tools.folders import ROOT, Run, class_folders, config, draw, records, shard_hashes
-from tools.conversion import convert
 
 
 def command(*args, **options):
     return subprocess.run(
-        [sys.executable, "-m", "tools.convert", *map(str, args)], capture_output=True, text=True, cwd=ROOT, **options
+        [sys.executable, "-m", "shardline.tools.convert", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        **options,
     )
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return class_folders(tmp_path_factory.mktemp("pictures"))
+    return class_folders(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def dataset(source, tmp_path_factory):
     """Converted by the command line, with two workers."""
     output = tmp_path_factory.mktemp("out") / "data"
     result = command(
-        "--source", source, "--output", output, "--size", 16, "--workers", 2, "--shards", 3, "--name", "pictures"
+        "--source", source, "--output", output, "--size", 16, "--workers", 2, "--shards", 3, "--name", "images"
     )
     assert result.returncode == 0, result.stderr
     return output, result
@@ -71,7 +75,7 @@ def test_manifest_ledger_and_last_line(dataset):
 def test_bytes_do_not_depend_on_workers_or_hash_seed(dataset, source, tmp_path, workers):
     output, result = dataset
     env = {**os.environ, "PYTHONHASHSEED": str(workers)}
-    args = ["--noreport", "--size", 16, "--shards", 3, "--name", "pictures", "--workers", workers]
+    args = ["--noreport", "--size", 16, "--shards", 3, "--name", "images", "--workers", workers]
     again = command("--source", source, "--output", tmp_path / "d", *args, env=env)
     assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
     assert shard_hashes(tmp_path / "d") == shard_hashes(output)
@@ -171,7 +175,7 @@ def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, sourc
     refusals()(tmp_path)
     args = [f"--source={source and tmp_path / source}", f"--output={output and tmp_path / output}"]
     extra = [arg.replace("--class_names=", f"--class_names={tmp_path}/") for arg in extra]
-    result = Run("tools.convert", *args, *extra)
+    result = Run("shardline.tools.convert", *args, *extra)
     assert (result.code, len(result.stderr.strip().splitlines())) == (code, 1), result.stderr
     assert said in result.stderr
     assert not list(tmp_path.rglob("manifest.json"))
@@ -180,7 +184,7 @@ def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, sourc
 
 def test_an_address_is_no_output_folder(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = Run("tools.convert", "--source", source, "--output", "s3://bucket/data")
+    result = Run("shardline.tools.convert", "--source", source, "--output", "s3://bucket/data")
     assert result.code == 2 and "is no local folder" in result.stderr
     assert not list(tmp_path.iterdir())
 

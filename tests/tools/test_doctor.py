@@ -1,4 +1,4 @@
-"""tools.doctor: the table of what becomes of each kind of file, pinned; and that it notices what is wrong."""
+"""shardline.tools.doctor: the table of what becomes of each kind of file, pinned; and that it notices what is wrong."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from pipeline.cli import Failure
-from tools import dirty, doctor, images
+from shardline.pipeline import images
+from shardline.pipeline.errors import Failure
+from shardline.tools import doctor, malformed_images
 
 images.set_up_process()
 
-CASES = {case.name: case for case in dirty.cases()}
+CASES = {case.name: case for case in malformed_images.cases()}
 
 # What a user may rely on. A change here is a change of the product: say so in the release notes.
 WRITTEN = """
@@ -24,10 +25,10 @@ baseline.jpg progressive.jpg restart-markers.jpg with-exif.jpg wrong-extension.j
 junk-after-the-end.jpg plain.png lossless.webp lossy.webp lossy.avif plain.bmp plain.gif lossless.jp2 codestream.j2k
 plain.ppm none.tif LZW.tif Deflate.tif PackBits.tif JPEG.tif two-pages.tif orientation-2.jpg orientation-3.jpg
 orientation-4.jpg orientation-5.jpg orientation-6.jpg orientation-7.jpg orientation-8.jpg orientation-9.jpg
-orientation-6.png orientation-6.webp orientation-6.tif orientation-6.avif grey.jpg cmyk-adobe-inverted.jpg
-cmyk-plain.jpg ycck.jpg palette.png palette-with-transparency.png alpha.png grey-alpha.png 1-bit.png 16-bit.png
-16-bit-alpha.png 16-bit-grey.png alpha.webp alpha.avif alpha.tif alpha.jp2 transparent.gif cmyk.tif palette.tif
-fax.tif 16-bit-grey.tif palette.bmp grey.bmp 16-bit.ppm animated.gif animated.webp animated.png animated.avif
+orientation-6.png orientation-6.webp orientation-6.tif orientation-6.avif gray.jpg cmyk-adobe-inverted.jpg
+cmyk-plain.jpg ycck.jpg palette.png palette-with-transparency.png alpha.png gray-alpha.png 1-bit.png 16-bit.png
+16-bit-alpha.png 16-bit-gray.png alpha.webp alpha.avif alpha.tif alpha.jp2 transparent.gif cmyk.tif palette.tif
+fax.tif 16-bit-gray.tif palette.bmp gray.bmp 16-bit.ppm animated.gif animated.webp animated.png animated.avif
 """
 QUARANTINED = {
     "empty": "empty.jpg",
@@ -50,7 +51,7 @@ QUARANTINED = {
     "unsupported-pdf": "document.pdf",
     "unsupported-ico": "icon.ico",
     "unsupported-bigtiff": "big.tif",
-    "unsupported-tiff": "float.tif grey-alpha.tif",
+    "unsupported-tiff": "float.tif gray-alpha.tif",
     "unsupported-jpeg": "12-bit.jpg lossless.jpg",
 }
 
@@ -67,12 +68,12 @@ def test_the_table_is_the_promised_one() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "complaint"),
     [
-        ("plain.png", {"rgb": dirty.picture()[:, :, ::-1]}, "differs by"),
-        ("plain.png", {"rgb": dirty.picture()[:, ::-1]}, "differs by"),
-        ("plain.png", {"rgb": np.zeros((5, 5, 3), np.uint8)}, "stored picture is"),
+        ("plain.png", {"rgb": malformed_images.reference_image()[:, :, ::-1]}, "differs by"),
+        ("plain.png", {"rgb": malformed_images.reference_image()[:, ::-1]}, "differs by"),
+        ("plain.png", {"rgb": np.zeros((5, 5, 3), np.uint8)}, "stored image is"),
         ("plain.png", {"reason": "truncated"}, "expected quarantine for truncated"),
         ("plain.png", {"note": "first frame"}, "expected the note"),
-        ("empty.jpg", {"reason": ""}, "expected a picture"),
+        ("empty.jpg", {"reason": ""}, "expected an image"),
         ("empty.jpg", {"reason": "truncated"}, "expected truncated"),
     ],
 )
@@ -82,7 +83,7 @@ def test_a_wrong_outcome_is_named(name: str, change: dict, complaint: str) -> No
 
 def test_a_wrong_row_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     broken = replace(CASES["empty.jpg"], reason="truncated")
-    monkeypatch.setattr(dirty, "cases", lambda: [CASES["plain.png"], broken])
+    monkeypatch.setattr(malformed_images, "cases", lambda: [CASES["plain.png"], broken])
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     with pytest.raises(Failure, match=r"1 of 2 .*empty\.jpg"):
@@ -94,7 +95,7 @@ def test_a_wrong_row_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_the_command_keeps_the_corpus_and_refuses_a_full_folder(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tools.doctor", *arguments],
+            [sys.executable, "-m", "shardline.tools.doctor", *arguments],
             capture_output=True,
             text=True,
             cwd=Path(__file__).parents[2],

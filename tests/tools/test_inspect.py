@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, command, config, records
-from tools.conversion import convert
 
 
 @pytest.fixture(scope="module", params=["jpeg", "raw"])
@@ -16,15 +16,15 @@ def dataset(request, tmp_path_factory):
 
 
 def test_summary(dataset):
-    result = Run("tools.inspect", dataset)
+    result = Run("shardline.tools.inspect", dataset)
     assert result.code == 0, result.stderr
-    assert "pictures: 3 classes" in result.stdout
+    assert "images: 3 classes" in result.stdout
     assert "train: 18 records in 2 shards" in result.stdout
     assert "18 inputs = 18 written" in result.stdout
 
 
-def test_one_record_and_its_picture(dataset, tmp_path):
-    result = Run("tools.inspect", dataset, "--record=train:17", f"--save={tmp_path / 'r.png'}")
+def test_one_record_and_its_image(dataset, tmp_path):
+    result = Run("shardline.tools.inspect", dataset, "--record=train:17", f"--save={tmp_path / 'r.png'}")
     assert result.code == 0, result.stderr
     example = records(dataset, "train")[17]
     assert f"label    {example.label} (class{example.label})" in result.stdout
@@ -36,13 +36,13 @@ def test_one_record_and_its_picture(dataset, tmp_path):
 
 
 def test_a_grid(dataset, tmp_path):
-    result = Run("tools.inspect", dataset, f"--save={tmp_path / 'g.png'}")
+    result = Run("shardline.tools.inspect", dataset, f"--save={tmp_path / 'g.png'}")
     assert result.code == 0, result.stderr
     assert min(cv2.imread(str(tmp_path / "g.png")).shape[:2]) > 200
 
 
 def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
-    """A row a record, a column an epoch: always that record's picture and label, never the same crop throughout."""
+    """A row a record, a column an epoch: always that record's image and label, never the same crop throughout."""
     for label, name in enumerate(["blue", "green", "red"]):
         for number in range(3):
             bgr = np.full((40, 60, 3), 40, np.uint8)
@@ -51,16 +51,18 @@ def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
             cv2.imwrite(str(tmp_path / "s" / name / f"{number}.png"), bgr)
     convert(config(tmp_path / "s", tmp_path / "d", size=32))
     grids = []
-    inspect = command("tools.inspect")
+    inspect = command("shardline.tools.inspect")
     draw = inspect._draw
     monkeypatch.setattr(inspect, "_draw", lambda *args: (grids.append(args), draw(*args)))
-    result = Run("tools.inspect", tmp_path / "d", "--augmented", "--image_size=32", f"--save={tmp_path / 'g.png'}")
+    result = Run(
+        "shardline.tools.inspect", tmp_path / "d", "--augmented", "--image_size=32", f"--save={tmp_path / 'g.png'}"
+    )
     assert result.code == 0, result.stderr
     assert min(cv2.imread(str(tmp_path / "g.png")).shape[:2]) > 400
-    ((pictures, captions, columns, *_),) = grids
-    assert (len(pictures), columns) == (6 * 8, 8)
+    ((images, captions, columns, *_),) = grids
+    assert (len(images), columns) == (6 * 8, 8)
     for row, stored in enumerate(records(tmp_path / "d", "train")[:6]):
-        cells = pictures[row * columns : (row + 1) * columns]
+        cells = images[row * columns : (row + 1) * columns]
         assert captions[row * columns] == ["blue", "green", "red"][stored.label]
         assert {2 - int(np.argmax(cell.mean(axis=(0, 1)))) for cell in cells} == {stored.label}
         assert all(cell.shape == (32, 32, 3) for cell in cells)
@@ -80,6 +82,6 @@ def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_use_is_one_line(dataset, args, said):
-    result = Run("tools.inspect", dataset, *args)
+    result = Run("shardline.tools.inspect", dataset, *args)
     assert (result.code, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
     assert said in result.stderr

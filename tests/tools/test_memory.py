@@ -2,7 +2,7 @@
 
 A worker holds the file, the decoder's output array (height * width * channels * bytes a sample, as stored: 384 MB for
 48 million pixels of 16-bit RGBA) and at most 150 MB more. Its peak is the kernel's (VmHWM), plus, while it decodes,
-the copy of the file that a large picture is decoded from.
+the copy of the file that a large image is decoded from.
 """
 
 import io
@@ -21,16 +21,17 @@ from tests.tools.folders import ROOT, draw
 SCRIPT = """
 import hashlib, json, sys
 import numpy as np
-import tools.conversion, tools.ledger, tools.scan, tools.shard, tools.convert_report, tools.workspace
-from pipeline.records import encode_example, frame_record
-from tools.shard import ROW, ShardReceipt, _write_receipt
+from shardline.pipeline.example import encode_example
+from shardline.pipeline.tfrecord import frame_record
+from shardline.tools.conversion import deduplicate, report, resume, run, scan, shard_writer
+from shardline.tools.conversion.shard_writer import ROW, ShardResult, _write_receipt
 from pathlib import Path
 from tests.tools.folders import config
 
-count, output, picture, options = int(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read(), json.loads(sys.argv[4])
+count, output, image, options = int(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read(), json.loads(sys.argv[4])
 
 def scan(source, tick=None, **options):
-    builder = tools.scan.Builder()
+    builder = scan.Builder()
     for label in range(1000):
         folder = builder.enter(b"n%08d" % label)
         for i in range(count // 1000):
@@ -38,7 +39,7 @@ def scan(source, tick=None, **options):
     labels = [f"n{label:08d}" for label in range(1000)]
     return builder.finish("/nowhere", labels, (), np.arange(1000), ())
 
-framed = frame_record(encode_example(picture, 0, "x", 12, 16))
+framed = frame_record(encode_example(image, 0, "x", 12, 16))
 
 def write_shard(task, tick=None):  # what a worker would leave behind, without its work
     rows = {name: [] for name in ROW}
@@ -54,14 +55,14 @@ def write_shard(task, tick=None):  # what a worker would leave behind, without i
                 rows[name].append(row.get(name, default))
             file.write(framed)
             digest.update(framed)
-    receipt = ShardReceipt(task.output, task.digest, len(task), len(task) * len(framed), digest.hexdigest(), len(task))
+    receipt = ShardResult(task.output, task.digest, len(task), len(task) * len(framed), digest.hexdigest(), len(task))
     _write_receipt(receipt, rows)
     return receipt
 
-tools.conversion.scan = scan
-tools.conversion.write_shard = write_shard
+run.scan = scan
+run.write_shard = write_shard
 shares = {"train": 0.9, "test": 0.1}
-manifest = tools.conversion.convert(config("/nowhere", output, size=256, splits=shares, **options))
+manifest = run.convert(config("/nowhere", output, size=256, splits=shares, **options))
 assert manifest.ledger.written == count
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"peak_mb": int(peak.split()[1]) / 1024}))
@@ -69,10 +70,10 @@ print(json.dumps({"peak_mb": int(peak.split()[1]) / 1024}))
 
 
 def peak_of_parent(count, tmp_path, **options):
-    picture = draw(tmp_path / "x.jpg", 1, height=12, width=16)
+    image = draw(tmp_path / "x.jpg", 1, height=12, width=16)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(count), str(tmp_path / "d"), str(picture), json.dumps(options)],
+        [sys.executable, "-c", SCRIPT, str(count), str(tmp_path / "d"), str(image), json.dumps(options)],
         capture_output=True, text=True, env=env,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
@@ -93,7 +94,7 @@ def test_the_parent_needs_few_bytes_an_input(tmp_path):
 
 WORKER = """
 import json, sys
-from tools import images
+from shardline.pipeline import images
 
 def status(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
@@ -164,7 +165,7 @@ def beyond_the_image(make, bytes_a_pixel, options, height, width, folder):
     """Bytes that a worker takes besides the file and the decoder's output."""
     for name, size in {"small": (200, 300), "large": (height, width)}.items():
         (folder / name).write_bytes(make(*size))
-    # Freed memory goes back at once: an earlier picture's must not hide what a later one takes.
+    # Freed memory goes back at once: an earlier image's must not hide what a later one takes.
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", WORKER, folder / "small", folder / "large", json.dumps(options)]
     result = subprocess.run(command, capture_output=True, text=True, env=env)

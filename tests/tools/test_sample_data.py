@@ -1,4 +1,4 @@
-"""The sample pictures: the same bytes for a seed, not solved by colour alone, and the dirty files as promised."""
+"""The sample images: the same bytes for a seed, not solved by color alone, and the dirty files as promised."""
 
 import hashlib
 import io
@@ -12,11 +12,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.cli import UsageError
+from shardline.pipeline.errors import UsageError
+from shardline.tools import sample_images
 from tests.tools.folders import Run, command
-from tools import sample_pictures
 
-sample_data = command("tools.sample_data")
+sample_data = command("shardline.tools.sample_data")
 
 CLASSES, PER_CLASS, SEED = 6, 16, 0
 
@@ -32,20 +32,20 @@ def clean_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/[0-9][0-9][0-9][0-9].*"))
 
 
-def mean_colours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The mean RGB of every clean picture, and its class."""
+def mean_colors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The mean RGB of every clean drawn, and its class."""
     names = sorted(path.name for path in folder.iterdir())
-    colours, labels = [], []
+    colors, labels = [], []
     for path in clean_files(folder):
         with Image.open(path) as image:
-            colours.append(np.asarray(image.convert("RGB")).mean(axis=(0, 1)))
+            colors.append(np.asarray(image.convert("RGB")).mean(axis=(0, 1)))
         labels.append(names.index(path.parent.name))
-    return np.array(colours), np.array(labels)
+    return np.array(colors), np.array(labels)
 
 
-def nearest_mean_colour(train: np.ndarray, train_labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    centres = np.array([train[train_labels == label].mean(axis=0) for label in range(train_labels.max() + 1)])
-    return np.linalg.norm(colours[:, None] - centres, axis=2).argmin(axis=1)
+def nearest_mean_color(train: np.ndarray, train_labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    centers = np.array([train[train_labels == label].mean(axis=0) for label in range(train_labels.max() + 1)])
+    return np.linalg.norm(colors[:, None] - centers, axis=2).argmin(axis=1)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -57,19 +57,19 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def dirty(folder: Path, stem: str) -> tuple[bytes, np.ndarray]:
-    """A dirty file, and the picture that was drawn for it."""
+    """A dirty file, and the drawn that was drawn for it."""
     (task,) = [task for task in sample_data.plan(CLASSES, PER_CLASS) if task.path.stem == stem]
-    rng = np.random.default_rng([SEED, list(sample_pictures.KINDS).index(task.class_name), task.number])
-    picture = sample_pictures.paint(sample_pictures.KINDS[task.class_name], rng)
-    return (folder / task.path).read_bytes(), picture
+    rng = np.random.default_rng([SEED, list(sample_images.KINDS).index(task.class_name), task.number])
+    drawn = sample_images.paint(sample_images.KINDS[task.class_name], rng)
+    return (folder / task.path).read_bytes(), drawn
 
 
-def difference(image: Image.Image, picture: np.ndarray) -> float:
-    return float(np.abs(np.asarray(image.convert("RGB"), np.float32) - picture).mean())
+def difference(image: Image.Image, drawn: np.ndarray) -> float:
+    return float(np.abs(np.asarray(image.convert("RGB"), np.float32) - drawn).mean())
 
 
-def test_every_class_has_its_number_of_varied_pictures(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == set(list(sample_pictures.KINDS)[:CLASSES])
+def test_every_class_has_its_number_of_varied_images(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == set(list(sample_images.KINDS)[:CLASSES])
     sizes, formats = set(), set()
     for class_folder in folder.iterdir():
         files = [path for path in clean_files(folder) if path.parent == class_folder]
@@ -86,13 +86,13 @@ def test_every_class_has_its_number_of_varied_pictures(folder: Path) -> None:
     assert len(sizes) > CLASSES * PER_CLASS / 2
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_pictures(folder: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_images(folder: Path, tmp_path: Path) -> None:
     for name, seed in (("again", SEED), ("other", SEED + 1)):
         sample_data.draw(tmp_path / name, 2, 3, seed)
     drawn, again, other = digests(folder), digests(tmp_path / "again"), digests(tmp_path / "other")
     clean = [name for name in again if name[-8:-4].isdigit()]
     assert len(clean) == 6
-    # A picture depends neither on how many are drawn nor on the order in which threads draw them.
+    # A drawn depends neither on how many are drawn nor on the order in which threads draw them.
     assert all(again[name] == drawn[name] for name in clean)
     assert again.keys() == other.keys()
     assert not set(again.values()) & set(other.values())
@@ -102,19 +102,19 @@ def test_no_two_files_are_the_same(folder: Path) -> None:
     assert len(set(digests(folder).values())) == CLASSES * PER_CLASS + 4
 
 
-def test_the_mean_colour_does_not_tell_the_class(folder: Path) -> None:
-    colours, labels = mean_colours(folder)
+def test_the_mean_color_does_not_tell_the_class(folder: Path) -> None:
+    colors, labels = mean_colors(folder)
     held_out = np.arange(len(labels)) % 3 == 0
     right = []
-    for part in (held_out, np.roll(held_out, 1), np.roll(held_out, 2)):  # each picture is held out once
-        guesses = nearest_mean_colour(colours[~part], labels[~part], colours[part])
+    for part in (held_out, np.roll(held_out, 1), np.roll(held_out, 2)):  # each drawn is held out once
+        guesses = nearest_mean_color(colors[~part], labels[~part], colors[part])
         right.extend(guesses == labels[part])
     assert len(right) == CLASSES * PER_CLASS
     assert np.mean(right) <= 0.55
 
 
 def test_classes_come_in_pairs_of_one_hue() -> None:
-    hues = [kind.hue for kind in sample_pictures.KINDS.values()]
+    hues = [kind.hue for kind in sample_images.KINDS.values()]
     assert len(hues) == sample_data.MAX_CLASSES
     assert hues[0::2] == hues[1::2]
     assert len(set(hues)) == len(hues) // 2
@@ -131,25 +131,25 @@ def test_the_truncated_file_is_a_jpeg_without_its_end(folder: Path) -> None:
 def test_the_sideways_file_is_upright_once_its_orientation_is_applied(folder: Path) -> None:
     from PIL import ImageOps
 
-    data, picture = dirty(folder, "sideways")
+    data, drawn = dirty(folder, "sideways")
     image = Image.open(io.BytesIO(data))
     assert image.getexif()[0x0112] == 6
-    assert image.size == picture.shape[:2]  # (width, height) as stored: turned
-    assert difference(ImageOps.exif_transpose(image), picture) < 8
+    assert image.size == drawn.shape[:2]  # (width, height) as stored: turned
+    assert difference(ImageOps.exif_transpose(image), drawn) < 8
 
 
-def test_the_cmyk_file_is_cmyk_and_shows_the_picture(folder: Path) -> None:
-    data, picture = dirty(folder, "cmyk")
+def test_the_cmyk_file_is_cmyk_and_shows_the_image(folder: Path) -> None:
+    data, drawn = dirty(folder, "cmyk")
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.mode) == ("JPEG", "CMYK")
-    assert difference(image, picture) < 8
+    assert difference(image, drawn) < 8
 
 
 def test_the_png_named_jpg_is_a_png(folder: Path) -> None:
-    data, picture = dirty(folder, "really-a-png")
+    data, drawn = dirty(folder, "really-a-png")
     image = Image.open(io.BytesIO(data))
     assert image.format == "PNG"
-    assert difference(image, picture) == 0
+    assert difference(image, drawn) == 0
 
 
 @pytest.mark.parametrize("existed", [False, True])
@@ -179,19 +179,19 @@ def test_a_failure_leaves_nothing_behind(existed: bool, tmp_path: Path, monkeypa
 )
 def test_a_wrong_flag_is_named_with_its_remedy(values: dict, message: str, tmp_path: Path) -> None:
     given = {"output": str(tmp_path / "photos"), **values}
-    run = Run("tools.sample_data", *(f"--{name}={value}" for name, value in given.items()))
+    run = Run("shardline.tools.sample_data", *(f"--{name}={value}" for name, value in given.items()))
     assert run.code == 2 and message in run.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_an_output_in_use_is_refused_untouched_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    command = [sys.executable, "-m", "tools.sample_data", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "shardline.tools.sample_data", "--output", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(sample_data.__file__).parents[1])
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        f"tools.sample_data: error: --output={tmp_path} exists and is not an empty folder; name another\n"
+        f"shardline.tools.sample_data: error: --output={tmp_path} exists and is not an empty folder; name another\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -212,33 +212,33 @@ TRAIN = ["--weights", "none", "--head", "gap", "--dropout", "0", "--phases", "al
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_vgg16_learns_them_from_scratch_far_beyond_their_colour(seed: int, tmp_path: Path) -> None:
+def test_a_vgg16_learns_them_from_scratch_far_beyond_their_color(seed: int, tmp_path: Path) -> None:
     def run(module: str, *arguments: object) -> None:
         command = [sys.executable, "-m", module, *map(str, arguments)]
         subprocess.run(command, check=True, cwd=Path(sample_data.__file__).parents[1])
 
     photos, data, work, result = (tmp_path / name for name in ("photos", "data", "run", "evaluation"))
-    run("tools.sample_data", "--output", photos, "--seed", seed)
-    run("tools.convert", "--source", photos, "--output", data, *CONVERT)
-    run("trainer.train", "--data", data, "--workdir", work, "--seed", seed, *TRAIN)
-    run("trainer.evaluate", "--run", work, "--data", data, "--split", "test", "--output", result)
+    run("shardline.tools.sample_data", "--output", photos, "--seed", seed)
+    run("shardline.tools.convert", "--source", photos, "--output", data, *CONVERT)
+    run("shardline.trainer.train", "--data", data, "--workdir", work, "--seed", seed, *TRAIN)
+    run("shardline.trainer.evaluate", "--run", work, "--data", data, "--split", "test", "--output", result)
     top1 = json.loads((result / "metrics.json").read_text())["top1"]
-    by_colour = colour_top1(data)
+    by_color = color_top1(data)
     assert top1 >= 0.8
-    assert top1 >= by_colour + 0.25
+    assert top1 >= by_color + 0.25
 
 
-def colour_top1(data: Path) -> float:
-    """Top-1 of the nearest mean colour on the split `test` of a dataset, learnt from its split `train`."""
-    import pipeline
+def color_top1(data: Path) -> float:
+    """Top-1 of the nearest mean color on the split `test` of a dataset, learnt from its split `train`."""
+    from shardline import pipeline
 
     dataset = pipeline.open_dataset(data)
 
-    def colours_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
+    def colors_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
         records = list(dataset.records(split, range(dataset.num_records(split))))
-        pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image, _, _ in records]
-        colours = [np.asarray(picture).mean(axis=(0, 1)) for picture in pictures]
-        return np.array(colours), np.array([label for _, label, _ in records])
+        images = [Image.open(io.BytesIO(image)).convert("RGB") for image, _, _ in records]
+        colors = [np.asarray(drawn).mean(axis=(0, 1)) for drawn in images]
+        return np.array(colors), np.array([label for _, label, _ in records])
 
-    colours, labels = colours_and_labels("test")
-    return float(np.mean(nearest_mean_colour(*colours_and_labels("train"), colours) == labels))
+    colors, labels = colors_and_labels("test")
+    return float(np.mean(nearest_mean_color(*colors_and_labels("train"), colors) == labels))

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from pipeline.manifest import Manifest, index_path, load_index
-from pipeline.records import encode_example, frame_record
+from shardline.pipeline.example import encode_example
+from shardline.pipeline.manifest import Manifest, index_path, load_index
+from shardline.pipeline.tfrecord import frame_record
+from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config, draw
-from tools.conversion import convert
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def replace_record(path, number, framed):
 
 
 def run(dataset, *args):
-    return Run("tools.verify", dataset, "--workers=1", *args)
+    return Run("shardline.tools.verify", dataset, "--workers=1", *args)
 
 
 def test_a_sound_dataset_passes(dataset):
@@ -76,7 +77,7 @@ def jpeg_of(folder, seed):
         (lambda j: encode_example(j, 7, "x", 16, 24), "label 7 is not one of 2 (0 to 1)"),
         (lambda j: encode_example(j, 0, "x", 99, 24), "decodes to 16x24 pixels, its record says 99x24"),
         (lambda j: encode_example(j[: len(j) // 2], 0, "x", 16, 24), "truncated"),
-        (lambda j: encode_example(b"no picture", 0, "x", 16, 24), "not-an-image"),
+        (lambda j: encode_example(b"no image", 0, "x", 16, 24), "not-an-image"),
         (lambda j: b"junk", "not a tf.train.Example"),
     ],
 )  # fmt: skip
@@ -121,5 +122,5 @@ def test_an_edited_manifest_is_noticed(dataset):
 
 def test_wrong_use_is_one_line(tmp_path):
     for args, said in [((), "give one dataset"), ((tmp_path,), "no manifest.json"), ((tmp_path / "x",), "no such")]:
-        result = Run("tools.verify", *args)
+        result = Run("shardline.tools.verify", *args)
         assert (result.code, said in result.stderr) == (2, True), result.stderr

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import cluster, model, step
+from shardline.trainer import cluster, model, step
 
 BATCH, CLASSES, SIDE = 8, 3, 8
 TWO = cluster.start("mirrored", 2).strategy
@@ -74,21 +74,23 @@ class Bench:
             self.optimizer = step.Optimizer(self.weights, config)
             self.scale = step.LossScale()
             ema = self.weights if config.ema else {}
-            self.averages = {path: tf.Variable(v, trainable=False) for path, v in ema.items()}
+            self.ema_weights = {path: tf.Variable(v, trainable=False) for path, v in ema.items()}
 
         def forward(batch):
             targets = tf.one_hot(batch["label"], CLASSES) * (1 - smoothing) + smoothing / CLASSES
             return net([batch["image"], batch["position"]], training=True), targets
 
         weights = None if class_weights is None else tf.constant(class_weights)
-        self.step = step.make_train_step(strategy, forward, self.optimizer, self.scale, self.averages, config, weights)
+        self.step = step.make_train_step(
+            strategy, forward, self.optimizer, self.scale, self.ema_weights, config, weights
+        )
 
     def train(self, values, rate=0.1):
         return {k: v for k, v in self.step(spread(self.strategy, values), tf.constant(rate)).items()}
 
     def values(self):
         return {path: variable.numpy() for path, variable in [*self.weights.items()]} | {
-            f"average/{path}": variable.numpy() for path, variable in self.averages.items()
+            f"average/{path}": variable.numpy() for path, variable in self.ema_weights.items()
         }
 
 
@@ -184,7 +186,7 @@ def masks():
         "rows_agree": float((kept[0] == kept[1]).mean()),
         "far_rows_agree": float((kept[0] == kept[2]).mean()),
         "seeds_agree": float(((other > 0) == kept).mean()),
-        "neighbours_agree": float((kept[:, 1:] == kept[:, :-1]).mean()),
+        "neighbors_agree": float((kept[:, 1:] == kept[:, :-1]).mean()),
         "idle": bool((layer([x, position], training=False).numpy() == 1).all()),
     }
 
@@ -215,9 +217,9 @@ def evaluation():
 
 def swapping(bench):
     before = bench.values()
-    step.swap(TWO, bench.weights, bench.averages)
+    step.swap(TWO, bench.weights, bench.ema_weights)
     between = bench.values()
-    step.swap(TWO, bench.weights, bench.averages)
+    step.swap(TWO, bench.weights, bench.ema_weights)
     path = "block1_conv1/kernel"
     return {
         "exchanged": bool((between[path] == before[f"average/{path}"]).all()),

@@ -14,9 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from pipeline.cli import Failure, UsageError
-from trainer import actions, metrics, run, selftest, state
-from trainer.config import TrainConfig
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.trainer import actions, metrics_log, run, selftest, state
+from shardline.trainer.config import TrainConfig
 
 FOLDER, SECTIONS = Path(sys.argv[1]), sys.argv[2:]
 DATA = str(FOLDER / "data")
@@ -60,15 +60,15 @@ class Killed(Exception):
 
 def at_step(number, act):
     """Do something in the middle of a run, once."""
-    original = actions.Watch.after_step
+    original = actions.StepMonitor.after_step
 
     def after_step(self, record):
         if record.step == number:
-            actions.Watch.after_step = original
+            actions.StepMonitor.after_step = original
             act()
         return original(self, record)
 
-    actions.Watch.after_step = after_step
+    actions.StepMonitor.after_step = after_step
 
 
 def killed_at(name, number):
@@ -84,18 +84,18 @@ def killed_at(name, number):
 
 
 def steps_of(name):
-    return [line["step"] for line in metrics.read(FOLDER / name) if line["kind"] == "train"]
+    return [line["step"] for line in metrics_log.read(FOLDER / name) if line["kind"] == "train"]
 
 
 def whole():
     found = train("whole")
     folder = FOLDER / "whole"
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     loaded = keras.models.load_model(folder / "model.keras", compile=False)
     read = state.load_run(str(folder))
     custom = [layer for layer in loaded.layers if not type(layer).__module__.startswith("keras.")]
-    probabilities = np.asarray(loaded(pictures))
-    lines = metrics.read(folder)
+    probabilities = np.asarray(loaded(images))
+    lines = metrics_log.read(folder)
     return {
         "result": found,
         "steps": steps_of("whole"),
@@ -103,7 +103,7 @@ def whole():
         "input": [str(loaded.inputs[0].dtype), list(loaded.inputs[0].shape)],
         "rows_sum": probabilities.sum(-1).tolist(),
         "dtype": str(probabilities.dtype),
-        "agree": float(np.abs(probabilities - np.asarray(read.model(pictures))).max()),
+        "agree": float(np.abs(probabilities - np.asarray(read.model(images))).max()),
         "labels": len(read.labels),
         "preprocessing": read.preprocessing,
         "files": sorted(path.name for path in folder.iterdir()),

@@ -6,25 +6,25 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.trainer.tiny import COLOURS, command, draw, save
+from tests.trainer.tiny import COLORS, command, draw, save
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
-    """Three classes of coloured discs: 36 for training, 21 for testing, of which one is a copy of a training picture
-    and one a training picture saved again at another quality; 9 for validation."""
+    """Three classes of colored discs: 36 for training, 21 for testing, of which one is a copy of a training image
+    and one a training image saved again at another quality; 9 for validation."""
     folder = tmp_path_factory.mktemp("tiny")
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("validation", 3), ("test", 7)):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             for i in range(count):
-                save(folder / "raw" / split / name / f"{i}.png", draw(random, colour))
+                save(folder / "raw" / split / name / f"{i}.png", draw(random, color))
     raw = folder / "raw"
     (raw / "test/red/0.png").write_bytes((raw / "train/red/5.png").read_bytes())
     again = cv2.cvtColor(cv2.imread(str(raw / "train/blue/3.png")), cv2.COLOR_BGR2RGB)
     (raw / "test/blue/1.png").unlink()
     save(raw / "test/blue/1.jpg", again, cv2.IMWRITE_JPEG_QUALITY, 60)
-    command("tools.convert", "--source", raw, "--output", folder / "data", "--size", 40, "--engine", "inline")
+    command("shardline.tools.convert", "--source", raw, "--output", folder / "data", "--size", 40, "--engine", "inline")
     return folder / "data"
 
 
@@ -33,7 +33,7 @@ def tiny_run(tiny_data):
     """A thin VGG16 trained for a handful of steps; first its head, then all of it."""
     run = tiny_data.parent / "run"
     command(
-        "trainer.train", "--data", tiny_data, "--workdir", run, "--width", 0.05, "--image_size", 32,
+        "shardline.trainer.train", "--data", tiny_data, "--workdir", run, "--width", 0.05, "--image_size", 32,
         "--phases", "head:1@1e-2,all:1@1e-2", "--global_batch_size", 12, "--precision", "float32", "--nojit",
         "--log_every_steps", 1, "--eval_split", "validation",
     )  # fmt: skip
@@ -45,7 +45,7 @@ def tiny_evaluation(tiny_run, tiny_data):
     """The run evaluated on its test split by the real command."""
     output = tiny_run.parent / "evaluation"
     result = command(
-        "trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--split", "test", "--output", output,
+        "shardline.trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--split", "test", "--output", output,
         "--batch_size", 8,
     )  # fmt: skip
     (output / "stdout.txt").write_text(result.stdout)
@@ -60,6 +60,6 @@ def tiny_metrics(tiny_evaluation):
 @pytest.fixture(scope="session")
 def loaded_run(tiny_run):
     """The tiny run's model in this process."""
-    from trainer.state import load_run
+    from shardline.trainer.state import load_run
 
     return load_run(str(tiny_run))

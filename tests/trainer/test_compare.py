@@ -1,4 +1,4 @@
-"""Comparing runs: the table, the flags that differ, McNemar's test on the pictures both were evaluated on."""
+"""Comparing runs: the table, the flags that differ, McNemar's test on the images both were evaluated on."""
 
 import json
 import shutil
@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shardline.trainer import compare
 from tests.trainer.tiny import command
-from trainer import compare
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def other_run(tiny_run, tiny_evaluation, tmp_path_factory):
 
 
 def test_two_runs_side_by_side(tiny_evaluation, tiny_metrics, other_run, tmp_path):
-    result = command("trainer.compare", tiny_evaluation, other_run, "--output", tmp_path)
+    result = command("shardline.trainer.compare", tiny_evaluation, other_run, "--output", tmp_path)
     assert "--momentum" in result.stdout and "0.9" in result.stdout and "0.5" in result.stdout
     assert "--image_size" not in result.stdout  # equal in both
     found = json.loads((tmp_path / "compare.json").read_text())
@@ -46,7 +46,7 @@ def test_two_runs_side_by_side(tiny_evaluation, tiny_metrics, other_run, tmp_pat
 
 
 def test_a_run_without_an_evaluation_is_still_in_the_table(tiny_run, other_run):
-    result = command("trainer.compare", tiny_run, other_run)
+    result = command("shardline.trainer.compare", tiny_run, other_run)
     assert "not evaluated" in result.stdout
     assert "no predictions of run on this split; evaluate first" in result.stdout
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from pipeline.cli import UsageError
-from trainer import cluster, config, schedule
-from trainer.config import Phase, TrainConfig
+from shardline.pipeline.errors import UsageError
+from shardline.trainer import cluster, config, schedule
+from shardline.trainer.config import Phase, TrainConfig
 
 
 def test_phases_are_what_epochs_at_rate():
@@ -55,8 +55,8 @@ def test_wrong_settings_name_flag_value_and_remedy(settings, named):
 def test_a_config_survives_its_json():
     made = TrainConfig(phases="head:1@1e-3", ema=0.99, crop_area="0.5,1")
     assert TrainConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
-    with pytest.raises(UsageError, match="does not know: colour"):
-        TrainConfig.from_dict({**made.to_dict(), "colour": 1})
+    with pytest.raises(UsageError, match="does not know: color"):
+        TrainConfig.from_dict({**made.to_dict(), "color": 1})
 
 
 def test_differences_leave_out_what_changes_no_result():

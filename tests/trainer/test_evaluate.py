@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline
-from pipeline.manifest import Shard, Split
+from shardline import pipeline
+from shardline.pipeline.manifest import Shard, Split
+from shardline.trainer import evaluate, state
+from shardline.trainer.evaluation import metrics, results
 from tests.trainer.tiny import command, process, refusal
-from trainer import evaluate, evaluation, scores, state
 
 
 def test_every_record_counts_once_and_it_says_so(tiny_evaluation, tiny_metrics):
@@ -21,7 +22,7 @@ def test_every_record_counts_once_and_it_says_so(tiny_evaluation, tiny_metrics):
 
 
 def test_predictions_hold_a_row_for_each_record_and_reproduce_the_metrics(tiny_evaluation, tiny_metrics, tiny_data):
-    table, metadata = evaluation.read_predictions(tiny_evaluation)
+    table, metadata = results.read_predictions(tiny_evaluation)
     data = pipeline.open_dataset(tiny_data)
     stored = [(label, name) for _, label, name in data.records("test", range(21))]
     assert table["id"].to_pylist() == list(range(21))
@@ -31,9 +32,9 @@ def test_predictions_hold_a_row_for_each_record_and_reproduce_the_metrics(tiny_e
     probabilities = np.array(table["probabilities"].to_pylist(), np.float32)
     assert probabilities.sum(1) == pytest.approx(np.ones(21), abs=1e-5)
     labels = np.array([label for label, _ in stored])
-    assert tiny_metrics["top1"] == scores.top_k(probabilities, labels, 1) == np.mean(table["correct"].to_numpy())
+    assert tiny_metrics["top1"] == metrics.top_k(probabilities, labels, 1) == np.mean(table["correct"].to_numpy())
     assert tiny_metrics["top5"] == 1.0  # there are only three classes
-    assert tiny_metrics["ece"] == scores.reliability(probabilities, labels).ece
+    assert tiny_metrics["ece"] == metrics.reliability(probabilities, labels).ece
 
 
 def test_metrics_hold_intervals_classes_and_temperature(tiny_metrics):
@@ -48,7 +49,7 @@ def test_metrics_hold_intervals_classes_and_temperature(tiny_metrics):
 def test_copies_in_the_training_split_are_found_and_counted_out(tiny_metrics):
     assert tiny_metrics["leaks"] == 2
     assert tiny_metrics["without_leaks"]["n"] == 19
-    assert "2 of 21 pictures have a copy in train" in tiny_metrics["leak_guard"]
+    assert "2 of 21 images have a copy in train" in tiny_metrics["leak_guard"]
 
 
 def test_everything_promised_is_written(tiny_evaluation):
@@ -67,8 +68,8 @@ def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     # 21 records in blocks of 8: the second replica's last block is padding alone.
     arguments = "--run", run, "--data", tiny_data, "--batch_size", 8, "--noreport", "--output"
-    command("trainer.evaluate", *arguments, tmp_path / "one")
-    process("trainer.evaluate", *arguments, tmp_path / "two", "--logical_cpus", 2)
+    command("shardline.trainer.evaluate", *arguments, tmp_path / "one")
+    process("shardline.trainer.evaluate", *arguments, tmp_path / "two", "--logical_cpus", 2)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert one.pop("how") != two.pop("how")
     assert one == two
@@ -82,7 +83,7 @@ def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path):
     foreign = tmp_path / "step-00000001.npz"
     state.write(foreign, {"input_scale": 1.0}, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
-    line = refusal("trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
+    line = refusal("shardline.trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
                    "--output", tmp_path)  # fmt: skip
     assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")
 
@@ -105,16 +106,18 @@ def test_the_temperature_split_is_another_one():
 
 def test_a_damaged_predictions_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="evaluate first"):
-        evaluation.read_predictions(tmp_path)
+        results.read_predictions(tmp_path)
     (tmp_path / "predictions.parquet").write_bytes(b"x" * 100)
     with pytest.raises(RuntimeError, match="is damaged"):
-        evaluation.read_predictions(tmp_path)
+        results.read_predictions(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tta", ["flip", "5", "10"])
 def test_augmented_evaluation_also_counts_each_record_once(tiny_run, tiny_data, tta, tmp_path):
-    result = command("trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--tta", tta)
+    result = command(
+        "shardline.trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--tta", tta
+    )
     assert "n = 21/21, each once" in result.stdout
 
 
@@ -127,6 +130,6 @@ def test_an_unreadable_record_is_counted_and_said(tiny_run, tiny_data, tmp_path)
     content[60] ^= 1
     shard.write_bytes(content)
     output = tmp_path / "out"
-    result = command("trainer.evaluate", "--run", tiny_run, "--data", data, "--output", output, "--noreport")
+    result = command("shardline.trainer.evaluate", "--run", tiny_run, "--data", data, "--output", output, "--noreport")
     assert "n = 20/21, each once; 1 unreadable" in result.stdout
     assert json.loads((output / "metrics.json").read_text())["n"] == 20

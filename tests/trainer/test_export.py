@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from shardline.trainer import export, predict
 from tests.trainer.tiny import command
-from trainer import export, predict
 
 STRANGER = """
 import sys
@@ -40,7 +40,17 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def exported(tiny_run):
     output = tiny_run.parent / "export"
-    command("trainer.export", "--run", tiny_run, "--output", output, "--parity_images", 8, "--calibration_images", 8)
+    command(
+        "shardline.trainer.export",
+        "--run",
+        tiny_run,
+        "--output",
+        output,
+        "--parity_images",
+        8,
+        "--calibration_images",
+        8,
+    )
     return output
 
 
@@ -84,7 +94,7 @@ def test_a_process_without_this_project_loads_it_and_gets_the_predictions(export
 
 def test_a_model_that_differs_is_refused(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(export.BOUNDS, "keras", (-1.0, 0.0))
-    run = command("trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "keras",
+    run = command("shardline.trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "keras",
                   "--parity_images", 2, check=1)  # fmt: skip
     assert "error: keras differs from the trainer by more than the bound; do not deploy it" in run.stderr
     assert (tmp_path / "parity.json").exists()

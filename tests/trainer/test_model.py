@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline.cli import UsageError
-from trainer import model, state
+from shardline.pipeline.errors import UsageError
+from shardline.trainer import model, state
 
 THIN = {"classes": 4, "image_size": 32, "width": 0.03}
 
@@ -14,9 +14,9 @@ def values(network):
     return {path: variable.numpy() for path, variable in network.weights.items()}
 
 
-def randomised(seed=0, head="fc4096", **options):
+def randomized(seed=0, head="fc4096", **options):
     network = model.build(head=head, **THIN, **options)
-    model.initialise(network, seed)
+    model.initialize(network, seed)
     draw = np.random.default_rng(seed)
     for path, variable in network.weights.items():
         if path.endswith("bias"):  # zeros would hide a bias that was not loaded
@@ -44,12 +44,12 @@ def write_legacy_h5(path, arrays, order=None):
 
 def test_at_full_width_it_is_keras_vgg16_on_its_own_preprocessing():
     network = model.build(classes=3, head="gap", image_size=32)
-    model.initialise(network, 0)
+    model.initialize(network, 0)
     theirs = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
     theirs.set_weights([v.numpy() for path, v in network.weights.items() if path.startswith("block")])
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    expected = theirs(keras.applications.vgg16.preprocess_input(pictures.astype(np.float32)))
-    found = network.backbone(pictures.astype(np.float32))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = theirs(keras.applications.vgg16.preprocess_input(images.astype(np.float32)))
+    found = network.backbone(images.astype(np.float32))
     assert sum(v.numpy().size for p, v in network.weights.items() if p.startswith("block")) == 14_714_688
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 
@@ -77,13 +77,13 @@ def test_what_trains_in_each_phase():
 
 
 def test_the_four_views_share_their_layers():
-    network = randomised(dropout=0.5)
-    pictures = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    network = randomized(dropout=0.5)
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
     position = keras.ops.arange(3)
-    logits = network.train([keras.ops.cast(pictures, "float32"), position], training=False)
-    through = network.head([network.backbone(pictures.astype(np.float32)), position], training=False)
+    logits = network.train([keras.ops.cast(images, "float32"), position], training=False)
+    through = network.head([network.backbone(images.astype(np.float32)), position], training=False)
     np.testing.assert_allclose(through, logits, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(network.serve(pictures), keras.ops.softmax(logits), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(network.serve(images), keras.ops.softmax(logits), rtol=1e-5, atol=1e-6)
 
 
 def test_flops_of_vgg16_at_224_are_the_published_ones():
@@ -96,14 +96,14 @@ def test_flops_of_vgg16_at_224_are_the_published_ones():
 
 def test_initial_activations_keep_their_size_through_all_layers():
     network = model.build(head="gap", classes=4, image_size=64, width=0.5, input_scale=model.PIXEL_SPREAD)
-    model.initialise(network, 0)
+    model.initialize(network, 0)
     features = np.asarray(network.backbone(np.random.default_rng(0).normal(120, 58, (4, 64, 64, 3)).astype(np.float32)))
     assert 0.05 < np.sqrt((features**2).mean()) < 5
 
 
 @pytest.mark.parametrize("kind", ["legacy.h5", "model.keras", "model.weights.h5", "checkpoint.npz", "run"])
 def test_weights_are_read_from(kind, tmp_path):
-    source, target = randomised(1), randomised(2)
+    source, target = randomized(1), randomized(2)
     path = tmp_path / kind
     if kind in ("checkpoint.npz", "run"):
         # Of a run, the newest checkpoint's moving average.
@@ -126,7 +126,7 @@ def test_weights_are_read_from(kind, tmp_path):
 
 
 def test_a_fresh_head_stays_fresh_where_shapes_differ(tmp_path):
-    source, target = randomised(1), randomised(2, head="gap")
+    source, target = randomized(1), randomized(2, head="gap")
     before = values(target)
     write_legacy_h5(tmp_path / "w.h5", values(source))
     assert len(model.load_weights(target, str(tmp_path / "w.h5"), "gap")) == 13
@@ -135,19 +135,19 @@ def test_a_fresh_head_stays_fresh_where_shapes_differ(tmp_path):
 
 
 def test_weights_of_a_scaled_model_keep_their_meaning_in_an_unscaled_one(tmp_path):
-    source, target = randomised(1, input_scale=58.0), randomised(2)
+    source, target = randomized(1, input_scale=58.0), randomized(2)
     source.serve.save(tmp_path / "scaled.keras")
     model.load_weights(target, str(tmp_path / "scaled.keras"), "fc4096")
-    pictures = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(target.serve(pictures), source.serve(pictures), rtol=1e-3, atol=1e-5)
+    images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(target.serve(images), source.serve(images), rtol=1e-3, atol=1e-5)
 
 
 def test_another_network_is_refused_in_one_line(tmp_path):
-    source = values(randomised(1))
+    source = values(randomized(1))
     write_legacy_h5(tmp_path / "few.h5", {k: v for k, v in source.items() if not k.startswith("block5")})
     write_legacy_h5(tmp_path / "wide.h5", {**source, "block2_conv1/kernel": np.zeros((3, 3, 1, 5), np.float32)})
     (tmp_path / "text.h5").write_text("not weights")
-    target = randomised(2)
+    target = randomized(2)
     for name, named in (
         ("few.h5", "10 convolutions where VGG16 has 13"),
         ("wide.h5", "block2_conv1 has shape"),
@@ -165,15 +165,15 @@ def test_imagenet_weights_are_checked_by_hash(head, name, tmp_path, monkeypatch)
     (tmp_path / "models").mkdir()
     path = tmp_path / "models" / model.IMAGENET[head == "fc4096"][0]
     assert name in path.name
-    source = randomised(1)
+    source = randomized(1)
     write_legacy_h5(path, values(source))
     with pytest.raises(UsageError, match=r"damaged or another file: md5 [0-9a-f]{32}, expected"):
-        model.load_weights(randomised(2, head), "imagenet", head)
+        model.load_weights(randomized(2, head), "imagenet", head)
     import hashlib
 
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setitem(model.IMAGENET, head == "fc4096", (path.name, md5))
-    target = randomised(2, head)
+    target = randomized(2, head)
     assert {"block1_conv1", "block5_conv3"} <= set(model.load_weights(target, "imagenet", head))
     assert (target.weights["block1_conv1/bias"].numpy() == source.weights["block1_conv1/bias"].numpy()).all()
 
@@ -186,6 +186,6 @@ def test_offline_imagenet_says_where_to_put_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(keras.utils, "get_file", no_network)
     with pytest.raises(UsageError) as error:
-        model.load_weights(randomised(2, "gap"), "imagenet", "gap")
+        model.load_weights(randomized(2, "gap"), "imagenet", "gap")
     text = str(error.value)
     assert str(tmp_path / "models") in text and "notop.h5" in text and "\n" not in text

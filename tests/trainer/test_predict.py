@@ -10,29 +10,29 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.tiny import COLOURS, command, draw, refusal, save
-from trainer import predict
+from shardline.trainer import predict
+from tests.trainer.tiny import COLORS, command, draw, refusal, save
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(7)
-    picture = draw(random, COLOURS["red"])
-    save(folder / "a" / "plain.png", picture)
-    save(folder / "a" / "really a jpeg.png", picture)  # what a name says does not matter:
-    jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    image = draw(random, COLORS["red"])
+    save(folder / "a" / "plain.png", image)
+    save(folder / "a" / "really a jpeg.png", image)  # what a name says does not matter:
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
     (folder / "a" / "really a jpeg.png").write_bytes(jpeg)
     (folder / "a" / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "a" / "empty.jpg").write_bytes(b"")
     (folder / "a" / ".hidden.jpg").write_bytes(b"")
-    save(folder / "b" / "grün [1].bmp", draw(random, COLOURS["green"]))
+    save(folder / "b" / "grün [1].bmp", draw(random, COLORS["green"]))
     return folder
 
 
 def test_each_file_is_a_row_and_a_broken_one_has_its_reason(photos, tiny_run, tmp_path):
     target = tmp_path / "rows.csv"
-    result = command("trainer.predict", "--run", tiny_run, "--input", photos, "--top", 2, "--output", target,
+    result = command("shardline.trainer.predict", "--run", tiny_run, "--input", photos, "--top", 2, "--output", target,
                      "--gallery", tmp_path / "g.png", "--batch_size", 2)  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(target.read_text(encoding="utf-8"))))
     assert [row["path"].removeprefix(f"{photos}/") for row in rows] == [
@@ -41,13 +41,13 @@ def test_each_file_is_a_row_and_a_broken_one_has_its_reason(photos, tiny_run, tm
     broken = {row["path"].rpartition("/")[2]: row["error"] for row in rows if row["error"]}
     assert set(broken) == {"empty.jpg", "truncated.jpg"} and all(len(reason) > 5 for reason in broken.values())
     good = [row for row in rows if not row["error"]]
-    assert all({row["label"], row["label2"]} < set(COLOURS) for row in good)
+    assert all({row["label"], row["label2"]} < set(COLORS) for row in good)
     assert all(0.3 < float(row["probability"]) >= float(row["probability2"]) for row in good)
     assert "3 predicted, 2 unreadable" in result.stderr
     assert cv2.imread(str(tmp_path / "g.png")).shape[1] > 500
 
 
-def test_a_test_picture_is_predicted_as_it_was_evaluated(loaded_run, tiny_data, tiny_evaluation):
+def test_a_test_image_is_predicted_as_it_was_evaluated(loaded_run, tiny_data, tiny_evaluation):
     # The stored copy went through JPEG, the file did not: close, not equal.
     files = sorted((tiny_data.parent / "raw" / "test" / "green").glob("*.png"))
     evaluated = {row["path"]: row for row in pq.read_table(tiny_evaluation / "predictions.parquet").to_pylist()}
@@ -60,7 +60,7 @@ def test_a_test_picture_is_predicted_as_it_was_evaluated(loaded_run, tiny_data, 
 
 
 def test_nothing_readable_is_a_failure_that_says_why(photos, tiny_run, tmp_path):
-    line = refusal("trainer.predict", "--run", tiny_run, "--input", photos / "a" / "truncated.jpg",
+    line = refusal("shardline.trainer.predict", "--run", tiny_run, "--input", photos / "a" / "truncated.jpg",
                    "--output", tmp_path / "rows.jsonl", code=1)  # fmt: skip
     assert "none of 1 files could be read; the first" in line and "truncated.jpg: " in line
     assert json.loads((tmp_path / "rows.jsonl").read_text())["error"]  # a row all the same

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import metrics, state
+from shardline.trainer import metrics_log, state
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -34,7 +34,7 @@ HEAD_STEPS, STEPS = 3, 13  # 40 records, 8 a step
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from trainer import selftest
+    from shardline.trainer import selftest
 
     folder = tmp_path_factory.mktemp("data")
     selftest.write_dataset(folder, {"train": 40, "validation": 11}, side=40)
@@ -42,7 +42,15 @@ def data(tmp_path_factory):
 
 
 def start(data, workdir, *flags, tf_config=None):
-    command = [sys.executable, "-m", "trainer.train", f"--data={data}", f"--workdir={workdir}", *FLAGS, *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "shardline.trainer.train",
+        f"--data={data}",
+        f"--workdir={workdir}",
+        *FLAGS,
+        *flags,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     if tf_config:
         environment["TF_CONFIG"] = json.dumps(tf_config)
@@ -62,11 +70,11 @@ def end(process, timeout=1500):
 
 def wait_for_step(workdir, step, *processes, timeout=300):
     """Until the processes, just started, have done a step: a log that an earlier one left behind does not count."""
-    path, until = workdir / metrics.FILE_NAME, time.monotonic() + timeout
+    path, until = workdir / metrics_log.FILE_NAME, time.monotonic() + timeout
     before = path.exists() and path.stat().st_ino  # written anew when a run starts
     while time.monotonic() < until:
         anew = path.exists() and path.stat().st_ino != before
-        if anew and any(line["step"] >= step for line in metrics.read(workdir)):
+        if anew and any(line["step"] >= step for line in metrics_log.read(workdir)):
             return
         for process in processes:
             assert process.poll() is None, process.stderr.read()[-2000:]
@@ -109,7 +117,7 @@ def test_a_signal_ends_it_with_a_checkpoint_and_exit_code_0(data, tmp_path, numb
     assert process.returncode == 0
     assert "stopped at step" in err
     header, _ = state.read(state.checkpoints(tmp_path / "run")[-1])
-    last = [line["step"] for line in metrics.read(tmp_path / "run") if line["kind"] == "train"][-1]
+    last = [line["step"] for line in metrics_log.read(tmp_path / "run") if line["kind"] == "train"][-1]
     assert header["step"] == last
 
 
@@ -146,7 +154,8 @@ def test_two_workers_train_like_one_process(data, tmp_path):
     assert together["step"] == alone["step"]
     assert together["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
     losses = [
-        [line["loss"] for line in metrics.read(tmp_path / name) if line["kind"] == "train"] for name in ("alone", "two")
+        [line["loss"] for line in metrics_log.read(tmp_path / name) if line["kind"] == "train"]
+        for name in ("alone", "two")
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 

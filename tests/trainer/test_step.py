@@ -60,7 +60,7 @@ def test_an_overflow_on_one_replica_is_skipped_on_all_and_halves_the_scale(repli
     found = results["overflow"][replica]
     assert found["finite_loss"]  # it is the gradient that overflows, as it does in life
     assert not found["finite"]
-    assert found["change"] == 0  # weights and their averages
+    assert found["change"] == 0  # weights and their ema_weights
     assert found["halved"] == 0.5
     assert found["copies_equal"]
     assert found["next_finite"] and found["next_change"] > 0 and found["all_finite"]
@@ -82,7 +82,7 @@ def test_dropout_depends_on_seed_and_position_alone(results):
     assert masks["kept"] == pytest.approx(0.75, abs=0.01)
     assert masks["mean"] == pytest.approx(1.0, abs=0.02)
     by_chance = 0.75**2 + 0.25**2
-    for pair in ("rows_agree", "far_rows_agree", "seeds_agree", "neighbours_agree"):
+    for pair in ("rows_agree", "far_rows_agree", "seeds_agree", "neighbors_agree"):
         assert masks[pair] == pytest.approx(by_chance, abs=0.03), pair
 
 

@@ -44,7 +44,7 @@ def test_a_run_leaves_what_its_readers_need(results):
     assert whole["steps"] == list(range(1, 8))
     assert whole["phases"] == ["head"] * 3 + ["all"] * 4
     assert whole["evals"][-1] == [7, 11, "validation"]  # not test, and each record once
-    assert whole["labels"] == 10 and whole["preprocessing"]["colour"] == "rgb"
+    assert whole["labels"] == 10 and whole["preprocessing"]["color"] == "rgb"
 
 
 def test_the_saved_model_is_uint8_to_probabilities_in_builtin_layers(results):

@@ -1,4 +1,4 @@
-"""How the tests of trained runs start commands, read their refusals, and draw pictures."""
+"""How the tests of trained runs start commands, read their refusals, and draw images."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.tools.folders import ROOT, Run
 
-COLOURS = {"blue": (30, 60, 200), "green": (40, 160, 60), "red": (200, 40, 30)}
+COLORS = {"blue": (30, 60, 200), "green": (40, 160, 60), "red": (200, 40, 30)}
 
 
 def command(name, *arguments, check=0):
@@ -37,12 +37,12 @@ def refusal(name, *arguments, code=2):
     return line.partition("error: ")[2]
 
 
-def draw(random, colour):
-    """A noisy picture of a disc."""
+def draw(random, color):
+    """A noisy image of a disc."""
     height, width = random.integers(40, 56, size=2)
-    picture = random.integers(60, 130, (height, width, 3), dtype=np.uint8)
-    centre = tuple(int(x) for x in random.integers(15, 35, size=2))
-    return cv2.circle(picture, centre, int(random.integers(8, 14)), colour, -1)
+    image = random.integers(60, 130, (height, width, 3), dtype=np.uint8)
+    center = tuple(int(x) for x in random.integers(15, 35, size=2))
+    return cv2.circle(image, center, int(random.integers(8, 14)), color, -1)
 
 
 def save(path, rgb, *options):

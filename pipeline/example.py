@@ -1,0 +1,199 @@
+"""One stored image as bytes and back: `encode_example` and `parse_example`, side by side so they cannot drift.
+
+Neither needs TensorFlow: a converter worker must stay small, and a reader is as fast without it. The bytes are
+a `tf.train.Example` whose features stand in sorted order, so equal inputs give equal bytes: protobuf's own
+serialization of maps does not promise that. Wire format: https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from shardline.pipeline.manifest import Features
+
+# ---------------------------------------------------------------------------------------------- encoding
+
+
+def encode_example(image: bytes, label: int, filename: str, height: int, width: int) -> bytes:
+    """Serialize one image as a `tf.train.Example` with `pipeline.manifest.Features`' default names.
+
+    Args:
+      image: the encoded image (JPEG or PNG), or height * width * 3 RGB bytes when stored raw.
+      label: class number, 0 or more.
+      filename: path of the source relative to the source folder, with forward slashes.
+      height: pixels.
+      width: pixels.
+    """
+    name = filename.encode()
+    entries = (  # of the map Features.feature, in the order of their keys
+        _before(b"image", _BYTES, len(image)),
+        image,
+        _before(b"image/filename", _BYTES, len(name)),
+        name,
+        _int_entry(b"image/height", height),
+        _int_entry(b"image/width", width),
+        _int_entry(b"label", label),
+    )
+    return b"".join((_field(_MESSAGE, sum(map(len, entries))), *entries))  # Example.features
+
+
+_MESSAGE = 0x0A  # field 1 of every message here that is read by its length
+_BYTES, _INTS = 0x0A, 0x1A  # Feature.bytes_list, Feature.int64_list
+
+
+def _before(key: bytes, kind: int, size: int) -> bytes:
+    """What stands before a feature's only value of `size` bytes: the map entry, the key, the feature, its list."""
+    head = _field(_MESSAGE, size)
+    head = _field(kind, len(head) + size) + head
+    head = _field(_MESSAGE, len(key)) + key + _field(0x12, len(head) + size) + head
+    return _field(_MESSAGE, len(head) + size) + head
+
+
+@lru_cache(1 << 12)
+def _int_entry(key: bytes, value: int) -> bytes:
+    packed = _varint(value)
+    return _before(key, _INTS, len(packed)) + packed
+
+
+def _field(tag: int, size: int) -> bytes:
+    return bytes((tag,)) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    if value < 0:
+        raise ValueError(f"a stored number must not be negative: {value}")
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+# ----------------------------------------------------------------------------------------------- parsing
+
+
+class Example(NamedTuple):
+    """One stored image, as read. Height and width are 0, and the file name empty, where they are not stored."""
+
+    image: memoryview  # the encoded image, or the pixels when stored raw
+    label: int
+    filename: str = ""
+    height: int = 0
+    width: int = 0
+
+
+def parse_example(payload: bytes | memoryview, features: Features) -> Example:
+    """The image in a serialized `tf.train.Example`: inverse of `encode_example`, for foreign feature names too.
+
+    Raises:
+      ValueError: the bytes are no Example, or the image or the label is missing.
+    """
+    try:
+        image, label, filename, height, width = _wanted_values(payload, features)
+    except IndexError:
+        raise ValueError("the Example ends in the middle of a field") from None
+    if not isinstance(image, memoryview):
+        raise ValueError(f"feature {features.image!r} holds no bytes")
+    if not isinstance(label, int):
+        raise ValueError(f"feature {features.label!r} holds no integer")
+    return Example(
+        image=image,
+        label=label + features.label_offset,
+        filename=str(filename, errors="replace") if isinstance(filename, memoryview) else "",
+        height=height if isinstance(height, int) else 0,
+        width=width if isinstance(width, int) else 0,
+    )
+
+
+def feature_kinds(payload: bytes | memoryview) -> dict[str, str]:
+    """Name of every feature of a serialized `tf.train.Example` and what it holds: bytes, int64, float or nothing.
+
+    Raises:
+      ValueError: the bytes are no Example.
+    """
+    kinds = {0x0A: "bytes", 0x12: "float", 0x1A: "int64"}
+    found = {}
+    try:
+        at, end = _delimited(payload, 0, 0x0A)
+        while at < end:
+            entry, at = _delimited(payload, at, 0x0A)
+            key, key_end = _delimited(payload, entry, 0x0A)
+            feature, feature_end = _delimited(payload, key_end, 0x12)
+            kind = kinds.get(payload[feature], "nothing") if feature < feature_end else "nothing"
+            found[str(payload[key:key_end], errors="replace")] = kind
+    except IndexError:
+        raise ValueError("the Example ends in the middle of a field") from None
+    return found
+
+
+def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memoryview | int | None]:
+    """First values of the features that are read; None where there is none. Every writer puts keys before values."""
+    slots = _slots(features)
+    values: list[memoryview | int | None] = [None] * 5
+    at, end = _delimited(payload, 0, 0x0A)  # Example.features
+    if end != len(payload):
+        raise ValueError("not a tf.train.Example")
+    while at < end:
+        entry, at = _delimited(payload, at, 0x0A)  # Features.feature
+        key_end = entry + 2 + payload[entry + 1]  # written out: this loop costs as much as the checksum
+        slot = slots.get(bytes(payload[entry + 2 : key_end]))
+        if payload[entry] != 0x0A or payload[entry + 1] > 0x7F or at > end:
+            raise ValueError("not a tf.train.Example, or a feature's name is longer than 127 bytes")
+        if slot is not None:
+            feature, feature_end = _delimited(payload, key_end, 0x12)
+            if feature_end != at:
+                raise ValueError("not a tf.train.Example")
+            if feature < feature_end:
+                values[slot] = _first_value(payload, feature)
+    return values
+
+
+@lru_cache(maxsize=8)
+def _slots(features: Features) -> dict[bytes, int]:
+    names = (features.image, features.label, features.filename, features.height, features.width)
+    return {name.encode(): slot for slot, name in enumerate(names) if name}
+
+
+def _first_value(payload: bytes | memoryview, feature: int) -> memoryview | int | None:
+    """First value of a Feature's list; None when that is empty or holds floats."""
+    kind = payload[feature]
+    start, end = _delimited(payload, feature, kind)
+    if start == end:
+        return None
+    if kind == 0x0A:  # bytes_list
+        start, end = _delimited(payload, start, 0x0A)
+        return memoryview(payload)[start:end]
+    if kind == 0x1A:  # int64_list: packed, or one tag for each number
+        start = start + 1 if payload[start] == 0x08 else _delimited(payload, start, 0x0A)[0]
+        if start < end:
+            number, _ = _varint_at(payload, start)
+            return number - (1 << 64) if number >> 63 else number
+    return None
+
+
+def _delimited(payload: bytes | memoryview, at: int, tag: int) -> tuple[int, int]:
+    """Start and end of the length-delimited field at an offset."""
+    if payload[at] != tag:
+        raise ValueError("not a tf.train.Example")
+    length = payload[at + 1]
+    start = at + 2
+    if length > 0x7F:
+        length, start = _varint_at(payload, at + 1)
+    end = start + length
+    if end > len(payload):
+        raise IndexError(end)
+    return start, end
+
+
+def _varint_at(payload: bytes | memoryview, at: int) -> tuple[int, int]:
+    """The number that starts at an offset, and the offset behind it."""
+    number = shift = 0
+    while True:
+        byte = payload[at]
+        number |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return number, at
+        shift += 7

@@ -1,0 +1,79 @@
+"""TFRecord files as they lie on disk: framing and checksums, indexing, single records. No TensorFlow."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import TypeVar
+
+import google_crc32c
+import numpy as np
+
+_HEADER = struct.Struct("<Q")
+FRAME_BYTES = 16  # what framing adds to a payload: 8 length, 4 its checksum, 4 the payload's
+
+
+def frame_record(payload: bytes | memoryview) -> bytes:
+    """Frame one payload as a TFRecord: length, masked CRC-32C of the length, payload, masked CRC-32C of it."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join((length, masked_crc(length), payload, masked_crc(payload)))
+
+
+Data = TypeVar("Data", bytes, memoryview)  # a memoryview must be read-only; its slices are views, not copies
+
+
+def unframe_record(framed: Data) -> Data:
+    """The payload of one framed record. Raises ValueError when its length or a checksum is wrong."""
+    if len(framed) < FRAME_BYTES:
+        raise ValueError(f"record of {len(framed)} bytes is shorter than its frame")
+    (length,) = struct.unpack_from("<Q", framed)
+    if length != len(framed) - FRAME_BYTES or masked_crc(framed[:8]) != framed[8:12]:
+        raise ValueError("damaged record header")
+    payload = framed[12:-4]
+    if masked_crc(payload) != framed[-4:]:
+        raise ValueError("record checksum does not match")
+    return payload
+
+
+def masked_crc(data: bytes | memoryview) -> bytes:
+    """The four checksum bytes TFRecord stores for `data`; the mask keeps CRCs of CRCs apart."""
+    # The library takes bytes and arrays, but no memoryview.
+    crc = google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8))
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def index_records(path: str | os.PathLike[str]) -> np.ndarray:
+    """Offset and framed size of every record, int64 [records, 2], without reading the payloads.
+
+    Raises:
+      ValueError: the file is damaged or compressed; the message names the offset.
+    """
+    size = os.path.getsize(path)
+    if not size:
+        return np.empty((0, 2), np.int64)
+    offsets = []
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        offset = 0
+        while offset < size:
+            if offset + FRAME_BYTES > size:
+                raise ValueError(f"truncated at byte {offset:,}: no room for another record")
+            (length,) = _HEADER.unpack_from(data, offset)
+            if length > size - offset - FRAME_BYTES:
+                if masked_crc(data[offset : offset + 8]) == data[offset + 8 : offset + 12]:
+                    raise ValueError(f"truncated: the record at byte {offset:,} ends after the file does")
+                what = (
+                    "gzip-compressed, decompress it first" if data[:2] == b"\x1f\x8b" else "damaged or no TFRecord file"
+                )
+                raise ValueError(f"no record header at byte {offset:,}: {what}")
+            offsets.append(offset)
+            offset += length + FRAME_BYTES
+    begins = np.array(offsets, np.int64)
+    return np.column_stack((begins, np.diff(begins, append=size)))
+
+
+def read_framed(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    """The framed bytes of one record."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)

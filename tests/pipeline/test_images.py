@@ -1,0 +1,511 @@
+"""pipeline.images and pipeline.image_headers: every format right, every fault refused, sizes and colors true."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image, ImageFilter, ImageOps
+
+from shardline.pipeline import images
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.image_headers import READERS, UNSUPPORTED, read_header, sniff
+from shardline.pipeline.images import BadImage, FilteredImage, ImageOptions, load_rgb, process
+from shardline.tools import malformed_images
+
+images.set_up_process()
+
+CASES = malformed_images.cases()
+SOUND = [case for case in CASES if not case.reason]
+AS_IS = ImageOptions(resize="none")
+
+
+def save(rgb: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def natural(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise whose spectrum falls as 1/f and whose colors mostly go together, as those of photographs do."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    frequency[0, 0] = 1
+    noise = rng.standard_normal((4, height, width))
+    waves = np.fft.fft2(noise[0] + 0.4 * noise[1:]) / frequency
+    rgb = np.moveaxis(np.fft.ifft2(waves).real, 0, -1)
+    return np.clip(128 + 50 * rgb / rgb.std(), 0, 255).astype(np.uint8)
+
+
+def decoded(stored: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2)))
+
+
+# --- Formats and colors ----------------------------------------------------------------------------------
+
+
+def pillow(data: bytes) -> np.ndarray:
+    """The same file as an independent reader shows it: oriented, over white, 16 bits scaled."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return np.repeat(np.rint(np.asarray(image) / 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        white.alpha_composite(image)
+        image = white
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
+def test_every_format_looks_as_pillow_shows_it(case: malformed_images.Case) -> None:
+    assert case.rgb is not None
+    # Pillow takes every CMYK JPEG for an inverted one and cuts these 16 bits in its own way.
+    own_way = case.name in ("cmyk-plain.jpg", "16-bit.ppm", "16-bit-alpha.png")
+    expected, tolerance = (case.rgb, 1.0) if own_way else (pillow(case.data), 0.5)
+    assert np.abs(load_rgb(case.data, AS_IS).astype(int) - expected).mean() < tolerance
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_in_every_format(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(malformed_images.reference_image(40, 64), kind, exif=exif)
+    image = process(data, ImageOptions(size=32))
+    assert (image.source_height, image.source_width) == ((64, 40) if orientation >= 5 else (40, 64))
+    assert np.array_equal(load_rgb(data, AS_IS), pillow(data))
+    assert b"Exif\0\0" not in image.data
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    dark = np.full((8, 8), 300, np.uint16)  # 1.2 % gray; clipping would make it white
+    assert load_rgb(save(dark), AS_IS).max() == 1
+
+
+def test_alpha_is_blended_exactly() -> None:
+    color, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    bgra = np.dstack([color, color, color, alpha]).astype(np.uint8)
+    straight = np.floor((color * alpha + 255 * (255 - alpha)) / 255 + 0.5)
+    assert np.array_equal(images._over_white(bgra, premultiplied=False)[..., 0], straight)
+    assert np.array_equal(images._over_white(bgra, premultiplied=True)[..., 0], np.minimum(color + 255 - alpha, 255))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_large_images_are_decoded_like_small_ones(case: malformed_images.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a file in memory: the same pixels, the same refusals."""
+
+    def outcome() -> bytes | str:
+        try:
+            return process(case.data, ImageOptions(encoding="raw")).data
+        except BadImage as bad:
+            return bad.reason
+
+    small = outcome()
+    monkeypatch.setattr(images, "LARGE_BYTES", 0)
+    assert outcome() == small
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_to_large_images(kind: str, orientation: int, monkeypatch) -> None:
+    """Reduced before they are turned, and through a file in memory."""
+    monkeypatch.setattr(images, "LARGE_BYTES", 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = cv2.GaussianBlur(natural(320, 480), (0, 0), 2)
+    data = save(rgb, kind, exif=exif)
+    got = load_rgb(data, ImageOptions(size=40))
+    want = Image.fromarray(pillow(data)).resize(got.shape[1::-1], Image.Resampling.LANCZOS)
+    assert psnr(got, np.asarray(want)) > 34
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("halvings", [0, 1, 3])
+def test_large_images_are_made_bgr_and_halved_in_bands(depth: int, channels: int, halvings: int) -> None:
+    stored = natural(640, 480)[..., [0, 1, 2, 0][:channels]].squeeze()
+    header = read_header(save(stored))
+    pixels = stored if depth == 8 else stored.astype(np.uint16) * 257
+    want = stored[..., None].repeat(3, axis=2) if channels == 1 else stored
+    if channels == 4:
+        want = images._over_white(stored, premultiplied=False)
+    for _ in range(halvings):
+        want = images._halve(want)
+    got = images._to_bgr(pixels.copy(), dataclasses.replace(header, depth=depth), halvings)
+    assert np.array_equal(got, want)
+
+
+def test_ten_bit_avif_is_scaled_by_its_own_depth() -> None:
+    rgb = malformed_images.reference_image()
+    avif = cv2.imencode(".avif", rgb[..., ::-1].astype(np.uint16) << 2, [cv2.IMWRITE_AVIF_DEPTH, 10])[1].tobytes()
+    assert np.abs(load_rgb(avif, AS_IS).astype(int) - rgb).mean() < 4
+
+
+def test_xmp_before_exif_hides_no_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    jpeg = save(malformed_images.reference_image(), "JPEG", exif=exif)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
+    jpeg = jpeg[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + jpeg[2:]
+    assert read_header(jpeg).orientation == 3
+
+
+def test_formats_are_told_by_content_and_names_are_unique() -> None:
+    assert {sniff(case.data) for case in SOUND} == set(READERS)
+    assert not set(READERS) & set(UNSUPPORTED)
+    assert sniff(b"P6 2 2 255\n") == "pnm" and sniff(b"PNG, not really") == ""
+
+
+# --- Pass-through -----------------------------------------------------------------------------------------
+
+
+def test_a_small_jpeg_passes_through_untouched() -> None:
+    jpeg = save(malformed_images.reference_image(), "JPEG", quality=100)
+    assert process(jpeg, ImageOptions(quality=50)).data == jpeg
+    assert process(jpeg, ImageOptions(quality=50, size=64)).data != jpeg
+    assert process(jpeg, ImageOptions(encoding="png")).data[:4] == b"\x89PNG"
+
+
+def test_only_exif_xmp_and_what_follows_the_end_are_taken_from_a_passing_jpeg() -> None:
+    rgb = natural(90, 120)
+    exif = Image.Exif()
+    exif[0x010E] = "a name"
+    options = {"quality": 97, "icc_profile": b"profile" * 50, "progressive": True}  # many scans to walk
+    bare = save(rgb, "JPEG", **options)
+    dressed = save(rgb, "JPEG", exif=exif, xmp=b"<x:xmpmeta/>", **options)
+    assert len(dressed) > len(bare)
+    assert process(dressed + b"\xff\xd8 film \xff\xd9", ImageOptions()).data == bare
+
+
+def test_what_few_decoders_read_is_encoded_anew() -> None:
+    for name in ("cmyk-plain.jpg", "ycck.jpg", "orientation-3.jpg"):
+        case = next(case for case in CASES if case.name == name)
+        stored = process(case.data, ImageOptions()).data
+        header = read_header(stored)
+        assert (header.cmyk, header.orientation, header.passes_through) == ("", 1, True)
+
+
+# --- Faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.reason], ids=lambda case: case.name)
+def test_every_fault_is_refused_with_its_reason(case: malformed_images.Case) -> None:
+    with pytest.raises(BadImage) as caught:
+        process(case.data, ImageOptions())
+    assert (caught.value.reason, caught.value.status) == (case.reason, "quarantined")
+
+
+@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
+def test_no_truncated_file_is_written(case: malformed_images.Case) -> None:
+    data = case.data[:-5000] if case.name == "junk-after-the-end.jpg" else case.data
+    for length in np.linspace(1, len(data) - 8, 20).astype(int):  # the last bytes of a TIFF may be padding
+        with pytest.raises(BadImage):
+            process(data[:length], ImageOptions())
+
+
+def test_damage_anywhere_is_a_bad_image_or_an_image_never_another_error() -> None:
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for case in SOUND:
+        for turn in range(12):
+            damaged = bytearray(case.data)
+            where = rng.integers(0, min(len(damaged), 300 if turn % 2 else 1 << 30), 4)
+            for position in where:
+                damaged[position] = rng.integers(256)
+            try:
+                process(bytes(damaged), ImageOptions(size=64))
+                outcomes.add("image")
+            except BadImage as bad:
+                outcomes.add(bad.reason)
+    assert {"image", "corrupt-scan", "corrupt-data", "truncated", "not-an-image"} <= outcomes
+
+
+def test_forty_zeroed_bytes_are_found_wherever_they_lie() -> None:
+    jpeg = save(cv2.GaussianBlur(natural(160, 240), (0, 0), 1), "JPEG", quality=85)
+    start = read_header(jpeg).scan
+    silent = positions = 0
+    for position in range(start, len(jpeg) - 50, 97):
+        damaged = jpeg[:position] + bytes(40) + jpeg[position + 40 :]
+        with pytest.raises(BadImage, match="corrupt-scan"):
+            process(damaged, ImageOptions())
+        positions += 1
+        try:
+            simplejpeg.decode_jpeg(damaged)
+            silent += 1
+        except ValueError:
+            pass
+    assert silent > positions / 2  # libjpeg alone lets most of these through without a warning
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_flat_images_are_not_taken_for_zeroed_ones(optimize: bool, progressive: bool) -> None:
+    for level in (0, 128, 255):
+        for quality in (10, 75, 100):
+            flat = np.full((300, 400, 3), level, np.uint8)
+            flat[:40, :40] = 99
+            process(save(flat, "JPEG", quality=quality, optimize=optimize, progressive=progressive), ImageOptions())
+
+
+def test_the_pixel_limit_is_read_from_the_header_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(cv2, "imdecode", never)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
+    bomb = malformed_images.huge_png(16000)
+    assert len(bomb) < 32_000
+    for data in (bomb, *(case.data for case in SOUND)):
+        with pytest.raises(BadImage, match="too-many-pixels"):
+            process(data, ImageOptions(max_megapixels=0.01))
+    with pytest.raises(FilteredImage, match="too-small"):
+        process(SOUND[0].data, ImageOptions(min_side=121))
+
+
+def test_a_bad_image_survives_the_way_between_processes() -> None:
+    import pickle
+
+    bad = pickle.loads(pickle.dumps(FilteredImage("too-small", "1x1")))
+    assert (type(bad), bad.reason, bad.detail, bad.status) == (FilteredImage, "too-small", "1x1", "filtered")
+
+
+# --- Geometry ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        ((300, 400), {}, (256, 341)),
+        ((400, 300), {}, (341, 256)),
+        ((300, 400), {"resize": "long"}, (192, 256)),
+        ((300, 400), {"resize": "squash"}, (256, 256)),
+        ((300, 400), {"resize": "center_crop"}, (256, 256)),
+        ((300, 400), {"resize": "none"}, (300, 400)),
+        ((300, 400), {"resize": "center_crop", "size": 255}, (255, 255)),
+        ((100, 200), {}, (100, 200)),
+        ((100, 200), {"upscale": True}, (256, 512)),
+        ((100, 400), {"resize": "squash"}, (100, 256)),
+        ((100, 400), {"resize": "squash", "upscale": True}, (256, 256)),
+        ((100, 400), {"resize": "center_crop"}, (100, 256)),
+        ((100, 400), {"resize": "center_crop", "upscale": True}, (256, 256)),
+        ((1, 1), {}, (1, 1)),
+        ((1, 1), {"upscale": True, "size": 16}, (16, 16)),
+        ((1, 900), {"resize": "long", "size": 32}, (1, 32)),
+        ((900, 2), {"resize": "long", "size": 32}, (32, 1)),
+        ((3, 2000), {"resize": "squash", "size": 32}, (3, 32)),
+        ((257, 257), {}, (256, 256)),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "raw"])
+def test_sizes(source: tuple[int, int], options: dict, expected: tuple[int, int], encoding: str) -> None:
+    data = save(natural(*source), "JPEG", quality=95)
+    wanted = ImageOptions(encoding=encoding, **options)
+    image = process(data, wanted)
+    assert (image.height, image.width) == expected
+    assert load_rgb(data, wanted).shape == (*expected, 3)
+    if encoding == "raw":
+        assert len(image.data) == expected[0] * expected[1] * 3
+    else:
+        assert decoded(image.data).shape == (*expected, 3)
+
+
+@pytest.mark.parametrize("size", [700, 512, 400, 300, 223, 150, 101, 64, 40])
+def test_resizing_is_as_true_to_lanczos_as_opencv_area(size: int) -> None:
+    rgb = cv2.GaussianBlur(natural(721, 963), (0, 0), 0.7)  # no lens is sharper
+    ours = decoded(process(save(rgb), ImageOptions(size=size)).data)
+    lanczos = np.asarray(Image.fromarray(rgb).resize(ours.shape[1::-1], Image.Resampling.LANCZOS))
+    area = cv2.resize(rgb, ours.shape[1::-1], interpolation=cv2.INTER_AREA)
+    plain = decoded(simplejpeg.encode_jpeg(area, 90, "RGB", "420"))
+    assert psnr(ours, lanczos) > psnr(plain, lanczos) - 0.5
+
+
+@pytest.mark.parametrize("size", [700, 400, 257, 130, 85, 64, 32])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_resizing_shifts_nothing(size: int, kind: str) -> None:
+    """A ramp stays the same ramp: halving, reduced JPEG decoding and odd sizes keep the grid to 1/20 of a pixel."""
+    columns, rows = np.meshgrid(np.arange(963), np.arange(721))
+    ramp = np.repeat(((columns + rows) * (255 / 1682))[..., None], 3, axis=2)
+    got = load_rgb(save(np.rint(ramp).astype(np.uint8), kind, **({"quality": 98} if kind == "JPEG" else {})),
+                   ImageOptions(size=size)).astype(float)  # fmt: skip
+    height, width = got.shape[:2]
+    columns, rows = np.meshgrid((np.arange(width) + 0.5) * 963 / width, (np.arange(height) + 0.5) * 721 / height)
+    error = (got[..., 1] - (columns + rows - 1) * (255 / 1682))[4:-4, 4:-4]
+    assert abs(error.mean()) < 0.05 * 255 / 1682 * 721 / size + 0.05
+    assert abs(error[:, -8:].mean() - error[:, :8].mean()) < 0.3  # no drift from left to right
+
+
+@pytest.mark.parametrize("options", [{}, {"resize": "squash"}, {"resize": "center_crop", "size": 201},
+                                     {"resize": "long", "size": 333}, {"upscale": True, "size": 500},
+                                     {"resize": "none"}])  # fmt: skip
+def test_the_stored_jpeg_is_the_image_that_load_rgb_returns(options: dict) -> None:
+    """Luma and chroma planes are resized apart; a chroma plane out of place would cost many dB."""
+    rgb = cv2.GaussianBlur(natural(403, 517), (0, 0), 2)
+    wanted = ImageOptions(quality=98, **options)
+    data = save(rgb)
+    want = load_rgb(data, wanted)
+    plain = decoded(simplejpeg.encode_jpeg(want, 98, "RGB", "420"))
+    assert psnr(decoded(process(data, wanted).data), want) > psnr(plain, want) - 1
+
+
+@pytest.mark.parametrize("size", [(301, 401), (300, 401), (301, 400)])
+def test_odd_sizes_keep_their_last_row_and_column(size: tuple[int, int]) -> None:
+    white = np.full((*size, 3), 255, np.uint8)
+    assert decoded(process(save(white), ImageOptions(resize="none", quality=20)).data).min() > 245
+
+
+@pytest.mark.parametrize("width", [301, 302, 303, 306])
+def test_cropping_keeps_chroma_under_luma(width: int) -> None:
+    """Red beside a green of the same brightness: the seam is where the crop puts it, for every offset."""
+    rgb = np.empty((200, width, 3), np.uint8)
+    rgb[:, :150], rgb[:, 150:] = (200, 0, 0), (0, 102, 0)
+    wanted = ImageOptions(resize="center_crop", size=200, quality=100)
+    seams = [
+        (image[..., 0].astype(float).mean(axis=0) / 200).sum()
+        for image in (decoded(process(save(rgb), wanted).data), load_rgb(save(rgb), wanted))
+    ]
+    assert abs(seams[0] - seams[1]) < 0.6
+
+
+def test_squashing_a_strip_does_not_alias() -> None:
+    stripes = np.zeros((64, 4000, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.ptp(load_rgb(save(stripes), ImageOptions(resize="squash", size=64)).astype(int)) < 8
+
+
+# --- Borders ----------------------------------------------------------------------------------------------
+
+
+def framed(top: int, bottom: int, left: int, right: int, color: int) -> np.ndarray:
+    return np.pad(malformed_images.reference_image(), ((top, bottom), (left, right), (0, 0)), constant_values=color)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("color", [0, 255])
+@pytest.mark.parametrize("bars", [(20, 20, 0, 0), (0, 0, 33, 31), (10, 25, 40, 7), (0, 12, 0, 0)])
+def test_uniform_frames_are_cut_to_the_pixel(kind: str, color: int, bars: tuple[int, int, int, int]) -> None:
+    image = process(save(framed(*bars, color), kind), ImageOptions(trim_borders=True))
+    assert abs(image.height - malformed_images.HEIGHT) <= (0 if kind == "PNG" else 2)
+    assert abs(image.width - malformed_images.WIDTH) <= (0 if kind == "PNG" else 2)
+    assert "trimmed from" in image.note
+    assert (image.source_height, image.source_width) == framed(*bars, color).shape[:2]
+
+
+def test_specks_in_a_bar_do_not_save_it() -> None:
+    rgb = framed(40, 40, 0, 0, 0)
+    rgb[10:13, 50:53] = rgb[-20:-17, 90:93] = 255
+    assert process(save(rgb), ImageOptions(trim_borders=True)).height == malformed_images.HEIGHT
+
+
+def test_what_is_no_frame_is_not_cut() -> None:
+    plain = np.full((120, 160, 3), 200, np.uint8)
+    disc = cv2.circle(plain.copy(), (80, 60), 30, (20, 60, 90), -1)
+    sky = malformed_images.reference_image()
+    sky[:40] = np.linspace(120, 250, 40)[:, None, None]
+    for rgb in (plain, disc, sky, malformed_images.reference_image(), natural(120, 160)):
+        image = process(save(rgb), ImageOptions(trim_borders=True))
+        assert (image.height, image.width, image.note) == (120, 160, "")
+
+
+def test_sizes_after_trimming_decide() -> None:
+    data = save(framed(100, 100, 0, 0, 0))
+    with pytest.raises(FilteredImage, match="too-small"):
+        process(data, ImageOptions(trim_borders=True, min_side=130))
+    assert process(data, ImageOptions(min_side=130)).height == 320
+
+
+# --- Measures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "raw"])
+@pytest.mark.parametrize("size", [100, 500])  # resized, or as it is (a JPEG then passes through)
+def test_the_pixel_hash_finds_the_same_pixels_in_another_file(encoding: str, size: int) -> None:
+    options = ImageOptions(encoding=encoding, size=size)
+    jpeg = save(natural(150, 200), "JPEG", quality=92)
+    pixels = decoded(jpeg)
+    one_off = pixels.copy()
+    one_off[70:80, 90:100] ^= 8
+    copies = [process(data, options).pixel_hash for data in (jpeg, save(pixels), save(pixels, "BMP"))]
+    assert len(set(copies)) == 1
+    assert process(save(one_off), options).pixel_hash != copies[0]
+    assert process(save(pixels[:, ::-1]), options).pixel_hash != copies[0]
+
+
+def test_the_perceptual_hash_is_near_for_alike_and_far_for_other_images() -> None:
+    def bits(a: int, b: int) -> int:
+        return (a ^ b).bit_count()
+
+    hashes = []
+    for seed in range(12):
+        rgb = natural(300, 400, seed)
+        original = process(save(rgb), ImageOptions()).perceptual_hash
+        darker = np.clip(rgb * 0.9, 0, 255).astype(np.uint8)
+        smaller = np.asarray(Image.fromarray(rgb).resize((211, 158), Image.Resampling.LANCZOS))
+        for variant in (save(rgb, "JPEG", quality=30), save(smaller, "JPEG"), save(darker)):
+            assert bits(original, process(variant, ImageOptions()).perceptual_hash) <= 6
+        hashes.append(original)
+    assert min(bits(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 10
+    assert all(0 <= value < 2**64 for value in hashes)
+
+
+def test_sharpness_falls_with_blur_and_filters() -> None:
+    image = Image.fromarray(natural(300, 400))
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(3)))
+    asked = ImageOptions(min_sharpness=0.001)
+    sharp, soft = (process(save(rgb), asked).sharpness for rgb in (np.asarray(image), blurred))
+    assert sharp is not None and soft is not None and sharp > 20 * soft
+    with pytest.raises(FilteredImage, match="blurred"):
+        process(save(blurred), ImageOptions(min_sharpness=(sharp + soft) / 2))
+    assert process(save(blurred), ImageOptions()).sharpness is None
+
+
+# --- Options and determinism ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("resize", "fit"), ("encoding", "webp"), ("size", 0), ("quality", 101), ("max_megapixels", 0.0),
+     ("max_megapixels", float("nan")), ("max_megapixels", 2000.0), ("min_side", -1), ("min_sharpness", -1.0),
+     ("min_sharpness", float("nan"))],
+)  # fmt: skip
+def test_options_refuse_what_cannot_be_and_name_the_flag(field: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"--{field}={value:g}" if isinstance(value, float) else f"--{field}={value}"):
+        ImageOptions(**{field: value})
+
+
+_DIGEST = """
+import hashlib, sys, cv2, numpy as np
+from shardline.tools import malformed_images
+from shardline.pipeline.images import ImageOptions, process, set_up_process
+set_up_process()
+cv2.setNumThreads(int(sys.argv[1]))
+digest = hashlib.sha256()
+for case in malformed_images.cases():
+    if not case.reason:
+        digest.update(process(case.data, ImageOptions(size=100)).data)
+print(digest.hexdigest(), "tensorflow" in sys.modules)
+"""
+
+
+def test_bytes_do_not_depend_on_threads_hash_seed_or_process() -> None:
+    seen = set()
+    for threads, seed in (("0", "1"), ("4", "2")):
+        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+        result = subprocess.run(
+            [sys.executable, "-c", _DIGEST, threads], env=environment, capture_output=True, text=True, check=True
+        )
+        seen.add(result.stdout)
+        assert result.stderr == ""
+    assert len(seen) == 1 and seen.pop().split()[1] == "False"

@@ -1,0 +1,62 @@
+"""Stage times add up and name the bottleneck."""
+
+import time
+
+import pytest
+import tensorflow as tf
+
+from shardline import pipeline
+from shardline.pipeline.profiling import StageTimer, StageTimes, Stopwatch
+
+
+def test_times_are_summed_over_batches_and_shared_out_over_samples():
+    clock = StageTimer()
+    for _ in range(3):
+        laps = Stopwatch()
+        time.sleep(0.01)
+        laps.lap("read")
+        time.sleep(0.03)
+        laps.lap("decode")
+        clock.add(laps.seconds, 5)
+    times = clock.times()
+    assert times.samples == 15
+    assert times.microseconds["read"] == pytest.approx(2000, rel=0.5)
+    assert times.bottleneck == "decode"
+    assert times.samples_per_second == pytest.approx(1e6 / times.total_microseconds)
+    assert "bottleneck: decode" in str(times)
+
+
+def test_without_samples_nothing_is_a_bottleneck():
+    assert StageTimer().times().bottleneck == "consumer"
+    assert str(StageTimer().times())
+
+
+def test_a_slow_consumer_is_the_bottleneck():
+    stages = {"read": 10.0, "decode": 90.0}
+    assert StageTimes(8, stages, 2, batch_seconds=0.01, consumer_seconds=0.5).bottleneck == "consumer"
+    assert StageTimes(8, stages, 2, batch_seconds=0.01, consumer_seconds=0.001).bottleneck == "decode"
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_a_running_pipeline_knows_who_waits(tiny, pause):
+    data = pipeline.open_dataset(tiny)
+    config = pipeline.InputConfig(global_batch_size=32, image_size=64, threads=1, randaugment_layers=1)
+    options = tf.data.Options()
+    options.autotune.enabled = True
+    iterator = iter(data.train_batches("train", config).with_options(options))
+    for _ in range(12):
+        next(iterator)
+        time.sleep(pause)
+    times = data.stage_times(iterator)
+    assert times.threads == 1
+    assert times.samples % 32 == 0
+    assert set(times.microseconds) == {"order", "read", "decode", "augment"}
+    assert times.batch_seconds == pytest.approx(times.total_microseconds * 32e-6, rel=0.5)
+    assert (times.bottleneck == "consumer") == (pause > 0), str(times)
+
+
+def test_no_tuner_keeps_an_iterator_from_ending(tiny):
+    data = pipeline.open_dataset(tiny)
+    config = pipeline.InputConfig(global_batch_size=4, image_size=32)
+    for batches in (data.train_batches("train", config), data.eval_batches("train", config)):
+        assert batches.options().autotune.enabled is False

@@ -1,0 +1,177 @@
+"""Finding inputs: which files count, which class they get, and what is refused."""
+
+import os
+
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import UsageError
+from shardline.tools.conversion.scan import read_class_names, scan
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return str(root)
+
+
+def listed(sources):
+    return {
+        path.decode(): (sources.labels[label], sources.splits[split] if split >= 0 else "")
+        for path, label, split in zip(sources.paths(), sources.label, sources.split, strict=True)
+    }
+
+
+def test_classes_are_sorted_as_text_and_files_in_order(tmp_path):
+    sources = scan(touch(tmp_path, "b/2.jpg", "b/1.jpg", "a/x", "10/x", "9/x"))
+    assert sources.labels == ("10", "9", "a", "b")
+    assert list(sources.paths()) == [b"10/x", b"9/x", b"a/x", b"b/1.jpg", b"b/2.jpg"]
+    assert sources.label.tolist() == [0, 1, 2, 3, 3]
+    assert sources.path(4) == b"b/2.jpg"
+    assert sources.size.tolist() == [4, 3, 3, 7, 7]
+
+
+def test_hidden_files_and_droppings_are_no_inputs(tmp_path):
+    sources = scan(touch(tmp_path, "a/1.jpg", "a/.DS_Store", "a/Thumbs.db", ".git/x", "__MACOSX/y", "a/notes.txt"))
+    assert list(sources.paths()) == [b"a/1.jpg", b"a/notes.txt"]  # what is in a note is for the worker to find
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train/a/1", "test/a/2", "validation/a/3"), ("train", "validation", "test")),
+        (("Training/a/1", "val/a/2"), ("Training", "val")),
+        (("train/1", "test/2"), ()),  # images right inside: classes that happen to be called so
+        (("train/a/1", "bus/2"), None),
+    ],
+)
+def test_split_folders_are_told_from_class_folders(tmp_path, names, splits):
+    if splits is None:
+        with pytest.raises(UsageError, match="train/a is a folder inside a class folder"):
+            scan(touch(tmp_path, *names))
+    else:
+        assert scan(touch(tmp_path, *names)).splits == splits
+
+
+@pytest.mark.parametrize(("label_from", "labels"), [("parent", ("cats", "dogs")), ("first", ("site1", "site2"))])
+def test_nested_class_folders(tmp_path, label_from, labels):
+    sources = scan(touch(tmp_path, "site1/cats/1", "site1/dogs/2", "site2/cats/3"), label_from=label_from)
+    assert sources.labels == labels
+    assert len(sources) == 3
+
+
+def test_a_folder_named_like_an_image_and_broken_links_are_inputs(tmp_path):
+    touch(tmp_path, "a/1.jpg", "a/dir.jpg/inside.txt")
+    os.symlink("nowhere", tmp_path / "a" / "dangling.jpg")
+    os.symlink("loop.jpg", tmp_path / "a" / "loop.jpg")
+    os.symlink("..", tmp_path / "a" / "up")
+    sources = scan(str(tmp_path), label_from="first")
+    assert list(sources.paths()) == [b"a/1.jpg", b"a/dangling.jpg", b"a/dir.jpg", b"a/loop.jpg", b"a/up"]
+    assert sources.size.tolist() == [7, 0, 0, 0, 0]
+
+
+def test_a_linked_class_folder_counts(tmp_path):
+    touch(tmp_path / "elsewhere", "1.jpg")
+    (tmp_path / "s").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "s" / "a")
+    assert list(scan(str(tmp_path / "s")).paths()) == [b"a/1.jpg"]
+
+
+def test_names_that_are_not_utf8_survive(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    assert list(scan(str(tmp_path)).paths()) == [b"a/caf\xe9.jpg"]
+
+
+def test_class_names_fix_the_order_and_may_name_more(tmp_path):
+    (tmp_path / "names").write_text("b\nc\n\na\n")
+    names = read_class_names(str(tmp_path / "names"))
+    sources = scan(touch(tmp_path / "s", "a/1", "b/2"), class_names=names)
+    assert (sources.labels, sources.label.tolist()) == (("b", "c", "a"), [2, 0])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_tables(tmp_path, suffix):
+    touch(tmp_path, "p/1.jpg", "p/2.jpg", "3.jpg")
+    rows = [("p/1.jpg", "10", "train", "g1"), ("p/2.jpg", "9", "test", ""), ("3.jpg", "10", "train", "g1")]
+    table = tmp_path / f"t.{suffix}"
+    header = ("path", "label", "split", "group")
+    if suffix == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+        parquet.write_table(pa.table(columns | {"label": pa.array([10, 9, 10])}), table)
+    else:
+        mark = "," if suffix == "csv" else "\t"
+        table.write_text("\ufeff" + "\r\n".join(mark.join(row) for row in [header, *rows]), encoding="utf-8")
+    sources = scan(str(table))
+    assert sources.labels == ("9", "10")  # whole numbers sort as numbers
+    assert listed(sources) == {"p/1.jpg": ("10", "train"), "p/2.jpg": ("9", "test"), "3.jpg": ("10", "train")}
+    assert sources.group[0] == sources.group[2] != 0
+    assert sources.group[1] == 0
+    assert sources.root == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no column 'path'"),
+        ("file,label\n", "no column 'path'"),
+        ("path,label\n", "no rows"),
+        ("path,label\na.jpg\n", "line 2: 1 columns, expected 2"),
+        ("path,label\na.jpg,\n", "row 2: path and label must not be empty"),
+        ("path,label\nnone.jpg,x\n", "none of its 1 paths exists"),
+        ("path,label,split\na.jpg,x,a b\n", "'a b' is no split name"),
+        ('path,label\n"a.jpg,x\n', "line 2"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, text, said):
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        scan(str(tmp_path / "t.csv"))
+
+
+def test_fingerprint_sees_every_change(tmp_path):
+    touch(tmp_path, "a/1", "a/2", "b/3")
+    first = scan(str(tmp_path))
+    assert first.fingerprint(times=True) == scan(str(tmp_path)).fingerprint(times=True)
+    os.utime(tmp_path / "a" / "1", ns=(1, 1))
+    touched = scan(str(tmp_path))
+    assert touched.fingerprint(times=False) == first.fingerprint(times=False)
+    assert touched.fingerprint(times=True) != first.fingerprint(times=True)
+    os.rename(tmp_path / "a" / "2", tmp_path / "b" / "2")
+    assert scan(str(tmp_path)).fingerprint(times=False) != first.fingerprint(times=False)
+
+
+def test_prepared_tfds_datasets_are_inputs(tmp_path):
+    from shardline.tools.conversion.run import convert
+    from tests.tools.folders import class_folders, config, records
+
+    source = class_folders(class_folders(tmp_path / "s", 2, 3, "train"), 2, 2, "test")
+    prepared = tmp_path / "tfds" / "mine" / "1.0.0"
+    convert(config(source, prepared, image={"encoding": "png"}))
+    (tmp_path / "tfds" / "mine" / "0.9.0").mkdir()  # no dataset in it
+    sources = scan("tfds:mine", tfds_dir=str(tmp_path / "tfds"))
+    assert (len(sources), sources.labels, sources.splits) == (10, ("class0", "class1"), ("train", "test"))
+    again = convert(
+        config("tfds:mine:1.0.0", tmp_path / "d", image={"encoding": "png"}, tfds_dir=str(tmp_path / "tfds"))
+    )
+    assert {name: split.records for name, split in again.splits.items()} == {"train": 6, "test": 4}
+    for split in again.splits:
+        images = lambda directory: sorted((e.label, bytes(e.image)) for e in records(directory, split))  # noqa: B023, E731
+        assert images(tmp_path / "d") == images(prepared)
+    for wrong, said in [("tfds:other", "no folder"), ("tfds:mine:2.0.0", "no version 2.0.0")]:
+        with pytest.raises(UsageError, match=said):
+            scan(wrong, tfds_dir=str(tmp_path / "tfds"))
+
+
+def test_columns_stay_small(tmp_path):
+    """Ten million inputs must fit: about 60 bytes and the name for each."""
+    sources = scan(touch(tmp_path, *(f"a/{i:05d}" for i in range(500))))
+    columns = [value for value in vars(sources).values() if isinstance(value, np.ndarray)]
+    assert sum(column.nbytes for column in columns) / len(sources) <= 40
+    assert len(sources.names) == 5 * 500

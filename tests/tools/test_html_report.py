@@ -1,0 +1,58 @@
+"""The report page: one file, nothing from the network, everything escaped, readable without a script."""
+
+import re
+
+import pytest
+
+from shardline.tools.html_report import PALETTE, HtmlReport, _cell, figure_png, new_figure
+
+
+@pytest.fixture
+def page():
+    page = HtmlReport("A & B", "sub")
+    page.text("One", "first <b>", "second")
+    page.table("Faults", ("file", "bytes"), [("<x>.jpg", 12345), ("b", 7)])
+    figure = new_figure(2, 1)
+    figure.subplots().plot([1, 2], color=PALETTE[0])
+    page.figure("Plot", figure, 'a "line"')
+    page.gallery("Images", [(b"\xff\xd8\xff", "cap & tion")])
+    return page.render()
+
+
+def test_page_stands_alone(page):
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    assert "http" not in page
+    assert page.startswith("<!doctype html>") and 'name="viewport"' in page
+
+
+def test_text_is_escaped_and_numbers_sort_as_numbers(page):
+    assert "<title>A &amp; B</title>" in page
+    assert "first &lt;b&gt;" in page and "&lt;x&gt;.jpg" in page
+    assert 'data-value="12345">12,345<' in page
+    assert re.findall('<th scope="col"(.*?)>', page) == ["", ' class="number"']  # a head stands above its numbers
+    assert [_cell(x).partition(">")[2] for x in (0.5, 1.0, 2e-5, 1234.56)] == [
+        "0.5000</td>", "1.0000</td>", "2e-05</td>", "1,235</td>"
+    ]  # fmt: skip
+
+
+def test_images_have_words(page):
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 2 and all(re.search(r'alt="[^"]+"', image) for image in images)
+    assert 'alt="a &quot;line&quot;"' in page
+    assert "data:image/png;base64," in images[0] and "data:image/jpeg;base64," in images[1]
+
+
+def test_equal_figures_give_equal_bytes():
+    def draw():
+        figure = new_figure(2, 1)
+        figure.subplots().plot([1, 3])
+        return figure_png(figure)
+
+    assert draw() == draw()
+
+
+def test_parts_under_one_title_share_a_section():
+    page = HtmlReport("t")
+    page.text("Same", "one")
+    page.table("Same", ("a",), [(1,)])
+    assert page.render().count("<h2>") == 1

@@ -1,0 +1,32 @@
+"""A forward pass is the model, with or without XLA, averaged over the views of an image."""
+
+import keras
+import numpy as np
+import pytest
+
+from shardline.trainer import cluster
+from shardline.trainer.evaluation.inference import Forward
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Left and right halves speak for different classes."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    return keras.Model(image, keras.layers.Dense(4, activation="softmax")(x))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_views_of_an_image_are_averaged(model, jit):
+    devices = cluster.start("one_device", 0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), dtype=np.uint8)
+    single = np.stack([model(images[:, view]).numpy() for view in range(5)], 1)
+    mirrored = np.stack([model(images[:, view, :, ::-1]).numpy() for view in range(5)], 1)
+    (plain,) = Forward(model, devices, "none", jit)([images[:, 0]])
+    (five,) = Forward(model, devices, "5", jit)([images])
+    (flipped,) = Forward(model, devices, "flip", jit)([images[:, 0]])
+    assert plain == pytest.approx(single[:, 0], abs=1e-5)
+    assert five == pytest.approx(single.mean(1), abs=1e-5)
+    assert flipped == pytest.approx((single[:, 0] + mirrored[:, 0]) / 2, abs=1e-5)
+    assert np.abs(plain - flipped).max() > 0.01

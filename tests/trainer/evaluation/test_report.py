@@ -1,0 +1,76 @@
+"""report.html: everything promised is on it, it needs no network, and a real browser shows it at phone width."""
+
+import html
+import re
+import shutil
+import subprocess
+
+import pytest
+
+SECTIONS = (
+    "Result", "Setting", "Data ledger", "Training", "Throughput", "Confusion", "Classes", "ROC and precision-recall",
+    "Most confident mistakes", "Label issues", "Calibration", "Leakage", "Machine",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tiny_evaluation):
+    return (tiny_evaluation / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_section_is_there(page):
+    assert tuple(map(html.unescape, re.findall(r"<h2>(.*?)</h2>", page))) == SECTIONS
+
+
+def test_it_needs_no_network_and_every_image_has_words(page):
+    assert "http:" not in page and "https:" not in page and "src=" in page
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) >= 8
+    assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
+    assert all('src="data:image/' in image for image in images)
+
+
+def test_it_tells_the_numbers_the_phases_and_the_copies(page, tiny_metrics):
+    assert f"{tiny_metrics['top1']:.1%} top-1" in page
+    assert "--phases" in page and "head:1@1e-2,all:1@1e-2" in page
+    assert "66 inputs = 66 written + 0 quarantined" in page
+    assert "test/red/0.png = train/red/5.png (same file)" in page
+    assert "without images that are also in training (n = 19)" in page
+
+
+PROBE = """<script>
+for (const image of document.images) image.loading = 'eager';
+addEventListener('load', () => {
+  const say = (name, value) => document.body.setAttribute('data-' + name, value);
+  say('overflow', document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  say('width', document.documentElement.clientWidth);
+  say('broken', [...document.images].filter(image => !image.naturalWidth).length);
+  const table = [...document.querySelectorAll('table')].find(t => t.tHead.textContent.includes('average precision'));
+  const column = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === 'recall');
+  const press = () => table.tHead.rows[0].cells[column].querySelector('button').click();
+  const values = () => [...table.tBodies[0].rows].map(row => row.cells[column].dataset.value).join(' ');
+  press(); say('up', values());
+  press(); say('down', values());
+});
+</script></body>"""
+
+
+@pytest.mark.browser
+def test_a_browser_shows_it_at_phone_width_and_sorts_its_tables(page, tmp_path):
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    probed = tmp_path / "report.html"
+    probed.write_text(page.replace("</body>", PROBE), encoding="utf-8")
+    result = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,800", "--virtual-time-budget=20000",
+         "--dump-dom", probed.as_uri()],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    found = dict(re.findall(r'data-(width|overflow|broken|up|down)="([^"]*)"', result.stdout))
+    assert int(found["width"]) <= 500  # Chromium's narrowest window
+    assert (found["overflow"], found["broken"]) == ("0", "0")
+    up, down = ([float(value) for value in found[way].split()] for way in ("up", "down"))
+    assert len(up) == 3 and up == sorted(up) and down == up[::-1]

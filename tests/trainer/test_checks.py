@@ -1,0 +1,142 @@
+"""What a person gets wrong is refused in one line, and before TensorFlow, which takes seconds, is even imported."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from shardline.pipeline.manifest import Manifest, Split
+from shardline.trainer.checks import check_labels, check_target, find_run, make_directory
+from tests.tools.folders import ROOT
+from tests.trainer.tiny import COLORS
+
+RUN_ALL = """
+import json, sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None  # importing either fails
+from tests.tools.folders import Run
+runs = [Run(*case) for case in json.load(sys.stdin)]
+json.dump([(run.code, run.stderr, run.stdout) for run in runs], sys.stdout)
+"""
+
+# Command and arguments, with {names} from `places`; then what its line says.
+RUN_DATA = ("--run", "{run}", "--data", "{data}")
+RUN_INPUT = ("--run", "{run}", "--input", "{file}")
+RUN_OUTPUT = ("--run", "{run}", "--output", "{new}")
+CASES = [
+    ("evaluate", ("--data", "{data}"), "--run is missing"),
+    ("evaluate", ("--run", "{run}"), "--data is missing"),
+    ("evaluate", ("--run", "{new}", "--data", "{data}"), "no config.json there, so it is no run directory"),
+    ("evaluate", ("--run", "{damaged}", "--data", "{data}"), "config.json is damaged"),
+    ("evaluate", ("--run", "{untrained}", "--data", "{data}"), "holds no checkpoint: train it first"),
+    ("evaluate", (*RUN_DATA, "--checkpoint", "{new}.npz"), "no such file; checkpoints of {run}: step-"),
+    (
+        "evaluate",
+        (*RUN_DATA, "--checkpoint", "{file}"),
+        "--checkpoint={file} is no checkpoint of shardline.trainer.train",
+    ),
+    ("evaluate", ("--checkpoint", "{file}", "--data", "{data}"), "lies in no run directory"),
+    ("evaluate", ("--run", "{run}", "--data", "{new}"), "--data={new}: no such directory"),
+    ("evaluate", ("--run", "{run}", "--data", "{run}"), "no manifest.json there"),
+    ("evaluate", ("--run", "{run}", "--data", "{two}"), "has 2 classes, the run was trained on 3"),
+    ("evaluate", ("--run", "{run}", "--data", "{torn}"), "tfrecord-00000-of-00001 is missing"),
+    ("evaluate", (*RUN_DATA, "--split", "tset"), "--split=tset: this dataset has train, validation, test"),
+    ("evaluate", ("--run", "{run}", "--data", "{hollow}", "--split", "hollow"), "--split=hollow: this split holds no"),
+    ("evaluate", (*RUN_DATA, "--calibration_split", "test"), "--calibration_split=test is the evaluated split"),
+    ("evaluate", (*RUN_DATA, "--calibration_split", "tset"), "--calibration_split=tset: this dataset has"),
+    ("evaluate", (*RUN_DATA, "--output", "{file}"), "--output={file}: File exists"),
+    ("evaluate", (*RUN_DATA, "--output", "/proc/none/here"), "--output=/proc/none/here: No such file"),
+    ("evaluate", (*RUN_DATA, "--tta", "7"), "should be one of <none|flip|5|10>"),
+    ("predict", ("--input", "{file}"), "--run is missing"),
+    ("predict", ("--run", "{new}", "--input", "{file}"), "--run={new}: no config.json there"),
+    ("predict", ("--run", "{run}"), "--input is missing"),
+    ("predict", ("--run", "{run}", "--input", "{new}.jpg"), "--input={new}.jpg: no such file, and no file matches it"),
+    ("predict", ("--run", "{run}", "--input", "{new}/*.jpg"), "no such file, and no file matches it"),
+    ("predict", ("--run", "{run}", "--input", "{bare}"), "--input={bare}: this directory holds no files"),
+    ("predict", (*RUN_INPUT, "--output", "x.txt"), "--output=x.txt: use csv, jsonl, or a file that ends in"),
+    ("predict", (*RUN_INPUT, "--output", "parquet"), "--output=parquet needs a file"),
+    ("predict", (*RUN_INPUT, "--output", "{file}/x.csv"), "--output={file}/x.csv: File exists"),
+    ("predict", (*RUN_INPUT, "--gallery", "/proc/none/y.png"), "--gallery=/proc/none/y.png: No such file"),
+    ("predict", (*RUN_INPUT, "--gallery", "y.jpg"), "--gallery=y.jpg: name a file that ends in .png"),
+    ("predict", (*RUN_INPUT, "--top", "0"), "--top"),
+    ("export", ("--output", "{new}"), "--run is missing"),
+    ("export", ("--run", "{run}"), "--output is missing"),
+    ("export", (*RUN_OUTPUT, "--formats", "keras,onnx"), "'onnx' is none of saved_model, keras, tflite_float32"),
+    ("export", (*RUN_OUTPUT, "--formats", ""), "--formats is empty"),
+    ("export", (*RUN_OUTPUT, "--split", "tset"), "--split=tset: this dataset has"),
+    ("export", (*RUN_OUTPUT, "--data", "{two}"), "--data={two} has 2 classes"),
+    ("export", (*RUN_OUTPUT, "--data", "{hollow}", "--split", "hollow"), "--split=hollow: this split holds no records"),
+    ("export", ("--run", "{run}", "--output", "{full}"), "holds model.keras already; add --overwrite"),
+    ("compare", ("{run}",), "name at least two runs"),
+    ("compare", ("{run}", "{new}"), "{new}: no such directory; name a run directory or an evaluation's output"),
+    ("compare", ("{run}", "{run}"), "is named twice"),
+    ("compare", ("{run}", "{bare}"), "RUN={bare}: no config.json there"),
+    ("compare", ("{run}", "{broken}"), "metrics.json is damaged"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tiny_run, tiny_data, tmp_path_factory):
+    """Things to name in a command line, sound and broken."""
+    folder = tmp_path_factory.mktemp("places")
+    found = {
+        name: folder / name for name in ("damaged", "untrained", "two", "torn", "hollow", "full", "broken", "bare")
+    }
+    for name in ("damaged", "untrained", "full", "broken", "bare"):
+        found[name].mkdir()
+    (found["damaged"] / "config.json").write_text("{")
+    shutil.copy(tiny_run / "config.json", found["untrained"])
+    (found["full"] / "model.keras").write_text("mine")
+    (found["broken"] / "metrics.json").write_text("{")
+    manifest = Manifest.load(tiny_data)
+    for name in ("two", "torn", "hollow"):
+        shutil.copytree(tiny_data, found[name])
+    replace(manifest, labels=manifest.labels[:2]).save(found["two"])
+    replace(manifest, splits={**manifest.splits, "hollow": Split("hollow", ())}).save(found["hollow"])
+    (found["torn"] / manifest.splits["test"].shards[0].file).unlink()
+    (folder / "file").write_bytes(b"")
+    return found | {"run": tiny_run, "data": tiny_data, "new": folder / "new", "file": folder / "file"}
+
+
+@pytest.fixture(scope="module")
+def outcomes(places):
+    """Exit code, stderr and stdout of every case, in a process that cannot import TensorFlow."""
+    calls = [(f"trainer.{name}", *(a.format(**places) for a in arguments)) for name, arguments, _ in CASES]
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_ALL], input=json.dumps(calls), capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert not places["new"].exists() and (places["full"] / "model.keras").read_text() == "mine"
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name}: {said}" for name, _, said in CASES])
+def test_a_mistake_is_one_line_and_exit_code_2(number, places, outcomes):
+    said = CASES[number][2]
+    code, stderr, stdout = outcomes[number]
+    assert code == 2 and not stdout
+    assert len(stderr.splitlines()) == 1
+    assert said.format(**places) in stderr
+
+
+def test_a_dataset_of_other_classes_is_refused():
+    check_labels(COLORS, list(COLORS), "D")
+    with pytest.raises(ValueError, match="--data=D has 2 classes, the run was trained on 3"):
+        check_labels(("a", "b", "c"), ("a", "b"), "D")
+    with pytest.raises(ValueError, match="calls class 1 'x', the run 'b'"):
+        check_labels(("a", "b"), ("a", "x"), "D")
+
+
+def test_a_checkpoint_finds_its_run(tiny_run):
+    checkpoint = next((tiny_run / "checkpoints").glob("*.npz"))
+    assert find_run("", str(checkpoint)) == tiny_run == find_run(str(tiny_run))
+
+
+def test_targets_are_made_room_for(tmp_path):
+    assert make_directory(str(tmp_path / "a" / "b")).is_dir()
+    check_target("--output", str(tmp_path / "c" / "rows.csv"))
+    assert (tmp_path / "c").is_dir()
+    with pytest.raises(ValueError, match=r"--output=.* is a directory; name a file"):
+        check_target("--output", str(tmp_path / "c"))

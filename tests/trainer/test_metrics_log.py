@@ -1,0 +1,42 @@
+"""Numbers over time survive kills, and TensorBoard gets the same ones."""
+
+import importlib.util
+
+import pytest
+import tensorflow as tf
+
+from shardline.trainer import metrics_log
+
+
+def write(folder, resumed, *steps):
+    log = metrics_log.MetricsLog(str(folder), resumed)
+    for step in steps:
+        log.write(step, "train", {"loss": step / 10, "phase": "head"})
+    log.close()
+
+
+def test_a_restart_drops_the_steps_it_will_run_again(tmp_path):
+    write(tmp_path, 0, 1, 2, 3)
+    write(tmp_path, 2, 3)
+    assert [(line["step"], line["loss"]) for line in metrics_log.read(tmp_path)] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    write(tmp_path, 0, 1, 2)
+    path = tmp_path / metrics_log.FILE_NAME
+    path.write_bytes(path.read_bytes()[:-5])
+    assert [line["step"] for line in metrics_log.read(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("installed", (True, False))
+def test_tensorboard_gets_each_number_as_a_scalar_where_it_is_installed(installed, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    write(tmp_path, 0, 1, 2)
+    found = []
+    for path in tmp_path.glob("tensorboard/*"):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                assert value.metadata.plugin_data.plugin_name == "scalars"
+                found.append((event.step, value.tag, round(float(tf.make_ndarray(value.tensor)), 6)))
+    assert found == ([(1, "train/loss", 0.1), (2, "train/loss", 0.2)] if installed else [])

@@ -1,0 +1,81 @@
+"""Finding settings: the plan of a run, a learning rate, the largest batch."""
+
+import json
+
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import Failure
+from shardline.trainer import tuning
+from shardline.trainer.config import TrainConfig
+
+TINY = {
+    "synthetic": True,
+    "image_size": 32,
+    "width": 0.03,
+    "precision": "float32",
+    "jit": False,
+    "global_batch_size": 8,
+    "strategy": "one_device",
+    "phases": "head:1@0.1,all:2@0.01",
+}
+
+
+def test_the_suggested_rate_is_a_tenth_of_where_the_smoothed_loss_is_lowest():
+    rates = np.geomspace(1e-6, 10, 100)
+    noise = np.random.default_rng(0).normal(0, 0.05, 100)
+    losses = 3 + (np.log10(rates) + 1) ** 2 / 10 + noise  # lowest at 0.1
+    smooth, suggestion = tuning.suggest(rates, losses)
+    assert smooth.shape == losses.shape
+    assert 0.005 < suggestion < 0.02
+
+
+def test_find_lr_draws_the_search_and_prints_a_rate(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "RATE_STEPS", 15)
+    tuning.find_lr(TrainConfig(workdir=str(tmp_path), **TINY))
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["phase"] == "head" and tuning.LOWEST_RATE / 10 <= found["learning_rate"] <= tuning.HIGHEST_RATE / 10
+    assert (tmp_path / "plots" / "find_lr.png").stat().st_size > 5000 and "find_lr.png" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["plots"]  # a search is no run
+
+
+def test_find_lr_says_so_when_the_loss_breaks_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "LOWEST_RATE", 1e6)
+    monkeypatch.setattr(tuning, "HIGHEST_RATE", 1e9)
+    with pytest.raises(Failure, match=r"--find_lr: the loss broke at a rate of 1\.\de\+06"):
+        tuning.find_lr(TrainConfig(workdir=str(tmp_path), **TINY))
+
+
+def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path, capsys):
+    tuning.dry_run(TrainConfig(workdir=str(tmp_path / "run"), **TINY))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["devices", "batch", "data", "phase 1", "phase 2", "memory"]
+    assert "head, 1 epochs = 160 steps at a peak rate of 0.1" in lines[3]
+    assert "all, 2 epochs = 320 steps at a peak rate of 0.01" in lines[4]
+    assert not (tmp_path / "run").exists()
+
+
+def batches(monkeypatch, capsys, trial, free=2**40):
+    tried = []
+    monkeypatch.setattr(tuning, "_free_bytes", lambda: free)
+    monkeypatch.setattr(tuning, "_trial", lambda config, batch: tried.append(batch) or trial(batch))
+    tuning.find_batch(TrainConfig(**TINY))
+    return tried, json.loads(capsys.readouterr().out)
+
+
+def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch, capsys):
+    tried, found = batches(monkeypatch, capsys, lambda batch: batch * 2.0**30 if batch < 16 else None)
+    assert tried == [1, 2, 4, 8, 16]
+    assert found == {"batch_per_device": 8, "peak_gib": 8.0}
+
+
+def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch, capsys):
+    """Memory grows by 1 GiB an image: 8 would take the host down, or swap for minutes."""
+    tried, found = batches(monkeypatch, capsys, lambda batch: (1 + batch) * 2.0**30, free=6 * 2**30)
+    assert tried == [1, 2, 4] and found["batch_per_device"] == 4
+
+
+@pytest.mark.slow
+def test_a_trial_is_a_process_that_trains_two_steps_and_tells_its_memory():
+    assert 2**27 < tuning._trial(TrainConfig(**TINY), 4) < 2**33

@@ -1,0 +1,1 @@
+"""From sources to a finished dataset: what shardline-convert is made of."""

@@ -1,0 +1,258 @@
+"""The unit of work of a conversion: `write_shard(ShardTask) -> ShardResult`. No TensorFlow.
+
+A shard's bytes are a pure function of its task's inputs and options, so it does not matter which process, machine
+or attempt writes it. It appears under its name only when whole, and its receipt appears after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.example import encode_example, parse_example
+from shardline.pipeline.images import BadImage, ImageOptions, process, set_up_process
+from shardline.pipeline.manifest import Features
+from shardline.pipeline.tfrecord import frame_record, unframe_record
+from shardline.tools.conversion.scan import display
+
+# What became of an input. `duplicate` is decided later, when all pixels are known.
+WRITTEN, QUARANTINED, FILTERED, DUPLICATE = "written", "quarantined", "filtered", "duplicate"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: which inputs, in which order, where to, and how."""
+
+    root: str
+    inputs: tuple[tuple[int, bytes, int], ...]  # number, path relative to the root, label
+    output: str  # path of the shard; the receipt lies beside it
+    digest: str  # of the plan this task is part of; a receipt with another one is void
+    options: ImageOptions = field(default_factory=ImageOptions)
+    features: Features | None = None  # inputs are records "FILE@OFFSET:SIZE" with these features; None: files
+    fail_on_bad_image: bool = False
+    crash_positions: frozenset[int] = frozenset()  # positions whose decoder killed the worker before
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def without(self, position: int) -> ShardTask:
+        """The same task, with one input quarantined unseen because it kills the process."""
+        return replace(self, crash_positions=self.crash_positions | {position})
+
+    def describe(self, position: int) -> str:
+        """Path of an input, for a message."""
+        return display(self.inputs[position][1])
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a finished task says of itself. The rows, one an input, stay in the file beside the shard."""
+
+    output: str
+    digest: str
+    records: int
+    bytes: int
+    sha256: str
+    inputs: int = 0
+    quarantined: int = 0
+    filtered: int = 0
+    seconds: float = 0.0  # it took; for forecasts
+
+    def columns(self) -> dict[str, list[Any]]:
+        """What became of each input, in stored order: a list of values for each name in ROW."""
+        return json.loads(receipt_path(self.output).read_bytes())["rows"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same, as one dictionary an input."""
+        columns = self.columns()
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+ROW = {  # the columns of a receipt and their values for an input that came to nothing
+    "input": 0, "path": "", "label": 0, "status": "", "reason": "", "detail": "", "sha256": "", "bytes": 0,
+    "format": "", "source_height": 0, "source_width": 0, "height": 0, "width": 0, "offset": -1, "size": 0,
+    "pixel_hash": "", "perceptual_hash": 0, "sharpness": None, "note": "",
+}  # fmt: skip
+
+
+def write_shard(task: ShardTask, tick: Callable[[int], None] = lambda position: None) -> ShardResult:
+    """Convert the task's inputs into one TFRecord file and leave a receipt beside it.
+
+    Args:
+      task: the work.
+      tick: called with the position of the input about to be worked on.
+
+    Raises:
+      Failure: an image is bad and the task says that this ends the run.
+      OSError: the output cannot be written.
+    """
+    started = time.monotonic()
+    set_up_process()
+    rows: dict[str, list[Any]] = {name: [] for name in ROW}
+    digest = hashlib.sha256()
+    offset = records = 0
+    temporary = f"{task.output}.tmp"
+    with open(temporary, "wb", buffering=1 << 20) as file:
+        for position in range(len(task.inputs)):
+            tick(position)
+            row, framed = _convert(task, position)
+            if framed:
+                row |= {"offset": offset, "size": len(framed)}
+                file.write(framed)
+                digest.update(framed)
+                offset += len(framed)
+                records += 1
+            for name, default in ROW.items():
+                rows[name].append(row.get(name, default))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, task.output)
+    receipt = ShardResult(
+        task.output,
+        task.digest,
+        records,
+        offset,
+        digest.hexdigest(),
+        inputs=len(task.inputs),
+        quarantined=rows["status"].count(QUARANTINED),
+        filtered=rows["status"].count(FILTERED),
+        seconds=time.monotonic() - started,
+    )
+    _write_receipt(receipt, rows)
+    return receipt
+
+
+def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:
+    """One input's row and its framed record, empty when there is none."""
+    number, path, label = task.inputs[position]
+    row: dict[str, Any] = {"input": number, "path": display(path), "label": label}
+    try:
+        data = _read(task, path)
+        row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if position in task.crash_positions:
+            raise BadImage("crashes-decoder", "its decoder ended the process, twice")
+        image = process(data, task.options)
+    except BadImage as fault:
+        if task.fail_on_bad_image and fault.status == QUARANTINED:
+            raise Failure(f"{row['path']}: {fault}; mend or remove it, or use --on_bad_image=quarantine") from None
+        return row | {"status": fault.status, "reason": fault.reason, "detail": fault.detail}, b""
+    example = encode_example(image.data, label, row["path"], image.height, image.width)
+    return row | {
+        "status": WRITTEN,
+        "format": image.source_format,
+        "source_height": image.source_height,
+        "source_width": image.source_width,
+        "height": image.height,
+        "width": image.width,
+        "pixel_hash": image.pixel_hash,
+        "perceptual_hash": image.perceptual_hash,
+        "sharpness": image.sharpness,
+        "note": image.note,
+    }, frame_record(example)
+
+
+# ------------------------------------------------------------------------------------------- reading inputs
+
+_RECORD = re.compile(rb"(.*)@(\d+):(\d+)$", re.DOTALL)
+
+
+def _read(task: ShardTask, path: bytes) -> bytes:
+    if task.features:
+        return _read_record(task.root, path, task.features)
+    # More bytes than the pixel limit needs with 16-bit RGBA, uncompressed: not an image we would take.
+    return read_file(os.path.join(os.fsencode(task.root), path), int(task.options.max_megapixels * 8e6) + (1 << 20))
+
+
+def read_file(path: bytes, limit_bytes: int) -> bytes:
+    """The bytes of a regular file. Raises BadImage for everything else that can stand at a path."""
+    try:
+        # Not blocking: opening a named pipe would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise BadImage("is-a-directory", "a directory stands where an image was expected")
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadImage("not-a-file", "a pipe, socket or device")
+        if facts.st_size > limit_bytes:
+            raise BadImage("file-too-large", f"{facts.st_size:,} bytes are more than --max_megapixels can need")
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: bytes, error: OSError | ValueError) -> BadImage:
+    number = getattr(error, "errno", None)
+    if number == errno.ELOOP:
+        return BadImage("symlink-loop", "a symbolic link that leads back to itself")
+    if number in (errno.ENOENT, errno.ENOTDIR, None):
+        if number is not None and os.path.islink(path):
+            return BadImage("dangling-symlink", f"leads to {display(os.readlink(path))}, which does not exist")
+        return BadImage("missing", "no such file")
+    if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error  # the machine's fault, not the image's
+    return BadImage("unreadable", getattr(error, "strerror", None) or str(error))
+
+
+def _read_record(root: str, path: bytes, features: Features) -> bytes:
+    found = _RECORD.match(path)
+    assert found, path
+    try:
+        with open(os.path.join(os.fsencode(root), found[1]), "rb") as file:
+            file.seek(int(found[2]))
+            framed = file.read(int(found[3]))
+        example = parse_example(unframe_record(framed), features)
+    except ValueError as error:
+        raise BadImage("damaged-record", str(error)) from None
+    except OSError as error:
+        raise _unreadable(found[1], error) from None
+    return bytes(example.image)
+
+
+# ------------------------------------------------------------------------------------------------- receipts
+
+
+def receipt_path(output: str | os.PathLike[str]) -> Path:
+    """Where the receipt of a shard lies."""
+    return Path(f"{os.fspath(output)}.receipt.json")
+
+
+def _write_receipt(receipt: ShardResult, rows: dict[str, list[Any]]) -> None:
+    path = receipt_path(receipt.output)
+    temporary = f"{path}.tmp"
+    facts = {name: value for name, value in vars(receipt).items() if name != "output"}
+    with open(temporary, "w") as file:
+        # The facts first, on a line of their own: resuming reads only that line.
+        file.write(
+            '{"receipt": ' + json.dumps(facts) + ',\n "rows": ' + json.dumps(rows, separators=(",", ":")) + "}\n"
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_receipt(output: str, digest: str) -> ShardResult | None:
+    """The receipt of a shard that is whole and belongs to this plan; None when it has to be written (again)."""
+    try:
+        with open(receipt_path(output)) as file:
+            facts = json.loads(file.readline().rstrip().rstrip(",") + "}")["receipt"]
+        receipt = ShardResult(output, **facts)
+        valid = receipt.digest == digest and os.path.getsize(output) == receipt.bytes
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return receipt if valid else None

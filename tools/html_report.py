@@ -1,0 +1,207 @@
+"""One HTML page out of titled sections: text, sortable tables, figures, image galleries. No TensorFlow.
+
+The page is one file that opens from disk without a network: style, script, images and data are inside it.
+
+    page = HtmlReport("Conversion of flowers", subtitle="960 images")
+    page.text("Ledger", "inputs 960 = written 960")
+    page.table("Faults", ("file", "reason"), rows)
+    page.figure("Class histogram", figure, alt="bars: 80 images in each of 12 classes")
+    page.save("report.html")
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Okabe-Ito: distinguishable with every common kind of color blindness. One thing keeps one color on every page.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+SPLIT_COLORS = {"train": PALETTE[0], "validation": PALETTE[1], "test": PALETTE[2]}
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --back: #ffffff; --card: #f6f8fa; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa4af; --line: #30363d; --back: #0d1117;
+  --card: #161b22; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink); background: var(--back);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+p { margin: .5rem 0; }
+.soft { color: var(--soft); }
+nav a { margin-right: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: normal; }
+.number { text-align: right; white-space: nowrap; }
+th button { all: unset; cursor: pointer; font-weight: 600; white-space: nowrap; }
+th button:focus-visible { outline: 2px solid #0072B2; }
+th[aria-sort=ascending] button::after { content: " ▲"; }
+th[aria-sort=descending] button::after { content: " ▼"; }
+img { max-width: 100%; height: auto; }
+figure { margin: .5rem 0; }
+figure.plot { background: #ffffff; overflow-x: auto; }
+@media (max-width: 40rem) { figure.plot img { max-width: none; width: var(--least); } }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
+.gallery figure { margin: 0; background: var(--card); padding: .25rem; }
+.gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
+.gallery.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+.gallery.pairs img { aspect-ratio: auto; }
+.gallery figcaption { font-size: .75rem; color: var(--soft); }
+pre { overflow-x: auto; background: var(--card); padding: .75rem; }
+"""
+
+_SCRIPT = """
+document.querySelectorAll('th button').forEach(button => button.addEventListener('click', () => {
+  const head = button.parentElement, table = head.closest('table'), body = table.tBodies[0];
+  const up = head.getAttribute('aria-sort') !== 'ascending', column = head.cellIndex;
+  const key = row => { const cell = row.cells[column]; return cell.dataset.value ?? cell.textContent; };
+  const compare = (a, b) => { const x = key(a), y = key(b), d = x - y;
+    return isNaN(d) || x === '' || y === '' ? x.localeCompare(y) : d; };
+  const rows = [...body.rows].sort((a, b) => up ? compare(a, b) : compare(b, a));
+  table.querySelectorAll('th').forEach(th => th.removeAttribute('aria-sort'));
+  head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+  body.append(...rows);
+}));
+"""
+
+
+class HtmlReport:
+    """Collects sections in order, then renders them to one self-contained HTML document."""
+
+    def __init__(self, title: str, subtitle: str = ""):
+        self.title = title
+        self.subtitle = subtitle
+        self._sections: list[tuple[str, list[str]]] = []
+
+    def text(self, title: str, *paragraphs: str) -> None:
+        """A section of plain paragraphs."""
+        self._add(title, *(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs))
+
+    def pre(self, title: str, text: str) -> None:
+        """A section of text whose line breaks count, such as a listing."""
+        self._add(title, f"<pre>{html.escape(text)}</pre>")
+
+    def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
+        """A section with a table that sorts when a head is pressed; numbers stand right and sort as numbers."""
+        rows = list(rows)
+        kinds = map(_kind, rows[0] if rows else [""] * len(header))
+        heads = "".join(
+            f'<th scope="col"{kind}><button type="button">{html.escape(name)}</button></th>'
+            for name, kind in zip(header, kinds, strict=True)
+        )
+        body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
+        self._add(
+            title,
+            _note(note),
+            f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>',
+        )
+
+    def figure(
+        self, title: str, figure: Any, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
+    ) -> None:
+        """A section with a plot, embedded as PNG.
+
+        Args:
+          title: the message of the image.
+          figure: a Matplotlib figure, which is closed, or what `figure_png` made of one.
+          alt: what the image shows, for those who cannot see it.
+          note: a paragraph above it.
+          png: also save it here.
+        """
+        data = figure if isinstance(figure, bytes) else figure_png(figure)
+        if png is not None:
+            Path(png).write_bytes(data)
+        # On a phone a plot scrolls sideways at the width from which its lettering is legible.
+        least = int.from_bytes(data[16:20]) * 2 // 3  # of the width in the PNG's header
+        self._add(title, _note(note), f'<figure class="plot" style="--least: {least}px">{_img(data, alt)}</figure>')
+
+    def image(self, title: str, data: bytes, alt: str, note: str = "") -> None:
+        """A section with one encoded image (PNG, JPEG or WebP)."""
+        self._add(title, _note(note), f"<figure>{_img(data, alt)}</figure>")
+
+    def gallery(self, title: str, images: Iterable[tuple[bytes, str]], note: str = "", wide: bool = False) -> None:
+        """A section with a grid of encoded images and their captions; `wide` for pairs of images."""
+        cells = "".join(
+            f"<figure>{_img(data, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for data, caption in images
+        )
+        kind = "gallery pairs" if wide else "gallery"
+        self._add(title, _note(note), f'<div class="{kind}">{cells}</div>')
+
+    def render(self) -> str:
+        """The whole document."""
+        links = "".join(
+            f'<a href="#s{n}">{html.escape(title)}</a> ' for n, (title, _) in enumerate(self._sections) if title
+        )
+        sections = "".join(
+            f'<section id="s{n}">'
+            + (f"<h2>{html.escape(title)}</h2>" if title else "")
+            + "\n".join(parts)
+            + "</section>\n"
+            for n, (title, parts) in enumerate(self._sections)
+        )
+        return (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<title>{html.escape(self.title)}</title>\n<link rel="icon" href="data:,">\n'
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n"
+            f'<h1>{html.escape(self.title)}</h1>\n<p class="soft">{html.escape(self.subtitle)}</p>\n'
+            f"<nav>{links}</nav>\n{sections}<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the document to `path`."""
+        Path(path).write_text(self.render(), encoding="utf-8", errors="replace")
+
+    def _add(self, title: str, *parts: str) -> None:
+        """Parts under the title before join its section, so text, table and figure can share one heading."""
+        if self._sections and self._sections[-1][0] == title:
+            self._sections[-1][1].extend(parts)
+        else:
+            self._sections.append((title, list(parts)))
+
+
+def figure_png(figure: Any) -> bytes:
+    """Render a Matplotlib figure to PNG bytes and close it."""
+    buffer = io.BytesIO()
+    # No software version inside: equal figures give equal bytes.
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    figure.clear()
+    return buffer.getvalue()
+
+
+def new_figure(width: float = 8, height: float = 4) -> Any:
+    """A figure in inches outside pyplot's global list: no display is needed and nothing has to be closed."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _kind(value: Any) -> str:
+    """The attribute that sets numbers, and their column's head, to the right."""
+    return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def _cell(value: Any) -> str:
+    if not (kind := _kind(value)):
+        return f"<td>{html.escape(str(value))}</td>"
+    # Shares keep their last zeros, so that they stand below each other digit by digit.
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else f"{value:,.4g}"
+    return f'<td{kind} data-value="{value}">{text}</td>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="soft">{html.escape(text)}</p>' if text else ""
+
+
+def _img(data: bytes, alt: str) -> str:
+    kind = "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpeg"
+    text = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(alt)}" loading="lazy" src="data:image/{kind};base64,{text}">'

@@ -1,0 +1,66 @@
+"""What the commands after training are given, checked before TensorFlow is started. No TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from shardline.pipeline.errors import UsageError
+from shardline.trainer.state import checkpoints, read_config
+
+
+def find_run(run: str, checkpoint: str = "") -> Path:
+    """The run directory: `--run`, or the one that `--checkpoint` lies in. Its config.json can be read."""
+    if checkpoint and not run:
+        parents = Path(checkpoint).absolute().parents
+        run = next((str(parent) for parent in parents if (parent / "config.json").is_file()), "")
+        if not run:
+            raise UsageError(f"--checkpoint={checkpoint} lies in no run directory (no config.json above it); add --run")
+    if not run:
+        raise UsageError("--run is missing: name a run directory written by shardline-train (or a --checkpoint in one)")
+    read_config(run)
+    if checkpoint and not Path(checkpoint).is_file():
+        there = ", ".join(path.name for path in checkpoints(run)) or "none"
+        raise UsageError(f"--checkpoint={checkpoint}: no such file; checkpoints of {run}: {there}")
+    if checkpoint and not zipfile.is_zipfile(checkpoint):
+        raise UsageError(f"--checkpoint={checkpoint} is no checkpoint of a run; give one of {run}/checkpoints")
+    if not checkpoint and not any((Path(run) / "checkpoints").glob("*.npz")):
+        raise UsageError(f"--run={run} holds no checkpoint: train it first, or name a --checkpoint")
+    return Path(run)
+
+
+def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.PathLike[str]) -> None:
+    """Refuse a dataset whose classes are not the model's, in its order."""
+    ours, theirs = tuple(trained), tuple(found)
+    if ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        what = f"has {len(theirs)} classes, the run was trained on {len(ours)}"
+    else:
+        number = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        what = f"calls class {number} {theirs[number]!r}, the run {ours[number]!r}"
+    raise UsageError(f"--data={data} {what}; convert the images with the labels the run was trained on")
+
+
+def make_directory(path: str) -> Path:
+    """`--output` as a writable directory."""
+    _make(Path(path), f"--output={path}")
+    return Path(path)
+
+
+def check_target(flag: str, path: str) -> None:
+    """Refuse, before any work, a file that cannot be written."""
+    if Path(path).is_dir():
+        raise UsageError(f"{flag}={path} is a directory; name a file")
+    _make(Path(path).parent, f"{flag}={path}")
+
+
+def _make(directory: Path, argument: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{argument}: {error.strerror}; name a place that can be written") from None
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"{argument}: no permission to write there; name another place")

@@ -1,0 +1,69 @@
+"""Where the model looked: Grad-CAM maps, and images that show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+
+def clone_functional(model: Any) -> Any:
+    """The same model in layers of its own. The trainer's layers belong to several models, so that the `output` of one
+    may be another model's tensor; and what stands between layers (the flip to BGR) is not in `layers`."""
+    import keras
+
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+class GradCam:
+    """Grad-CAM (Selvaraju et al. 2017) on the last convolution: where the evidence for a class lies."""
+
+    def __init__(self, model: Any, jit: bool = False):
+        """`jit` compiles with XLA: without it, a CPU takes ten times as long in bfloat16."""
+        import keras
+
+        model = clone_functional(model)
+        convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
+        self._before = keras.Model(model.input, convolution.output)
+        self._after = keras.Model(convolution.output, dense.output)  # logits: a softmax near 1 has no slope left
+        self._maps = tf.function(self._weighted, jit_compile=jit, autograph=False)
+
+    def __call__(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """float32 [n, h, w] from 0 to 1 for uint8 images [n, s, s, 3]; all 0 where nothing speaks for the class."""
+        maps = self._maps(tf.constant(images), tf.constant(classes)).numpy()
+        peak = maps.max((1, 2), keepdims=True)
+        return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
+
+    def _weighted(self, images: Any, classes: Any) -> Any:
+        """The channels of the last convolution, added by how much each speaks for the class; never below 0."""
+        activations = self._before(images, training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(activations)
+            own = tf.gather(self._after(activations, training=False), classes, axis=1, batch_dims=1)
+        weights = tf.reduce_mean(tf.cast(tape.gradient(own, activations), tf.float32), (1, 2), keepdims=True)
+        return tf.nn.relu(tf.reduce_sum(weights * tf.cast(activations, tf.float32), -1))
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The image, tinted where `heat` (any size, 0 to 1) is high."""
+    size = image.shape[1::-1]
+    strength = np.clip(cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC), 0, 1)
+    colors = cv2.cvtColor(cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return (0.5 * gray + 0.5 * colors).astype(np.uint8)
+
+
+def side_by_side(*images: np.ndarray, height: int = 192) -> bytes:
+    """Images scaled to one height, next to each other, as JPEG bytes."""
+    scaled = [
+        cv2.resize(p, (max(1, round(p.shape[1] * height / p.shape[0])), height), interpolation=cv2.INTER_CUBIC)
+        for p in images
+    ]
+    gap = np.full((height, 4, 3), 255, np.uint8)
+    row = np.hstack([part for p in scaled for part in (p, gap)][:-1])
+    return cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()

@@ -1,0 +1,131 @@
+"""--cache_features: run the frozen layers once over some augmented epochs, then train the head on what they gave.
+
+The stored views are those of the first epochs of the very stream that training without the cache would see. Epoch e
+reads view e modulo the number of views, so with as many views as epochs nothing differs but the time it takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from shardline import pipeline
+from shardline.pipeline.cli import progress
+from shardline.trainer import model, state
+from shardline.trainer.setup import Plan, endless
+
+_ENDLESS = 2**40
+
+
+class FeatureCache:
+    """Features [views, records, size] in a memory-mapped file, with labels and weights beside them."""
+
+    def __init__(self, plan: Plan, network: model.Network) -> None:
+        """Open the cache of this run, filling it first unless it is there."""
+        self.plan, self.network = plan, network
+        self.views, self.size = plan.config.cache_features, int(network.backbone.output.shape[-1])
+        self.folder = Path(plan.config.workdir) / "features"
+        if not self._valid():
+            self._fill()
+        self.features = np.load(self.folder / "features.npy", mmap_mode="r")
+        self.labels = np.load(self.folder / "labels.npy")
+        self.weights = np.load(self.folder / "weights.npy")
+
+    def batches(self, cursor: int) -> Any:
+        """Iterator of distributed training batches that hold `features` instead of images."""
+        plan, replicas = self.plan, self.plan.cluster.replicas
+        rows = plan.config.global_batch_size // replicas
+        order = plan.order
+
+        def read(element: np.int64) -> tuple[np.ndarray, ...]:
+            position = cursor + int(element) * rows + np.arange(rows, dtype=np.int64)
+            view, record = position // plan.num_records % self.views, order.records(position)
+            values = self.features[view, record]
+            return values, self.labels[record], self.weights[view, record], record, position
+
+        names = ("features", "label", "weight", "record", "position")
+        types = (tf.float32, tf.int32, tf.float32, tf.int64, tf.int64)
+
+        def element(number: Any) -> dict[str, Any]:
+            values = tf.numpy_function(read, [number], types)
+            shapes = [(rows, self.size), *[(rows,)] * 4]
+            return {n: tf.ensure_shape(v, s) for n, v, s in zip(names, values, shapes, strict=True)}
+
+        dataset = tf.data.Dataset.range(_ENDLESS).map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        dataset = dataset.with_options(options)
+        return endless(plan.cluster.strategy.distribute_datasets_from_function(lambda context: dataset))
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """Stored features to logits and targets."""
+        classes, smoothing = len(self.plan.labels), self.plan.config.label_smoothing
+        targets = tf.one_hot(batch["label"], classes) * (1 - smoothing) + smoothing / classes
+        return self.network.head([batch["features"], batch["position"]], training=True), targets
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one step per example: forward and twice as much backward."""
+        return 6.0 * sum(float(np.prod(v.shape)) for v in self.network.trained("head").values())
+
+    def _key(self) -> str:
+        config = self.plan.config
+        frozen = {path: v for path, v in self.network.weights.items() if path.startswith("block")}
+        how = {"global_batch_size", "threads", "cache", "max_bad_records", "augment_on"}  # change no image
+        values = {
+            "order": self.plan.order_key,
+            "views": self.views,
+            "precision": config.precision,
+            "head": config.head,
+            "input": {name: value for name, value in vars(self.plan.input).items() if name not in how},
+            "weights": state.weights_digest(frozen),
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def _valid(self) -> bool:
+        key = self.folder / "key"
+        return key.exists() and key.read_text() == self._key()
+
+    def _fill(self) -> None:
+        plan, count = self.plan, self.plan.num_records
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "key").unlink(missing_ok=True)
+        features = np.lib.format.open_memmap(
+            self.folder / "features.npy", mode="w+", dtype=np.float32, shape=(self.views, count, self.size)
+        )
+        labels, weights = np.zeros(count, np.int32), np.zeros((self.views, count), np.float32)
+        strategy = plan.cluster.strategy
+
+        def on_replica(batch: dict[str, Any]) -> Any:
+            batch = pipeline.augment_on_device(batch, plan.input)
+            return self.network.backbone(batch["image"], training=False)
+
+        on_replica = tf.function(on_replica, jit_compile=plan.config.jit, autograph=False)
+        run = tf.function(lambda batch: strategy.run(on_replica, args=(batch,)), autograph=False)
+        total, batches = self.views * count, plan.train_batches(0)
+        batch_size = plan.config.global_batch_size
+        for _ in progress(range(-(-total // batch_size)), total=-(-total // batch_size), desc="features", unit="step"):
+            batch = next(batches)
+            parts = [
+                strategy.experimental_local_results(x)
+                for x in (run(batch), batch["position"], batch["record"], batch["label"], batch["weight"])
+            ]
+            for found, position, record, label, weight in zip(*parts, strict=True):
+                position = position.numpy()
+                inside = position < total  # the last batch may run into the next epoch
+                view, record = (position // count)[inside], record.numpy()[inside]
+                features[view, record] = tf.cast(found, tf.float32).numpy()[inside]
+                labels[record] = label.numpy()[inside]
+                weights[view, record] = weight.numpy()[inside]
+        features.flush()
+        np.save(self.folder / "labels.npy", labels)
+        np.save(self.folder / "weights.npy", weights)
+        temporary = self.folder / "key.tmp"
+        temporary.write_text(self._key())
+        os.replace(temporary, self.folder / "key")  # last: without it the files count for nothing
