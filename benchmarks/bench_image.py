@@ -54,7 +54,8 @@ def plain(path: Path, size: int = 256) -> bytes:
 
 def ours(path: Path, size: int = 256) -> bytes:
     """The converter's per-image half."""
-    from shardline.pipeline.images import ImageOptions, process
+    from shardline.pipeline.image_options import ImageOptions
+    from shardline.pipeline.images import process
 
     return process(path.read_bytes(), ImageOptions(size=size)).data
 

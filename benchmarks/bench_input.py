@@ -24,6 +24,7 @@ from shardline.benchmarks.baselines.input import NOT_MEASURED, PEERS, doc, prepa
 from shardline.benchmarks.measure import CONTROL, Measurement, Rate, append_jsonl, interleave, machine, ratio, table
 from shardline.pipeline.cli import progress, run
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.machine import available_cores
 
 _DATA = flags.DEFINE_string("data", "", "dataset of JPEGs, made by shardline-convert")
 _OUTPUT = flags.DEFINE_string("output", "", "file to append the results to, one JSON object a line")
@@ -102,7 +103,7 @@ def measure(
     """All contenders that can run here, and why the others cannot."""
     skipped: dict[str, str] = {}
     contenders: dict[str, Contender] = {}
-    names = list(PEERS) if len(os.sched_getaffinity(0)) < 2 else [*PEERS, TWO_CORES]
+    names = list(PEERS) if available_cores() < 2 else [*PEERS, TWO_CORES]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(data, folder)

@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from shardline.pipeline.machine import available_cores
+
 CONTROL = "control (baseline again)"
 
 
@@ -323,7 +325,7 @@ def machine() -> dict[str, Any]:
     packages = ("tensorflow", "keras", "numpy", "opencv-python-headless", "simplejpeg", "shardline")
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

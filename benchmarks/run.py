@@ -28,6 +28,7 @@ from shardline.benchmarks.measure import Interrupted, Measurement, Rate, WorkerP
 from shardline.benchmarks.report import ladder_verdict, load_results, write_report
 from shardline.pipeline.cli import import_tensorflow, progress, run
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.machine import available_cores
 
 _DATA = flags.DEFINE_string("data", "", "dataset directory, made by shardline-convert or shardline-adopt")
 _RAW = flags.DEFINE_string("raw_images", "", "folder of raw images, for the suites convert and peers, and --prove")
@@ -234,7 +235,7 @@ def replicas(setting: BenchConfig) -> list[Measurement]:
     contenders: dict[str, WorkerProcess] = {}
     what = {}
     try:
-        for count in _counts(gpus or len(os.sched_getaffinity(0))):
+        for count in _counts(gpus or available_cores()):
             name = f"shardline, {_plural(count, 'replica')}"
             model = setting.step_model(count)
             fields = json.dumps(dataclasses.asdict(model))

@@ -27,6 +27,7 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import Dataset
 from shardline.pipeline.decode import decode
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.sampler import ShuffleSampler
 from shardline.pipeline.shards import Shards
 
@@ -47,7 +48,7 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
     files = _files(data, split)
     record_bytes = sum(path.stat().st_size for path in files) / len(shards)
     rows = min(config.global_batch_size, 64)
-    processes = config.threads or len(os.sched_getaffinity(0))
+    processes = config.threads or available_cores()
     config = replace(config, workers=processes if processes > 1 else 0)  # now, not once it pays
 
     def each(work: Callable[[int], Any]) -> Callable[[int], int]:
@@ -130,7 +131,7 @@ def facts(data: Dataset, split: str) -> dict[str, Any]:
         print(f"note: {line}", file=sys.stderr)
     stored_bytes = sum(path.stat().st_size for path in _files(data, split))
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "image_bytes": stored_bytes / len(shards),
         "stored_pixels": float(np.mean(pixels)),
         "encoding": image.encoding,

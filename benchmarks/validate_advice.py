@@ -23,7 +23,8 @@ from shardline.benchmarks.measure import Measurement, Rate
 from shardline.pipeline import InputConfig, open_dataset
 from shardline.pipeline.dataset import Dataset
 from shardline.pipeline.decode import decode
-from shardline.pipeline.images import ImageOptions
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.shards import Shards
 from shardline.tools.conversion.run import Config, convert
 
@@ -103,7 +104,7 @@ def _batches(source: Path, output: Path, options: ImageOptions, config: InputCon
             contextlib.redirect_stderr(talk),
             contextlib.redirect_stdout(talk),
         ):
-            workers = len(os.sched_getaffinity(0))
+            workers = available_cores()
             convert(Config(str(source), output, "sample", options, {}, workers=workers, report=False))
     return stages.rungs(open_dataset(output), "train", config, seconds=seconds)["batch"]
 

@@ -33,7 +33,7 @@ def columns(config: InputConfig) -> dict[str, slice]:
         "mirror": 1,
         "layers": _LAYER_SIZE * config.randaugment_layers,
         "color": 18 * any((config.brightness, config.contrast, config.saturation, config.hue)),
-        "erase": 4 * (config.erase > 0),  # top, left, bottom, right; all 0 for none
+        "erase": 4 * (config.random_erasing > 0),  # top, left, bottom, right; all 0 for none
         "mix": 5 * config.mixes,  # own share, then the box that shows the partner: top, left, bottom, right
     }
     ends = np.cumsum(list(widths.values())).tolist()
@@ -89,7 +89,7 @@ class AugmentParams:
         return rng.uniform(rng.key(self.config.seed, purpose), positions, count)
 
     def _mirror(self, positions: np.ndarray) -> np.ndarray:
-        return self._uniform("mirror", positions, 1) < 0.5 * self.config.flip
+        return self._uniform("mirror", positions, 1) < 0.5 * self.config.horizontal_flip
 
     def _layers(self, positions: np.ndarray) -> np.ndarray:
         table = _randaugment_table(self.config.randaugment_magnitude / 10)
@@ -105,7 +105,7 @@ class AugmentParams:
 
     def _erase(self, positions: np.ndarray) -> np.ndarray:
         chance, area, ratio, top, left = self._uniform("erase", positions, 5).T
-        area = (0.02 + 0.31 * area) * (chance < self.config.erase)
+        area = (0.02 + 0.31 * area) * (chance < self.config.random_erasing)
         ratio = 0.3 * (3.3 / 0.3) ** ratio
         return self._boxes(np.sqrt(area / ratio), np.sqrt(area * ratio), top, left)
 

@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.machine import available_memory
 
 _ROOM = 0.8  # share of what is free that a cache may take: training needs the rest
 
@@ -92,18 +93,6 @@ class DirectoryCache:
 
 
 Cache = MemoryCache | DirectoryCache
-
-
-def available_memory() -> int:
-    """Bytes that could be taken without swapping, within the limit of this process's control group."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        (free,) = (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text()
-        used = Path("/sys/fs/cgroup/memory.current").read_text()
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no control group, or one without a limit ("max")
-        return free
 
 
 def _refuse_unless_it_fits(cache: str, num_records: int, image_bytes: float, free: int, what: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 from absl import flags, logging
 
 from shardline.pipeline.errors import Failure, UsageError, command_line
-from shardline.pipeline.options import options
+from shardline.pipeline.options import Option, options
 
 C = TypeVar("C")
 
@@ -74,17 +74,22 @@ def parse(config: Callable[..., C], argv: Sequence[str]) -> C:
     register = _define(config)
     rest = register(list(argv))[1:]
     _set_verbosity(register)
-    values: dict[str, Any] = {name: register[name].value for name in options(config)}  # type: ignore[arg-type]
-    return config(**_with_arguments(config, values, register, rest))
+    # Defaults are left to the class: as text they may have lost digits.
+    given = [name for name in _flags(config) if not register[name].using_default_value]
+    return config(**_with_arguments(config, {name: register[name].value for name in given}, rest))
+
+
+def _flags(config: Any) -> dict[str, tuple[Option, type, bool, Any]]:
+    return {name: facts for name, facts in options(config).items() if facts[0].flag}
 
 
 def _define(config: Any) -> flags.FlagValues:
     """One absl flag for each field."""
     register = flags.FlagValues()
-    for name, (facts, kind, _, default) in options(config).items():
+    for name, (facts, kind, _, default) in _flags(config).items():
         where: Any = {"flag_values": register}
         if facts.parse:
-            flags.DEFINE_string(name, None if default is None else facts.text(default), facts.help, **where)
+            flags.DEFINE_string(name, _default_text(facts, default), facts.help, **where)
         elif facts.choices:
             flags.DEFINE_enum(name, default or None, list(facts.choices), facts.help, **where)
         elif kind is bool:
@@ -104,11 +109,8 @@ def _define(config: Any) -> flags.FlagValues:
     return register
 
 
-def _with_arguments(
-    config: Any, values: dict[str, Any], register: flags.FlagValues, rest: list[str]
-) -> dict[str, Any]:
+def _with_arguments(config: Any, values: dict[str, Any], rest: list[str]) -> dict[str, Any]:
     """The values, with the arguments that are no flags where they belong."""
-    values = {name: "" if value is None and options(config)[name][3] == "" else value for name, value in values.items()}
     if not rest:
         return values
     takers = [name for name, (facts, _, _, _) in options(config).items() if facts.positional]
@@ -116,26 +118,33 @@ def _with_arguments(
         raise UsageError(f"unexpected argument {rest[0]!r}; every input is a flag (--help lists them)")
     (taker,) = takers
     if options(config)[taker][1] is tuple:
-        return values | {taker: (*values[taker], *rest)}
-    if len(rest) > 1 or register[taker].present:
+        return values | {taker: (*values.get(taker, ()), *rest)}
+    if len(rest) > 1 or taker in values:
         raise UsageError(f"unexpected argument {rest[-1]!r}; name one, as an argument or as --{taker}")
     return values | {taker: rest[0]}
+
+
+def _default_text(facts: Option, default: Any) -> str:
+    if default is None or isinstance(default, str):
+        return default or ""
+    if facts.parse:
+        return facts.text(default)
+    return " ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def help_text(config: Any, doc: str | None) -> str:
     """What the command does and each flag with its default, grouped, for a terminal of the present width."""
     width = min(shutil.get_terminal_size().columns, 120)
-    groups: dict[str, list[str]] = {}
-    for name, (facts, kind, _, default) in options(config).items():
+    groups: dict[str, list[str]] = {name: [] for name in getattr(config, "GROUPS", ())}
+    for name, (facts, kind, _, default) in _flags(config).items():
         if kind is bool:
             head = f"--[no]{name}  (default: {'on' if default else 'off'})"
         else:
-            shown = "" if default is None else facts.text(default) if facts.parse else default
-            shown = " ".join(shown) if isinstance(shown, tuple) else shown
+            shown = _default_text(facts, default)
             head = f"--{name}" + (f"={shown}" if shown != "" else "")
-        choices = f"; one of {', '.join(facts.choices)}" if facts.choices else ""
-        bounds = facts.range_text(kind is int)
-        text = facts.help + choices + (f"; {bounds}" if bounds else "")
+        choices = f"; one of {', '.join(filter(None, facts.choices))}" if facts.choices else ""
+        bounded = facts.high is not None or facts.below is not None
+        text = facts.help + choices + (f"; {facts.range_text(kind is int)}" if bounded else "")
         groups.setdefault(facts.group or "flags", []).append(
             f"  {head}\n" + textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
         )

@@ -21,6 +21,7 @@ from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder, mean_ima
 from shardline.pipeline.cache import Cache, DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.profiling import StageTimer, StageTimes
 from shardline.pipeline.sampler import Sampler
@@ -89,7 +90,7 @@ class Dataset:
         if cursor < 0 or (config.mixes and cursor % 2):
             raise UsageError(f"cursor={cursor}: use 0 or more{', even when pairs are mixed' if config.mixes else ''}")
         _check_host(host, hosts)
-        rows = config.rows(hosts, replicas)
+        rows = config.replica_batch_size(hosts, replicas)
         batches = self._batches(split, config, order=order)
         on_device = augment_on(config) == "device"
 
@@ -122,7 +123,7 @@ class Dataset:
 
         num_records = self.num_records(split)
         _check_host(host, hosts)
-        rows = config.rows(hosts, replicas)
+        rows = config.replica_batch_size(hosts, replicas)
         batches = self._batches(split, config, exact=True)
 
         def show(pixels: np.ndarray) -> np.ndarray:
@@ -234,7 +235,7 @@ class Dataset:
 
 
 def _threads(config: InputConfig) -> int:
-    return config.threads or len(os.sched_getaffinity(0))
+    return config.threads or available_cores()
 
 
 def augment_on(config: InputConfig) -> str:

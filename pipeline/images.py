@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 import xxhash
 
-from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_headers import BadImage, Header, check_jpeg_scan, read_header, sniff, strip_jpeg
+from shardline.pipeline.image_options import ImageOptions
 
 __all__ = [
     "BadImage",
@@ -44,37 +44,6 @@ class FilteredImage(BadImage):
     """A sound image that the quality filters asked to leave out."""
 
     status = "filtered"
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """What to make of every image. Checks itself; the fields carry the names of the converter's flags."""
-
-    resize: str = "short"  # short: short side to `size`; long: long side; squash: both; center_crop; none
-    size: int = 256  # pixels
-    upscale: bool = False  # False: smaller images keep their size
-    encoding: str = "jpeg"  # jpeg, png, raw (height * width * 3 RGB bytes)
-    quality: int = 90  # of JPEG
-    trim_borders: bool = False
-    max_megapixels: float = 128.0  # the largest common camera makes 108; decoding takes 3 bytes a pixel
-    min_side: int = 0  # of the source, oriented and trimmed; 0: no filter
-    min_sharpness: float = 0.0  # variance of the Laplacian at the stored size; 0: no filter
-
-    def __post_init__(self) -> None:
-        if self.resize not in ("short", "long", "squash", "center_crop", "none"):
-            raise UsageError(f"--resize={self.resize}: use short, long, squash, center_crop or none")
-        if self.encoding not in ("jpeg", "png", "raw"):
-            raise UsageError(f"--encoding={self.encoding}: use jpeg, png or raw")
-        if not 1 <= self.size <= 65500:
-            raise UsageError(f"--size={self.size}: use 1 to 65500 pixels")
-        if not 1 <= self.quality <= 100:
-            raise UsageError(f"--quality={self.quality}: use 1 to 100")
-        if not 0 < self.max_megapixels <= 1000:
-            raise UsageError(f"--max_megapixels={self.max_megapixels:g}: use more than 0 and at most 1000")
-        if self.min_side < 0:
-            raise UsageError(f"--min_side={self.min_side}: use 0 (no filter) or a number of pixels")
-        if not 0 <= self.min_sharpness < float("inf"):
-            raise UsageError(f"--min_sharpness={self.min_sharpness:g}: use 0 (no filter) or a variance, e.g. 50")
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from shardline.pipeline.errors import UsageError
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,12 @@ class Option:
       low, high: the smallest and largest allowed value.
       above, below: bounds that are not allowed themselves.
       also: allowed values outside these bounds, e.g. -1 for "automatic".
-      parse: text from the command line -> value; raises ValueError with the remedy. For fields that are no plain
-        bool, int, float, str or tuple of str.
-      text: value -> text, the inverse of `parse`.
+      parse: text from the command line, or a value from Python -> the field's value; raises ValueError with the
+        remedy. For fields that are no plain bool, int, float, str or tuple of str.
+      text: value -> text, for --help; the default of such a field may be text, too.
       positional: arguments that are no flags go to this field.
       group: heading under which --help lists the flag.
+      flag: whether a command has it as a flag.
     """
 
     help: str
@@ -51,10 +54,11 @@ class Option:
     above: float | None = None
     below: float | None = None
     also: tuple[float, ...] = ()
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
     text: Callable[[Any], str] = str
     positional: bool = False
     group: str = ""
+    flag: bool = True
 
     def range_text(self, whole: bool) -> str:
         """The allowed numbers in words, e.g. `a whole number from 1 to 100`; "" if there is no bound."""
@@ -86,11 +90,11 @@ def option(default: Any, help: str, **facts: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": Option(help, **facts)})
 
 
-def pair(text: str) -> tuple[float, float]:
-    """`0.35,1` as two numbers: for `Option.parse`."""
+def pair(value: str | Sequence[float]) -> tuple[float, float]:
+    """`0.35,1`, or any two numbers: for `Option.parse`."""
     try:
-        first, second = map(float, text.split(","))
-    except ValueError:
+        first, second = map(float, value.split(",") if isinstance(value, str) else value)
+    except (ValueError, TypeError):
         raise ValueError("needs two numbers, e.g. 0.35,1") from None
     return first, second
 
@@ -101,8 +105,8 @@ def pair_text(value: tuple[float, float]) -> str:
 
 
 @lru_cache(maxsize=64)
-def options(config: type) -> dict[str, tuple[Option, type, bool, Any]]:
-    """By field name: its option, plain type (bool, int, float, str, tuple or object), whether None is allowed, default."""
+def options(config: Any) -> dict[str, tuple[Option, type, bool, Any]]:
+    """By field: its option, plain type (bool, int, float, str, tuple or object), whether None is allowed, default."""
     hints = typing.get_type_hints(config)
     found = {}
     for field in dataclasses.fields(config):
@@ -133,11 +137,16 @@ def check_options(config: Any) -> None:
         object.__setattr__(config, name, _checked(name, value, facts, kind))
 
 
+def narrowed(config: Any, base: type[C]) -> C:
+    """The part of a config that is `base`'s: a config class inherits the fields that it shares with another."""
+    return base(**{field.name: getattr(config, field.name) for field in dataclasses.fields(base)})  # type: ignore[arg-type]
+
+
 def _checked(name: str, value: Any, facts: Option, kind: type) -> Any:
     given = value
     try:
         if facts.parse:
-            value = facts.parse(value) if isinstance(value, str) else facts.parse(facts.text(value))
+            value = facts.parse(value)
         elif kind is bool:
             if not isinstance(value, bool):
                 raise ValueError("use true or false")

@@ -24,6 +24,7 @@ from absl import flags
 
 from shardline.pipeline.cli import progress, run
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import (
     FILE_NAME,
     Features,
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> None:
         label_offset=_OFFSET.value,
         class_names=_CLASS_NAMES.value,
         split_pattern=_SPLIT_PATTERN.value,
-        workers=_WORKERS.value or len(os.sched_getaffinity(0)),
+        workers=_WORKERS.value or available_cores(),
         overwrite=_OVERWRITE.value,
     )
     splits = ", ".join(

@@ -33,7 +33,8 @@ class Row:
 
 def examine(case: Case) -> Row:
     """Convert one case as the converter would, and hold the result against what it must be."""
-    from shardline.pipeline.images import BadImage, ImageOptions, process
+    from shardline.pipeline.image_options import ImageOptions
+    from shardline.pipeline.images import BadImage, process
 
     try:
         image = process(case.data, ImageOptions())

@@ -171,7 +171,8 @@ def save_augmented(directory: Path, split: str, save: str, image_size: int, seed
 def _decode(image: memoryview, height: int, width: int, manifest: Manifest):
     import numpy as np
 
-    from shardline.pipeline.images import BadImage, ImageOptions, load_rgb, set_up_process
+    from shardline.pipeline.image_options import ImageOptions
+    from shardline.pipeline.images import BadImage, load_rgb, set_up_process
 
     set_up_process()
     if manifest.image.encoding == "raw":

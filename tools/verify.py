@@ -19,6 +19,7 @@ from absl import flags
 
 from shardline.pipeline.cli import progress, run
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Features, Manifest, Shard, index_path, load_index
 
 _SAMPLE = flags.DEFINE_float("sample", 1.0, "share of the records to read and decode", lower_bound=1e-9, upper_bound=1)
@@ -63,9 +64,7 @@ def main(arguments: list[str]) -> None:
     """One dataset directory."""
     if len(arguments) != 1:
         raise UsageError(f"give one dataset directory, e.g. shardline-verify DIR; got {len(arguments)} arguments")
-    checked, faults = verify(
-        Path(arguments[0]), sample=_SAMPLE.value, workers=_WORKERS.value or len(os.sched_getaffinity(0))
-    )
+    checked, faults = verify(Path(arguments[0]), sample=_SAMPLE.value, workers=_WORKERS.value or available_cores())
     for line in faults[: _MAX_FAULTS.value]:
         print(line)
     manifest = Manifest.load(arguments[0])
@@ -181,7 +180,8 @@ def check_shard(task: Check, tick: Callable[[int], None] = lambda position: None
 
 def _image_fault(image: memoryview, height: int, width: int, encoding: str) -> str:
     """What is wrong with a stored image; "" for nothing."""
-    from shardline.pipeline.images import BadImage, ImageOptions, load_rgb, sniff
+    from shardline.pipeline.image_options import ImageOptions
+    from shardline.pipeline.images import BadImage, load_rgb, sniff
 
     if encoding == "raw":
         expected = height * width * 3

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from absl import flags
+from typing import Any, ClassVar
 
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import narrowed, option
 
 PARTS = ("head", "block5", "block4", "block3", "all")
 HEADS = ("gap", "flatten256", "fc4096")
@@ -72,123 +69,116 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
-def _field(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
-
-
 @dataclass(frozen=True)
-class TrainConfig:
-    """Every setting of a run. One field, one flag of the same name; checked once, here."""
+class TrainConfig(InputConfig):
+    """Every setting of a run, beside those of its input. One field, one flag of the same name; checked once, here."""
 
-    data: str = _field("", "dataset directory written by shardline-convert or shardline-adopt")
-    workdir: str = _field("", "run directory: config, metrics, checkpoints, plots and the model go there")
-    train_split: str = _field("train", "split to train on")
-    eval_split: str = _field(
-        "auto", "held-out split to report on: a name, none, or auto: validation, else test, else none"
+    GROUPS: ClassVar = ("run", "model", "recipe", "augmentation", "input", "devices", "cadence")
+
+    data: str = option("", "dataset directory written by shardline-convert or shardline-adopt", group="run")
+    workdir: str = option(
+        "", "run directory: config, metrics, checkpoints, plots and the model are written there", group="run"
     )
-    # model
-    weights: str = _field(
+    train_split: str = option("train", "split to train on", group="run")
+    eval_split: str = option(
+        "auto", "held-out split to report on: a name, none, or auto: validation, else test, else none", group="run"
+    )
+    weights: str = option(
         "none",
         "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, checkpoint file or run directory",
+        group="model",
     )
-    head: str = _field(
+    head: str = option(
         "gap",
         "what follows the convolutions: global average pooling, a hidden layer of 256, or the original 4096-4096",
-        HEADS,
+        choices=HEADS, group="model",
+    )  # fmt: skip
+    dropout: float = option(
+        0.5, "share of activations dropped in the head while training", low=0, below=1, group="model"
     )
-    dropout: float = _field(0.5, "share of activations dropped in the head while training, 0 to 1")
-    image_size: int = _field(224, "side of the square the model sees, in pixels; at least 32")
-    width: float = _field(1.0, "share of VGG16's filters and units; below 1 for quick trials on a CPU")
-    # recipe
-    phases: str = _field("all:9@0.02", "WHAT:EPOCHS@LR,...; WHAT is one of " + ", ".join(PARTS))
-    optimizer: str = _field(
+    width: float = option(
+        1.0, "width multiplier: share of VGG16's filters and units; below 1 for quick trials on a CPU",
+        above=0, high=1, group="model",
+    )  # fmt: skip
+    phases: str = option("all:9@0.02", "WHAT:EPOCHS@LR,...; WHAT is one of " + ", ".join(PARTS), group="recipe")
+    optimizer: str = option(
         "sgd",
         "sgd is Nesterov momentum; weight decay joins the gradient for sgd and adam, and is decoupled for adamw",
-        OPTIMIZERS,
+        choices=OPTIMIZERS, group="recipe",
+    )  # fmt: skip
+    momentum: float = option(0.9, "momentum of sgd, first decay rate of adam and adamw", low=0, below=1, group="recipe")
+    schedule: str = option(
+        "cosine", "learning rate within each phase, after its warmup", choices=SCHEDULES, group="recipe"
     )
-    momentum: float = _field(0.9, "momentum of sgd, first decay rate of adam and adamw")
-    schedule: str = _field("cosine", "learning rate within each phase, after its warm-up", SCHEDULES)
-    warmup_epochs: float = _field(
-        -1.0, "linear warm-up at the start of each phase, in epochs; -1: a tenth of the phase"
+    warmup_epochs: float = option(
+        -1.0, "linear warmup at the start of each phase, in epochs; -1: a tenth of the phase", low=0, also=(-1,),
+        group="recipe",
+    )  # fmt: skip
+    block_lr_decay: float = option(
+        1.0, "each block below the head learns at this times the rate above it", above=0, high=1, group="recipe"
     )
-    block_lr_decay: float = _field(1.0, "each block below the head learns at this times the rate above it")
-    clip_norm: float = _field(1.0, "largest global norm of the gradient; 0: do not clip")
-    weight_decay: float = _field(0.0, "weight decay; biases are left out")
-    ema: float = _field(
-        0.0, "decay of the moving average of the weights that is evaluated and saved, e.g. 0.999; 0: none"
+    clip_norm: float = option(1.0, "largest global norm of the gradient; 0: do not clip", low=0, group="recipe")
+    weight_decay: float = option(0.0, "weight decay; biases are left out", low=0, group="recipe")
+    ema: float = option(
+        0.0, "decay of the moving average of the weights that is evaluated and saved, e.g. 0.999; 0: none",
+        low=0, below=1, group="recipe",
+    )  # fmt: skip
+    label_smoothing: float = option(0.0, "share of the label spread over all classes", low=0, below=1, group="recipe")
+    class_weights: str = option(
+        "none", "balanced: weigh each sample by 1 / (frequency of its class)", choices=("none", "balanced"),
+        group="recipe",
+    )  # fmt: skip
+    balanced_sampling: bool = option(False, "draw every class equally often instead of every record", group="recipe")
+    micro_batches: int = option(1, "pieces that a replica batch is cut into, to save memory", low=1, group="input")
+    synthetic: bool = option(
+        False, "train on synthetic batches from memory: the ceiling to compare the real input with", group="input"
     )
-    label_smoothing: float = _field(0.0, "share of the label spread over all classes, 0 to 1")
-    class_weights: str = _field(
-        "none", "balanced: weigh each example by 1 / (frequency of its class)", ("none", "balanced")
-    )
-    balanced_sampling: bool = _field(False, "draw every class equally often instead of every record")
-    # input
-    global_batch_size: int = _field(32, "examples a step, over all devices and hosts")
-    micro_batches: int = _field(1, "pieces a device's share of the batch is cut into, to save memory")
-    seed: int = _field(0, "seed of the order, the augmentation, the initial weights and dropout")
-    shuffle_block_size: int = _field(1, "stored records read together; 1 shuffles exactly")
-    augment_on: str = _field(
-        "auto",
-        "where images are cropped and turned: auto: on the device when it is a GPU",
-        ("auto", "host", "device"),
-    )
-    crop_area: str = _field("0.35,1", "least and largest share of the image a random crop covers")
-    crop_ratio: str = _field("0.75,1.333", "least and largest width / height of a random crop")
-    flip: bool = _field(True, "mirror left-right, half of the time")
-    brightness: float = _field(0.0, "color jitter: factors from 1 - x to 1 + x")
-    contrast: float = _field(0.0, "color jitter: factors from 1 - x to 1 + x")
-    saturation: float = _field(0.0, "color jitter: factors from 1 - x to 1 + x")
-    hue: float = _field(0.0, "turn colors by up to this share of a full circle, at most 0.5")
-    erase: float = _field(0.0, "probability that a random box is blanked")
-    randaugment_layers: int = _field(0, "random operations applied one after another; 0: off, 2 is usual")
-    randaugment_magnitude: int = _field(9, "strength of those operations, 0 to 10")
-    mixup: float = _field(0.0, "alpha of mixup; 0: off, 0.2 is usual")
-    cutmix: float = _field(0.0, "alpha of cutmix; 0: off, 1 is usual")
-    eval_crop_fraction: float = _field(0.875, "the evaluation crop's share of the resized short side")
-    cache: str = _field("none", "decoded images: none, memory, or a directory on a local disk")
-    max_bad_records: int = _field(10, "distinct unreadable records after which the run stops")
-    workers: int = _field(
-        -1, "processes that make training batches; 0: threads of this one; -1: one for each core, in runs that last"
-    )
-    threads: int = _field(0, "threads that read and decode; 0: one for each core")
-    synthetic: bool = _field(False, "train on fake batches from memory: the ceiling to compare the real input with")
-    cache_features: int = _field(
+    cache_features: int = option(
         0,
-        "for head phases: run the frozen layers once over this many augmented views of "
-        "each image and train on the stored features; 0: off",
+        "for head phases: run the frozen layers once over this many augmented views of each image and train on the "
+        "stored features; 0: off",
+        low=0, group="input",
+    )  # fmt: skip
+    precision: str = option(
+        "mixed_bfloat16", "arithmetic of the layers; weights stay float32", choices=PRECISIONS, group="devices"
     )
-    # how
-    precision: str = _field("mixed_bfloat16", "arithmetic of the layers; weights stay float32", PRECISIONS)
-    strategy: str = _field("auto", "auto: multi_worker if TF_CONFIG names workers, else mirrored", STRATEGIES)
-    logical_cpus: int = _field(0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not")
-    jit: bool = _field(True, "compile forward and backward with XLA")
-    deterministic: bool = _field(True, "same bits on every run on the same devices; off may be faster on GPUs")
-    # cadence
-    eval_every_epochs: float = _field(1.0, "epochs between evaluations")
-    checkpoint_every_steps: int = _field(0, "steps between checkpoints; 0: at each evaluation")
-    keep_checkpoints: int = _field(3, "how many of the latest checkpoints to keep")
-    log_every_steps: int = _field(10, "steps between lines of metrics.jsonl")
-    early_stop_evals: int = _field(0, "stop after this many evaluations without a better --best_metric; 0: never")
-    best_metric: str = _field(
+    strategy: str = option(
+        "auto", "auto: multi_worker if TF_CONFIG names workers, else mirrored", choices=STRATEGIES, group="devices"
+    )
+    logical_cpus: int = option(
+        0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0, group="devices"
+    )
+    jit: bool = option(True, "compile forward and backward with XLA", group="devices")
+    deterministic: bool = option(
+        True, "same bits on every run on the same devices; off may be faster on GPUs", group="devices"
+    )
+    eval_every_epochs: float = option(1.0, "epochs between evaluations", above=0, group="cadence")
+    checkpoint_every_steps: int = option(0, "steps between checkpoints; 0: at each evaluation", low=0, group="cadence")
+    keep_checkpoints: int = option(3, "how many of the latest checkpoints to keep", low=1, group="cadence")
+    log_every_steps: int = option(10, "steps between lines of metrics.jsonl", low=1, group="cadence")
+    early_stop_evals: int = option(
+        0, "early stopping after this many evaluations without a better --best_metric; 0: never", low=0,
+        group="cadence",
+    )  # fmt: skip
+    best_metric: str = option(
         "none",
         "keep the checkpoint that is best on the validation split by this metric and save it as the model",
-        ("none", "loss", "top1", "top5"),
+        choices=("none", "loss", "top1", "top5"), group="cadence",
+    )  # fmt: skip
+    profile_steps: str = option("", "FIRST:LAST, steps to write a profiler trace of, e.g. 100:110", group="cadence")
+    peak_tflops: float = option(
+        0.0, "peak of one device for the MFU figure, in TFLOP/s; 0: measure a matrix product", low=0, group="cadence"
     )
-    profile_steps: str = _field("", "FIRST:LAST, steps to write a profiler trace of, e.g. 100:110")
-    peak_tflops: float = _field(0.0, "peak of one device for the MFU figure; 0: measure a matrix product")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices:
-                raise UsageError(f"--{field.name}={value}: choose one of {', '.join(choices)}")
-        for names, good, remedy in _RANGES:
-            for name in names:
-                _check(self, name, good(getattr(self, name)), remedy)
+        super().__post_init__()
+        if self.image_size < 32:
+            raise UsageError(f"--image_size={self.image_size}: VGG16 halves the image five times; use at least 32")
+        if self.eval_crops != 1:
+            raise UsageError(f"--eval_crops={self.eval_crops}: training evaluates the center crop; use 1")
         parse_phases(self.phases)
         self.profile_range()
-        settings = self.input_config()
-        if self.cache_features and settings.mixes:
+        if self.cache_features and self.mixes:
             raise UsageError("--cache_features stores one image a row; leave out --mixup and --cutmix")
         if self.weights == "imagenet" and self.head == "fc4096" and self.image_size != 224:
             raise UsageError(f"--image_size={self.image_size}: the fc1 and fc2 of --weights=imagenet only fit 224")
@@ -202,17 +192,8 @@ class TrainConfig:
             raise UsageError(f"--best_metric={self.best_metric} needs an --eval_split to judge by")
 
     def input_config(self) -> InputConfig:
-        """What the batches are made of: the fields that InputConfig shares, checked by it."""
-        names = [field.name for field in dataclasses.fields(InputConfig) if hasattr(self, field.name)]
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return InputConfig(**values | {name: self._pair(name) for name in ("crop_area", "crop_ratio")})
-
-    def _pair(self, name: str) -> tuple[float, float]:
-        try:
-            low, high = map(float, getattr(self, name).split(","))
-        except ValueError:
-            raise UsageError(f"--{name}={getattr(self, name)}: needs two numbers, e.g. 0.35,1") from None
-        return low, high
+        """What the batches are made of: the fields that are InputConfig's."""
+        return narrowed(self, InputConfig)
 
     def profile_range(self) -> tuple[int, int]:
         """First and last step of `--profile_steps`; (0, 0) for none."""
@@ -220,7 +201,8 @@ class TrainConfig:
             return 0, 0
         match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
         first, last = (int(match[1]), int(match[2])) if match else (0, 0)
-        _check(self, "profile_steps", 1 <= first <= last, "needs FIRST:LAST counted from 1, e.g. 100:110")
+        if not 1 <= first <= last:
+            raise UsageError(f"--profile_steps={self.profile_steps}: needs FIRST:LAST counted from 1, e.g. 100:110")
         return first, last
 
     @property
@@ -241,54 +223,7 @@ class TrainConfig:
         return cls(**values)
 
 
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (  # flags, what they may be, else
-    (("dropout", "momentum", "ema", "label_smoothing"), lambda x: 0 <= x < 1, "needs a number from 0 to below 1"),
-    (("clip_norm", "weight_decay", "peak_tflops"), lambda x: 0 <= x < math.inf, "needs a number of at least 0"),
-    (("block_lr_decay", "width"), lambda x: 0 < x <= 1, "needs a number above 0, up to 1"),
-    (("eval_every_epochs",), lambda x: x > 0, "needs a number above 0"),
-    (("warmup_epochs",), lambda x: x >= 0 or x == -1, "needs a number of at least 0, or -1 for a tenth of each phase"),
-    (
-        ("global_batch_size", "micro_batches", "keep_checkpoints", "log_every_steps"),
-        lambda x: x >= 1,
-        "needs a whole number of at least 1",
-    ),
-    (
-        ("logical_cpus", "checkpoint_every_steps", "cache_features", "early_stop_evals"),
-        lambda x: x >= 0,
-        "needs a whole number of at least 0",
-    ),
-    (("image_size",), lambda x: x >= 32, "VGG16 halves the image five times; use at least 32"),
-)
-
-
-def _check(config: TrainConfig, name: str, good: bool, remedy: str) -> None:
-    if not good:
-        raise UsageError(f"--{name}={getattr(config, name)}: {remedy}")
-
-
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`flag: old -> new` for each setting that changes what is computed."""
     names = [name for name in {**old, **new} if name not in RUNTIME_FIELDS]
     return [f"--{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
-
-
-def define_flags() -> None:
-    """One absl flag per field of TrainConfig."""
-    kinds: dict[type, Any] = {
-        bool: flags.DEFINE_boolean,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-    }
-    for field in dataclasses.fields(TrainConfig):
-        text, choices, default = field.metadata["help"], field.metadata["choices"], field.default
-        if choices:
-            flags.DEFINE_enum(field.name, str(default), list(choices), text)
-        else:
-            kinds[type(default)](field.name, default, text)
-
-
-def from_flags() -> TrainConfig:
-    """The TrainConfig the command line describes."""
-    values: dict[str, Any] = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**values)

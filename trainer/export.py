@@ -9,7 +9,6 @@ parity.json. What is exported computes in float32 and loads in a process that kn
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from shardline import pipeline
 from shardline.pipeline import cli as command
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Split
 from shardline.trainer.checks import check_labels, find_run, make_directory
 from shardline.trainer.state import read_config
@@ -321,7 +321,7 @@ def tflite_answers(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a successor package that this one release still does without
-        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=len(os.sched_getaffinity(0)))
+        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=available_cores())
     interpreter.allocate_tensors()
     source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     outputs = []

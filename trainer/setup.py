@@ -116,7 +116,7 @@ def endless(batches: Any) -> Any:
 def make(config: TrainConfig, cluster: Cluster) -> Plan:
     """Check the config against the devices and the data. Raises UsageError for what cannot work."""
     settings = config.input_config()
-    rows = settings.rows(cluster.replicas)
+    rows = settings.replica_batch_size(cluster.replicas)
     if rows % config.micro_batches or (settings.mixes and rows // config.micro_batches % 2):
         even = "an even number of " if settings.mixes else ""
         raise UsageError(

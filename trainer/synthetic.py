@@ -32,7 +32,7 @@ class SyntheticDataset:
         return self._batches(config, 0, host, hosts, replicas, self._num_records // config.global_batch_size)
 
     def _batches(self, config: InputConfig, cursor: int, host: int, hosts: int, replicas: int, steps: int) -> Any:
-        rows, size = config.rows(hosts, replicas), config.image_size
+        rows, size = config.replica_batch_size(hosts, replicas), config.image_size
         draw = np.random.default_rng([config.seed, host])
         image = tf.constant(draw.integers(0, 256, (rows, size, size, 3), np.uint8))
         label = tf.constant(draw.integers(0, len(self.labels), rows).astype(np.int32))

@@ -8,44 +8,59 @@ images in, probabilities out.
 
 from __future__ import annotations
 
-from absl import flags
+from dataclasses import dataclass
 
-from shardline.pipeline import cli as command
-from shardline.trainer import config as configuration
-
-configuration.define_flags()
-flags.adopt_module_key_flags(configuration)
-flags.DEFINE_boolean("allow_changes", False, "continue a run under other flags than it was started with")
-flags.DEFINE_boolean("dry_run", False, "check everything, print what would happen, and stop")
-flags.DEFINE_boolean("find_lr", False, "search for a learning rate: an image and a suggestion")
-flags.DEFINE_boolean("find_batch", False, "search for the largest batch that fits one device")
-flags.DEFINE_boolean("selftest", False, "check the trainer on this machine, in under two minutes")
+from shardline.pipeline import cli as command_line
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import narrowed, option
+from shardline.trainer.config import TrainConfig
 
 
-def main() -> None:
-    """Flags to one config to one call."""
-    config = configuration.from_flags()
-    chosen = [name for name in ("dry_run", "find_lr", "find_batch", "selftest") if flags.FLAGS[name].value]
-    if len(chosen) > 1:
-        raise command.UsageError(f"--{' and --'.join(chosen)}: choose one of them")
-    command.import_tensorflow()
-    from shardline.trainer import run, selftest, tuning  # here, because TensorFlow takes seconds to import
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """A run, and what to do with it: train, or one of the searches and checks."""
 
-    if flags.FLAGS.selftest:
+    allow_changes: bool = option(False, "continue a run under other flags than it was started with", group="run")
+    dry_run: bool = option(False, "check everything, print what would happen, and stop", group="run")
+    find_lr: bool = option(False, "search for a learning rate: a plot and a suggestion", group="run")
+    find_batch: bool = option(False, "search for the largest batch that fits one device", group="run")
+    selftest: bool = option(False, "check the trainer on this machine, in under two minutes", group="run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chosen = [name for name in ("dry_run", "find_lr", "find_batch", "selftest") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise UsageError(f"--{' and --'.join(chosen)}: choose one of them")
+
+
+def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
+    """Train, or continue from the newest checkpoint, and save the model in `config.workdir`."""
+    from shardline.trainer import run  # TensorFlow takes seconds to import
+
+    run.train(config, allow_changes=allow_changes)
+
+
+def main(command: TrainCommand) -> None:
+    """The command: train, or carry out the one search or check that was asked for."""
+    command_line.import_tensorflow()
+    from shardline.trainer import selftest, tuning  # TensorFlow takes seconds to import
+
+    config = narrowed(command, TrainConfig)
+    if command.selftest:
         selftest.selftest(config)
-    elif flags.FLAGS.dry_run:
+    elif command.dry_run:
         tuning.dry_run(config)
-    elif flags.FLAGS.find_lr:
+    elif command.find_lr:
         tuning.find_lr(config)
-    elif flags.FLAGS.find_batch:
+    elif command.find_batch:
         tuning.find_batch(config)
     else:
-        run.train(config, allow_changes=flags.FLAGS.allow_changes)
+        train(config, allow_changes=command.allow_changes)
 
 
 def cli() -> None:
-    """Entry point of shardline-train."""
-    command.run(main)
+    """Run the console script `shardline-train`."""
+    command_line.run(main, TrainCommand, __doc__)
 
 
 if __name__ == "__main__":

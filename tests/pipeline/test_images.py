@@ -16,7 +16,8 @@ from PIL import Image, ImageFilter, ImageOps
 from shardline.pipeline import images
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_headers import READERS, UNSUPPORTED, read_header, sniff
-from shardline.pipeline.images import BadImage, FilteredImage, ImageOptions, load_rgb, process
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import BadImage, FilteredImage, load_rgb, process
 from shardline.tools import malformed_images
 
 images.set_up_process()
@@ -488,7 +489,8 @@ def test_options_refuse_what_cannot_be_and_name_the_flag(field: str, value: obje
 _DIGEST = """
 import hashlib, sys, cv2, numpy as np
 from shardline.tools import malformed_images
-from shardline.pipeline.images import ImageOptions, process, set_up_process
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import process, set_up_process
 set_up_process()
 cv2.setNumThreads(int(sys.argv[1]))
 digest = hashlib.sha256()

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from absl import flags
 
-from shardline.pipeline import cli
 from shardline.pipeline.example import parse_example
-from shardline.pipeline.images import ImageOptions
 from shardline.pipeline.manifest import Manifest, check_files
 from shardline.pipeline.tfrecord import unframe_record
-from shardline.tools.conversion.run import Config
+from shardline.tools.conversion.config import ConvertConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,9 +36,10 @@ def class_folders(root, classes=3, images=8, prefix="", **size):
 
 def config(source, output, **changes):
     """A quick conversion: 16 pixels, inline, no report."""
-    image = ImageOptions(size=changes.pop("size", 16), **changes.pop("image", {}))
-    changes = {"engine": "inline", "splits": {}, "report": False, **changes}
-    return Config(source=str(source), output=Path(output), name="images", image=image, **changes)
+    image = {"size": 16, **changes.pop("image", {})}
+    return ConvertConfig(
+        **{"source": source, "output": output, "name": "images", "engine": "inline", "report": False} | image | changes
+    )
 
 
 def records(directory, split):
@@ -61,41 +59,19 @@ def shard_hashes(directory):
     }
 
 
-_flags_of: dict[str, dict[str, flags.Flag]] = {}
-
-
-def command(name):
-    """A command's module. Commands define flags of the same names, so its flags leave absl's register at once."""
-    before = set(flags.FLAGS)
-    module = importlib.import_module(name)
-    if name not in _flags_of:
-        getattr(module, "define_flags", lambda: None)()  # of those that define none on import
-        _flags_of[name] = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
-        for flag in _flags_of[name]:
-            delattr(flags.FLAGS, flag)
-    return module
-
-
 class Run:
     """A command with arguments, in this process: the same parsing, messages and exit codes."""
 
     def __init__(self, name, *args):
         out, err, argv = io.StringIO(), io.StringIO(), sys.argv
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        module, mine = command(name), _flags_of[name]
-        for flag_name, flag in mine.items():
-            flags.FLAGS[flag_name] = flag
-            flag.unparse()
         sys.argv = [name, *map(str, args)]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                cli.run(module.main)
+                importlib.import_module(name).cli()
         except SystemExit as stop:
             self.code = stop.code
         finally:
-            flags.FLAGS.unparse_flags()
-            for flag_name in mine:
-                delattr(flags.FLAGS, flag_name)
             sys.argv = argv
             for number, handler in handlers.items():
                 signal.signal(number, handler)

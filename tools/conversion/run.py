@@ -1,6 +1,6 @@
 """One conversion from start to end: scan, plan, write shards, resolve duplicates, put in place. No TensorFlow.
 
-`shardline-convert` is its command line; `convert(Config(...))` is for programs.
+`shardline-convert` is its command line; `tools.convert.convert` its Python function.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -22,12 +21,15 @@ import numpy as np
 
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.images import KERNEL, ImageOptions, versions
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import KERNEL, versions
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest
 from shardline.tools.conversion import deduplicate, executors, resume
+from shardline.tools.conversion.config import ConvertConfig
 from shardline.tools.conversion.deduplicate import DedupResult, Finished
 from shardline.tools.conversion.estimate import Forecast, forecast, seconds_text
-from shardline.tools.conversion.scan import Sources, scan
+from shardline.tools.conversion.scan import Sources, read_class_names, scan
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, write_shard
 from shardline.tools.conversion.splits import Plan, make_plan
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
@@ -35,74 +37,46 @@ from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
 SAMPLE = 200  # inputs that --dry_run converts
 
 
-@dataclass(frozen=True)
-class Config:
-    """One conversion. The fields carry the names of the flags."""
-
-    source: str
-    output: Path
-    name: str
-    image: ImageOptions
-    splits: dict[str, float]
-    label_from: str = ""
-    class_names: tuple[str, ...] = ()
-    tfds_dir: str = ""
-    duplicates: str = "keep"
-    on_bad_image: str = "quarantine"
-    max_bad_fraction: float | None = None
-    shards: int = 0
-    shard_mb: float = 128.0
-    seed: int = 0
-    workers: int = 1
-    engine: str = "processes"
-    overwrite: bool = False
-    report: bool = True
-
-    def stored_options(self) -> dict[str, Any]:
-        """What the stored bytes depend on, besides the sources."""
-        options = {
-            name: getattr(self, name)
-            for name in ("name", "splits", "label_from", "duplicates", "shards", "shard_mb", "seed")
-        }
-        return options | asdict(self.image)
-
-
-def convert(config: Config) -> Manifest:
+def convert(config: ConvertConfig) -> Manifest:
     """Scan, plan, write shards, resolve duplicates, put everything in place; the manifest last."""
     started = time.monotonic()
     _check_places(config)
     sources, plan = prepare(config)
     request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(times=False))
-    removed = config.overwrite and resume.remove_dataset(config.output)
-    manifest = None if removed else resume.finished_already(config.output, request, sources)
+    removed = config.overwrite and resume.remove_dataset(config.directory)
+    manifest = None if removed else resume.finished_already(config.directory, request, sources)
     if manifest:
         _log_line(f"{config.output} is finished already: same sources, same options; nothing to do")
         return manifest
-    with resume.workspace(config.output, plan, request, sources) as work:
+    with resume.workspace(config.directory, plan, request, sources) as work:
         receipts, resumed, predicted = _write_shards(config, sources, plan, work)
         dedup = deduplicate.resolve_duplicates(
             receipts, plan, sources, config.duplicates, keep_apart=bool(config.splits)
         )
         _warn_of_duplicates(config, dedup)
         _refuse_empty_classes(config, sources, dedup, receipts)
-        finished = deduplicate.finish(config.output, receipts, dedup, plan, sources)
+        finished = deduplicate.finish(config.directory, receipts, dedup, plan, sources)
         manifest = _manifest(config, plan, sources, dedup, finished, resume.request_record(request))
-        write_tfds_metadata(config.output, manifest, finished.common_size)
+        write_tfds_metadata(config.directory, manifest, finished.common_size)
         seconds = time.monotonic() - started
         _report(config, manifest, dedup, sources, seconds, resumed, predicted)
-        manifest.save(config.output)
-        resume.remove_work(config.output)
+        manifest.save(config.directory)
+        resume.remove_work(config.directory)
     _summarize(config, manifest, dedup, seconds, resumed)
     return manifest
 
 
-def prepare(config: Config) -> tuple[Sources, Plan]:
+def _workers(config: ConvertConfig) -> int:
+    return config.workers or available_cores()
+
+
+def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
     """Find the inputs and decide what to do with them."""
     with progress(total=None, desc="scan", unit="file") as bar:
         sources = scan(
             config.source,
             label_from=config.label_from,
-            class_names=config.class_names,
+            class_names=tuple(read_class_names(config.class_names)) if config.class_names else (),
             tfds_dir=config.tfds_dir,
             tick=lambda count: bar.update(count - bar.n),
         )
@@ -121,7 +95,7 @@ def prepare(config: Config) -> tuple[Sources, Plan]:
     return sources, plan
 
 
-def make_tasks(config: Config, sources: Sources, plan: Plan, work: Path) -> Iterator[ShardTask]:
+def make_tasks(config: ConvertConfig, sources: Sources, plan: Plan, work: Path) -> Iterator[ShardTask]:
     """One task a shard, in the plan's order."""
     for split, shard, members in plan.members():
         yield ShardTask(
@@ -140,7 +114,7 @@ def _shard_output(work: Path, plan: Plan, split: int, shard: int) -> str:
 
 
 def _write_shards(
-    config: Config, sources: Sources, plan: Plan, work: Path
+    config: ConvertConfig, sources: Sources, plan: Plan, work: Path
 ) -> tuple[list[ShardResult], int, Forecast | None]:
     """Run every task that has no valid receipt.
 
@@ -158,15 +132,17 @@ def _write_shards(
     bad = sum(receipt.quarantined for receipt in receipts.values())
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in receipts)
     with progress(total=len(sources), initial=resumed, desc="convert", unit="img") as bar:
-        for receipt in executors.run(write_shard, tasks, engine=config.engine, workers=config.workers, tick=bar.update):
+        for receipt in executors.run(
+            write_shard, tasks, engine=config.engine, workers=_workers(config), tick=bar.update
+        ):
             receipts[number_of[receipt.output]] = receipt
-            predicted = predicted or forecast([receipt], len(sources), min(config.workers, len(outputs)))
+            predicted = predicted or forecast([receipt], len(sources), min(_workers(config), len(outputs)))
             bad += receipt.quarantined
             _refuse_too_many_bad(config, bad, len(sources))
     return [receipts[number] for number in range(len(outputs))], resumed, predicted
 
 
-def _refuse_too_many_bad(config: Config, bad: int, inputs: int) -> None:
+def _refuse_too_many_bad(config: ConvertConfig, bad: int, inputs: int) -> None:
     """Held against all inputs, so the verdict does not depend on which shards came first."""
     fraction = 0.5 if config.max_bad_fraction is None else config.max_bad_fraction
     if bad > fraction * inputs and (config.max_bad_fraction is not None or bad >= 50):
@@ -177,7 +153,7 @@ def _refuse_too_many_bad(config: Config, bad: int, inputs: int) -> None:
 
 
 def _refuse_empty_classes(
-    config: Config, sources: Sources, dedup: DedupResult, receipts: Sequence[ShardResult]
+    config: ConvertConfig, sources: Sources, dedup: DedupResult, receipts: Sequence[ShardResult]
 ) -> None:
     had = np.bincount(sources.label, minlength=len(sources.labels)) > 0
     dead = [sources.labels[number] for number in np.flatnonzero(had & (dedup.class_counts == 0))]
@@ -189,7 +165,7 @@ def _refuse_empty_classes(
         )
 
 
-def _warn_of_duplicates(config: Config, dedup: DedupResult) -> None:
+def _warn_of_duplicates(config: ConvertConfig, dedup: DedupResult) -> None:
     conflicts = dedup.conflicts
     if conflicts:
         example = f"{conflicts[0].paths[0]} and {conflicts[0].paths[1]}"
@@ -211,7 +187,7 @@ def _first_reason(receipts: Sequence[ShardResult], dead: set[str], sources: Sour
 
 
 def _manifest(
-    config: Config, plan: Plan, sources: Sources, dedup: DedupResult, finished: Finished, request: Any
+    config: ConvertConfig, plan: Plan, sources: Sources, dedup: DedupResult, finished: Finished, request: Any
 ) -> Manifest:
     return Manifest(
         name=plan.name,
@@ -233,7 +209,7 @@ def _manifest(
 
 
 def _report(
-    config: Config,
+    config: ConvertConfig,
     manifest: Manifest,
     dedup: DedupResult,
     sources: Sources,
@@ -256,14 +232,14 @@ def _report(
             ("told from", f"the first {predicted.sampled:,} inputs", f"{account.inputs:,} inputs"),
         ]
     pairs = write_report(
-        config.output,
+        config.directory,
         manifest,
         dedup,
         sources,
         performance=performance,
         run=[
             ("source", config.source),
-            ("workers", f"{config.workers} ({config.engine})"),
+            ("workers", f"{_workers(config)} ({config.engine})"),
             ("rate", f"{(account.inputs - resumed) / seconds:,.0f} inputs/s"),
             ("machine", f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"),
             ("Python", platform.python_version()),
@@ -273,7 +249,7 @@ def _report(
         _log_line(f"note: {pairs:,} pairs of near duplicates, see {config.output}/report.html")
 
 
-def _summarize(config: Config, manifest: Manifest, dedup: DedupResult, seconds: float, resumed: int) -> None:
+def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, seconds: float, resumed: int) -> None:
     """Three lines a person can paste into a ticket."""
     account = manifest.ledger
     why = ", ".join(f"{reason} {count}" for reason, count in dedup.reasons.most_common(6))
@@ -289,11 +265,11 @@ def _summarize(config: Config, manifest: Manifest, dedup: DedupResult, seconds: 
     size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     print(
         f"{splits}; {len(manifest.labels)} classes; {size / 1e6:,.1f} MB in {seconds:.1f} s, "
-        f"{(account.inputs - resumed) / seconds:,.0f} inputs/s with {config.workers} workers"
+        f"{(account.inputs - resumed) / seconds:,.0f} inputs/s with {_workers(config)} workers"
     )
 
 
-def dry_run(config: Config) -> None:
+def dry_run(config: ConvertConfig) -> None:
     """Convert a sample into a temporary folder and print what a run would give."""
     sources, plan = prepare(config)
     share = min(1.0, SAMPLE / len(sources))
@@ -310,7 +286,7 @@ def dry_run(config: Config) -> None:
         # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
         with progress(total=len(task), desc="sample", unit="img") as bar:
             receipts = list(executors.run(write_shard, [task], workers=1, tick=bar.update))
-        workers = min(config.workers, plan.num_tasks)
+        workers = min(_workers(config), plan.num_tasks)
         told = forecast(receipts, len(sources), workers)
         bad = [row for row in receipts[0].rows() if row["reason"]]
     splits = ", ".join(
@@ -329,13 +305,13 @@ def dry_run(config: Config) -> None:
     )
 
 
-def _check_places(config: Config) -> None:
-    if re.match(r"[a-z0-9]+:/", str(config.output)):
+def _check_places(config: ConvertConfig) -> None:
+    if re.match(r"[a-z0-9]+:/", str(config.directory)):
         raise UsageError(f"--output={config.output} is no local folder; convert into one and copy it there")
     if config.source.startswith("tfds:"):
         return
     source = Path(config.source).resolve()
-    output = config.output.resolve()
+    output = config.directory.resolve()
     if source.is_dir() and (output == source or source in output.parents):
         raise UsageError(f"--output={config.output} lies inside --source={config.source}; name a folder outside it")
     if output.exists() and not output.is_dir():

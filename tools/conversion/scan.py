@@ -20,6 +20,7 @@ import numpy as np
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Features
+from shardline.tools.conversion.config import is_split_name
 
 SPLIT_FOLDERS = {  # names that make a folder of folders a split, and the order they are listed in
     **dict.fromkeys(("train", "training"), 0),
@@ -447,11 +448,6 @@ def read_class_names(path: str) -> list[str]:
             f"--class_names={path}: " + (f"{_shorten_list(twice)} listed twice" if names else "the file is empty")
         )
     return names
-
-
-def is_split_name(name: str) -> bool:
-    """Whether TFDS and our file names can carry this split name."""
-    return name.isascii() and name.isidentifier()
 
 
 def hash64(data: bytes, key: bytes = b"") -> int:

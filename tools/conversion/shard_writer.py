@@ -20,7 +20,8 @@ from typing import Any
 
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import encode_example, parse_example
-from shardline.pipeline.images import BadImage, ImageOptions, process, set_up_process
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
 from shardline.pipeline.tfrecord import frame_record, unframe_record
 from shardline.tools.conversion.scan import display

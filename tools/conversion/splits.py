@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
-from shardline.tools.conversion.scan import Sources, hash64, is_split_name
+from shardline.tools.conversion.scan import Sources, hash64
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it spread most evenly over the ring
 PIECE = 100_000  # inputs looked at together
@@ -90,28 +90,6 @@ def make_plan(
     )
     digest.update(split.data)
     return Plan(name, names, split, order, counts, digest.hexdigest())
-
-
-def parse_shares(text: str) -> dict[str, float]:
-    """Read --splits=train=0.9,validation=0.1. Raises UsageError unless the shares are positive and sum to 1."""
-    shares: dict[str, float] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, share = part.partition("=")
-        name = name.strip()
-        try:
-            value = float(share)
-        except ValueError:
-            value = -1.0
-        if not is_split_name(name) or not 0 < value <= 1:
-            raise UsageError(
-                f"--splits={text}: {part!r} is not NAME=SHARE with a share above 0, e.g. train=0.9,validation=0.1"
-            )
-        if name in shares:
-            raise UsageError(f"--splits={text}: {name!r} is given twice")
-        shares[name] = value
-    if shares and abs(sum(shares.values()) - 1) > 1e-6:
-        raise UsageError(f"--splits={text}: the shares sum to {sum(shares.values()):g}, not to 1")
-    return shares
 
 
 def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> tuple[tuple[str, ...], np.ndarray]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from shardline.pipeline.decode import decode
-from shardline.pipeline.images import ImageOptions, load_rgb
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.pipeline.shards import Shards
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shardline.pipeline.machine import available_cores
 from shardline.tools.html_report import HtmlReport
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.config import TrainConfig
@@ -268,7 +268,7 @@ def add_machine(page: HtmlReport, content: dict[str, Any], found: dict[str, Any]
     rows = [
         ("evaluated on", found["how"]["devices"]),
         ("seconds, with start-up", str(found["how"]["seconds"])),
-        ("processor", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"),
+        ("processor", f"{_processor()}, {available_cores()} cores"),
         ("GPUs", ", ".join(gpus) or "none"),
         ("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
         ("versions", f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"),

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from shardline.pipeline.images import ImageOptions, load_rgb
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.trainer.evaluation import serving
 

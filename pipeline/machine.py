@@ -1,0 +1,84 @@
+"""What this process may use: cores and memory, within its affinity and its control groups. No TensorFlow.
+
+A pod with 16 CPUs on a node of 192 sees 192 cores; what it may use is in its control group. Version 2 of the interface:
+https://docs.kernel.org/admin-guide/cgroup-v2.html, version 1: https://docs.kernel.org/scheduler/sched-bwc.html
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_ROOT = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
+
+def available_cores() -> int:
+    """Cores this process can keep busy: its affinity, or its CPU quota if that is less; at least 1."""
+    quota = cpu_quota()
+    cores = len(os.sched_getaffinity(0))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:
+    """CPU seconds a second that the control groups allow; None for no limit."""
+    quotas = []
+    for folder in _groups("cpu", root, own):
+        limit = _words(folder / "cpu.max")  # version 2: "200000 100000" or "max 100000"
+        if not limit:
+            limit = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")  # -1: no limit
+        if len(limit) == 2 and limit[0].isdigit() and int(limit[0]) and int(limit[1]):
+            quotas.append(int(limit[0]) / int(limit[1]))
+    return min(quotas, default=None)
+
+
+def memory_limit(root: Path = _ROOT, own: Path = _OWN) -> int:
+    """Bytes of memory this process can ever have: the machine's, or its control groups' limit if that is less."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory(root, own))])
+
+
+def available_memory(root: Path = _ROOT, own: Path = _OWN) -> int:
+    """Bytes that could be taken now without swapping or being killed."""
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _memory(root, own))]))
+
+
+def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use of every control group that has a limit."""
+    for folder in _groups("memory", root, own):
+        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            limit, used = (_words(folder / name) for name in names)
+            if limit and used and limit[0].isdigit():
+                yield int(limit[0]), int(used[0])
+
+
+def _groups(controller: str, root: Path, own: Path) -> Iterator[Path]:
+    """The folders of this process's control group and of those above it, in version 2 and in version 1."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base = root
+        elif controller in controllers.split(","):
+            base = next(
+                (root / name for name in (controllers, controller) if (root / name).is_dir()), root / controller
+            )
+        else:
+            continue
+        # Within a container the path is often that of the host, and the group itself is mounted at the root.
+        relative = Path(path.lstrip("/"))
+        for part in (relative, *relative.parents):
+            yield base / part
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

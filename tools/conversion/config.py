@@ -1,0 +1,127 @@
+"""ImageOptions and ConvertConfig: what to make of each image, and what one conversion is. No OpenCV, no TensorFlow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.options import check_options, narrowed, option
+
+
+def parse_shares(value: str | Mapping[str, float]) -> dict[str, float]:
+    """`train=0.9,validation=0.1`, or a mapping, as shares. Raises ValueError unless they are positive and sum to 1."""
+    if isinstance(value, str):
+        pieces = (piece.partition("=") for piece in value.split(",") if piece.strip())
+        pairs = [(name.strip(), share.strip()) for name, _, share in pieces]
+    else:
+        pairs = [(name, str(share)) for name, share in value.items()]
+    shares: dict[str, float] = {}
+    for name, text in pairs:
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+        if not is_split_name(name) or not 0 < share <= 1:
+            raise ValueError(f"{name}={text} is not NAME=SHARE with a share above 0; use e.g. train=0.9,validation=0.1")
+        if name in shares:
+            raise ValueError(f"{name!r} is given twice; give each split one share")
+        shares[name] = share
+    if shares and abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"the shares sum to {sum(shares.values()):g}; make them sum to 1")
+    return shares
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """Inverse of `parse_shares`."""
+    return ",".join(f"{name}={share:g}" for name, share in shares.items())
+
+
+def is_split_name(name: str) -> bool:
+    """Whether TFDS and our file names can carry this split name."""
+    return name.isascii() and name.isidentifier()
+
+
+@dataclass(frozen=True)
+class ConvertConfig(ImageOptions):
+    """One conversion: `shardline.tools.convert.convert(ConvertConfig(source=…, output=…))`. One field, one flag."""
+
+    GROUPS: ClassVar = ("data", "images", "checks", "shards", "run")
+
+    source: str = option("", "folder of class folders, table of path,label, or tfds:NAME[:VERSION]", group="data")
+    output: str = option("", "folder for the dataset; new, empty, or one to continue", group="data")
+    name: str = option("", "dataset name, the start of every shard's name; default: the source's", group="data")
+    label_from: str = option(
+        "", "which folder of a nested class folder names the class", choices=("", "parent", "first"), group="data"
+    )
+    class_names: str = option(
+        "", "file with one class name a line: the label order; default: sorted names", group="data"
+    )
+    tfds_dir: str = option(
+        "", "where prepared TFDS datasets lie; default: $TFDS_DATA_DIR or ~/tensorflow_datasets", group="data"
+    )
+    splits: Mapping[str, float] = option(
+        "", "shares, e.g. train=0.9,validation=0.1; default: the source's splits, or all in train",
+        parse=parse_shares, text=shares_text, group="data",
+    )  # fmt: skip
+    duplicates: str = option(
+        "keep", "what to do with images of equal pixels", choices=("keep", "drop", "fail"), group="checks"
+    )
+    on_bad_image: str = option(
+        "quarantine", "what to do with an image that cannot be used: set it aside, or end the run",
+        choices=("quarantine", "fail"), group="checks",
+    )  # fmt: skip
+    max_bad_fraction: float | None = option(
+        None, "end the run when more of the inputs are bad; default: 0.5, and never for fewer than 50 bad images",
+        low=0, high=1, group="checks",
+    )  # fmt: skip
+    shards: int = option(0, "number of shards of each split; 0: by --shard_mb", low=0, group="shards")
+    shard_mb: float = option(128.0, "size to aim for in a shard, in MB", low=0.001, group="shards")
+    seed: int = option(0, "seed of the splits and of the stored order", group="shards")
+    workers: int = option(0, "processes (Ray: tasks) at a time; 0: one for each core", low=0, group="run")
+    engine: str = option(
+        "processes", "executor of the work: worker processes, this process alone, or a Ray cluster",
+        choices=("processes", "inline", "ray"), group="run",
+    )  # fmt: skip
+    overwrite: bool = option(False, "delete the dataset in --output first", group="run")
+    report: bool = option(True, "write report.html and its plots", group="run")
+    dry_run: bool = option(False, "convert a sample, predict size, time and bad fraction, write nothing", group="run")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.source:
+            raise UsageError("--source is missing: name a folder of class folders, a table, or tfds:NAME")
+        if not self.output and not self.dry_run:
+            raise UsageError("--output is missing: name the folder to write the dataset to")
+        object.__setattr__(self, "source", self.source.rstrip("/") or self.source)
+        object.__setattr__(self, "name", _dataset_name(self.name, self.source))
+
+    @property
+    def directory(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output)
+
+    @property
+    def image(self) -> ImageOptions:
+        """What to make of each image: the fields that are ImageOptions'."""
+        return narrowed(self, ImageOptions)
+
+    def stored_options(self) -> dict[str, Any]:
+        """What the stored bytes depend on, besides the sources."""
+        names = ("name", "splits", "label_from", "duplicates", "shards", "shard_mb", "seed")
+        return {name: getattr(self, name) for name in names} | asdict(self.image)
+
+
+def _dataset_name(name: str, source: str) -> str:
+    """TFDS allows lower-case letters, digits and underscores, the first a letter."""
+    if name:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UsageError(f"--name={name}: use lower-case letters, digits and _, a letter first")
+        return name
+    stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(source).resolve().stem
+    cleaned = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")
+    return cleaned if cleaned[:1].isalpha() else f"data_{cleaned}".rstrip("_")
