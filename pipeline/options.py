@@ -130,7 +130,8 @@ def check_options(config: Any) -> None:
     Raises:
       UsageError: a value that cannot work; the message names the field, the value and what would work.
     """
-    for name, (facts, kind, optional, _) in options(type(config)).items():
+    config_class: Any = type(config)
+    for name, (facts, kind, optional, _) in options(config_class).items():
         value = getattr(config, name)
         if value is None and optional:
             continue
