@@ -1,72 +1,48 @@
-"""The shape of the project: who may import TensorFlow, which way imports run, and that --help is instant."""
+"""The shape of the project: imports run one way and in no circle, no TensorFlow where it would be slow, types."""
 
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("pipeline", "trainer", "tools", "benchmarks")
-LEAVES = {
-    "shardline.tools.html_report",
-    "shardline.pipeline.images",
-}
-MAY_IMPORT = {
-    "pipeline": {"pipeline"},
-    "tools": {"pipeline", "tools"},
-    "trainer": {"pipeline", "trainer"},
-    "benchmarks": {"pipeline", "trainer", "tools", "benchmarks"},
-}
+# A converter worker starts in a tenth of a second and 50 MB because of this; TensorFlow would cost it 7 s and 560 MB.
 NO_TENSORFLOW = [
     "pipeline",
-    "shardline.pipeline.cli",
-    "shardline.pipeline.manifest",
-    "shardline.pipeline.sampler",
-    "shardline.pipeline.config",
-    "shardline.pipeline.example",
-    "shardline.tools.conversion.scan",
-    "shardline.tools.conversion.splits",
-    "shardline.pipeline.images",
-    "shardline.tools.conversion.shard_writer",
-    "shardline.tools.conversion.executors",
-    "shardline.tools.convert",
-    "shardline.tools.html_report",
-    "shardline.trainer.schedule",
+    "pipeline.cli",
+    "pipeline.config",
+    "pipeline.example",
+    "pipeline.images",
+    "pipeline.manifest",
+    "pipeline.sampler",
+    "tools.convert",
+    "tools.html_report",
+    "tools.conversion.executors",
+    "tools.conversion.run",
+    "tools.conversion.scan",
+    "tools.conversion.shard_writer",
+    "trainer.config",
+    "trainer.schedule",
 ]
 
 
-def imported_names(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_imports_run_one_way(folder):
-    for path in (ROOT / folder).rglob("*.py"):
-        for name in imported_names(path):
-            top = name.split(".")[0]
-            allowed = MAY_IMPORT[folder] | (set() if folder == "pipeline" else {"tools"} if is_leaf(name) else set())
-            assert top not in FOLDERS or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
-
-
-def is_leaf(name):
-    return name == "tools" or any(name == leaf or name.startswith(leaf + ".") for leaf in LEAVES)
+def test_imports_obey_the_contracts_of_pyproject():
+    # Circles count inside a folder and inside functions too.
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run(['--no-cache'])"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout[-4000:]
 
 
 def test_files_marked_so_import_without_tensorflow():
     code = "import importlib, sys\n" + "".join(
-        f"importlib.import_module({name!r})\n"
+        f"importlib.import_module('shardline.{name}')\n"
         f"assert not {{'tensorflow', 'keras'}} & set(sys.modules), {name!r} + ' imports TensorFlow'\n"
         for name in NO_TENSORFLOW
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -74,13 +50,18 @@ def commands():
     """Every module that ends in a command line."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if "def cli()" in path.read_text():
-                yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            if "def cli() ->" in path.read_text():
+                yield "shardline." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_all_commands_live_in_one_process():
+    code = "import importlib, sys\n" + "".join(f"importlib.import_module({name!r})\n" for name in commands())
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("command", list(commands()))
 def test_help_answers_without_loading_the_heavy_libraries(command):
-    # What is loaded is asserted, not how long it takes: machines differ.
     code = (
         "import runpy, sys\n"
         f"sys.argv = [{command!r}, '--help']\n"
@@ -91,14 +72,39 @@ def test_help_answers_without_loading_the_heavy_libraries(command):
         "heavy = {'tensorflow', 'keras', 'matplotlib', 'cv2', 'pyarrow', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    started = time.perf_counter()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert "--" in result.stdout
-    assert time.perf_counter() - started < 20  # a hang, not a speed
+    assert "\n  --" in result.stdout
 
 
 def test_every_file_says_what_it_is_for():
     for folder in (*FOLDERS, "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path.relative_to(ROOT)} has no docstring"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_hardly_an_argument_is_typed_any(folder):
+    count = loose = 0
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for argument in (*node.args.args, *node.args.kwonlyargs):
+                    if argument.annotation is not None:
+                        count += 1
+                        loose += ast.unparse(argument.annotation) == "Any"
+    assert loose < 0.02 * count, f"{loose} of {count} arguments in {folder}/ are Any"
+
+
+def test_type_checkers_see_the_public_api(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "from shardline import pipeline\n"
+        "data = pipeline.open_dataset('x')\n"
+        "reveal_type(data)\n"
+        "reveal_type(pipeline.InputConfig().replica_batch_size(1))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", tmp_path / "user.py"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert '"shardline.pipeline.dataset.Dataset"' in result.stdout and '"builtins.int"' in result.stdout, result.stdout
