@@ -148,8 +148,6 @@ NOT_IMAGES = {
 
 _JPEG_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic"}
 _JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-_JPEG_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_ZERO_RUN = bytes(24)  # longer than anything legal outside a scan that we could meet by accident
 
 
 def _read_jpeg(data: bytes) -> Header:
@@ -230,47 +228,6 @@ def _first_ac_symbols(body: bytes) -> dict[int, int]:
             found[body[0] & 15] = body[17]
         body = body[17 + count :]
     return found
-
-
-def check_jpeg_scan(data: bytes, header: Header) -> None:
-    """Refuse blank stretches in compressed data: what a lost disk block leaves, and libjpeg may decode in silence.
-
-    Sequential Huffman data cannot hold such a run unless zeros spell "end of block" for every component of the
-    scan: otherwise it would be dozens of equal coefficients in one 8x8 block.
-    """
-    if header.zeros_are_data:
-        return
-    blank = data.find(_ZERO_RUN, header.scan)
-    if blank >= 0 and blank < jpeg_scan_end(data, header):
-        raise BadImage("corrupt-scan", f"JPEG: blank stretch in the compressed data at byte {blank}")
-
-
-def jpeg_scan_end(data: bytes, header: Header) -> int:
-    """Where the first scan's compressed data ends: at the next marker that is not a restart."""
-    found = _JPEG_END_OF_SCAN.search(data, header.scan)
-    return found.start() if found else len(data)
-
-
-def strip_jpeg(data: bytes, header: Header) -> bytes:
-    """The same JPEG without EXIF, XMP and what lies after its end; compressed data and the rest byte for byte."""
-    end = _jpeg_end(data, header)
-    if not header.metadata and end == len(data):
-        return data
-    kept, position = [], 0
-    for start, after in header.metadata:
-        kept.append(data[position:start])
-        position = after
-    return b"".join([*kept, data[position:end]])
-
-
-def _jpeg_end(data: bytes, header: Header) -> int:
-    """Just behind the end marker: phones and cameras append films and second images."""
-    position = header.scan
-    while found := _JPEG_END_OF_SCAN.search(data, position):
-        if found[0] == b"\xff\xd9":
-            return found.end()
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return len(data)
 
 
 # --- PNG, GIF, BMP, PNM -----------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import numpy as np
 import simplejpeg
 import xxhash
 
-from shardline.pipeline.image_headers import BadImage, Header, check_jpeg_scan, read_header, sniff, strip_jpeg
+from shardline.pipeline import jpeg
+from shardline.pipeline.image_headers import BadImage, Header, read_header, sniff
 from shardline.pipeline.image_options import ImageOptions
 
 __all__ = [
@@ -94,7 +95,7 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
             raise FilteredImage("blurred", f"sharpness {sharpness:.1f} < --min_sharpness={options.min_sharpness:g}")
     same_size = (height, width) == (source_height, source_width)
     if options.encoding == "jpeg" and header.passes_through and header.orientation == 1 and same_size:
-        stored = strip_jpeg(data, header)
+        stored = jpeg.strip(data, header)
         notes.append("passed through" if stored is data else f"passed through less {len(data) - len(stored)} bytes")
     else:
         stored = _encode(planes, options)
@@ -191,7 +192,7 @@ def _decode_as_stored(data: bytes, header: Header) -> np.ndarray | None:
 
 def _decode_jpeg(data: bytes, header: Header, reduction: int) -> np.ndarray:
     """libjpeg-turbo through simplejpeg, whose strict mode raises where libjpeg would only warn of corrupt data."""
-    check_jpeg_scan(data, header)
+    jpeg.check_scan(data, header)
     size = {
         "min_height": -(-header.height // reduction),
         "min_width": -(-header.width // reduction),

@@ -1,4 +1,4 @@
-"""What this installation does to each kind of image file: every sort of dirt, made here, converted and compared.
+"""What this installation does to each kind of image file: a corpus made here, converted and compared.
 
 shardline-doctor                  # the table; exit code 1 if any row is not as it should be
 shardline-doctor --corpus=DIR     # also keep the files, to try other tools on them
@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
-
-from shardline.pipeline import cli as command
+from shardline.pipeline import cli as command_line
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.options import check_options, option
 
 if TYPE_CHECKING:
     from shardline.tools.malformed_images import Case
 
-_CORPUS = flags.DEFINE_string("corpus", "", "new or empty folder to keep the dirty files in")
+__all__ = ["DoctorConfig", "Row", "doctor"]
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """One examination of this installation."""
+
+    corpus: str = option("", "new or empty folder to keep the malformed images in; default: none are kept")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -26,9 +36,27 @@ class Row:
     """What became of one file."""
 
     name: str
-    became: str  # "written" or "quarantined: reason"
-    explained: str
-    wrong: str  # "" where all is as it should be
+    outcome: str  # "written" or "quarantined: reason"
+    detail: str
+    error: str  # "" where all is as it should be
+
+
+def doctor(config: DoctorConfig) -> list[Row]:
+    """Convert every malformed image and hold the outcome against what it must be.
+
+    Raises:
+      UsageError: `corpus` exists and is not an empty folder.
+    """
+    from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
+    from shardline.tools import malformed_images
+
+    set_up_process()
+    if not config.corpus:
+        return [examine(case) for case in malformed_images.cases()]
+    folder = Path(config.corpus)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
+    return [examine(case) for case in malformed_images.write(folder)]
 
 
 def examine(case: Case) -> Row:
@@ -39,8 +67,8 @@ def examine(case: Case) -> Row:
     try:
         image = process(case.data, ImageOptions())
     except BadImage as bad:
-        wrong = "" if bad.reason == case.reason else f"expected {case.reason or 'an image'}"
-        return Row(case.name, f"{bad.status}: {bad.reason}", bad.detail, wrong)
+        error = "" if bad.reason == case.reason else f"expected {case.reason or 'an image'}"
+        return Row(case.name, f"{bad.status}: {bad.reason}", bad.detail, error)
     faults = [f"expected quarantine for {case.reason}"] if case.reason else []
     if case.note not in image.note:
         faults.append(f"expected the note {case.note!r}")
@@ -68,10 +96,10 @@ def _differences(stored: bytes, case: Case) -> list[str]:
 def table(rows: Iterable[Row]) -> str:
     """One line a file."""
     rows = list(rows)
-    first, second = (max(len(getattr(row, name)) for row in rows) for name in ("name", "became"))
+    first, second = (max(len(getattr(row, name)) for row in rows) for name in ("name", "outcome"))
     return "\n".join(
-        f"{'WRONG' if row.wrong else 'ok':5}  {row.name:{first}}  {row.became:{second}}  {row.explained}"
-        + (f"  << {row.wrong}" if row.wrong else "")
+        f"{'WRONG' if row.error else 'ok':5}  {row.name:{first}}  {row.outcome:{second}}  {row.detail}"
+        + (f"  << {row.error}" if row.error else "")
         for row in rows
     )
 
@@ -85,32 +113,23 @@ def codecs() -> list[str]:
     return [line for line in lines if line.startswith(wanted)]
 
 
-def main() -> None:
-    """Print the table and the versions; fail if any row is wrong."""
-    from shardline.pipeline.images import set_up_process, versions
-    from shardline.tools import malformed_images
+def main(config: DoctorConfig) -> None:
+    """The command: print the table and the versions; fail if any row is wrong."""
+    rows = doctor(config)
+    from shardline.pipeline.images import versions  # OpenCV: not for --help
 
-    set_up_process()
-    if _CORPUS.value:
-        folder = Path(_CORPUS.value)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise command.UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
-        cases = malformed_images.write(folder)
-    else:
-        cases = malformed_images.cases()
-    rows = [examine(case) for case in cases]
     print(table(rows))
     print("\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print("\n".join(codecs()))
-    wrong = [row.name for row in rows if row.wrong]
+    wrong = [row.name for row in rows if row.error]
     if wrong:
-        raise command.Failure(f"{len(wrong)} of {len(rows)} kinds of file go wrong here: {', '.join(wrong)}")
-    print(f"\nall {len(rows)} kinds of file are handled as they should")
+        raise Failure(f"{len(wrong)} of {len(rows)} kinds of file are handled wrongly here: {', '.join(wrong)}")
+    print(f"\nall {len(rows)} kinds of file are handled as they should be")
 
 
 def cli() -> None:
-    """Entry point of `shardline-doctor`."""
-    command.run(main)
+    """Run the console script `shardline-doctor`."""
+    command_line.run(main, DoctorConfig, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The dirty corpus: one small file for every format, every oddity and every fault the converter must get right.
+"""Malformed images: one small file for every format, every oddity and every fault the converter must get right.
 
     cases()            what is in each file, and what must become of it
     write(directory)   the same as files, with the faults that only a file system can have

@@ -482,7 +482,7 @@ def test_sharpness_falls_with_blur_and_filters() -> None:
      ("min_sharpness", float("nan"))],
 )  # fmt: skip
 def test_options_refuse_what_cannot_be_and_name_the_flag(field: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"--{field}={value:g}" if isinstance(value, float) else f"--{field}={value}"):
+    with pytest.raises(UsageError, match=f"{field}={value:g}" if isinstance(value, float) else f"{field}={value}"):
         ImageOptions(**{field: value})
 
 

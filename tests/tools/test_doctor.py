@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from shardline.pipeline import images
 from shardline.pipeline.errors import Failure
@@ -58,11 +57,11 @@ QUARANTINED = {
 
 def test_the_table_is_the_promised_one() -> None:
     rows = {name: doctor.examine(case) for name, case in CASES.items()}
-    assert {name: row.wrong for name, row in rows.items() if row.wrong} == {}
+    assert {name: row.error for name, row in rows.items() if row.error} == {}
     expected = dict.fromkeys(WRITTEN.split(), "written")
     for reason, names in QUARANTINED.items():
         expected |= dict.fromkeys(names.split(), f"quarantined: {reason}")
-    assert {name: row.became for name, row in rows.items()} == expected
+    assert {name: row.outcome for name, row in rows.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -78,16 +77,14 @@ def test_the_table_is_the_promised_one() -> None:
     ],
 )
 def test_a_wrong_outcome_is_named(name: str, change: dict, complaint: str) -> None:
-    assert complaint in doctor.examine(replace(CASES[name], **change)).wrong
+    assert complaint in doctor.examine(replace(CASES[name], **change)).error
 
 
 def test_a_wrong_row_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     broken = replace(CASES["empty.jpg"], reason="truncated")
     monkeypatch.setattr(malformed_images, "cases", lambda: [CASES["plain.png"], broken])
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
     with pytest.raises(Failure, match=r"1 of 2 .*empty\.jpg"):
-        doctor.main()
+        doctor.main(doctor.DoctorConfig())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("ok     plain.png") and lines[1].startswith("WRONG  empty.jpg")
 
@@ -101,13 +98,13 @@ def test_the_command_keeps_the_corpus_and_refuses_a_full_folder(tmp_path: Path) 
             cwd=Path(__file__).parents[2],
         )
 
-    done = run(f"--corpus={tmp_path / 'dirty'}")
+    done = run(f"--corpus={tmp_path / 'corpus'}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no codec talks past us
     assert f"all {len(CASES)} kinds of file" in done.stdout and "opencv 5" in done.stdout
-    assert {path.name for path in (tmp_path / "dirty").iterdir()} == {
+    assert {path.name for path in (tmp_path / "corpus").iterdir()} == {
         *CASES, "a-directory.jpg", "dangling-link.jpg", "looping-link.jpg", "unreadable.jpg"
     }  # fmt: skip
-    assert (tmp_path / "dirty" / "alpha.png").read_bytes() == CASES["alpha.png"].data
-    again = run(f"--corpus={tmp_path / 'dirty'}")
+    assert (tmp_path / "corpus" / "alpha.png").read_bytes() == CASES["alpha.png"].data
+    again = run(f"--corpus={tmp_path / 'corpus'}")
     assert again.returncode == 2 and "--corpus" in again.stderr and again.stderr.count("\n") == 1
