@@ -8,12 +8,22 @@ before it gets its name, and so is the name. What can be made again at any time 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
+
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.text import display
+
+_log = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"  # how the names of unfinished files end
 
@@ -57,3 +67,58 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Locks ----------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """This process alone uses `what` while the context lasts; the file `path` says which process that is.
+
+    The lock is the kernel's (flock) and ends with its owner, however that ends. Over NFS, Linux turns it into a lock
+    on the server, which other hosts see too. Where a file system keeps no locks, a warning says so.
+
+    Raises:
+      Failure: another process uses it; the message names its host, process and start.
+      OSError: the lock file cannot be written.
+    """
+    path = Path(path)
+    file = _locked(path, what)
+    try:
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{_owner()}\n".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # ours while we hold the lock; who waited for it finds out and makes another
+        os.close(file)
+
+
+def _locked(path: Path, what: str) -> int:
+    """An open descriptor of the file that has this name and is locked by us."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = display(os.pread(file, 200, 0).strip())
+            os.close(file)
+            raise Failure(f"{what} is in use by {owner or 'another process'}; wait for it, or end it") from None
+        except OSError as error:  # ENOLCK, EOPNOTSUPP: no lock server
+            _log.warning(
+                "%s: this file system keeps no locks (%s); make sure that no other process uses %s",
+                path.parent, error.strerror, what,
+            )  # fmt: skip
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        os.close(file)  # its owner removed the name before we had the lock
+
+
+def _owner() -> str:
+    started = psutil.Process().create_time()
+    return (
+        f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%F %T %z', time.localtime(started))}"
+    )

@@ -1,0 +1,102 @@
+"""One owner of a directory at a time, and a refusal that names the other."""
+
+import errno
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import exclusive
+from tests.tools.folders import ROOT
+
+HOLD = "import sys, time\nfrom shardline.pipeline.files import exclusive\n" + (
+    "with exclusive(sys.argv[1], 'it'):\n    print('held', flush=True)\n    time.sleep(60)\n"
+)
+
+
+def holder(path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path):
+    process = holder(tmp_path / "lock")
+    try:
+        with pytest.raises(Failure) as refusal, exclusive(tmp_path / "lock", "the cellar"):
+            pass
+        assert re.fullmatch(
+            rf"the cellar is in use by process {process.pid} on {re.escape(socket.gethostname())}, "
+            r"started \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}; wait for it, or end it",
+            str(refusal.value),
+        )
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_owner_leaves_no_lock_behind(tmp_path):
+    process = holder(tmp_path / "lock")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with exclusive(tmp_path / "lock", "it"):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} ")
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_can_be_taken_again_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), exclusive(tmp_path / "lock", "it"):
+            raise KeyError
+    with exclusive(tmp_path / "lock", "it"), pytest.raises(Failure), exclusive(tmp_path / "lock", "it"):
+        pass  # this process's own second attempt counts, too
+
+
+def test_a_name_that_its_owner_removes_meanwhile_is_locked_again(tmp_path, monkeypatch):
+    path, real, removed = tmp_path / "lock", fcntl.flock, []
+
+    def flock(file, operation):
+        real(file, operation)
+        if not removed:
+            removed.append(path.unlink())  # the owner's last act, between our open and our lock
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive(path, "it"):
+        assert path.exists() and removed
+        with pytest.raises(Failure), exclusive(path, "it"):
+            pass
+
+
+def test_escape_sequences_in_a_lock_file_are_harmless(tmp_path):
+    process = holder(tmp_path / "lock")
+    (tmp_path / "lock").write_bytes(b"\x1b]0;owned\x07" * 100)
+    try:
+        with pytest.raises(Failure) as refusal, exclusive(tmp_path / "lock", "it"):
+            pass
+        assert "\x1b" not in str(refusal.value) and len(str(refusal.value)) < 1000
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive(tmp_path / "lock", "it"):
+        pass
+    assert "keeps no locks (No locks available); make sure that no other process uses it" in caplog.text
+
+
+def test_a_link_in_the_lock_s_place_is_not_followed(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError), exclusive(tmp_path / "lock", "it"):
+        pass
+    assert not (tmp_path / "victim").exists()
