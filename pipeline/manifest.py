@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.wording import count
 
 FILE_NAME = "manifest.json"
 FORMAT = "shardline/1"
@@ -43,6 +44,11 @@ class Split:
     def records(self) -> int:
         """Number of records in all shards."""
         return sum(shard.records for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,13 @@ class Ledger:
     def __post_init__(self) -> None:
         accounted = self.written + self.quarantined + self.duplicates + self.filtered
         if self.inputs != accounted:
-            raise ValueError(f"the ledger does not balance: {self.inputs} inputs, {accounted} accounted for in {self}")
+            raise ValueError(f"the ledger does not balance: {accounted} of the inputs are accounted for in {self}")
+
+    def __str__(self) -> str:
+        return (
+            f"{count(self.inputs, 'input')} = {self.written:,} written + {self.quarantined:,} quarantined "
+            f"+ {count(self.duplicates, 'duplicate')} + {self.filtered:,} filtered"
+        )
 
 
 @dataclass(frozen=True)

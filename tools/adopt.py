@@ -14,16 +14,15 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from absl import flags
-
-from shardline.pipeline.cli import progress, run
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.example import Example, feature_kinds, parse_example
+from shardline.pipeline.image_headers import BadImage, read_header
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import (
     FILE_NAME,
@@ -36,20 +35,14 @@ from shardline.pipeline.manifest import (
     index_path,
     write_index,
 )
-
-if TYPE_CHECKING:
-    from shardline.tools.conversion.tfds_metadata import TfdsLayout
-
-_NAME = flags.DEFINE_string("name", "", "dataset name; default: TFDS's, or the directory's")
-_IMAGE = flags.DEFINE_string("image_feature", "", "name of the feature with the encoded image; default: found out")
-_LABEL = flags.DEFINE_string("label_feature", "", "name of the feature with the integer label; default: found out")
-_OFFSET = flags.DEFINE_integer("label_offset", 0, "added to every stored label; ImageNet's shards count from 1: -1")
-_CLASS_NAMES = flags.DEFINE_string("class_names", "", "file with one class name a line, in label order")
-_SPLIT_PATTERN = flags.DEFINE_string(
-    "split_pattern", "", "regular expression over file names whose group 'split' names the split; default: usual names"
-)
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core; 1: none but this one", lower_bound=0)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the manifest and indexes that are there")
+from shardline.pipeline.options import option
+from shardline.pipeline.tfrecord import index_records, read_framed, unframe_record
+from shardline.pipeline.wording import count, shorten_list
+from shardline.tools.conversion import executors
+from shardline.tools.conversion.config import dataset_name
+from shardline.tools.conversion.scan import read_class_names
+from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
+from shardline.tools.dataset_config import DatasetConfig
 
 PATTERNS = (
     r"(?P<name>.+)-(?P<split>[A-Za-z_]\w*)\.tfrecords?-\d+-of-\d+",  # TFDS
@@ -63,8 +56,24 @@ FILENAMES = ("image/filename", "file_name", "filename", "image/source_id")
 
 
 @dataclass(frozen=True)
+class AdoptConfig(DatasetConfig):
+    """What to adopt and how to read it: `adopt(AdoptConfig(data=…))`. One field, one flag."""
+
+    name: str = option("", "dataset name; default: TFDS's, or the directory's")
+    image_feature: str = option("", "name of the feature with the encoded image; default: told from the first record")
+    label_feature: str = option("", "name of the feature with the integer label; default: told from the first record")
+    label_offset: int = option(0, "number added to every stored label; ImageNet's shards count from 1: -1")
+    class_names: str = option("", "file with one class name a line, in label order; default: TFDS's, or the numbers")
+    split_pattern: str = option(
+        "", "regular expression over file names whose group 'split' names the split; default: the usual names"
+    )
+    workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
+    overwrite: bool = option(False, "replace the manifest and the indexes that are there")
+
+
+@dataclass(frozen=True)
 class ShardFile:
-    """One file to adopt."""
+    """One file to adopt: the task of a worker."""
 
     path: str
     features: Features
@@ -82,90 +91,75 @@ class ShardFile:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ShardContent:
     """What one file holds."""
 
     path: str
     shard: Shard
     labels: Mapping[int, int]  # label -> records
-    formats: frozenset[str]
+    encodings: frozenset[str]
     max_height: int
     max_width: int
-    faults: tuple[str, ...] = field(default=())  # records that cannot be read, at most ten
+    faults: tuple[str, ...] = ()  # records that cannot be read, at most ten
 
 
-def main(arguments: list[str]) -> None:
-    """One directory."""
-    if len(arguments) != 1:
-        raise UsageError(f"give one directory, e.g. shardline-adopt DIR; got {len(arguments)} arguments")
-    manifest = adopt(
-        Path(arguments[0]),
-        name=_NAME.value,
-        image_feature=_IMAGE.value,
-        label_feature=_LABEL.value,
-        label_offset=_OFFSET.value,
-        class_names=_CLASS_NAMES.value,
-        split_pattern=_SPLIT_PATTERN.value,
-        workers=_WORKERS.value or available_cores(),
-        overwrite=_OVERWRITE.value,
-    )
-    splits = ", ".join(
-        f"{name} {split.records:,} in {len(split.shards)} shards" for name, split in manifest.splits.items()
-    )
-    features = manifest.features
-    offset = f"{features.label_offset:+}" if features.label_offset else ""
-    print(f"{arguments[0]}: {splits}; {len(manifest.labels)} classes")
-    print(f"image {features.image!r} ({manifest.image.encoding}), label {features.label!r}{offset}")
-    print(manifest.digest)
+def adopt(config: AdoptConfig) -> Manifest:
+    """Read every record of every file once; write the manifest and the indexes.
 
-
-def adopt(
-    directory: Path,
-    *,
-    name: str = "",
-    image_feature: str = "",
-    label_feature: str = "",
-    label_offset: int = 0,
-    class_names: str = "",
-    split_pattern: str = "",
-    workers: int = 1,
-    overwrite: bool = False,
-) -> Manifest:
-    """Read every record of every file once and write the manifest and the indexes."""
-    from shardline.tools.conversion import executors
-    from shardline.tools.conversion.scan import read_class_names
-
-    if not directory.is_dir():
-        raise UsageError(f"{directory}: no such directory")
-    if (directory / FILE_NAME).exists() and not overwrite:
-        raise UsageError(f"{directory} has a {FILE_NAME} already; --overwrite replaces it")
-    if not os.access(directory, os.W_OK):
-        raise UsageError(f"{directory} cannot be written; the manifest and the indexes belong beside the shards")
+    Raises:
+      UsageError: the directory or an option cannot work, or the labels do not fit the class names.
+      Failure: a file is damaged, or not one record can be read.
+    """
+    directory = config.directory
+    _check_place(config)
     layout = _tfds_layout(directory)
-    splits = dict(layout.splits) if layout else find_splits(directory, split_pattern)
+    splits = dict(layout.splits) if layout else find_splits(directory, config.split_pattern)
     missing = [file for files in splits.values() for file in files if not (directory / file).is_file()]
     if missing:
-        raise UsageError(f"{directory}: {missing[0]}{f' and {len(missing) - 1} more' * (len(missing) > 1)} missing")
-    features = layout.features if layout else find_features(directory, splits, image_feature, label_feature)
-    features = Features(**{**vars(features), "label_offset": label_offset})
-    names = read_class_names(class_names) if class_names else list(layout.labels) if layout else []
-
-    engine = "inline" if workers == 1 else "processes"
-    tasks = [ShardFile(str(directory / file), features) for files in splits.values() for file in files]
-    readings = {}
-    with progress(total=len(tasks), desc="adopt", unit="shard") as bar:
-        for reading in executors.run(read_shard, tasks, engine=engine, workers=min(workers, len(tasks))):
-            readings[os.path.relpath(reading.path, directory)] = reading
-            bar.update()
-    for reading in readings.values():
-        for fault in reading.faults:
-            print(f"note: {reading.shard.file}, {fault}; readers pass over it", file=sys.stderr)
-    labels = _names_of(names, readings, label_offset)
+        raise UsageError(f"--data={directory}: {shorten_list(missing, 1)} missing")
+    features = layout.features if layout else find_features(config, splits)
+    features = replace(features, label_offset=config.label_offset)
+    contents = _read_shards(config, splits, features)
+    names = read_class_names(config.class_names) if config.class_names else list(layout.labels) if layout else []
     manifest = _manifest(
-        directory, name or (layout.name if layout else _clean(directory)), splits, readings, labels, features
+        name=config.name or (layout.name if layout else dataset_name(directory.resolve().name)),
+        splits=splits,
+        contents=contents,
+        labels=_label_names(names, contents.values(), config.label_offset),
+        features=features,
     )
     manifest.save(directory)
     return manifest
+
+
+def _check_place(config: AdoptConfig) -> None:
+    if not config.directory.is_dir():
+        raise UsageError(f"--data={config.data}: no such directory")
+    if (config.directory / FILE_NAME).exists() and not config.overwrite:
+        raise UsageError(f"--data={config.data} has a {FILE_NAME} already; --overwrite replaces it")
+    if not os.access(config.directory, os.W_OK):
+        raise UsageError(
+            f"--data={config.data} cannot be written; the manifest and the indexes belong beside the shards"
+        )
+
+
+def _read_shards(
+    config: AdoptConfig, splits: Mapping[str, tuple[str, ...]], features: Features
+) -> dict[str, ShardContent]:
+    """What every file holds, by its name; damaged records are noted on stderr."""
+    workers = config.workers or available_cores()
+    files = [ShardFile(str(config.directory / file), features) for names in splits.values() for file in names]
+    contents = {}
+    with command_line.progress(total=len(files), desc="adopt", unit=" shards") as bar:
+        for content in executors.run(
+            read_shard, files, engine="inline" if workers == 1 else "processes", workers=min(workers, len(files))
+        ):
+            contents[os.path.relpath(content.path, config.directory)] = content
+            bar.update()
+    for content in contents.values():
+        for fault in content.faults:
+            print(f"note: {content.shard.file}, {fault}; readers skip it", file=sys.stderr)
+    return contents
 
 
 def find_splits(directory: Path, pattern: str = "") -> dict[str, tuple[str, ...]]:
@@ -187,8 +181,8 @@ def find_splits(directory: Path, pattern: str = "") -> dict[str, tuple[str, ...]
             _refuse_gaps(directory, found)
             return {split: tuple(members) for split, members in found.items()}
     raise UsageError(
-        f"{directory}: no TFRecord files by name ({', '.join(files[:3]) or 'the directory is empty'}); --split_pattern "
-        "tells how theirs are built, e.g. '(?P<split>\\w+)_\\d+\\.records'"
+        f"--data={directory}: no TFRecord files by name ({', '.join(files[:3]) or 'the directory is empty'}); "
+        "--split_pattern tells how theirs are built, e.g. '(?P<split>\\w+)_\\d+\\.records'"
     )
 
 
@@ -198,14 +192,27 @@ def _refuse_gaps(directory: Path, found: Mapping[str, list[str]]) -> None:
         counts = {int(text[1]) for file in files if (text := re.search(r"-of-(\d+)", file))}
         if counts and counts != {len(files)}:
             wanted = ", ".join(map(str, sorted(counts)))
-            raise UsageError(f"{directory}: split {split!r} has {len(files)} shards, their names say {wanted}")
+            raise UsageError(
+                f"--data={directory}: split {split!r} has {count(len(files), 'shard')}, their names say {wanted}"
+            )
 
 
-def find_features(directory: Path, splits: Mapping[str, tuple[str, ...]], image: str, label: str) -> Features:
+def find_features(config: AdoptConfig, splits: Mapping[str, tuple[str, ...]]) -> Features:
     """Tell the features' names from the first record. Raises UsageError that lists what there is."""
-    from shardline.pipeline.example import feature_kinds
-    from shardline.pipeline.tfrecord import index_records, read_framed, unframe_record
+    kinds = _first_record_features(config.directory, splits)
+    texts = [name for name, kind in kinds.items() if kind == "bytes"]
+    numbers = [name for name, kind in kinds.items() if kind == "int64"]
+    return Features(
+        image=_choose("image_feature", config.image_feature, IMAGES, texts, kinds),
+        label=_choose("label_feature", config.label_feature, LABELS, numbers, kinds),
+        filename=next((name for name in FILENAMES if name in texts), ""),
+        height="image/height" if "image/height" in numbers else "",
+        width="image/width" if "image/width" in numbers else "",
+    )
 
+
+def _first_record_features(directory: Path, splits: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Name and kind (bytes, int64, float) of each feature of the first record there is."""
     for files in splits.values():
         for file in files:
             try:
@@ -215,21 +222,12 @@ def find_features(directory: Path, splits: Mapping[str, tuple[str, ...]], image:
             if not len(index):
                 continue
             try:
-                kinds = feature_kinds(unframe_record(read_framed(directory / file, *index[0].tolist())))
+                return feature_kinds(unframe_record(read_framed(directory / file, *index[0].tolist())))
             except ValueError as error:
                 raise UsageError(
                     f"{directory / file}: its first record is damaged or no tf.train.Example ({error})"
                 ) from None
-            texts = [name for name, kind in kinds.items() if kind == "bytes"]
-            numbers = [name for name, kind in kinds.items() if kind == "int64"]
-            return Features(
-                image=_choose("image_feature", image, IMAGES, texts, kinds),
-                label=_choose("label_feature", label, LABELS, numbers, kinds),
-                filename=next((name for name in FILENAMES if name in texts), ""),
-                height="image/height" if "image/height" in numbers else "",
-                width="image/width" if "image/width" in numbers else "",
-            )
-    raise UsageError(f"{directory}: all files are empty")
+    raise UsageError(f"--data={directory}: all files are empty")
 
 
 def _choose(flag: str, wanted: str, usual: tuple[str, ...], fitting: list[str], kinds: Mapping[str, str]) -> str:
@@ -241,19 +239,15 @@ def _choose(flag: str, wanted: str, usual: tuple[str, ...], fitting: list[str], 
     raise UsageError(f"{what}; the first record has {listed}")
 
 
-def read_shard(file: ShardFile, tick: Callable[[int], None] = lambda position: None) -> Reading:
+def read_shard(file: ShardFile, on_progress: Callable[[int], None] = lambda position: None) -> ShardContent:
     """Index one file, check every record's checksum, count labels, and write the index beside it."""
-    from shardline.pipeline.example import parse_example
-    from shardline.pipeline.image_headers import BadImage, read_header
-    from shardline.pipeline.tfrecord import index_records, unframe_record
-
     try:
         index = index_records(file.path)
     except ValueError as error:
         raise Failure(f"{file.path}: {error}") from None
     digest = hashlib.sha256()
     labels: dict[int, int] = {}
-    formats: set[str] = set()
+    encodings: set[str] = set()
     faults: list[str] = []
     height = width = 0
     with open(file.path, "rb") as data:
@@ -268,19 +262,23 @@ def read_shard(file: ShardFile, tick: Callable[[int], None] = lambda position: N
             labels[example.label] = labels.get(example.label, 0) + 1
             height, width = max(height, example.height), max(width, example.width)
             if number < 8:
-                try:
-                    formats.add(read_header(bytes(example.image)).format)
-                except BadImage:
-                    raw = example.height * example.width * 3 == len(example.image)
-                    formats.add("raw" if raw else "any")
+                encodings.add(_encoding(example))
     write_index(index_path(file.path), index)
     shard = Shard(os.path.basename(file.path), len(index), os.path.getsize(file.path), digest.hexdigest())
-    return Reading(file.path, shard, labels, frozenset(formats), height, width, tuple(faults[:10]))
+    return ShardContent(file.path, shard, labels, frozenset(encodings), height, width, tuple(faults[:10]))
 
 
-def _names_of(names: list[str], readings: Mapping[str, Reading], offset: int) -> tuple[str, ...]:
+def _encoding(example: Example) -> str:
+    """The format of a stored image as its header tells; raw or any where it has none."""
+    try:
+        return read_header(bytes(example.image)).format
+    except BadImage:
+        return "raw" if example.height * example.width * 3 == len(example.image) else "any"
+
+
+def _label_names(names: list[str], contents: Collection[ShardContent], offset: int) -> tuple[str, ...]:
     """The label names: those given, or as many numbers as the labels need."""
-    used = {label for reading in readings.values() for label in reading.labels}
+    used = {label for content in contents for label in content.labels}
     if not used:
         raise Failure("not one record could be read")
     low, high = min(used), max(used)
@@ -298,31 +296,31 @@ def _names_of(names: list[str], readings: Mapping[str, Reading], offset: int) ->
 
 
 def _manifest(
-    directory: Path,
+    *,
     name: str,
     splits: Mapping[str, tuple[str, ...]],
-    readings: Mapping[str, Reading],
+    contents: Mapping[str, ShardContent],
     labels: tuple[str, ...],
     features: Features,
 ) -> Manifest:
-    formats = {kind for reading in readings.values() for kind in reading.formats}
-    records = sum(reading.shard.records for reading in readings.values())
-    known = formats if formats <= {"jpeg"} or formats <= {"png"} or formats <= {"raw"} else {"any"}
+    encodings = {encoding for content in contents.values() for encoding in content.encodings}
+    stored = encodings.pop() if len(encodings) == 1 else "any"
+    records = sum(content.shard.records for content in contents.values())
     return Manifest(
         name=name,
         labels=labels,
-        splits={split: Split(split, tuple(readings[file].shard for file in files)) for split, files in splits.items()},
+        splits={split: Split(split, tuple(contents[file].shard for file in files)) for split, files in splits.items()},
         ledger=Ledger(inputs=records, written=records),
         features=features,
         image=ImageFormat(
-            encoding=next(iter(known), "any"),
+            encoding=stored if stored in ("jpeg", "png", "raw") else "any",
             resize="none",
             size=0,
-            max_height=max(reading.max_height for reading in readings.values()),
-            max_width=max(reading.max_width for reading in readings.values()),
+            max_height=max(content.max_height for content in contents.values()),
+            max_width=max(content.max_width for content in contents.values()),
         ),
         class_counts={
-            split: tuple(sum(readings[file].labels.get(label, 0) for file in files) for label in range(len(labels)))
+            split: tuple(sum(contents[file].labels.get(label, 0) for file in files) for label in range(len(labels)))
             for split, files in splits.items()
         },
         options={"adopted": True},
@@ -333,19 +331,25 @@ def _manifest(
 def _tfds_layout(directory: Path) -> TfdsLayout | None:
     if not (directory / "dataset_info.json").exists() or not (directory / "features.json").exists():
         return None
-    from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
-
-    return read_tfds_metadata(directory, str(directory))
+    return read_tfds_metadata(directory, f"--data={directory}")
 
 
-def _clean(directory: Path) -> str:
-    cleaned = re.sub(r"[^a-z0-9]+", "_", directory.resolve().name.lower()).strip("_")
-    return cleaned if cleaned[:1].isalpha() else f"data_{cleaned}".rstrip("_")
+def main(config: AdoptConfig) -> None:
+    """The command: adopt one directory and say what is in it."""
+    manifest = adopt(config)
+    splits = ", ".join(
+        f"{name} {split.records:,} in {count(len(split.shards), 'shard')}" for name, split in manifest.splits.items()
+    )
+    features = manifest.features
+    offset = f"{features.label_offset:+}" if features.label_offset else ""
+    print(f"{config.data}: {splits}; {count(len(manifest.labels), 'class')}")
+    print(f"image {features.image!r} ({manifest.image.encoding}), label {features.label!r}{offset}")
+    print(manifest.digest)
 
 
 def cli() -> None:
-    """Console script."""
-    run(main)
+    """Run the console script `shardline-adopt`."""
+    command_line.run(main, AdoptConfig, __doc__)
 
 
 if __name__ == "__main__":

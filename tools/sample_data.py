@@ -1,4 +1,4 @@
-"""Draw a labelled folder of photo-like images to try everything on: DIR/CLASS/0001.jpg, and a few dirty files.
+"""Draw a labeled folder of photo-like images to try everything on: DIR/CLASS/0001.jpg, and a few difficult files.
 
     shardline-sample-data --output photos [--classes 6 --images_per_class 120 --seed 0]
 
@@ -9,62 +9,82 @@ one that a camera stored sideways, a CMYK JPEG and a PNG named .jpg.
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from absl import flags
+import numpy as np
 
-from shardline.pipeline.cli import progress, run
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    ProcessedImage = NDArray[np.uint8]  # [height, width, 3], RGB
+from shardline.pipeline.machine import available_cores
+from shardline.pipeline.options import check_options, option
+from shardline.pipeline.wording import count
 
 MAX_CLASSES = 12
-MAX_IMAGES_PER_CLASS = 9999  # names have four digits
-
-_OUTPUT = flags.DEFINE_string("output", "", "folder to draw into; new or empty")
-_CLASSES = flags.DEFINE_integer("classes", 6, f"number of classes, 2 to {MAX_CLASSES}; an even number keeps the pairs")
-_IMAGES = flags.DEFINE_integer("images_per_class", 120, f"images in each class, 1 to {MAX_IMAGES_PER_CLASS}")
-_SEED = flags.DEFINE_integer("seed", 0, "another number draws other images of the same classes")
 
 
-def main() -> None:
-    """Flags in, a folder of images out."""
-    if not _OUTPUT.value:
-        raise UsageError("--output is missing; name a new folder, e.g. --output photos")
-    if not 2 <= _CLASSES.value <= MAX_CLASSES:
-        raise UsageError(f"--classes={_CLASSES.value}: choose 2 to {MAX_CLASSES}")
-    if not 1 <= _IMAGES.value <= MAX_IMAGES_PER_CLASS:
-        raise UsageError(f"--images_per_class={_IMAGES.value}: choose 1 to {MAX_IMAGES_PER_CLASS}")
-    if _SEED.value < 0:
-        raise UsageError(f"--seed={_SEED.value}: choose 0 or more")
-    images, dirty = draw(Path(_OUTPUT.value), _CLASSES.value, _IMAGES.value, _SEED.value)
-    print(f"{images} images of {_CLASSES.value} classes and {dirty} dirty files in {_OUTPUT.value}")
+@dataclass(frozen=True)
+class SampleDataConfig:
+    """What to draw: `sample_data(SampleDataConfig(output=…))`. One field, one flag."""
+
+    output: str = option("", "folder to draw into; new or empty")
+    classes: int = option(6, "number of classes; an even number keeps the pairs of one hue", low=2, high=MAX_CLASSES)
+    images_per_class: int = option(120, "images in each class; names have four digits", low=1, high=9999)
+    seed: int = option(0, "another number draws other images of the same classes", low=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.output:
+            raise UsageError("--output is missing; name a new folder, e.g. --output=photos")
 
 
 @dataclass(frozen=True)
 class Task:
     """One file to draw. Its image depends on the seed, the class and the number, and on nothing else."""
 
-    path: Path
+    path: Path  # relative to the output
     class_name: str
     number: int
-    encode: Callable[[ProcessedImage, int], bytes]
+    encode: Callable[[np.ndarray, int], bytes]
 
 
-def plan(classes: int, images_per_class: int) -> list[Task]:
-    """Every file, relative to the output, the dirty ones spread over the classes."""
-    from shardline.tools.sample_images import KINDS
+def sample_data(config: SampleDataConfig) -> tuple[int, int]:
+    """Draw the folder; class folders appear in it when all are whole.
+
+    Returns:
+      The number of images, and that of the difficult files among them.
+
+    Raises:
+      UsageError: the output is in use or cannot be made.
+    """
+    import cv2  # not for --help
+
+    output = Path(config.output)
+    tasks = plan_files(config.classes, config.images_per_class)
+    folders = sorted({str(task.path.parent) for task in tasks})
+    cv2.setNumThreads(1)  # one thread an image does more than several threads on one
+    partial = output / ".partial"
+    is_new = _claim(output)
+    try:
+        for folder in folders:
+            (partial / folder).mkdir(parents=True)
+        _draw_files(partial, tasks, config.seed)
+        for folder in folders:
+            (partial / folder).rename(output / folder)
+    except BaseException:
+        shutil.rmtree(output if is_new else partial, ignore_errors=True)
+        raise
+    partial.rmdir()
+    return len(tasks), len(DIFFICULT)
+
+
+def plan_files(classes: int, images_per_class: int) -> list[Task]:
+    """Every file, the difficult ones spread over the classes."""
+    from shardline.tools.sample_images import KINDS  # OpenCV: not for --help
 
     names = list(KINDS)[:classes]
     tasks = []
@@ -73,40 +93,10 @@ def plan(classes: int, images_per_class: int) -> list[Task]:
             # Every seventh a PNG, the rest JPEGs of many qualities.
             ending, encode = (".png", _png) if number % 7 == 0 else (".jpg", _jpeg)
             tasks.append(Task(Path(name, f"{number:04d}{ending}"), name, number, encode))
-    for index, (stem, encode) in enumerate(DIRTY.items()):
+    for index, (stem, encode) in enumerate(DIFFICULT.items()):
         name = names[index % classes]
         tasks.append(Task(Path(name, f"{stem}.jpg"), name, images_per_class + 1 + index, encode))
     return tasks
-
-
-def draw(output: Path, classes: int, images_per_class: int, seed: int) -> tuple[int, int]:
-    """Draw the folder; class folders appear in it when all are whole. Returns how many images and dirty files."""
-    import cv2
-
-    tasks = plan(classes, images_per_class)
-    folders = sorted({str(task.path.parent) for task in tasks})
-    # One thread an image does more than several threads on one.
-    cv2.setNumThreads(1)
-    partial = output / ".partial"
-    is_new = _claim(output)
-    try:
-        for folder in folders:
-            (partial / folder).mkdir(parents=True)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                files = pool.map(lambda task: _draw_one(partial, task, seed), tasks)
-                for _ in progress(files, total=len(tasks), desc="drawing", unit="images"):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for images nobody wants
-                raise
-        for folder in folders:
-            (partial / folder).rename(output / folder)
-    except BaseException:
-        shutil.rmtree(output if is_new else partial, ignore_errors=True)
-        raise
-    partial.rmdir()
-    return len(tasks) - len(DIRTY), len(DIRTY)
 
 
 def _claim(output: Path) -> bool:
@@ -122,41 +112,48 @@ def _claim(output: Path) -> bool:
         raise UsageError(f"--output={output} cannot be made: {error.strerror}; name another folder") from error
 
 
-def _draw_one(folder: Path, task: Task, seed: int) -> None:
-    import numpy as np
+def _draw_files(folder: Path, tasks: list[Task], seed: int) -> None:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        try:
+            files = pool.map(lambda task: _draw_file(folder, task, seed), tasks)
+            for _ in command_line.progress(files, total=len(tasks), desc="draw", unit=" images"):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for images nobody wants
+            raise
 
-    from shardline.tools.sample_images import KINDS, paint
+
+def _draw_file(folder: Path, task: Task, seed: int) -> None:
+    from shardline.tools.sample_images import KINDS, paint  # OpenCV: not for --help
 
     rng = np.random.default_rng([seed, list(KINDS).index(task.class_name), task.number])
     image = paint(KINDS[task.class_name], rng)
     (folder / task.path).write_bytes(task.encode(image, int(rng.integers(60, 96))))
 
 
-# --- Encoders: (image, JPEG quality) -> bytes of a file ---------------------------------------------------------
+# --- Encoders: (image [height, width, 3] in RGB, JPEG quality) -> bytes of a file ---------------------------------
 
 
-def _jpeg(image: ProcessedImage, quality: int) -> bytes:
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
     import simplejpeg
 
     return simplejpeg.encode_jpeg(image, quality, "RGB", "420")
 
 
-def _png(image: ProcessedImage, quality: int) -> bytes:
+def _png(image: np.ndarray, quality: int) -> bytes:
     import cv2
 
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
-def _truncated(image: ProcessedImage, quality: int) -> bytes:
+def _truncated(image: np.ndarray, quality: int) -> bytes:
     """A download that broke off: two thirds of the file."""
     data = _jpeg(image, quality)
     return data[: len(data) * 2 // 3]
 
 
-def _sideways(image: ProcessedImage, quality: int) -> bytes:
+def _sideways(image: np.ndarray, quality: int) -> bytes:
     """Stored as the sensor lay, turned by a quarter; EXIF orientation 6 asks the viewer to turn it back clockwise."""
-    import numpy as np
-
     data = _jpeg(np.ascontiguousarray(np.rot90(image)), quality)
     # A big-endian TIFF header and a directory of one entry: tag 0x0112 (orientation), type 3 (short), count 1.
     directory = struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
@@ -164,21 +161,26 @@ def _sideways(image: ProcessedImage, quality: int) -> bytes:
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
 
 
-def _cmyk(image: ProcessedImage, quality: int) -> bytes:
+def _cmyk(image: np.ndarray, quality: int) -> bytes:
     """From a print shop: four inks, stored inverted as Adobe does, here without any black."""
-    import numpy as np
     import simplejpeg
 
     no_black = np.full((*image.shape[:2], 1), 255, np.uint8)
     return simplejpeg.encode_jpeg(np.concatenate([image, no_black], axis=2), quality, "CMYK", "444")
 
 
-DIRTY = {"truncated": _truncated, "sideways": _sideways, "cmyk": _cmyk, "really-a-png": _png}
+DIFFICULT = {"truncated": _truncated, "sideways": _sideways, "cmyk": _cmyk, "really-a-png": _png}
+
+
+def main(config: SampleDataConfig) -> None:
+    """The command: draw the folder and say what is in it."""
+    files, difficult = sample_data(config)
+    print(f"{config.output}: {count(files, 'image')} of {config.classes} classes, {difficult} of them difficult files")
 
 
 def cli() -> None:
-    """Entry point of the console script."""
-    run(main)
+    """Run the console script `shardline-sample-data`."""
+    command_line.run(main, SampleDataConfig, __doc__)
 
 
 if __name__ == "__main__":

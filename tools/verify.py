@@ -11,24 +11,38 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from absl import flags
+import numpy as np
 
-from shardline.pipeline.cli import progress, run
-from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline import cli as command_line
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.example import Example, parse_example
+from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Features, Manifest, Shard, index_path, load_index
+from shardline.pipeline.options import option
+from shardline.pipeline.tfrecord import index_records, unframe_record
+from shardline.pipeline.wording import count
+from shardline.tools.conversion import executors
+from shardline.tools.dataset_config import DatasetConfig
 
-_SAMPLE = flags.DEFINE_float("sample", 1.0, "share of the records to read and decode", lower_bound=1e-9, upper_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes at a time; 0: one a core; 1: none but this one", lower_bound=0)
-_MAX_FAULTS = flags.DEFINE_integer("max_faults", 100, "lines to print; the rest are counted", lower_bound=1)
+Fault = tuple[int, str]  # byte offset (-1: the file as a whole), what is wrong
 
 
 @dataclass(frozen=True)
-class Check:
+class VerifyConfig(DatasetConfig):
+    """What to check: `verify(VerifyConfig(data=…))`. One field, one flag."""
+
+    sample: float = option(1.0, "share of the records to read and decode", above=0, high=1)
+    workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
+    max_faults: int = option(100, "faults to print; the rest are counted", low=1)
+
+
+@dataclass(frozen=True)
+class CheckTask:
     """One shard to check."""
 
     directory: str
@@ -41,7 +55,7 @@ class Check:
     def __len__(self) -> int:
         return self.shard.records
 
-    def without(self, position: int) -> Check:
+    def without(self, position: int) -> CheckTask:
         """A record that kills its decoder is a fault we must not hide: give up instead."""
         raise Failure(f"{self.shard.file}, record {position}: its decoder ended the process")
 
@@ -51,115 +65,104 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a check found."""
+class CheckResult:
+    """What the check of a shard found."""
 
     file: str
-    checked: int  # records
-    faults: tuple[tuple[int, str], ...]  # byte offset (-1: the file as a whole), what
-    labels: tuple[tuple[int, int], ...]  # label, records
+    checked: int = 0  # records
+    faults: tuple[Fault, ...] = ()
+    labels: tuple[tuple[int, int], ...] = ()  # label, records
 
 
-def main(arguments: list[str]) -> None:
-    """One dataset directory."""
-    if len(arguments) != 1:
-        raise UsageError(f"give one dataset directory, e.g. shardline-verify DIR; got {len(arguments)} arguments")
-    checked, faults = verify(Path(arguments[0]), sample=_SAMPLE.value, workers=_WORKERS.value or available_cores())
-    for line in faults[: _MAX_FAULTS.value]:
-        print(line)
-    manifest = Manifest.load(arguments[0])
-    shards = sum(len(split.shards) for split in manifest.splits.values())
-    total = sum(split.records for split in manifest.splits.values())
-    what = f"{checked:,} of {total:,} records in {shards} shards checked"
-    if faults:
-        more = f" ({len(faults) - _MAX_FAULTS.value} not shown)" if len(faults) > _MAX_FAULTS.value else ""
-        raise Failure(f"{arguments[0]}: {len(faults):,} faults{more}; {what}")
-    print(f"{arguments[0]}: {what}, no faults")
+@dataclass(frozen=True)
+class Verification:
+    """What the check of a dataset found: a line for each fault, none for a sound dataset."""
+
+    shards: int
+    records: int
+    checked: int  # records that were read
+    faults: tuple[str, ...]
 
 
-def verify(directory: Path, *, sample: float = 1.0, workers: int = 1) -> tuple[int, list[str]]:
-    """Check every shard. Returns the number of records checked and a line for each fault."""
-    from shardline.tools.conversion import executors
+def verify(config: VerifyConfig) -> Verification:
+    """Check every shard of a dataset and all, or a sample, of its records.
 
-    manifest = Manifest.load(directory)
-    faults = []
-    tasks = []
-    for split in manifest.splits.values():
-        counts = manifest.class_counts.get(split.name, ())
-        if counts and (len(counts) != len(manifest.labels) or sum(counts) != split.records):
-            faults.append(
-                f"manifest.json: class counts of split {split.name!r} do not sum to its {split.records:,} records"
-            )
-        for shard in split.shards:
-            check = Check(
-                str(directory),
-                shard,
-                manifest.features,
-                manifest.image.encoding,
-                len(manifest.labels),
-                round(1 / sample),
-            )
-            tasks.append(check)
-    named = {shard.file for split in manifest.splits.values() for shard in split.shards}
-    for entry in sorted(os.listdir(directory)):
-        if entry.startswith(f"{manifest.name}-") and ".tfrecord-" in entry and entry.removesuffix(".idx") not in named:
-            faults.append(f"{entry}: not part of the dataset, but TFDS would take it for one of its shards")
-    total = sum(shard.records for shard in (task.shard for task in tasks))
-    verdicts = {}
-    engine = "inline" if workers == 1 else "processes"
-    with progress(total=total, desc="verify", unit="rec") as bar:
-        for verdict in executors.run(
-            check_shard, tasks, engine=engine, workers=min(workers, len(tasks)), tick=bar.update
-        ):
-            verdicts[verdict.file] = verdict
+    Raises:
+      UsageError: there is no dataset.
+      Failure: a record kills the process that decodes it.
+    """
+    manifest = Manifest.load(config.directory)
+    tasks = [
+        CheckTask(
+            directory=config.data,
+            shard=shard,
+            features=manifest.features,
+            encoding=manifest.image.encoding,
+            num_labels=len(manifest.labels),
+            every=round(1 / config.sample),
+        )
+        for split in manifest.splits.values()
+        for shard in split.shards
+    ]
+    results = _check_shards(tasks, config.workers or available_cores())
+    faults = _manifest_faults(manifest) + _foreign_files(manifest, config.directory)
     for task in tasks:
-        for offset, what in verdicts[task.shard.file].faults:
+        for offset, what in results[task.shard.file].faults:
             faults.append(f"{task.shard.file}{f' @ {offset}' if offset >= 0 else ''}: {what}")
-    if sample == 1.0:
-        faults += _count_faults(manifest, verdicts)
-    return sum(verdict.checked for verdict in verdicts.values()), faults
+    if config.sample == 1.0:
+        faults += _count_faults(manifest, results)
+    return Verification(
+        shards=len(tasks),
+        records=sum(len(task) for task in tasks),
+        checked=sum(result.checked for result in results.values()),
+        faults=tuple(faults),
+    )
 
 
-def check_shard(task: Check, tick: Callable[[int], None] = lambda position: None) -> Verdict:
+def _check_shards(tasks: list[CheckTask], workers: int) -> dict[str, CheckResult]:
+    engine, workers = "inline" if workers == 1 else "processes", min(workers, len(tasks))
+    with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit=" records") as bar:
+        results = executors.run(check_shard, tasks, engine=engine, workers=workers, on_progress=bar.update)
+        return {result.file: result for result in results}
+
+
+def _manifest_faults(manifest: Manifest) -> list[str]:
+    return [
+        f"manifest.json: class counts of split {split.name!r} do not sum to its {count(split.records, 'record')}"
+        for split in manifest.splits.values()
+        if (counts := manifest.class_counts.get(split.name, ()))
+        and (len(counts) != len(manifest.labels) or sum(counts) != split.records)
+    ]
+
+
+def _foreign_files(manifest: Manifest, directory: Path) -> list[str]:
+    own = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    return [
+        f"{name}: not part of the dataset, but TFDS would take it for one of its shards"
+        for name in sorted(os.listdir(directory))
+        if name.startswith(f"{manifest.name}-") and ".tfrecord-" in name and name.removesuffix(".idx") not in own
+    ]
+
+
+def check_shard(task: CheckTask, on_progress: Callable[[int], None] = lambda position: None) -> CheckResult:
     """Check one shard against the manifest, and each of its records against itself."""
-    from shardline.pipeline.example import parse_example
-    from shardline.pipeline.images import set_up_process
-    from shardline.pipeline.tfrecord import index_records, unframe_record
+    from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
 
     set_up_process()
     path = Path(task.directory) / task.shard.file
-    faults: list[tuple[int, str]] = []
-    labels: Counter[int] = Counter()
     try:
-        size = path.stat().st_size
+        faults = _size_and_hash_faults(task, path)
     except OSError as error:
-        return Verdict(task.shard.file, 0, ((-1, f"cannot be read: {error.strerror}"),), ())
-    if size != task.shard.bytes:
-        faults.append((-1, f"has {size:,} bytes, the manifest says {task.shard.bytes:,}"))
-    if task.every == 1:
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != task.shard.sha256:
-                faults.append((-1, "its SHA-256 is not the manifest's"))
-    index, stored = None, None
-    try:
-        stored = load_index(index_path(path))
-    except (OSError, ValueError) as error:
-        faults.append((-1, f"its index {index_path(path).name} cannot be read: {error}"))
-    try:
-        index = index_records(path)
-    except ValueError as error:
-        faults.append((-1, str(error)))
-    if index is not None and stored is not None and (index.shape != stored.shape or (index != stored).any()):
-        faults.append((-1, f"its index {index_path(path).name} does not fit"))
-    if index is not None and len(index) != task.shard.records:
-        faults.append((-1, f"has {len(index):,} records, the manifest says {task.shard.records:,}"))
-    walk = index if index is not None else stored  # a broken header: the index may still find the others
+        return CheckResult(task.shard.file, faults=((-1, f"cannot be read: {error.strerror}"),))
+    index, index_faults = _records_index(task, path)
+    faults += index_faults
+    labels: Counter[int] = Counter()
     checked = 0
     with open(path, "rb") as file:
-        for number, (offset, length) in enumerate([] if walk is None else walk.tolist()):
+        for number, (offset, length) in enumerate(index.tolist()):
             if number % task.every:
                 continue
-            tick(number)
+            on_progress(number)
             checked += 1
             file.seek(offset)
             try:
@@ -168,20 +171,54 @@ def check_shard(task: Check, tick: Callable[[int], None] = lambda position: None
                 faults.append((offset, str(error)))
                 continue
             labels[example.label] += 1
-            if not 0 <= example.label < task.num_labels:
-                faults.append(
-                    (offset, f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
-                )
-            fault = _image_fault(example.image, example.height, example.width, task.encoding)
-            if fault:
-                faults.append((offset, fault))
-    return Verdict(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
+            faults += [(offset, what) for what in _example_faults(example, task)]
+    return CheckResult(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
+
+
+def _size_and_hash_faults(task: CheckTask, path: Path) -> list[Fault]:
+    faults: list[Fault] = []
+    size = path.stat().st_size
+    if size != task.shard.bytes:
+        faults.append((-1, f"has {size:,} bytes, the manifest says {task.shard.bytes:,}"))
+    if task.every == 1:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != task.shard.sha256:
+                faults.append((-1, "its SHA-256 is not the manifest's"))
+    return faults
+
+
+def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]]:
+    """Where the records lie, int64 [n, 2], and what is wrong with the shard's framing and with its index file."""
+    faults: list[Fault] = []
+    found = stored = None
+    try:
+        stored = load_index(index_path(path))
+    except (OSError, ValueError) as error:
+        faults.append((-1, f"its index {index_path(path).name} cannot be read: {error}"))
+    try:
+        found = index_records(path)
+    except ValueError as error:
+        faults.append((-1, str(error)))
+    if found is not None and stored is not None and not np.array_equal(found, stored):
+        faults.append((-1, f"its index {index_path(path).name} does not fit"))
+    if found is not None and len(found) != task.shard.records:
+        faults.append((-1, f"has {count(len(found), 'record')}, the manifest says {task.shard.records:,}"))
+    if found is None:  # a broken header: the index may still find the other records
+        found = np.empty((0, 2), np.int64) if stored is None else stored
+    return found, faults
+
+
+def _example_faults(example: Example, task: CheckTask) -> list[str]:
+    faults = []
+    if not 0 <= example.label < task.num_labels:
+        faults.append(f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
+    fault = _image_fault(example.image, example.height, example.width, task.encoding)
+    return [*faults, fault] if fault else faults
 
 
 def _image_fault(image: memoryview, height: int, width: int, encoding: str) -> str:
     """What is wrong with a stored image; "" for nothing."""
-    from shardline.pipeline.image_options import ImageOptions
-    from shardline.pipeline.images import BadImage, load_rgb, sniff
+    from shardline.pipeline.images import BadImage, load_rgb, sniff  # OpenCV: not for --help
 
     if encoding == "raw":
         expected = height * width * 3
@@ -198,27 +235,40 @@ def _image_fault(image: memoryview, height: int, width: int, encoding: str) -> s
     return ""
 
 
-def _count_faults(manifest: Manifest, verdicts: dict[str, Verdict]) -> list[str]:
+def _count_faults(manifest: Manifest, results: Mapping[str, CheckResult]) -> list[str]:
     faults = []
     for split in manifest.splits.values():
         counts = manifest.class_counts.get(split.name, ())
         found: Counter[int] = Counter()
         for shard in split.shards:
-            found.update(dict(verdicts[shard.file].labels))
-        wrong = [label for label, count in enumerate(counts) if found[label] != count]
+            found.update(dict(results[shard.file].labels))
+        wrong = [label for label, expected in enumerate(counts) if found[label] != expected]
         if wrong:
             label = wrong[0]
-            others = f" (and {len(wrong) - 1} classes more)" if len(wrong) > 1 else ""
+            others = f" (and {count(len(wrong) - 1, 'more class', 'more classes')})" if len(wrong) > 1 else ""
             faults.append(
-                f"split {split.name!r}: class {manifest.labels[label]!r} has {found[label]:,} sound records, "
+                f"split {split.name!r}: class {manifest.labels[label]!r} has {count(found[label], 'sound record')}, "
                 f"the manifest says {counts[label]:,}{others}"
             )
     return faults
 
 
+def main(config: VerifyConfig) -> None:
+    """The command: check one dataset, a line for each fault."""
+    result = verify(config)
+    for line in result.faults[: config.max_faults]:
+        print(line)
+    what = f"{result.checked:,} of {count(result.records, 'record')} in {count(result.shards, 'shard')} checked"
+    if result.faults:
+        hidden = len(result.faults) - config.max_faults
+        more = f" ({hidden:,} not shown)" if hidden > 0 else ""
+        raise Failure(f"{config.data}: {count(len(result.faults), 'fault')}{more}; {what}")
+    print(f"{config.data}: {what}, no faults")
+
+
 def cli() -> None:
-    """Console script."""
-    run(main)
+    """Run the console script `shardline-verify`."""
+    command_line.run(main, VerifyConfig, __doc__)
 
 
 if __name__ == "__main__":

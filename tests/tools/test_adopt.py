@@ -152,8 +152,8 @@ def test_a_damaged_payload_is_noted_and_a_damaged_header_refused(imagenet):
         (lambda d: (d / "train-00000-of-00003").write_bytes(b"\x1f\x8b" + bytes(90)), "gzip"),
         (lambda d: (d / "train-00000-of-00003").write_bytes(frame_record(b"junk")), "no tf.train.Example"),
         (
-            lambda d: (d / "train-00000-of-00003").write_bytes(frame_record(example(image=feature("bytes", b"x")))),
-            "--image_feature is needed; the first record has image (bytes)",
+            lambda d: (d / "train-00000-of-00003").write_bytes(frame_record(example(photo=feature("bytes", b"x")))),
+            "--image_feature is needed; the first record has photo (bytes)",
         ),
     ],
 )  # fmt: skip

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from shardline.tools import inspect
 from shardline.tools.conversion.run import convert
-from tests.tools.folders import Run, class_folders, command, config, records
+from tests.tools.folders import Run, class_folders, config, records
 
 
 @pytest.fixture(scope="module", params=["jpeg", "raw"])
@@ -21,6 +22,7 @@ def test_summary(dataset):
     assert "images: 3 classes" in result.stdout
     assert "train: 18 records in 2 shards" in result.stdout
     assert "18 inputs = 18 written" in result.stdout
+    assert ", 6 in each class" in result.stdout
 
 
 def test_one_record_and_its_image(dataset, tmp_path):
@@ -51,7 +53,6 @@ def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
             cv2.imwrite(str(tmp_path / "s" / name / f"{number}.png"), bgr)
     convert(config(tmp_path / "s", tmp_path / "d", size=32))
     grids = []
-    inspect = command("shardline.tools.inspect")
     draw = inspect._draw
     monkeypatch.setattr(inspect, "_draw", lambda *args: (grids.append(args), draw(*args)))
     result = Run(

@@ -26,12 +26,13 @@ from shardline.pipeline.tfrecord import frame_record
 from shardline.tools.conversion import deduplicate, report, resume, run, scan, shard_writer
 from shardline.tools.conversion.shard_writer import ROW, ShardResult, _write_receipt
 from pathlib import Path
+from shardline.tools.conversion.scan import Builder
 from tests.tools.folders import config
 
 count, output, image, options = int(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read(), json.loads(sys.argv[4])
 
-def scan(source, tick=None, **options):
-    builder = scan.Builder()
+def scan(source, on_progress=None, **options):
+    builder = Builder()
     for label in range(1000):
         folder = builder.enter(b"n%08d" % label)
         for i in range(count // 1000):
@@ -41,7 +42,7 @@ def scan(source, tick=None, **options):
 
 framed = frame_record(encode_example(image, 0, "x", 12, 16))
 
-def write_shard(task, tick=None):  # what a worker would leave behind, without its work
+def write_shard(task, on_progress=None):  # what a worker would leave behind, without its work
     rows = {name: [] for name in ROW}
     digest = hashlib.sha256()
     with open(task.output, "wb") as file:

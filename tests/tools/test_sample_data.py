@@ -1,4 +1,4 @@
-"""The sample images: the same bytes for a seed, not solved by color alone, and the dirty files as promised."""
+"""The sample images: the same bytes for a seed, not solved by color alone, and the difficult files as promised."""
 
 import hashlib
 import io
@@ -13,10 +13,9 @@ import simplejpeg
 from PIL import Image
 
 from shardline.pipeline.errors import UsageError
-from shardline.tools import sample_images
-from tests.tools.folders import Run, command
-
-sample_data = command("shardline.tools.sample_data")
+from shardline.tools import sample_data, sample_images
+from shardline.tools.sample_data import SampleDataConfig
+from tests.tools.folders import Run
 
 CLASSES, PER_CLASS, SEED = 6, 16, 0
 
@@ -24,8 +23,12 @@ CLASSES, PER_CLASS, SEED = 6, 16, 0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("sample") / "photos"
-    assert sample_data.draw(output, CLASSES, PER_CLASS, SEED) == (CLASSES * PER_CLASS, 4)
+    assert draw(output, CLASSES, PER_CLASS, SEED) == (CLASSES * PER_CLASS + 4, 4)
     return output
+
+
+def draw(output: Path, classes: int, images_per_class: int, seed: int) -> tuple[int, int]:
+    return sample_data.sample_data(SampleDataConfig(str(output), classes, images_per_class, seed))
 
 
 def clean_files(folder: Path) -> list[Path]:
@@ -33,7 +36,7 @@ def clean_files(folder: Path) -> list[Path]:
 
 
 def mean_colors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The mean RGB of every clean drawn, and its class."""
+    """The mean RGB of every clean image, and its class."""
     names = sorted(path.name for path in folder.iterdir())
     colors, labels = [], []
     for path in clean_files(folder):
@@ -56,9 +59,9 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def dirty(folder: Path, stem: str) -> tuple[bytes, np.ndarray]:
-    """A dirty file, and the drawn that was drawn for it."""
-    (task,) = [task for task in sample_data.plan(CLASSES, PER_CLASS) if task.path.stem == stem]
+def difficult(folder: Path, stem: str) -> tuple[bytes, np.ndarray]:
+    """A difficult file, and the image that was drawn for it."""
+    (task,) = [task for task in sample_data.plan_files(CLASSES, PER_CLASS) if task.path.stem == stem]
     rng = np.random.default_rng([SEED, list(sample_images.KINDS).index(task.class_name), task.number])
     drawn = sample_images.paint(sample_images.KINDS[task.class_name], rng)
     return (folder / task.path).read_bytes(), drawn
@@ -88,11 +91,11 @@ def test_every_class_has_its_number_of_varied_images(folder: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_images(folder: Path, tmp_path: Path) -> None:
     for name, seed in (("again", SEED), ("other", SEED + 1)):
-        sample_data.draw(tmp_path / name, 2, 3, seed)
+        draw(tmp_path / name, 2, 3, seed)
     drawn, again, other = digests(folder), digests(tmp_path / "again"), digests(tmp_path / "other")
     clean = [name for name in again if name[-8:-4].isdigit()]
     assert len(clean) == 6
-    # A drawn depends neither on how many are drawn nor on the order in which threads draw them.
+    # An image depends neither on how many are drawn nor on the order in which threads draw them.
     assert all(again[name] == drawn[name] for name in clean)
     assert again.keys() == other.keys()
     assert not set(again.values()) & set(other.values())
@@ -106,7 +109,7 @@ def test_the_mean_color_does_not_tell_the_class(folder: Path) -> None:
     colors, labels = mean_colors(folder)
     held_out = np.arange(len(labels)) % 3 == 0
     right = []
-    for part in (held_out, np.roll(held_out, 1), np.roll(held_out, 2)):  # each drawn is held out once
+    for part in (held_out, np.roll(held_out, 1), np.roll(held_out, 2)):  # each image is held out once
         guesses = nearest_mean_color(colors[~part], labels[~part], colors[part])
         right.extend(guesses == labels[part])
     assert len(right) == CLASSES * PER_CLASS
@@ -121,7 +124,7 @@ def test_classes_come_in_pairs_of_one_hue() -> None:
 
 
 def test_the_truncated_file_is_a_jpeg_without_its_end(folder: Path) -> None:
-    data, _ = dirty(folder, "truncated")
+    data, _ = difficult(folder, "truncated")
     assert data.startswith(b"\xff\xd8\xff")
     assert not data.endswith(b"\xff\xd9")
     with pytest.raises(ValueError, match="Premature end"):
@@ -131,7 +134,7 @@ def test_the_truncated_file_is_a_jpeg_without_its_end(folder: Path) -> None:
 def test_the_sideways_file_is_upright_once_its_orientation_is_applied(folder: Path) -> None:
     from PIL import ImageOps
 
-    data, drawn = dirty(folder, "sideways")
+    data, drawn = difficult(folder, "sideways")
     image = Image.open(io.BytesIO(data))
     assert image.getexif()[0x0112] == 6
     assert image.size == drawn.shape[:2]  # (width, height) as stored: turned
@@ -139,14 +142,14 @@ def test_the_sideways_file_is_upright_once_its_orientation_is_applied(folder: Pa
 
 
 def test_the_cmyk_file_is_cmyk_and_shows_the_image(folder: Path) -> None:
-    data, drawn = dirty(folder, "cmyk")
+    data, drawn = difficult(folder, "cmyk")
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.mode) == ("JPEG", "CMYK")
     assert difference(image, drawn) < 8
 
 
 def test_the_png_named_jpg_is_a_png(folder: Path) -> None:
-    data, drawn = dirty(folder, "really-a-png")
+    data, drawn = difficult(folder, "really-a-png")
     image = Image.open(io.BytesIO(data))
     assert image.format == "PNG"
     assert difference(image, drawn) == 0
@@ -157,12 +160,12 @@ def test_a_failure_leaves_nothing_behind(existed: bool, tmp_path: Path, monkeypa
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(sample_data, "_draw_one", full_disk)
+    monkeypatch.setattr(sample_data, "_draw_file", full_disk)
     output = tmp_path / "photos"
     if existed:
         output.mkdir()
     with pytest.raises(OSError, match="No space"):
-        sample_data.draw(output, 2, 1, 0)
+        draw(output, 2, 1, 0)
     assert list(tmp_path.rglob("*")) == ([output] if existed else [])
 
 
@@ -170,11 +173,11 @@ def test_a_failure_leaves_nothing_behind(existed: bool, tmp_path: Path, monkeypa
     ("values", "message"),
     [
         ({"output": ""}, "--output is missing"),
-        ({"classes": 1}, "--classes=1: choose 2 to 12"),
-        ({"classes": 13}, "--classes=13: choose 2 to 12"),
-        ({"images_per_class": 0}, "--images_per_class=0: choose 1 to 9999"),
-        ({"images_per_class": 10000}, "--images_per_class=10000: choose 1 to 9999"),
-        ({"seed": -1}, "--seed=-1: choose 0 or more"),
+        ({"classes": 1}, "--classes=1: use a whole number from 2 to 12"),
+        ({"classes": 13}, "--classes=13: use a whole number from 2 to 12"),
+        ({"images_per_class": 0}, "--images_per_class=0: use a whole number from 1 to 9999"),
+        ({"images_per_class": 10000}, "--images_per_class=10000: use a whole number from 1 to 9999"),
+        ({"seed": -1}, "--seed=-1: use a whole number of at least 0"),
     ],
 )
 def test_a_wrong_flag_is_named_with_its_remedy(values: dict, message: str, tmp_path: Path) -> None:
@@ -199,8 +202,8 @@ def test_an_output_in_use_is_refused_untouched_in_one_line(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_an_output_that_cannot_be_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=f"--output={tmp_path / name} "):
-        sample_data.draw(tmp_path / name, 2, 1, 0)
+    with pytest.raises(UsageError, match=f"^output={tmp_path / name} "):
+        draw(tmp_path / name, 2, 1, 0)
 
 
 # The flags of `make demo`.

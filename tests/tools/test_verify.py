@@ -121,6 +121,6 @@ def test_an_edited_manifest_is_noticed(dataset):
 
 
 def test_wrong_use_is_one_line(tmp_path):
-    for args, said in [((), "give one dataset"), ((tmp_path,), "no manifest.json"), ((tmp_path / "x",), "no such")]:
+    for args, said in [((), "--data is missing"), ((tmp_path,), "no manifest.json"), ((tmp_path / "x",), "no such")]:
         result = Run("shardline.tools.verify", *args)
         assert (result.code, said in result.stderr) == (2, True), result.stderr

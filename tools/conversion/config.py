@@ -98,7 +98,7 @@ class ConvertConfig(ImageOptions):
         if not self.output and not self.dry_run:
             raise UsageError("--output is missing: name the folder to write the dataset to")
         object.__setattr__(self, "source", self.source.rstrip("/") or self.source)
-        object.__setattr__(self, "name", _dataset_name(self.name, self.source))
+        object.__setattr__(self, "name", _name_of(self.name, self.source))
 
     @property
     def directory(self) -> Path:
@@ -116,12 +116,16 @@ class ConvertConfig(ImageOptions):
         return {name: getattr(self, name) for name in names} | asdict(self.image)
 
 
-def _dataset_name(name: str, source: str) -> str:
-    """TFDS allows lower-case letters, digits and underscores, the first a letter."""
-    if name:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise UsageError(f"--name={name}: use lower-case letters, digits and _, a letter first")
-        return name
-    stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(source).resolve().stem
-    cleaned = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")
+def _name_of(name: str, source: str) -> str:
+    if not name:
+        stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(source).resolve().stem
+        return dataset_name(stem)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UsageError(f"--name={name}: use lower-case letters, digits and _, a letter first")
+    return name
+
+
+def dataset_name(text: str) -> str:
+    """The name that TFDS allows nearest to a text: lower-case letters, digits and underscores, the first a letter."""
+    cleaned = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     return cleaned if cleaned[:1].isalpha() else f"data_{cleaned}".rstrip("_")

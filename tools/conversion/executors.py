@@ -48,7 +48,7 @@ def run(
     *,
     engine: str = "processes",
     workers: int = 1,
-    tick: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[R]:
     """Yield `work(task, show)` of every task, in the order they finish.
 
@@ -57,7 +57,7 @@ def run(
       tasks: consumed as workers get free.
       engine: processes, inline or ray.
       workers: how many at a time.
-      tick: called now and then with the number of inputs worked on since the last call.
+      on_progress: called now and then with the number of inputs worked on since the last call.
 
     Raises:
       Failure: a worker was lost again and again over the same task.
@@ -68,20 +68,20 @@ def run(
     if workers < 1:
         raise UsageError(f"--workers={workers}: use 1 or more")
     runner = {"inline": _inline, "processes": _processes, "ray": _ray}[engine]
-    return runner(work, iter(tasks), workers, tick)
+    return runner(work, iter(tasks), workers, on_progress)
 
 
-def _inline(work: Work[T, R], tasks: Iterator[T], workers: int, tick: Callable[[int], None]) -> Iterator[R]:
+def _inline(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callable[[int], None]) -> Iterator[R]:
     for task in tasks:
         shown = 0
 
         def show(position: int) -> None:
             nonlocal shown
-            tick(position - shown)
+            on_progress(position - shown)
             shown = position
 
         yield work(task, show)
-        tick(len(task) - shown)
+        on_progress(len(task) - shown)
 
 
 # ------------------------------------------------------------------------------------------------ processes
@@ -113,12 +113,12 @@ class _Worker:
             self.process.join()
 
 
-def _processes(work: Work[T, R], tasks: Iterator[T], workers: int, tick: Callable[[int], None]) -> Iterator[R]:
+def _processes(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callable[[int], None]) -> Iterator[R]:
     context = multiprocessing.get_context("spawn")  # never fork: OpenCV and pyarrow hold threads
     pool: list[_Worker] = []
 
     def show_progress(worker: _Worker, position: int) -> None:
-        tick(position - worker.shown)
+        on_progress(position - worker.shown)
         worker.shown = position
 
     try:
@@ -212,7 +212,7 @@ def _die_with(parent: int) -> None:
 # ------------------------------------------------------------------------------------------------------ ray
 
 
-def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, tick: Callable[[int], None]) -> Iterator[R]:
+def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callable[[int], None]) -> Iterator[R]:
     try:
         import ray
     except ImportError:
@@ -254,7 +254,7 @@ def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, tick: Callable[[int
                 f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); run "
                 "again to continue: with --engine=processes, if an image may crash its decoder, to set it aside"
             ) from None
-        tick(len(task))
+        on_progress(len(task))
         yield result
 
 

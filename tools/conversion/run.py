@@ -78,7 +78,7 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
             label_from=config.label_from,
             class_names=tuple(read_class_names(config.class_names)) if config.class_names else (),
             tfds_dir=config.tfds_dir,
-            tick=lambda count: bar.update(count - bar.n),
+            on_progress=lambda count: bar.update(count - bar.n),
         )
     for note in sources.notes:
         _log_line(f"note: {note}")
@@ -133,7 +133,7 @@ def _write_shards(
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in receipts)
     with progress(total=len(sources), initial=resumed, desc="convert", unit="img") as bar:
         for receipt in executors.run(
-            write_shard, tasks, engine=config.engine, workers=_workers(config), tick=bar.update
+            write_shard, tasks, engine=config.engine, workers=_workers(config), on_progress=bar.update
         ):
             receipts[number_of[receipt.output]] = receipt
             predicted = predicted or forecast([receipt], len(sources), min(_workers(config), len(outputs)))
@@ -285,7 +285,7 @@ def dry_run(config: ConvertConfig) -> None:
         )
         # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
         with progress(total=len(task), desc="sample", unit="img") as bar:
-            receipts = list(executors.run(write_shard, [task], workers=1, tick=bar.update))
+            receipts = list(executors.run(write_shard, [task], workers=1, on_progress=bar.update))
         workers = min(_workers(config), plan.num_tasks)
         told = forecast(receipts, len(sources), workers)
         bad = [row for row in receipts[0].rows() if row["reason"]]

@@ -148,7 +148,7 @@ def scan(
     label_from: str = "",
     class_names: Sequence[str] = (),
     tfds_dir: str = "",
-    tick: Callable[[int], None] = lambda count: None,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> Sources:
     """List the inputs under `source`.
 
@@ -158,7 +158,7 @@ def scan(
       label_from: for nested class folders: "parent" takes the folder the image lies in, "first" the outermost one.
       class_names: the classes in label order; empty: sorted.
       tfds_dir: where prepared TFDS datasets lie.
-      tick: called now and then with the number of inputs found so far.
+      on_progress: called now and then with the number of inputs found so far.
 
     Raises:
       UsageError: in one line, when there is nothing sensible to convert.
@@ -166,14 +166,14 @@ def scan(
     if source.startswith("tfds:"):
         from shardline.tools.conversion.scan_tfds import scan_tfds
 
-        return scan_tfds(source, tfds_dir, class_names, tick)
+        return scan_tfds(source, tfds_dir, class_names, on_progress)
     path = Path(source)
     if not path.exists():
         raise UsageError(f"--source={source}: no such folder or table")
     if path.is_dir():
-        return _scan_folder(source, label_from, class_names, tick)
+        return _scan_folder(source, label_from, class_names, on_progress)
     if path.suffix.lower() in TABLES:
-        return _scan_table(path, class_names, tick)
+        return _scan_table(path, class_names, on_progress)
     raise UsageError(
         f"--source={source} is a file; give a folder of class folders, a table ({', '.join(TABLES)}) with the columns "
         "path,label[,split][,group], or tfds:NAME"
@@ -183,7 +183,9 @@ def scan(
 # ----------------------------------------------------------------------------------------------- folders
 
 
-def _scan_folder(source: str, label_from: str, class_names: Sequence[str], tick: Callable[[int], None]) -> Sources:
+def _scan_folder(
+    source: str, label_from: str, class_names: Sequence[str], on_progress: Callable[[int], None]
+) -> Sources:
     root = os.fsencode(source)
     top, loose = _list_folder(root)
     try_splits = bool(top) and all(_text(name).lower() in SPLIT_FOLDERS for name in top)
@@ -205,7 +207,9 @@ def _scan_folder(source: str, label_from: str, class_names: Sequence[str], tick:
         for name in classes:
             before = len(builder.ends)
             above = (_identity(root), _identity(os.path.join(root, prefix)))
-            _collect(builder, root, os.path.join(prefix, name), name, split, label_from, labels, source, tick, above)
+            _collect(
+                builder, root, os.path.join(prefix, name), name, split, label_from, labels, source, on_progress, above
+            )
             if len(builder.ends) == before:
                 empty.append(_text(os.path.join(prefix, name)))
     if not len(builder.ends):
@@ -231,7 +235,7 @@ def _collect(
     label_from: str,
     labels: dict[str, int],
     source: str,
-    tick: Callable[[int], None],
+    on_progress: Callable[[int], None],
     above: tuple[tuple[int, int], ...],
 ) -> None:
     """Add every file below `folder`, in sorted order, files before sub-folders."""
@@ -255,7 +259,7 @@ def _collect(
         label = labels.setdefault(class_name, len(labels))
         size, mtime = (facts.st_size, facts.st_mtime_ns) if facts and stat.S_ISREG(facts.st_mode) else (0, 0)
         builder.add(number, entry.name, label, split, size, mtime)
-    tick(len(builder.ends))
+    on_progress(len(builder.ends))
     if below and not label_from:
         raise UsageError(
             f"--source={source}: {_text(os.path.join(folder, below[0]))} is a folder inside a class folder; say "
@@ -263,7 +267,9 @@ def _collect(
             "folder does)"
         )
     for name in below:
-        _collect(builder, root, os.path.join(folder, name), first, split, label_from, labels, source, tick, above)
+        _collect(
+            builder, root, os.path.join(folder, name), first, split, label_from, labels, source, on_progress, above
+        )
 
 
 def _list_folder(folder: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -307,7 +313,7 @@ def _ignored(name: bytes) -> bool:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _scan_table(path: Path, class_names: Sequence[str], tick: Callable[[int], None]) -> Sources:
+def _scan_table(path: Path, class_names: Sequence[str], on_progress: Callable[[int], None]) -> Sources:
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _text_rows(path)
     builder = Builder()
     folders: dict[bytes, int] = {}
@@ -340,7 +346,7 @@ def _scan_table(path: Path, class_names: Sequence[str], tick: Callable[[int], No
         if group is not None:
             builder.group.append(hash64(group.encode()) if group else 0)
         if len(builder.ends) % 10_000 == 0:
-            tick(len(builder.ends))
+            on_progress(len(builder.ends))
     if not len(builder.ends):
         raise UsageError(f"--source={path}: the table has no rows")
     if not exist:

@@ -18,7 +18,7 @@ from shardline.tools.conversion.scan import Builder, Sources, order_labels
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
 
 
-def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], tick: Callable[[int], None]) -> Sources:
+def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progress: Callable[[int], None]) -> Sources:
     """List the records of `tfds:NAME[/CONFIG][:VERSION]`; each is read once, for its label."""
     folder = find_dataset(source, tfds_dir)
     layout = read_tfds_metadata(folder, f"--source={source}")
@@ -41,7 +41,7 @@ def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], tick: Call
                     if not 0 <= label < len(layout.labels):
                         raise UsageError(f"--source={source}: {name}, byte {offset:,}: label {label} has no name")
                     builder.add(inside, f"{name}@{offset}:{size}".encode(), label, split, size, mtime)
-            tick(len(builder.ends))
+            on_progress(len(builder.ends))
     if not len(builder.ends):
         raise UsageError(f"--source={source}: {folder} holds no records")
     # TFDS's own order, unless --class_names says otherwise: label numbers stay what its users know.

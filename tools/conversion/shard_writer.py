@@ -86,12 +86,12 @@ ROW = {  # the columns of a receipt and their values for an input that came to n
 }  # fmt: skip
 
 
-def write_shard(task: ShardTask, tick: Callable[[int], None] = lambda position: None) -> ShardResult:
+def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda position: None) -> ShardResult:
     """Convert the task's inputs into one TFRecord file and leave a receipt beside it.
 
     Args:
       task: the work.
-      tick: called with the position of the input about to be worked on.
+      on_progress: called with the position of the input about to be worked on.
 
     Raises:
       Failure: an image is bad and the task says that this ends the run.
@@ -105,7 +105,7 @@ def write_shard(task: ShardTask, tick: Callable[[int], None] = lambda position: 
     temporary = f"{task.output}.tmp"
     with open(temporary, "wb", buffering=1 << 20) as file:
         for position in range(len(task.inputs)):
-            tick(position)
+            on_progress(position)
             row, framed = _convert(task, position)
             if framed:
                 row |= {"offset": offset, "size": len(framed)}

@@ -67,16 +67,18 @@ def run(tasks, **options):
 
 @pytest.mark.parametrize("engine", ["inline", "processes"])
 def test_every_task_once_and_every_position_reported(engine):
-    ticks = []
-    assert run([Toy(n) for n in range(7)], engine=engine, workers=2, tick=ticks.append) == [(n, []) for n in range(7)]
-    assert sum(ticks) == 21
+    worked = []
+    assert run([Toy(n) for n in range(7)], engine=engine, workers=2, on_progress=worked.append) == [
+        (n, []) for n in range(7)
+    ]
+    assert sum(worked) == 21
 
 
 def test_a_killed_worker_costs_one_task_which_is_run_again(tmp_path):
     tasks = [Toy(n, str(tmp_path), ("", "die once" if n == 1 else "", "")) for n in range(4)]
-    ticks = []
-    assert run(tasks, workers=2, tick=ticks.append) == [(n, []) for n in range(4)]
-    assert sum(ticks) == 12
+    worked = []
+    assert run(tasks, workers=2, on_progress=worked.append) == [(n, []) for n in range(4)]
+    assert sum(worked) == 12
 
 
 def test_an_input_that_crashes_the_decoder_is_left_out_and_named():
@@ -99,9 +101,9 @@ def test_errors_in_a_worker_end_the_run_and_every_worker(tmp_path, does, error, 
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(UsageError, match="--workers=0"):
+    with pytest.raises(UsageError, match=r"^workers=0"):
         run([], workers=0)
-    with pytest.raises(UsageError, match="--engine=threads"):
+    with pytest.raises(UsageError, match=r"^engine=threads"):
         run([], engine="threads")
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from shardline.pipeline.errors import UsageError
+from shardline.tools.conversion.config import ConvertConfig, parse_shares
 from shardline.tools.conversion.scan import Builder
-from shardline.tools.conversion.splits import make_plan, parse_shares
+from shardline.tools.conversion.splits import make_plan
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
@@ -105,8 +106,8 @@ def test_splits_that_cannot_be_filled_are_refused():
     "text", ["train", "train=", "train=0.5", "train=1.5,a=-0.5", "a=0.5,a=0.5", "a-b=1", "train=nan"]
 )
 def test_shares_that_are_refused(text):
-    with pytest.raises(UsageError, match="--splits"):
-        parse_shares(text)
+    with pytest.raises(UsageError, match=r"^splits="):
+        ConvertConfig(source="s", output="d", splits=text)
 
 
 def test_shares_are_read():

@@ -1,0 +1,22 @@
+"""Words in messages: counts with their nouns, long names and long lists cut short. No TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 file`, `1,200 files`, `2 classes`; an irregular plural is given."""
+    regular = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number:,} {noun if number == 1 else plural or regular}"
+
+
+def shorten(text: str, length: int) -> str:
+    """At most `length` characters, the last an ellipsis when some are left out."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def shorten_list(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, and how many more there are: `a, b and 7 more`."""
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "")

@@ -1,0 +1,26 @@
+"""DatasetConfig: what the commands that look at one finished dataset share. No TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import check_options, option
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A config with the field `data`, which a command also takes as its one argument: `shardline-verify DIR`."""
+
+    data: str = option("", "dataset directory; --data may be left out before it", positional=True)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.data:
+            raise UsageError("--data is missing: name a dataset directory")
+
+    @property
+    def directory(self) -> Path:
+        """`data` as a path."""
+        return Path(self.data)
