@@ -5,10 +5,23 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import check_options, option
 from shardline.trainer.state import checkpoints, read_config
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which trained model a command uses: what evaluate, predict and export have in common."""
+
+    run: str = option("", "run directory written by shardline-train; may be left out with --checkpoint")
+    checkpoint: str = option("", "checkpoint to use instead of the run's best or newest one")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def find_run(run: str, checkpoint: str = "") -> Path:

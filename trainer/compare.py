@@ -13,57 +13,91 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
 
-from shardline.pipeline import cli as command
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import atomic_write
+from shardline.pipeline.options import check_options, option
+from shardline.trainer import metrics_log
+from shardline.trainer.checks import make_directory
+from shardline.trainer.state import read_config
 
-FLAGS = flags.FLAGS
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One run, with its evaluation where there is one."""
+class CompareConfig:
+    """Which runs to compare, and on what."""
+
+    runs: tuple[str, ...] = option(
+        (), "run directories, or output directories of shardline-evaluate; two or more", positional=True
+    )
+    split: str = option("test", "split whose predictions are compared")
+    output: str = option("", "directory for compare.html, compare.json and curves.png; none are written if empty")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run directory's content, with its evaluation where there is one."""
 
     name: str
     config: dict[str, Any]  # content of config.json
     rows: list[dict[str, Any]]  # of metrics.jsonl
     metrics: dict[str, Any]  # of the evaluation; {} without one
-    predictions: Any  # pyarrow table, or None
+    predictions: pa.Table | None
 
 
-def main(arguments: list[str]) -> None:
-    """Runs to one comparison."""
-    if len(arguments) < 2:
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side."""
+
+    names: tuple[str, ...]
+    header: tuple[str, ...]  # of `results`
+    results: list[tuple[Any, ...]]  # a row for each run
+    differences: list[tuple[str, ...]]  # a row for each flag in which the runs differ: flag, then its values
+    tests: list[dict[str, Any]]  # McNemar's, one for each pair
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Compare runs, and write the pages and files when `config.output` names a directory.
+
+    Raises:
+      UsageError: a run or directory that cannot be used.
+    """
+    if len(config.runs) < 2:
         raise UsageError("name at least two runs: shardline-compare RUN RUN")
-    names = unique_names(arguments)
-    runs = [load(name, path, FLAGS.split) for name, path in zip(names, arguments, strict=True)]
+    names = unique_names(config.runs)
+    runs = [load(name, path, config.split) for name, path in zip(names, config.runs, strict=True)]
     header, rows = results(runs)
-    differences = flag_differences(runs)
-    tests = mcnemar_tests(runs)
-    print(as_text(header, rows))
-    print(as_text(("flag", *names), differences) if differences else "no flag differs")
-    for test in tests:
-        print(test["line"])
-    if FLAGS.output:
-        from shardline.trainer.checks import make_directory
+    comparison = Comparison(tuple(names), header, rows, flag_differences(runs), mcnemar_tests(runs))
+    if config.output:
+        write(make_directory(config.output), runs, comparison)
+    return comparison
 
-        output = make_directory(FLAGS.output)
-        write(output, runs, header, rows, differences, tests)
-        print(output)
+
+def main(config: CompareConfig) -> None:
+    """The command: compare and print the tables."""
+    found = compare(config)
+    print(as_text(found.header, found.results))
+    print(as_text(("flag", *found.names), found.differences) if found.differences else "no flag differs")
+    for test in found.tests:
+        print(test["line"])
+    if config.output:
+        print(config.output)
 
 
 # ------------------------------------------------------------------------------------------- input
 
 
-def load(name: str, path: str, split: str) -> Contender:
+def load(name: str, path: str, split: str) -> EvaluatedRun:
     """A run directory with its evaluation of `split`, or an evaluation directory with its run."""
-    from shardline.trainer import metrics_log
-    from shardline.trainer.state import read_config
-
     directory = Path(path)
     if not directory.is_dir():
         raise UsageError(f"{path}: no such directory; name a run directory or an evaluation's output")
@@ -75,7 +109,7 @@ def load(name: str, path: str, split: str) -> Contender:
     if evaluation == directory and not run.is_dir():
         raise UsageError(f"{path} is an evaluation of {run}, which is not there; give the run directory")
     config = read_config(run, "RUN")
-    return Contender(name, config, metrics_log.read(run), found, read_table(evaluation, found, split))
+    return EvaluatedRun(name, config, metrics_log.read(run), found, read_table(evaluation, found, split))
 
 
 def find_evaluation(run: Path, split: str) -> Path | None:
@@ -117,7 +151,7 @@ def unique_names(paths: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------ results
 
 
-def results(runs: Sequence[Contender]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+def results(runs: Sequence[EvaluatedRun]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """One row a run: how well it does, how long it took."""
     from shardline.trainer.evaluation.plots import final_top1
 
@@ -145,7 +179,7 @@ def results(runs: Sequence[Contender]) -> tuple[tuple[str, ...], list[tuple[Any,
     return header, rows
 
 
-def flag_differences(runs: Sequence[Contender]) -> list[tuple[str, ...]]:
+def flag_differences(runs: Sequence[EvaluatedRun]) -> list[tuple[str, ...]]:
     """A row for every setting in which the runs differ: the flag, then its value in each run."""
     # Where a run lies is no difference between runs; what it read is told by the digest.
     names = dict.fromkeys(name for run in runs for name in run.config["train"] if name not in ("workdir", "data"))
@@ -154,7 +188,7 @@ def flag_differences(runs: Sequence[Contender]) -> list[tuple[str, ...]]:
     return [row for row in [("dataset digest", *digests), *table] if len(set(row[1:])) > 1]
 
 
-def mcnemar_tests(runs: Sequence[Contender]) -> list[dict[str, Any]]:
+def mcnemar_tests(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
     """Each pair of runs on the images that both were evaluated on."""
     from shardline.trainer.evaluation import metrics
 
@@ -201,50 +235,36 @@ def as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
-def write(
-    output: Path,
-    runs: Sequence[Contender],
-    header: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    differences: Sequence[Sequence[str]],
-    tests: Sequence[dict[str, Any]],
-) -> None:
+def write(output: Path, runs: Sequence[EvaluatedRun], found: Comparison) -> None:
     """compare.html, curves.png, and, last, compare.json."""
-    from shardline.tools.html_report import HtmlReport
+    from shardline.tools.html_report import HtmlReport  # Matplotlib
     from shardline.trainer.evaluation import plots
 
-    page = HtmlReport(f"{len(runs)} runs compared", subtitle=", ".join(run.name for run in runs))
-    page.table("Results", header, rows)
+    page = HtmlReport(f"{len(runs)} runs compared", subtitle=", ".join(found.names))
+    page.table("Results", found.header, found.results)
     curves = plots.run_curves({run.name: run.rows for run in runs})
     page.figure("Curves", curves, "loss and top-1 over epochs of every run", png=output / "curves.png")
-    page.text("McNemar's test", *(test["line"] for test in tests))
-    if differences:
-        page.table("Flags that differ", ("flag", *(run.name for run in runs)), differences)
+    page.text("McNemar's test", *(test["line"] for test in found.tests))
+    if found.differences:
+        page.table("Flags that differ", ("flag", *found.names), found.differences)
     else:
         page.text("Flags that differ", "None.")
     page.save(output / "compare.html")
     content = {
-        "results": [dict(zip(header, row, strict=True)) for row in rows],
-        "flags": {row[0]: list(row[1:]) for row in differences},
-        "mcnemar": list(tests),
+        "results": [dict(zip(found.header, row, strict=True)) for row in found.results],
+        "flags": {row[0]: list(row[1:]) for row in found.differences},
+        "mcnemar": found.tests,
     }
-    (output / "compare.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    atomic_write(output / "compare.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def define_flags() -> None:
-    """Only when this is the program: several commands may then be imported side by side."""
-    flags.DEFINE_string("split", "test", "split whose predictions are compared")
-    flags.DEFINE_string("output", "", "directory for compare.html, compare.json and curves.png")
-
-
 def cli() -> None:
-    """Entry point of shardline-compare."""
-    define_flags()
-    command.run(main)
+    """Run the console script `shardline-compare`."""
+    command_line.run(main, CompareConfig, __doc__)
 
 
 if __name__ == "__main__":

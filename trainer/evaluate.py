@@ -1,4 +1,4 @@
-"""Evaluate a trained run on a split: exact metrics, images, one page.
+"""Evaluate a trained run on a split: exact metrics, plots, one page.
 
     shardline-evaluate --run RUN --data DATASET --split test --output DIR
 
@@ -10,75 +10,132 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
-
-from absl import flags
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardline import pipeline
-from shardline.pipeline import cli as command
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.manifest import Split
-from shardline.trainer.checks import check_labels, find_run, make_directory
+from shardline.pipeline.options import option
+from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
 from shardline.trainer.state import read_config
 
-FLAGS = flags.FLAGS
+if TYPE_CHECKING:
+    from shardline.pipeline.dataset import Dataset
+    from shardline.pipeline.manifest import Split
+    from shardline.trainer.cluster import Cluster
+    from shardline.trainer.evaluation.inference import Predictions
+    from shardline.trainer.evaluation.leakage import LeakedRecord
+    from shardline.trainer.evaluation.results import Evaluation
+    from shardline.trainer.state import Run
 
 
-def main() -> None:
-    """Flags to one evaluation."""
+@dataclass(frozen=True)
+class EvaluateConfig(ModelConfig):
+    """What to evaluate, on which records, and how much to look into."""
+
+    data: str = option("", "dataset directory to evaluate on", positional=True)
+    split: str = option("test", "split to evaluate")
+    output: str = option("", "directory for the results; RUN/evaluation-SPLIT if empty")
+    batch_size: int = option(32, "images in one forward pass of one device", low=1)
+    logical_cpus: int = option(0, "split the CPU into this many devices; 0: do not", low=0)
+    tta: str = option(
+        "none",
+        "test-time augmentation, averaged: the center crop and its horizontal flip; center and corners; those flipped "
+        "as well",
+        choices=("none", "flip", "5", "10"),
+    )
+    calibration_split: str = option(
+        "auto",
+        "split to fit the temperature on, not the evaluated one; auto: validation if it exists; none: do not fit",
+    )
+    leakage: str = option(
+        "hashes",
+        "search the training split for copies of evaluated images (train/test leakage): by the ledger's hashes; by the "
+        "model's features as well, which runs the model over the training split",
+        choices=("none", "hashes", "features"),
+    )
+    report: bool = option(True, "write report.html")
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Evaluate a run, write the results to `config.output`, and return them.
+
+    Raises:
+      UsageError: a run, dataset, split or directory that cannot be used.
+      Failure: no record of the split can be read.
+    """
     started = time.monotonic()
-    directory = find_run(FLAGS.run, FLAGS.checkpoint)
-    if not FLAGS.data:
-        raise UsageError("--data is missing: name the dataset directory to evaluate on")
-    data = pipeline.open_dataset(FLAGS.data)
-    check_labels(read_config(directory)["labels"], data.labels, FLAGS.data)
-    if not data.num_records(FLAGS.split):
-        raise UsageError(f"--split={FLAGS.split}: this split holds no records; name another one")
-    calibration_split = choose_temperature_split(FLAGS.calibration_split, FLAGS.split, data.manifest.splits)
-    output = make_directory(FLAGS.output or str(directory / f"evaluation-{FLAGS.split}"))
+    directory = find_run(config.run, config.checkpoint)
+    data = open_data(config, directory)
+    calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
+    output = make_directory(config.output or str(directory / f"evaluation-{config.split}"))
 
-    command.import_tensorflow()
-    from shardline.trainer import cluster as clusters
-    from shardline.trainer.evaluation.inference import Predictions, predict_split
-    from shardline.trainer.evaluation.results import METRICS, evaluate, images, summary, write
+    command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+    from shardline.trainer import cluster
+    from shardline.trainer.evaluation import results
+    from shardline.trainer.evaluation.inference import predict_split
     from shardline.trainer.state import load_run
 
-    cluster = clusters.start("mirrored", FLAGS.logical_cpus)
-    with cluster.strategy.scope():
-        run = load_run(str(directory), FLAGS.checkpoint or None)
+    devices = cluster.start("mirrored", config.logical_cpus)
+    with devices.strategy.scope():
+        run = load_run(str(directory), config.checkpoint or None)
 
     def predict(split: str) -> Predictions:
-        return predict_split(run, cluster, data, split, rows=FLAGS.batch_size, views=FLAGS.tta)
+        return predict_split(run, devices, data, split, rows=config.batch_size, views=config.tta)
 
-    predictions = predict(FLAGS.split)
+    predictions = predict(config.split)
     calibration = predict(calibration_split) if calibration_split else None
-    leaks, leak_note = find_leaks(run, cluster, data, predictions)
-    evaluation = evaluate(predictions, data, FLAGS.split, calibration, calibration_split, leaks)
+    leaked, compared = find_leakage(config, run, devices, data, predictions)
+    evaluation = results.evaluate(predictions, data, config.split, calibration, calibration_split, leaked)
     evaluation.metrics.update(
-        leak_guard=leak_note,
+        leak_guard=compared,
         run=str(directory),
-        checkpoint=FLAGS.checkpoint,
+        checkpoint=config.checkpoint,
         data=str(data.directory),
         digest=data.manifest.digest,
-        tta=FLAGS.tta,
-        how={"devices": str(cluster), "batch_size": FLAGS.batch_size, "seconds": round(time.monotonic() - started, 1)},
-    )
-    drawn = images(evaluation)
-    (output / METRICS).unlink(missing_ok=True)  # an earlier evaluation's; it comes back when all else is new
-    if FLAGS.report:
+        tta=config.tta,
+        how={
+            "devices": str(devices), "batch_size": config.batch_size, "seconds": round(time.monotonic() - started, 1)
+        },
+    )  # fmt: skip
+    drawn = results.images(evaluation)
+    (output / results.METRICS).unlink(missing_ok=True)  # an earlier evaluation's; it comes back when all else is new
+    if config.report:
         from shardline.trainer.evaluation.report import write_report
 
         write_report(output / "report.html", directory, run, data, evaluation, drawn)
-    write(evaluation, drawn, output)
+    results.write(evaluation, drawn, output)
+    return evaluation
+
+
+def main(config: EvaluateConfig) -> None:
+    """The command: evaluate and print the headline numbers."""
+    from shardline.trainer.evaluation.results import summary  # after --help
+
+    evaluation = evaluate(config)
+    output = Path(config.output or f"{evaluation.metrics['run']}/evaluation-{config.split}")
     print(summary(evaluation))
-    print(predictions.count_line)
+    print(evaluation.predictions.count_line)
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
 
 
 # ------------------------------------------------------------------------------------------- input
 
 
-def choose_temperature_split(wanted: str, evaluated: str, splits: Mapping[str, Split]) -> str:
+def open_data(config: EvaluateConfig, run: Path) -> Dataset:
+    """The dataset to evaluate on, of the run's classes and with records in the split."""
+    if not config.data:
+        raise UsageError("--data is missing: name the dataset directory to evaluate on")
+    data = pipeline.open_dataset(config.data)
+    check_labels(read_config(run)["labels"], data.labels, config.data)
+    if not data.num_records(config.split):
+        raise UsageError(f"--split={config.split}: this split holds no records; name another one")
+    return data
+
+
+def choose_calibration_split(wanted: str, evaluated: str, splits: Mapping[str, Split]) -> str:
     """The split to calibrate on; "" for none."""
     if wanted == "none":
         return ""
@@ -97,47 +154,21 @@ def choose_temperature_split(wanted: str, evaluated: str, splits: Mapping[str, S
     return wanted
 
 
-def find_leaks(run: Any, cluster: Any, data: Any, predictions: Any) -> tuple[list[Any], str]:
+def find_leakage(
+    config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, predictions: Predictions
+) -> tuple[list[LeakedRecord], str]:
     """Copies of evaluated images in the training split, and what was compared."""
-    from shardline.trainer.evaluation import leakage
+    from shardline.trainer.evaluation import leakage  # OpenCV
 
-    if FLAGS.leaks == "none":
-        return [], "not looked for (--leaks=none)"
-    features, rows = FLAGS.leaks == "features", FLAGS.batch_size
-    return leakage.find(run, cluster, data, FLAGS.split, predictions.records, features=features, rows=rows)
-
-
-def define_flags() -> None:
-    """Only when this is the program: several commands may then be imported side by side."""
-    flags.DEFINE_string("run", "", "run directory written by shardline-train")
-    flags.DEFINE_string(
-        "checkpoint", "", "evaluate this checkpoint instead of the run's final model; --run may then be left out"
-    )
-    flags.DEFINE_string("data", "", "dataset directory")
-    flags.DEFINE_string("split", "test", "split to evaluate")
-    flags.DEFINE_string("output", "", "directory for the results; default: RUN/evaluation-SPLIT")
-    flags.DEFINE_integer("batch_size", 32, "images in one forward pass of one device", lower_bound=1)
-    flags.DEFINE_integer("logical_cpus", 0, "split the CPU into this many devices", lower_bound=0)
-    flags.DEFINE_enum(
-        "tta", "none", ["none", "flip", "5", "10"],
-        "test-time augmentation, averaged: center crop and its mirror image; center and corners; those mirrored too",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "calibration_split", "auto", "split to fit the temperature on, not the evaluated one; auto: validation if it "
-        "exists; none: do not fit",
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "leaks", "hashes", ["none", "hashes", "features"],
-        "look for copies of evaluated images in the training split: by hashes from the ledger; by the model's "
-        "features too, which runs the model over the training split",
-    )  # fmt: skip
-    flags.DEFINE_boolean("report", True, "write report.html")
+    if config.leakage == "none":
+        return [], "not looked for (--leakage=none)"
+    features, rows = config.leakage == "features", config.batch_size
+    return leakage.find(run, devices, data, config.split, predictions.records, features=features, rows=rows)
 
 
 def cli() -> None:
-    """Entry point of shardline-evaluate."""
-    define_flags()
-    command.run(main)
+    """Run the console script `shardline-evaluate`."""
+    command_line.run(main, EvaluateConfig, __doc__)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,26 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
 
 from shardline import pipeline
-from shardline.pipeline import cli as command
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import Split
-from shardline.trainer.checks import check_labels, find_run, make_directory
+from shardline.pipeline.options import option
+from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
 from shardline.trainer.state import read_config
 
-FLAGS = flags.FLAGS
+if TYPE_CHECKING:
+    from shardline.pipeline.dataset import Dataset
+    from shardline.pipeline.manifest import Split
+    from shardline.trainer.state import Run
 
 FORMATS = ("saved_model", "keras", "tflite_float32", "tflite_float16", "tflite_int8")
 
@@ -47,46 +51,101 @@ BOUNDS = {
 }
 
 
-def main() -> None:
-    """Flags to one export."""
-    formats = list(dict.fromkeys(FLAGS.formats))
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise UsageError(f"--formats={','.join(formats)}: {unknown[0]!r} is none of {', '.join(FORMATS)}")
-    if not formats:
-        raise UsageError(f"--formats is empty; name some of {', '.join(FORMATS)}")
-    directory = find_run(FLAGS.run, FLAGS.checkpoint)
-    if not FLAGS.output:
+def parse_formats(value: str | Iterable[str]) -> tuple[str, ...]:
+    """`keras,tflite_int8`, or any names, each once."""
+    names = tuple(dict.fromkeys(value.split(",") if isinstance(value, str) else value))
+    if unknown := [name for name in names if name and name not in FORMATS]:
+        raise ValueError(f"{unknown[0]!r} is none of {', '.join(FORMATS)}")
+    if not any(names):
+        raise ValueError(f"no format; name some of {', '.join(FORMATS)}")
+    return names
+
+
+@dataclass(frozen=True)
+class ExportConfig(ModelConfig):
+    """What to export, and what to compare it on."""
+
+    output: str = option("", "directory for the exported models")
+    formats: tuple[str, ...] = option(FORMATS, "what to write, with commas", parse=parse_formats, text=",".join)
+    data: str = option(
+        "",
+        "dataset whose images calibrate int8 and are compared; the one the run was trained on if empty",
+        positional=True,
+    )
+    split: str = option("auto", "split to compare on; auto: test, else validation, else the training one")
+    calibration_images: int = option(100, "training images whose activations set the int8 ranges", low=1)
+    parity_images: int = option(64, "images on which trainer and exports are compared", low=1)
+    overwrite: bool = option(False, "replace models that an earlier export left in --output")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What one export wrote, and how far it lies from the trainer."""
+
+    paths: dict[str, Path]  # of each format
+    parity: dict[str, Any]  # content of parity.json
+
+
+def export(config: ExportConfig) -> Exported:
+    """Write the model in each format, compare each with the trainer, and return paths and comparison.
+
+    Raises:
+      UsageError: a run, dataset, split or directory that cannot be used.
+      Failure: an export differs from the trainer by more than its bound; parity.json holds the numbers.
+    """
+    directory = find_run(config.run, config.checkpoint)
+    if not config.output:
         raise UsageError("--output is missing: name a directory for the exported models")
-    content = read_config(directory)
-    if not (where := FLAGS.data or content["train"]["data"]):
+    data, train_split = open_data(config, directory)
+    split = comparison_split(config.split, data.manifest.splits, train_split)
+    if "tflite_int8" in config.formats and not filled(data.manifest.splits, train_split):
+        raise UsageError(
+            f"--data={data.directory}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8"
+        )
+    output = prepare(config.output, config.formats, config.overwrite)
+
+    command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+    from shardline.trainer.state import load_run
+
+    run = load_run(str(directory), config.checkpoint or None, precision="float32")
+    write_models(run, config.formats, output, lambda: calibration_images(run, data, config.calibration_images))
+    trained = load_run(str(directory), config.checkpoint or None)
+    parity = compare(run, trained, config.formats, output, data, split, config.parity_images)
+    atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
+    if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
+        raise Failure(
+            f"{'; '.join(failed)}: further from the trainer than the bound allows; do not deploy it "
+            f"(all numbers in {output / PARITY})"
+        )
+    return Exported({form: output / file_name(form) for form in config.formats}, parity)
+
+
+def main(config: ExportConfig) -> None:
+    """The command: export and print how far each export lies from the trainer."""
+    for name, found in export(config).parity["exports"].items():
+        print(describe(name, found))
+    print(config.output)
+
+
+def describe(name: str, found: Mapping[str, Any]) -> str:
+    """How far an export lies from the trainer, in a line."""
+    return (
+        f"{name}: top-1 agrees on {found['top1_agreement']:.1%} of images, "
+        f"probabilities within {found['max_difference']:.2g} (bound {found['bound']:g})"
+    )
+
+
+# ------------------------------------------------------------------------------------------- input
+
+
+def open_data(config: ExportConfig, run: Path) -> tuple[Dataset, str]:
+    """The dataset to compare on, of the run's classes, and the name of its training split."""
+    content = read_config(run)
+    if not (where := config.data or content["train"]["data"]):
         raise UsageError("--data is missing: this run was trained without a dataset; name one to compare on")
     data = pipeline.open_dataset(where)
     check_labels(content["labels"], data.labels, where)
-    train_split = content["train"]["train_split"]
-    split = comparison_split(FLAGS.split, data.manifest.splits, train_split)
-    if "tflite_int8" in formats and not filled(data.manifest.splits, train_split):
-        raise UsageError(f"--data={where}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8")
-    output = prepare(FLAGS.output, formats, FLAGS.overwrite)
-
-    command.import_tensorflow()
-    from shardline.trainer.state import load_run
-
-    run = load_run(str(directory), FLAGS.checkpoint or None, precision="float32")
-    export(run, formats, output, lambda: calibration_images(run, data, FLAGS.calibration_images))
-    trained = load_run(str(directory), FLAGS.checkpoint or None)
-    parity = compare(run, trained, formats, output, data, split, FLAGS.parity_images)
-    (output / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
-    for name, result in parity["exports"].items():
-        print(
-            f"{name}: top-1 agrees on {result['top1_agreement']:.1%} of {parity['images']}, "
-            f"probabilities within {result['max_difference']:.2g} (bound {result['bound']:g})"
-        )
-    print(output)
-    if failed := [name for name, result in parity["exports"].items() if not result["ok"]]:
-        raise Failure(
-            f"{', '.join(failed)} differs from the trainer by more than the bound; do not deploy it "
-            f"(numbers in {output / PARITY})"
-        )
+    return data, content["train"]["train_split"]
 
 
 def prepare(path: str, formats: Iterable[str], overwrite: bool) -> Path:
@@ -127,7 +186,7 @@ def filled(splits: Mapping[str, Split], name: str) -> bool:
 # ------------------------------------------------------------------------------------------ export
 
 
-def export(run: Any, formats: Iterable[str], output: Path, calibrate: Callable[[], Iterator[np.ndarray]]) -> None:
+def write_models(run: Run, formats: Iterable[str], output: Path, calibrate: Callable[[], Iterator[np.ndarray]]) -> None:
     """Write the model of `run` in each format, and labels.txt.
 
     Args:
@@ -146,7 +205,7 @@ def export(run: Any, formats: Iterable[str], output: Path, calibrate: Callable[[
     (output / "labels.txt").write_text("".join(f"{label}\n" for label in run.labels), encoding="utf-8")
 
 
-def save_serving(run: Any, target: Path) -> None:
+def save_serving(run: Run, target: Path) -> None:
     """A SavedModel with three signatures.
 
     serving_default: `bytes` string [n], JPEG or PNG files -> the answer; serve_images: `images` uint8 [n, s, s, 3]
@@ -202,7 +261,7 @@ def holding_weights(model: Any) -> Any:
     return module
 
 
-def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
+def to_tflite(run: Run, form: str, calibrate: Callable[[], Iterator[np.ndarray]]) -> bytes:
     """A TFLite model of one uint8 image [1, s, s, 3] -> float32 probabilities [1, classes]."""
     import tensorflow as tf
 
@@ -224,7 +283,7 @@ def to_tflite(run: Any, form: str, calibrate: Callable[[], Iterator[np.ndarray]]
     return converter.convert()
 
 
-def calibration_images(run: Any, data: Any, count: int) -> Iterator[np.ndarray]:
+def calibration_images(run: Run, data: Dataset, count: int) -> Iterator[np.ndarray]:
     """Training images as the model sees them, and one with both extremes, so that input step = gray level."""
     for image in seen_images(run, data, run.config.train_split, count):
         yield image[None]
@@ -233,7 +292,7 @@ def calibration_images(run: Any, data: Any, count: int) -> Iterator[np.ndarray]:
     yield extremes
 
 
-def seen_images(run: Any, data: Any, split: str, count: int) -> Iterator[np.ndarray]:
+def seen_images(run: Run, data: Dataset, split: str, count: int) -> Iterator[np.ndarray]:
     """Up to `count` records, spread evenly over the split, as the model sees them: uint8 [s, s, 3]."""
     from shardline.trainer.evaluation.model_input import preprocess, stored_images
 
@@ -252,7 +311,7 @@ def spread(num_records: int, count: int) -> np.ndarray:
 
 
 def compare(
-    run: Any, trained: Any, formats: Iterable[str], output: Path, data: Any, split: str, count: int
+    run: Run, trained: Run, formats: Iterable[str], output: Path, data: Dataset, split: str, count: int
 ) -> dict[str, Any]:
     """Trainer and exports on the same `count` images: agreement, largest difference, and whether that is in bounds.
 
@@ -332,27 +391,9 @@ def tflite_answers(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(outputs)
 
 
-def define_flags() -> None:
-    """Only when this is the program: several commands may then be imported side by side."""
-    flags.DEFINE_string("run", "", "run directory written by shardline-train")
-    flags.DEFINE_string("checkpoint", "", "export this checkpoint instead of the run's final model")
-    flags.DEFINE_string("output", "", "directory for the exported models")
-    flags.DEFINE_list("formats", list(FORMATS), "what to write")
-    flags.DEFINE_string(
-        "data", "", "dataset whose images calibrate int8 and are compared; default: the one the run was trained on"
-    )
-    flags.DEFINE_string("split", "auto", "split to compare on; auto: test, else validation, else the training one")
-    flags.DEFINE_integer(
-        "calibration_images", 100, "training images whose activations set the int8 ranges", lower_bound=1
-    )
-    flags.DEFINE_integer("parity_images", 64, "images on which trainer and export are compared", lower_bound=1)
-    flags.DEFINE_boolean("overwrite", False, "replace models that an earlier export left in --output")
-
-
 def cli() -> None:
-    """Entry point of shardline-export."""
-    define_flags()
-    command.run(main)
+    """Run the console script `shardline-export`."""
+    command_line.run(main, ExportConfig, __doc__)
 
 
 if __name__ == "__main__":

@@ -16,68 +16,87 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from absl import flags
-
-from shardline.pipeline import cli as command
-from shardline.pipeline.cli import progress
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.trainer.checks import check_target, find_run
+from shardline.pipeline.files import atomic_write
+from shardline.pipeline.options import option
+from shardline.trainer.checks import ModelConfig, check_target, find_run
+from shardline.trainer.state import read_config
 
-FLAGS = flags.FLAGS
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shardline.trainer.evaluation.inference import FilePrediction
 
 FORMATS = ("csv", "jsonl", "parquet")
 GALLERY_IMAGES = 48
-SKIPPED = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
+IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 
 
 @dataclass(frozen=True)
-class Row:
-    """What came of one file: its most probable classes, or why there are none."""
+class PredictConfig(ModelConfig):
+    """Which files to predict, and where the rows go."""
 
-    path: str
-    labels: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    error: str = ""
+    input: tuple[str, ...] = option(
+        (), "image file, directory (searched through) or glob; may be repeated", positional=True
+    )
+    output: str = option("csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet")
+    top: int = option(5, "how many classes to list for each image", low=1)
+    gallery: str = option("", "also draw the first images with their predictions into this PNG")
+    batch_size: int = option(32, "images in one forward pass", low=1)
 
 
-def main(arguments: list[str]) -> None:
-    """Flags to one prediction."""
-    directory = find_run(FLAGS.run, FLAGS.checkpoint)
-    form, target = parse_output(FLAGS.output)
-    if FLAGS.gallery and not FLAGS.gallery.lower().endswith(".png"):
-        raise UsageError(f"--gallery={FLAGS.gallery}: name a file that ends in .png")
-    paths = find_files([*FLAGS.input, *arguments])
-    for flag, path in (("--output", target), ("--gallery", FLAGS.gallery)):
+def predict(config: PredictConfig) -> list[FilePrediction]:
+    """A row for each file, in order, with its most probable classes or the reason why it has none.
+
+    Rows are written to `config.output` when that is a file, and a gallery when one is asked for.
+
+    Raises:
+      UsageError: a run, input or target that cannot be used.
+    """
+    directory = find_run(config.run, config.checkpoint)
+    form, target = parse_output(config.output)
+    if config.gallery and not config.gallery.lower().endswith(".png"):
+        raise UsageError(f"--gallery={config.gallery}: name a file that ends in .png")
+    paths = find_files(config.input)
+    for flag, path in (("--output", target), ("--gallery", config.gallery)):
         if path:
             check_target(flag, path)
 
-    command.import_tensorflow()
+    command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+    from shardline.trainer.evaluation.inference import predict_files
     from shardline.trainer.state import load_run
 
-    run = load_run(str(directory), FLAGS.checkpoint or None)
-    top = min(FLAGS.top, len(run.labels))
-    rows: list[Row] = []
-    shown: list[tuple[np.ndarray | None, Row]] = []
-    with progress(total=len(paths), desc="predict", unit="image") as bar:
-        for row, image in predict(run, paths, top=top, batch_size=FLAGS.batch_size):
+    run = load_run(str(directory), config.checkpoint or None)
+    rows: list[FilePrediction] = []
+    shown: list[tuple[np.ndarray | None, FilePrediction]] = []
+    with command_line.progress(total=len(paths), desc="predict", unit="image") as bar:
+        for row, image in predict_files(run, paths, top=num_listed(config), batch_size=config.batch_size):
             rows.append(row)
-            if FLAGS.gallery and len(shown) < GALLERY_IMAGES:
+            if config.gallery and len(shown) < GALLERY_IMAGES:
                 shown.append((image, row))
             bar.update()
-    write(rows, form, target, top)
-    if FLAGS.gallery:
-        draw_gallery(shown, len(rows), FLAGS.gallery)
-    broken = sum(bool(row.error) for row in rows)
-    if broken == len(rows):
+    if target:
+        atomic_write(target, as_bytes(rows, form, num_listed(config)))
+    if config.gallery:
+        draw_gallery(shown, len(rows), config.gallery)
+    return rows
+
+
+def main(config: PredictConfig) -> None:
+    """The command: predict, and print the rows when they go to no file."""
+    rows = predict(config)
+    form, target = parse_output(config.output)
+    if not target:
+        sys.stdout.buffer.write(as_bytes(rows, form, num_listed(config)))
+    unreadable = sum(bool(row.error) for row in rows)
+    if unreadable == len(rows):
         raise Failure(f"none of {len(rows)} files could be read; the first, {rows[0].path}: {rows[0].error}")
     where = f" -> {target}" if target else ""
-    print(f"{len(rows) - broken} predicted, {broken} unreadable{where}", file=sys.stderr)
+    print(f"{len(rows) - unreadable} predicted, {unreadable} unreadable{where}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------- input
@@ -106,61 +125,8 @@ def _walk(directory: str) -> Iterator[str]:
     for folder, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and name.lower() not in SKIPPED:
+            if not name.startswith(".") and name.lower() not in IGNORED_FILES:
                 yield os.path.join(folder, name)
-
-
-# ------------------------------------------------------------------------------------- predictions
-
-
-def predict(run: Any, paths: Sequence[str], *, top: int, batch_size: int) -> Iterator[tuple[Row, np.ndarray | None]]:
-    """A row for each path, in order, and the square the model saw (None for a broken file)."""
-    import tensorflow as tf
-
-    from shardline.pipeline.images import set_up_process
-    from shardline.trainer.evaluation.model_input import stored_options
-
-    set_up_process()
-    options = stored_options(run)
-    forward = tf.function(lambda images: run.model(images, training=False), jit_compile=run.config.jit, autograph=False)
-    size = run.config.image_size
-    chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
-    rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once
-    with ThreadPoolExecutor() as pool:
-
-        def start(chunk: Sequence[str]) -> list[Any]:
-            return [pool.submit(load, path, run, options) for path in chunk]
-
-        coming = start(chunks[0])
-        for number, chunk in enumerate(chunks):
-            loaded = [future.result() for future in coming]
-            coming = start(chunks[number + 1]) if number + 1 < len(chunks) else []  # while the model runs
-            batch = np.zeros((rows, size, size, 3), np.uint8)
-            for i, (image, _) in enumerate(loaded):
-                if image is not None:
-                    batch[i] = image
-            probabilities = forward(tf.constant(batch)).numpy()
-            for path, (image, error), row in zip(chunk, loaded, probabilities, strict=False):
-                if image is None:
-                    yield Row(path, error=error), None
-                    continue
-                best = np.argsort(-row, kind="stable")[:top]
-                yield Row(path, tuple(run.labels[c] for c in best), tuple(float(row[c]) for c in best)), image
-
-
-def load(path: str, run: Any, options: Any) -> tuple[np.ndarray | None, str]:
-    """What the model is shown of a file, or why it cannot be."""
-    from shardline.pipeline.images import BadImage
-    from shardline.trainer.evaluation import model_input
-
-    try:
-        return model_input.load_image(Path(path).read_bytes(), run, options), ""
-    except BadImage as error:
-        return None, " ".join(str(error).split())
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror or error}"
-    except MemoryError:
-        return None, "too large for this machine's memory"
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -178,21 +144,20 @@ def parse_output(value: str) -> tuple[str, str]:
     return form, value
 
 
-def write(rows: Sequence[Row], form: str, target: str, top: int) -> None:
-    """All rows to the file, whole or not at all, or to the terminal."""
+def num_listed(config: PredictConfig) -> int:
+    """How many classes are listed for each image: `--top`, or all when there are fewer."""
+    return min(config.top, len(read_config(find_run(config.run, config.checkpoint))["labels"]))
+
+
+def as_bytes(rows: Sequence[FilePrediction], form: str, top: int) -> bytes:
+    """All rows as a file of this format, with `top` classes each."""
     if form == "parquet":
-        data = _parquet(rows)
-    else:
-        data = (_csv(rows, top) if form == "csv" else _jsonl(rows)).encode("utf-8", "surrogateescape")
-    if not target:
-        sys.stdout.buffer.write(data)
-        return
-    temporary = Path(target + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+        return _parquet(rows)
+    # A file name may hold bytes that are no UTF-8: they are written as they are.
+    return (_csv(rows, top) if form == "csv" else _jsonl(rows)).encode("utf-8", "surrogateescape")
 
 
-def _csv(rows: Sequence[Row], top: int) -> str:
+def _csv(rows: Sequence[FilePrediction], top: int) -> str:
     """path, label, probability, then label2, probability2, …, and the error."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -204,7 +169,7 @@ def _csv(rows: Sequence[Row], top: int) -> str:
     return text.getvalue()
 
 
-def _jsonl(rows: Sequence[Row]) -> str:
+def _jsonl(rows: Sequence[FilePrediction]) -> str:
     lines = []
     for row in rows:
         pairs = zip(row.labels, row.probabilities, strict=True)
@@ -213,7 +178,7 @@ def _jsonl(rows: Sequence[Row]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _parquet(rows: Sequence[Row]) -> bytes:
+def _parquet(rows: Sequence[FilePrediction]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -232,9 +197,9 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     return buffer.getvalue()
 
 
-def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, target: str) -> None:
+def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction]], count: int, target: str) -> None:
     """The images as the model saw them, each with its best class."""
-    from shardline.tools.html_report import figure_png
+    from shardline.tools.html_report import figure_png  # Matplotlib
     from shardline.trainer.evaluation import plots
 
     tiles: list[tuple[np.ndarray | None, str, str]] = []
@@ -247,26 +212,12 @@ def draw_gallery(shown: Sequence[tuple[np.ndarray | None, Row]], count: int, tar
     figure = plots.gallery(tiles, columns=4 if len(tiles) > 6 else 3)
     if count > len(shown):
         figure.suptitle(f"the first {len(shown)} of {count:,} files", fontsize=11)
-    Path(target).write_bytes(figure_png(figure))
-
-
-def define_flags() -> None:
-    """Only when this is the program: several commands may then be imported side by side."""
-    flags.DEFINE_string("run", "", "run directory written by shardline-train")
-    flags.DEFINE_string("checkpoint", "", "use this checkpoint instead of the run's final model")
-    flags.DEFINE_multi_string("input", [], "image file, directory (searched through) or glob; may be repeated")
-    flags.DEFINE_string(
-        "output", "csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet"
-    )
-    flags.DEFINE_integer("top", 5, "how many classes to list for each image", lower_bound=1)
-    flags.DEFINE_string("gallery", "", "also draw the first images with their predictions into this PNG")
-    flags.DEFINE_integer("batch_size", 32, "images in one forward pass", lower_bound=1)
+    atomic_write(target, figure_png(figure), durable=False)
 
 
 def cli() -> None:
-    """Entry point of shardline-predict."""
-    define_flags()
-    command.run(main)
+    """Run the console script `shardline-predict`."""
+    command_line.run(main, PredictConfig, __doc__)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest, Split
 from shardline.trainer.checks import check_labels, check_target, find_run, make_directory
 from tests.tools.folders import ROOT
@@ -35,7 +36,7 @@ CASES = [
     (
         "evaluate",
         (*RUN_DATA, "--checkpoint", "{file}"),
-        "--checkpoint={file} is no checkpoint of shardline.trainer.train",
+        "--checkpoint={file} is no checkpoint of a run",
     ),
     ("evaluate", ("--checkpoint", "{file}", "--data", "{data}"), "lies in no run directory"),
     ("evaluate", ("--run", "{run}", "--data", "{new}"), "--data={new}: no such directory"),
@@ -64,7 +65,7 @@ CASES = [
     ("export", ("--output", "{new}"), "--run is missing"),
     ("export", ("--run", "{run}"), "--output is missing"),
     ("export", (*RUN_OUTPUT, "--formats", "keras,onnx"), "'onnx' is none of saved_model, keras, tflite_float32"),
-    ("export", (*RUN_OUTPUT, "--formats", ""), "--formats is empty"),
+    ("export", (*RUN_OUTPUT, "--formats", ""), "--formats=: no format; name some of saved_model"),
     ("export", (*RUN_OUTPUT, "--split", "tset"), "--split=tset: this dataset has"),
     ("export", (*RUN_OUTPUT, "--data", "{two}"), "--data={two} has 2 classes"),
     ("export", (*RUN_OUTPUT, "--data", "{hollow}", "--split", "hollow"), "--split=hollow: this split holds no records"),
@@ -103,7 +104,7 @@ def places(tiny_run, tiny_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcomes(places):
     """Exit code, stderr and stdout of every case, in a process that cannot import TensorFlow."""
-    calls = [(f"trainer.{name}", *(a.format(**places) for a in arguments)) for name, arguments, _ in CASES]
+    calls = [(f"shardline.trainer.{name}", *(a.format(**places) for a in arguments)) for name, arguments, _ in CASES]
     result = subprocess.run(
         [sys.executable, "-c", RUN_ALL], input=json.dumps(calls), capture_output=True, text=True, cwd=ROOT
     )
@@ -123,9 +124,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(number, places, outcomes):
 
 def test_a_dataset_of_other_classes_is_refused():
     check_labels(COLORS, list(COLORS), "D")
-    with pytest.raises(ValueError, match="--data=D has 2 classes, the run was trained on 3"):
+    with pytest.raises(UsageError, match=r"^data=D has 2 classes, the run was trained on 3"):
         check_labels(("a", "b", "c"), ("a", "b"), "D")
-    with pytest.raises(ValueError, match="calls class 1 'x', the run 'b'"):
+    with pytest.raises(UsageError, match="calls class 1 'x', the run 'b'"):
         check_labels(("a", "b"), ("a", "x"), "D")
 
 
@@ -138,5 +139,5 @@ def test_targets_are_made_room_for(tmp_path):
     assert make_directory(str(tmp_path / "a" / "b")).is_dir()
     check_target("--output", str(tmp_path / "c" / "rows.csv"))
     assert (tmp_path / "c").is_dir()
-    with pytest.raises(ValueError, match=r"--output=.* is a directory; name a file"):
+    with pytest.raises(UsageError, match=r"^output=.* is a directory; name a file"):
         check_target("--output", str(tmp_path / "c"))

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardline.trainer import compare
+from shardline.trainer.compare import CompareConfig
 from tests.trainer.tiny import command
 
 
@@ -43,6 +44,16 @@ def test_two_runs_side_by_side(tiny_evaluation, tiny_metrics, other_run, tmp_pat
     assert test["p"] == pytest.approx(min(1, 2 * 0.5**wrong))
     assert {"compare.html", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
     assert "http" not in (tmp_path / "compare.html").read_text()
+
+
+def test_from_python_it_returns_the_table(tiny_evaluation, tiny_metrics, other_run):
+    found = compare.compare(CompareConfig(runs=(tiny_evaluation, other_run)))
+    assert found.names == ("evaluation", "other")
+    (flag,) = found.differences
+    assert flag == ("--momentum", "0.9", "0.5")
+    assert [dict(zip(found.header, row, strict=True))["top-1"] for row in found.results] == [
+        round(tiny_metrics["top1"], 4), 1.0
+    ]  # fmt: skip
 
 
 def test_a_run_without_an_evaluation_is_still_in_the_table(tiny_run, other_run):

@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardline import pipeline
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Shard, Split
 from shardline.trainer import evaluate, state
+from shardline.trainer.evaluate import EvaluateConfig
 from shardline.trainer.evaluation import metrics, results
 from tests.trainer.tiny import command, process, refusal
 
@@ -77,7 +79,24 @@ def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
     assert first.equals(second)
 
 
+def test_from_python_it_returns_what_it_writes_again_and_again(tiny_run, tiny_data, tiny_metrics, tmp_path):
+    for name in ("one", "two"):
+        config = EvaluateConfig(run=tiny_run, data=tiny_data, output=tmp_path / name, batch_size=8, report=False)
+        evaluation = evaluate.evaluate(config)
+        written = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert json.loads(json.dumps(evaluation.metrics)) == written
+        assert written | {"how": 0} == tiny_metrics | {"how": 0}
+        assert len(evaluation.predictions.records) == 21
+
+
 # ---------------------------------------------------------------------------------------- refusals
+
+
+def test_from_python_a_refusal_names_the_field():
+    with pytest.raises(UsageError, match=r"^run is missing: name a run directory .* \(or a checkpoint in one\)$"):
+        evaluate.evaluate(EvaluateConfig())
+    with pytest.raises(UsageError, match=r"^batch_size=0: use a whole number of at least 1$"):
+        EvaluateConfig(batch_size=0)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path):
@@ -88,27 +107,27 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path)
     assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")
 
 
-def test_the_temperature_split_is_another_one():
-    choose, full = evaluate.choose_temperature_split, (Shard("s", 5, 100, ""),)
+def test_the_calibration_split_is_another_one():
+    choose, full = evaluate.choose_calibration_split, (Shard("s", 5, 100, ""),)
     two = {name: Split(name, full) for name in ("train", "test")}
     three, hollow = two | {"validation": Split("validation", full)}, two | {"validation": Split("validation", ())}
     assert choose("auto", "test", three) == "validation"
     assert choose("auto", "validation", three) == choose("auto", "test", two) == choose("auto", "test", hollow) == ""
     assert choose("none", "test", three) == ""
     assert choose("train", "test", two) == "train"
-    with pytest.raises(ValueError, match="is the evaluated split"):
+    with pytest.raises(UsageError, match=r"^calibration_split=test is the evaluated split"):
         choose("test", "test", two)
-    with pytest.raises(ValueError, match="this dataset has train, test"):
+    with pytest.raises(UsageError, match="this dataset has train, test"):
         choose("validation", "test", two)
-    with pytest.raises(ValueError, match="holds no records"):
+    with pytest.raises(UsageError, match="holds no records"):
         choose("validation", "test", hollow)
 
 
 def test_a_damaged_predictions_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="evaluate first"):
+    with pytest.raises(UsageError, match="evaluate first"):
         results.read_predictions(tmp_path)
     (tmp_path / "predictions.parquet").write_bytes(b"x" * 100)
-    with pytest.raises(RuntimeError, match="is damaged"):
+    with pytest.raises(Failure, match="is damaged"):
         results.read_predictions(tmp_path)
 
 

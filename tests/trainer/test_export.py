@@ -8,7 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from shardline.trainer import export, predict
+from shardline.pipeline.errors import UsageError
+from shardline.trainer import export
+from shardline.trainer.evaluation.inference import predict_files
+from shardline.trainer.export import ExportConfig
 from tests.trainer.tiny import command
 
 STRANGER = """
@@ -86,17 +89,26 @@ def test_a_process_without_this_project_loads_it_and_gets_the_predictions(export
     assert found["keras_difference"] < 1e-5
     for row, top, probability in zip(found["probabilities"], found["top"], found["probability"], strict=True):
         assert top == found["labels"][int(np.argmax(row))] and probability == max(row)
-    rows = [row for row, _ in predict.predict(loaded_run, list(map(str, files)), top=3, batch_size=2)]
+    rows = [row for row, _ in predict_files(loaded_run, list(map(str, files)), top=3, batch_size=2)]
     for row, probabilities in zip(rows, found["probabilities"], strict=True):
         predicted = dict(zip(row.labels, row.probabilities, strict=True))
         assert [predicted[name] for name in found["labels"]] == pytest.approx(probabilities, abs=0.02)
+
+
+def test_from_python_it_returns_paths_and_comparison(tiny_run, tmp_path):
+    found = export.export(ExportConfig(run=tiny_run, output=tmp_path, formats="keras", parity_images=2))
+    assert found.paths == {"keras": tmp_path / "model.keras"} and found.paths["keras"].is_file()
+    assert found.parity == json.loads((tmp_path / "parity.json").read_text())
+    with pytest.raises(UsageError, match=r"^output=.* holds model.keras already; add overwrite"):
+        export.export(ExportConfig(run=tiny_run, output=tmp_path, formats=("keras",)))
 
 
 def test_a_model_that_differs_is_refused(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(export.BOUNDS, "keras", (-1.0, 0.0))
     run = command("shardline.trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "keras",
                   "--parity_images", 2, check=1)  # fmt: skip
-    assert "error: keras differs from the trainer by more than the bound; do not deploy it" in run.stderr
+    assert "error: keras: top-1 agrees on 100.0% of images, probabilities within" in run.stderr
+    assert "further from the trainer than the bound allows; do not deploy it" in run.stderr
     assert (tmp_path / "parity.json").exists()
 
 

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardline.trainer import predict
+from shardline.trainer.evaluation.inference import FilePrediction, predict_files
+from shardline.trainer.predict import PredictConfig
 from tests.trainer.tiny import COLORS, command, draw, refusal, save
 
 
@@ -51,12 +53,21 @@ def test_a_test_image_is_predicted_as_it_was_evaluated(loaded_run, tiny_data, ti
     # The stored copy went through JPEG, the file did not: close, not equal.
     files = sorted((tiny_data.parent / "raw" / "test" / "green").glob("*.png"))
     evaluated = {row["path"]: row for row in pq.read_table(tiny_evaluation / "predictions.parquet").to_pylist()}
-    rows = [row for row, _ in predict.predict(loaded_run, list(map(str, files)), top=3, batch_size=4)]
+    rows = [row for row, _ in predict_files(loaded_run, list(map(str, files)), top=3, batch_size=4)]
     assert [row.path for row in rows] == list(map(str, files)) and len(rows) == 7
     for row, file in zip(rows, files, strict=True):
         by_label = dict(zip(row.labels, row.probabilities, strict=True))
         known = evaluated[f"test/green/{file.name}"]["probabilities"]
         assert [by_label[name] for name in sorted(by_label)] == pytest.approx(known, abs=0.03)
+
+
+def test_from_python_it_returns_the_rows_it_writes(photos, tiny_run, tmp_path):
+    target = tmp_path / "rows.parquet"
+    config = PredictConfig(run=tiny_run, input=(photos / "a", photos / "b"), output=target, top=2)
+    rows = predict.predict(config)
+    assert [bool(row.error) for row in rows] == [True, False, False, True, False]
+    assert [row["labels"] for row in pq.read_table(target).to_pylist()] == [list(row.labels) for row in rows]
+    assert predict.predict(config) == rows
 
 
 def test_nothing_readable_is_a_failure_that_says_why(photos, tiny_run, tmp_path):
@@ -75,8 +86,8 @@ def test_inputs_are_files_directories_and_globs_each_file_once(photos):
 
 
 ROWS = [
-    predict.Row("a.jpg", ("red", "blue"), (0.75, 0.25)),
-    predict.Row('b,"x".jpg', error="truncated: after 10 bytes"),
+    FilePrediction("a.jpg", ("red", "blue"), (0.75, 0.25)),
+    FilePrediction('b,"x".jpg', error="truncated: after 10 bytes"),
 ]
 
 
@@ -88,9 +99,9 @@ def test_csv_golden():
     )
 
 
-def test_without_a_file_rows_go_to_the_terminal_in_bytes(capfdbinary):
-    predict.write([predict.Row(os.fsdecode(b"caf\xe9.jpg"), ("red",), (1.0,))], "csv", "", 1)
-    assert capfdbinary.readouterr().out == b"path,label,probability,error\ncaf\xe9.jpg,red,1.000000,\n"
+def test_a_file_name_that_is_no_utf8_keeps_its_bytes():
+    rows = [FilePrediction(os.fsdecode(b"caf\xe9.jpg"), ("red",), (1.0,))]
+    assert predict.as_bytes(rows, "csv", 1) == b"path,label,probability,error\ncaf\xe9.jpg,red,1.000000,\n"
 
 
 def test_jsonl_golden():

@@ -6,9 +6,11 @@ So a record is always computed in the same row beside the same neighbors, and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +18,13 @@ import tensorflow as tf
 from shardline.pipeline.cli import progress
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import BadImage, set_up_process
 from shardline.trainer.cluster import Cluster
+from shardline.trainer.evaluation.model_input import load_image, stored_options
+
+if TYPE_CHECKING:
+    from shardline.trainer.state import Run
 
 VIEWS = {"none": 1, "flip": 1, "5": 5, "10": 10}  # test-time augmentation -> crops the pipeline cuts
 
@@ -112,3 +120,63 @@ def predict_split(
     order = np.argsort(records, kind="stable")
     assert len(np.unique(records)) == len(records), "a record was evaluated twice"
     return Predictions(records[order], labels[order].astype(np.int64), outputs[order], num_stored)
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """The most probable classes of one image file, or why there are none."""
+
+    path: str
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def predict_files(
+    run: Run, paths: Sequence[str], *, top: int, batch_size: int
+) -> Iterator[tuple[FilePrediction, np.ndarray | None]]:
+    """A prediction for each path, in order, and the image the model was shown (None for an unreadable file)."""
+    set_up_process()
+    options = stored_options(run)
+    size = run.config.image_size
+    chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once
+    forward = tf.function(
+        lambda images: run.model(images, training=False), jit_compile=run.config.jit, autograph=False
+    ).get_concrete_function(tf.TensorSpec((rows, size, size, 3), tf.uint8))
+    with ThreadPoolExecutor() as pool:
+
+        def start(chunk: Sequence[str]) -> list[Any]:
+            return [pool.submit(_load, path, run, options) for path in chunk]
+
+        coming = start(chunks[0])
+        for number, chunk in enumerate(chunks):
+            loaded = [future.result() for future in coming]
+            coming = start(chunks[number + 1]) if number + 1 < len(chunks) else []  # while the model runs
+            batch = np.zeros((rows, size, size, 3), np.uint8)
+            for i, (image, _) in enumerate(loaded):
+                if image is not None:
+                    batch[i] = image
+            probabilities = forward(tf.constant(batch)).numpy()
+            for path, (image, error), row in zip(chunk, loaded, probabilities, strict=False):
+                yield (_best(path, run, row, top) if image is not None else FilePrediction(path, error=error)), image
+
+
+def _load(path: str, run: Run, options: ImageOptions) -> tuple[np.ndarray | None, str]:
+    """What the model is shown of a file, or why it cannot be."""
+    try:
+        return load_image(Path(path).read_bytes(), run, options), ""
+    except BadImage as error:
+        return None, " ".join(str(error).split())
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror or error}"
+    except MemoryError:
+        return None, "too large for this machine's memory"
+
+
+def _best(path: str, run: Run, probabilities: np.ndarray, top: int) -> FilePrediction:
+    classes = np.argsort(-probabilities, kind="stable")[:top]
+    return FilePrediction(path, tuple(run.labels[c] for c in classes), tuple(float(probabilities[c]) for c in classes))
