@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardline.pipeline.augment_device import augment_on_device, soft_labels
     from shardline.pipeline.config import InputConfig
-    from shardline.pipeline.dataset import Dataset, open_dataset
+    from shardline.pipeline.dataset import Dataset, TrainingData, open_dataset
     from shardline.pipeline.errors import Failure, UsageError
     from shardline.pipeline.preprocessing import PREPROCESSING, eval_geometry
     from shardline.pipeline.profiling import StageTimes
-    from shardline.pipeline.sampler import Sampler, ShuffleSampler
+    from shardline.pipeline.sampler import BalancedSampler, Sampler, ShuffleSampler
 
 __all__ = [
     "PREPROCESSING",
+    "BalancedSampler",
     "Dataset",
     "Failure",
     "InputConfig",
     "Sampler",
     "ShuffleSampler",
     "StageTimes",
+    "TrainingData",
     "UsageError",
     "augment_on_device",
     "eval_geometry",
@@ -38,12 +40,14 @@ __all__ = [
 
 _HOME = {
     "PREPROCESSING": "preprocessing",
+    "BalancedSampler": "sampler",
     "Dataset": "dataset",
     "Failure": "errors",
     "InputConfig": "config",
     "Sampler": "sampler",
     "ShuffleSampler": "sampler",
     "StageTimes": "profiling",
+    "TrainingData": "dataset",
     "UsageError": "errors",
     "augment_on_device": "augment_device",
     "eval_geometry": "preprocessing",

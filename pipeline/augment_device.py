@@ -1,13 +1,24 @@
 """The device half of augmentation: applies `pipeline.augment_params` to batches, in TensorFlow, safe under XLA.
 
-Nothing random happens here: the numbers come with the batch, as column groups of its `edits`.
+Nothing random happens here: the numbers come with the batch, as column groups of `augment_params`.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from shardline.pipeline import augment_params as ed
+from shardline.pipeline.augment_params import (
+    AUTOCONTRAST,
+    COLOR,
+    EQUALIZE,
+    FILL,
+    POSTERIZE,
+    SHARPNESS,
+    SOLARIZE,
+    TABLE,
+    WARP,
+    columns,
+)
 from shardline.pipeline.config import InputConfig
 
 
@@ -19,16 +30,18 @@ def augment_on_device(batch: dict[str, tf.Tensor], config: InputConfig) -> dict[
     """
     batch = dict(batch)
     image = tf.cast(batch["image"], tf.float32)
-    if "edits" in batch:
-        edits = batch.pop("edits")
-        numbers = {name: edits[:, part] for name, part in ed.columns(config).items()}
-        image = _crop(image, numbers["window"], numbers["mirror"], config.image_size)
-        for layer in tf.split(numbers["layers"], config.randaugment_layers, 1) if "layers" in numbers else ():
+    if "augment_params" in batch:
+        params = batch.pop("augment_params")
+        numbers = {name: params[:, part] for name, part in columns(config).items()}
+        image = _crop(image, numbers["crop_size"], numbers["flip"], config.image_size)
+        for layer in tf.split(numbers["randaugment"], config.randaugment_layers, 1) if "randaugment" in numbers else ():
             image = _layer(image, layer)
-        if "color" in numbers:
-            image = _color(image, numbers["color"])
-        if "erase" in numbers:
-            image = tf.where(_inside(numbers["erase"], config.image_size), tf.constant(ed.FILL, tf.float32), image)
+        if "color_jitter" in numbers:
+            image = _color(image, numbers["color_jitter"])
+        if "random_erasing" in numbers:
+            image = tf.where(
+                _inside(numbers["random_erasing"], config.image_size), tf.constant(FILL, tf.float32), image
+            )
         if "mix" in numbers:
             image, batch["label_share"] = _mix(image, batch["weight"], numbers["mix"])
             batch["other_label"] = _partner(batch["label"])
@@ -65,13 +78,13 @@ def _resize_matrix(length: tf.Tensor, side: int, image_size: int) -> tf.Tensor:
 
 def _layer(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """One layer of RandAugment: every part on every image, most of them without effect."""
-    image = _warp(image, tf.reshape(numbers[:, ed.WARP], (-1, 2, 3)))
-    image = tf.round(_color(image, numbers[:, ed.COLOR]))
-    image = _look_up(image, numbers[:, ed.TABLE])
+    image = _warp(image, tf.reshape(numbers[:, WARP], (-1, 2, 3)))
+    image = tf.round(_color(image, numbers[:, COLOR]))
+    image = _look_up(image, numbers[:, TABLE])
     padded = tf.pad(image, [(0, 0), (1, 1), (1, 1), (0, 0)], "SYMMETRIC")
     height, width = image.shape[1:3]
     around = tf.add_n([padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)])
-    sharpness = numbers[:, ed.SHARPNESS, None, None, None]
+    sharpness = numbers[:, SHARPNESS, None, None, None]
     return tf.clip_by_value(sharpness * image + (1 - sharpness) * (around + 4 * image) / 13, 0, 255)
 
 
@@ -94,7 +107,7 @@ def _warp(image: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
             inside = (at_x >= 0) & (at_x < size) & (at_y >= 0) & (at_y < size)
             index = tf.clip_by_value(at_y, 0, size - 1) * size + tf.clip_by_value(at_x, 0, size - 1)
             values = tf.gather(flat, index, batch_dims=1)
-            values = tf.where(inside[..., None], values, tf.constant(ed.FILL, tf.float32))
+            values = tf.where(inside[..., None], values, tf.constant(FILL, tf.float32))
             total += weight[..., None] * values
     return tf.reshape(total, tf.shape(image))
 
@@ -114,10 +127,10 @@ def _look_up(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     counts = _counts(values)
     table = tf.broadcast_to(every, tf.shape(counts))
     for code, entries in (
-        (ed.AUTOCONTRAST, _autocontrast(counts)),
-        (ed.EQUALIZE, _equalize(counts)),
-        (ed.SOLARIZE, tf.where(every < value, every, 255 - every)),
-        (ed.POSTERIZE, tf.floor(every / tf.maximum(value, 1)) * tf.maximum(value, 1)),
+        (AUTOCONTRAST, _autocontrast(counts)),
+        (EQUALIZE, _equalize(counts)),
+        (SOLARIZE, tf.where(every < value, every, 255 - every)),
+        (POSTERIZE, tf.floor(every / tf.maximum(value, 1)) * tf.maximum(value, 1)),
     ):
         table = tf.where(kind == code, entries, table)
     result = tf.gather(table, values, batch_dims=2)

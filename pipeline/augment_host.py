@@ -5,9 +5,19 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from shardline.pipeline import augment_params as ed
-from shardline.pipeline.augment_params import AugmentParams
-from shardline.pipeline.buffers import scratch
+from shardline.pipeline.augment_params import (
+    AUTOCONTRAST,
+    COLOR,
+    FILL,
+    IDENTITY,
+    POSTERIZE,
+    SHARPNESS,
+    SOLARIZE,
+    TABLE,
+    WARP,
+    AugmentParams,
+)
+from shardline.pipeline.buffers import thread_buffer
 
 
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
@@ -29,43 +39,43 @@ def canvas_size(image_size: int) -> int:
     return -(-image_size * 9 // 8 // 8) * 8
 
 
-def send_to_device(window: np.ndarray, edits: AugmentParams, row: int, out: np.ndarray) -> None:
+def send_to_device(window: np.ndarray, params: AugmentParams, row: int, out: np.ndarray) -> None:
     """Put a row's random crop at the top left of `out` and note its size there.
 
     A side too long for the canvas gets its final length here, so that no side is resampled twice.
     """
-    height, width = (side if side <= len(out) else edits.config.image_size for side in window.shape[:2])
+    height, width = (side if side <= len(out) else params.config.image_size for side in window.shape[:2])
     resize(window, out[:height, :width])
     out[height:] = 0  # like the rest of the canvas: what leaves the host depends on the position alone
     out[:height, width:] = 0
-    edits.rows[row, edits.columns["window"]] = height, width
+    params.values[row, params.columns["crop_size"]] = height, width
 
 
-def augment(window: np.ndarray, edits: AugmentParams, row: int, out: np.ndarray) -> None:
-    """Fill `out`, uint8 [size, size, 3], with what a row's edits make of its random crop; all but mixing."""
-    if edits.rows[row, edits.columns["mirror"].start]:
-        straight = scratch("straight", out.size).reshape(out.shape)
+def augment(window: np.ndarray, params: AugmentParams, row: int, out: np.ndarray) -> None:
+    """Fill `out`, uint8 [size, size, 3], with what a row's parameters make of its random crop; all but mixing."""
+    if params.values[row, params.columns["flip"].start]:
+        straight = thread_buffer("straight", out.size).reshape(out.shape)
         resize(window, straight)
         cv2.flip(straight, 1, dst=out)
     else:
         resize(window, out)
-    if "layers" in edits.columns:
-        for layer in edits.rows[row, edits.columns["layers"]].reshape(-1, len(ed.IDENTITY)):
+    if "randaugment" in params.columns:
+        for layer in params.values[row, params.columns["randaugment"]].reshape(-1, len(IDENTITY)):
             out[:] = _layer(out, layer)
-    if "color" in edits.columns:
-        out[:] = _color(out, edits.rows[row, edits.columns["color"]])
-    if "erase" in edits.columns:
-        top, left, bottom, right = edits.rows[row, edits.columns["erase"]].astype(int)
-        out[top:bottom, left:right] = ed.FILL
+    if "color_jitter" in params.columns:
+        out[:] = _color(out, params.values[row, params.columns["color_jitter"]])
+    if "random_erasing" in params.columns:
+        top, left, bottom, right = params.values[row, params.columns["random_erasing"]].astype(int)
+        out[top:bottom, left:right] = FILL
 
 
-def mix(image: np.ndarray, usable: np.ndarray, edits: AugmentParams) -> np.ndarray:
+def mix(image: np.ndarray, usable: np.ndarray, params: AugmentParams) -> np.ndarray:
     """Mix each pair of rows, in place, where both are usable; returns the share of its own each row keeps."""
     shares = np.ones(len(image), np.float32)
     for row in range(0, len(image), 2):
         pair = slice(row, row + 2)
         if usable[pair].all():
-            share, *box = edits.rows[row, edits.columns["mix"]].tolist()
+            share, *box = params.values[row, params.columns["mix"]].tolist()
             top, left, bottom, right = map(int, box)
             first, second = image[row].copy(), image[row + 1].copy()
             if share < 1:
@@ -79,16 +89,16 @@ def mix(image: np.ndarray, usable: np.ndarray, edits: AugmentParams) -> np.ndarr
 
 def _layer(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """One layer of RandAugment. Parts that change nothing are skipped."""
-    changed = numbers != ed.IDENTITY.astype(np.float32)
-    if changed[ed.WARP].any():
-        image = _warp(image, numbers[ed.WARP].reshape(2, 3))
-    if changed[ed.COLOR].any():
-        image = _color(image, numbers[ed.COLOR])
-    if changed[ed.TABLE].any():
-        image = cv2.LUT(image, _table(image, *numbers[ed.TABLE].tolist())[None])
-    if changed[ed.SHARPNESS]:
-        kernel = (1 - numbers[ed.SHARPNESS]) * np.array(((1, 1, 1), (1, 5, 1), (1, 1, 1)), np.float32) / 13
-        kernel[1, 1] += numbers[ed.SHARPNESS]
+    changed = numbers != IDENTITY.astype(np.float32)
+    if changed[WARP].any():
+        image = _warp(image, numbers[WARP].reshape(2, 3))
+    if changed[COLOR].any():
+        image = _color(image, numbers[COLOR])
+    if changed[TABLE].any():
+        image = cv2.LUT(image, _table(image, *numbers[TABLE].tolist())[None])
+    if changed[SHARPNESS]:
+        kernel = (1 - numbers[SHARPNESS]) * np.array(((1, 1, 1), (1, 5, 1), (1, 1, 1)), np.float32) / 13
+        kernel[1, 1] += numbers[SHARPNESS]
         image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
     return image
 
@@ -99,7 +109,7 @@ def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     matrix = matrix.astype(np.float64)
     matrix[:, 2] = matrix[:, 2] * size + center - matrix[:, :2].sum(1) * center
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderValue=ed.FILL)
+    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderValue=FILL)
 
 
 def _color(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -111,12 +121,12 @@ def _color(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def _table(image: np.ndarray, kind: float, value: float) -> np.ndarray:
     """uint8 [256, 3]: what becomes of each value of each channel."""
     values = np.arange(256)
-    if kind == ed.SOLARIZE:
+    if kind == SOLARIZE:
         one = np.where(values < value, values, 255 - values)
-    elif kind == ed.POSTERIZE:
+    elif kind == POSTERIZE:
         one = values // value * value
     else:
-        make = _autocontrast if kind == ed.AUTOCONTRAST else _equalize
+        make = _autocontrast if kind == AUTOCONTRAST else _equalize
         return np.column_stack([make(np.bincount(image[..., c].ravel(), minlength=256)) for c in range(3)])
     return np.repeat(one.astype(np.uint8)[:, None], 3, 1)
 

@@ -1,6 +1,6 @@
 """What is done to each sample, as numbers drawn from (seed, position). No TensorFlow.
 
-All randomness of augmentation is drawn here, once. The two halves that carry it out, `augment` (host, OpenCV) and
+All randomness of augmentation is drawn here, once. The two halves that carry it out, `augment_host` (host, OpenCV) and
 `augment_device` (TensorFlow), read the same row of numbers, so both show the same distribution.
 """
 
@@ -27,13 +27,13 @@ _TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, 
 
 
 def columns(config: InputConfig) -> dict[str, slice]:
-    """Which columns of an `edits` row mean what; steps that are switched off have none."""
+    """Which columns of a row of `AugmentParams.values` mean what; steps that are switched off have none."""
     widths = {
-        "window": 2,  # height and width of the cut-out window on the device's canvas
-        "mirror": 1,
-        "layers": _LAYER_SIZE * config.randaugment_layers,
-        "color": 18 * any((config.brightness, config.contrast, config.saturation, config.hue)),
-        "erase": 4 * (config.random_erasing > 0),  # top, left, bottom, right; all 0 for none
+        "crop_size": 2,  # height and width, in pixels, of the random crop on the device's canvas
+        "flip": 1,
+        "randaugment": _LAYER_SIZE * config.randaugment_layers,
+        "color_jitter": 18 * any((config.brightness, config.contrast, config.saturation, config.hue)),
+        "random_erasing": 4 * (config.random_erasing > 0),  # top, left, bottom, right; all 0 for none
         "mix": 5 * config.mixes,  # own share, then the box that shows the partner: top, left, bottom, right
     }
     ends = np.cumsum(list(widths.values())).tolist()
@@ -41,7 +41,7 @@ def columns(config: InputConfig) -> dict[str, slice]:
 
 
 def num_columns(config: InputConfig) -> int:
-    """Width of an `edits` row."""
+    """Width of a row of `AugmentParams.values`."""
     return max(part.stop for part in columns(config).values())
 
 
@@ -51,18 +51,18 @@ class AugmentParams:
     def __init__(self, config: InputConfig, positions: np.ndarray) -> None:
         self.config = config
         self.columns = columns(config)
-        self.rows = np.zeros((len(positions), num_columns(config)), np.float32)
+        self.values = np.zeros((len(positions), num_columns(config)), np.float32)
         self._crops = self._uniform("crop", positions, 2 * _CROP_TRIES + 2)
         makers = {
-            "mirror": self._mirror,
-            "layers": self._layers,
-            "color": self._color,
-            "erase": self._erase,
+            "flip": self._flip,
+            "randaugment": self._randaugment,
+            "color_jitter": self._color_jitter,
+            "random_erasing": self._random_erasing,
             "mix": self._mix,
         }
         for name, make in makers.items():
             if name in self.columns:
-                self.rows[:, self.columns[name]] = make(positions)
+                self.values[:, self.columns[name]] = make(positions)
 
     def crop(self, row: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height, width of a row's random crop: area and ratio uniform, the latter in its logarithm.
@@ -88,22 +88,22 @@ class AugmentParams:
     def _uniform(self, purpose: str, positions: np.ndarray, count: int) -> np.ndarray:
         return rng.uniform(rng.key(self.config.seed, purpose), positions, count)
 
-    def _mirror(self, positions: np.ndarray) -> np.ndarray:
+    def _flip(self, positions: np.ndarray) -> np.ndarray:
         return self._uniform("mirror", positions, 1) < 0.5 * self.config.horizontal_flip
 
-    def _layers(self, positions: np.ndarray) -> np.ndarray:
+    def _randaugment(self, positions: np.ndarray) -> np.ndarray:
         table = _randaugment_table(self.config.randaugment_magnitude / 10)
         layers = self.config.randaugment_layers
         chosen = (self._uniform("randaugment", positions, layers) * len(table)).astype(int)
         return table[chosen].reshape(len(positions), layers * _LAYER_SIZE)
 
-    def _color(self, positions: np.ndarray) -> np.ndarray:
+    def _color_jitter(self, positions: np.ndarray) -> np.ndarray:
         spread = np.array([getattr(self.config, name) for name in ("brightness", "contrast", "saturation", "hue")])
         change = (2 * self._uniform("color", positions, 4) - 1) * spread
         brightness, contrast, saturation = 1 + change[:, :3].T
         return _color_matrix(brightness, contrast, saturation, change[:, 3])
 
-    def _erase(self, positions: np.ndarray) -> np.ndarray:
+    def _random_erasing(self, positions: np.ndarray) -> np.ndarray:
         chance, area, ratio, top, left = self._uniform("erase", positions, 5).T
         area = (0.02 + 0.31 * area) * (chance < self.config.random_erasing)
         ratio = 0.3 * (3.3 / 0.3) ** ratio

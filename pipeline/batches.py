@@ -15,7 +15,7 @@ import numpy as np
 
 from shardline.pipeline import augment_host
 from shardline.pipeline.augment_params import AugmentParams
-from shardline.pipeline.buffers import BufferPool
+from shardline.pipeline.buffers import BufferPool, Buffers
 from shardline.pipeline.cache import Cache
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.decode import CropBox, cut, decode
@@ -26,7 +26,7 @@ from shardline.pipeline.sampler import Sampler, ShuffleSampler
 from shardline.pipeline.shards import BadRecord, Shards
 
 Batch = dict[str, np.ndarray]
-Geometry = Callable[[np.ndarray], np.ndarray]  # an image to what evaluation shows of it
+Preprocess = Callable[[np.ndarray], np.ndarray]  # a decoded image -> what evaluation shows of it
 
 PADDING = -1  # record number of rows that only fill a batch
 
@@ -68,22 +68,22 @@ class BatchBuilder:
         image: ImageFormat,
         *,
         bad: BadRecords | None = None,
-        clock: StageTimer | None = None,
+        timer: StageTimer | None = None,
         cache: Cache | None = None,
         exact: bool = False,  # decoding, for evaluation
-        order: Sampler | None = None,  # None: the shuffle that the config describes
-        memory: BufferPool | None = None,  # or what has its `empty`: where the images are put
+        sampler: Sampler | None = None,  # None: the shuffle that the config describes
+        buffers: Buffers | None = None,  # where the images are put
     ) -> None:
         self.shards = shards
         self.config = config
         self.image = image
         self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every image; by others, who knows
         self.bad = BadRecords() if bad is None else bad
-        self.clock = StageTimer() if clock is None else clock
+        self.timer = StageTimer() if timer is None else timer
         self._cache = cache
         self._exact = exact
-        self._memory = memory or BufferPool()
-        self.order = order or ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
+        self._buffers: Buffers = buffers or BufferPool()
+        self.sampler = sampler or ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
 
     def side(self, on_device: bool) -> int:
         """Of a training image, in pixels, as it leaves the host."""
@@ -91,57 +91,59 @@ class BatchBuilder:
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
         """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
-        laps = Stopwatch()
+        watch = Stopwatch()
         side = self.side(on_device)
-        batch = _unfilled(positions, self.order.records(positions), self._memory.empty((len(positions), side, side, 3)))
-        edits = AugmentParams(self.config, positions)
+        batch = _unfilled(
+            positions, self.sampler.records(positions), self._buffers.empty((len(positions), side, side, 3))
+        )
+        params = AugmentParams(self.config, positions)
         put = augment_host.send_to_device if on_device else augment_host.augment
-        laps.lap("order")
+        watch.lap("order")
         for row, record in enumerate(batch["record"].tolist()):
-            pixels = self._image(batch, row, record, laps, partial(edits.crop, row))
+            pixels = self._image(batch, row, record, watch, partial(params.crop, row))
             if pixels is None:
                 batch["image"][row] = 0
             else:
-                put(pixels, edits, row, batch["image"][row])
-                laps.lap("augment")
+                put(pixels, params, row, batch["image"][row])
+                watch.lap("augment")
         if on_device:
-            batch["edits"] = edits.rows
+            batch["augment_params"] = params.values
         elif self.config.mixes:
-            batch["label_share"] = augment_host.mix(batch["image"], batch["weight"] > 0, edits)
+            batch["label_share"] = augment_host.mix(batch["image"], batch["weight"] > 0, params)
             batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
-            laps.lap("augment")
-        self.clock.add(laps.seconds, len(positions))
+            watch.lap("augment")
+        self.timer.add(watch.seconds, len(positions))
         return batch
 
-    def evaluation(self, positions: np.ndarray, geometry: Geometry) -> Batch:
-        """The stored records at `positions`, in stored order; rows behind the last one are padding."""
-        laps = Stopwatch()
+    def evaluation(self, positions: np.ndarray, preprocess: Preprocess) -> Batch:
+        """The stored records at `positions`, in stored order; padding after the last one."""
+        watch = Stopwatch()
         records = np.where(positions < len(self.shards), positions, PADDING)
         size, crops = self.config.image_size, self.config.eval_crops
         shape = (crops, size, size, 3) if crops > 1 else (size, size, 3)
-        batch = _unfilled(positions, records, self._memory.empty((len(positions), *shape)))
+        batch = _unfilled(positions, records, self._buffers.empty((len(positions), *shape)))
         for row, record in enumerate(records.tolist()):
-            pixels = self._image(batch, row, record, laps) if record != PADDING else None
+            pixels = self._image(batch, row, record, watch) if record != PADDING else None
             if pixels is None:
                 batch["image"][row] = 0
             else:
-                batch["image"][row] = geometry(pixels)
-                laps.lap("augment")
-        self.clock.add(laps.seconds, len(positions))
+                batch["image"][row] = preprocess(pixels)
+                watch.lap("augment")
+        self.timer.add(watch.seconds, len(positions))
         return batch
 
     def _image(
-        self, batch: Batch, row: int, record: int, laps: Stopwatch, window: CropBox | None = None
+        self, batch: Batch, row: int, record: int, watch: Stopwatch, window: CropBox | None = None
     ) -> np.ndarray | None:
         """Read and decode a record, and fill in its label and weight; None when it is bad, which leaves weight 0."""
         kept = self._cache.get(record) if self._cache else None
         if kept:
             pixels, batch["label"][row] = kept
-            laps.lap("read")
+            watch.lap("read")
         else:
             try:
                 example = self.shards.read(record, self.shards.pixel_features)
-                laps.lap("read")
+                watch.lap("read")
                 pixels = decode(
                     example,
                     self.image.encoding,
@@ -149,7 +151,7 @@ class BatchBuilder:
                     window=None if self._cache else window,
                     checked=self._checked,
                 )
-                laps.lap("decode")
+                watch.lap("decode")
             except ValueError as error:
                 shard, offset = self.shards.where(record)
                 bad = BadRecord(self.shards.split, record, shard.name, offset, str(error))

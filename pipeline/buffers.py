@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh memory costs a page fault, and zeroing, for every piece of it. No TensorFlow."""
+"""Buffers that are used again: fresh memory costs a page fault, and zeroing, for every page. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import mmap
 import os
 import sys
 import threading
+from typing import Protocol
 
 import numpy as np
 
 _ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start on such a boundary, and copies others
 _MOST = 16  # arrays that are kept; a consumer that holds on to more batches gets fresh memory
+
+
+class Buffers(Protocol):
+    """Where the images of batches are put."""
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A uint8 array of a shape, with whatever was left in it."""
+        ...
 
 
 class BufferPool:
@@ -70,7 +79,7 @@ class SharedBufferPool:
 _local = threading.local()
 
 
-def scratch(purpose: str, size: int) -> np.ndarray:
+def thread_buffer(purpose: str, size: int) -> np.ndarray:
     """`size` bytes of this thread's own memory for a purpose, with whatever was left there."""
     memory = getattr(_local, purpose, None)
     if memory is None or memory.size < size:

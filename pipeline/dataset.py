@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.profiling import StageTimer, StageTimes
-from shardline.pipeline.sampler import Sampler
+from shardline.pipeline.sampler import ReplicaBatches, Sampler
 from shardline.pipeline.shards import Shards
 from shardline.pipeline.workers import Workers
 
@@ -41,6 +41,39 @@ def open_dataset(directory: str | os.PathLike[str]) -> Dataset:
     return Dataset(directory)
 
 
+class TrainingData(Protocol):
+    """What a trainer needs of its data; `Dataset` has it, and so does a stand-in for input that costs nothing."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        ...
+
+    def num_records(self, split: str) -> int:
+        """Number of records of a split."""
+        ...
+
+    def train_batches(
+        self,
+        split: str,
+        config: InputConfig,
+        *,
+        cursor: int = 0,
+        host: int = 0,
+        hosts: int = 1,
+        replicas: int = 1,
+        sampler: Sampler | None = None,
+    ) -> tf.data.Dataset:
+        """See `Dataset.train_batches`."""
+        ...
+
+    def eval_batches(
+        self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
+    ) -> tf.data.Dataset:
+        """See `Dataset.eval_batches`."""
+        ...
+
+
 class Dataset:
     """A dataset on disk: its manifest, and batches of its splits."""
 
@@ -49,7 +82,7 @@ class Dataset:
         self.manifest = Manifest.load(directory)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far
-        self._clock = StageTimer()
+        self._timer = StageTimer()
         self._caches: dict[tuple[str, str, bool], Cache] = {}
         self._worker_pools: dict[tuple[str, InputConfig, int], Workers] = {}
         self._error: Exception | None = None
@@ -75,70 +108,75 @@ class Dataset:
         host: int = 0,
         hosts: int = 1,
         replicas: int = 1,
-        order: Sampler | None = None,
+        sampler: Sampler | None = None,
     ) -> tf.data.Dataset:
-        """Endless batches of this host's share, from the sample at position `cursor` on.
+        """Endless replica batches of one host, from the sample at position `cursor` on.
 
         Elements are dictionaries: image uint8 [b, h, w, 3], label int32 [b], weight float32 [b] (0 where the record
-        was bad), record int64 [b], position int64 [b]. Host h of H gets rows [h * B / H, (h + 1) * B / H) of each
-        global batch. With `replicas` = R each share comes in R consecutive elements of b / R rows, which is what
-        `tf.distribute.Strategy.distribute_datasets_from_function` hands to the replicas of a host. `order`, or
-        anything with its method `records`, replaces the shuffle that `config` describes.
+        was bad), record int64 [b], position int64 [b]; b is the replica batch size. `ReplicaBatches` says which
+        positions an element holds; their order is the one in which
+        `tf.distribute.Strategy.distribute_datasets_from_function` hands elements to the replicas of a host.
+
+        Args:
+          split: one of `manifest.splits`.
+          config: sizes, augmentation, order and speed.
+          cursor: position of the first sample, e.g. from a checkpoint.
+          host: number of this host, from 0.
+          hosts: how many there are.
+          replicas: devices of this host.
+          sampler: replaces the shuffle that `config` describes.
+
+        Raises:
+          UsageError: the split holds no records, or the arguments do not fit each other.
         """
         if not self.num_records(split):
             raise UsageError(f"--split={split} holds no records to train on")
         if cursor < 0 or (config.mixes and cursor % 2):
             raise UsageError(f"cursor={cursor}: use 0 or more{', even when pairs are mixed' if config.mixes else ''}")
-        _check_host(host, hosts)
-        rows = config.replica_batch_size(hosts, replicas)
-        batches = self._batches(split, config, order=order)
+        replica_batches = ReplicaBatches(config, host, hosts, replicas, cursor)
+        builder = self._builder(split, config, sampler=sampler)
         on_device = augment_on(config) == "device"
 
-        def make(element: int) -> Batch:
-            step, replica = divmod(element, replicas)
-            first = cursor + step * config.global_batch_size + (host * replicas + replica) * rows
-            positions = np.arange(first, first + rows)
-            made = workers.train(batches, positions, on_device) if workers else None
-            return made or batches.train(positions, on_device)
+        def make(number: int) -> Batch:
+            positions = replica_batches.positions(number)
+            made = workers.train(builder, positions, on_device) if workers else None
+            return made or builder.train(positions, on_device)
 
-        side = batches.side(on_device)
-        workers = self._workers(split, config, rows * side * side * 3)
-        spec = _spec(rows, (side, side, 3))
+        size, side = replica_batches.size, builder.side(on_device)
+        workers = self._workers(split, config, size * side * side * 3)
+        spec = _spec(size, (side, side, 3))
         if on_device:
-            spec["edits"] = ((rows, num_columns(config)), np.float32)
+            spec["augment_params"] = ((size, num_columns(config)), np.float32)
         elif config.mixes:
-            spec["label_share"] = ((rows,), np.float32)
-            spec["other_label"] = ((rows,), np.int32)
+            spec["label_share"] = ((size,), np.float32)
+            spec["other_label"] = ((size,), np.int32)
         return self._graph(make, _LAST, spec, config)
 
     def eval_batches(
         self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
     ) -> tf.data.Dataset:
-        """Each record once, in stored order; the last batch is filled up with rows of weight 0 and record -1.
+        """Each record once, in stored order; the last batch is padded with elements of weight 0 and record -1.
 
-        Every host gets the same number of batches, all of the same size. Elements, and the meaning of `replicas`,
-        are those of `train_batches`, without augmentation.
+        Every host gets the same number of batches, all of the same size. Elements and arguments are those of
+        `train_batches`, without augmentation.
         """
         from shardline.pipeline.preprocessing import eval_crops
 
         num_records = self.num_records(split)
-        _check_host(host, hosts)
-        rows = config.replica_batch_size(hosts, replicas)
-        batches = self._batches(split, config, exact=True)
+        replica_batches = ReplicaBatches(config, host, hosts, replicas)
+        builder = self._builder(split, config, exact=True)
 
-        def show(pixels: np.ndarray) -> np.ndarray:
+        def preprocess(pixels: np.ndarray) -> np.ndarray:
             crops = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
             return crops if config.eval_crops > 1 else crops[0]
 
-        def make(element: int) -> Batch:
-            step, replica = divmod(element, replicas)
-            first = step * config.global_batch_size + (host * replicas + replica) * rows
-            return batches.evaluation(np.arange(first, first + rows), show)
+        def make(number: int) -> Batch:
+            return builder.evaluation(replica_batches.positions(number), preprocess)
 
         steps = -(-num_records // config.global_batch_size)
         size, crops = config.image_size, config.eval_crops
         shape = (size, size, 3) if crops == 1 else (crops, size, size, 3)
-        return self._graph(make, steps * replicas, _spec(rows, shape), config)
+        return self._graph(make, steps * replicas, _spec(replica_batches.size, shape), config)
 
     def stage_times(self, iterator: Any = None) -> StageTimes:
         """What each stage has cost so far, and which one holds the rest up.
@@ -147,7 +185,7 @@ class Dataset:
           iterator: of a dataset made here and given the option `autotune.enabled`, without which tf.data keeps no
             model of it, if tf.data's view (threads, whether the consumer waits) is wanted too.
         """
-        return self._clock.times(iterator)
+        return self._timer.times(iterator)
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
@@ -165,18 +203,18 @@ class Dataset:
         self.manifest.split(split)
         return self._shards[split]
 
-    def _batches(
-        self, split: str, config: InputConfig, *, exact: bool = False, order: Sampler | None = None
+    def _builder(
+        self, split: str, config: InputConfig, *, exact: bool = False, sampler: Sampler | None = None
     ) -> BatchBuilder:
         return BatchBuilder(
             self._shards[split],
             config,
             self.manifest.image,
             bad=self.bad_records,
-            clock=self._clock,
+            timer=self._timer,
             cache=self._cache(split, config.cache, exact),
             exact=exact,
-            order=order,
+            sampler=sampler,
         )
 
     def _workers(self, split: str, config: InputConfig, batch_bytes: int) -> Workers | None:
@@ -210,7 +248,7 @@ class Dataset:
 
         def call(element: np.int64) -> list[np.ndarray]:
             try:
-                batch = exit_guard.run(lambda: make(int(element)), lambda: _blank(spec))
+                batch = exit_guard.run_unless_exiting(lambda: make(int(element)), lambda: _blank(spec))
             except Exception as error:
                 self._error = error
                 raise
@@ -228,7 +266,7 @@ class Dataset:
         # just before it goes to sleep, it sleeps.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = threads
-        # Shares are cut here, by row: another cut by tf.distribute would lose samples.
+        # Host batches are cut by position: another cut by tf.distribute would lose samples.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
         return dataset.prefetch(2).with_options(options)
@@ -247,18 +285,13 @@ def augment_on(config: InputConfig) -> str:
     return "device" if tf.config.list_physical_devices("GPU") else "host"
 
 
-def _check_host(host: int, hosts: int) -> None:
-    if not 0 <= host < hosts:
-        raise UsageError(f"host={host} of hosts={hosts}: hosts count from 0")
-
-
-def _spec(rows: int, image_shape: tuple[int, ...]) -> Spec:
+def _spec(size: int, image_shape: tuple[int, ...]) -> Spec:
     return {
-        "image": ((rows, *image_shape), np.uint8),
-        "label": ((rows,), np.int32),
-        "weight": ((rows,), np.float32),
-        "record": ((rows,), np.int64),
-        "position": ((rows,), np.int64),
+        "image": ((size, *image_shape), np.uint8),
+        "label": ((size,), np.int32),
+        "weight": ((size,), np.float32),
+        "record": ((size,), np.int64),
+        "position": ((size,), np.int64),
     }
 
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from shardline.pipeline.buffers import scratch
+from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.example import Example
 
 CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
@@ -57,7 +57,7 @@ def decode(
                 fewer or data,
                 fastdct=not exact,
                 fastupsample=not exact,
-                buffer=scratch("image", height * width * 3),
+                buffer=thread_buffer("image", height * width * 3),
                 strict=not fewer,
             )
             return cut(pixels, lambda *_: part)

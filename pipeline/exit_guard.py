@@ -23,13 +23,13 @@ _last_end = 0.0
 _exiting = False
 
 
-def run(work: Callable[[], T], instead: Callable[[], T]) -> T:
-    """Call `work`, or `instead`, which must be quick, once the program is ending."""
+def run_unless_exiting(fn: Callable[[], T], fallback: Callable[[], T]) -> T:
+    """What `fn` returns; once the program is ending, what `fallback`, which must be quick, returns."""
     global _running, _last_end
     with _lock:
         _running += 1
     try:
-        return instead() if _exiting else work()
+        return fallback() if _exiting else fn()
     finally:
         with _lock:
             _running -= 1

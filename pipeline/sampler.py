@@ -1,4 +1,4 @@
-"""The global order: which record stands at which position of the endless training stream. No TensorFlow.
+"""Which record stands at which position of the endless training stream, and which positions are in which batch.
 
 Positions count samples from 0 and never stop; an epoch is N of them. With K = `shuffle_block_size` consecutive stored
 records read together, M = N // K, p = position % N, e = position // N and r_e a rotation drawn per epoch:
@@ -8,7 +8,7 @@ records read together, M = N // K, p = position % N, e = position // N and r_e a
 
 K = 1 is an exact uniform shuffle. perm_e sorts the block numbers by a keyed hash, which makes every permutation
 equally likely. (TensorFlow's RandomIndexShuffle would need no table, but it is no permutation when N - 1 is an
-even power of two from 65,536 on: of 65,537 records it reads one twice and one never.)
+even power of two from 65,536 on: of 65,537 records it reads one twice and one never.) No TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from shardline.pipeline import rng
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class Sampler(Protocol):
@@ -33,7 +38,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class ShuffleSampler:
-    """The order of one split. Equal fields give equal orders, on any machine."""
+    """Shuffles the records of one split anew in every epoch. Equal fields give equal orders, on any machine."""
 
     num_records: int
     seed: int = 0
@@ -42,24 +47,24 @@ class ShuffleSampler:
 
     def records(self, positions: np.ndarray) -> np.ndarray:
         """int64 record numbers at `positions`: O(1) a position, after one sort an epoch (2 s for 10 million)."""
-        epochs, places = np.divmod(np.asarray(positions, np.int64), self.num_records)
+        epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.num_records)
         if not self.shuffle:
-            return places
-        records = np.empty_like(places)
+            return offsets
+        records = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            records[chosen] = self._within(int(epoch), places[chosen])
+            records[chosen] = self._records_of_epoch(int(epoch), offsets[chosen])
         return records
 
-    def _within(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        block = min(self.shuffle_block_size, self.num_records)
-        num_blocks = self.num_records // block
-        numbers, offsets = np.divmod(places, block)
+    def _records_of_epoch(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        size = min(self.shuffle_block_size, self.num_records)
+        num_blocks = self.num_records // size
+        blocks, offsets_in_block = np.divmod(offsets, size)
         # The short tail is block number `num_blocks`: appended to the table, it maps to itself.
         with _one_sort_at_a_time:
             table = _permutation(num_blocks, rng.key(self.seed, "order", epoch))
         rotation = rng.key(self.seed, "rotation", epoch) % self.num_records
-        return (table[numbers].astype(np.int64) * block + offsets + rotation) % self.num_records
+        return (table[blocks].astype(np.int64) * size + offsets_in_block + rotation) % self.num_records
 
 
 _one_sort_at_a_time = threading.Lock()  # else every reading thread would sort when an epoch begins
@@ -71,3 +76,68 @@ def _permutation(count: int, key: int) -> np.ndarray:
     table = np.arange(count + 1, dtype=np.uint32 if count < 2**32 else np.int64)
     table[:count] = np.argsort(rng.bits(key, table[:count]))
     return table
+
+
+class BalancedSampler:
+    """Shows every class equally often: each run of C positions holds one record of each of the C classes, shuffled.
+
+    All records of a class are shown, in an order shuffled anew each time, before one is shown again.
+
+    Args:
+      labels: the label of each record; classes without records are left out.
+      seed: of all shuffles.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int = 0) -> None:
+        self._seed = seed
+        self._records = [np.flatnonzero(labels == label) for label in np.unique(labels)]  # of each class
+        self._samplers = [
+            ShuffleSampler(len(records), rng.key(seed, "class", number)) for number, records in enumerate(self._records)
+        ]
+
+    def records(self, positions: np.ndarray) -> np.ndarray:
+        """int64 record numbers at `positions`."""
+        rounds, offsets = np.divmod(np.asarray(positions, np.int64), len(self._records))
+        found = np.empty_like(offsets)
+        for number in np.unique(rounds):
+            chosen = rounds == number
+            key = rng.key(self._seed, "classes", int(number))
+            classes = np.argsort(rng.bits(key, np.arange(len(self._records))))[offsets[chosen]]
+            # A round shows one record of each class, so the round's number is the position in the class's own stream.
+            found[chosen] = [self._records[c][self._samplers[c].records(number[None])[0]] for c in classes]
+        return found
+
+
+@dataclass(frozen=True)
+class ReplicaBatches:
+    """Which positions of the stream are in which replica batch of one host.
+
+    Global batch s holds the B = `global_batch_size` positions from `cursor` + s * B on. Each of the `hosts` takes a
+    run of them, in order, and each of its `replicas` a run of the host's. A host makes its replica batches one after
+    another: number n is that of replica n % replicas in global batch n // replicas.
+
+    Raises:
+      UsageError: there is no such host, or the global batch does not divide evenly.
+    """
+
+    config: InputConfig
+    host: int = 0
+    hosts: int = 1
+    replicas: int = 1
+    cursor: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.host < self.hosts:
+            raise UsageError(f"host={self.host} of hosts={self.hosts}: hosts count from 0")
+        self.config.replica_batch_size(self.hosts, self.replicas)
+
+    @property
+    def size(self) -> int:
+        """Samples in a replica batch."""
+        return self.config.replica_batch_size(self.hosts, self.replicas)
+
+    def positions(self, number: int | tf.Tensor) -> np.ndarray | tf.Tensor:
+        """int64 [size]: the positions in replica batch `number`, an int or, within a TensorFlow graph, an int64."""
+        step, replica = number // self.replicas, number % self.replicas
+        first = self.cursor + step * self.config.global_batch_size + (self.host * self.replicas + replica) * self.size
+        return first + np.arange(self.size)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardline.pipeline.buffers import scratch
+from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.manifest import Features, Manifest, check_files
 from shardline.pipeline.tfrecord import unframe_record
@@ -34,7 +34,7 @@ class RecordLocation(NamedTuple):
 
 
 class Index:
-    """The places of all records of a split: 12 bytes a record, 120 MB for 10 million."""
+    """The locations of all records of a split: 12 bytes a record, 120 MB for 10 million."""
 
     def __init__(self, rows: np.ndarray, shard_records: list[int]) -> None:
         self._offsets = rows[:, 1].copy()
@@ -48,7 +48,7 @@ class Index:
     def __getitem__(self, record: int) -> RecordLocation:
         return RecordLocation(bisect_right(self._ends, record), int(self._offsets[record]), int(self._sizes[record]))
 
-    def rows(self, records: np.ndarray) -> np.ndarray:
+    def locations(self, records: np.ndarray) -> np.ndarray:
         """int64 [n, 3]: the same for many records."""
         shards = np.searchsorted(self._ends_array, records, side="right")
         return np.column_stack((shards, self._offsets[records], self._sizes[records]))
@@ -57,7 +57,7 @@ class Index:
 class Shards:
     """Random access to one split. Safe to share between threads.
 
-    A pickled copy has an empty `index`: who sends it to another process says where the records it asks for lie.
+    A pickled copy has an empty index: see `locations` and `locate`.
     """
 
     def __init__(self, manifest: Manifest, directory: str | os.PathLike[str], split: str) -> None:
@@ -85,15 +85,19 @@ class Shards:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_opening": threading.Lock()}
 
-    def places(self, records: np.ndarray) -> np.ndarray:
-        """int64 [n, 3]: the places of some records, for a copy in another process."""
+    def locations(self, records: np.ndarray) -> np.ndarray:
+        """int64 [n, 3]: the locations of some records, for `locate` of a copy in another process."""
         assert isinstance(self.index, Index)
-        return self.index.rows(records)
+        return self.index.locations(records)
+
+    def locate(self, records: np.ndarray, locations: np.ndarray) -> None:
+        """Tell a pickled copy where the records lie that it will be asked for next."""
+        self.index = dict(zip(records.tolist(), map(RecordLocation._make, locations.tolist()), strict=True))
 
     def where(self, record: int) -> tuple[Path, int]:
         """Shard and byte offset of a record."""
-        place = self.index[record]
-        return self._paths[place.shard], place.offset
+        location = self.index[record]
+        return self._paths[location.shard], location.offset
 
     def read(self, record: int, features: Features | None = None) -> Example:
         """The stored image, checksums verified; all of its features unless told which.
@@ -115,7 +119,7 @@ class Shards:
 
     def _pread(self, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard, fewer at its end, in memory of this thread's own that its next read uses again."""
-        memory = scratch("record", size)
+        memory = thread_buffer("record", size)
         file = self._files.get(shard)
         if file is None:
             with self._opening:

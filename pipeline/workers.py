@@ -6,8 +6,8 @@ two threads were 1.58 times as fast as one, two workers 1.91 times, and two prog
 A batch is a pure function of its positions, so it does not matter who makes it, and nothing waits for a worker: while
 one starts, when all are busy, and when one was killed, the thread that wants a batch makes it by itself.
 
-A worker holds no index and no order: each task says which records it is about and where they lie. It ends with the
-process that started it, whose end closes its standard input.
+A worker holds no index and no sampler: each task names its records and where they lie. A worker ends with the process
+that started it, whose end closes the worker's standard input.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import mmap
 import os
 import pickle
@@ -23,18 +24,15 @@ import subprocess
 import sys
 import threading
 import uuid
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
 from shardline.pipeline.buffers import SharedBufferPool
-from shardline.pipeline.config import InputConfig
-from shardline.pipeline.manifest import ImageFormat
 from shardline.pipeline.profiling import StageTimer
-from shardline.pipeline.shards import RecordLocation, Shards
+from shardline.pipeline.shards import BadRecord
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +51,34 @@ class _Task:
     start: int
     positions: np.ndarray
     records: np.ndarray
-    places: np.ndarray  # rows of the index
+    locations: np.ndarray  # rows of the index
     on_device: bool
+
+
+class _Setup:
+    """What the tasks of one stream have in common; pickled by this process, opened by a worker."""
+
+    def __init__(self, batches: BatchBuilder, buffers: SharedBufferPool) -> None:
+        self.shards, self.image = batches.shards, batches.image
+        # A worker names every bad record it meets: how many are too many is decided by the process that asks.
+        self.config = replace(batches.config, cache="none", max_bad_records=sys.maxsize)
+        self._path, self._bytes = f"/proc/{os.getpid()}/fd/{buffers.file}", buffers.bytes
+
+    @cached_property
+    def memory(self) -> mmap.mmap:
+        """The shared memory; to be asked for in the worker."""
+        with open(self._path, "r+b") as file:
+            return mmap.mmap(file.fileno(), self._bytes)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a worker says of a task: the batch without its pixels, bad records and seconds by stage; or an error."""
+
+    batch: Batch = field(default_factory=dict)
+    bad_records: list[BadRecord] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: Exception | None = None
 
 
 class Workers:
@@ -68,26 +92,26 @@ class Workers:
 
     def __init__(self, count: int, batch_bytes: int, at_once: bool) -> None:
         self._count, self._at_once = count, at_once
-        self._memory = SharedBufferPool(count + _SPARE_BATCHES, batch_bytes)
+        self._buffers = SharedBufferPool(count + _SPARE_BATCHES, batch_bytes)
         self._key = uuid.uuid4().hex
         self._setup = b""
 
     def train(self, batches: BatchBuilder, positions: np.ndarray, on_device: bool) -> Batch | None:
         """What `batches.train` returns, made by a worker; None when there is none to make it."""
-        if self._at_once or batches.clock.samples >= _PAYS_FROM:
+        if self._at_once or batches.timer.samples >= _PAYS_FROM:
             _pool.grow(self._count, wait=self._at_once)
         worker = _pool.take()
         if worker is None:
             return None
         side = batches.side(on_device)
-        found = self._memory.empty((len(positions), side, side, 3))
+        found = self._buffers.empty((len(positions), side, side, 3))
         if found is None:
             _pool.put(worker)
             return None
         image, start = found
-        records = batches.order.records(positions)
-        places = batches.shards.places(records)
-        task = _Task(self._key, None, start, positions, records, places, on_device)
+        records = batches.sampler.records(positions)
+        locations = batches.shards.locations(records)
+        task = _Task(self._key, None, start, positions, records, locations, on_device)
         try:
             answer = _ask(worker, task) or _ask(worker, replace(task, setup=self._described(batches)))
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
@@ -95,20 +119,17 @@ class Workers:
                 _log.warning("an input worker ended (exit code %s); its work is done without it", worker.wait())
             return None
         _pool.put(worker)
-        batch, bad_records, seconds = answer
-        if isinstance(batch, Exception):
-            raise batch
-        for bad in bad_records:
+        assert answer  # it has been told the setup
+        if answer.error:
+            raise answer.error
+        for bad in answer.bad_records:
             batches.bad.add(bad, batches.config.max_bad_records)
-        batches.clock.add(seconds, len(positions))
-        return {"image": image, **batch}
+        batches.timer.add(answer.seconds, len(positions))
+        return {"image": image, **answer.batch}
 
     def _described(self, batches: BatchBuilder) -> bytes:
         if not self._setup:
-            # A worker names every bad record it meets: how many are too many is decided here.
-            config = replace(batches.config, cache="none", max_bad_records=sys.maxsize)
-            memory = f"/proc/{os.getpid()}/fd/{self._memory.file}", self._memory.bytes
-            self._setup = pickle.dumps((batches.shards, config, batches.image, memory))
+            self._setup = pickle.dumps(_Setup(batches, self._buffers))
         return self._setup
 
 
@@ -161,11 +182,11 @@ class _Pool:
             process.stdout.close()
 
     def _start(self) -> None:
-        root = str(Path(__file__).parent.parent)
-        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        paths = os.pathsep.join(filter(None, sys.path))  # it finds what this process found
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "shardline.pipeline.workers"],
+                # Not -m: the classes of a module that runs as __main__ are unknown to this process.
+                [sys.executable, "-P", "-c", "from shardline.pipeline import workers; workers.work()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
@@ -186,38 +207,50 @@ _pool = _Pool()
 atexit.register(lambda: _pool.close())
 
 
-def _ask(worker: subprocess.Popen[bytes], task: _Task) -> Any:
+def _ask(worker: subprocess.Popen[bytes], task: _Task) -> _Answer | None:
     """A worker's answer; None when it must be told the setup too."""
     assert worker.stdin and worker.stdout
     pickle.dump(task, worker.stdin)
     worker.stdin.flush()
-    return pickle.load(worker.stdout)
+    answer: _Answer | None = pickle.load(worker.stdout)
+    return answer
 
 
 # ------------------------------------------------------------------------------------------ in the worker
 
 
-class _Told:
-    """An order that is told rather than computed, and memory at a place that is told."""
+@dataclass
+class _TaskSampler:
+    """The `Sampler` of one task, which names the records itself."""
 
-    def __init__(self, path: str, size: int) -> None:
-        with open(path, "r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), size)
-        self.task: _Task
+    task: _Task
 
     def records(self, positions: np.ndarray) -> np.ndarray:
         return self.task.records
 
+
+@dataclass
+class _TaskBuffers:
+    """The `Buffers` of one task: the piece of the shared memory that it names."""
+
+    task: _Task
+    memory: mmap.mmap
+
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.frombuffer(self._memory, np.uint8, int(np.prod(shape)), self.task.start).reshape(shape)
+        return np.frombuffer(self.memory, np.uint8, math.prod(shape), self.task.start).reshape(shape)
+
+
+def work() -> None:
+    """Make batches for the process at the other end of standard input and output, until it closes them."""
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone, and with it whoever could be told
+        _work()
 
 
 def _work() -> None:
-    """Make batches until there is nobody left to make them for."""
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write to the parent
     logging.disable()  # bad records are named by the parent, once
-    known: dict[str, tuple[Shards, InputConfig, ImageFormat, _Told]] = {}
+    known: dict[str, _Setup] = {}
     outbox.write(b"\n")
     outbox.flush()
     while True:
@@ -226,30 +259,28 @@ def _work() -> None:
         except EOFError:
             return
         if task.setup:
-            shards, config, image, memory = pickle.loads(task.setup)
             while len(known) >= _SETUPS:
                 del known[next(iter(known))]  # the oldest
-            known[task.key] = shards, config, image, _Told(*memory)
-        pickle.dump(_made(task, *known[task.key]) if task.key in known else None, outbox)
+            known[task.key] = pickle.loads(task.setup)
+        pickle.dump(_answer(task, known[task.key]) if task.key in known else None, outbox)
         outbox.flush()
 
 
-def _made(task: _Task, shards: Shards, config: InputConfig, image: ImageFormat, told: Any) -> tuple[Any, ...]:
-    """The batch without its pixels, or what went wrong; bad records; seconds by stage."""
-    shards.index = dict(zip(task.records.tolist(), map(RecordLocation._make, task.places.tolist()), strict=True))
-    told.task = task
-    bad, clock = BadRecords(), StageTimer()
+def _answer(task: _Task, setup: _Setup) -> _Answer:
+    setup.shards.locate(task.records, task.locations)
+    bad, timer = BadRecords(), StageTimer()
+    batches = BatchBuilder(
+        setup.shards,
+        setup.config,
+        setup.image,
+        bad=bad,
+        timer=timer,
+        sampler=_TaskSampler(task),
+        buffers=_TaskBuffers(task, setup.memory),
+    )
     try:
-        batches = BatchBuilder(shards, config, image, bad=bad, clock=clock, order=told, memory=told)
         batch = batches.train(task.positions, task.on_device)
-        del batch["image"]
     except Exception as error:
-        return error, [], {}
-    return batch, list(bad.records.values()), dict(clock.seconds)
-
-
-if __name__ == "__main__":
-    try:
-        _work()
-    except BrokenPipeError:
-        os._exit(0)  # the parent is gone; there is nobody to tell
+        return _Answer(error=error)
+    del batch["image"]  # it is in the shared memory
+    return _Answer(batch, list(bad.records.values()), dict(timer.seconds))

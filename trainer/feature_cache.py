@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from shardline import pipeline
 from shardline.pipeline.cli import progress
+from shardline.pipeline.sampler import ReplicaBatches
 from shardline.trainer import model, state
 from shardline.trainer.setup import Plan, endless
 
@@ -39,12 +40,12 @@ class FeatureCache:
 
     def batches(self, cursor: int) -> Any:
         """Iterator of distributed training batches that hold `features` instead of images."""
-        plan, replicas = self.plan, self.plan.cluster.replicas
-        rows = plan.config.global_batch_size // replicas
-        order = plan.order
+        plan = self.plan
+        replica_batches = ReplicaBatches(plan.input, replicas=plan.cluster.replicas, cursor=cursor)
+        rows, order = replica_batches.size, plan.order
 
         def read(element: np.int64) -> tuple[np.ndarray, ...]:
-            position = cursor + int(element) * rows + np.arange(rows, dtype=np.int64)
+            position = replica_batches.positions(int(element))
             view, record = position // plan.num_records % self.views, order.records(position)
             values = self.features[view, record]
             return values, self.labels[record], self.weights[view, record], record, position

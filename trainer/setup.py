@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from shardline import pipeline
 from shardline.pipeline import InputConfig
-from shardline.pipeline.balanced_sampler import BalancedSampler
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import UsageError
 from shardline.trainer import model, schedule
@@ -47,14 +46,14 @@ class Plan:
         return self.data.num_records(self.config.train_split)
 
     @cached_property
-    def order(self) -> pipeline.ShuffleSampler:
+    def order(self) -> pipeline.Sampler:
         """Position -> record."""
         config = self.config
         if not config.balanced_sampling or config.synthetic:
             return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size)
         numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
         labels = np.array([label for _, label, _ in self.data.records(config.train_split, numbers)])
-        return BalancedSampler(self.num_records, config.seed, labels=labels)
+        return pipeline.BalancedSampler(labels, config.seed)
 
     @property
     def order_key(self) -> dict[str, Any]:
@@ -88,7 +87,7 @@ class Plan:
         """Iterator of distributed training batches from the sample at `cursor` on."""
         make = self.data.train_batches
         if self.config.balanced_sampling and not self.config.synthetic:
-            make = partial(make, order=self.order)
+            make = partial(make, sampler=self.order)
         return endless(self._distribute(make, self.config.train_split, self.input, cursor=cursor))
 
     def eval_batches(self) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
-from shardline.pipeline import InputConfig
+from shardline.pipeline import InputConfig, Sampler
+from shardline.pipeline.sampler import ReplicaBatches
 
 
 class SyntheticDataset:
@@ -22,38 +21,43 @@ class SyntheticDataset:
         return self._num_records
 
     def train_batches(
-        self, split: str, config: InputConfig, *, cursor: int = 0, host: int = 0, hosts: int = 1, replicas: int = 1
-    ) -> Any:
-        """Endless; elements as `pipeline.Dataset.train_batches` makes them."""
-        return self._batches(config, cursor, host, hosts, replicas, tf.int64.max // config.global_batch_size // 2)
+        self,
+        split: str,
+        config: InputConfig,
+        *,
+        cursor: int = 0,
+        host: int = 0,
+        hosts: int = 1,
+        replicas: int = 1,
+        sampler: Sampler | None = None,
+    ) -> tf.data.Dataset:
+        """Endless; elements as `pipeline.Dataset.train_batches` makes them. The sampler is ignored."""
+        replica_batches = ReplicaBatches(config, host, hosts, replicas, cursor)
+        return self._batches(replica_batches, tf.int64.max // config.global_batch_size // 2)
 
-    def eval_batches(self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1) -> Any:
+    def eval_batches(
+        self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
+    ) -> tf.data.Dataset:
         """As many batches as an epoch has, none of them padded."""
-        return self._batches(config, 0, host, hosts, replicas, self._num_records // config.global_batch_size)
+        replica_batches = ReplicaBatches(config, host, hosts, replicas)
+        return self._batches(replica_batches, self._num_records // config.global_batch_size)
 
-    def _batches(self, config: InputConfig, cursor: int, host: int, hosts: int, replicas: int, steps: int) -> Any:
-        rows, size = config.replica_batch_size(hosts, replicas), config.image_size
-        draw = np.random.default_rng([config.seed, host])
-        image = tf.constant(draw.integers(0, 256, (rows, size, size, 3), np.uint8))
-        label = tf.constant(draw.integers(0, len(self.labels), rows).astype(np.int32))
+    def _batches(self, replica_batches: ReplicaBatches, steps: int) -> tf.data.Dataset:
+        config, size = replica_batches.config, replica_batches.size
+        rng = np.random.default_rng([config.seed, replica_batches.host])
+        image = tf.constant(rng.integers(0, 256, (size, config.image_size, config.image_size, 3), np.uint8))
+        label = tf.constant(rng.integers(0, len(self.labels), size).astype(np.int32))
 
-        def element(number: Any) -> dict[str, Any]:
-            step, replica = number // replicas, number % replicas
-            position = (
-                cursor
-                + step * config.global_batch_size
-                + (host * replicas + replica) * rows
-                + tf.range(rows, dtype=tf.int64)
-            )
-            weight = tf.ones([rows])
+        def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            position = replica_batches.positions(number)
             return {
                 "image": image,
                 "label": label,
-                "weight": weight,
+                "weight": tf.ones([size]),
                 "record": position % self._num_records,
                 "position": position,
             }
 
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        return tf.data.Dataset.range(steps * replicas).map(element).prefetch(2).with_options(options)
+        return tf.data.Dataset.range(steps * replica_batches.replicas).map(element).prefetch(2).with_options(options)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shardline.pipeline import augment_params as ed
+from shardline.pipeline import augment_params
 from shardline.pipeline.augment_params import AugmentParams
 from shardline.pipeline.config import InputConfig
 
@@ -11,8 +11,8 @@ MANY = np.arange(20_000)
 
 
 def crops(height, width, **options):
-    edits = AugmentParams(InputConfig(**options), MANY[:4000])
-    return np.array([edits.crop(row, height, width) for row in range(4000)])
+    params = AugmentParams(InputConfig(**options), MANY[:4000])
+    return np.array([params.crop(row, height, width) for row in range(4000)])
 
 
 @pytest.mark.parametrize("size", [(256, 341), (341, 256), (40, 40), (1, 1), (1, 900), (900, 2)])
@@ -49,23 +49,30 @@ def test_the_whole_image_can_be_asked_for():
     assert (crops(60, 80, crop_area=(1, 1), crop_ratio=(4 / 3, 4 / 3)) == (0, 0, 60, 80)).all()
 
 
-def test_half_are_mirrored_or_none():
-    assert AugmentParams(InputConfig(), MANY).rows[:, ed.columns(InputConfig())["mirror"]].mean() == pytest.approx(
-        0.5, abs=0.02
-    )
-    still = InputConfig(flip=False)
-    assert not AugmentParams(still, MANY).rows[:, ed.columns(still)["mirror"]].any()
+def test_half_are_flipped_or_none():
+    assert AugmentParams(InputConfig(), MANY).values[
+        :, augment_params.columns(InputConfig())["flip"]
+    ].mean() == pytest.approx(0.5, abs=0.02)
+    still = InputConfig(horizontal_flip=False)
+    assert not AugmentParams(still, MANY).values[:, augment_params.columns(still)["flip"]].any()
 
 
 def test_steps_that_are_off_take_no_columns():
-    assert set(ed.columns(InputConfig())) == {"window", "mirror"}
-    everything = InputConfig(hue=0.1, erase=0.1, randaugment_layers=2, mixup=0.2)
-    assert list(ed.columns(everything)) == ["window", "mirror", "layers", "color", "erase", "mix"]
-    assert ed.num_columns(everything) == 3 + 2 * 27 + 18 + 4 + 5
+    assert set(augment_params.columns(InputConfig())) == {"crop_size", "flip"}
+    everything = InputConfig(hue=0.1, random_erasing=0.1, randaugment_layers=2, mixup=0.2)
+    assert list(augment_params.columns(everything)) == [
+        "crop_size",
+        "flip",
+        "randaugment",
+        "color_jitter",
+        "random_erasing",
+        "mix",
+    ]
+    assert augment_params.num_columns(everything) == 3 + 2 * 27 + 18 + 4 + 5
 
 
 def test_color_without_change_is_the_identity():
-    matrix = ed._color_matrix(*np.ones((3, 1)), np.zeros(1)).reshape(3, 6)
+    matrix = augment_params._color_matrix(*np.ones((3, 1)), np.zeros(1)).reshape(3, 6)
     np.testing.assert_allclose(matrix, np.eye(3, 6), atol=1e-12)
 
 
@@ -74,7 +81,9 @@ def test_color_changes_mean_what_they_say():
     gray = pixel @ (0.299, 0.587, 0.114)
 
     def change(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
-        matrix = ed._color_matrix(*(np.array([v]) for v in (brightness, contrast, saturation, hue))).reshape(3, 6)
+        matrix = augment_params._color_matrix(
+            *(np.array([v]) for v in (brightness, contrast, saturation, hue))
+        ).reshape(3, 6)
         return matrix[:, :3] @ pixel + matrix[:, 3:] @ mean
 
     np.testing.assert_allclose(change(brightness=1.5), 1.5 * pixel)
@@ -86,8 +95,8 @@ def test_color_changes_mean_what_they_say():
 
 
 def test_erasing_happens_as_often_as_asked_inside_the_image():
-    config = InputConfig(image_size=50, erase=0.25)
-    boxes = AugmentParams(config, MANY).rows[:, ed.columns(config)["erase"]]
+    config = InputConfig(image_size=50, random_erasing=0.25)
+    boxes = AugmentParams(config, MANY).values[:, augment_params.columns(config)["random_erasing"]]
     assert boxes.min() >= 0 and boxes.max() <= 50
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 2500
     assert (area > 0).mean() == pytest.approx(0.25, abs=0.02)
@@ -96,21 +105,26 @@ def test_erasing_happens_as_often_as_asked_inside_the_image():
 
 def test_every_operation_of_randaugment_comes_equally_often():
     config = InputConfig(randaugment_layers=2)
-    layers = AugmentParams(config, MANY).rows[:, ed.columns(config)["layers"]].reshape(-1, 27)
+    layers = AugmentParams(config, MANY).values[:, augment_params.columns(config)["randaugment"]].reshape(-1, 27)
     kinds, counts = np.unique(layers, axis=0, return_counts=True)
     # Fourteen operations; nine have two signs.
     assert len(kinds) == 5 + 2 * 9
     assert (counts > 0.8 * len(layers) / 28).all() and (counts < 1.15 * len(layers) / 14).all()
     untouched = AugmentParams(InputConfig(randaugment_layers=1, randaugment_magnitude=0), MANY[:5000])
-    rows = untouched.rows[:, untouched.columns["layers"]]
-    changed = (rows != ed.IDENTITY.astype(np.float32)).any(1)
-    assert set(np.unique(rows[changed, 24])) == {ed.AUTOCONTRAST, ed.EQUALIZE, ed.SOLARIZE, ed.POSTERIZE}
+    rows = untouched.values[:, untouched.columns["randaugment"]]
+    changed = (rows != augment_params.IDENTITY.astype(np.float32)).any(1)
+    assert set(np.unique(rows[changed, 24])) == {
+        augment_params.AUTOCONTRAST,
+        augment_params.EQUALIZE,
+        augment_params.SOLARIZE,
+        augment_params.POSTERIZE,
+    }
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixing_shares_follow_the_beta_distribution(alpha):
     config = InputConfig(mixup=alpha)
-    share = AugmentParams(config, MANY).rows[:, ed.columns(config)["mix"]][::2, 0]
+    share = AugmentParams(config, MANY).values[:, augment_params.columns(config)["mix"]][::2, 0]
     assert share.mean() == pytest.approx(0.5, abs=0.02)
     assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
     assert share.min() >= 0 and share.max() <= 1
@@ -118,7 +132,7 @@ def test_mixing_shares_follow_the_beta_distribution(alpha):
 
 def test_partners_share_their_numbers_and_cutmix_boxes_have_the_share_left_over():
     config = InputConfig(image_size=100, mixup=0.5, cutmix=1.0)
-    mix = AugmentParams(config, MANY).rows[:, ed.columns(config)["mix"]]
+    mix = AugmentParams(config, MANY).values[:, augment_params.columns(config)["mix"]]
     np.testing.assert_array_equal(mix[::2], mix[1::2])
     cut = mix[:, 3] > mix[:, 1]
     assert cut.mean() == pytest.approx(0.5, abs=0.02)

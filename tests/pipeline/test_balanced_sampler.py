@@ -2,23 +2,23 @@
 
 import numpy as np
 
-from shardline.pipeline.balanced_sampler import BalancedSampler
+from shardline.pipeline.sampler import BalancedSampler
 
 LABELS = np.array([0] * 20 + [3] * 5 + [7] * 2)  # three of the classes have records
 
 
-def order(seed=0):
-    return BalancedSampler(len(LABELS), seed, labels=LABELS)
+def balanced(seed=0):
+    return BalancedSampler(LABELS, seed)
 
 
 def test_each_class_comes_once_in_each_turn():
-    records = order().records(np.arange(120))
+    records = balanced().records(np.arange(120))
     assert (np.sort(LABELS[records].reshape(40, 3)) == [0, 3, 7]).all()
     assert len({tuple(turn) for turn in LABELS[records].reshape(40, 3)}) > 1  # and not always in the same order
 
 
 def test_a_class_goes_through_all_its_records_before_any_comes_again():
-    records = order().records(np.arange(120))
+    records = balanced().records(np.arange(120))
     for label, count in ((0, 20), (3, 5), (7, 2)):
         laps = records[LABELS[records] == label].reshape(-1, count)
         assert (np.sort(laps) == np.flatnonzero(label == LABELS)).all()
@@ -26,6 +26,6 @@ def test_a_class_goes_through_all_its_records_before_any_comes_again():
 
 
 def test_any_position_can_be_asked_for_alone():
-    whole = order().records(np.arange(60))
-    assert [int(order().records(np.array([p]))[0]) for p in range(60)] == whole.tolist()
-    assert (whole != order(seed=1).records(np.arange(60))).any()
+    whole = balanced().records(np.arange(60))
+    assert [int(balanced().records(np.array([p]))[0]) for p in range(60)] == whole.tolist()
+    assert (whole != balanced(seed=1).records(np.arange(60))).any()

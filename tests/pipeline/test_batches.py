@@ -23,7 +23,7 @@ def reader(directory, bad=None, split="train", encoding="jpeg", **config):
 
 
 EVERYTHING = {
-    "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "erase": 0.5, "randaugment_layers": 2,
+    "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "random_erasing": 0.5, "randaugment_layers": 2,
     "mixup": 0.2, "cutmix": 1.0,
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_every_encoding_shows_the_stored_images(tmp_path, encoding):
     images = [image(number, 40, 40) for number in range(6)]
     records = [encode_example(encode(pixels, encoding), 1, "", 40, 40) for pixels in images]
     write_dataset(tmp_path, {"train": records}, encoding=encoding)
-    whole = {"flip": False, "shuffle": False, "crop_area": (1, 1), "crop_ratio": (1, 1)}
+    whole = {"horizontal_flip": False, "shuffle": False, "crop_area": (1, 1), "crop_ratio": (1, 1)}
     batch = reader(tmp_path, encoding=encoding, **whole).train(np.arange(6), False)
     assert batch["weight"].tolist() == [1] * 6
     for found, pixels in zip(batch["image"], images, strict=True):
@@ -164,7 +164,7 @@ def test_too_many_bad_records_stop_the_run_with_the_flag_to_change(tmp_path):
     records = [b"junk" if n in (1, 3, 4) else record for n, record in enumerate(payloads(6))]
     write_dataset(tmp_path, {"train": records})
     reader(tmp_path, max_bad_records=3).train(np.arange(60), False)
-    with pytest.raises(Failure, match="3 bad records, more than --max_bad_records=2; the last: record"):
+    with pytest.raises(Failure, match="3 bad records, more than max_bad_records=2; the last: record"):
         reader(tmp_path, max_bad_records=2).train(np.arange(6), False)
 
 

@@ -73,7 +73,7 @@ def test_damaged_or_half_written_images_on_disk_are_made_again(tmp_path):
 
 def test_two_runs_may_not_share_a_cache(tmp_path):
     first = open_cache("directory", tmp_path)
-    with pytest.raises(UsageError, match=f"--cache={tmp_path}: another run uses"):
+    with pytest.raises(UsageError, match=f"cache={tmp_path}: another run uses"):
         open_cache("directory", tmp_path)
     del first
 
@@ -86,12 +86,12 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(tmp_path, monkeypatch,
         open_cache(kind, tmp_path, num_records=1_281_167, image_bytes=261_888)
     message = str(refusal.value)
     assert "1,281,167 images x 262 kB decoded = 335.52 GB, more than 80% of the 0.10 GB" in message
-    assert "--cache=none" in message
+    assert "cache=none" in message
 
 
 def test_an_unwritable_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--cache=.*Not a directory"):
+    with pytest.raises(UsageError, match=r"cache=.*Not a directory"):
         open_cache("directory", tmp_path / "file" / "below")
 
 

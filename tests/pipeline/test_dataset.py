@@ -109,7 +109,7 @@ def test_elements_are_what_they_are_said_to_be(data, augment_on):
         "position": tf.TensorSpec((4,), tf.int64),
     }
     if augment_on == "device":
-        expected["edits"] = tf.TensorSpec((4, 3), tf.float32)
+        expected["augment_params"] = tf.TensorSpec((4, 3), tf.float32)
     assert train.element_spec == expected
     finished = pipeline.augment_on_device(next(iter(train)), options)
     assert finished["image"].shape == (4, 24, 24, 3)
@@ -152,7 +152,7 @@ def test_bad_records_are_counted_and_too_many_raise_the_failure_itself(tmp_path,
     assert sum(batch["weight"].sum() for batch in batches) == 24
     assert sorted(bad.record for bad in data.bad_records.records.values()) == [2, 5]
     assert len(data.bad_records) == 2
-    complaint = "2 bad records, more than --max_bad_records=1"
+    complaint = "2 bad records, more than max_bad_records=1"
     with caplog.at_level(logging.ERROR), pytest.raises(Failure, match=complaint), data.failures():
         list(data.train_batches("train", config(max_bad_records=1)).take(4))
 
@@ -186,7 +186,7 @@ def test_a_cache_is_shared_by_all_batches_of_a_dataset(data, stream, tmp_path):
     [
         ({"cursor": -1}, "cursor=-1"),
         ({"host": 2, "hosts": 2}, "host=2 of hosts=2"),
-        ({"hosts": 3}, "--global_batch_size=8 does not divide over 3 replicas; use a multiple of 3, e.g. 6 or 9"),
+        ({"hosts": 3}, "global_batch_size=8 does not divide over 3 replicas; use a multiple of 3, e.g. 6 or 9"),
     ],
 )
 def test_impossible_shares_are_refused(data, call, complaint):
@@ -196,7 +196,7 @@ def test_impossible_shares_are_refused(data, call, complaint):
 
 def test_opening_and_looking_need_no_tensorflow(tiny):
     code = (
-        "import sys, pipeline\n"
+        "import sys\nfrom shardline import pipeline\n"
         f"data = pipeline.open_dataset({str(tiny)!r})\n"
         "assert len(list(data.records('test', range(11)))) == 11\n"
         "assert 'tensorflow' not in sys.modules\n"
@@ -205,7 +205,8 @@ def test_opening_and_looking_need_no_tensorflow(tiny):
 
 
 DISTRIBUTED = """
-import sys, numpy as np, tensorflow as tf, pipeline
+import sys, numpy as np, tensorflow as tf
+from shardline import pipeline
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())

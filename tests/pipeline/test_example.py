@@ -29,7 +29,10 @@ def test_tensorflow_reads_back_what_was_encoded(label):
 
 
 def test_equal_inputs_give_equal_bytes_in_every_process():
-    code = "from shardline.pipeline.example import *; print(frame_record(encode_example(b'x', 3, 'a.jpg', 1, 2)).hex())"
+    code = (
+        "from shardline.pipeline.example import encode_example; from shardline.pipeline.tfrecord import frame_record;"
+        "print(frame_record(encode_example(b'x', 3, 'a.jpg', 1, 2)).hex())"
+    )
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

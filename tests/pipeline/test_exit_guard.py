@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 UNFINISHED = """
-import sys, pipeline
+import sys
+from shardline import pipeline
 data = pipeline.open_dataset(sys.argv[1])
 batches = iter(data.train_batches("train", pipeline.InputConfig(global_batch_size=256, image_size=256)))
 next(batches)

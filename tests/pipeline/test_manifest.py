@@ -126,7 +126,7 @@ def test_a_cut_manifest_is_refused(dataset):
 
 
 def test_an_unknown_split_lists_the_known(dataset):
-    with pytest.raises(UsageError, match="--split=test: this dataset has train"):
+    with pytest.raises(UsageError, match="split=test: this dataset has train"):
         Manifest.load(dataset).split("test")
 
 

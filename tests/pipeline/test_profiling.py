@@ -10,15 +10,15 @@ from shardline.pipeline.profiling import StageTimer, StageTimes, Stopwatch
 
 
 def test_times_are_summed_over_batches_and_shared_out_over_samples():
-    clock = StageTimer()
+    timer = StageTimer()
     for _ in range(3):
-        laps = Stopwatch()
+        watch = Stopwatch()
         time.sleep(0.01)
-        laps.lap("read")
+        watch.lap("read")
         time.sleep(0.03)
-        laps.lap("decode")
-        clock.add(laps.seconds, 5)
-    times = clock.times()
+        watch.lap("decode")
+        timer.add(watch.seconds, 5)
+    times = timer.times()
     assert times.samples == 15
     assert times.microseconds["read"] == pytest.approx(2000, rel=0.5)
     assert times.bottleneck == "decode"

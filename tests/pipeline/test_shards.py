@@ -83,7 +83,7 @@ def test_a_split_may_be_empty(tmp_path):
     data = pipeline.open_dataset(write_dataset(tmp_path, {"train": payloads(4), "test": []}))
     config = pipeline.InputConfig(global_batch_size=2, image_size=8)
     assert list(data.eval_batches("test", config)) == []
-    with pytest.raises(UsageError, match="--split=test holds no records"):
+    with pytest.raises(UsageError, match="split=test holds no records"):
         data.train_batches("test", config)
-    with pytest.raises(UsageError, match="--split=validation: this dataset has train, test"):
+    with pytest.raises(UsageError, match="split=validation: this dataset has train, test"):
         data.train_batches("validation", config)

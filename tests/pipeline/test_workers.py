@@ -84,8 +84,8 @@ def test_bad_records_are_counted_here_and_stop_the_run_when_too_many(tmp_path):
     batches = reader(tmp_path, bad, shuffle=False, max_bad_records=1)
     data = bytearray(shard.read_bytes())
     for record in (2, 5):
-        place = batches.shards.index[record]
-        data[place.offset + place.size // 2] ^= 1
+        location = batches.shards.index[record]
+        data[location.offset + location.size // 2] ^= 1
     shard.write_bytes(data)
     workers = Workers(1, BYTES, at_once=True)
     first = workers.train(batches, positions(0, 4), False)
@@ -93,7 +93,7 @@ def test_bad_records_are_counted_here_and_stop_the_run_when_too_many(tmp_path):
     assert [str(found) for found in bad.records.values()] == [
         f"record 2 of train ({shard.name}, offset {batches.shards.index[2].offset}): record checksum does not match"
     ]
-    with pytest.raises(Failure, match="2 bad records, more than --max_bad_records=1; the last: record 5 of train"):
+    with pytest.raises(Failure, match="2 bad records, more than max_bad_records=1; the last: record 5 of train"):
         workers.train(batches, positions(4, 4), False)
 
 
@@ -188,5 +188,5 @@ def test_caches_are_filled_by_one_process_and_no_negative_number_of_workers(tiny
     )
     next(iter(batches))
     assert not alive(pool)
-    with pytest.raises(UsageError, match="--workers=-2"):
+    with pytest.raises(UsageError, match="workers=-2"):
         pipeline.InputConfig(workers=-2)
