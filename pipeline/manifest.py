@@ -11,26 +11,40 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
+from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.stored import Count, FileName, Sha256
+from shardline.pipeline.text import has_control_characters
+from shardline.pipeline.tfrecord import FRAME_BYTES
 from shardline.pipeline.wording import count
 
 FILE_NAME = "manifest.json"
-FORMAT = "shardline/1"
+FORMAT = "shardline/2"
 UNKNOWN_KERNEL = "unknown"  # images that somebody else stored
+REMEDY = "convert again, or restore it from a copy"
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f\x7f]+$", max_length=200)]  # of a dataset: starts file names
+SplitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+Encoding = Annotated[str, msgspec.Meta(pattern="^(jpeg|png|raw|any)$")]
 
 
 @dataclass(frozen=True)
 class Shard:
     """One TFRecord file: its name, its count, and what its bytes must be."""
 
-    file: str
-    records: int
-    bytes: int
-    sha256: str
+    file: FileName
+    records: Count
+    bytes: Count
+    sha256: Sha256
+
+    def __post_init__(self) -> None:
+        if self.records * FRAME_BYTES > self.bytes:
+            raise ValueError(f"{self.records:,} records do not fit into the {self.bytes:,} bytes of {self.file}")
 
 
 @dataclass(frozen=True)
@@ -67,11 +81,11 @@ class Features:
 class ImageFormat:
     """How the stored images were made: part of the preprocessing contract."""
 
-    encoding: str = "jpeg"  # jpeg, png, raw (height * width * 3 RGB bytes), or any (adopted, mixed)
+    encoding: Encoding = "jpeg"  # jpeg, png, raw (height * width * 3 RGB bytes), or any (adopted, mixed)
     resize: str = "short"  # short, long, squash, center_crop, none
-    size: int = 256  # pixels
-    max_height: int = 0  # of the largest stored image; 0: not known
-    max_width: int = 0
+    size: Count = 256  # pixels
+    max_height: Count = 0  # of the largest stored image; 0: not known
+    max_width: Count = 0
     color: str = "rgb"
     kernel: str = UNKNOWN_KERNEL  # that resized them
 
@@ -80,11 +94,11 @@ class ImageFormat:
 class Ledger:
     """What became of every input. Raises ValueError unless inputs = written + quarantined + duplicates + filtered."""
 
-    inputs: int
-    written: int
-    quarantined: int = 0
-    duplicates: int = 0
-    filtered: int = 0
+    inputs: Count
+    written: Count
+    quarantined: Count = 0
+    duplicates: Count = 0
+    filtered: Count = 0
 
     def __post_init__(self) -> None:
         accounted = self.written + self.quarantined + self.duplicates + self.filtered
@@ -114,14 +128,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over what batches depend on: labels, features, format and every shard's bytes."""
+        """SHA-256 (hex) over what batches depend on: labels, features, format and every shard's name and bytes."""
         content = {
             "format": FORMAT,
             "labels": self.labels,
             "features": asdict(self.features),
             "image": asdict(self.image),
             "splits": {
-                name: [(shard.records, shard.bytes, shard.sha256) for shard in split.shards]
+                name: [(shard.file, shard.records, shard.bytes, shard.sha256) for shard in split.shards]
                 for name, split in self.splits.items()
             },
         }
@@ -133,82 +147,105 @@ class Manifest:
             raise UsageError(f"--split={name}: this dataset has {', '.join(self.splits)}")
         return self.splits[name]
 
+    @property
+    def adopted(self) -> bool:
+        """Whether somebody else wrote the shards, whose names are then their own."""
+        return bool(self.options.get("adopted"))
+
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write manifest.json under a temporary name, then rename: it is there whole or not at all."""
-        target = Path(directory) / FILE_NAME
-        temporary = target.with_name(FILE_NAME + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Read DIRECTORY/manifest.json. Raises UsageError, in one line, when it is missing, foreign or damaged."""
-        path = Path(directory) / FILE_NAME
-        if not Path(directory).is_dir():
-            raise UsageError(f"--data={directory}: no such directory; make one with shardline-convert")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(
-                f"--data={directory}: no {FILE_NAME} there, so it is no finished dataset; run shardline-convert "
-                "(an interrupted conversion continues), or shardline-adopt for TFRecords made elsewhere"
-            ) from None
-        except ValueError as error:
-            raise UsageError(f"{path} is damaged ({error}); convert again, or restore it from a copy") from None
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise UsageError(f"{path} has format {found!r}, this program reads {FORMAT!r}; convert again or upgrade")
-        try:
-            manifest = cls.from_json(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{path} is damaged ({error!r}); convert again, or restore it from a copy") from None
-        if manifest.digest != content["digest"]:
-            raise UsageError(f"{path} was edited: its digest no longer matches; convert again, or restore it")
-        return manifest
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of manifest.json; `from_json` is its inverse."""
-        return {
-            "format": FORMAT,
+        """Write manifest.json, whole or not at all."""
+        content = {
             "name": self.name,
             "digest": self.digest,
             "ledger": asdict(self.ledger),
-            "labels": list(self.labels),
+            "labels": self.labels,
             "features": asdict(self.features),
             "image": asdict(self.image),
             "splits": {
                 name: {
                     "records": split.records,
-                    "class_counts": list(self.class_counts.get(name, ())),
+                    "class_counts": self.class_counts.get(name, ()),
                     "shards": [asdict(shard) for shard in split.shards],
                 }
                 for name, split in self.splits.items()
             },
-            "options": dict(self.options),
-            "versions": dict(self.versions),
+            "options": self.options,
+            "versions": self.versions,
         }
+        stored.save(Path(directory) / FILE_NAME, content, format=FORMAT)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Manifest:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError for content of another shape."""
-        return cls(
-            name=content["name"],
-            labels=tuple(content["labels"]),
-            splits={
-                name: Split(name, tuple(Shard(**shard) for shard in split["shards"]))
-                for name, split in content["splits"].items()
-            },
-            ledger=Ledger(**content["ledger"]),
-            features=Features(**content["features"]),
-            image=ImageFormat(**content["image"]),
-            class_counts={name: tuple(split["class_counts"]) for name, split in content["splits"].items()},
-            options=content["options"],
-            versions=content["versions"],
+    def load(cls, directory: str | os.PathLike[str]) -> Manifest:
+        """Inverse of `save`. Raises UsageError, in one line, when the file is missing, foreign, damaged or edited."""
+        path = Path(directory) / FILE_NAME
+        if not Path(directory).is_dir():
+            raise UsageError(f"--data={directory}: no such directory; make one with shardline-convert")
+        try:
+            found = stored.load(path, _StoredManifest, format=FORMAT, remedy=REMEDY)
+        except FileNotFoundError:
+            raise UsageError(
+                f"--data={directory}: no {FILE_NAME} there, so it is no finished dataset; run shardline-convert "
+                "(an interrupted conversion continues), or shardline-adopt for TFRecords made elsewhere"
+            ) from None
+        manifest = cls(
+            name=found.name,
+            labels=found.labels,
+            splits={name: Split(name, split.shards) for name, split in found.splits.items()},
+            ledger=found.ledger,
+            features=found.features,
+            image=found.image,
+            class_counts={name: split.class_counts for name, split in found.splits.items()},
+            options=found.options,
+            versions=found.versions,
         )
+        if fault := _contradiction(manifest, found):
+            raise UsageError(f"{path} was edited or damaged: {fault}; {REMEDY}")
+        return manifest
+
+
+@dataclass(frozen=True)
+class _StoredSplit:
+    """A split as manifest.json has it."""
+
+    records: Count
+    class_counts: tuple[Count, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class _StoredManifest:
+    """The content of manifest.json."""
+
+    name: Name
+    digest: Sha256
+    ledger: Ledger
+    labels: tuple[str, ...]
+    features: Features
+    image: ImageFormat
+    splits: Mapping[SplitName, _StoredSplit]
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
+    """What cannot be true of a manifest that is well typed; "" for nothing."""
+    if manifest.digest != found.digest:
+        return "its digest no longer matches"
+    if any(map(has_control_characters, manifest.labels)) or len(set(manifest.labels)) < len(manifest.labels):
+        return "a label occurs twice or has control characters"
+    files = [shard.file for split in manifest.splits.values() for shard in split.shards]
+    if len(set(files)) < len(files):
+        return "a shard occurs twice"
+    for name, split in manifest.splits.items():
+        counts = manifest.class_counts[name]
+        if found.splits[name].records != split.records:
+            return f"split {name} has {split.records:,} records in its shards"
+        if counts and (len(counts) != len(manifest.labels) or sum(counts) > split.records):
+            return f"the class counts of split {name} do not fit its labels and records"
+        own = [shard_name(manifest.name, name, number, len(split.shards)) for number in range(len(split.shards))]
+        if not manifest.adopted and [shard.file for shard in split.shards] != own:
+            return f"split {name} names files that are not its shards"
+    return ""
 
 
 def check_files(manifest: Manifest, directory: str | os.PathLike[str], split: str) -> np.ndarray:
@@ -227,10 +264,10 @@ def check_files(manifest: Manifest, directory: str | os.PathLike[str], split: st
     rows = np.empty((manifest.split(split).records, 3), np.int64)
     end = 0
     for number, shard in enumerate(manifest.split(split).shards):
-        path = Path(directory) / shard.file
+        path = shard_path(directory, shard)
         try:
             size = path.stat().st_size
-            index = load_index(index_path(path))
+            index = load_index(index_path(path), shard.records)
         except FileNotFoundError as error:
             faults.append(f"{os.path.basename(error.filename)} is missing")
             continue
@@ -258,7 +295,8 @@ def _tiles(index: np.ndarray, *, records: int, size_bytes: int) -> bool:
     ends = index.sum(axis=1)
     return (
         len(index) == records
-        and bool(np.all(index[:, 1] > 0))
+        and bool(np.all(index >= 0))  # sums that overflow come out negative
+        and bool(np.all(index[:, 1] >= FRAME_BYTES))
         and bool(np.array_equal(index[:, 0], np.concatenate(([0], ends))[:-1]))
         and (int(ends[-1]) if records else 0) == size_bytes
     )
@@ -267,6 +305,11 @@ def _tiles(index: np.ndarray, *, records: int, size_bytes: int) -> bool:
 def shard_name(name: str, split: str, number: int, count: int) -> str:
     """TFDS's file name of a shard: `flowers-train.tfrecord-00000-of-00016`."""
     return f"{name}-{split}.tfrecord-{number:05d}-of-{count:05d}"
+
+
+def shard_path(directory: str | os.PathLike[str], shard: Shard) -> Path:
+    """Where a shard lies: in the dataset's own directory, whatever its manifest says."""
+    return stored.stored_path(directory, shard.file, r"(?!\.).+", what=FILE_NAME)
 
 
 def index_path(shard: str | os.PathLike[str]) -> Path:
@@ -288,9 +331,28 @@ def write_shard_file(path: str | os.PathLike[str], framed: Sequence[bytes]) -> S
     return Shard(Path(path).name, len(framed), len(content), hashlib.sha256(content).hexdigest())
 
 
-def load_index(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an index: int64 [records, 2], offset and framed size in bytes. Raises ValueError when it is none."""
-    numbers = np.fromstring(Path(path).read_text(encoding="ascii"), dtype=np.int64, sep=" ")  # 14 M records/s
-    if len(numbers) % 2:
-        raise ValueError("odd count of numbers")
+def load_index(path: str | os.PathLike[str], records: int | None = None) -> np.ndarray:
+    """Read an index: int64 [records, 2], offset and framed size in bytes.
+
+    Args:
+      path: of the file.
+      records: how many there are at most; None for any number.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged or far too large.
+    """
+    if records is not None and os.path.getsize(path) > records * _LINE_BYTES:
+        raise ValueError(f"more bytes than {records:,} records need")
+    data = Path(path).read_bytes()
+    lines = data.count(b"\n")
+    # What NumPy's parser would pass over.
+    if data.translate(None, b"0123456789 \n") or data.count(b" ") != lines or (data and data[-1:] != b"\n"):
+        raise ValueError("not a line of two numbers for each record")
+    numbers = np.fromstring(data, dtype=np.int64, sep=" ")  # 14 M records/s
+    if len(numbers) != 2 * lines:
+        raise ValueError("a line without two numbers")
     return numbers.reshape(-1, 2)
+
+
+_LINE_BYTES = 2 * 20 + 2  # of an index, at most

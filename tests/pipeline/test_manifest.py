@@ -1,6 +1,5 @@
 """A dataset directory is whole and untouched, or a line says what is wrong with it."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from shardline.pipeline.manifest import (
     write_index,
 )
 from shardline.pipeline.tfrecord import frame_record
+from tests.pipeline.tiny import edit_stored
 
 
 @pytest.fixture
@@ -42,7 +42,10 @@ def test_a_saved_manifest_loads_equal(dataset):
     manifest = Manifest.load(dataset)
     assert manifest.splits["train"].records == 6
     assert manifest.ledger == Ledger(inputs=7, written=6, quarantined=1)
-    assert Manifest.from_json(manifest.to_json()) == manifest
+    again = dataset / "again"
+    again.mkdir()
+    manifest.save(again)
+    assert Manifest.load(again) == manifest
     assert not list(dataset.glob("*.tmp"))
 
 
@@ -51,8 +54,9 @@ def test_the_digest_follows_what_batches_depend_on_and_nothing_else(dataset):
     assert replace(manifest, name="other", versions={"x": "1"}).digest == manifest.digest
     assert replace(manifest, labels=("b", "a")).digest != manifest.digest
     first, second = manifest.splits["train"].shards
-    swapped = {"train": Split("train", (replace(first, sha256="1" * 64), second))}
-    assert replace(manifest, splits=swapped).digest != manifest.digest
+    for change in ({"sha256": "1" * 64}, {"bytes": first.bytes + 1}, {"file": "../" + first.file}):
+        swapped = {"train": Split("train", (replace(first, **change), second))}
+        assert replace(manifest, splits=swapped).digest != manifest.digest
 
 
 def test_a_ledger_that_does_not_balance_cannot_exist():
@@ -81,6 +85,7 @@ SHARD = shard_name("toy", "train", 1, 2)
         (lambda d: index_path(d / SHARD).unlink(), f"{SHARD}.idx is missing"),
         (lambda d: index_path(d / SHARD).write_text("0 27\n"), f"{SHARD}.idx does not fit"),
         (lambda d: index_path(d / SHARD).write_text("0 x\n"), f"{SHARD}.idx is damaged"),
+        (lambda d: index_path(d / SHARD).write_text("0 27\n0 28\n27 29\n"), f"{SHARD}.idx does not fit"),
         (lambda d: index_path(d / SHARD).write_text("0 27\n27"), f"{SHARD}.idx is damaged"),
         (lambda d: index_path(d / SHARD).write_bytes(b"\xff\xff"), f"{SHARD}.idx is damaged"),
     ],
@@ -100,22 +105,87 @@ def test_no_manifest_means_no_dataset(dataset):
         Manifest.load(dataset / "nowhere")
 
 
+def set_shard(content, **change):
+    content["splits"]["train"]["shards"][0].update(change)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.update(format="shardline/99"), "shardline/99"),
-        (lambda c: c.update(labels=["b", "a"]), "was edited"),
-        (lambda c: c.pop("splits"), "damaged"),
-        (lambda c: c["ledger"].update(inputs=99), "damaged"),
-        (lambda c: c["image"].update(unknown=1), "damaged"),
+        (lambda c: c.update(format="shardline/99"), "has format shardline/99"),
+        (lambda c: c.update(labels=["b", "a"]), "its digest no longer matches"),
+        (lambda c: c.pop("digest"), "`digest`"),
+        (lambda c: c.pop("splits"), "`splits`"),
+        (lambda c: c["ledger"].update(inputs=99), "does not balance"),
+        (lambda c: c["ledger"].update(inputs="7"), "ledger.inputs`"),
+        (lambda c: c["image"].update(encoding="\x1b[31m"), "image.encoding`"),
+        (lambda c: c["splits"]["train"].update(class_counts=["x"]), "class_counts[0]`"),
+        (lambda c: c["splits"]["train"].update(class_counts=[3, 2, 1]), "the class counts"),
+        (lambda c: c["splits"]["train"].update(class_counts=[3, 2**40]), "the class counts"),
+        (lambda c: c["splits"]["train"].update(records=7), "6 records in its shards"),
+        (lambda c: c["splits"].update({"../x": c["splits"]["train"]}), "splits`"),
+        (lambda c: set_shard(c, records=-5), "records`"),
+        (lambda c: set_shard(c, records="8"), "records`"),
+        (lambda c: set_shard(c, records=8), "do not fit into"),
+        (lambda c: set_shard(c, bytes=2**60), "bytes`"),
+        (lambda c: set_shard(c, file=5), "file`"),
+        (lambda c: set_shard(c, file="x\0y"), "file`"),
+        (lambda c: set_shard(c, file="../victim.txt"), "file`"),
+        (lambda c: set_shard(c, file="/etc/passwd"), "file`"),
+        (lambda c: set_shard(c, file="victim.txt"), "its digest no longer matches"),
+        (lambda c: c.update(name="../toy"), "name`"),
+        (lambda c: c.update(options=[]), "options`"),
     ],
 )
 def test_a_foreign_or_edited_manifest_is_refused(dataset, change, said):
-    content = json.loads((dataset / "manifest.json").read_text())
-    change(content)
-    (dataset / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(UsageError, match=said):
+    edit_stored(dataset / "manifest.json", change)  # with a checksum that is right: these are the checks behind it
+    with pytest.raises(UsageError) as caught:
         Manifest.load(dataset)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def forged(manifest, **change):
+    """The manifest of somebody who knows how the digest is made, too."""
+    first, *others = manifest.splits["train"].shards
+    return replace(manifest, splits={"train": Split("train", (replace(first, **change), *others))})
+
+
+@pytest.mark.parametrize("file", ["victim.txt", "..", ".", ".profile", "other-train.tfrecord-00000-of-00002", SHARD])
+def test_a_shard_that_is_not_this_dataset_s_is_refused_whatever_the_digest_says(dataset, file):
+    forged(Manifest.load(dataset), file=file).save(dataset)
+    with pytest.raises(UsageError, match=r"names files that are not its shards|a shard occurs twice"):
+        Manifest.load(dataset)
+
+
+@pytest.mark.parametrize("file", ["..", ".", ".profile", ".."])
+def test_adopted_shards_have_any_name_but_lie_in_their_directory(dataset, file):
+    manifest = replace(Manifest.load(dataset), options={"adopted": True})
+    forged(manifest, file=file).save(dataset)
+    with pytest.raises(UsageError, match="which is not its own"):
+        check_files(Manifest.load(dataset), dataset, "train")
+
+
+def test_any_flipped_byte_or_cut_of_manifest_and_index_is_found(dataset):
+    """M5 and line 3: no silent change, no traceback."""
+    good = Manifest.load(dataset)
+    wanted = check_files(good, dataset, "train")
+    tried = 0
+    for path in (dataset / "manifest.json", index_path(dataset / SHARD)):
+        data = path.read_bytes()
+        for i in range(len(data)):
+            for bad in (data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :], data[:i]):
+                path.write_bytes(bad)
+                tried += 1
+                with pytest.raises(UsageError):
+                    check_files(Manifest.load(dataset), dataset, "train")
+        path.write_bytes(data)
+    assert tried > 2000 and np.array_equal(check_files(Manifest.load(dataset), dataset, "train"), wanted)
+
+
+def test_numbers_of_an_index_that_overflow_are_found(dataset):
+    (dataset / (SHARD + ".idx")).write_text(f"0 {2**63 - 1}\n{2**63 - 1} {2**63 - 1}\n{2**63 - 1} {2**63 - 1}\n")
+    with pytest.raises(UsageError, match="does not fit"):
+        check_files(Manifest.load(dataset), dataset, "train")
 
 
 def test_a_cut_manifest_is_refused(dataset):
