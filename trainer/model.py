@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
+from shardline.trainer.pooling import MaxPooling2x2
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 PIXEL_SPREAD = 58.0  # standard deviation of pixels around the mean
@@ -130,9 +131,9 @@ def _build(classes: int, head: str, size: int, dropout: float, seed: int, width:
     logits = keras.layers.Dense(classes, dtype="float32", name="predictions")
     softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
 
-    def features(image: Any) -> Any:
+    def features(image: Any, layers: list[Any]) -> Any:
         x = normalize(keras.ops.flip(image, axis=-1))  # RGB to BGR
-        for layer in stack:
+        for layer in layers:
             x = layer(x)
         return x
 
@@ -153,9 +154,9 @@ def _build(classes: int, head: str, size: int, dropout: float, seed: int, width:
         return keras.layers.Dropout(dropout, name=f"dropout_{index}")(x)
 
     served = keras.Input((size, size, 3), dtype="uint8", name="image")
-    serve = keras.Model(served, softmax(classify(features(served), builtin)), name="vgg16")
+    serve = keras.Model(served, softmax(classify(features(served, stack), builtin)), name="vgg16")
     trained = keras.Input((size, size, 3), dtype="float32", name="image")
-    found = features(trained)
+    found = features(trained, [MaxPooling2x2(name=x.name) if _pools(x) else x for x in stack])
     cached = keras.Input(found.shape[1:], dtype="float32", name="features")
     return Network(
         train=keras.Model([trained, position], classify(found, keyed)),
@@ -164,6 +165,10 @@ def _build(classes: int, head: str, size: int, dropout: float, seed: int, width:
         head=keras.Model([cached, position], classify(cached, keyed)),
         input_scale=scale,
     )
+
+
+def _pools(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.MaxPooling2D)
 
 
 def _convolutions(size: int, width: float) -> list[Any]:
