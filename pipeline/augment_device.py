@@ -139,12 +139,13 @@ def _look_up(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
 
 
 def _counts(values: tf.Tensor) -> tf.Tensor:
-    """float32 [b, 3, 256]: how often each value occurs in int32 [b, 3, pixels]."""
+    """float32 [b, 3, 256]: how often each value occurs in int32 [b, 3, pixels]; exact below 2**24 pixels."""
     channels = tf.shape(values)[0] * 3
     bins = tf.reshape(values, (channels, -1)) + 256 * tf.range(channels)[:, None]
-    ones = tf.ones_like(bins, tf.float32)
+    # Integers: GPUs add them with atomics in any order, and floats, when results must be deterministic, by sorting.
+    ones = tf.ones_like(bins)
     counts = tf.math.unsorted_segment_sum(tf.reshape(ones, [-1]), tf.reshape(bins, [-1]), channels * 256)
-    return tf.reshape(counts, (-1, 3, 256))
+    return tf.cast(tf.reshape(counts, (-1, 3, 256)), tf.float32)
 
 
 def _autocontrast(counts: tf.Tensor) -> tf.Tensor:

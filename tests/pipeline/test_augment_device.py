@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from shardline import pipeline
-from shardline.pipeline import augment_params
+from shardline.pipeline import augment_device, augment_params
 from shardline.pipeline.batches import BatchBuilder
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.manifest import ImageFormat, Manifest
@@ -125,3 +125,17 @@ def test_cutmix_shows_the_partner_in_the_box_and_nowhere_else(photos):
             np.testing.assert_array_equal(host["image"][row], expected)
             seen += (expected != plain["image"][row]).any()
     assert seen > 30
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_histograms_are_exact_and_added_up_as_integers(jit):
+    """Floats would be added by sorting on GPUs, where results must be deterministic."""
+    values = np.random.default_rng(0).integers(0, 256, (3, 3, 5000)).astype(np.int32)
+    values[1] = 7  # all pixels in one bin
+    histograms = tf.function(augment_device._counts, jit_compile=jit, autograph=False)
+    expected = [[np.bincount(channel, minlength=256) for channel in image] for image in values]
+    np.testing.assert_array_equal(histograms(tf.constant(values)), expected)
+    if jit:
+        hlo = histograms.experimental_get_compiler_ir(tf.constant(values))(stage="hlo")
+        scatters = [line for line in hlo.splitlines() if " scatter(" in line]
+        assert scatters and all("= s32[" in line for line in scatters)
