@@ -119,7 +119,7 @@ def test_split_folders_keep_their_names_and_files_beside_classes_are_noted(tmp_p
     assert {name: split.records for name, split in manifest.splits.items()} == {"train": 6, "test": 4}
     assert manifest.labels == ("class0", "class1")
     assert all(example.filename.startswith("test/") for example in records(tmp_path / "d", "test"))
-    assert "1 files beside the class folders" in capsys.readouterr().err
+    assert "ignored 1 file beside the class folders" in capsys.readouterr().err
 
 
 def refusals():
@@ -152,7 +152,7 @@ def refusals():
         ("nowhere", "out", [], 2, "no such folder"),
         ("file.txt", "out", [], 2, "is a file"),
         ("empty", "out", [], 2, "the folder is empty"),
-        ("loose", "out", [], 2, "1 images but no class folders"),
+        ("loose", "out", [], 2, "1 image but no class folders"),
         ("hollow", "out", [], 2, "nothing holds no images"),
         ("nested", "out", [], 2, "--label_from=parent"),
         ("unreadable", "out", [], 1, "not one image of bad could be used (e.g. bad/x.jpg: empty)"),
@@ -193,4 +193,4 @@ def test_a_link_to_itself_beside_the_classes_is_a_file_beside_them(tmp_path, cap
     folder = class_folders(tmp_path / "s", 2, 2)
     (folder / "self").symlink_to(folder / "self")
     assert convert(config(folder, tmp_path / "d")).ledger.inputs == 4
-    assert "1 files beside the class folders" in capsys.readouterr().err
+    assert "ignored 1 file beside the class folders" in capsys.readouterr().err

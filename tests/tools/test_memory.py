@@ -26,13 +26,13 @@ from shardline.pipeline.tfrecord import frame_record
 from shardline.tools.conversion import deduplicate, report, resume, run, scan, shard_writer
 from shardline.tools.conversion.shard_writer import ROW, ShardResult, _write_receipt
 from pathlib import Path
-from shardline.tools.conversion.scan import Builder
+from shardline.tools.conversion.sources import SourcesBuilder
 from tests.tools.folders import config
 
 count, output, image, options = int(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read(), json.loads(sys.argv[4])
 
 def scan(source, on_progress=None, **options):
-    builder = Builder()
+    builder = SourcesBuilder()
     for label in range(1000):
         folder = builder.enter(b"n%08d" % label)
         for i in range(count // 1000):

@@ -21,8 +21,8 @@ import numpy as np
 
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.manifest import Ledger, Shard, Split, index_path, shard_name, write_index
-from shardline.tools.conversion.scan import Sources
 from shardline.tools.conversion.shard_writer import DUPLICATE, FILTERED, QUARANTINED, WRITTEN, ShardResult
+from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan
 
 SOURCES_FILE = "sources.parquet"

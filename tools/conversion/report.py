@@ -21,8 +21,8 @@ from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
 from shardline.pipeline.tfrecord import read_framed, unframe_record
 from shardline.tools.conversion.deduplicate import SOURCES_FILE, DedupResult
-from shardline.tools.conversion.scan import Sources, display
 from shardline.tools.conversion.shard_writer import QUARANTINED, WRITTEN
+from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.html_report import PALETTE, SPLIT_COLORS, HtmlReport, new_figure
 
 PLOTS = "plots"
@@ -73,7 +73,7 @@ def write_report(
     pairs = _near_pairs(dedup)
     shown = {number for pair in pairs[:SHOWN_PAIRS] for number in (pair.first, pair.second)}
     shown |= {number for twins in dedup.twins[:SHOWN_PAIRS] for number in twins.inputs[:2]}
-    facts = _gather(directory, manifest, {display(sources.path(number)): number for number in shown})
+    facts = _gather(directory, manifest, {path_text(sources.path(number)): number for number in shown})
     account = manifest.ledger
     page = HtmlReport(
         f"Conversion of {manifest.name}",
@@ -340,8 +340,8 @@ def _near(
     )
     rows = [
         (
-            display(sources.path(pair.first)),
-            display(sources.path(pair.second)),
+            path_text(sources.path(pair.first)),
+            path_text(sources.path(pair.second)),
             "across splits" if pair.across_splits else "",
             pair.bits,
         )
@@ -415,7 +415,7 @@ def _save_pairs(path: Path, pairs: Sequence[Pair], sources: Sources, manifest: M
         writer.writerow(("path", "other_path", "label", "other_label", "across_splits", "bits"))
         for pair in pairs:
             labels = (manifest.labels[sources.label[number]] for number in (pair.first, pair.second))
-            paths = (display(sources.path(number)) for number in (pair.first, pair.second))
+            paths = (path_text(sources.path(number)) for number in (pair.first, pair.second))
             writer.writerow((*paths, *labels, int(pair.across_splits), pair.bits))
 
 

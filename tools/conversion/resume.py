@@ -22,8 +22,8 @@ import numpy as np
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import FILE_NAME, Manifest, index_path
 from shardline.tools.conversion.deduplicate import SOURCES_FILE
-from shardline.tools.conversion.scan import Sources, display
 from shardline.tools.conversion.shard_writer import ShardResult, load_receipt
+from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.conversion.splits import Plan
 from shardline.tools.conversion.tfds_metadata import FILES as TFDS_FILES
 
@@ -202,7 +202,7 @@ def _source_differences(noted: Path, sources: Sources) -> list[str]:
         "changed": [key for key in now if key in then and now[key] != then[key]],
     }
     return [
-        f"{len(keys)} inputs {kind}, e.g. {display(b'/'.join(filter(None, keys[0])))}"
+        f"{len(keys)} inputs {kind}, e.g. {path_text(b'/'.join(filter(None, keys[0])))}"
         for kind, keys in kinds.items()
         if keys
     ]

@@ -29,8 +29,9 @@ from shardline.tools.conversion import deduplicate, executors, resume
 from shardline.tools.conversion.config import ConvertConfig
 from shardline.tools.conversion.deduplicate import DedupResult, Finished
 from shardline.tools.conversion.estimate import Forecast, forecast, seconds_text
-from shardline.tools.conversion.scan import Sources, read_class_names, scan
+from shardline.tools.conversion.scan import read_class_names, scan
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, write_shard
+from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan, make_plan
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
 

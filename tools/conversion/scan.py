@@ -1,26 +1,24 @@
 """Find the inputs of a conversion: class folders, split folders, a table, or a prepared TFDS dataset. No TensorFlow.
 
-The result is a `Sources`: columns, not objects, because ten million inputs must fit into a few hundred megabytes.
 Nothing is decoded here and nothing is judged: whatever stands where an image is expected becomes an input, and
-its worker says what is wrong with it. Only dot files and the droppings of file managers are passed over.
+its worker says what is wrong with it. Only hidden files and those that file managers leave are ignored.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import stat
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.manifest import Features
+from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
+from shardline.tools.conversion.scan_tfds import scan_tfds
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, hash64, order_labels, path_text
 
 SPLIT_FOLDERS = {  # names that make a folder of folders a split, and the order they are listed in
     **dict.fromkeys(("train", "training"), 0),
@@ -35,111 +33,7 @@ IMAGE_SUFFIXES = (  # only for telling a folder that is named like an image, and
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Sources:
-    """Every input of a conversion, as columns of equal length."""
-
-    root: str  # paths are relative to it
-    labels: tuple[str, ...]
-    splits: tuple[str, ...]  # those the source itself names; () when it names none
-    folders: tuple[bytes, ...]
-    folder: np.ndarray  # int32: which of `folders` the input lies in
-    names: bytearray  # all file names, end to end
-    ends: np.ndarray  # uint32: where in `names` each ends
-    label: np.ndarray  # int32
-    split: np.ndarray  # int8: number in `splits`, -1 for none
-    group: np.ndarray  # uint64: hash of the group's name, 0 for none; empty when the source has no groups
-    size: np.ndarray  # uint32: bytes, at most 4 G; 0 also when it cannot be told
-    stamp: np.ndarray  # uint32: changes with the modification time
-    newest: int  # latest modification time, nanoseconds
-    notes: tuple[str, ...] = ()  # what a person should know, a line each
-    features: Features | None = None  # for inputs that are records, "FILE@OFFSET:SIZE": names of their features
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def path(self, number: int) -> bytes:
-        """Path of one input relative to the root, as the file system spells it."""
-        folder = self.folders[self.folder[number]]
-        name = self.names[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
-        return folder + b"/" + bytes(name) if folder else bytes(name)
-
-    def paths(self) -> Iterator[bytes]:
-        """Every path, in order."""
-        begin = 0
-        for start in range(0, len(self), 100_000):  # Python's own integers are large: few at a time
-            piece = slice(start, start + 100_000)
-            for folder, end in zip(self.folder[piece].tolist(), self.ends[piece].tolist(), strict=True):
-                prefix, name = self.folders[folder], bytes(self.names[begin:end])
-                yield prefix + b"/" + name if prefix else name
-                begin = end
-
-    def fingerprint(self, *, times: bool) -> str:
-        """SHA-256 over paths, labels, splits, groups and sizes, and modification times if asked for."""
-        digest = hashlib.sha256(repr((self.labels, self.splits, self.folders)).encode())
-        columns = [self.folder, self.ends, self.label, self.split, self.group, self.size]
-        digest.update(self.names)
-        for column in [*columns, *([self.stamp] if times else [])]:
-            digest.update(column.data)
-        return digest.hexdigest()
-
-
-class Builder:
-    """Collects inputs one by one into packed columns."""
-
-    def __init__(self) -> None:
-        self.folders: list[bytes] = []
-        self.folder, self.label, self.split = array("i"), array("i"), array("b")
-        self.ends, self.size, self.stamp = array("I"), array("I"), array("I")
-        self.newest = 0
-        self.group = array("Q")
-        self.names = bytearray()
-
-    def add(self, folder: int, name: bytes, label: int, split: int, size: int, mtime: int) -> None:
-        """One input: split -1 for none, size and mtime 0 when they cannot be told."""
-        self.names += name
-        if len(self.names) >= 2**32:
-            raise UsageError("the names of all files together exceed 4 GB; convert the source in parts")
-        self.ends.append(len(self.names))
-        self.folder.append(folder)
-        self.label.append(label)
-        self.split.append(split)
-        self.size.append(min(size, 2**32 - 1))
-        self.stamp.append((mtime ^ mtime >> 32) & 0xFFFFFFFF)
-        self.newest = max(self.newest, mtime)
-
-    def enter(self, folder: bytes) -> int:
-        """A new folder; returns its number."""
-        self.folders.append(folder)
-        return len(self.folders) - 1
-
-    def finish(
-        self,
-        root: str,
-        labels: Sequence[str],
-        splits: Sequence[str],
-        relabel: np.ndarray,
-        notes: Sequence[str],
-        features: Features | None = None,
-    ) -> Sources:
-        """`relabel` maps the label numbers used while collecting to their final ones."""
-        return Sources(
-            root=root,
-            labels=tuple(labels),
-            splits=tuple(splits),
-            folders=tuple(self.folders),
-            folder=np.array(self.folder, np.int32, copy=None),
-            names=self.names,
-            ends=np.array(self.ends, np.uint32, copy=None),
-            label=relabel.astype(np.int32)[np.array(self.label, np.int32, copy=None)],
-            split=np.array(self.split, np.int8, copy=None),
-            group=np.array(self.group, np.uint64, copy=None),
-            size=np.array(self.size, np.uint32, copy=None),
-            stamp=np.array(self.stamp, np.uint32, copy=None),
-            newest=self.newest,
-            notes=tuple(notes),
-            features=features,
-        )
+OnProgress = Callable[[int], None]
 
 
 def scan(
@@ -148,7 +42,7 @@ def scan(
     label_from: str = "",
     class_names: Sequence[str] = (),
     tfds_dir: str = "",
-    on_progress: Callable[[int], None] = lambda count: None,
+    on_progress: OnProgress = lambda found: None,
 ) -> Sources:
     """List the inputs under `source`.
 
@@ -164,8 +58,6 @@ def scan(
       UsageError: in one line, when there is nothing sensible to convert.
     """
     if source.startswith("tfds:"):
-        from shardline.tools.conversion.scan_tfds import scan_tfds
-
         return scan_tfds(source, tfds_dir, class_names, on_progress)
     path = Path(source)
     if not path.exists():
@@ -180,96 +72,120 @@ def scan(
     )
 
 
+def read_class_names(path: str) -> list[str]:
+    """Class names, one a line, in label order."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"--class_names={path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--class_names={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    names = [line.strip() for line in lines if line.strip()]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if not names or twice:
+        raise UsageError(
+            f"--class_names={path}: " + (f"{shorten_list(twice)} listed twice" if names else "the file is empty")
+        )
+    return names
+
+
 # ----------------------------------------------------------------------------------------------- folders
 
 
-def _scan_folder(
-    source: str, label_from: str, class_names: Sequence[str], on_progress: Callable[[int], None]
-) -> Sources:
+def _scan_folder(source: str, label_from: str, class_names: Sequence[str], on_progress: OnProgress) -> Sources:
     root = os.fsencode(source)
     top, loose = _list_folder(root)
-    try_splits = bool(top) and all(_text(name).lower() in SPLIT_FOLDERS for name in top)
-    if try_splits and not any(_list_folder(os.path.join(root, name))[1] for name in top):
-        splits = sorted(top, key=lambda name: (SPLIT_FOLDERS[_text(name).lower()], name))
-        tops = [(number, split, split) for number, split in enumerate(splits)]
-    else:
-        splits = []
-        tops = [(-1, b"", b"")]
     _refuse_folder_without_classes(source, top, loose)
-
-    builder = Builder()
-    labels: dict[str, int] = {}
-    skipped = len(loose)
+    splits = _split_folders(root, top)
+    walk = _FolderWalk(source, label_from, on_progress)
+    ignored = len(loose)
     empty: list[str] = []
-    for split, _, prefix in tops:
+    for split, prefix in enumerate(splits) if splits else [(-1, b"")]:
         classes, beside = _list_folder(os.path.join(root, prefix)) if splits else (top, [])
-        skipped += len(beside)
+        ignored += len(beside)
         for name in classes:
-            before = len(builder.ends)
-            above = (_identity(root), _identity(os.path.join(root, prefix)))
-            _collect(
-                builder, root, os.path.join(prefix, name), name, split, label_from, labels, source, on_progress, above
-            )
-            if len(builder.ends) == before:
-                empty.append(_text(os.path.join(prefix, name)))
-    if not len(builder.ends):
+            before = len(walk.builder)
+            walk.add_class_folder(prefix, name, split)
+            if len(walk.builder) == before:
+                empty.append(path_text(os.path.join(prefix, name)))
+    if not len(walk.builder):
         raise UsageError(f"--source={source}: the class folders hold no files")
     if empty and not class_names:
         raise UsageError(
-            f"--source={source}: {_shorten_list(empty)} hold{'s' if len(empty) == 1 else ''} no images; "
+            f"--source={source}: {shorten_list(empty)} hold{'s' if len(empty) == 1 else ''} no images; "
             "remove the folder or add images, or name every class in --class_names to keep it without images"
         )
-    ordered, relabel = order_labels(list(labels), class_names)
-    notes = [f"{skipped} files beside the class folders have no class and are no inputs"] if skipped else []
+    ordered, relabel = order_labels(list(walk.labels), class_names)
+    notes = [f"ignored {count(ignored, 'file')} beside the class folders: only files in one have a class"]
+    notes = notes if ignored else []
     if empty:
-        notes.append(f"classes without images: {_shorten_list(empty)}")
-    return builder.finish(source, ordered, [_text(split) for split in splits], relabel, notes)
+        notes.append(f"classes without images: {shorten_list(empty)}")
+    return walk.builder.finish(source, ordered, [path_text(split) for split in splits], relabel, notes)
 
 
-def _collect(
-    builder: Builder,
-    root: bytes,
-    folder: bytes,
-    first: bytes,
-    split: int,
-    label_from: str,
-    labels: dict[str, int],
-    source: str,
-    on_progress: Callable[[int], None],
-    above: tuple[tuple[int, int], ...],
-) -> None:
-    """Add every file below `folder`, in sorted order, files before sub-folders."""
-    above = (*above, _identity(os.path.join(root, folder)))
-    number = builder.enter(folder)
-    class_name = _text(first if label_from != "parent" else os.path.basename(folder))
-    below: list[bytes] = []
-    with os.scandir(os.path.join(root, folder)) as entries:
-        listed = sorted((entry for entry in entries if not _ignored(entry.name)), key=lambda entry: entry.name)
-    for entry in listed:
-        try:
-            facts = entry.stat()
-        except OSError:  # a dangling or looping link: an input whose worker will say so
-            facts = None
-        if facts is not None and stat.S_ISDIR(facts.st_mode):
-            # A folder named like an image, and a link back up, are inputs gone wrong, not places to look into.
-            looping = (facts.st_dev, facts.st_ino) in above
-            if not looping and not entry.name.lower().endswith(IMAGE_SUFFIXES):
+def _split_folders(root: bytes, top: Sequence[bytes]) -> list[bytes]:
+    """The folders in `root` if they are splits of class folders; [] if they are the class folders themselves."""
+    ranks = [SPLIT_FOLDERS.get(path_text(name).lower()) for name in top]
+    if None in ranks or any(_list_folder(os.path.join(root, name))[1] for name in top):
+        return []
+    return [name for _, name in sorted(zip(ranks, top, strict=True))]  # type: ignore[type-var]
+
+
+@dataclass(eq=False)
+class _FolderWalk:
+    """Collects every file below class folders."""
+
+    source: str
+    label_from: str
+    on_progress: OnProgress
+    builder: SourcesBuilder = field(default_factory=SourcesBuilder)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def add_class_folder(self, prefix: bytes, name: bytes, split: int) -> None:
+        """The class folder PREFIX/NAME of a split (-1: none)."""
+        root = os.fsencode(self.source)
+        above = (_identity(root), _identity(os.path.join(root, prefix)))
+        self._add_folder(os.path.join(prefix, name), name, split, above)
+
+    def _add_folder(self, folder: bytes, first: bytes, split: int, above: tuple[tuple[int, int], ...]) -> None:
+        """Every file below `folder`, in sorted order, files before sub-folders."""
+        path = os.path.join(os.fsencode(self.source), folder)
+        above = (*above, _identity(path))
+        number = self.builder.enter(folder)
+        class_name = path_text(first if self.label_from != "parent" else os.path.basename(folder))
+        below: list[bytes] = []
+        with os.scandir(path) as entries:
+            listed = sorted((entry for entry in entries if not _is_ignored(entry.name)), key=lambda entry: entry.name)
+        for entry in listed:
+            try:
+                facts = entry.stat()
+            except OSError:  # a dangling or looping link: an input whose worker will say so
+                facts = None
+            if facts is not None and _leads_below(entry.name, facts, above):
                 below.append(entry.name)
                 continue
-        label = labels.setdefault(class_name, len(labels))
-        size, mtime = (facts.st_size, facts.st_mtime_ns) if facts and stat.S_ISREG(facts.st_mode) else (0, 0)
-        builder.add(number, entry.name, label, split, size, mtime)
-    on_progress(len(builder.ends))
-    if below and not label_from:
-        raise UsageError(
-            f"--source={source}: {_text(os.path.join(folder, below[0]))} is a folder inside a class folder; say "
-            "--label_from=parent (the folder an image lies in names its class) or --label_from=first (the outermost "
-            "folder does)"
-        )
-    for name in below:
-        _collect(
-            builder, root, os.path.join(folder, name), first, split, label_from, labels, source, on_progress, above
-        )
+            label = self.labels.setdefault(class_name, len(self.labels))
+            self.builder.add(number, entry.name, label, split, *_size_and_time(facts))
+        self.on_progress(len(self.builder))
+        if below and not self.label_from:
+            raise UsageError(
+                f"--source={self.source}: {path_text(os.path.join(folder, below[0]))} is a folder inside a class "
+                "folder; say --label_from=parent (the folder an image lies in names its class) or --label_from=first "
+                "(the outermost folder does)"
+            )
+        for name in below:
+            self._add_folder(os.path.join(folder, name), first, split, above)
+
+
+def _leads_below(name: bytes, facts: os.stat_result, above: Sequence[tuple[int, int]]) -> bool:
+    """A folder named like an image, and a link back up, are inputs gone wrong, not places to look into."""
+    is_folder = stat.S_ISDIR(facts.st_mode) and (facts.st_dev, facts.st_ino) not in above
+    return is_folder and not name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _size_and_time(facts: os.stat_result | None) -> tuple[int, int]:
+    """Bytes and nanoseconds of a regular file, else zeros."""
+    return (facts.st_size, facts.st_mtime_ns) if facts and stat.S_ISREG(facts.st_mode) else (0, 0)
 
 
 def _list_folder(folder: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -279,11 +195,11 @@ def _list_folder(folder: bytes) -> tuple[list[bytes], list[bytes]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not _ignored(entry.name):
+                if not _is_ignored(entry.name):
                     # Not entry.is_dir(), which raises for a link to itself.
                     (folders if os.path.isdir(entry.path) else others).append(entry.name)
     except OSError as error:
-        raise UsageError(f"--source: cannot list {_text(folder)}: {error.strerror}") from None
+        raise UsageError(f"--source: cannot list {path_text(folder)}: {error.strerror}") from None
     return sorted(folders), sorted(others)
 
 
@@ -299,110 +215,119 @@ def _refuse_folder_without_classes(source: str, top: Sequence[bytes], loose: Seq
     images = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in loose)
     if images:
         raise UsageError(
-            f"--source={source}: {images} images but no class folders; put the images of each class into a folder of "
-            "their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and give that"
+            f"--source={source}: {count(images, 'image')} but no class folders; put the images of each class "
+            "into a folder of their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and give that"
         )
-    what = f"{len(loose)} files and no folders" if loose else "the folder is empty"
+    what = f"{count(len(loose), 'file')} and no folders" if loose else "the folder is empty"
     raise UsageError(f"--source={source}: {what}; expected one folder a class, with its images inside")
 
 
-def _ignored(name: bytes) -> bool:
+def _is_ignored(name: bytes) -> bool:
     return name.startswith(b".") or name.lower() in IGNORED
 
 
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _scan_table(path: Path, class_names: Sequence[str], on_progress: Callable[[int], None]) -> Sources:
-    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _text_rows(path)
-    builder = Builder()
+class _Row(NamedTuple):
+    """One row of a table; None for a column that the table does not have."""
+
+    path: str
+    label: str
+    split: str | None = None
+    group: str | None = None
+
+
+def _scan_table(path: Path, class_names: Sequence[str], on_progress: OnProgress) -> Sources:
+    builder = SourcesBuilder()
     folders: dict[bytes, int] = {}
     labels: dict[str, int] = {}
     splits: dict[str, int] = {}
     exist = 0
     root = os.fsencode(path.parent)
-    for line, (name, label, split, group) in rows:
-        if not name or label == "":
-            raise UsageError(f"--source={path}, row {line}: path and label must not be empty")
-        folder, base = os.path.split(os.fsencode(name))
-        number = folders.get(folder)
-        if number is None:
-            number = folders[folder] = builder.enter(folder)
+    for line, row in _parquet_rows(path) if path.suffix.lower() == ".parquet" else _text_rows(path):
+        _check_row(path, line, row, splits)
+        folder, name = os.path.split(os.fsencode(row.path))
+        if folder not in folders:
+            folders[folder] = builder.enter(folder)
         try:
-            facts = os.stat(os.path.join(root, folder, base))
-            size, mtime = (facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else (0, 0)
+            facts = os.stat(os.path.join(root, folder, name))
             exist += stat.S_ISREG(facts.st_mode)
         except (OSError, ValueError):
-            size, mtime = 0, 0
-        if split is not None:
-            if not is_split_name(split):
-                raise UsageError(f"--source={path}, row {line}: {split!r} is no split name; use letters, digits and _")
-            splits.setdefault(split, len(splits))
-            if len(splits) > 100:
-                raise UsageError(f"--source={path}: the column split has more than 100 values; is it another column?")
-        builder.add(
-            number, base, labels.setdefault(label, len(labels)), -1 if split is None else splits[split], size, mtime
-        )
-        if group is not None:
-            builder.group.append(hash64(group.encode()) if group else 0)
-        if len(builder.ends) % 10_000 == 0:
-            on_progress(len(builder.ends))
-    if not len(builder.ends):
+            facts = None
+        label = labels.setdefault(row.label, len(labels))
+        split = -1 if row.split is None else splits[row.split]
+        builder.add(folders[folder], name, label, split, *_size_and_time(facts))
+        if row.group is not None:
+            builder.group.append(hash64(row.group.encode()) if row.group else 0)
+        if len(builder) % 10_000 == 0:
+            on_progress(len(builder))
+    if not len(builder):
         raise UsageError(f"--source={path}: the table has no rows")
     if not exist:
-        first = _text(os.path.join(builder.folders[0], bytes(builder.names[: builder.ends[0]])))
+        first = path_text(os.path.join(builder.folders[0], bytes(builder.names[: builder.ends[0]])))
         raise UsageError(
-            f"--source={path}: none of its {len(builder.size):,} paths exists (the first is {first}); paths are "
+            f"--source={path}: none of its {count(len(builder), 'path')} exists (the first is {first}); paths are "
             f"relative to the table's folder, {path.parent}"
         )
     ordered, relabel = order_labels(list(labels), class_names, by_number=True)
     return builder.finish(str(path.parent), ordered, list(splits), relabel, ())
 
 
-Row = tuple[str, str, str | None, str | None]
+def _check_row(path: Path, line: int, row: _Row, splits: dict[str, int]) -> None:
+    """Refuse a row that cannot be used; number its split."""
+    if not row.path or not row.label:
+        raise UsageError(f"--source={path}, row {line}: path and label must not be empty")
+    if row.split is None or row.split in splits:
+        return
+    if not is_split_name(row.split):
+        raise UsageError(f"--source={path}, row {line}: {row.split!r} is no split name; use letters, digits and _")
+    if len(splits) == 100:
+        raise UsageError(f"--source={path}: the column split has more than 100 values; is it another column?")
+    splits[row.split] = len(splits)
 
 
-def _text_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _text_rows(path: Path) -> Iterator[tuple[int, _Row]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, delimiter=TABLES[path.suffix.lower()], strict=True)
         try:
             columns = _columns(path, next(reader, []))
-            width = max(c for c in columns if c is not None) + 1
+            width = max(column for column in columns if column is not None) + 1
             for cells in reader:
                 if not cells:
                     continue
                 if len(cells) < width:
                     raise UsageError(
-                        f"--source={path}, line {reader.line_num}: {len(cells)} columns, expected {width} or more"
+                        f"--source={path}, line {reader.line_num}: {count(len(cells), 'column')}, expected {width} "
+                        "or more"
                     )
-                yield reader.line_num, tuple(None if c is None else cells[c].strip() for c in columns)  # type: ignore[misc]
+                yield reader.line_num, _Row._make(None if c is None else cells[c].strip() for c in columns)
         except UnicodeDecodeError as error:
             raise UsageError(f"--source={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
             raise UsageError(f"--source={path}, line {reader.line_num}: {error}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow
+def _parquet_rows(path: Path) -> Iterator[tuple[int, _Row]]:
+    import pyarrow  # only for such a table: a conversion's start should stay instant
     import pyarrow.parquet as parquet
 
     try:
         file = parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        columns = _columns(path, names)
-        wanted = [names[c] for c in columns if c is not None]
+        header = file.schema_arrow.names
+        columns = _columns(path, header)
         line = 0
-        for batch in file.iter_batches(65_536, columns=wanted):
-            lists = [None if c is None else batch.column(names[c]).to_pylist() for c in columns]
+        for batch in file.iter_batches(65_536, columns=[header[c] for c in columns if c is not None]):
+            lists = [None if c is None else batch.column(header[c]).to_pylist() for c in columns]
             for i in range(batch.num_rows):
                 line += 1
-                yield line, tuple(None if v is None else "" if v[i] is None else str(v[i]) for v in lists)  # type: ignore[misc]
+                yield line, _Row._make(None if v is None else "" if v[i] is None else str(v[i]) for v in lists)
     except pyarrow.ArrowInvalid as error:
         raise UsageError(f"--source={path}: {error}") from None
 
 
 def _columns(path: Path, header: Sequence[str]) -> list[int | None]:
-    """Positions of path, label, split and group in the header."""
+    """Positions in the header of the columns that a row has, None where there is no such column."""
     found = [name.strip().lower() for name in header]
     for name in ("path", "label"):
         if name not in found:
@@ -410,66 +335,4 @@ def _columns(path: Path, header: Sequence[str]) -> list[int | None]:
                 f"--source={path}: no column {name!r}; the first line must name the columns path and label, and "
                 f"may name split and group; it is {','.join(header)[:80]!r}"
             )
-    return [found.index(name) if name in found else None for name in ("path", "label", "split", "group")]
-
-
-# ------------------------------------------------------------------------------------------------ shared
-
-
-def order_labels(
-    found: Sequence[str], class_names: Sequence[str], *, by_number: bool = False
-) -> tuple[list[str], np.ndarray]:
-    """The final label order, and for each found label its number in it.
-
-    Sorted as text, as Keras and torchvision do; a table whose labels are all whole numbers is sorted by number, so
-    that label 10 does not become class 2.
-    """
-    if class_names:
-        unknown = sorted(set(found) - set(class_names))
-        if unknown:
-            raise UsageError(
-                f"--class_names does not list {_shorten_list(unknown)}; add the names or remove the images"
-            )
-        ordered = list(class_names)
-    elif by_number and all(name.isdecimal() for name in found):
-        ordered = sorted(found, key=lambda name: (int(name), name))
-    else:
-        ordered = sorted(found)
-    numbers = {name: number for number, name in enumerate(ordered)}
-    return ordered, np.array([numbers[name] for name in found], np.int32)
-
-
-def read_class_names(path: str) -> list[str]:
-    """Class names, one a line, in label order."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(f"--class_names={path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--class_names={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    names = [line.strip() for line in lines if line.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if not names or twice:
-        raise UsageError(
-            f"--class_names={path}: " + (f"{_shorten_list(twice)} listed twice" if names else "the file is empty")
-        )
-    return names
-
-
-def hash64(data: bytes, key: bytes = b"") -> int:
-    """A keyed 64-bit hash that is the same on every machine and in every Python."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "little")
-
-
-def display(path: bytes) -> str:
-    """A path as text that can be stored and printed, whatever bytes the file system allowed."""
-    return _text(path)
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
-
-
-def _shorten_list(names: Iterable[str], limit: int = 5) -> str:
-    listed = list(names)
-    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+    return [found.index(name) if name in found else None for name in _Row._fields]

@@ -14,7 +14,7 @@ import numpy as np
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.tfrecord import index_records, unframe_record
-from shardline.tools.conversion.scan import Builder, Sources, order_labels
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, order_labels
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
 
 
@@ -22,7 +22,7 @@ def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progres
     """List the records of `tfds:NAME[/CONFIG][:VERSION]`; each is read once, for its label."""
     folder = find_dataset(source, tfds_dir)
     layout = read_tfds_metadata(folder, f"--source={source}")
-    builder = Builder()
+    builder = SourcesBuilder()
     inside = builder.enter(b"")
     splits = list(layout.splits)
     for split, files in enumerate(layout.splits.values()):
@@ -41,8 +41,8 @@ def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progres
                     if not 0 <= label < len(layout.labels):
                         raise UsageError(f"--source={source}: {name}, byte {offset:,}: label {label} has no name")
                     builder.add(inside, f"{name}@{offset}:{size}".encode(), label, split, size, mtime)
-            on_progress(len(builder.ends))
-    if not len(builder.ends):
+            on_progress(len(builder))
+    if not len(builder):
         raise UsageError(f"--source={source}: {folder} holds no records")
     # TFDS's own order, unless --class_names says otherwise: label numbers stay what its users know.
     ordered, relabel = order_labels(layout.labels, class_names or layout.labels)

@@ -24,7 +24,7 @@ from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
 from shardline.pipeline.tfrecord import frame_record, unframe_record
-from shardline.tools.conversion.scan import display
+from shardline.tools.conversion.sources import path_text
 
 # What became of an input. `duplicate` is decided later, when all pixels are known.
 WRITTEN, QUARANTINED, FILTERED, DUPLICATE = "written", "quarantined", "filtered", "duplicate"
@@ -52,7 +52,7 @@ class ShardTask:
 
     def describe(self, position: int) -> str:
         """Path of an input, for a message."""
-        return display(self.inputs[position][1])
+        return path_text(self.inputs[position][1])
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
 def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:
     """One input's row and its framed record, empty when there is none."""
     number, path, label = task.inputs[position]
-    row: dict[str, Any] = {"input": number, "path": display(path), "label": label}
+    row: dict[str, Any] = {"input": number, "path": path_text(path), "label": label}
     try:
         data = _read(task, path)
         row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -203,7 +203,7 @@ def _unreadable(path: bytes, error: OSError | ValueError) -> BadImage:
         return BadImage("symlink-loop", "a symbolic link that leads back to itself")
     if number in (errno.ENOENT, errno.ENOTDIR, None):
         if number is not None and os.path.islink(path):
-            return BadImage("dangling-symlink", f"leads to {display(os.readlink(path))}, which does not exist")
+            return BadImage("dangling-symlink", f"leads to {path_text(os.readlink(path))}, which does not exist")
         return BadImage("missing", "no such file")
     if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error  # the machine's fault, not the image's

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
-from shardline.tools.conversion.scan import Sources, hash64
+from shardline.tools.conversion.sources import Sources, hash64
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it spread most evenly over the ring
 PIECE = 100_000  # inputs looked at together

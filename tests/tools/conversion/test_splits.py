@@ -5,7 +5,7 @@ import pytest
 
 from shardline.pipeline.errors import UsageError
 from shardline.tools.conversion.config import ConvertConfig, parse_shares
-from shardline.tools.conversion.scan import Builder
+from shardline.tools.conversion.sources import SourcesBuilder
 from shardline.tools.conversion.splits import make_plan
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -13,7 +13,7 @@ SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 def listing(names, groups=None):
     """Sources without files: names are CLASS/FILE."""
-    builder = Builder()
+    builder = SourcesBuilder()
     labels, folders = {}, {}
     for number, name in enumerate(names):
         folder, _, base = name.rpartition("/")

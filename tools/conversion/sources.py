@@ -1,0 +1,158 @@
+"""Sources: every input of a conversion, as packed columns. No TensorFlow.
+
+Columns, not objects, because ten million inputs must fit into a few hundred megabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Features
+from shardline.pipeline.wording import shorten_list
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Every input of a conversion, as columns of equal length."""
+
+    root: str  # paths are relative to it
+    labels: tuple[str, ...]
+    splits: tuple[str, ...]  # those the source itself names; () when it names none
+    folders: tuple[bytes, ...]
+    folder: np.ndarray  # int32: which of `folders` the input lies in
+    names: bytearray  # all file names, end to end
+    ends: np.ndarray  # uint32: where in `names` each ends
+    label: np.ndarray  # int32
+    split: np.ndarray  # int8: number in `splits`, -1 for none
+    group: np.ndarray  # uint64: hash of the group's name, 0 for none; empty when the source has no groups
+    size: np.ndarray  # uint32: bytes, at most 4 G; 0 also when it cannot be told
+    stamp: np.ndarray  # uint32: changes with the modification time
+    newest: int  # latest modification time, nanoseconds
+    notes: tuple[str, ...] = ()  # what a person should know, a line each
+    features: Features | None = None  # for inputs that are records, "FILE@OFFSET:SIZE": names of their features
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def path(self, number: int) -> bytes:
+        """Path of one input relative to the root, as the file system spells it."""
+        folder = self.folders[self.folder[number]]
+        name = self.names[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
+        return folder + b"/" + bytes(name) if folder else bytes(name)
+
+    def paths(self) -> Iterator[bytes]:
+        """Every path, in order."""
+        begin = 0
+        for start in range(0, len(self), 100_000):  # Python's own integers are large: few at a time
+            piece = slice(start, start + 100_000)
+            for folder, end in zip(self.folder[piece].tolist(), self.ends[piece].tolist(), strict=True):
+                prefix, name = self.folders[folder], bytes(self.names[begin:end])
+                yield prefix + b"/" + name if prefix else name
+                begin = end
+
+    def fingerprint(self, *, times: bool) -> str:
+        """SHA-256 over paths, labels, splits, groups and sizes, and modification times if asked for."""
+        digest = hashlib.sha256(repr((self.labels, self.splits, self.folders)).encode())
+        columns = [self.folder, self.ends, self.label, self.split, self.group, self.size]
+        digest.update(self.names)
+        for column in [*columns, *([self.stamp] if times else [])]:
+            digest.update(column.data)
+        return digest.hexdigest()
+
+
+class SourcesBuilder:
+    """Collects inputs one by one into packed columns."""
+
+    def __init__(self) -> None:
+        self.folders: list[bytes] = []
+        self.folder, self.label, self.split = array("i"), array("i"), array("b")
+        self.ends, self.size, self.stamp = array("I"), array("I"), array("I")
+        self.newest = 0
+        self.group = array("Q")
+        self.names = bytearray()
+
+    def add(self, folder: int, name: bytes, label: int, split: int, size: int, mtime: int) -> None:
+        """One input: split -1 for none, size and mtime 0 when they cannot be told."""
+        self.names += name
+        if len(self.names) >= 2**32:
+            raise UsageError("the names of all files together exceed 4 GB; convert the source in parts")
+        self.ends.append(len(self.names))
+        self.folder.append(folder)
+        self.label.append(label)
+        self.split.append(split)
+        self.size.append(min(size, 2**32 - 1))
+        self.stamp.append((mtime ^ mtime >> 32) & 0xFFFFFFFF)
+        self.newest = max(self.newest, mtime)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def enter(self, folder: bytes) -> int:
+        """A new folder; returns its number."""
+        self.folders.append(folder)
+        return len(self.folders) - 1
+
+    def finish(
+        self,
+        root: str,
+        labels: Sequence[str],
+        splits: Sequence[str],
+        relabel: np.ndarray,
+        notes: Sequence[str],
+        features: Features | None = None,
+    ) -> Sources:
+        """`relabel` maps the label numbers used while collecting to their final ones."""
+        return Sources(
+            root=root,
+            labels=tuple(labels),
+            splits=tuple(splits),
+            folders=tuple(self.folders),
+            folder=np.array(self.folder, np.int32, copy=None),
+            names=self.names,
+            ends=np.array(self.ends, np.uint32, copy=None),
+            label=relabel.astype(np.int32)[np.array(self.label, np.int32, copy=None)],
+            split=np.array(self.split, np.int8, copy=None),
+            group=np.array(self.group, np.uint64, copy=None),
+            size=np.array(self.size, np.uint32, copy=None),
+            stamp=np.array(self.stamp, np.uint32, copy=None),
+            newest=self.newest,
+            notes=tuple(notes),
+            features=features,
+        )
+
+
+def order_labels(
+    found: Sequence[str], class_names: Sequence[str], *, by_number: bool = False
+) -> tuple[list[str], np.ndarray]:
+    """The final label order, and for each found label its number in it.
+
+    Sorted as text, as Keras and torchvision do; a table whose labels are all whole numbers is sorted by number, so
+    that label 10 does not become class 2.
+    """
+    if class_names:
+        unknown = sorted(set(found) - set(class_names))
+        if unknown:
+            raise UsageError(f"--class_names does not list {shorten_list(unknown)}; add the names or remove the images")
+        ordered = list(class_names)
+    elif by_number and all(name.isdecimal() for name in found):
+        ordered = sorted(found, key=lambda name: (int(name), name))
+    else:
+        ordered = sorted(found)
+    numbers = {name: number for number, name in enumerate(ordered)}
+    return ordered, np.array([numbers[name] for name in found], np.int32)
+
+
+def hash64(data: bytes, key: bytes = b"") -> int:
+    """A keyed 64-bit hash that is the same on every machine and in every Python."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "little")
+
+
+def path_text(path: bytes) -> str:
+    """A path as text that can be stored, whatever bytes the file system allowed."""
+    return path.decode("utf-8", "backslashreplace")
