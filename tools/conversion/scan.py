@@ -216,7 +216,8 @@ def _refuse_folder_without_classes(source: str, top: Sequence[bytes], loose: Seq
     if images:
         raise UsageError(
             f"--source={source}: {count(images, 'image')} but no class folders; put the images of each class "
-            "into a folder of their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and give that"
+            "into a folder of their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and "
+            "give that"
         )
     what = f"{count(len(loose), 'file')} and no folders" if loose else "the folder is empty"
     raise UsageError(f"--source={source}: {what}; expected one folder a class, with its images inside")
