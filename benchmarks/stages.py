@@ -25,7 +25,7 @@ from shardline.benchmarks.measure import Rate, timed
 from shardline.pipeline.batches import BatchBuilder
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import Dataset
-from shardline.pipeline.decode import decode
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.sampler import ShuffleSampler
@@ -44,6 +44,7 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
     config = replace(config, max_bad_records=data.num_records(split))
     shards = Shards(data.manifest, data.directory, split)
     order = ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
+    encoding = ENCODINGS[data.manifest.image.encoding]
     batches = BatchBuilder(shards, config, data.manifest.image)
     files = _files(data, split)
     record_bytes = sum(path.stat().st_size for path in files) / len(shards)
@@ -94,7 +95,7 @@ def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> 
         read(once=False),
         in_processes(each(shards.payload)),
         in_processes(each(shards.read)),
-        in_processes(each(lambda record: decode(shards.read(record), data.manifest.image.encoding))),
+        in_processes(each(lambda record: encoding.decode(shards.read(record)))),
         in_processes(augmented),
         batched,
     )
@@ -120,7 +121,7 @@ def facts(data: Dataset, split: str) -> dict[str, Any]:
     pixels, faults = [], []
     for record in sample:
         try:
-            pixels.append(decode(shards.read(record), image.encoding).size / 3)
+            pixels.append(ENCODINGS[image.encoding].decode(shards.read(record)).size / 3)
         except ValueError as error:
             faults.append(f"record {record}: {error}")
     if faults:

@@ -22,7 +22,7 @@ from shardline.benchmarks.bottleneck import Verdict
 from shardline.benchmarks.measure import Measurement, Rate
 from shardline.pipeline import InputConfig, open_dataset
 from shardline.pipeline.dataset import Dataset
-from shardline.pipeline.decode import decode
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.shards import Shards
@@ -115,7 +115,7 @@ def _options(data: Dataset) -> ImageOptions:
         f.name: data.manifest.options[f.name] for f in fields(ImageOptions) if f.name in data.manifest.options
     }
     image = data.manifest.image
-    encoding = image.encoding if image.encoding in ("jpeg", "png", "raw") else "jpeg"
+    encoding = image.encoding if ENCODINGS[image.encoding].writable else "jpeg"
     stored: dict[str, Any] = {"resize": image.resize, "size": image.size, "encoding": encoding}
     return ImageOptions(**stored | known)
 
@@ -125,17 +125,17 @@ def _from_shards(data: Dataset, split: str, work: Path) -> Path:
     folder = work / "source" / "sample"
     folder.mkdir(parents=True)
     shards = Shards(data.manifest, data.directory, split)
-    encoding = data.manifest.image.encoding
+    encoding = ENCODINGS[data.manifest.image.encoding]
     for record in np.unique(np.linspace(0, len(shards) - 1, SAMPLE).astype(int)).tolist():
         try:
             example = shards.read(record)
             image = bytes(example.image)
-            if encoding == "raw":
-                pixels = cv2.cvtColor(decode(example, encoding), cv2.COLOR_RGB2BGR)
+            if not encoding.self_describing:
+                pixels = cv2.cvtColor(encoding.decode(example), cv2.COLOR_RGB2BGR)
                 image = cv2.imencode(".png", pixels)[1].tobytes()
         except ValueError:
             continue  # the ladder has told of it
-        (folder / f"{record:08d}.{'png' if encoding in ('raw', 'png') else 'jpg'}").write_bytes(image)
+        (folder / f"{record:08d}.{'jpg' if encoding.name == 'jpeg' else 'png'}").write_bytes(image)
     return folder.parent
 
 

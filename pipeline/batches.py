@@ -18,7 +18,8 @@ from shardline.pipeline.augment_params import AugmentParams
 from shardline.pipeline.buffers import BufferPool, Buffers
 from shardline.pipeline.cache import Cache
 from shardline.pipeline.config import InputConfig
-from shardline.pipeline.decode import CropBox, cut, decode
+from shardline.pipeline.decode import CropBox, cut
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
 from shardline.pipeline.profiling import StageTimer, Stopwatch
@@ -77,6 +78,7 @@ class BatchBuilder:
         self.shards = shards
         self.config = config
         self.image = image
+        self._encoding = ENCODINGS[image.encoding]
         self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every image; by others, who knows
         self.bad = BadRecords() if bad is None else bad
         self.timer = StageTimer() if timer is None else timer
@@ -144,9 +146,8 @@ class BatchBuilder:
             try:
                 example = self.shards.read(record, self.shards.pixel_features)
                 watch.lap("read")
-                pixels = decode(
+                pixels = self._encoding.decode(
                     example,
-                    self.image.encoding,
                     exact=self._exact,
                     window=None if self._cache else window,
                     checked=self._checked,
@@ -169,7 +170,7 @@ def mean_image_bytes(shards: Shards, encoding: str) -> float:
     sizes = []
     for record in np.unique(np.linspace(0, len(shards) - 1, 200).astype(int)).tolist():
         try:
-            sizes.append(decode(shards.read(record), encoding).size)
+            sizes.append(ENCODINGS[encoding].decode(shards.read(record)).size)
         except ValueError:
             continue  # reading proper will count and name it
     return float(np.mean(sizes)) if sizes else 0.0

@@ -18,7 +18,6 @@ import numpy as np
 import simplejpeg
 
 from shardline.pipeline.buffers import thread_buffer
-from shardline.pipeline.example import Example
 
 CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
@@ -26,14 +25,9 @@ _BASELINE, _SCAN = 0xC0, 0xDA  # markers
 
 
 def decode(
-    example: Example,
-    encoding: str,
-    *,
-    exact: bool = False,
-    window: CropBox | None = None,
-    checked: bool = False,
+    data: memoryview, *, exact: bool = False, window: CropBox | None = None, checked: bool = False
 ) -> np.ndarray:
-    """The image as uint8 [height, width, 3], RGB; valid until this thread decodes another.
+    """The image in the bytes of a file, as uint8 [height, width, 3], RGB; valid until this thread decodes another.
 
     Unless `exact`, JPEGs are decoded a twentieth faster with a rounder transform and blockier color: for training.
     `window` is asked, with the height and width of the image, which part of it to return; where the image is
@@ -42,9 +36,6 @@ def decode(
     Raises:
       ValueError: the bytes are no image, or a damaged one.
     """
-    data = example.image
-    if encoding == "raw":
-        return cut(_raw(example), window)
     if data[:2] == b"\xff\xd8":
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -82,12 +73,6 @@ def _above(data: memoryview, bottom: int, height: int) -> bytearray | None:
             return fewer
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
-
-
-def _raw(example: Example) -> np.ndarray:
-    if len(example.image) != example.height * example.width * 3:
-        raise ValueError(f"{len(example.image)} bytes are not {example.height} x {example.width} raw pixels")
-    return np.frombuffer(example.image, np.uint8).reshape(example.height, example.width, 3)
 
 
 def _any(data: memoryview) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shardline.pipeline.encodings import WRITABLE
 from shardline.pipeline.options import check_options, option
 
 
@@ -20,7 +21,7 @@ class ImageOptions:
                        group="images")  # fmt: skip
     upscale: bool = option(False, "enlarge images that are smaller than --size, too", group="images")
     encoding: str = option(
-        "jpeg", "how images are stored; raw: height x width x 3 RGB bytes", choices=("jpeg", "png", "raw"),
+        "jpeg", "how images are stored; raw: height x width x 3 RGB bytes", choices=WRITABLE,
         group="images",
     )  # fmt: skip
     quality: int = option(90, "JPEG quality; 90 is visually lossless for photographs", low=1, high=100, group="images")

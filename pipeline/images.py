@@ -18,6 +18,7 @@ import simplejpeg
 import xxhash
 
 from shardline.pipeline import jpeg
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.image_headers import BadImage, Header, read_header, sniff
 from shardline.pipeline.image_options import ImageOptions
 
@@ -78,7 +79,8 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
     """The stored image of one file's bytes. Raises BadImage (or FilteredImage) with a reason."""
     header = _checked_header(data, options)
     bgr, extent, target, notes = _load(data, header, options)
-    if options.encoding == "jpeg":
+    encoding = ENCODINGS[options.encoding]
+    if encoding.subsampled:
         luma, blue, red = _ycc(bgr, target, extent)
         luma = _crop(luma, target, options)
         planes = [luma, _crop(blue, target, options, 2), _crop(red, target, options, 2)]
@@ -94,11 +96,11 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
         if sharpness < options.min_sharpness:
             raise FilteredImage("blurred", f"sharpness {sharpness:.1f} < --min_sharpness={options.min_sharpness:g}")
     same_size = (height, width) == (source_height, source_width)
-    if options.encoding == "jpeg" and header.passes_through and header.orientation == 1 and same_size:
+    if header.format == options.encoding and header.passes_through and header.orientation == 1 and same_size:
         stored = jpeg.strip(data, header)
         notes.append("passed through" if stored is data else f"passed through less {len(data) - len(stored)} bytes")
     else:
-        stored = _encode(planes, options)
+        stored = encoding.encode(planes, options)
     return ProcessedImage(
         stored,
         height,
@@ -399,20 +401,7 @@ def _crop(pixels: np.ndarray, target: Extent, options: ImageOptions, part: int =
     return np.ascontiguousarray(pixels)
 
 
-# --- Encoding and measuring -------------------------------------------------------------------------------
-
-
-def _encode(planes: list[np.ndarray], options: ImageOptions) -> bytes:
-    if options.encoding == "raw":
-        return cv2.cvtColor(planes[0], cv2.COLOR_BGR2RGB).tobytes()
-    if options.encoding == "png":
-        return cv2.imencode(".png", planes[0])[1].tobytes()
-    luma, blue, red = planes
-    height, width = luma.shape
-    if (height | width) & 1:
-        # libjpeg-turbo reads an odd plane up to its even size: give it the edge again, not the neighboring memory.
-        luma = cv2.copyMakeBorder(luma, 0, height & 1, 0, width & 1, cv2.BORDER_REPLICATE)[:height, :width]
-    return simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality=options.quality)
+# --- Measuring --------------------------------------------------------------------------------------------
 
 
 def _sharpness(luma: np.ndarray) -> float:

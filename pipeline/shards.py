@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shardline.pipeline.buffers import thread_buffer
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.manifest import Features, Manifest, check_files
 from shardline.pipeline.tfrecord import unframe_record
@@ -67,9 +68,9 @@ class Shards:
             check_files(manifest, directory, split), [shard.records for shard in shards]
         )
         self.features = manifest.features
-        # What batches need: the file name is of no use there, the size only to make sense of raw pixels.
+        # What batches need: not the file name, and the size only where the image does not tell it.
         self.pixel_features = replace(manifest.features, filename="")
-        if manifest.image.encoding != "raw":
+        if ENCODINGS[manifest.image.encoding].self_describing:
             self.pixel_features = replace(self.pixel_features, height="", width="")
         self.num_labels = len(manifest.labels)
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]

@@ -20,9 +20,9 @@ from importlib import metadata
 from pathlib import Path
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.encodings import recognize
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.example import Example, feature_kinds, parse_example
-from shardline.pipeline.image_headers import BadImage, read_header
+from shardline.pipeline.example import feature_kinds, parse_example
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import (
     FILE_NAME,
@@ -262,18 +262,10 @@ def read_shard(file: ShardFile, on_progress: Callable[[int], None] = lambda posi
             labels[example.label] = labels.get(example.label, 0) + 1
             height, width = max(height, example.height), max(width, example.width)
             if number < 8:
-                encodings.add(_encoding(example))
+                encodings.add(recognize(example))
     write_index(index_path(file.path), index)
     shard = Shard(os.path.basename(file.path), len(index), os.path.getsize(file.path), digest.hexdigest())
     return ShardContent(file.path, shard, labels, frozenset(encodings), height, width, tuple(faults[:10]))
-
-
-def _encoding(example: Example) -> str:
-    """The format of a stored image as its header tells; raw or any where it has none."""
-    try:
-        return read_header(bytes(example.image)).format
-    except BadImage:
-        return "raw" if example.height * example.width * 3 == len(example.image) else "any"
 
 
 def _label_names(names: list[str], contents: Collection[ShardContent], offset: int) -> tuple[str, ...]:
@@ -304,7 +296,7 @@ def _manifest(
     features: Features,
 ) -> Manifest:
     encodings = {encoding for content in contents.values() for encoding in content.encodings}
-    stored = encodings.pop() if len(encodings) == 1 else "any"
+    encoding = encodings.pop() if len(encodings) == 1 else "any"
     records = sum(content.shard.records for content in contents.values())
     return Manifest(
         name=name,
@@ -313,7 +305,7 @@ def _manifest(
         ledger=Ledger(inputs=records, written=records),
         features=features,
         image=ImageFormat(
-            encoding=stored if stored in ("jpeg", "png", "raw") else "any",
+            encoding=encoding,
             resize="none",
             size=0,
             max_height=max(content.max_height for content in contents.values()),

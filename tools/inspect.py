@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.files import atomic_write
-from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.manifest import Manifest, check_files
 from shardline.pipeline.options import option
 from shardline.pipeline.tfrecord import read_framed, unframe_record
@@ -186,14 +186,9 @@ def _read_example(path: Path, offset: int, size: int, manifest: Manifest, record
 
 def _decode(example: Example, manifest: Manifest) -> np.ndarray:
     """Pixels of a stored image: uint8 [height, width, 3], RGB."""
-    from shardline.pipeline.images import BadImage, load_rgb, set_up_process  # OpenCV: not for --help
-
-    set_up_process()
-    if manifest.image.encoding == "raw":
-        return np.frombuffer(example.image, np.uint8).reshape(example.height, example.width, 3)
     try:
-        return load_rgb(bytes(example.image), ImageOptions(resize="none", max_megapixels=1000))
-    except BadImage as error:
+        return ENCODINGS[manifest.image.encoding].decode(example, exact=True)
+    except ValueError as error:
         raise UsageError(f"the stored image does not decode ({error}); shardline-verify lists every fault") from None
 
 

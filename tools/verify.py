@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.encodings import ENCODINGS, Encoding
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.image_options import ImageOptions
@@ -212,27 +213,24 @@ def _example_faults(example: Example, task: CheckTask) -> list[str]:
     faults = []
     if not 0 <= example.label < task.num_labels:
         faults.append(f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
-    fault = _image_fault(example.image, example.height, example.width, task.encoding)
+    fault = _image_fault(example, ENCODINGS[task.encoding])
     return [*faults, fault] if fault else faults
 
 
-def _image_fault(image: memoryview, height: int, width: int, encoding: str) -> str:
+def _image_fault(example: Example, encoding: Encoding) -> str:
     """What is wrong with a stored image; "" for nothing."""
-    from shardline.pipeline.images import BadImage, load_rgb, sniff  # OpenCV: not for --help
+    from shardline.pipeline.images import BadImage, load_rgb  # OpenCV: not for --help
 
-    if encoding == "raw":
-        expected = height * width * 3
-        return "" if len(image) == expected else f"{len(image):,} raw bytes, {height}x{width} pixels need {expected:,}"
-    data = bytes(image)
+    if not encoding.self_describing:
+        return encoding.fault(example)
     try:
-        rgb = load_rgb(data, ImageOptions(resize="none", max_megapixels=1000))
+        rgb = load_rgb(bytes(example.image), ImageOptions(resize="none", max_megapixels=1000))
     except BadImage as error:
         return str(error)
-    if encoding in ("jpeg", "png") and sniff(data) != encoding:
-        return f"a {sniff(data)} image in a dataset of {encoding}"
-    if height and width and rgb.shape[:2] != (height, width):
-        return f"decodes to {rgb.shape[0]}x{rgb.shape[1]} pixels, its record says {height}x{width}"
-    return ""
+    size = example.height, example.width
+    if not encoding.fault(example) and all(size) and rgb.shape[:2] != size:
+        return f"decodes to {rgb.shape[0]}x{rgb.shape[1]} pixels, its record says {size[0]}x{size[1]}"
+    return encoding.fault(example)
 
 
 def _count_faults(manifest: Manifest, results: Mapping[str, CheckResult]) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from shardline.pipeline.decode import cut, decode
+from shardline.pipeline.decode import cut
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example
 from tests.pipeline.tiny import encode, image
 
@@ -17,6 +18,10 @@ IMAGE = image(3, 40, 56)
 
 def example(data, height=40, width=56):
     return Example(memoryview(data), 0, "", height, width)
+
+
+def decode(stored, encoding, **options):
+    return ENCODINGS[encoding].decode(stored, **options)
 
 
 def pillow(image, kind, **options):

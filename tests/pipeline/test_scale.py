@@ -22,11 +22,11 @@ data = pipeline.open_dataset(sys.argv[1])
 opened = time.perf_counter()
 config = pipeline.InputConfig(global_batch_size=64, image_size=32, max_bad_records=10**9)
 batches = BatchBuilder(data._shards["train"], config, ImageFormat("jpeg"))
-records = batches.order.records(np.arange(10**13, 10**13 + 64))
+records = batches.sampler.records(np.arange(10**13, 10**13 + 64))
 ordered = time.perf_counter()
 seen = np.zeros(data.num_records("train"), bool)
 for start in range(0, len(seen), 1_000_000):
-    seen[batches.order.records(np.arange(start, start + 1_000_000))] = True
+    seen[batches.sampler.records(np.arange(start, start + 1_000_000))] = True
 print(json.dumps({
     "open": opened - started, "order": ordered - opened, "all": bool(seen.all()),
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

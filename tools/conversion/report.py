@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
@@ -387,12 +388,7 @@ def _thumb(directory: Path, row: Mapping[str, Any], manifest: Manifest) -> np.nd
     example = parse_example(
         unframe_record(read_framed(directory / row["shard"], row["offset"], row["size"])), manifest.features
     )
-    rgb: np.ndarray | None
-    if manifest.image.encoding == "raw":
-        rgb = np.frombuffer(example.image, np.uint8).reshape(example.height, example.width, 3)
-    else:
-        rgb = cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_COLOR_RGB)
-        assert rgb is not None, row
+    rgb = ENCODINGS[manifest.image.encoding].decode(example, exact=True)
     scale = (THUMB - 4) / max(rgb.shape[:2])
     small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     square: np.ndarray = _blank()

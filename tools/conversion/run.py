@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from shardline.pipeline.cli import progress
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
@@ -323,11 +324,7 @@ def _expected_record_bytes(image: ImageOptions, sources: Sources) -> int:
     """Rough: it only decides the number of shards, and it must not depend on anything but options and sources."""
     known = sources.size[sources.size > 0]
     mean_source = int(known.mean()) if len(known) else 100_000
-    pixels = image.size**2 * (1.0 if image.resize in ("squash", "center_crop") else 1.35)
-    if image.resize == "none":
-        return mean_source * {"jpeg": 1, "png": 6, "raw": 10}[image.encoding]
-    stored = int(pixels * {"jpeg": 0.15 + 0.25 * (image.quality / 100) ** 4, "png": 1.8, "raw": 3}[image.encoding])
-    return min(stored, mean_source) if image.encoding == "jpeg" and not image.upscale else stored
+    return ENCODINGS[image.encoding].expected_bytes(mean_source, image)
 
 
 def _versions() -> dict[str, str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.manifest import Features, ImageFormat, Manifest
+from shardline.pipeline.manifest import Features, Manifest
 
 FILES = ("dataset_info.json", "features.json", "label.labels.txt")
 _CLASSES = "tensorflow_datasets.core.features."
@@ -48,7 +49,7 @@ def write_tfds_metadata(
     features = {
         "featuresDict": {
             "features": {
-                "image": _image_feature(manifest.image, common_size),
+                "image": ENCODINGS[manifest.image.encoding].tfds_feature(common_size),
                 "image/filename": {"pythonClassName": _CLASSES + "text_feature.Text", "text": {}},
                 "image/height": _scalar(),
                 "image/width": _scalar(),
@@ -64,24 +65,6 @@ def write_tfds_metadata(
     (folder / "label.labels.txt").write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
     (folder / "features.json").write_text(json.dumps(features, indent=1) + "\n")
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
-
-
-def _image_feature(image: ImageFormat, common_size: tuple[int, int] | None) -> dict[str, Any]:
-    if image.encoding != "raw":
-        shape = {"dimensions": ["-1", "-1", "3"]}
-        return {
-            "image": {"dtype": "uint8", "encodingFormat": image.encoding, "shape": shape},
-            "pythonClassName": _CLASSES + "image_feature.Image",
-        }
-    # Raw pixels have no header to tell their shape: TFDS can shape them only when all are alike, and else hands out
-    # the bytes, with image/height and image/width beside them.
-    if common_size:
-        shape = {"dimensions": [str(common_size[0]), str(common_size[1]), "3"]}
-        return {
-            "tensor": {"dtype": "uint8", "encoding": "bytes", "shape": shape},
-            "pythonClassName": _CLASSES + "tensor_feature.Tensor",
-        }
-    return {"pythonClassName": _CLASSES + "text_feature.Text", "text": {}}
 
 
 def _scalar() -> dict[str, Any]:
@@ -102,7 +85,7 @@ class TfdsLayout:
     splits: Mapping[str, tuple[str, ...]]  # split -> file names
     features: Features
     labels: tuple[str, ...]
-    encoding: str  # jpeg, png, or any
+    encoding: str  # as TFDS names it; any where it does not say
 
 
 def read_tfds_metadata(directory: str | os.PathLike[str], said: str) -> TfdsLayout:

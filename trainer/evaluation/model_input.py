@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shardline.pipeline.decode import decode
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
@@ -17,9 +17,10 @@ from shardline.pipeline.shards import Shards
 def stored_images(data: Any, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:
     """Pixels (uint8 RGB) of some records, in the order asked for; None for one that cannot be read."""
     shards = Shards(data.manifest, data.directory, split)
+    encoding = ENCODINGS[data.manifest.image.encoding]
     for record in records:
         try:
-            yield decode(shards.read(int(record)), data.manifest.image.encoding).copy()
+            yield encoding.decode(shards.read(int(record))).copy()
         except ValueError:
             yield None
 
