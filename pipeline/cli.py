@@ -19,18 +19,23 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from absl import flags, logging
 
 from shardline.pipeline.errors import Failure, UsageError, command_line
-from shardline.pipeline.options import Option, options
+from shardline.pipeline.options import Field, options
+from shardline.pipeline.text import display
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from tqdm import tqdm
+
+C = TypeVar("C", bound="DataclassInstance")
+T = TypeVar("T")
 
 _HELP = {"--help", "-help", "-h", "--helpfull"}
-_ABSL_FLAGS = ("verbosity",)  # of absl's own, those that a command offers
 
 
 def program() -> str:
@@ -39,118 +44,118 @@ def program() -> str:
     return main_spec.name if main_spec else os.path.basename(sys.argv[0])
 
 
-def run(main: Callable[[C], None], config: Callable[..., C], doc: str | None) -> NoReturn:
+def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn:
     """Parse the command line into a `config`, call `main` with it, and leave with an exit code and no traceback.
 
     Exceptions that are neither `UsageError`, `Failure` nor `OSError` are our own bugs: they keep their traceback.
     """
     _quiet_start_up()
     with command_line():
-        if _HELP & set(sys.argv[1:]):
-            print(help_text(config, doc))
-            sys.exit(0)
         try:
-            parsed = parse(config, sys.argv)
-            main(parsed)
+            if _HELP & set(sys.argv[1:]):
+                print(help_text(config, doc))
+            else:
+                main(parse(config, sys.argv))
             # Flushed here, so that a closed pipe or a full disk is reported like any other failure.
             sys.stdout.flush()
-        except flags.Error as error:
-            _leave(2, f"{_one_line(error)} (--help lists the flags)")
         except UsageError as error:
-            _leave(2, _one_line(error))
+            _leave(2, error)
         except (Failure, OSError) as error:
-            _leave(1, _one_line(error))
+            _leave(1, error)
         except KeyboardInterrupt:
             _leave(130, "interrupted")
     sys.exit(0)
 
 
-def parse(config: Callable[..., C], argv: Sequence[str]) -> C:
+def parse(config: type[C], argv: Sequence[str]) -> C:
     """The config that a command line describes; `argv[0]` is the command's name.
 
     Raises:
-      UsageError, absl.flags.Error: an unknown flag or argument, or a value that cannot work.
+      UsageError: an unknown flag or argument, or a value that cannot work.
     """
     register = _define(config)
-    rest = register(list(argv))[1:]
+    try:
+        arguments = register(list(argv))[1:]
+    except (flags.Error, ValueError) as error:  # ValueError: --noflag=value
+        raise UsageError(f"{error} (--help lists the flags)") from None
     _set_verbosity(register)
-    # Defaults are left to the class: as text they may have lost digits.
-    given = [name for name in _flags(config) if not register[name].using_default_value]
-    return config(**_with_arguments(config, {name: register[name].value for name in given}, rest))
+    # Flags that are not given are left to the class: as text, a default may have lost digits.
+    given = [field for field in _flags(config) if not register[field.name].using_default_value]
+    values = {field.name: _value(field, register[field.name].value) for field in given}
+    return config(**_with_arguments(config, values, arguments))
 
 
-def _flags(config: Any) -> dict[str, tuple[Option, type, bool, Any]]:
-    return {name: facts for name, facts in options(config).items() if facts[0].flag}
+def _flags(config: type[DataclassInstance]) -> list[Field]:
+    return [field for field in options(config).values() if field.option.flag]
 
 
-def _define(config: Any) -> flags.FlagValues:
-    """One absl flag for each field."""
+def _define(config: type[DataclassInstance]) -> flags.FlagValues:
+    """One absl flag for each field; absl only takes the command line apart, the config checks the values."""
     register = flags.FlagValues()
-    for name, (facts, kind, _, default) in _flags(config).items():
-        where: Any = {"flag_values": register}
-        if facts.parse:
-            flags.DEFINE_string(name, _default_text(facts, default), facts.help, **where)
-        elif facts.choices:
-            flags.DEFINE_enum(name, default or None, list(facts.choices), facts.help, **where)
-        elif kind is bool:
-            flags.DEFINE_boolean(name, default, facts.help, **where)
-        elif kind is int:
-            flags.DEFINE_integer(name, default, facts.help, **where)
-        elif kind is float:
-            flags.DEFINE_float(name, default, facts.help, **where)
-        elif kind is tuple:
-            flags.DEFINE_multi_string(name, list(default), facts.help, **where)
-        else:
-            flags.DEFINE_string(name, default, facts.help, **where)
-    for name in _ABSL_FLAGS:
-        flags.FLAGS[name].unparse()
-        register[name] = flags.FLAGS[name]
+    for field in _flags(config):
+        define: Callable[..., object] = flags.DEFINE_string
+        if field.kind in (bool, tuple):
+            define = flags.DEFINE_boolean if field.kind is bool else flags.DEFINE_multi_string
+        define(field.name, None, field.option.help, flag_values=register)
+    flags.FLAGS["verbosity"].unparse()
+    register["verbosity"] = flags.FLAGS["verbosity"]  # absl's own
     flags.FLAGS.mark_as_parsed()  # libraries may ask it
     return register
 
 
-def _with_arguments(config: Any, values: dict[str, Any], rest: list[str]) -> dict[str, Any]:
+def _value(field: Field, given: str | bool | list[str] | None) -> object:
+    """What the config's class takes for the text of a flag."""
+    if field.kind not in (int, float) or not isinstance(given, str):
+        return given
+    try:
+        return int(given) if field.kind is int else float(given)
+    except ValueError:
+        raise UsageError(f"--{field.name}={given}: use {field.wanted}") from None
+
+
+def _with_arguments(config: type[DataclassInstance], values: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
     """The values, with the arguments that are no flags where they belong."""
-    if not rest:
+    if not arguments:
         return values
-    takers = [name for name, (facts, _, _, _) in options(config).items() if facts.positional]
+    takers = [field for field in options(config).values() if field.option.positional]
     if not takers:
-        raise UsageError(f"unexpected argument {rest[0]!r}; every input is a flag (--help lists them)")
+        raise UsageError(f"unexpected argument {arguments[0]!r}; every input is a flag (--help lists them)")
     (taker,) = takers
-    if options(config)[taker][1] is tuple:
-        return values | {taker: (*values.get(taker, ()), *rest)}
-    if len(rest) > 1 or taker in values:
-        raise UsageError(f"unexpected argument {rest[-1]!r}; name one, as an argument or as --{taker}")
-    return values | {taker: rest[0]}
+    if taker.kind is tuple:
+        return values | {taker.name: (*values.get(taker.name, ()), *arguments)}
+    if len(arguments) > 1 or taker.name in values:
+        raise UsageError(f"unexpected argument {arguments[-1]!r}; name one, as an argument or as --{taker.name}")
+    return values | {taker.name: arguments[0]}
 
 
-def _default_text(facts: Option, default: Any) -> str:
-    if default is None or isinstance(default, str):
-        return default or ""
-    if facts.parse:
-        return facts.text(default)
-    return " ".join(default) if isinstance(default, tuple) else str(default)
-
-
-def help_text(config: Any, doc: str | None) -> str:
+def help_text(config: type[DataclassInstance], doc: str | None) -> str:
     """What the command does and each flag with its default, grouped, for a terminal of the present width."""
     width = min(shutil.get_terminal_size().columns, 120)
     groups: dict[str, list[str]] = {name: [] for name in getattr(config, "GROUPS", ())}
-    for name, (facts, kind, _, default) in _flags(config).items():
-        if kind is bool:
-            head = f"--[no]{name}  (default: {'on' if default else 'off'})"
-        else:
-            shown = _default_text(facts, default)
-            head = f"--{name}" + (f"={shown}" if shown != "" else "")
-        choices = f"; one of {', '.join(filter(None, facts.choices))}" if facts.choices else ""
-        bounded = facts.high is not None or facts.below is not None
-        text = facts.help + choices + (f"; {facts.range_text(kind is int)}" if bounded else "")
-        groups.setdefault(facts.group or "flags", []).append(
-            f"  {head}\n" + textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        )
-    parts = [(doc or "").strip()]
-    parts += [f"{group.capitalize()}:\n" + "\n".join(lines) for group, lines in groups.items()]
-    return "\n\n".join(parts)
+    for field in _flags(config):
+        groups.setdefault(field.option.group or "flags", []).append(_flag_help(field, width))
+    paragraphs = [_fill(paragraph, width) for paragraph in (doc or "").strip().split("\n\n")]
+    listed = [f"{group.capitalize()}:\n" + "\n".join(lines) for group, lines in groups.items() if lines]
+    return "\n\n".join([*paragraphs, *listed])
+
+
+def _flag_help(field: Field, width: int) -> str:
+    option = field.option
+    if field.kind is bool:
+        head = f"--[no]{field.name}  (default: {'on' if field.default else 'off'})"
+    else:
+        head = f"--{field.name}" + (f"={field.default_text}" if field.default_text else "")
+    text = option.help
+    if option.choices:
+        text += f"; one of {', '.join(filter(None, option.choices))}"
+    if option.high is not None or option.below is not None:
+        text += f"; {field.wanted}"
+    return f"  {head}\n" + textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def _fill(paragraph: str, width: int) -> str:
+    """A paragraph of a docstring in lines of a width; lists and examples, which are indented, as they are."""
+    return paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width, break_on_hyphens=False)
 
 
 def import_tensorflow() -> Any:
@@ -178,7 +183,9 @@ def import_tensorflow() -> Any:
 _START_UP_MESSAGES = r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |E\d{4} .*cuInit"
 
 
-def progress(iterable: Any = None, *, total: int | None, desc: str, unit: str, **settings: Any) -> Any:
+def progress(
+    iterable: Iterable[T] | None = None, *, total: int | None, desc: str, unit: str, **settings: Any
+) -> tqdm[T]:
     """A tqdm bar with rate and time left, on stderr; silent when stderr is not a terminal."""
     from tqdm import tqdm
 
@@ -201,11 +208,8 @@ def _set_verbosity(register: flags.FlagValues) -> None:
         logging.set_stderrthreshold("warning")
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
-def _leave(code: int, message: str) -> NoReturn:
-    print(f"{program()}: error: {message}", file=sys.stderr)
+def _leave(code: int, error: BaseException | str) -> NoReturn:
+    """End the process with one line on stderr, harmless on a terminal."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    print(display(f"{program()}: error: {message}"), file=sys.stderr)
     sys.exit(code)

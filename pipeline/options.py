@@ -19,14 +19,17 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeVar
 
 from shardline.pipeline.errors import UsageError
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,19 @@ class Option:
     flag: bool = True
 
     def range_text(self, whole: bool) -> str:
-        """The allowed numbers in words, e.g. `a whole number from 1 to 100`; "" if there is no bound."""
+        """The allowed numbers in words, e.g. `a whole number from 1 to 100`."""
         number = "a whole number" if whole else "a number"
         if self.low is not None and self.high is not None:
             words = f"{number} from {self.low:g} to {self.high:g}"
-        elif self.low is not None:
-            words = f"{number} of at least {self.low:g}" + (f", below {self.below:g}" if self.below is not None else "")
-        elif self.above is not None:
-            end = f", at most {self.high:g}" if self.high is not None else ""
-            words = f"{number} above {self.above:g}" + (f", below {self.below:g}" if self.below is not None else end)
         else:
-            return ""
+            bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
+            limits = ", ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+            words = f"{number} {limits}".replace(f"{number} at", f"{number} of at")
+            words = words.strip() if limits or whole else "a finite number"
         return words + "".join(f", or {value:g}" for value in self.also)
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the bounds; NaN never is, infinity only where nothing bounds it."""
+        """Whether a number is finite and within the bounds, or one of `also`."""
         return value in self.also or (
             math.isfinite(value)
             and (self.low is None or value >= self.low)
@@ -85,7 +86,42 @@ class Option:
         )
 
 
-def option(default: Any, help: str, **facts: Any) -> Any:
+@dataclass(frozen=True)
+class Field:
+    """An option with what its dataclass says of it.
+
+    Attributes:
+      name: of the field and of the flag.
+      option: help, choices and range.
+      kind: bool, int, float, str, tuple (of str), or object where `Option.parse` makes the value.
+      optional: whether None is allowed.
+      default: the field's.
+    """
+
+    name: str
+    option: Option
+    kind: type[object]
+    optional: bool
+    default: object
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person would type it; "" for none."""
+        if self.default is None or isinstance(self.default, str):
+            return self.default or ""
+        if self.option.parse:
+            return self.option.text(self.default)
+        return " ".join(self.default) if isinstance(self.default, tuple) else str(self.default)
+
+    @property
+    def wanted(self) -> str:
+        """What a value has to be, in words."""
+        if self.kind in (int, float):
+            return self.option.range_text(self.kind is int)
+        return {bool: "true or false", tuple: "a list of text"}.get(self.kind, "text")
+
+
+def option(default: object, help: str, **facts: Any) -> Any:
     """A dataclass field with an `Option`; `facts` are that class's other attributes."""
     return dataclasses.field(default=default, metadata={"option": Option(help, **facts)})
 
@@ -100,13 +136,13 @@ def pair(value: str | Sequence[float]) -> tuple[float, float]:
 
 
 def pair_text(value: tuple[float, float]) -> str:
-    """Inverse of `pair`."""
+    """Two numbers for people, with six digits: for `Option.text`."""
     return ",".join(f"{number:g}" for number in value)
 
 
 @lru_cache(maxsize=64)
-def options(config: Any) -> dict[str, tuple[Option, type, bool, Any]]:
-    """By field: its option, plain type (bool, int, float, str, tuple or object), whether None is allowed, default."""
+def options(config: type[DataclassInstance]) -> dict[str, Field]:
+    """The fields of a config class that have an `Option`, by name."""
     hints = typing.get_type_hints(config)
     found = {}
     for field in dataclasses.fields(config):
@@ -117,12 +153,13 @@ def options(config: Any) -> dict[str, tuple[Option, type, bool, Any]]:
             (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
             optional = True
         kind = typing.get_origin(hint) or hint
-        plain = kind if kind in (bool, int, float, str, tuple) else object
-        found[field.name] = (field.metadata["option"], plain, optional, field.default)
+        if kind not in (bool, int, float, str, tuple) or field.metadata["option"].parse:
+            kind = object
+        found[field.name] = Field(field.name, field.metadata["option"], kind, optional, field.default)
     return found
 
 
-def check_options(config: Any) -> None:
+def check_options(config: DataclassInstance) -> None:
     """Check and convert each field of a new frozen dataclass: call it in `__post_init__`.
 
     Text is parsed where the field has a `parse`, paths become str, lists become tuples.
@@ -130,44 +167,45 @@ def check_options(config: Any) -> None:
     Raises:
       UsageError: a value that cannot work; the message names the field, the value and what would work.
     """
-    config_class: Any = type(config)
-    for name, (facts, kind, optional, _) in options(config_class).items():
+    for name, field in options(type(config)).items():
         value = getattr(config, name)
-        if value is None and optional:
-            continue
-        object.__setattr__(config, name, _checked(name, value, facts, kind))
+        if value is not None or not field.optional:
+            object.__setattr__(config, name, _checked(field, value))
 
 
-def narrowed(config: Any, base: type[C]) -> C:
+def narrowed(config: DataclassInstance, base: type[C]) -> C:
     """The part of a config that is `base`'s: a config class inherits the fields that it shares with another."""
-    return base(**{field.name: getattr(config, field.name) for field in dataclasses.fields(base)})  # type: ignore[arg-type]
+    return base(**{field.name: getattr(config, field.name) for field in dataclasses.fields(base)})
 
 
-def _checked(name: str, value: Any, facts: Option, kind: type) -> Any:
-    given = value
+def _checked(field: Field, value: object) -> object:
+    option = field.option
     try:
-        if facts.parse:
-            value = facts.parse(value)
-        elif kind is bool:
-            if not isinstance(value, bool):
-                raise ValueError("use true or false")
-        elif kind is int:
-            value = operator.index(value) if not isinstance(value, bool) else None
-        elif kind is float:
-            value = float(value) if not isinstance(value, (str, bool)) else None
-        elif kind is str:
-            value = os.fsdecode(value) if isinstance(value, (str, os.PathLike)) else None
-        elif kind is tuple:
-            value = tuple(map(os.fsdecode, value)) if not isinstance(value, str) else (value,)
-        if value is None:
-            raise TypeError
-    except TypeError:
-        wanted = {int: "a whole number", float: "a number", str: "text", tuple: "a list of text"}.get(kind, "text")
-        raise UsageError(f"--{name}={given}: use {wanted}") from None
+        converted = option.parse(value) if option.parse else _converted(field, value)
     except ValueError as error:
-        raise UsageError(f"--{name}={given}: {error}") from None
-    if facts.choices and value not in facts.choices:
-        raise UsageError(f"--{name}={given}: use one of {', '.join(facts.choices)}")
-    if kind in (int, float) and not facts.parse and not facts.allows(value):
-        raise UsageError(f"--{name}={given}: use {facts.range_text(kind is int) or 'a finite number'}")
-    return value
+        raise UsageError(f"--{field.name}={value}: {error}") from None
+    if option.choices and converted not in option.choices:
+        raise UsageError(f"--{field.name}={value}: use one of {', '.join(filter(None, option.choices))}")
+    if isinstance(converted, (int, float)) and field.kind in (int, float) and not option.allows(converted):
+        raise UsageError(f"--{field.name}={value}: use {field.wanted}")
+    return converted
+
+
+def _converted(field: Field, value: object) -> object:
+    """The value as its field's type. Raises ValueError with the remedy."""
+    try:
+        if field.kind is bool and isinstance(value, bool):
+            return value
+        if field.kind is int and isinstance(value, SupportsIndex) and not isinstance(value, bool):
+            return operator.index(value)
+        if field.kind is float and isinstance(value, (SupportsFloat, SupportsIndex)) and not isinstance(value, bool):
+            return float(value)
+        if field.kind is str and isinstance(value, (str, os.PathLike)):
+            return os.fsdecode(value)
+        if field.kind is tuple and isinstance(value, (str, os.PathLike)):
+            return (os.fsdecode(value),)
+        if field.kind is tuple and isinstance(value, Iterable):
+            return tuple(map(os.fsdecode, value))
+    except (TypeError, OverflowError):
+        pass  # e.g. an array of several numbers, or a number that no float holds
+    raise ValueError(f"use {field.wanted}")

@@ -1,76 +1,150 @@
-"""Every command ends in a line and an exit code; none shows a traceback for a user's mistake."""
+"""Every command ends in an exit code and at most a line on stderr; none shows a traceback for a user's mistake."""
 
 import subprocess
 import sys
 
 import pytest
 
-SCRIPT = """
-from absl import flags
-from shardline.pipeline import cli
-_N = flags.DEFINE_integer("n", 1, "a number", lower_bound=0)
-_DO = flags.DEFINE_string("do", "", "what")
-def main():
-    what = _DO.value
-    if what == "usage": raise cli.UsageError("--do=usage: wrong\\n  use another")
-    if what == "failure": raise cli.Failure("it broke")
-    if what == "os": open("/nonexistent/file")
-    if what == "stop": raise KeyboardInterrupt
-    if what == "bug": raise ZeroDivisionError
-    if what == "tensorflow":
-        tf = cli.import_tensorflow()
-        tf.zeros(1)
-    print("n is", _N.value)
-cli.run(main)
-"""
-
-ARGUMENTS = """
-from shardline.pipeline import cli
-def main(arguments): print(arguments)
-cli.run(main)
-"""
+from shardline.pipeline import cli as command_line
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import options
+from tests.pipeline.command import BaseConfig, CommandConfig, cli
+from tests.tools.folders import ROOT
 
 
-def run(*args):
-    return subprocess.run([sys.executable, "-c", SCRIPT, *args], capture_output=True, text=True)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command with arguments, in this process: exit code, stdout and stderr."""
+
+    def run(*args, command=cli):
+        monkeypatch.setattr(sys, "argv", ["demo", *args])
+        with pytest.raises(SystemExit) as stop:
+            command()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def run_alone(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "tests.pipeline.command", *args], capture_output=True, text=True, cwd=ROOT
+    )
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "line"),
     [
-        (["--do=usage"], 2, "error: --do=usage: wrong use another"),
-        (["--do=failure"], 1, "error: it broke"),
-        (["--do=os"], 1, "No such file or directory: '/nonexistent/file'"),
-        (["--do=stop"], 130, "interrupted"),
-        (["--n=x"], 2, "--n"),
-        (["--n=-1"], 2, "--n"),
-        (["--nn=1"], 2, "nn"),
-        (["stray"], 2, "stray"),
+        (["--fail=usage"], 2, "--fail=usage: wrong use another \\x1b[31m"),
+        (["--fail=failure"], 1, "it broke; try --fail=usage"),
+        (["--fail=os"], 1, "[Errno 2] No such file or directory: '/nonexistent/file'"),
+        (["--fail=stop"], 130, "interrupted"),
+        (["--size=x"], 2, "--size=x: use a whole number from 1 to 1000"),
+        (["--size="], 2, "--size=: use a whole number from 1 to 1000"),
+        (["--size=1.5"], 2, "--size=1.5: use a whole number from 1 to 1000"),
+        (["--size=0"], 2, "--size=0: use a whole number from 1 to 1000"),
+        (["--size=13"], 2, "--size=13: brings bad luck; use --size=14, or --mode=slow"),
+        (["--rate=x"], 2, "--rate=x: use a number above 0, below 1"),
+        (["--rate=nan"], 2, "--rate=nan: use a number above 0, below 1"),
+        (["--mode=medium"], 2, "--mode=medium: use one of slow, fast"),
+        (["--ratio=1"], 2, "--ratio=1: needs two numbers, e.g. 0.35,1"),
+        (["--noquiet=3"], 2, "--noquiet=3 does not take an argument (--help lists the flags)"),
+        (["--size"], 2, "Missing value for flag --size (--help lists the flags)"),
+        (["--seeds=1"], 2, "Unknown command line flag 'seeds'. Did you mean: seed ? (--help lists the flags)"),
+        (["--hidden=1"], 2, "Unknown command line flag 'hidden' (--help lists the flags)"),
     ],
 )
-def test_a_mistake_is_one_line_and_an_exit_code(args, code, said):
-    result = run(*args)
-    assert (result.returncode, result.stdout) == (code, "")
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+def test_a_mistake_is_one_line_and_an_exit_code(run, args, code, line):
+    assert run(*args) == (code, "", f"{command_line.program()}: error: {line}\n")
+
+
+def test_a_program_of_its_own_ends_in_the_same_way():
+    for args, code, line in ((["--size=0"], 2, "--size=0: use"), (["--fail=stop"], 130, "interrupted")):
+        result = run_alone(*args)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert result.stderr.startswith(f"tests.pipeline.command: error: {line}") and result.stderr.count("\n") == 1
 
 
 def test_a_bug_keeps_its_traceback():
-    result = run("--do=bug")
+    result = run_alone("--fail=bug")
     assert result.returncode == 1 and "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr
 
 
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m tests.pipeline.command --help | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert "Traceback" not in result.stderr and result.returncode in (0, 1)
+
+
 def test_success_is_quiet_on_stderr():
-    for args in (["--n=3"], ["--n=3", "--do=tensorflow"]):
-        result = run(*args)
-        assert (result.returncode, result.stdout, result.stderr) == (0, "n is 3\n", "")
+    result = run_alone("--size=3", "--fail=tensorflow", "--quiet")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_help_goes_to_stdout_and_exits_with_0():
-    result = run("--help")
-    assert result.returncode == 0 and "--n" in result.stdout and "a number" in result.stdout
+def test_flags_and_arguments_reach_the_config(run):
+    args = ["--size", "3", "--seed=4", "--rate=0.25", "--mode=fast", "--quiet", "--noquiet", "--limit=9", "a", "b"]
+    expected = CommandConfig(size=3, seed=4, rate=0.25, mode="fast", limit=9, inputs=("a", "b"))
+    assert run(*args, "--ratio=1,2", "--inputs=c") == (0, f"{_with(expected, ratio=(1, 2), inputs='cab')}\n", "")
 
 
-def test_a_command_may_take_arguments():
-    result = subprocess.run([sys.executable, "-c", ARGUMENTS, "a", "b"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (0, "['a', 'b']\n")
+def _with(config, **changes):
+    return CommandConfig(**vars(config) | {name: tuple(value) for name, value in changes.items()})
+
+
+def test_defaults_are_those_of_the_class_to_the_last_digit():
+    assert command_line.parse(CommandConfig, ["demo"]) == CommandConfig()
+    assert command_line.parse(InputConfig, ["demo"]).crop_ratio == (3 / 4, 4 / 3) == InputConfig().crop_ratio
+
+
+def test_a_command_without_arguments_refuses_them(run):
+    def command():
+        command_line.run(print, BaseConfig, "Demo.")
+
+    assert run("stray", command=command) == (
+        2, "", f"{command_line.program()}: error: unexpected argument 'stray'; every input is a flag "
+        "(--help lists them)\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull"])
+def test_help_goes_to_stdout_and_ends_with_0(run, flag):
+    code, out, err = run("--size=0", flag)
+    assert (code, err) == (0, "")
+    assert out.startswith("A command with a field of every kind")
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_help_fits_the_terminal_and_lists_every_flag_once(run, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run("--help")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert max(map(len, lines)) > width - 12  # and uses it
+    for name, field in options(CommandConfig).items():
+        heads = [line for line in lines if line.startswith((f"  --{name}", f"  --[no]{name}"))]
+        assert len(heads) == field.option.flag, name
+    text = " ".join(out.split())
+    assert "--size=256 length of the short side, in pixels; a whole number from 1 to 1000" in text
+    assert "--ratio=0.75,1.33333 least and largest ratio" in text
+    assert "--mode=slow how to work; one of slow, fast" in text
+    assert "--[no]quiet (default: off) say nothing" in text
+    assert out.index("Images:") < out.index("Work:") < out.index("Flags:")
+
+
+def test_commands_share_a_process(run):
+    def other():
+        command_line.run(lambda config: print(config.size), BaseConfig, "Another.")
+
+    assert run("--size=1", "--quiet") == (0, "", "")
+    assert run("--size=2", command=other) == (0, "2\n", "")
+    assert run("--mode=fast", "--quiet") == (0, "", "")
+    assert run("--mode=fast", command=other)[0] == 2  # a flag of the first command alone
+    assert run(command=other) == (0, "256\n", "")  # and nothing is left of earlier command lines
+
+
+def test_errors_name_flags_on_the_command_line_and_fields_in_python(run):
+    with pytest.raises(UsageError, match=r"^size=13: brings bad luck; use size=14, or mode=slow$"):
+        CommandConfig(size=13)
+    assert "--size=13: brings bad luck; use --size=14, or --mode=slow" in run("--size=13")[2]
+    with pytest.raises(UsageError, match=r"^size=13"):  # the command line is left behind
+        CommandConfig(size=13)
