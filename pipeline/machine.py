@@ -17,10 +17,10 @@ _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 
 
-def available_cores() -> int:
-    """Cores this process can keep busy: its affinity, or its CPU quota if that is less; at least 1."""
-    quota = cpu_quota()
+def available_cores(root: Path = _ROOT, own: Path = _OWN) -> int:
+    """Cores this process can keep busy: its affinity, or its CPU quota, rounded up, if that is less; at least 1."""
     cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(root, own)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
@@ -47,12 +47,20 @@ def available_memory(root: Path = _ROOT, own: Path = _OWN) -> int:
 
 
 def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use of every control group that has a limit."""
+    """Limit of every control group that has one, and what is used of it and cannot be reclaimed, in bytes.
+
+    Files that were read are charged to the group until their memory is wanted: like the kubelet, we do not count them.
+    """
     for folder in _groups("memory", root, own):
-        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            limit, used = (_words(folder / name) for name in names)
+        for limit_name, used_name, files_name in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _words(folder / limit_name), _words(folder / used_name)
             if limit and used and limit[0].isdigit():
-                yield int(limit[0]), int(used[0])
+                facts = _words(folder / "memory.stat")
+                files = int(facts[facts.index(files_name) + 1]) if files_name in facts else 0
+                yield int(limit[0]), max(0, int(used[0]) - files)
 
 
 def _groups(controller: str, root: Path, own: Path) -> Iterator[Path]:

@@ -1,0 +1,130 @@
+"""A file is there whole or not at all, and durable before it has its name."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from shardline.pipeline import files
+from shardline.pipeline.files import TEMPORARY, atomic_write, atomic_writer, temporary_path
+
+
+def test_content_is_there_after_the_block_and_nothing_before(tmp_path):
+    target = tmp_path / "file"
+    with atomic_writer(target) as file:
+        file.write(b"some")
+        file.flush()
+        assert not target.exists()
+        assert [path.suffix for path in tmp_path.iterdir()] == [TEMPORARY]
+    assert target.read_bytes() == b"some"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_what_was_there_and_no_temporary_file(tmp_path, error):
+    target = tmp_path / "file"
+    atomic_write(target, "before")
+    with pytest.raises(error), atomic_writer(target) as file:
+        file.write(b"half of what")
+        raise error
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        atomic_write(tmp_path / "folder", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_directory_that_is_missing_is_an_error_of_its_own(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic_write(tmp_path / "nowhere" / "file", b"x")
+
+
+def test_text_is_utf_8(tmp_path):
+    atomic_write(tmp_path / "file", "naïve ✓")
+    assert (tmp_path / "file").read_bytes() == "naïve ✓".encode()
+
+
+def test_temporary_names_are_unique_and_lie_beside_their_target(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: temporary_path(tmp_path / "file"), range(200)))
+    assert len(set(names)) == 200
+    assert {name.parent for name in names} == {tmp_path}
+    assert all(name.name.startswith("file.") and name.name.endswith(TEMPORARY) for name in names)
+
+
+def test_writers_at_the_same_time_each_write_a_whole_file(tmp_path):
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    seen, done = set(), threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                seen.add((tmp_path / "file").read_bytes())
+            except FileNotFoundError:
+                continue
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            list(pool.map(lambda content: atomic_write(tmp_path / "file", content, durable=False), contents))
+    done.set()
+    reader.join()
+    assert seen and seen <= set(contents)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every fsync and rename, in order: `file`, `directory`, `rename`."""
+    made = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        made.append("directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        made.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", noted_fsync)
+    monkeypatch.setattr(files.os, "replace", noted_replace)
+    return made
+
+
+def test_what_others_rely_on_is_on_the_disk_before_it_has_its_name_and_so_is_the_name(tmp_path, calls):
+    atomic_write(tmp_path / "file", b"x")
+    assert calls == ["file", "rename", "directory"]
+
+
+def test_what_can_be_made_again_is_not_waited_for(tmp_path, calls):
+    atomic_write(tmp_path / "file", b"x", durable=False)
+    assert calls == ["rename"]
+
+
+KILLED = """
+import os, signal, sys
+from shardline.pipeline.files import atomic_writer
+with atomic_writer(sys.argv[1]) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_content_and_a_file_that_says_whose_it_was(tmp_path):
+    atomic_write(tmp_path / "file", b"before")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "file")])
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "file").read_bytes() == b"before"
+    (left,) = tmp_path.glob(f"*{TEMPORARY}")
+    assert f"-{process.pid}-" in left.name and left.read_bytes() == b"half"
