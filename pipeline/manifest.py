@@ -17,7 +17,9 @@ import msgspec
 import numpy as np
 
 from shardline.pipeline import stored
+from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.stored import Count, FileName, Sha256
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.tfrecord import FRAME_BYTES
@@ -30,7 +32,7 @@ REMEDY = "convert again, or restore it from a copy"
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f\x7f]+$", max_length=200)]  # of a dataset: starts file names
 SplitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
-Encoding = Annotated[str, msgspec.Meta(pattern="^(jpeg|png|raw|any)$")]
+EncodingName = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(ENCODINGS)})$")]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Features:
 class ImageFormat:
     """How the stored images were made: part of the preprocessing contract."""
 
-    encoding: Encoding = "jpeg"  # jpeg, png, raw (height * width * 3 RGB bytes), or any (adopted, mixed)
+    encoding: EncodingName = "jpeg"
     resize: str = "short"  # short, long, squash, center_crop, none
     size: Count = 256  # pixels
     max_height: Count = 0  # of the largest stored image; 0: not known
@@ -319,13 +321,13 @@ def index_path(shard: str | os.PathLike[str]) -> Path:
 
 def write_index(path: str | os.PathLike[str], index: np.ndarray) -> None:
     """Write NVIDIA DALI's `tfrecord2idx` format: a line "offset size" a record, in bytes, frame included."""
-    Path(path).write_text("".join(f"{offset} {size}\n" for offset, size in index.tolist()), encoding="ascii")
+    atomic_write(path, "".join(f"{offset} {size}\n" for offset, size in index.tolist()))
 
 
 def write_shard_file(path: str | os.PathLike[str], framed: Sequence[bytes]) -> Shard:
     """Write framed records, held in memory, as one shard with its index; returns the manifest's entry."""
     content = b"".join(framed)
-    Path(path).write_bytes(content)
+    atomic_write(path, content)
     sizes = np.array([len(record) for record in framed], np.int64)
     write_index(index_path(path), np.column_stack((np.cumsum(sizes) - sizes, sizes)))
     return Shard(Path(path).name, len(framed), len(content), hashlib.sha256(content).hexdigest())

@@ -1,5 +1,6 @@
 """A dataset directory is whole and untouched, or a line says what is wrong with it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +187,27 @@ def test_numbers_of_an_index_that_overflow_are_found(dataset):
     (dataset / (SHARD + ".idx")).write_text(f"0 {2**63 - 1}\n{2**63 - 1} {2**63 - 1}\n{2**63 - 1} {2**63 - 1}\n")
     with pytest.raises(UsageError, match="does not fit"):
         check_files(Manifest.load(dataset), dataset, "train")
+
+
+FORMAT_1 = {
+    "format": "shardline/1", "name": "toy", "digest": "0" * 64, "ledger": {"inputs": 6, "written": 6},
+    "labels": ["a", "b"], "features": {"image": "image"}, "image": {"encoding": "jpeg", "colour": "rgb"},
+    "splits": {}, "options": {}, "versions": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(FORMAT_1, "shardline/1"), ({"name": "toy"}, "none"), ({"format": "shardline/3"}, "shardline/3")],
+)
+def test_a_dataset_of_another_format_is_refused_with_what_to_do(dataset, content, found):
+    (dataset / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError) as refusal:
+        Manifest.load(dataset)
+    path = dataset / "manifest.json"
+    assert str(refusal.value) == (
+        f"{path} has format {found}, this program reads shardline/2; convert again, or restore it from a copy"
+    )
 
 
 def test_a_cut_manifest_is_refused(dataset):
