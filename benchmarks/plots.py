@@ -17,7 +17,7 @@ from shardline.benchmarks.bottleneck import (
     stage_seconds,
 )
 from shardline.benchmarks.measure import CONTROL, Measurement, baseline_of, comparable, ratio
-from shardline.tools.html_report import PALETTE, new_figure
+from shardline.tools.plot_style import PALETTE, new_figure
 
 DEVICES = (1, 2, 4, 8)
 HEADER = ("suite", "name", "unit", "median", "min", "max", "ratio", "per core", "busy cores", "MB/s", "what it did")

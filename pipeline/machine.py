@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def available_cores(root: Path = _ROOT, own: Path = _OWN) -> int:
     cores = len(os.sched_getaffinity(0))
     quota = cpu_quota(root, own)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def processor_name() -> str:
+    """What the processor is called, e.g. `AMD EPYC 9R14`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:

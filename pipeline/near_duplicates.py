@@ -1,7 +1,8 @@
 """Pairs of images whose perceptual hashes differ in few bits, found without comparing all with all. No TensorFlow.
 
-64 bits are cut into six blocks. Two hashes that differ in at most three bits agree in at least three blocks, so
-sorting by each of the 20 choices of three blocks brings every such pair close together.
+64 bits are cut into three blocks more than bits may differ, six for three bits. Two hashes that differ in at most so
+many bits agree in at least three blocks, so sorting by each choice of three blocks, 20 of them for three bits, brings
+every such pair close together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from itertools import combinations, pairwise
 import numpy as np
 
 MAX_BITS = 3
-_EDGES = (0, 11, 22, 33, 44, 54, 64)
 _REACH = 12  # neighbors compared; more have equal blocks only in crowds of look-alikes
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: a multiplication that loses nothing, and carries all bits to the top
 _PIECE = 1 << 20
@@ -28,7 +28,15 @@ class Pair:
     across_splits: bool  # they lie in different splits
 
 
-def near_duplicates(hashes: np.ndarray, inputs: np.ndarray, splits: np.ndarray, limit: int = 10_000) -> list[Pair]:
+def near_duplicates(
+    hashes: np.ndarray,
+    inputs: np.ndarray,
+    splits: np.ndarray,
+    limit: int = 10_000,
+    *,
+    bits: int = MAX_BITS,
+    across_only: bool = False,
+) -> list[Pair]:
     """Look-alikes, pairs across splits first, then by difference.
 
     Images without any structure (one color: hash 0) are left out, and of a crowd of more than a dozen that share
@@ -39,20 +47,27 @@ def near_duplicates(hashes: np.ndarray, inputs: np.ndarray, splits: np.ndarray, 
       inputs: their numbers, for the result.
       splits: their splits.
       limit: of pairs.
+      bits: in which two hashes may differ.
+      across_only: leave out pairs within a split.
     """
-    blocks = [((1 << (end - start)) - 1) << start for start, end in pairwise(_EDGES)]
+    edges = [round(64 * i / (bits + 3)) for i in range(bits + 4)]
+    blocks = [((1 << (end - start)) - 1) << start for start, end in pairwise(edges)]
     found: dict[tuple[int, int], int] = {}
     for mask in [2**64 - 1, *(sum(chosen) for chosen in combinations(blocks, 3))]:
         if len(found) >= 10 * limit:
             break
-        for one, other, bits in _neighbors(hashes, np.uint64(mask), 10 * limit):
-            found[min(one, other), max(one, other)] = bits
-    pairs = [Pair(int(inputs[a]), int(inputs[b]), bits, bool(splits[a] != splits[b])) for (a, b), bits in found.items()]
+        for one, other, differing in _neighbors(
+            hashes, splits if across_only else None, np.uint64(mask), bits, 10 * limit
+        ):
+            found[min(one, other), max(one, other)] = differing
+    pairs = [Pair(int(inputs[a]), int(inputs[b]), n, bool(splits[a] != splits[b])) for (a, b), n in found.items()]
     return sorted(pairs, key=lambda pair: (not pair.across_splits, pair.bits, pair.first, pair.second))[:limit]
 
 
-def _neighbors(hashes: np.ndarray, mask: np.uint64, limit: int) -> list[tuple[int, int, int]]:
-    """Pairs that agree in the mask's bits and differ in MAX_BITS at most, with the number of bits."""
+def _neighbors(
+    hashes: np.ndarray, splits: np.ndarray | None, mask: np.uint64, most: int, limit: int
+) -> list[tuple[int, int, int]]:
+    """Pairs, of two `splits` if given, that agree in the mask's bits and differ in `most` at most, with that number."""
     # The masked hash, mixed, and the position share one word, sorted in place: ten million take 80 MB.
     width = np.uint64(max(1, (len(hashes) - 1).bit_length()))
     words = hashes & mask
@@ -73,7 +88,10 @@ def _neighbors(hashes: np.ndarray, mask: np.uint64, limit: int) -> list[tuple[in
                 break
             a, b = piece[same] & ones, piece[same + reach] & ones
             bits = np.bitwise_count(hashes[a] ^ hashes[b])
-            hits = np.flatnonzero((bits <= MAX_BITS) & (hashes[a] != 0) & (hashes[b] != 0))[:limit]
+            near = (bits <= most) & (hashes[a] != 0) & (hashes[b] != 0)
+            if splits is not None:
+                near &= splits[a] != splits[b]
+            hits = np.flatnonzero(near)[:limit]
             found += zip(a[hits].tolist(), b[hits].tolist(), bits[hits].tolist(), strict=True)
         if len(found) >= limit:
             break

@@ -16,6 +16,21 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def shorten_middle(text: str, length: int = 22) -> str:
+    """At most `length` characters, cut in the middle: the ends of class and file names tell them apart."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return text[: length - 1 - end] + "…" + text[-end:]
+
+
+def as_flag(value: object) -> str:
+    """A setting's value as one would type it: `true`, `0.35,1`."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_flag, value))
+    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+
+
 def shorten_list(names: Iterable[str], limit: int = 5) -> str:
     """The first names, and how many more there are: `a, b and 7 more`."""
     listed = list(names)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Okabe-Ito: distinguishable with every common kind of color blindness. One thing keeps one color on every page.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-SPLIT_COLORS = {"train": PALETTE[0], "validation": PALETTE[1], "test": PALETTE[2]}
+from shardline.pipeline.files import atomic_write
+from shardline.tools.plot_style import figure_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --back: #ffffff; --card: #f6f8fa; }
@@ -104,20 +104,20 @@ class HtmlReport:
         )
 
     def figure(
-        self, title: str, figure: Any, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
+        self, title: str, figure: Figure | bytes, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
     ) -> None:
         """A section with a plot, embedded as PNG.
 
         Args:
           title: the message of the image.
-          figure: a Matplotlib figure, which is closed, or what `figure_png` made of one.
+          figure: a Matplotlib figure, which is closed, or the PNG made of one.
           alt: what the image shows, for those who cannot see it.
           note: a paragraph above it.
           png: also save it here.
         """
         data = figure if isinstance(figure, bytes) else figure_png(figure)
         if png is not None:
-            Path(png).write_bytes(data)
+            atomic_write(png, data, durable=False)
         # On a phone a plot scrolls sideways at the width from which its lettering is legible.
         least = int.from_bytes(data[16:20]) * 2 // 3  # of the width in the PNG's header
         self._add(title, _note(note), f'<figure class="plot" style="--least: {least}px">{_img(data, alt)}</figure>')
@@ -158,7 +158,7 @@ class HtmlReport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the document to `path`."""
-        Path(path).write_text(self.render(), encoding="utf-8", errors="replace")
+        atomic_write(path, self.render().encode(errors="replace"), durable=False)
 
     def _add(self, title: str, *parts: str) -> None:
         """Parts under the title before join its section, so text, table and figure can share one heading."""
@@ -166,22 +166,6 @@ class HtmlReport:
             self._sections[-1][1].extend(parts)
         else:
             self._sections.append((title, list(parts)))
-
-
-def figure_png(figure: Any) -> bytes:
-    """Render a Matplotlib figure to PNG bytes and close it."""
-    buffer = io.BytesIO()
-    # No software version inside: equal figures give equal bytes.
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    figure.clear()
-    return buffer.getvalue()
-
-
-def new_figure(width: float = 8, height: float = 4) -> Any:
-    """A figure in inches outside pyplot's global list: no display is needed and nothing has to be closed."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _kind(value: Any) -> str:

@@ -24,7 +24,7 @@ from shardline.pipeline.options import option
 from shardline.pipeline.tfrecord import read_framed, unframe_record
 from shardline.pipeline.wording import count, shorten
 from shardline.tools.dataset_config import DatasetConfig
-from shardline.tools.html_report import figure_png, new_figure
+from shardline.tools.plot_style import figure_png, new_figure
 
 ROWS, COLUMNS = 6, 8  # of the grid
 

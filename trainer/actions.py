@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure
+from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, metrics_log, model, state, step
 from shardline.trainer.loop import StepRecord
 from shardline.trainer.schedule import steps_between
@@ -157,7 +158,7 @@ class Evaluate:
         if self._dataset is not None:
             self._evaluate(state)
         if self.log:
-            curves.save(self._curves(), Path(self.plan.config.workdir) / "plots" / "curves.png")
+            save_figure(self._curves(), Path(self.plan.config.workdir) / "plots" / "curves.png")
         resume()
 
     def _evaluate(self, state: TrainState) -> None:
@@ -199,7 +200,7 @@ class Evaluate:
 
     def _curves(self) -> Any:
         phases = [(span.phase.part, self.plan.epoch(span.start)) for span in self.plan.spans]
-        return curves.curves(metrics_log.read(self.plan.config.workdir), phases, self.plan.eval_split)
+        return curves.training_curves(metrics_log.read(self.plan.config.workdir), phases, self.plan.eval_split)
 
 
 class Checkpoint:

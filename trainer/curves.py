@@ -1,114 +1,172 @@
-"""Images of a training run: its curves, and the learning-rate search."""
+"""Plots of runs over time: loss and top-1 of one run or several, throughput, the learning-rate range test."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardline.tools.html_report import PALETTE, SPLIT_COLORS, new_figure
+from shardline.pipeline.wording import shorten_middle
+from shardline.tools.plot_style import BLUE, GRAY, GRID, PALETTE, RED, SPLIT_COLORS, new_figure, percent, set_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAIN = SPLIT_COLORS["train"]
-HELD_OUT = PALETTE[3]
-GRAY = "#6e7781"
+HELD_OUT = RED  # a held-out split of another name than validation and test
+SMOOTHED_FROM = 30  # points of single batches, which are noisy, from which a running mean is drawn over them
+
+Line = Mapping[str, Any]  # of metrics.jsonl
 
 
-def curves(metrics: Sequence[dict[str, Any]], phases: Sequence[tuple[str, float]], eval_split: str) -> Any:
-    """Loss, top-1 and learning rate over epochs. `phases`: name and first epoch of each."""
+def training_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float]], eval_split: str) -> Figure:
+    """Loss, top-1 and learning rate of one run over epochs.
+
+    Args:
+      metrics: lines of metrics.jsonl.
+      phases: name and first epoch of each.
+      eval_split: the split that the lines of kind `eval` are of.
+    """
     train = [line for line in metrics if line["kind"] == "train"]
     held_out = [line for line in metrics if line["kind"] == "eval"]
     color = SPLIT_COLORS.get(eval_split, HELD_OUT)
     figure = new_figure(8, 8)
     loss, top1, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
-    for axes, name, factor in ((loss, "loss", 1), (top1, "top1", 100)):
-        _line(axes, train, name, factor, TRAIN, "train, augmented", smooth=True)
-        _line(axes, held_out, name, factor, color, eval_split, marker="o")
+    for axes, name in ((loss, "loss"), (top1, "top1")):
+        _plot_smoothed(axes, *_series(train, name))
+        axes.plot(*_series(held_out, name), color=color, label=eval_split, marker="o", ms=4)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
-        axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
-    top1.set_ylim(0, 100)
-    loss.set_ylabel("loss, nats")
-    top1.set_ylabel("top-1, %")
-    rate.set_ylabel("learning rate")
-    rate.set_xlabel("epoch")
-    rate.plot(*_series(train, "learning_rate", 1), color=GRAY)
+        axes.grid(axis="y", color=GRID, lw=0.6)
+    rate.plot(*_series(train, "learning_rate"), color=GRAY)
+    loss.set(ylabel="loss, nats")
+    top1.set(ylabel="top-1", ylim=(0, 1))
+    top1.yaxis.set_major_formatter(percent())
+    rate.set(ylabel="learning rate", xlabel="epoch")
     rate.set_ylim(bottom=0)
-    for name, epoch in phases:
-        for axes in (loss, top1, rate):
-            axes.axvline(epoch, color=GRAY, linewidth=0.8, linestyle=":")
-        loss.annotate(
-            name,
-            (epoch, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=9,
-            color=GRAY,
-        )
+    for axes in (loss, top1, rate):
+        _mark_phases(axes, phases, named=axes is loss)
     loss.legend(loc="best", frameon=False)
-    figure.suptitle(_message(train, held_out, eval_split))
+    set_title(figure, _training_message(train, held_out, eval_split))
     return figure
 
 
-def _message(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], eval_split: str) -> str:
+def _training_message(train: Sequence[Line], held_out: Sequence[Line], eval_split: str) -> str:
     if held_out:
         last = held_out[-1]
-        return f"{100 * last['top1']:.1f} % top-1 on {eval_split} after {last['epoch']:.3g} epochs"
+        return f"{last['top1']:.1%} top-1 on {eval_split} after {last['epoch']:.3g} epochs"
     return f"training loss {train[-1]['loss']:.3g} after {train[-1]['epoch']:.3g} epochs" if train else "no step yet"
 
 
-def _series(lines: Sequence[dict[str, Any]], name: str, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    lines = [line for line in lines if name in line]
-    return np.array([line["epoch"] for line in lines]), factor * np.array([line[name] for line in lines])
-
-
-def _line(
-    axes: Any,
-    lines: Sequence[dict[str, Any]],
-    name: str,
-    factor: float,
-    color: str,
-    label: str,
-    smooth: bool = False,
-    marker: str = "",
-) -> None:
-    x, y = _series(lines, name, factor)
-    if not len(x):
-        return
-    if smooth and len(x) > 30:  # single batches are noisy: show them faintly behind their running mean
-        axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
+def _plot_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Single batches, faint where they are many, and then their running mean."""
+    if len(x) > SMOOTHED_FROM:
+        axes.plot(x, y, color=TRAIN, alpha=0.25, lw=0.8)
         width = max(3, len(y) // 30)
         sums = np.cumsum(np.insert(y, 0, 0))
         low = np.maximum(np.arange(1, len(y) + 1) - width, 0)
         y = (sums[1:] - sums[low]) / (np.arange(1, len(y) + 1) - low)
-    axes.plot(x, y, color=color, label=label, marker=marker, markersize=4)
+    axes.plot(x, y, color=TRAIN, label="train, augmented")
 
 
-def find_lr(rates: np.ndarray, losses: np.ndarray, suggestion: float) -> Any:
-    """Smoothed loss against the learning rate of a rising search, with the rate to use."""
-    figure = new_figure(8, 4.5)
-    axes = figure.add_subplot()
-    axes.semilogx(rates, losses, color=TRAIN)
-    axes.axvline(suggestion, color=HELD_OUT, linestyle="--")
-    axes.annotate(
-        f" {suggestion:.2g}", (suggestion, 0.96), xycoords=("data", "axes fraction"), color=HELD_OUT, va="top"
+def _mark_phases(axes: Axes, phases: Sequence[tuple[str, float]], *, named: bool) -> None:
+    """A dotted line where each phase begins, and its name above it."""
+    for name, epoch in phases:
+        axes.axvline(epoch, color=GRAY, lw=0.8, ls=":")
+        if named:
+            axes.annotate(
+                name, (epoch, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                fontsize=9, color=GRAY,
+            )  # fmt: skip
+
+
+def throughput_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float]]) -> Figure | None:
+    """Images per second and waiting for input over a run. None before the first step.
+
+    Args:
+      metrics: lines of metrics.jsonl.
+      phases: name and first epoch of each.
+    """
+    train = [line for line in metrics if line["kind"] == "train"]
+    epochs, rates = _series(train, "images_per_second")
+    if not len(epochs):
+        return None
+    waiting = _series(train, "waiting_percent")[1] / 100
+    figure = new_figure(8, 4.6)
+    rate, wait = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    marker = "o" if len(rates) < SMOOTHED_FROM else ""
+    rate.plot(epochs, rates, color=BLUE, marker=marker, ms=3)
+    wait.fill_between(epochs, waiting, color=RED, alpha=0.35, lw=0)
+    wait.plot(epochs, waiting, color=RED, marker=marker, ms=3)
+    rate.set(ylabel="images/s")
+    rate.set_ylim(bottom=0)
+    wait.set(ylabel="waiting\nfor input", xlabel="epoch", ylim=(0, max(0.1, 1.1 * max(waiting))))
+    wait.yaxis.set_major_formatter(percent())
+    for axes in (rate, wait):
+        _mark_phases(axes, phases, named=axes is rate)
+    set_title(
+        figure,
+        f"{np.median(rates):,.0f} images/s (median); the device waits for input {np.median(waiting):.1%} of the time",
     )
-    start = losses[0]
-    axes.set_ylim(0, 1.5 * start)
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss, smoothed, nats")
-    axes.set_title(f"Train at a peak learning rate of about {suggestion:.2g}")
-    axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
     return figure
 
 
-def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a PNG, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+def comparison_curves(metrics: Mapping[str, Sequence[Line]]) -> Figure:
+    """Loss and top-1 of several runs over epochs, one color each; dashed: training, solid with dots: held out.
+
+    Args:
+      metrics: name -> lines of that run's metrics.jsonl.
+    """
+    figure = new_figure(11, 4.4)
+    loss, top1 = figure.subplots(1, 2)
+    styles: dict[str, dict[str, Any]] = {
+        "train": {"ls": "--", "lw": 0.8, "alpha": 0.6},
+        "eval": {"marker": "o", "ms": 4, "lw": 1.8},
+    }
+    for i, (name, lines) in enumerate(metrics.items()):
+        for axes, key in ((loss, "loss"), (top1, "top1")):
+            for kind, style in styles.items():
+                x, y = _series([line for line in lines if line["kind"] == kind], key)
+                if len(x):
+                    label = f"{shorten_middle(name, 30)}, {'training' if kind == 'train' else 'held out'}"
+                    axes.plot(x, y, color=PALETTE[i % len(PALETTE)], label=label, **style)
+    loss.set(xlabel="epoch", ylabel="loss, nats")
+    loss.set_ylim(bottom=0)
+    top1.set(xlabel="epoch", ylabel="top-1", ylim=(0, 1))
+    top1.yaxis.set_major_formatter(percent())
+    if top1.get_lines():
+        top1.legend(fontsize=8, frameon=False, loc="lower right")
+    finals = {name: value for name, lines in metrics.items() if (value := final_top1(lines)) is not None}
+    if finals:
+        best = max(finals, key=lambda name: finals[name])
+        set_title(figure, f"{shorten_middle(best, 30)} ends highest, at {finals[best]:.1%} held-out top-1")
+    return figure
+
+
+def final_top1(metrics: Sequence[Line]) -> float | None:
+    """Top-1 of the last held-out evaluation in metrics.jsonl."""
+    _, values = _series([line for line in metrics if line["kind"] == "eval"], "top1")
+    return float(values[-1]) if len(values) else None
+
+
+def _series(lines: Sequence[Line], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values, where there is a finite one."""
+    points = [(line["epoch"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+    x, y = np.array(points, float).reshape(-1, 2).T
+    return x, y
+
+
+def learning_rate_range(rates: np.ndarray, losses: np.ndarray, suggestion: float) -> Figure:
+    """Smoothed loss over the rising learning rate of a range test, with the rate to use."""
+    figure = new_figure(8, 4.5)
+    axes = figure.add_subplot()
+    axes.semilogx(rates, losses, color=TRAIN)
+    axes.axvline(suggestion, color=RED, ls="--")
+    axes.annotate(f" {suggestion:.2g}", (suggestion, 0.96), xycoords=("data", "axes fraction"), color=RED, va="top")
+    axes.set(xlabel="learning rate", ylabel="training loss, smoothed, nats", ylim=(0, 1.5 * losses[0]))
+    axes.grid(axis="y", color=GRID, lw=0.6)
+    set_title(figure, f"Train at a peak learning rate of about {suggestion:.2g}")
+    return figure

@@ -19,6 +19,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
+from shardline.trainer.evaluation import results
 from shardline.trainer.state import read_config
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from shardline.pipeline.manifest import Split
     from shardline.trainer.cluster import Cluster
     from shardline.trainer.evaluation.inference import Predictions
-    from shardline.trainer.evaluation.leakage import LeakedRecord
     from shardline.trainer.evaluation.results import Evaluation
     from shardline.trainer.state import Run
 
@@ -60,7 +60,7 @@ class EvaluateConfig(ModelConfig):
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Evaluate a run, write the results to `config.output`, and return them.
+    """Evaluate a run, write the results to `output_directory(config)`, and return them.
 
     Raises:
       UsageError: a run, dataset, split or directory that cannot be used.
@@ -70,58 +70,76 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     directory = find_run(config.run, config.checkpoint)
     data = open_data(config, directory)
     calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
-    output = make_directory(config.output or str(directory / f"evaluation-{config.split}"))
+    output = make_directory(str(output_directory(config)))
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer import cluster
-    from shardline.trainer.evaluation import results
-    from shardline.trainer.evaluation.inference import predict_split
+    from shardline.trainer.evaluation.plots import draw
+    from shardline.trainer.evaluation.report import write_report
     from shardline.trainer.state import load_run
 
     devices = cluster.start("mirrored", config.logical_cpus)
     with devices.strategy.scope():
         run = load_run(str(directory), config.checkpoint or None)
-
-    def predict(split: str) -> Predictions:
-        return predict_split(run, devices, data, split, rows=config.batch_size, views=config.tta)
-
-    predictions = predict(config.split)
-    calibration = predict(calibration_split) if calibration_split else None
-    leaked, compared = find_leakage(config, run, devices, data, predictions)
-    evaluation = results.evaluate(predictions, data, config.split, calibration, calibration_split, leaked)
+    evaluation = measure(config, run, devices, data, calibration_split)
     evaluation.metrics.update(
-        leak_guard=compared,
         run=str(directory),
         checkpoint=config.checkpoint,
         data=str(data.directory),
         digest=data.manifest.digest,
         tta=config.tta,
-        how={
-            "devices": str(devices), "batch_size": config.batch_size, "seconds": round(time.monotonic() - started, 1)
-        },
-    )  # fmt: skip
-    drawn = results.images(evaluation)
+        batch_size=config.batch_size,
+        environment={"devices": str(devices), "seconds": round(time.monotonic() - started, 1)},
+    )
+    plots = draw(evaluation)
     (output / results.METRICS).unlink(missing_ok=True)  # an earlier evaluation's; it comes back when all else is new
     if config.report:
-        from shardline.trainer.evaluation.report import write_report
-
-        write_report(output / "report.html", directory, run, data, evaluation, drawn)
-    results.write(evaluation, drawn, output)
+        write_report(output, directory, run, data, evaluation, plots)
+    results.write(evaluation, plots, output)
     return evaluation
 
 
 def main(config: EvaluateConfig) -> None:
     """The command: evaluate and print the headline numbers."""
-    from shardline.trainer.evaluation.results import summary  # after --help
-
-    evaluation = evaluate(config)
-    output = Path(config.output or f"{evaluation.metrics['run']}/evaluation-{config.split}")
-    print(summary(evaluation))
+    evaluation, output = evaluate(config), output_directory(config)
+    print(results.summary(evaluation.metrics))
     print(evaluation.predictions.count_line)
     print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
 
 
+def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, calibration_split: str) -> Evaluation:
+    """Run the model over the split, and over the one to calibrate on; all numbers of the predictions."""
+    from shardline.trainer.evaluation.inference import predict_split  # TensorFlow
+    from shardline.trainer.evaluation.leakage import Leakage, find_leakage
+
+    def predict(split: str) -> Predictions:
+        return predict_split(run, devices, data, split, batch_size=config.batch_size, tta=config.tta)
+
+    predictions = predict(config.split)
+    leakage = Leakage((), "not searched for (--leakage=none)")
+    if config.leakage != "none":
+        leakage = find_leakage(
+            run, devices, data, config.split, predictions.records,
+            features=config.leakage == "features", batch_size=config.batch_size,
+        )  # fmt: skip
+    return results.compute(
+        predictions,
+        config.split,
+        data.labels,
+        [filename for _, _, filename in data.records(config.split, predictions.records.tolist())],
+        leakage,
+        calibration=predict(calibration_split) if calibration_split else None,
+        calibration_split=calibration_split,
+    )
+
+
 # ------------------------------------------------------------------------------------------- input
+
+
+def output_directory(config: EvaluateConfig) -> Path:
+    """Where the results go."""
+    run = find_run(config.run, config.checkpoint)
+    return Path(config.output) if config.output else results.default_directory(run, config.split)
 
 
 def open_data(config: EvaluateConfig, run: Path) -> Dataset:
@@ -152,18 +170,6 @@ def choose_calibration_split(wanted: str, evaluated: str, splits: Mapping[str, S
     if not splits[wanted].records:
         raise UsageError(f"--calibration_split={wanted}: this split holds no records; name another one, or none")
     return wanted
-
-
-def find_leakage(
-    config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, predictions: Predictions
-) -> tuple[list[LeakedRecord], str]:
-    """Copies of evaluated images in the training split, and what was compared."""
-    from shardline.trainer.evaluation import leakage  # OpenCV
-
-    if config.leakage == "none":
-        return [], "not looked for (--leakage=none)"
-    features, rows = config.leakage == "features", config.batch_size
-    return leakage.find(run, devices, data, config.split, predictions.records, features=features, rows=rows)
 
 
 def cli() -> None:

@@ -23,6 +23,8 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import option
+from shardline.pipeline.wording import count, shorten_middle
+from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_target, find_run
 from shardline.trainer.state import read_config
 
@@ -94,7 +96,9 @@ def main(config: PredictConfig) -> None:
         sys.stdout.buffer.write(as_bytes(rows, form, num_listed(config)))
     unreadable = sum(bool(row.error) for row in rows)
     if unreadable == len(rows):
-        raise Failure(f"none of {len(rows)} files could be read; the first, {rows[0].path}: {rows[0].error}")
+        raise Failure(
+            f"no image could be read of {count(len(rows), 'file')}; the first, {rows[0].path}: {rows[0].error}"
+        )
     where = f" -> {target}" if target else ""
     print(f"{len(rows) - unreadable} predicted, {unreadable} unreadable{where}", file=sys.stderr)
 
@@ -197,22 +201,21 @@ def _parquet(rows: Sequence[FilePrediction]) -> bytes:
     return buffer.getvalue()
 
 
-def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction]], count: int, target: str) -> None:
+def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction]], num_files: int, target: str) -> None:
     """The images as the model saw them, each with its best class."""
-    from shardline.tools.html_report import figure_png  # Matplotlib
-    from shardline.trainer.evaluation import plots
+    from shardline.trainer.evaluation.plots import gallery  # Matplotlib
 
     tiles: list[tuple[np.ndarray | None, str, str]] = []
     for image, row in shown:
-        name = plots.short(os.path.basename(row.path), 30)
+        name = shorten_middle(os.path.basename(row.path), 30)
         if image is None:
-            tiles.append((None, "unreadable", f"{name}\n{plots.short(row.error, 34)}"))
+            tiles.append((None, "unreadable", f"{name}\n{shorten_middle(row.error, 34)}"))
         else:
-            tiles.append((image, f"{plots.short(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))
-    figure = plots.gallery(tiles, columns=4 if len(tiles) > 6 else 3)
-    if count > len(shown):
-        figure.suptitle(f"the first {len(shown)} of {count:,} files", fontsize=11)
-    atomic_write(target, figure_png(figure), durable=False)
+            tiles.append((image, f"{shorten_middle(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))
+    figure = gallery(tiles, columns=4 if len(tiles) > 6 else 3)
+    if num_files > len(shown):
+        set_title(figure, f"the first {len(shown)} of {count(num_files, 'file')}")
+    save_figure(figure, target)
 
 
 def cli() -> None:

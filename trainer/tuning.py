@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, model, run
 from shardline.trainer import setup as planning
 from shardline.trainer.config import TrainConfig
@@ -93,7 +94,7 @@ def find_lr(config: TrainConfig) -> None:
         raise Failure(f"--find_lr: the loss broke at a rate of {rate:.2g}; look at the data, or set --clip_norm")
     smooth, suggestion = suggest(np.array(rates), np.array(losses))
     path = Path(config.workdir) / "plots" / "find_lr.png"
-    curves.save(curves.find_lr(np.array(rates), smooth, suggestion), path)
+    save_figure(curves.learning_rate_range(np.array(rates), smooth, suggestion), path)
     run.say(f"image: {path}")
     print(json.dumps({"learning_rate": suggestion, "phase": span.phase.part}))
 

@@ -1,28 +1,32 @@
 """Near duplicates: found as all-against-all would, across splits first."""
 
 import numpy as np
+import pytest
 
 from shardline.pipeline.near_duplicates import MAX_BITS, near_duplicates
 
 
 def planted(count, pairs, seed=0):
-    """Random hashes, some of which are copies with up to five bits changed."""
+    """Random hashes, some of which are copies with up to eight bits changed."""
     random = np.random.default_rng(seed)
     hashes = random.integers(1, 2**64, count, dtype=np.uint64)
     for _ in range(pairs):
         source, target = random.choice(count, 2, replace=False)
-        bits = random.choice(64, random.integers(0, 6), replace=False)
+        bits = random.choice(64, random.integers(0, 9), replace=False)
         hashes[target] = hashes[source] ^ np.bitwise_or.reduce(np.uint64(1) << bits.astype(np.uint64), initial=0)
     return hashes, random.integers(0, 2, count)
 
 
-def test_finds_exactly_the_pairs_that_comparing_all_with_all_finds():
-    hashes, splits = planted(3000, 200)
+@pytest.mark.parametrize("most", [MAX_BITS, 6])
+@pytest.mark.parametrize("across_only", [False, True])
+def test_finds_exactly_the_pairs_that_comparing_all_with_all_finds(most, across_only):
+    hashes, splits = planted(3000, 400)
     inputs = np.arange(3000) + 7
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
-    expected = {(int(a) + 7, int(b) + 7, int(bits[a, b])) for a, b in np.argwhere(bits <= MAX_BITS) if a < b}
-    found = near_duplicates(hashes, inputs, splits)
-    assert len(expected) > 100
+    near = (bits <= most) & ((splits[:, None] != splits[None, :]) | (not across_only))
+    expected = {(int(a) + 7, int(b) + 7, int(bits[a, b])) for a, b in np.argwhere(near) if a < b}
+    found = near_duplicates(hashes, inputs, splits, bits=most, across_only=across_only)
+    assert len(expected) > 60
     assert {(pair.first, pair.second, pair.bits) for pair in found} == expected
     assert [(not p.across_splits, p.bits) for p in found] == sorted((not p.across_splits, p.bits) for p in found)
     assert all(p.across_splits == (splits[p.first - 7] != splits[p.second - 7]) for p in found)

@@ -1,6 +1,6 @@
 """Singular and plural, and what is cut short."""
 
-from shardline.pipeline.wording import count, shorten, shorten_list
+from shardline.pipeline.wording import as_flag, count, shorten, shorten_list, shorten_middle
 
 
 def test_a_count_agrees_with_its_noun():
@@ -9,6 +9,17 @@ def test_a_count_agrees_with_its_noun():
     assert (count(1, "entry", "entries"), count(2, "entry", "entries")) == ("1 entry", "2 entries")
 
 
+def test_settings_are_written_as_they_are_typed():
+    assert list(map(as_flag, (True, 0.12345678, 1e-5, 16, "sgd", [0.35, 1.0], ()))) == [
+        "true", "0.12345678", "1e-05", "16", "sgd", "0.35,1", ""
+    ]  # fmt: skip
+
+
 def test_long_names_and_lists_are_cut():
     assert (shorten("abcdef", 6), shorten("abcdefg", 6)) == ("abcdef", "abcde…")
     assert (shorten_list("abc", 3), shorten_list("abcdef", 2)) == ("a, b, c", "a, b and 4 more")
+
+
+def test_class_names_keep_both_ends():
+    assert shorten_middle("American Staffordshire terrier", 15) == "America…terrier"
+    assert shorten_middle("rose") == "rose"

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from shardline.tools.html_report import PALETTE, HtmlReport, _cell, figure_png, new_figure
+from shardline.tools.html_report import HtmlReport, _cell
+from shardline.tools.plot_style import PALETTE, figure_png, new_figure
 
 
 @pytest.fixture

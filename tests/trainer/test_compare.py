@@ -51,7 +51,7 @@ def test_from_python_it_returns_the_table(tiny_evaluation, tiny_metrics, other_r
     assert found.names == ("evaluation", "other")
     (flag,) = found.differences
     assert flag == ("--momentum", "0.9", "0.5")
-    assert [dict(zip(found.header, row, strict=True))["top-1"] for row in found.results] == [
+    assert [dict(zip(compare.HEADER, row, strict=True))["top-1"] for row in found.results] == [
         round(tiny_metrics["top1"], 4), 1.0
     ]  # fmt: skip
 

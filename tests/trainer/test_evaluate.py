@@ -39,19 +39,19 @@ def test_predictions_hold_a_row_for_each_record_and_reproduce_the_metrics(tiny_e
     assert tiny_metrics["ece"] == metrics.reliability(probabilities, labels).ece
 
 
-def test_metrics_hold_intervals_classes_and_temperature(tiny_metrics):
+def test_metrics_hold_intervals_classes_and_calibration(tiny_metrics):
     low, high = tiny_metrics["interval95"]["top1"]
     assert 0 <= low <= tiny_metrics["top1"] <= high <= 1
     assert [c["label"] for c in tiny_metrics["classes"]] == ["blue", "green", "red"]
     assert all(c["support"] == 7 for c in tiny_metrics["classes"])
-    assert tiny_metrics["temperature"]["fitted_on"] == "validation"
-    assert tiny_metrics["temperature"]["fitted_on_records"] == 9
+    assert tiny_metrics["calibration"]["split"] == "validation"
+    assert tiny_metrics["calibration"]["records"] == 9
 
 
 def test_copies_in_the_training_split_are_found_and_counted_out(tiny_metrics):
-    assert tiny_metrics["leaks"] == 2
-    assert tiny_metrics["without_leaks"]["n"] == 19
-    assert "2 of 21 images have a copy in train" in tiny_metrics["leak_guard"]
+    assert tiny_metrics["leakage"]["records"] == 2
+    assert tiny_metrics["leakage"]["without"]["n"] == 19
+    assert "2 of 21 images have a copy in train" in tiny_metrics["leakage"]["note"]
 
 
 def test_everything_promised_is_written(tiny_evaluation):
@@ -73,7 +73,7 @@ def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
     command("shardline.trainer.evaluate", *arguments, tmp_path / "one")
     process("shardline.trainer.evaluate", *arguments, tmp_path / "two", "--logical_cpus", 2)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert one.pop("how") != two.pop("how")
+    assert one.pop("environment") != two.pop("environment")
     assert one == two
     first, second = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
     assert first.equals(second)
@@ -85,7 +85,7 @@ def test_from_python_it_returns_what_it_writes_again_and_again(tiny_run, tiny_da
         evaluation = evaluate.evaluate(config)
         written = json.loads((tmp_path / name / "metrics.json").read_text())
         assert json.loads(json.dumps(evaluation.metrics)) == written
-        assert written | {"how": 0} == tiny_metrics | {"how": 0}
+        assert written | {"environment": 0} == tiny_metrics | {"environment": 0}
         assert len(evaluation.predictions.records) == 21
 
 

@@ -7,6 +7,7 @@ import sys
 import cv2
 import numpy as np
 
+from shardline.tools.plot_style import figure_png
 from tests.tools.folders import ROOT, Run
 
 COLORS = {"blue": (30, 60, 200), "green": (40, 160, 60), "red": (200, 40, 30)}
@@ -48,3 +49,10 @@ def draw(random, color):
 def save(path, rgb, *options):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), list(options))
+
+
+def drawn(figure):
+    """Pixels of the rendered figure, and every text on it."""
+    figure.canvas.draw()
+    texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return cv2.imdecode(np.frombuffer(figure_png(figure), np.uint8), cv2.IMREAD_COLOR), [t for t in texts if t]

@@ -21,10 +21,12 @@ from shardline.pipeline.example import parse_example
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
 from shardline.pipeline.tfrecord import read_framed, unframe_record
+from shardline.pipeline.wording import shorten
 from shardline.tools.conversion.deduplicate import SOURCES_FILE, DedupResult
 from shardline.tools.conversion.shard_writer import QUARANTINED, WRITTEN
 from shardline.tools.conversion.sources import Sources, path_text
-from shardline.tools.html_report import PALETTE, SPLIT_COLORS, HtmlReport, new_figure
+from shardline.tools.html_report import HtmlReport
+from shardline.tools.plot_style import GRAY, PALETTE, SPLIT_COLORS, new_figure
 
 PLOTS = "plots"
 PAIRS_FILE = "near_duplicates.csv"
@@ -174,11 +176,10 @@ def _classes(page: HtmlReport, manifest: Manifest, plots: Path) -> None:
         for number, (name, values) in enumerate(counts.items()):
             at = np.arange(len(names)) + (number - (len(counts) - 1) / 2) * height
             axes.barh(at, values, height=height, color=colors[name], label=f"{name} ({values.sum():,})")
-        axes.set_yticks(np.arange(len(names)), [_short(name, 28) for name in names], fontsize=9)
+        axes.set_yticks(np.arange(len(names)), [shorten(name, 28) for name in names], fontsize=9)
         axes.invert_yaxis()
         axes.set_xlabel("images")
         axes.set_xlim(left=0)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     alt = f"Images of each class and split. {title}."
     page.figure("Classes", figure, alt, note=title + ".", png=plots / "classes.png")
@@ -218,15 +219,13 @@ def _sizes(page: HtmlReport, facts: _Facts, manifest: Manifest, plots: Path) -> 
     top = max(1, int(max(width.max(), height.max()) * 1.05))
     if manifest.image.resize != "none":
         side = manifest.image.size
-        left.plot([side, side, top], [top, side, side], color="#555555", lw=1, ls="--")
-        left.annotate(f"--size={side}", (top, side), ha="right", va="bottom", fontsize=8, color="#555555")
+        left.plot([side, side, top], [top, side, side], color=GRAY, lw=1, ls="--")
+        left.annotate(f"--size={side}", (top, side), ha="right", va="bottom", fontsize=8, color=GRAY)
     left.set(xlabel="source width, pixels", ylabel="source height, pixels", xlim=(0, top), ylim=(0, top))
     aspects = np.log2(width / height)
     right.hist(aspects, bins=np.linspace(-2.05, 2.05, 42), color=PALETTE[0])
     right.set_xticks([-2, -1, 0, 1, 2], ["1:4", "1:2", "1:1", "2:1", "4:1"])
     right.set(xlabel="aspect, width : height", ylabel="images")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
     if len(manifest.splits) > 1:
         left.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     median = f"{int(np.median(width))}×{int(np.median(height))}"
@@ -263,7 +262,7 @@ def _save_sheet(path: Path, sheets: Sequence[tuple[str, np.ndarray]]) -> None:
     rows = figure.subplots(len(sheets), 1, squeeze=False)[:, 0]
     for axes, (name, sheet) in zip(rows, sheets, strict=True):
         axes.imshow(sheet)
-        axes.set_title(_short(name, 60), fontsize=8, loc="left", pad=2)
+        axes.set_title(shorten(name, 60), fontsize=8, loc="left", pad=2)
         axes.axis("off")
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
@@ -417,11 +416,7 @@ def _save_pairs(path: Path, pairs: Sequence[Pair], sources: Sources, manifest: M
 
 def _split_colors(manifest: Manifest) -> dict[str, str]:
     spare = iter(color for color in PALETTE if color not in SPLIT_COLORS.values())
-    return {name: SPLIT_COLORS.get(name) or next(spare, "#555555") for name in manifest.splits}
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return {name: SPLIT_COLORS.get(name) or next(spare, GRAY) for name in manifest.splits}
 
 
 def remove_report(directory: Path) -> None:

@@ -1,31 +1,26 @@
-"""Where the model looked: Grad-CAM maps, and images that show them."""
+"""Grad-CAM: maps of where the evidence for a class lies in an image, and overlays that show them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
+import keras
 import numpy as np
 import tensorflow as tf
 
 
-def clone_functional(model: Any) -> Any:
+def clone_functional(model: keras.Model) -> keras.Model:
     """The same model in layers of its own. The trainer's layers belong to several models, so that the `output` of one
     may be another model's tensor; and what stands between layers (the flip to BGR) is not in `layers`."""
-    import keras
-
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     return copy
 
 
 class GradCam:
-    """Grad-CAM (Selvaraju et al. 2017) on the last convolution: where the evidence for a class lies."""
+    """Grad-CAM (Selvaraju et al. 2017) on the last convolution."""
 
-    def __init__(self, model: Any, jit: bool = False):
+    def __init__(self, model: keras.Model, jit: bool = False) -> None:
         """`jit` compiles with XLA: without it, a CPU takes ten times as long in bfloat16."""
-        import keras
-
         model = clone_functional(model)
         convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
         dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
@@ -37,9 +32,10 @@ class GradCam:
         """float32 [n, h, w] from 0 to 1 for uint8 images [n, s, s, 3]; all 0 where nothing speaks for the class."""
         maps = self._maps(tf.constant(images), tf.constant(classes)).numpy()
         peak = maps.max((1, 2), keepdims=True)
-        return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
+        scaled: np.ndarray = np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
+        return scaled
 
-    def _weighted(self, images: Any, classes: Any) -> Any:
+    def _weighted(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """The channels of the last convolution, added by how much each speaks for the class; never below 0."""
         activations = self._before(images, training=False)
         with tf.GradientTape() as tape:

@@ -1,6 +1,7 @@
-"""Every number an evaluation reports, as pure functions of probabilities [records, classes] and labels. No TensorFlow.
+"""Numbers that judge a model, as pure functions of probabilities [records, classes] and labels [records].
 
-Sums are float64 and run over records in record order, so the same predictions give the same digits anywhere.
+Sums are float64 and run over records in record order, so the same predictions give the same digits anywhere. The tests
+hold each against scikit-learn or SciPy. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 
 def label_ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank of each record's own label, 0 = most probable. Among equal probabilities the lower class comes first,
-    as in `np.argmax`, so a constant prediction is right for class 0 only, never for everybody."""
+    as in `np.argmax`, so a constant prediction is right for class 0 only, never for every class."""
     rows = np.arange(len(labels))
     own = probabilities[rows, labels][:, None]
     lower_class = np.arange(probabilities.shape[1])[None, :] < np.asarray(labels)[:, None]
-    return np.sum((probabilities > own) | ((probabilities == own) & lower_class), axis=1)
+    ranks: np.ndarray = np.sum((probabilities > own) | ((probabilities == own) & lower_class), axis=1)
+    return ranks
 
 
 def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -85,7 +87,8 @@ def confused_pairs(confusion: np.ndarray, count: int) -> list[tuple[int, int, in
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    ratio: np.ndarray = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return ratio
 
 
 # --------------------------------------------------------------------------------- uncertainty
@@ -183,14 +186,15 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     """softmax(log p / T): the same ranking, T > 1 less sure, T < 1 surer."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST)) / temperature
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return scaled / scaled.sum(axis=1, keepdims=True)
+    calibrated: np.ndarray = scaled / scaled.sum(axis=1, keepdims=True)
+    return calibrated
 
 
 # ------------------------------------------------------------------------------- ROC and PR
 
 
 @dataclass(frozen=True)
-class Detection:
+class BinaryCurves:
     """One class against the rest at every threshold, strictest first."""
 
     false_positive_rate: np.ndarray
@@ -200,7 +204,7 @@ class Detection:
     average_precision: float
 
 
-def detection(scores: np.ndarray, positive: np.ndarray) -> Detection | None:
+def one_vs_rest(scores: np.ndarray, positive: np.ndarray) -> BinaryCurves | None:
     """ROC and precision-recall of one class. None when only positives or only negatives are there."""
     positives, negatives = int(np.sum(positive)), int(np.sum(~positive))
     if not positives or not negatives:
@@ -212,30 +216,10 @@ def detection(scores: np.ndarray, positive: np.ndarray) -> Detection | None:
     recall, precision = true / positives, true / (true + false)
     fpr = false / negatives
     recall0, fpr0 = np.append(0.0, recall), np.append(0.0, fpr)
-    return Detection(
+    return BinaryCurves(
         false_positive_rate=fpr0,
         recall=recall0,
         precision=np.append(1.0, precision),
         roc_auc=float(np.sum(np.diff(fpr0) * (recall0[1:] + recall0[:-1]) / 2)),
         average_precision=float(np.sum(np.diff(recall0) * precision)),
     )
-
-
-# ------------------------------------------------------------------------------ label suspects
-
-
-def label_issues(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Records whose label is probably wrong, most suspicious first (confident learning, Northcutt et al. 2021).
-
-    A record is suspect when it looks more like another class than records of that class do on average;
-    ordered by how much more probable the prediction is than the label.
-    """
-    num_classes = probabilities.shape[1]
-    rows = np.arange(len(labels))
-    own = probabilities[rows, labels].astype(np.float64)
-    support = np.bincount(labels, minlength=num_classes)
-    usual = np.where(support > 0, _ratio(np.bincount(labels, own, minlength=num_classes), support), np.inf)
-    predicted = probabilities.argmax(axis=1)
-    best = probabilities[rows, predicted]
-    suspect = np.flatnonzero((predicted != labels) & (best >= usual[predicted]))
-    return suspect[np.argsort(-(best[suspect] - own[suspect]), kind="stable")]

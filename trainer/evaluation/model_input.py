@@ -1,9 +1,12 @@
-"""What the model is shown: of a stored record, and of any image file, made as the converter made the records."""
+"""From bytes to the model's pixels: of stored records and of any image file, for evaluation, prediction and export.
+
+`serving` does the same in TensorFlow ops, for models that leave this project.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +16,13 @@ from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.pipeline.shards import Shards
 
+if TYPE_CHECKING:
+    from shardline.pipeline.dataset import Dataset
+    from shardline.trainer.state import Run
 
-def stored_images(data: Any, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:
-    """Pixels (uint8 RGB) of some records, in the order asked for; None for one that cannot be read."""
+
+def stored_images(data: Dataset, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:
+    """Pixels (uint8 RGB [h, w, 3]) of some records, in the order asked for; None for one that cannot be read."""
     shards = Shards(data.manifest, data.directory, split)
     encoding = ENCODINGS[data.manifest.image.encoding]
     for record in records:
@@ -25,20 +32,25 @@ def stored_images(data: Any, split: str, records: Iterable[int]) -> Iterator[np.
             yield None
 
 
-def preprocess(image: np.ndarray, run: Any) -> np.ndarray:
-    """The square that the model is shown of an image."""
-    return eval_geometry(image, run.config.image_size, run.preprocessing["crop_fraction"])
+def preprocess(image: np.ndarray, run: Run) -> np.ndarray:
+    """What the model is shown of an image: uint8 RGB [h, w, 3] -> [image_size, image_size, 3]."""
+    pixels: np.ndarray = eval_geometry(image, run.config.image_size, run.preprocessing["crop_fraction"])
+    return pixels
 
 
-def load_image(data: bytes, run: Any, options: ImageOptions) -> np.ndarray:
-    """The square that the model is shown of an image file's bytes. Raises shardline.pipeline.images.BadImage."""
+def load_image(data: bytes, run: Run, options: ImageOptions) -> np.ndarray:
+    """What the model is shown of an image file's bytes. Raises shardline.pipeline.images.BadImage.
+
+    Args:
+      options: the run's `converter_options`.
+    """
     return preprocess(load_rgb(data, options), run)
 
 
-def stored_options(run: Any) -> ImageOptions:
+def converter_options(run: Run) -> ImageOptions:
     """How the converter made the images this run was trained on."""
     stored = run.preprocessing.get("stored", {})
     if stored.get("resize", "none") == "none":
         return ImageOptions(resize="none")
-    flags_set = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
-    return ImageOptions(resize=stored["resize"], size=stored["size"], **flags_set)
+    given = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
+    return ImageOptions(resize=stored["resize"], size=stored["size"], **given)

@@ -1,94 +1,128 @@
-"""The images of an evaluation: confusion, classes, ROC and PR, calibration, curves of several runs, galleries.
+"""Plots of an evaluation: confusion, classes, ROC and precision-recall, calibration; and galleries of predicted images.
 
-Each function returns a Matplotlib figure whose title says its message, legible with 2 classes and with 1,000.
+Each function returns a figure whose title says its message, legible with 2 classes and with 1,000.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardline.tools.html_report import PALETTE, new_figure
+from shardline.pipeline.wording import shorten_middle
+from shardline.tools.plot_style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    figure_png,
+    new_figure,
+    percent,
+    set_title,
+    whole_numbers,
+)
 from shardline.trainer.evaluation import metrics
 
-BLUE, ORANGE, GREEN, RED = PALETTE[:4]
-GRAY = "#8c959f"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from shardline.trainer.evaluation.metrics import BinaryCurves, ClassScores, Reliability
+    from shardline.trainer.evaluation.results import Evaluation
+
 MAX_NAMED = 40  # classes whose names still fit along an axis
 MAX_WRITTEN = 16  # classes for which the cells still hold a number
 MAX_CURVES = 6  # classes whose curves can be told apart
-LISTED = 14  # bars in the list beside an image of too many classes
+LISTED = 14  # bars in the list beside a plot of too many classes
+
+Pairs = Sequence[tuple[int, int, int]]  # true class, predicted class, records
 
 
-def short(name: str, length: int = 22) -> str:
-    """A class name cut in its middle, so that its telling ends stay."""
-    if len(name) <= length:
-        return name
-    half = (length - 1) // 2
-    return name[: length - 1 - half] + "…" + name[-half:]
+def draw(evaluation: Evaluation) -> dict[str, bytes]:
+    """The plots of an evaluation as PNGs, by file name; without `roc_pr` where only one class occurs."""
+    rows, labels, calibrated = evaluation.predictions, evaluation.labels, evaluation.calibrated
+    figures = {
+        "confusion": confusion(evaluation.confusion, labels),
+        "classes": classes(metrics.class_scores(evaluation.confusion), labels),
+        "roc_pr": roc_and_precision_recall(rows.probabilities, rows.labels, labels),
+        "calibration": calibration(
+            metrics.reliability(rows.probabilities, rows.labels),
+            None if calibrated is None else metrics.reliability(calibrated, rows.labels),
+            1.0 if calibrated is None else evaluation.metrics["calibration"]["temperature"],
+        ),
+    }
+    return {name: figure_png(figure) for name, figure in figures.items() if figure is not None}
 
 
 # ------------------------------------------------------------------------------------ confusion
 
 
-def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Any:
+def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     """Rows are true classes, shaded by share of the row; too many to name are pooled, with the worst pairs listed."""
+    from matplotlib.colors import PowerNorm
+
     n = len(labels)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     pairs = metrics.confused_pairs(matrix, LISTED)
-    side = min(9.0, 3.4 + 0.35 * n)
+    extent = None
     if n <= MAX_NAMED:
+        side = min(9.0, 3.4 + 0.35 * n)
         figure = new_figure(side + 1.2 + 0.8 * (n <= 4), side)
         axes = figure.add_subplot()
-        size = 9 if n <= 20 else 7
-        names = [short(name) for name in labels]
-        axes.set_xticks(range(n), names, rotation=90 if n > 4 else 0, fontsize=size)
-        axes.set_yticks(range(n), names, fontsize=size)
+        _name_classes(axes, labels)
     else:
         figure = new_figure(13, 7.5)
         axes, beside = figure.subplots(1, 2, width_ratios=(1.5, 1))
         _list_pairs(beside, pairs, matrix, labels)
-        share = _pool(share, 125)
-    extent = None if n <= MAX_NAMED else (-0.5, n - 0.5, n - 0.5, -0.5)
-    from matplotlib.colors import PowerNorm
-
+        extent = (-0.5, n - 0.5, n - 0.5, -0.5)
     # The square root keeps single mistakes visible beside a full diagonal.
-    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), extent=extent, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, format=_percent())
+    image = axes.imshow(_pool(share), "Blues", norm=PowerNorm(0.5, 0, 1), extent=extent, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, format=percent())
     if n <= MAX_WRITTEN:
-        for (row, column), count in np.ndenumerate(matrix):
-            if count:
-                axes.text(
-                    column, row, f"{count:,}", ha="center", va="center", fontsize=8,
-                    color="white" if share[row, column] > 0.35 else "black",
-                )  # fmt: skip
+        _write_counts(axes, matrix, share)
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.suptitle(_confusion_message(pairs, matrix, labels), fontsize=11)
+    set_title(figure, _confusion_message(pairs, matrix, labels))
     return figure
 
 
-def _confusion_message(pairs: list[tuple[int, int, int]], matrix: np.ndarray, labels: Sequence[str]) -> str:
+def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
+    names, size = [shorten_middle(name) for name in labels], 9 if len(labels) <= 20 else 7
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+
+
+def _write_counts(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            color = "white" if share[row, column] > 0.35 else "black"
+            axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
+
+
+def _confusion_message(pairs: Pairs, matrix: np.ndarray, labels: Sequence[str]) -> str:
     right = f"{np.trace(matrix):,} of {matrix.sum():,} right"
     if not pairs:
         return right
     true, predicted, count = pairs[0]
     return (
-        f"{right}; most often confused: {short(labels[true])} taken for {short(labels[predicted])} "
-        f"({count:,} of {matrix[true].sum():,})"
+        f"{right}; most often confused: {shorten_middle(labels[true])} predicted as "
+        f"{shorten_middle(labels[predicted])} ({count:,} of {matrix[true].sum():,})"
     )
 
 
-def _list_pairs(axes: Any, pairs: list[tuple[int, int, int]], matrix: np.ndarray, labels: Sequence[str]) -> None:
-    names = [f"{short(labels[true], 18)} → {short(labels[predicted], 18)}" for true, predicted, _ in pairs]
-    counts = [count for _, _, count in pairs]
-    _bars(axes, names, counts, RED, [f" {count:,} of {matrix[true].sum():,}" for true, _, count in pairs])
+def _list_pairs(axes: Axes, pairs: Pairs, matrix: np.ndarray, labels: Sequence[str]) -> None:
+    names = [f"{shorten_middle(labels[true], 18)} → {shorten_middle(labels[guess], 18)}" for true, guess, _ in pairs]
+    texts = [f" {count:,} of {matrix[true].sum():,}" for true, _, count in pairs]
+    _bars(axes, names, [count for _, _, count in pairs], RED, texts)
     axes.set(title="most confused pairs", xlabel="records")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(whole_numbers())
 
 
-def _pool(share: np.ndarray, bins: int) -> np.ndarray:
+def _pool(share: np.ndarray, bins: int = 125) -> np.ndarray:
     """Largest cell in each tile: a lone mistake among a million cells stays visible."""
     starts = np.unique(np.linspace(0, len(share), min(bins, len(share)), endpoint=False).astype(int))
     return np.maximum.reduceat(np.maximum.reduceat(share, starts, axis=0), starts, axis=1)
@@ -97,48 +131,54 @@ def _pool(share: np.ndarray, bins: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------- classes
 
 
-def classes(result: metrics.ClassScores, labels: Sequence[str]) -> Any:
-    """Recall (bars) and precision (dots) of each class that occurs, worst first."""
-    seen = np.flatnonzero(result.support)
-    order = seen[np.argsort(result.recall[seen], kind="stable")]
-    many = len(order) > MAX_NAMED
-    listed = order[:LISTED] if many else order
-    if many:
+def classes(scores: ClassScores, labels: Sequence[str]) -> Figure:
+    """Recall (bars) and precision (dots) of each class that occurs, lowest recall first."""
+    present = np.flatnonzero(scores.support)
+    order = present[np.argsort(scores.recall[present], kind="stable")]
+    if len(order) > MAX_NAMED:
         figure = new_figure(13, 5.5)
         axes, listing = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        rank = np.arange(1, len(order) + 1)
-        axes.fill_between(rank, result.recall[order], step="mid", color=BLUE, alpha=0.3, lw=0)
-        axes.plot(rank, result.recall[order], color=BLUE, drawstyle="steps-mid")
-        axes.plot(rank, result.precision[order], ".", color=ORANGE, ms=4, alpha=0.6)
-        axes.set(
-            xlabel="class, from lowest to highest recall",
-            ylabel="recall (line) and precision (dots)",
-            ylim=(0, 1.02),
-            xlim=(0.5, len(order) + 0.5),
-        )
-        axes.yaxis.set_major_formatter(_percent())
+        _recall_by_rank(axes, scores, order)
+        _list_classes(listing, scores, order[:LISTED], labels)
         listing.set_title(f"the {LISTED} of lowest recall", fontsize=10)
     else:
-        figure = new_figure(8, max(2.4, 1.2 + 0.26 * len(listed)))
-        listing = figure.add_subplot()
-    _bars(listing, [short(labels[c]) for c in listed], result.recall[listed], BLUE, [""] * len(listed))
-    listing.plot(result.precision[listed], np.arange(len(listed)), "o", color=ORANGE, ms=6, mec="white")
-    for row, c in enumerate(listed):  # beside the bars, where no dot lies
-        listing.text(1.03, row, f"{result.recall[c]:.0%} of {result.support[c]:,}", fontsize=8, va="center")
-    listing.set(xlim=(0, 1.2), ylim=(len(listed) - 0.4, -0.6), xlabel="recall (bar) and precision (dot)")
-    listing.set_xticks(np.linspace(0, 1, 6))
-    listing.xaxis.set_major_formatter(_percent())
-    figure.suptitle(_classes_message(result, order, labels), fontsize=11)
+        figure = new_figure(8, max(2.4, 1.2 + 0.26 * len(order)))
+        _list_classes(figure.add_subplot(), scores, order, labels)
+    set_title(figure, _classes_message(scores, order, labels))
     return figure
 
 
-def _classes_message(result: metrics.ClassScores, order: np.ndarray, labels: Sequence[str]) -> str:
+def _recall_by_rank(axes: Axes, scores: ClassScores, order: np.ndarray) -> None:
+    rank = np.arange(1, len(order) + 1)
+    axes.fill_between(rank, scores.recall[order], step="mid", color=BLUE, alpha=0.3, lw=0)
+    axes.plot(rank, scores.recall[order], color=BLUE, drawstyle="steps-mid")
+    axes.plot(rank, scores.precision[order], ".", color=ORANGE, ms=4, alpha=0.6)
+    axes.set(xlabel="class, from lowest to highest recall", ylabel="recall (line) and precision (dots)")
+    axes.set(ylim=(0, 1.02), xlim=(0.5, len(order) + 0.5))
+    axes.yaxis.set_major_formatter(percent())
+
+
+def _list_classes(axes: Axes, scores: ClassScores, listed: np.ndarray, labels: Sequence[str]) -> None:
+    names = [shorten_middle(labels[c]) for c in listed]
+    _bars(axes, names, scores.recall[listed], BLUE, [""] * len(listed))
+    axes.plot(scores.precision[listed], np.arange(len(listed)), "o", color=ORANGE, ms=6, mec="white")
+    for row, c in enumerate(listed):  # beside the bars, where no dot lies
+        axes.text(1.03, row, f"{scores.recall[c]:.0%} of {scores.support[c]:,}", fontsize=8, va="center")
+    axes.set(xlim=(0, 1.2), ylim=(len(listed) - 0.4, -0.6), xlabel="recall (bar) and precision (dot)")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_formatter(percent())
+
+
+def _classes_message(scores: ClassScores, order: np.ndarray, labels: Sequence[str]) -> str:
     worst, best = order[0], order[-1]
-    message = f"Recall runs from {result.recall[worst]:.0%} ({short(labels[worst])}) to {result.recall[best]:.0%}"
-    return message + (f" ({short(labels[best])})" if len(order) <= MAX_NAMED else f"; macro-F1 {result.macro_f1:.3f}")
+    message = (
+        f"Recall ranges from {scores.recall[worst]:.0%} ({shorten_middle(labels[worst])}) to {scores.recall[best]:.0%}"
+    )
+    few = len(order) <= MAX_NAMED
+    return message + (f" ({shorten_middle(labels[best])})" if few else f"; macro-F1 {scores.macro_f1:.3f}")
 
 
-def _bars(axes: Any, names: Sequence[str], values: Any, color: str, texts: Sequence[str]) -> None:
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float] | np.ndarray, color: str, texts: list[str]) -> None:
     """Horizontal bars from zero, first on top, each with its text at its end."""
     rows = np.arange(len(names))
     bars = axes.barh(rows, values, color=color, height=0.72)
@@ -146,19 +186,18 @@ def _bars(axes: Any, names: Sequence[str], values: Any, color: str, texts: Seque
     axes.set_yticks(rows, names, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 # ------------------------------------------------------------------------------------- ROC and PR
 
 
-def detection(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> Any | None:
+def roc_and_precision_recall(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> Figure | None:
     """ROC and precision-recall, one class against the rest; of many classes, the spread and the three worst.
 
     None when fewer than two classes occur.
     """
     wanted = [1] if len(labels) == 2 else range(len(labels))
-    found = {c: metrics.detection(probabilities[:, c], targets == c) for c in wanted}
+    found = {c: metrics.one_vs_rest(probabilities[:, c], targets == c) for c in wanted}
     curves = {c: curve for c, curve in found.items() if curve is not None}
     if not curves:
         return None
@@ -167,38 +206,41 @@ def detection(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[s
     roc.plot([0, 1], [0, 1], ":", color=GRAY, lw=1)
     worst_first = sorted(curves, key=lambda c: curves[c].roc_auc)
     if len(curves) > MAX_CURVES:
-        grid = np.linspace(0, 1, 201)
-        for axes, lines in (
-            (roc, [np.interp(grid, curve.false_positive_rate, curve.recall) for curve in curves.values()]),
-            (pr, [np.interp(grid, curve.recall, curve.precision) for curve in curves.values()]),
-        ):
-            low, middle, high = np.quantile(lines, [0.1, 0.5, 0.9], axis=0)
-            axes.fill_between(grid, low, high, color=BLUE, alpha=0.2, lw=0, label="10th to 90th percentile")
-            axes.plot(grid, middle, color=BLUE, label=f"median of {len(curves):,} classes")
+        _spread(roc, [(curve.false_positive_rate, curve.recall) for curve in curves.values()])
+        _spread(pr, [(curve.recall, curve.precision) for curve in curves.values()])
         worst_first = worst_first[:3]
-    colors = (ORANGE, RED, PALETTE[4], GREEN, PALETTE[5], BLUE)  # blue last: it is the median's
-    for c, color in zip(worst_first, colors, strict=False):
-        curve = curves[c]
-        label = f"{short(labels[c])}: area {curve.roc_auc:.3f}"
-        roc.plot(curve.false_positive_rate, curve.recall, color=color, label=label)
-        pr.plot(curve.recall, curve.precision, color=color)
+    for c, color in zip(worst_first, (ORANGE, RED, PINK, GREEN, SKY, BLUE), strict=False):  # blue is the median's
+        label = f"{shorten_middle(labels[c])}: area {curves[c].roc_auc:.3f}"
+        roc.plot(curves[c].false_positive_rate, curves[c].recall, color=color, label=label)
+        pr.plot(curves[c].recall, curves[c].precision, color=color)
     roc.legend(fontsize=8, loc="lower right", frameon=False)
     roc.set(xlabel="false positive rate", ylabel="recall", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     pr.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    for axes in (roc, pr):
-        axes.spines[["top", "right"]].set_visible(False)
-    mean = np.mean([curve.roc_auc for curve in curves.values()])
-    precision = np.mean([curve.average_precision for curve in curves.values()])
-    subject = short(labels[1]) if len(labels) == 2 else "each class against the rest"
-    figure.suptitle(f"{subject}: mean area under ROC {mean:.3f}, mean average precision {precision:.3f}", fontsize=11)
+    set_title(figure, _curves_message(curves, labels))
     return figure
+
+
+def _spread(axes: Axes, curves: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """The median of many curves, and where four fifths of them lie."""
+    grid = np.linspace(0, 1, 201)
+    lines = [np.interp(grid, x, y) for x, y in curves]
+    low, middle, high = np.quantile(lines, [0.1, 0.5, 0.9], axis=0)
+    axes.fill_between(grid, low, high, color=BLUE, alpha=0.2, lw=0, label="10th to 90th percentile")
+    axes.plot(grid, middle, color=BLUE, label=f"median of {len(lines):,} classes")
+
+
+def _curves_message(curves: Mapping[int, BinaryCurves], labels: Sequence[str]) -> str:
+    area = np.mean([curve.roc_auc for curve in curves.values()])
+    precision = np.mean([curve.average_precision for curve in curves.values()])
+    subject = shorten_middle(labels[1]) if len(labels) == 2 else "each class against the rest"
+    return f"{subject}: mean area under ROC {area:.3f}, mean average precision {precision:.3f}"
 
 
 # ----------------------------------------------------------------------------------- calibration
 
 
-def calibration(before: metrics.Reliability, after: metrics.Reliability | None = None, temperature: float = 1.0) -> Any:
-    """Accuracy against confidence, and how many records lie where."""
+def calibration(before: Reliability, after: Reliability | None = None, temperature: float = 1.0) -> Figure:
+    """Reliability diagram: accuracy over confidence, and how many records lie where."""
     figure = new_figure(6.4, 5.6)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], ":", color=GRAY, lw=1)
@@ -207,121 +249,46 @@ def calibration(before: metrics.Reliability, after: metrics.Reliability | None =
     if after is not None:
         series.append((after, BLUE, f"temperature {temperature:.2f}"))
     width = np.diff(before.edges)[0] / (len(series) + 0.5)
-    for i, (result, color, name) in enumerate(series):
-        used = result.count > 0
-        label = f"{name}: ECE {result.ece:.1%}"
-        upper.plot(result.confidence[used], result.accuracy[used], "o-", color=color, ms=5, label=label)
-        lower.bar(result.edges[:-1] + width * (i + 0.75), result.count, width, color=color)
+    for i, (found, color, name) in enumerate(series):
+        used = found.count > 0
+        label = f"{name}: ECE {found.ece:.1%}"
+        upper.plot(found.confidence[used], found.accuracy[used], "o-", color=color, ms=5, label=label)
+        lower.bar(found.edges[:-1] + width * (i + 0.75), found.count, width, color=color)
     upper.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # where no point lies
     upper.set(ylabel="accuracy", ylim=(0, 1.03), xlim=(0, 1.01))
     lower.set(xlabel="confidence of the prediction", ylabel="records")
-    lower.yaxis.get_major_locator().set_params(integer=True)
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter(_percent())
-    upper.yaxis.set_major_formatter(_percent())
-    n = before.count.sum()
-    sure, right = np.sum(before.confidence * before.count) / n, np.sum(before.accuracy * before.count) / n
-    verdict = "too sure" if sure > right + 0.02 else "not sure enough" if sure < right - 0.02 else "well calibrated"
-    figure.suptitle(f"Mean confidence {sure:.1%}, accuracy {right:.1%}: {verdict}", fontsize=11)
+    lower.yaxis.set_major_locator(whole_numbers())
+    for axis in (upper.xaxis, lower.xaxis, upper.yaxis):
+        axis.set_major_formatter(percent())
+    set_title(figure, _calibration_message(before))
     return figure
 
 
-# ---------------------------------------------------------------------------------- over a run
-
-
-def timeline(rows: Sequence[Mapping[str, Any]], phases: Sequence[tuple[str, float]]) -> Any | None:
-    """Throughput and waiting for input over a run, from its metrics.jsonl. None before the first step.
-
-    Args:
-      phases: name and first epoch of each.
-    """
-    rows = [row for row in rows if row.get("kind") == "train" and _finite(row, "images_per_second")]
-    if not rows:
-        return None
-    epochs = [row["epoch"] for row in rows]
-    rates = [row["images_per_second"] for row in rows]
-    waiting = [row.get("waiting_percent", 0.0) / 100 for row in rows]
-    figure = new_figure(8, 4.6)
-    rate, wait = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    marker = "o" if len(rows) < 30 else ""
-    rate.plot(epochs, rates, color=BLUE, marker=marker, ms=3)
-    wait.fill_between(epochs, waiting, color=RED, alpha=0.35, lw=0)
-    wait.plot(epochs, waiting, color=RED, marker=marker, ms=3)
-    rate.set(ylabel="images / s")
-    rate.set_ylim(bottom=0)
-    wait.set(ylabel="waiting\nfor input", xlabel="epoch", ylim=(0, max(0.1, 1.1 * max(waiting))))
-    wait.yaxis.set_major_formatter(_percent())
-    for axes in (rate, wait):
-        axes.spines[["top", "right"]].set_visible(False)
-        for name, epoch in phases[1:]:
-            axes.axvline(epoch, color=GRAY, lw=1, ls=":")
-            axes.annotate(f" {name}", (epoch, 1), xycoords=("data", "axes fraction"), fontsize=8, color=GRAY, va="top")
-    figure.suptitle(
-        f"{np.median(rates):,.0f} images/s (median); "
-        f"input keeps the device waiting {np.median(waiting):.1%} of the time",
-        fontsize=11,
-    )
-    return figure
-
-
-def run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Loss and top-1 of several runs over epochs, one color each; dashed: training, solid with dots: held out.
-
-    Args:
-      runs: name -> rows of that run's metrics.jsonl.
-    """
-    figure = new_figure(11, 4.4)
-    loss, top1 = figure.subplots(1, 2)
-    styles = {"train": {"ls": "--", "lw": 0.8, "alpha": 0.6}, "eval": {"marker": "o", "ms": 4, "lw": 1.8}}
-    for i, (name, rows) in enumerate(runs.items()):
-        for axes, key in ((loss, "loss"), (top1, "top1")):
-            for kind, style in styles.items():
-                points = [(row["epoch"], row[key]) for row in rows if row.get("kind") == kind and _finite(row, key)]
-                if points:
-                    label = f"{short(name, 30)}, {'training' if kind == 'train' else 'held out'}"
-                    axes.plot(*np.array(points, float).T, color=PALETTE[i % len(PALETTE)], label=label, **style)
-    loss.set(xlabel="epoch", ylabel="loss, nats")
-    top1.set(xlabel="epoch", ylabel="top-1")
-    loss.set_ylim(bottom=0)
-    top1.set_ylim(0, 1)
-    top1.yaxis.set_major_formatter(_percent())
-    for axes in (loss, top1):
-        axes.spines[["top", "right"]].set_visible(False)
-    if top1.get_lines():
-        top1.legend(fontsize=8, frameon=False, loc="lower right")
-    finals = {name: value for name, rows in runs.items() if (value := final_top1(rows)) is not None}
-    if finals:
-        best = max(finals, key=lambda name: finals[name])
-        figure.suptitle(f"{short(best, 30)} ends highest, at {finals[best]:.1%} held-out top-1", fontsize=11)
-    return figure
-
-
-def final_top1(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Top-1 of the last held-out evaluation in metrics.jsonl."""
-    values = [row["top1"] for row in rows if row.get("kind") == "eval" and _finite(row, "top1")]
-    return float(values[-1]) if values else None
-
-
-def _finite(row: Mapping[str, Any], key: str) -> bool:
-    value = row.get(key)
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _calibration_message(found: Reliability) -> str:
+    """Overconfident and underconfident are said only beyond twice the accuracy's standard error."""
+    n = found.count.sum()
+    confidence, accuracy = (float(np.sum(x * found.count) / n) for x in (found.confidence, found.accuracy))
+    error = 2 * math.sqrt(max(accuracy * (1 - accuracy), 1 / n) / n)
+    excess = confidence - accuracy
+    verdict = ": overconfident" if excess > error else ": underconfident" if excess < -error else ""
+    return f"Mean confidence {confidence:.1%}, accuracy {accuracy:.1%}{verdict}"
 
 
 # ------------------------------------------------------------------------------------ galleries
 
 
-def gallery(images: Sequence[tuple[np.ndarray | None, str, str]], columns: int = 4) -> Any:
+def gallery(images: Sequence[tuple[np.ndarray | None, str, str]], columns: int = 4) -> Figure:
     """A grid of images with a bold first line and a plain second; None is drawn as an empty gray tile."""
     columns = min(columns, max(1, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     figure = new_figure(2.6 * columns, 3.0 * rows)
-    grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (image, first, second) in zip(grid, images, strict=False):
         if image is None:
             axes.set_facecolor("#eaeef2")
             axes.text(0.5, 0.5, "✗", fontsize=36, color=RED, ha="center", va="center", transform=axes.transAxes)
             axes.set_box_aspect(1)
+            axes.spines[:].set_visible(False)
         else:
             axes.imshow(image)
         axes.set_xticks([])
@@ -331,9 +298,3 @@ def gallery(images: Sequence[tuple[np.ndarray | None, str, str]], columns: int =
     for axes in grid[len(images) :]:
         axes.set_axis_off()
     return figure
-
-
-def _percent() -> Any:
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1)  # as many decimals as the ticks need

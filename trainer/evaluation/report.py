@@ -5,99 +5,98 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from shardline.pipeline.machine import available_cores
+from shardline.pipeline.machine import available_cores, processor_name
+from shardline.pipeline.wording import as_flag, count
 from shardline.tools.html_report import HtmlReport
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.evaluation import leakage, metrics, plots
+from shardline.trainer.evaluation import metrics, results
 from shardline.trainer.evaluation.gradcam import GradCam, overlay, side_by_side
+from shardline.trainer.evaluation.label_issues import label_issues
+from shardline.trainer.evaluation.leakage import training_data
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
-from shardline.trainer.evaluation.results import Evaluation
 from shardline.trainer.state import read_config
+
+if TYPE_CHECKING:
+    from shardline.pipeline.dataset import Dataset
+    from shardline.trainer.evaluation.results import Evaluation
+    from shardline.trainer.state import Run
 
 IMAGES = 12  # in each gallery
 
 
 def write_report(
-    path: Path, directory: Path, run: Any, data: Any, evaluation: Evaluation, drawn: Mapping[str, bytes]
+    output: Path, directory: Path, run: Run, data: Dataset, evaluation: Evaluation, plots: Mapping[str, bytes]
 ) -> None:
-    """Write the page for one evaluation of the run in `directory`; `drawn` holds what `results.images` drew."""
-    content, rows = read_config(directory), metrics_log.read(directory)
-    found = evaluation.metrics
+    """Write the page for one evaluation of the run in `directory`; `plots` holds what `plots.draw` made."""
+    content, log = read_config(directory), metrics_log.read(directory)
+    values = evaluation.metrics
     page = HtmlReport(
-        f"{Path(directory).absolute().name} on {found['split']}: {found['top1']:.1%} top-1",
-        subtitle=f"VGG16, {len(evaluation.labels)} classes, {data.manifest.name}, {found['count']}",
+        f"{Path(directory).absolute().name} on {values['split']}: {values['top1']:.1%} top-1",
+        subtitle=f"VGG16, {count(len(evaluation.labels), 'class')}, {data.manifest.name}, {values['count']}",
     )
-    add_result(page, evaluation)
-    add_setting(page, content)
+    add_result(page, values)
+    add_settings(page, run.config)
     add_ledger(page, data)
-    add_training(page, run, rows)
-    add_confusion(page, evaluation, drawn)
+    add_training(page, run, log)
+    add_confusion(page, evaluation, plots)
     add_mistakes(page, run, data, evaluation)
-    add_suspects(page, run, data, evaluation)
-    add_calibration(page, run, evaluation, drawn)
-    add_leaks(page, run, data, evaluation)
-    add_machine(page, content, found)
-    page.save(path)
+    add_label_issues(page, run, data, evaluation)
+    add_calibration(page, run, values, plots)
+    add_leakage(page, run, data, evaluation)
+    add_environment(page, content, values)
+    page.save(output / results.REPORT)
 
 
 # ------------------------------------------------------------------------------------- sections
 
 
-def add_result(page: HtmlReport, evaluation: Evaluation) -> None:
+HEADLINES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "macro_f1": "macro-F1",
+    "log_loss": "log loss, nats",
+    "ece": "expected calibration error",
+    "mean_roc_auc": "mean area under ROC",
+    "mean_average_precision": "mean average precision",
+}
+
+
+def add_result(page: HtmlReport, values: Mapping[str, Any]) -> None:
     """The headline numbers, each with its interval where it has one."""
-    m = evaluation.metrics
-    rows = [
-        (name, m[key], "{:.4f} to {:.4f}".format(*m["interval95"][key]) if key in m["interval95"] else "")
-        for name, key in (
-            ("top-1", "top1"),
-            ("top-5", "top5"),
-            ("macro-F1", "macro_f1"),
-            ("log loss, nats", "log_loss"),
-            ("expected calibration error", "ece"),
-            ("mean area under ROC", "mean_roc_auc"),
-            ("mean average precision", "mean_average_precision"),
-        )
-        if m[key] is not None
-    ]
-    if "without_leaks" in m and m["without_leaks"]["n"]:
-        clean = m["without_leaks"]
-        rows += [
-            (f"top-1 without images that are also in training (n = {clean['n']})", clean["top1"], ""),
-            (f"top-5 without images that are also in training (n = {clean['n']})", clean["top5"], ""),
-        ]
-    tta = {"none": "", "flip": "; averaged over each image and its mirror image"}.get(
-        m["tta"], f"; averaged over {m['tta']} crops"
+    intervals = {key: f"{low:.4f} to {high:.4f}" for key, (low, high) in values["interval95"].items()}
+    rows = [(name, values[key], intervals.get(key, "")) for key, name in HEADLINES.items() if values[key] is not None]
+    if clean := values["leakage"].get("without"):
+        rest = f"without copies of training images (n = {clean['n']})"
+        rows += [(f"top-1 {rest}", clean["top1"], ""), (f"top-5 {rest}", clean["top5"], "")]
+    tta = {"none": "", "flip": "; averaged over each image and its horizontal flip"}.get(
+        values["tta"], f"; averaged over {values['tta']} crops"
     )
-    page.table("Result", ("measure", "value", "95 % interval"), rows, note=f"{m['split']}: {m['count']}{tta}.")
+    note = f"{values['split']}: {values['count']}{tta}."
+    page.table("Result", ("measure", "value", "95 % interval"), rows, note=note)
 
 
-def add_setting(page: HtmlReport, content: dict[str, Any]) -> None:
+def add_settings(page: HtmlReport, config: TrainConfig) -> None:
     """The flags that were given, and what the others were."""
-    default, used = TrainConfig().to_dict(), content["train"]
-    changed = [name for name, value in used.items() if value != default.get(name)]
-    rows = [(f"--{name}", _text(used[name]), _text(default.get(name, ""))) for name in changed]
-    page.table("Setting", ("flag", "value", "default"), rows, note="What differs from the defaults:")
-    rest = ", ".join(f"{name}={_text(value)}" for name, value in used.items() if name not in changed)
-    page.text("Setting", f"As by default: {rest}.")
+    default, used = TrainConfig().to_dict(), config.to_dict()
+    changed = [name for name, value in used.items() if value != default[name]]
+    rows = [(f"--{name}", as_flag(used[name]), as_flag(default[name])) for name in changed]
+    page.table("Settings", ("flag", "value", "default"), rows, note="Flags that differ from their defaults:")
+    rest = ", ".join(f"{name}={as_flag(value)}" for name, value in used.items() if name not in changed)
+    page.text("Settings", f"Defaults: {rest}.")
 
 
-def add_ledger(page: HtmlReport, data: Any) -> None:
+def add_ledger(page: HtmlReport, data: Dataset) -> None:
     """What became of every input, and how the splits are filled."""
-    manifest, ledger = data.manifest, data.manifest.ledger
-    page.text(
-        "Data ledger",
-        f"{ledger.inputs:,} inputs = {ledger.written:,} written + {ledger.quarantined:,} quarantined + "
-        f"{ledger.duplicates:,} duplicates + {ledger.filtered:,} filtered.",
-        f"Dataset digest {manifest.digest}.",
-    )
-    splits = list(manifest.splits)
-    counted = all(manifest.class_counts.get(name) for name in splits)
-    if counted:
+    manifest, splits = data.manifest, list(data.manifest.splits)
+    page.text("Data ledger", f"{manifest.ledger}.", f"Dataset digest {manifest.digest}.")
+    if all(manifest.class_counts.get(name) for name in splits):
         rows = [
             (label, *(int(manifest.class_counts[name][c]) for name in splits)) for c, label in enumerate(data.labels)
         ]
@@ -106,188 +105,166 @@ def add_ledger(page: HtmlReport, data: Any) -> None:
         page.table("Data ledger", ("split", "records"), [(name, data.num_records(name)) for name in splits])
 
 
-def add_training(page: HtmlReport, run: Any, rows: list[dict[str, Any]]) -> None:
+def add_training(page: HtmlReport, run: Run, log: list[dict[str, Any]]) -> None:
     """Curves with phase marks, and where the time went."""
     phases, epoch = [], 0.0
     for phase in run.config.phase_list:
         phases.append((phase.part, epoch))
         epoch += phase.epochs
-    if not rows:
+    if not log:
         page.text("Training", "This run directory holds no metrics.jsonl, so there are no curves.")
         return
-    held_out = next((row["split"] for row in rows if row["kind"] == "eval"), "")
-    last = [row for row in rows if row["kind"] == "eval"][-1:] or rows[-1:]
-    alt = f"loss, top-1 and learning rate over epochs; last: loss {last[0]['loss']:.3f}, top-1 {last[0]['top1']:.1%}"
-    page.figure("Training", curves.curves(rows, phases, held_out), alt)
-    timeline = plots.timeline(rows, phases)
-    if timeline is not None:
-        page.figure("Throughput", timeline, "images a second and share of time spent waiting for input, over epochs")
+    evaluations = [line for line in log if line["kind"] == "eval"]
+    last = (evaluations or log)[-1]
+    alt = f"loss, top-1 and learning rate over epochs; last: loss {last['loss']:.3f}, top-1 {last['top1']:.1%}"
+    held_out = evaluations[0]["split"] if evaluations else ""
+    page.figure("Training", curves.training_curves(log, phases, held_out), alt)
+    throughput = curves.throughput_curves(log, phases)
+    if throughput is not None:
+        page.figure("Throughput", throughput, "images per second and share of time waiting for input, over epochs")
 
 
-def add_confusion(page: HtmlReport, evaluation: Evaluation, drawn: Mapping[str, bytes]) -> None:
-    """Which classes are taken for which, and the table of classes."""
+def add_confusion(page: HtmlReport, evaluation: Evaluation, plots: Mapping[str, bytes]) -> None:
+    """Which classes are confused, and the table of classes."""
     matrix, labels = evaluation.confusion, evaluation.labels
     pairs = metrics.confused_pairs(matrix, 20)
-    worst = "; ".join(f"{labels[a]} taken for {labels[b]}: {count}" for a, b, count in pairs[:5]) or "no mistakes"
-    page.figure("Confusion", drawn["confusion"], f"confusion matrix; {worst}")
+    worst = "; ".join(f"{labels[a]} predicted as {labels[b]}: {n}" for a, b, n in pairs[:5]) or "no mistakes"
+    page.figure("Confusion", plots["confusion"], f"confusion matrix; {worst}")
     page.table(
         "Confusion",
-        ("true class", "taken for", "records", "of"),
-        [(labels[a], labels[b], count, int(matrix[a].sum())) for a, b, count in pairs],
+        ("true class", "predicted as", "records", "of"),
+        [(labels[a], labels[b], n, int(matrix[a].sum())) for a, b, n in pairs],
     )
-    page.figure("Classes", drawn["classes"], "recall and precision of each class, lowest recall first")
-    page.table(
-        "Classes",
-        ("class", "records", "predicted", "precision", "recall", "F1", "ROC area", "average precision"),
-        [
-            (
-                c["label"], c["support"], c["predicted"], c["precision"], c["recall"], c["f1"],
-                _known(c["roc_auc"]), _known(c["average_precision"]),
-            )
-            for c in evaluation.metrics["classes"]
-        ],
-        note="Press a column's head to sort.",
-    )  # fmt: skip
-    if "roc_pr" in drawn:
-        page.figure("ROC and precision-recall", drawn["roc_pr"], "one class against the rest at every threshold")
+    page.figure("Classes", plots["classes"], "recall and precision of each class, lowest recall first")
+    columns = {
+        "label": "class", "support": "records", "predicted": "predicted", "precision": "precision", "recall": "recall",
+        "f1": "F1", "roc_auc": "ROC area", "average_precision": "average precision",
+    }  # fmt: skip
+    rows = [tuple("" if c[key] is None else c[key] for key in columns) for c in evaluation.metrics["classes"]]
+    page.table("Classes", tuple(columns.values()), rows, note="Click a column heading to sort by it.")
+    if "roc_pr" in plots:
+        page.figure("ROC and precision-recall", plots["roc_pr"], "one class against the rest at every threshold")
 
 
-def add_mistakes(page: HtmlReport, run: Any, data: Any, evaluation: Evaluation) -> None:
-    """The mistakes the model is surest of, beside what it looked at."""
+def add_mistakes(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluation) -> None:
+    """The mistakes the model is surest of, with Grad-CAM maps."""
     rows = evaluation.predictions
-    predicted = rows.probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != rows.labels)
-    worst = wrong[np.argsort(-rows.probabilities[wrong, predicted[wrong]], kind="stable")][:IMAGES]
+    wrong = np.flatnonzero(rows.predicted != rows.labels)
+    surest = wrong[np.argsort(-rows.probabilities[wrong, rows.predicted[wrong]], kind="stable")][:IMAGES]
     title = "Most confident mistakes"
-    if not len(worst):
+    if not len(surest):
         page.text(title, "There are no mistakes.")
         return
     page.gallery(
         title,
-        explained(run, data, evaluation, worst),
-        note="Each image as the model sees it, beside a Grad-CAM map of what speaks for the predicted class "
+        gradcam_pairs(run, data, evaluation, surest),
+        note="Each image as the model is given it, beside a Grad-CAM map of the evidence for the predicted class "
         "(yellow: most).",
         wide=True,
     )
 
 
-def add_suspects(page: HtmlReport, run: Any, data: Any, evaluation: Evaluation) -> None:
-    """Records whose label may be the mistake."""
+def add_label_issues(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluation) -> None:
+    """Records whose label is probably wrong."""
     rows = evaluation.predictions
-    suspects = metrics.label_issues(rows.probabilities, rows.labels)
+    issues = label_issues(rows.probabilities, rows.labels)
     title = "Label issues"
-    if not len(suspects):
+    if not len(issues):
         page.text(title, "No record looks more like another class than that class's own records do on average.")
         return
+    look = "record looks" if len(issues) == 1 else "records look"
     page.gallery(
         title,
-        explained(run, data, evaluation, suspects[:IMAGES]),
-        note=f"{len(suspects)} records look more like another class than records of that class do on average "
-        "(confident learning); the most suspicious first. Look at the label before you blame the model.",
+        gradcam_pairs(run, data, evaluation, issues[:IMAGES]),
+        note=f"{len(issues):,} {look} at least as much like another class as records of that class do on average "
+        "(confident learning), the most suspicious first. The label or the model may be wrong: of all records, this "
+        f"model gets {evaluation.metrics['top1']:.0%} right.",
         wide=True,
     )
 
 
-def explained(run: Any, data: Any, evaluation: Evaluation, chosen: np.ndarray) -> list[tuple[bytes, str]]:
-    """ProcessedImage beside Grad-CAM overlay, and a caption, for some rows of the predictions."""
+def gradcam_pairs(run: Run, data: Dataset, evaluation: Evaluation, chosen: np.ndarray) -> list[tuple[bytes, str]]:
+    """For some rows of the predictions: the image beside its Grad-CAM overlay, and a caption."""
     rows, labels = evaluation.predictions, evaluation.labels
     stored = stored_images(data, evaluation.metrics["split"], rows.records[chosen])
-    seen = np.stack([preprocess(image, run) for image in stored if image is not None])  # all: they were evaluated
-    predicted = rows.probabilities[chosen].argmax(axis=1)
-    heat = GradCam(run.model, run.config.jit)(seen, predicted)
-    made = []
-    for i, row in enumerate(chosen):
-        own, best = rows.probabilities[row, rows.labels[row]], rows.probabilities[row, predicted[i]]
+    shown = np.stack([preprocess(image, run) for image in stored if image is not None])  # all: they were evaluated
+    heat = GradCam(run.model, run.config.jit)(shown, rows.predicted[chosen])
+    pairs = []
+    for image, evidence, row in zip(shown, heat, chosen, strict=True):
+        label, predicted = rows.labels[row], rows.predicted[row]
         caption = (
-            f"{labels[predicted[i]]} {best:.0%}, labelled {labels[rows.labels[row]]} ({own:.0%}); "
-            f"{evaluation.paths[row]}"
+            f"{labels[predicted]} {rows.probabilities[row, predicted]:.0%}, labeled {labels[label]} "
+            f"({rows.probabilities[row, label]:.0%}); {evaluation.paths[row]}"
         )
-        made.append((side_by_side(seen[i], overlay(seen[i], heat[i])), caption))
-    return made
+        pairs.append((side_by_side(image, overlay(image, evidence)), caption))
+    return pairs
 
 
-def add_calibration(page: HtmlReport, run: Any, evaluation: Evaluation, drawn: Mapping[str, bytes]) -> None:
-    """Whether 80 % sure means right in 80 % of cases."""
-    m = evaluation.metrics
-    if "temperature" in m:
-        t = m["temperature"]
-        edge = t["value"] <= metrics.TEMPERATURES[0] * 1.01 or t["value"] >= metrics.TEMPERATURES[1] * 0.99
-        note = (
-            f"Dividing the logits by {t['value']:.3f}, fitted on {t['fitted_on_records']} records of {t['fitted_on']}, "
-            f"takes the expected calibration error from {m['ece']:.1%} to {t['ece']:.1%} and the log loss from "
-            f"{m['log_loss']:.3f} to {t['log_loss']:.3f}. The ranking, and so top-1, stays the same."
-        )
-        if t["fitted_on"] == run.config.train_split:
-            note += " It was fitted on the training split, where the model is too good: take another one if you can."
-        note += " The fit ran to the end of its range: that split cannot tell the temperature." if edge else ""
+def add_calibration(page: HtmlReport, run: Run, values: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
+    """Whether 80 % confidence means right in 80 % of cases."""
+    found = values.get("calibration")
+    if found is None:
+        note = "No temperature was fitted: that needs another held-out split (--calibration_split)."
     else:
-        note = "No temperature was fitted: that takes another held-out split (--calibration_split)."
-    page.figure("Calibration", drawn["calibration"], f"reliability diagram; ECE {m['ece']:.1%}", note)
+        lowest, highest = metrics.TEMPERATURES
+        note = (
+            f"Dividing the logits by {found['temperature']:.3f}, fitted on {count(found['records'], 'record')} of "
+            f"{found['split']}, takes the expected calibration error from {values['ece']:.1%} to {found['ece']:.1%} "
+            f"and the log loss from {values['log_loss']:.3f} to {found['log_loss']:.3f}. The ranking, and so top-1, "
+            "stays the same."
+        )
+        if found["split"] == run.config.train_split:
+            note += " It was fitted on the training split, which flatters the model: use another split if you can."
+        if not lowest * 1.01 < found["temperature"] < highest * 0.99:
+            note += " The fit ran to the end of its range: that split cannot determine the temperature."
+    page.figure("Calibration", plots["calibration"], f"reliability diagram; ECE {values['ece']:.1%}", note)
 
 
-def add_leaks(page: HtmlReport, run: Any, data: Any, evaluation: Evaluation) -> None:
+def add_leakage(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluation) -> None:
     """Pairs of evaluated and training images that are the same."""
-    m, found = evaluation.metrics, evaluation.leaks
-    page.text("Leakage", f"{m['leak_guard']}.")
+    values, found = evaluation.metrics, evaluation.leakage.records
+    page.text("Leakage", f"{evaluation.leakage.note}.")
     if not found:
         return
-    if "without_leaks" in m and m["without_leaks"]["n"]:
-        clean = m["without_leaks"]
+    if clean := values["leakage"].get("without"):
         page.text(
-            "Leakage",
-            f"Top-1 is {m['top1']:.2%} with them and {clean['top1']:.2%} without (n = {clean['n']}).",
+            "Leakage", f"Top-1 is {values['top1']:.2%} with them and {clean['top1']:.2%} without (n = {clean['n']})."
         )
-    trained_on, _ = leakage.training_data(run, data)
-    shown = found[:IMAGES]
-    ours = stored_images(data, m["split"], [leak.record for leak in shown])
-    theirs = stored_images(trained_on, run.config.train_split, [leak.train_record for leak in shown])
+    trained_on, _ = training_data(run, data)
+    assert trained_on is not None  # it was searched
+    shown, train_split = found[:IMAGES], run.config.train_split
+    ours = stored_images(data, values["split"], [leaked.record for leaked in shown])
+    theirs = stored_images(trained_on, train_split, [leaked.train_record for leaked in shown])
     page.gallery(
         "Leakage",
         [
-            (side_by_side(a, b), str(leak))
-            for a, b, leak in zip(ours, theirs, shown, strict=True)
+            (side_by_side(a, b), str(leaked))
+            for a, b, leaked in zip(ours, theirs, shown, strict=True)
             if a is not None and b is not None
         ],
-        note=f"Left: evaluated; right: in training. {len(shown)} of {len(found)} pairs.",
+        note=f"Left: evaluated; right: in training. {len(shown)} of {count(len(found), 'pair')}.",
         wide=True,
     )
     page.table(
         "Leakage",
-        (f"evaluated ({m['split']})", f"training ({run.config.train_split})", "found by"),
-        [(leak.path, leak.train_path, leak.kind) for leak in found],
+        (f"evaluated ({values['split']})", f"training ({train_split})", "found by"),
+        [(leaked.path, leaked.train_path, leaked.kind) for leaked in found],
     )
 
 
-def add_machine(page: HtmlReport, content: dict[str, Any], found: dict[str, Any]) -> None:
+def add_environment(page: HtmlReport, content: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """What computed this."""
-    import keras
-    import tensorflow as tf
-
-    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in
-            tf.config.list_physical_devices("GPU")]  # fmt: skip
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
     rows = [
-        ("evaluated on", found["how"]["devices"]),
-        ("seconds, with start-up", str(found["how"]["seconds"])),
-        ("processor", f"{_processor()}, {available_cores()} cores"),
+        ("evaluated on", values["environment"]["devices"]),
+        ("seconds, with start-up", str(values["environment"]["seconds"])),
+        ("processor", f"{processor_name()}, {count(available_cores(), 'core')}"),
         ("GPUs", ", ".join(gpus) or "none"),
         ("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
         ("versions", f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"),
         ("trained with", ", ".join(f"{name} {value}" for name, value in content.get("versions", {}).items())),
     ]
-    page.table("Machine", ("what", "value"), rows)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _known(value: float | None) -> Any:
-    return "" if value is None else value
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    page.table("Environment", ("what", "value"), rows)

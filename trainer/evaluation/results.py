@@ -1,4 +1,4 @@
-"""What an evaluation finds: every number from the predictions alone, and its files. No TensorFlow.
+"""The values of one evaluation: computed from predictions alone, written to its directory, read back. No TensorFlow.
 
 metrics.json is written last, so a directory that holds one is whole.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import atomic_write, atomic_writer
+from shardline.pipeline.wording import count
 from shardline.trainer.evaluation import metrics
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
-
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from shardline.trainer.evaluation.inference import Predictions
+    from shardline.trainer.evaluation.leakage import Leakage
+
+Curves = Sequence[metrics.BinaryCurves | None]  # one a class
+
+METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
 
 
 @dataclass(frozen=True)
@@ -32,135 +39,151 @@ class Evaluation:
     paths: list[str]  # source file of each row
     labels: tuple[str, ...]
     calibrated: np.ndarray | None  # probabilities after the fitted temperature
-    leaks: list[Any]  # shardline.trainer.evaluation.leakage.LeakedRecord
+    leakage: Leakage
 
     @property
     def confusion(self) -> np.ndarray:
         """Counts [true, predicted]."""
         rows = self.predictions
-        return metrics.confusion_matrix(rows.labels, rows.probabilities.argmax(axis=1), len(self.labels))
+        return metrics.confusion_matrix(rows.labels, rows.predicted, len(self.labels))
 
 
 # ----------------------------------------------------------------------------------------- numbers
 
 
-def evaluate(
+def compute(
     predictions: Predictions,
-    data: Any,
     split: str,
+    labels: tuple[str, ...],
+    paths: list[str],
+    leakage: Leakage,
+    *,
     calibration: Predictions | None = None,
     calibration_split: str = "",
-    leaks: list[Any] | None = None,
 ) -> Evaluation:
-    """All numbers of one evaluation, from predictions alone."""
-    labels, targets, probabilities = data.labels, predictions.labels, predictions.probabilities
-    paths = [filename for _, _, filename in data.records(split, predictions.records.tolist())]
-    ranks = metrics.label_ranks(probabilities, targets)
-    confusion = metrics.confusion_matrix(targets, probabilities.argmax(axis=1), len(labels))
-    by_class = metrics.class_scores(confusion)
-    found = [metrics.detection(probabilities[:, c], targets == c) for c in range(len(labels))]
-    top5 = np.array([[np.sum(ranks < 5), np.sum(ranks >= 5)], [0, 0]])  # as a matrix, to draw its interval
+    """All numbers of one evaluation.
+
+    Args:
+      paths: source file of each row.
+      calibration: predictions of `calibration_split`, to fit a temperature on.
+    """
+    confusion = metrics.confusion_matrix(predictions.labels, predictions.predicted, len(labels))
+    curves = [metrics.one_vs_rest(predictions.probabilities[:, c], predictions.labels == c) for c in range(len(labels))]
     values: dict[str, Any] = {
         "split": split,
-        "n": len(targets),
+        "n": len(predictions.records),
         "records": predictions.num_stored,
         "count": predictions.count_line,
+        **_overall(predictions, confusion, curves),
+        "classes": _by_class(labels, metrics.class_scores(confusion), curves),
+    }
+    calibrated = None
+    if calibration is not None:
+        temperature = metrics.fit_temperature(calibration.probabilities, calibration.labels)
+        calibrated = metrics.apply_temperature(predictions.probabilities, temperature)
+        values["calibration"] = {
+            "split": calibration_split,
+            "records": len(calibration.records),
+            "temperature": temperature,
+            "ece": metrics.reliability(calibrated, predictions.labels).ece,
+            "log_loss": metrics.log_loss(calibrated, predictions.labels),
+        }
+    values["leakage"] = _leakage(predictions, leakage)
+    return Evaluation(values, predictions, paths, labels, calibrated, leakage)
+
+
+def _overall(rows: Predictions, confusion: np.ndarray, curves: Curves) -> dict[str, Any]:
+    """Numbers over all records, those of hits with a 95 % interval."""
+    ranks = metrics.label_ranks(rows.probabilities, rows.labels)
+    top5 = np.array([[np.sum(ranks < 5), np.sum(ranks >= 5)], [0, 0]])  # as a matrix, to draw its interval
+    return {
         "top1": float(np.mean(ranks < 1)),
         "top5": float(np.mean(ranks < 5)),
-        "macro_f1": by_class.macro_f1,
+        "macro_f1": metrics.class_scores(confusion).macro_f1,
         "interval95": {
             "top1": metrics.bootstrap_interval(confusion, metrics.accuracy),
             "top5": metrics.bootstrap_interval(top5, lambda matrix: matrix[0, 0] / matrix.sum()),
             "macro_f1": metrics.bootstrap_interval(confusion, lambda matrix: metrics.class_scores(matrix).macro_f1),
         },
-        "log_loss": metrics.log_loss(probabilities, targets),
-        "ece": metrics.reliability(probabilities, targets).ece,
-        "mean_roc_auc": _mean([curve.roc_auc for curve in found if curve]),
-        "mean_average_precision": _mean([curve.average_precision for curve in found if curve]),
-        "classes": [
-            {
-                "label": labels[c],
-                "support": int(by_class.support[c]),
-                "predicted": int(by_class.predicted[c]),
-                "precision": float(by_class.precision[c]),
-                "recall": float(by_class.recall[c]),
-                "f1": float(by_class.f1[c]),
-                "roc_auc": curve.roc_auc if curve else None,
-                "average_precision": curve.average_precision if curve else None,
-            }
-            for c, curve in enumerate(found)
-        ],
+        "log_loss": metrics.log_loss(rows.probabilities, rows.labels),
+        "ece": metrics.reliability(rows.probabilities, rows.labels).ece,
+        "mean_roc_auc": _mean([curve.roc_auc for curve in curves if curve]),
+        "mean_average_precision": _mean([curve.average_precision for curve in curves if curve]),
     }
-    calibrated = None
-    if calibration is not None:
-        temperature = metrics.fit_temperature(calibration.probabilities, calibration.labels)
-        calibrated = metrics.apply_temperature(probabilities, temperature)
-        values["temperature"] = {
-            "fitted_on": calibration_split,
-            "fitted_on_records": len(calibration.records),
-            "value": temperature,
-            "ece": metrics.reliability(calibrated, targets).ece,
-            "log_loss": metrics.log_loss(calibrated, targets),
-        }
-    if leaks:
-        clean = ~np.isin(predictions.records, [leak.record for leak in leaks])
-        values["without_leaks"] = {
-            "n": int(clean.sum()),
-            "top1": _mean((ranks[clean] < 1).tolist()),
-            "top5": _mean((ranks[clean] < 5).tolist()),
-        }
-    values["leaks"] = len({leak.record for leak in leaks or []})
-    return Evaluation(values, predictions, paths, tuple(labels), calibrated, leaks or [])
 
 
-def _mean(values: list[Any]) -> float | None:
+def _by_class(labels: tuple[str, ...], scores: metrics.ClassScores, curves: Curves) -> list[dict[str, Any]]:
+    """Numbers of each class; areas are None where it has no record or all of them."""
+    return [
+        {
+            "label": labels[c],
+            "support": int(scores.support[c]),
+            "predicted": int(scores.predicted[c]),
+            "precision": float(scores.precision[c]),
+            "recall": float(scores.recall[c]),
+            "f1": float(scores.f1[c]),
+            "roc_auc": curve.roc_auc if curve else None,
+            "average_precision": curve.average_precision if curve else None,
+        }
+        for c, curve in enumerate(curves)
+    ]
+
+
+def _leakage(rows: Predictions, leakage: Leakage) -> dict[str, Any]:
+    """How many records leaked, how they were searched for, and top-1 and top-5 of the others."""
+    values: dict[str, Any] = {"records": len(leakage.records), "note": leakage.note}
+    clean = ~np.isin(rows.records, [found.record for found in leakage.records])
+    if leakage.records and clean.any():
+        ranks = metrics.label_ranks(rows.probabilities[clean], rows.labels[clean])
+        values["without"] = {"n": len(ranks), "top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5))}
+    return values
+
+
+def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-# ------------------------------------------------------------------------------------------ output
-
-
-def summary(evaluation: Evaluation) -> str:
-    """One line with the headline numbers."""
-    m = evaluation.metrics
-    low, high = m["interval95"]["top1"]
+def summary(values: Mapping[str, Any]) -> str:
+    """One line with the headline numbers of metrics.json."""
+    low, high = values["interval95"]["top1"]
     line = (
-        f"top-1 {m['top1']:.1%} (95 % interval {low:.1%} to {high:.1%}), top-5 {m['top5']:.1%}, "
-        f"macro-F1 {m['macro_f1']:.3f}, ECE {m['ece']:.1%}"
+        f"top-1 {values['top1']:.1%} (95 % interval {low:.1%} to {high:.1%}), top-5 {values['top5']:.1%}, "
+        f"macro-F1 {values['macro_f1']:.3f}, ECE {values['ece']:.1%}"
     )
-    if "without_leaks" in m and m["without_leaks"]["n"]:
-        clean = m["without_leaks"]
-        line += f"; without {m['leaks']} images that are also in training: top-1 {clean['top1']:.1%} (n = {clean['n']})"
+    leakage = values["leakage"]
+    if clean := leakage.get("without"):
+        copies = count(leakage["records"], "copy of a training image", "copies of training images")
+        line += f"; without {copies}: top-1 {clean['top1']:.1%} (n = {clean['n']})"
     return line
 
 
-def images(evaluation: Evaluation) -> dict[str, bytes]:
-    """The plots as PNGs, by name; without `roc_pr` where only one class occurs."""
-    from shardline.tools.html_report import figure_png
-    from shardline.trainer.evaluation import plots
-
-    rows, labels, calibrated = evaluation.predictions, evaluation.labels, evaluation.calibrated
-    made = {
-        "confusion": plots.confusion(evaluation.confusion, labels),
-        "classes": plots.classes(metrics.class_scores(evaluation.confusion), labels),
-        "roc_pr": plots.detection(rows.probabilities, rows.labels, labels),
-        "calibration": plots.calibration(
-            metrics.reliability(rows.probabilities, rows.labels),
-            None if calibrated is None else metrics.reliability(calibrated, rows.labels),
-            1.0 if calibrated is None else evaluation.metrics["temperature"]["value"],
-        ),
-    }
-    return {name: figure_png(figure) for name, figure in made.items() if figure is not None}
+# ------------------------------------------------------------------------------------------- files
 
 
-def write(evaluation: Evaluation, drawn: Mapping[str, bytes], output: Path) -> None:
+def default_directory(run: Path, split: str) -> Path:
+    """Where shardline-evaluate writes unless told otherwise."""
+    return run / f"evaluation-{split}"
+
+
+def write(evaluation: Evaluation, plots: Mapping[str, bytes], output: Path) -> None:
     """The PNGs, predictions.parquet and, last, metrics.json."""
-    for name, png in drawn.items():
-        (output / f"{name}.png").write_bytes(png)
+    for name, png in plots.items():
+        atomic_write(output / f"{name}.png", png, durable=False)
     write_predictions(evaluation, output / PREDICTIONS)
-    temporary = output / f"{METRICS}.tmp"
-    temporary.write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(output / METRICS)
+    atomic_write(output / METRICS, json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """metrics.json of an evaluation. Raises UsageError in one line."""
+    path = directory / METRICS
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["run"], values["split"], values["top1"], values["leakage"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is damaged, or of another version ({error!r}); run shardline-evaluate again"
+        ) from None
+    return values
 
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
@@ -168,32 +191,28 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = evaluation.predictions
-    num_classes = len(evaluation.labels)
-    names = np.array(evaluation.labels, dtype=object)
-    predicted = rows.probabilities.argmax(axis=1)
+    rows, names = evaluation.predictions, np.array(evaluation.labels, dtype=object)
     flat = pa.array(rows.probabilities.ravel(), pa.float32())
     table = pa.table(
         {
             "id": pa.array(rows.records, pa.int64()),
             "path": pa.array(evaluation.paths, pa.string()),
             "label": pa.array(names[rows.labels], pa.string()),
-            "predicted": pa.array(names[predicted], pa.string()),
-            "correct": pa.array(predicted == rows.labels, pa.bool_()),
-            "probabilities": pa.FixedSizeListArray.from_arrays(flat, num_classes),
+            "predicted": pa.array(names[rows.predicted], pa.string()),
+            "correct": pa.array(rows.predicted == rows.labels, pa.bool_()),
+            "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(names)),
         }
     )
     metadata = {
         "labels": json.dumps(evaluation.labels, ensure_ascii=False),
         "split": evaluation.metrics["split"],
-        "digest": str(evaluation.metrics.get("digest", "")),
+        "digest": evaluation.metrics["digest"],
     }
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
-    temporary.replace(path)
+    with atomic_writer(path) as file:
+        pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
 
 
-def read_predictions(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
+def read_predictions(directory: str | os.PathLike[str]) -> tuple[pa.Table, dict[str, str]]:
     """The table and metadata of an evaluation directory. Raises UsageError or Failure in one line."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,19 +1,80 @@
-"""A file's bytes to what the model is shown, in TensorFlow ops alone: the converter's and evaluation's steps, exported.
+"""The SavedModel that takes JPEG and PNG files: the converter's and evaluation's preprocessing in TensorFlow ops alone.
 
-JPEG and PNG. Unlike TensorFlow's decoders, this applies the EXIF orientation and puts transparency over white, as
-`pipeline.images` does.
+A graph cannot call Python, so this is a second implementation of `model_input.load_image`; the tests hold both equal.
+Unlike TensorFlow's decoders, it applies the EXIF orientation and puts transparency over white.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import keras
 import tensorflow as tf
 
+from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.preprocessing import eval_geometry
+from shardline.trainer.evaluation.model_input import converter_options
+
+if TYPE_CHECKING:
+    from shardline.trainer.state import Run
+
+Answer = dict[str, tf.Tensor]
 
 
-def image_from_bytes(encoded: tf.Tensor, options: Any, image_size: int, crop_fraction: float) -> tf.Tensor:
+def save_serving(run: Run, target: Path) -> None:
+    """Write a SavedModel with three signatures.
+
+    serving_default: `bytes` string [n], JPEG or PNG files -> the answer; serve_images: `images` uint8 [n, s, s, 3]
+    RGB -> the answer; labels: nothing -> `labels` string [classes]. The answer is `label` string [n],
+    `probability` float32 [n], `probabilities` float32 [n, classes].
+    """
+    size, options, names = run.config.image_size, converter_options(run), list(run.labels)
+
+    def answer(images: tf.Tensor) -> Answer:
+        probabilities = run.model(images, training=False)
+        best = tf.argmax(probabilities, axis=1)
+        return {
+            "label": tf.gather(tf.constant(names), best),
+            "probability": tf.reduce_max(probabilities, axis=1),
+            "probabilities": probabilities,
+        }
+
+    def from_bytes(encoded: tf.Tensor) -> Answer:
+        return answer(
+            tf.map_fn(
+                lambda one: image_from_bytes(one, options, size, run.preprocessing["crop_fraction"]),
+                encoded,
+                fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
+            )
+        )
+
+    def labels() -> Answer:
+        return {"labels": tf.constant(names)}
+
+    def traced(function: Callable[..., Answer], *inputs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
+        return tf.function(function, autograph=False).get_concrete_function(*inputs)
+
+    signatures = {
+        "serving_default": traced(from_bytes, tf.TensorSpec([None], tf.string, "bytes")),
+        "serve_images": traced(answer, tf.TensorSpec([None, size, size, 3], tf.uint8, "images")),
+        "labels": traced(labels),
+    }
+    tf.saved_model.save(variables_of(run.model), str(target), signatures)
+
+
+def variables_of(model: keras.Model) -> tf.Module:
+    """A module with the variables of a Keras model alone: saving the model itself would trace every layer again."""
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    return module
+
+
+# ------------------------------------------------------------------------------------------ pixels
+
+
+def image_from_bytes(encoded: tf.Tensor, options: ImageOptions, image_size: int, crop_fraction: float) -> tf.Tensor:
     """uint8 [image_size, image_size, 3] of one JPEG or PNG file; `options` are the converter's ImageOptions."""
     jpeg = tf.io.is_jpeg(encoded)
     image = tf.cond(jpeg, lambda: _jpeg(encoded), lambda: _over_white(tf.io.decode_png(encoded, channels=4)))
@@ -42,8 +103,8 @@ def _orient(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.cond(mirror_rows, lambda: tf.reverse(pixels, [0]), lambda: pixels)
 
 
-def _as_stored(image: tf.Tensor, options: Any) -> tf.Tensor:
-    """The converter's resize; area averaging, as OpenCV's INTER_AREA."""
+def _as_stored(image: tf.Tensor, options: ImageOptions) -> tf.Tensor:
+    """The converter's resize, approximately: TensorFlow has no op with its kernel, and averages areas instead."""
     if options.resize == "none":
         return image
     size = tf.shape(image)[:2]
@@ -78,12 +139,12 @@ def exif_orientation(jpeg: tf.Tensor) -> tf.Tensor:
     data = tf.concat([data, tf.zeros([16], tf.int32)], 0)  # so that every look at a segment's head stays inside
     end = tf.shape(data)[0] - 16
 
-    def more(at: Any, found: Any) -> tf.Tensor:
+    def more(at: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
         head = data[tf.minimum(at, end) :][:2]
-        # 0xFFDA starts the image itself: no tags behind it.
+        # 0xFFDA starts the image itself: no tags after it.
         return (found == 0) & (at < end) & (head[0] == 0xFF) & (head[1] != 0xDA)
 
-    def step(at: Any, found: Any) -> Any:
+    def step(at: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         head = data[at : at + 10]
         is_exif = (head[1] == 0xE1) & tf.reduce_all(head[4:] == [69, 120, 105, 102, 0, 0])
         return at + 2 + head[2] * 256 + head[3], tf.where(is_exif, at + 10, 0)
@@ -97,7 +158,7 @@ def _orientation_tag(data: tf.Tensor, tiff: tf.Tensor) -> tf.Tensor:
     last = tf.shape(data)[0] - 1
     little = data[tiff] == 0x49  # "II", else "MM"
 
-    def number(at: Any, size: int) -> tf.Tensor:
+    def number(at: tf.Tensor, size: int) -> tf.Tensor:
         parts = tf.gather(data, tf.clip_by_value(at + tf.range(size), 0, last))
         parts = tf.cond(little, lambda: parts[::-1], lambda: parts)
         return tf.reduce_sum(parts * tf.constant([1 << 8 * (size - 1 - i) for i in range(size)], tf.int32))

@@ -1,11 +1,11 @@
-"""A forward pass is the model, with or without XLA, averaged over the views of an image."""
+"""Inference is the model, with or without XLA, averaged over the crops of an image."""
 
 import keras
 import numpy as np
 import pytest
 
 from shardline.trainer import cluster
-from shardline.trainer.evaluation.inference import Forward
+from shardline.trainer.evaluation.inference import DistributedModel
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +18,15 @@ def model():
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_views_of_an_image_are_averaged(model, jit):
+def test_crops_of_an_image_are_averaged(model, jit):
     devices = cluster.start("one_device", 0)
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), dtype=np.uint8)
-    single = np.stack([model(images[:, view]).numpy() for view in range(5)], 1)
-    mirrored = np.stack([model(images[:, view, :, ::-1]).numpy() for view in range(5)], 1)
-    (plain,) = Forward(model, devices, "none", jit)([images[:, 0]])
-    (five,) = Forward(model, devices, "5", jit)([images])
-    (flipped,) = Forward(model, devices, "flip", jit)([images[:, 0]])
+    single = np.stack([model(images[:, crop]).numpy() for crop in range(5)], 1)
+    flipped_crops = np.stack([model(images[:, crop, :, ::-1]).numpy() for crop in range(5)], 1)
+    (plain,) = DistributedModel(model, devices, "none", jit)([images[:, 0]])
+    (five,) = DistributedModel(model, devices, "5", jit)([images])
+    (flipped,) = DistributedModel(model, devices, "flip", jit)([images[:, 0]])
     assert plain == pytest.approx(single[:, 0], abs=1e-5)
     assert five == pytest.approx(single.mean(1), abs=1e-5)
-    assert flipped == pytest.approx((single[:, 0] + mirrored[:, 0]) / 2, abs=1e-5)
+    assert flipped == pytest.approx((single[:, 0] + flipped_crops[:, 0]) / 2, abs=1e-5)
     assert np.abs(plain - flipped).max() > 0.01

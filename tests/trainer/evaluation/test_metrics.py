@@ -132,7 +132,7 @@ def test_bootstrap_of_accuracy_covers_the_binomial_interval():
 
 
 def test_roc_and_pr_golden():
-    result = metrics.detection(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False]))
+    result = metrics.one_vs_rest(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False]))
     assert result.roc_auc == 0.75
     assert result.average_precision == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert result.false_positive_rate.tolist() == [0, 0, 0.5, 0.5, 1]
@@ -147,11 +147,11 @@ def test_auc_is_the_chance_that_a_positive_beats_a_negative(seed):
     if positive.all() or not positive.any():
         return
     pairs = [(p > n) + 0.5 * (p == n) for p in values[positive] for n in values[~positive]]
-    assert metrics.detection(values, positive).roc_auc == pytest.approx(np.mean(pairs))
+    assert metrics.one_vs_rest(values, positive).roc_auc == pytest.approx(np.mean(pairs))
 
 
-def test_detection_needs_both_kinds():
-    assert metrics.detection(np.array([0.1, 0.2]), np.array([True, True])) is None
+def test_one_vs_rest_needs_both_kinds():
+    assert metrics.one_vs_rest(np.array([0.1, 0.2]), np.array([True, True])) is None
 
 
 def test_mcnemar_golden():
@@ -168,18 +168,3 @@ def test_mcnemar_golden():
 def test_mcnemar_of_many_records_stays_finite():
     first = np.arange(20_000) < 10_500
     assert 0 < metrics.mcnemar(first, ~first)[2] < 1e-10
-
-
-def test_swapped_labels_are_the_first_suspects():
-    random = np.random.default_rng(5)
-    truth = random.integers(3, size=90)
-    probabilities = np.full((90, 3), 0.05)
-    probabilities[np.arange(90), truth] = 0.9
-    labels = truth.copy()
-    labels[[7, 30]] = (truth[[7, 30]] + 1) % 3
-    assert sorted(metrics.label_issues(probabilities, labels)) == [7, 30]
-
-
-def test_an_unsure_mistake_is_no_suspect():
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.45, 0.55]])
-    assert metrics.label_issues(probabilities, np.array([0, 0, 1, 0])).size == 0

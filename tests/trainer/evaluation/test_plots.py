@@ -1,18 +1,10 @@
 """Figures say their message in the title and stay legible with 2 and with 1,000 classes."""
 
-import cv2
 import numpy as np
 import pytest
 
-from shardline.tools.html_report import figure_png
 from shardline.trainer.evaluation import metrics, plots
-
-
-def drawn(figure):
-    """Pixels of the rendered figure, and every text on it."""
-    figure.canvas.draw()
-    texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
-    return cv2.imdecode(np.frombuffer(figure_png(figure), np.uint8), cv2.IMREAD_COLOR), [t for t in texts if t]
+from tests.trainer.tiny import drawn
 
 
 def predictions(classes, records=400):
@@ -31,7 +23,7 @@ def test_every_figure_is_readable_with(classes):
     made = [
         plots.confusion(confusion, names),
         plots.classes(metrics.class_scores(confusion), names),
-        plots.detection(probabilities, labels, names),
+        plots.roc_and_precision_recall(probabilities, labels, names),
     ]
     for figure in made:
         pixels, texts = drawn(figure)
@@ -42,7 +34,7 @@ def test_every_figure_is_readable_with(classes):
 
 def test_the_title_names_the_worst_confusion():
     _, texts = drawn(plots.confusion(np.array([[5, 0, 0], [3, 2, 0], [0, 1, 4]]), ["rose", "lily", "iris"]))
-    assert "11 of 15 right; most often confused: lily taken for rose (3 of 5)" in texts
+    assert "11 of 15 right; most often confused: lily predicted as rose (3 of 5)" in texts
 
 
 def test_a_perfect_matrix_says_so():
@@ -63,50 +55,28 @@ def test_classes_that_never_occur_are_left_out():
     assert "rose" in texts and "iris" in texts and "lily" not in texts
 
 
-def test_detection_of_a_single_class_is_left_out():
-    assert plots.detection(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0]), ["a", "b"]) is None
+def test_curves_of_a_single_class_is_left_out():
+    assert plots.roc_and_precision_recall(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0]), ["a", "b"]) is None
 
 
 @pytest.mark.parametrize(
-    "confidence, right, verdict", [(0.9, 5, "too sure"), (0.6, 9, "not sure enough"), (0.8, 8, "well calibrated")]
+    "confidence, right, verdict",
+    [
+        (0.9, 50, "overconfident"),
+        (0.6, 90, "underconfident"),
+        (0.8, 80, "80.0%"),
+        (0.85, 80, "80.0%"),
+        (1, 100, "100.0%"),
+    ],
 )
-def test_calibration_gives_its_verdict(confidence, right, verdict):
-    probabilities = np.tile([confidence, 1 - confidence], (10, 1))
-    labels = np.where(np.arange(10) < right, 0, 1)
+def test_over_and_underconfidence_are_said_beyond_the_noise_alone(confidence, right, verdict):
+    probabilities = np.tile([confidence, 1 - confidence], (100, 1))
+    labels = np.where(np.arange(100) < right, 0, 1)
     _, texts = drawn(plots.calibration(metrics.reliability(probabilities, labels)))
-    assert any(text.endswith(verdict) for text in texts)
-
-
-def rows_of_a_run(top1):
-    train = {"kind": "train", "phase": "head", "loss": 2.0, "top1": 0.3, "waiting_percent": 4.0}
-    return [
-        train | {"epoch": 0.5, "images_per_second": 100.0},
-        {"kind": "eval", "epoch": 1, "phase": "head", "loss": float("nan"), "top1": 0.4},
-        train | {"epoch": 1.5, "images_per_second": 140.0},
-        {"kind": "eval", "epoch": 2, "phase": "all", "loss": 1.0, "top1": top1},
-    ]
-
-
-def test_run_curves_name_the_winner():
-    _, texts = drawn(plots.run_curves({"one": rows_of_a_run(0.5), "two": rows_of_a_run(0.7)}))
-    assert "two ends highest, at 70.0% held-out top-1" in texts
-    assert {"one, training", "two, held out"} <= set(texts)
-    drawn(plots.run_curves({"nothing yet": []}))
-
-
-def test_timeline_marks_phases_and_says_how_long_input_takes():
-    _, texts = drawn(plots.timeline(rows_of_a_run(0.5), [("head", 0.0), ("all", 1.0)]))
-    assert " all" in texts
-    assert "120 images/s (median); input keeps the device waiting 4.0% of the time" in texts
-    assert plots.timeline([], []) is None
+    assert any(text.startswith("Mean confidence") and text.endswith(verdict) for text in texts)
 
 
 def test_gallery_shows_a_broken_file_as_a_tile():
     image = np.full((20, 30, 3), 200, np.uint8)
     _, texts = drawn(plots.gallery([(image, "rose 93 %", "a.jpg"), (None, "unreadable", "b.jpg: truncated")]))
     assert {"rose 93 %", "✗", "b.jpg: truncated"} <= set(texts)
-
-
-def test_long_names_keep_both_ends():
-    assert plots.short("American Staffordshire terrier", 15) == "America…terrier"
-    assert plots.short("rose") == "rose"

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 SECTIONS = (
-    "Result", "Setting", "Data ledger", "Training", "Throughput", "Confusion", "Classes", "ROC and precision-recall",
-    "Most confident mistakes", "Label issues", "Calibration", "Leakage", "Machine",
+    "Result", "Settings", "Data ledger", "Training", "Throughput", "Confusion", "Classes", "ROC and precision-recall",
+    "Most confident mistakes", "Label issues", "Calibration", "Leakage", "Environment",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_it_tells_the_numbers_the_phases_and_the_copies(page, tiny_metrics):
     assert "--phases" in page and "head:1@1e-2,all:1@1e-2" in page
     assert "66 inputs = 66 written + 0 quarantined" in page
     assert "test/red/0.png = train/red/5.png (same file)" in page
-    assert "without images that are also in training (n = 19)" in page
+    assert "without copies of training images (n = 19)" in page
 
 
 PROBE = """<script>

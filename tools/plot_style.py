@@ -1,0 +1,68 @@
+"""How every plot looks, on pages and as files: colors, figures, their rendering to PNG. No TensorFlow, no display.
+
+Matplotlib is imported with the first figure.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardline.pipeline.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Okabe-Ito: distinguishable with every common kind of color blindness. One thing keeps one color on every page.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+BLUE, ORANGE, GREEN, RED, PINK, SKY, *_ = PALETTE
+GRAY = "#6e7781"  # what is there for orientation: reference lines, notes
+GRID = "#d0d7de"
+SPLIT_COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+
+
+def new_figure(width: float = 8, height: float = 4) -> Figure:
+    """A figure in inches outside pyplot's global list: no display is needed and nothing has to be closed."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def set_title(figure: Figure, message: str) -> None:
+    """Say above the figure what it shows."""
+    figure.suptitle(message, fontsize=11)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Render a figure to PNG bytes and close it. Charts lose the frame's upper and right side, images keep theirs."""
+    for axes in figure.axes:
+        if not axes.images:
+            axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    # No software version inside: equal figures give equal bytes.
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    figure.clear()
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG, whole or not at all, into a folder that is made if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, figure_png(figure), durable=False)
+
+
+def percent() -> PercentFormatter:
+    """Ticks of shares as percentages, with as many decimals as they need."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1)
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers: of an axis that counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)

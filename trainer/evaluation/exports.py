@@ -1,0 +1,185 @@
+"""Write a trained model in each format, read it back from disk, and compare it with the trainer.
+
+What is exported computes in float32. `BOUNDS` says how far an export may lie from the trainer's model in float32.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from shardline.pipeline.cli import progress
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import atomic_write, temporary_path
+from shardline.pipeline.machine import available_cores
+from shardline.trainer.evaluation.model_input import preprocess, stored_images
+from shardline.trainer.evaluation.serving import save_serving, variables_of
+
+if TYPE_CHECKING:
+    from shardline.pipeline.dataset import Dataset
+    from shardline.trainer.state import Run
+
+JPEG_OR_PNG = (b"\xff\xd8", b"\x89PNG")
+
+# Largest difference of any probability, and smallest share of equal top-1, to the trainer's model in float32.
+BOUNDS = {
+    "saved_model (uint8)": (1e-4, 0.99),
+    "saved_model (bytes)": (0.01, 0.98),  # another build of the JPEG decoder may round a pixel otherwise
+    "keras": (1e-4, 0.99),
+    "tflite_float32": (1e-4, 0.99),  # reached on photographs: 2e-6
+    "tflite_float16": (0.01, 0.98),  # reached: 0.0005 to 0.002, 99.6 to 100 %
+    # Eight bits cost something. Reached: 0.04 to 0.08 and 98 to 99 % by trained models (68 to 93 % top-1), 0.16 and
+    # 96 % by one that was barely trained (46 %) and so is seldom sure.
+    "tflite_int8": (0.2, 0.93),
+}
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def write_model(run: Run, form: str, target: Path, calibration: Callable[[], Iterator[np.ndarray]]) -> None:
+    """Write the model of `run` in one format; `target` is replaced when the new one is whole.
+
+    Args:
+      calibration: gives uint8 images [1, s, s, 3] on which the int8 ranges are measured.
+    """
+    if form.startswith("tflite"):
+        atomic_write(target, to_tflite(run, form, calibration))
+        return
+    temporary = temporary_path(target)
+    made = temporary / target.name
+    temporary.mkdir()
+    try:
+        if form == "keras":
+            run.model.save(made)
+        else:
+            save_serving(run, made)
+        shutil.rmtree(target, ignore_errors=True)  # a folder is not replaced by another one
+        made.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def to_tflite(run: Run, form: str, calibration: Callable[[], Iterator[np.ndarray]]) -> bytes:
+    """A TFLite model of one uint8 image [1, s, s, 3] -> float32 probabilities [1, classes]."""
+    size = run.config.image_size
+    # int8 takes its uint8 input by quantizing a float one.
+    image = tf.TensorSpec([1, size, size, 3], tf.float32 if form == "tflite_int8" else tf.uint8, "image")
+    function = tf.function(lambda image: run.model(image, training=False), autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function(image)], variables_of(run.model)
+    )
+    if form != "tflite_float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if form == "tflite_float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if form == "tflite_int8":
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+        converter.representative_dataset = lambda: ([pixels.astype(np.float32)] for pixels in calibration())
+    model: bytes = converter.convert()
+    return model
+
+
+def calibration_images(run: Run, data: Dataset, count: int) -> Iterator[np.ndarray]:
+    """Training images as the model is shown them, and one with both extremes, so that input step = gray level."""
+    for image in model_inputs(run, data, run.config.train_split, count):
+        yield image[None]
+    extremes = np.zeros((1, run.config.image_size, run.config.image_size, 3), np.uint8)
+    extremes[:, ::2] = 255
+    yield extremes
+
+
+def model_inputs(run: Run, data: Dataset, split: str, count: int) -> Iterator[np.ndarray]:
+    """Up to `count` records, spread evenly over the split, as the model is shown them: uint8 [s, s, 3]."""
+    for image in stored_images(data, split, spread(data.num_records(split), count)):
+        if image is None:
+            raise Failure(f"a record of split {split} in {data.directory} cannot be read; shardline-verify names it")
+        yield preprocess(image, run)
+
+
+def spread(num_records: int, count: int) -> np.ndarray:
+    """`count` record numbers, evenly over all; all of them when there are fewer."""
+    return np.unique(np.linspace(0, num_records - 1, min(count, num_records)).astype(int))
+
+
+# ---------------------------------------------------------------------------------------- comparing
+
+
+def compare(run: Run, trained: Run, paths: Mapping[str, Path], data: Dataset, split: str, count: int) -> dict[str, Any]:
+    """Trainer and exports on the same `count` images: agreement, largest difference, and whether that is in bounds.
+
+    Exports are compared with `run`, the model in float32; so is, for information, `trained`, the model in the
+    precision it was trained and is evaluated in.
+    """
+    images = list(model_inputs(run, data, split, count))
+    files = [file for file, _, _ in data.records(split, spread(data.num_records(split), count).tolist())]
+    expected = probabilities(run.model, images)
+    exports: dict[str, Any] = {}
+    for form, path in progress(list(paths.items()), total=None, desc="compare", unit="format"):
+        for name, outputs in run_export(form, path, images, files):
+            bound, agreement_bound = BOUNDS[name]
+            found = differences(outputs, expected)
+            ok = found["max_difference"] <= bound and found["top1_agreement"] >= agreement_bound
+            exports[name] = found | {"bound": bound, "agreement_bound": agreement_bound, "ok": ok}
+    trainer = differences(probabilities(trained.model, images), expected)
+    return {
+        "images": len(images),
+        "split": split,
+        "exports": exports,
+        "trainer": {"precision": trained.config.precision, **trainer},
+    }
+
+
+def probabilities(model: keras.Model, images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, classes]: what a Keras model makes of images [s, s, 3], one at a time."""
+    return np.concatenate([model(image[None], training=False).numpy() for image in images])
+
+
+def differences(outputs: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """How far two sets of probabilities lie apart."""
+    return {
+        "max_difference": float(np.abs(outputs - expected).max()),
+        "mean_difference": float(np.abs(outputs - expected).mean()),
+        "top1_agreement": float(np.mean(outputs.argmax(1) == expected.argmax(1))),
+    }
+
+
+def run_export(
+    form: str, path: Path, images: Sequence[np.ndarray], files: Sequence[bytes]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What one exported model, read back from disk, makes of images, and of the files they come from."""
+    if form == "keras":
+        yield form, probabilities(keras.models.load_model(path, compile=False), images)
+    elif form == "saved_model":
+        signatures = tf.saved_model.load(str(path)).signatures
+        by_images, by_bytes = signatures["serve_images"], signatures["serving_default"]
+        found = [by_images(images=tf.constant(image[None]))["probabilities"] for image in images]
+        yield "saved_model (uint8)", np.concatenate(found)
+        if all(file.startswith(JPEG_OR_PNG) for file in files):  # stored as pixels, or adopted in another format
+            found = [by_bytes(bytes=tf.constant([file]))["probabilities"] for file in files]
+            yield "saved_model (bytes)", np.concatenate(found)
+    else:
+        yield form, tflite_probabilities(path, images)
+
+
+def tflite_probabilities(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, classes]: what a TFLite model makes of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a successor package that this one release still does without
+        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=available_cores())
+    interpreter.allocate_tensors()
+    source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    outputs = []
+    for image in images:
+        interpreter.set_tensor(source, image[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(sink).copy())
+    return np.concatenate(outputs)
