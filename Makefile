@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all fuzz lint format bench clean
 
 # The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -31,6 +31,12 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m 'not gpu'
+
+# Ten minutes of hostile bytes for every reader; `make fuzz FUZZ_SECONDS=60` for less. With atheris where it installs.
+FUZZ_SECONDS ?= 600
+fuzz: .venv/.installed
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: .venv/.installed build/typing/shardline
 	$(BIN)/ruff check --quiet .

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shardline.pipeline.text import display
+
 _command_line = False
 
 
@@ -13,18 +15,19 @@ class UsageError(Exception):
     """A flag, value or input is wrong; the message is one line: what was given, what is wrong, remedy. Exit code 2.
 
     Messages are written with flags (`--size=0: use 1 or more`); outside a command they name the config's field
-    (`size=0: use 1 or more`), because that is what a caller from Python can change.
+    (`size=0: use 1 or more`), because that is what a caller from Python can change. Control characters are escaped:
+    names of files and values out of them are quoted as they are.
     """
 
     def __str__(self) -> str:
-        return for_caller(super().__str__())
+        return for_caller(display(super().__str__()))
 
 
 class Failure(RuntimeError):
     """The run failed for a reason a person can act on; the message is one line. Exit code 1."""
 
     def __str__(self) -> str:
-        return for_caller(super().__str__())
+        return for_caller(display(super().__str__()))
 
 
 def for_caller(text: str) -> str:

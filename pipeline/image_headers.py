@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from shardline.pipeline.text import display
+
 
 class BadImage(ValueError):
     """This input cannot become an image. `reason` is a short stable slug to count by; `detail` is for people."""
@@ -19,6 +21,7 @@ class BadImage(ValueError):
     status = "quarantined"
 
     def __init__(self, reason: str, detail: str):
+        detail = display(detail)  # it may quote the file
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

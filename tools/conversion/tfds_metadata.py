@@ -10,11 +10,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
+
+from shardline.pipeline import stored
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.manifest import Features, Manifest
+from shardline.pipeline.manifest import Features, Manifest, Name, SplitName
+from shardline.pipeline.text import display
+
+T = TypeVar("T")
 
 FILES = ("dataset_info.json", "features.json", "label.labels.txt")
 _CLASSES = "tensorflow_datasets.core.features."
@@ -99,43 +105,102 @@ def read_tfds_metadata(directory: str | os.PathLike[str], said: str) -> TfdsLayo
       UsageError: the dataset is not made of TFRecords with one image and one class label.
     """
     folder = Path(directory)
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-        features = json.loads((folder / "features.json").read_text(encoding="utf-8"))["featuresDict"]["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{said}: no prepared TFDS dataset in {folder} ({type(error).__name__}: {error})") from None
-    if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise UsageError(f"{said}: its files are {info['fileFormat']}, only tfrecord can be read")
-    images = [name for name, feature in features.items() if feature["pythonClassName"].endswith(".Image")]
-    labels = [name for name, feature in features.items() if feature["pythonClassName"].endswith(".ClassLabel")]
+    info = _read(folder, "dataset_info.json", _Info, said)
+    features = _read(folder, "features.json", _FeaturesFile, said).featuresDict.features
+    if info.fileFormat != "tfrecord":
+        raise UsageError(f"{said}: its files are {display(info.fileFormat)}, only tfrecord can be read")
+    images = [name for name, feature in features.items() if feature.pythonClassName.endswith(".Image")]
+    labels = [name for name, feature in features.items() if feature.pythonClassName.endswith(".ClassLabel")]
     if len(images) != 1 or len(labels) != 1:
         raise UsageError(
             f"{said}: needs one Image and one ClassLabel feature, found {images or 'no Image'} and "
             f"{labels or 'no ClassLabel'}"
         )
-    texts = [name for name in ("image/filename", "file_name", "filename") if name in features]
-    names_file = folder / f"{labels[0]}.labels.txt"
-    count = int(features[labels[0]]["classLabel"].get("numClasses", 0))
-    names = names_file.read_text(encoding="utf-8").splitlines() if names_file.exists() else map(str, range(count))
+    encoding = features[images[0]].image.encodingFormat
     return TfdsLayout(
-        name=info["name"],
-        splits={split["name"]: _files(info["name"], split) for split in info["splits"] if split.get("shardLengths")},
+        name=info.name,
+        splits={split.name: _files(folder, info.name, split) for split in info.splits if split.shardLengths},
         features=Features(
             image=images[0],
             label=labels[0],
-            filename=texts[0] if texts else "",
+            filename=next((name for name in ("image/filename", "file_name", "filename") if name in features), ""),
             height="image/height" if "image/height" in features else "",
             width="image/width" if "image/width" in features else "",
         ),
-        labels=tuple(names),
-        encoding=features[images[0]]["image"].get("encodingFormat") or "any",
+        labels=_labels(folder, labels[0], features[labels[0]].classLabel.numClasses),
+        encoding=encoding if encoding in ("jpeg", "png") else "any",
     )
 
 
-def _files(dataset: str, split: Mapping[str, Any]) -> tuple[str, ...]:
-    count = len(split["shardLengths"])
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    parts = {"{DATASET}": dataset, "{SPLIT}": split["name"], "{FILEFORMAT}": "tfrecord"}
+# Their files, as far as they are read here. Protobuf writes 64-bit numbers as text.
+@dataclass(frozen=True)
+class _Split:
+    name: SplitName
+    shardLengths: Annotated[tuple[str | int, ...], msgspec.Meta(max_length=99_999)] = ()
+    filepathTemplate: str = ""
+
+
+@dataclass(frozen=True)
+class _Info:
+    name: Name
+    splits: tuple[_Split, ...]
+    fileFormat: str = "tfrecord"
+
+
+@dataclass(frozen=True)
+class _Image:
+    encodingFormat: str = ""
+
+
+@dataclass(frozen=True)
+class _ClassLabel:
+    numClasses: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}$")] | Annotated[int, msgspec.Meta(ge=0, lt=10**6)] = 0
+
+
+@dataclass(frozen=True)
+class _Feature:
+    pythonClassName: str
+    image: _Image = _Image()
+    classLabel: _ClassLabel = _ClassLabel()
+
+
+@dataclass(frozen=True)
+class _FeaturesDict:
+    features: Mapping[str, _Feature]
+
+
+@dataclass(frozen=True)
+class _FeaturesFile:
+    featuresDict: _FeaturesDict
+
+
+def _read(folder: Path, name: str, kind: type[T], said: str) -> T:
+    remedy = "prepare it with TFDS again, or restore it from a copy"
+    try:
+        return stored.parse(stored.read_bytes(folder / name, remedy=remedy), kind, what=folder / name, remedy=remedy)
+    except FileNotFoundError:
+        raise UsageError(f"{said}: no prepared TFDS dataset in {folder}, which has no {name}") from None
+
+
+def _labels(folder: Path, feature: str, count: str | int) -> tuple[str, ...]:
+    """The names beside features.json, or numbers."""
+    path = stored.stored_path(folder, f"{feature}.labels.txt", r"[^/]+", what=folder / "features.json")
+    try:
+        data = stored.read_bytes(path, remedy="restore it from a copy")
+        return tuple(line for line in data.decode().split("\n") if line)
+    except FileNotFoundError:
+        return tuple(map(str, range(int(count))))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 ({error.reason}); restore it from a copy") from None
+
+
+def _files(folder: Path, dataset: str, split: _Split) -> tuple[str, ...]:
+    count = len(split.shardLengths)
+    template = split.filepathTemplate or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    parts = {"{DATASET}": dataset, "{SPLIT}": split.name, "{FILEFORMAT}": "tfrecord"}
     for name, value in parts.items():
         template = template.replace(name, value)
-    return tuple(template.replace("{SHARD_X_OF_Y}", f"{number:05d}-of-{count:05d}") for number in range(count))
+    names = [template.replace("{SHARD_X_OF_Y}", f"{number:05d}-of-{count:05d}") for number in range(count)]
+    return tuple(
+        stored.stored_path(folder, name, r"(?!\.).+", what=folder / "dataset_info.json").name for name in names
+    )
