@@ -1,7 +1,7 @@
-"""The host's stages one by one: the input pipeline cut after reading, parsing, decoding, augmenting, batching.
+"""The stages one by one: the input pipeline cut after reading, parsing, decoding, augmenting, batching; copy and step.
 
-Each rung does what the rung below does and one thing more, on the same positions, in as many processes; so the
-difference between two rungs is the cost of that one thing. The rungs run the pipeline's own code.
+Each host stage does what the stage before does and one thing more, on the same positions, in as many processes; so the
+difference between two of them is the cost of that one thing. They run the pipeline's own code.
 """
 
 from __future__ import annotations
@@ -9,116 +9,189 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shardline.benchmarks.bottleneck import HOST_STAGES
-from shardline.benchmarks.measure import Rate, timed
+from shardline.benchmarks import profiler_summary
+from shardline.benchmarks.bottleneck import COLD, HOST_STAGES, STAGE_TEXT, STAGES_SUITE, Facts
+from shardline.benchmarks.config import BenchConfig
+from shardline.benchmarks.images import evenly_spaced
+from shardline.benchmarks.measure import Measurement, interleave
+from shardline.benchmarks.processes import Rate, WorkerProcess, repeat_for, timed
 from shardline.pipeline.batches import BatchBuilder
 from shardline.pipeline.config import InputConfig
-from shardline.pipeline.dataset import Dataset
+from shardline.pipeline.dataset import Dataset, augment_on, open_dataset
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.machine import available_cores
-from shardline.pipeline.sampler import ShuffleSampler
+from shardline.pipeline.machine import available_cores, memory_limit
 from shardline.pipeline.shards import Shards
 
-COLD = ("storage (cold)", "augment (cold)")  # the same after the page cache was dropped, each record at most once
 _CHUNK_BYTES = 1 << 20
 _USUAL_SIZES = (512, 384, 320, 256, 224, 192, 160, 128, 96, 72, 64)
 
 
-def rungs(data: Dataset, split: str, config: InputConfig, *, seconds: float) -> dict[str, Callable[[], Rate]]:
-    """A contender for each of `verdict.HOST_STAGES` and of COLD; each works for about `seconds`.
+def measure(config: BenchConfig) -> list[Measurement]:
+    """Every stage by itself, in turns, with the host's last one again as the control."""
+    from shardline.benchmarks import step_stages  # TensorFlow takes seconds to import
+
+    data = open_dataset(config.data)
+    on_gpu = bool(config.gpu_step_rate or step_stages.num_gpus())
+    facts = describe(data, config, step_on_host=not on_gpu)
+    cold = cold_cache_text(files(data, config.split))
+    what = STAGE_TEXT | {name: f"{STAGE_TEXT[name.split()[0]]}; {cold}" for name in COLD}
+    # The step first: it claims the devices.
+    steps, step_texts = ({}, {}) if config.gpu_step_rate else step_stages.step_stages(config)
+    settings = {
+        "facts": asdict(facts),
+        "input": asdict(config.input),
+        "seconds": config.seconds,
+        "dataset": data.manifest.digest,
+        "forecast": step_stages.forecast_facts(config, len(data.labels), on_gpu),
+    }
+    with host_stages(data, config.split, config.input, seconds=config.seconds) as host:
+        measured = interleave(
+            STAGES_SUITE,
+            {**host, **steps},
+            repeats=config.repeats,
+            reference="batch",
+            what=what | step_texts,
+            settings=settings,
+        )
+        if config.profile:
+            path = profiler_summary.write(steps.get("end_to_end", host["batch"]), config.directory)
+            print(f"profile: {path}", file=sys.stderr)
+    if config.gpu_step_rate:
+        given = (config.gpu_step_rate,) * config.repeats
+        text = "as given by --gpu_step_rate"
+        measured.append(Measurement(STAGES_SUITE, "step", "images/s", given, text, (), measured[0].settings))
+    return measured
+
+
+@contextlib.contextmanager
+def host_stages(
+    data: Dataset, split: str, config: InputConfig, *, seconds: float
+) -> Iterator[dict[str, Callable[[], Rate]]]:
+    """A function for each of HOST_STAGES and COLD, which works for about `seconds`; to be used within the context.
 
     Records that cannot be decoded take their time and do not count.
     """
     config = replace(config, max_bad_records=data.num_records(split))
-    shards = Shards(data.manifest, data.directory, split)
-    order = ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
-    encoding = ENCODINGS[data.manifest.image.encoding]
-    batches = BatchBuilder(shards, config, data.manifest.image)
-    files = _files(data, split)
-    record_bytes = sum(path.stat().st_size for path in files) / len(shards)
-    rows = min(config.global_batch_size, 64)
     processes = config.threads or available_cores()
-    config = replace(config, workers=processes if processes > 1 else 0)  # now, not once it pays
+    make = partial(StageWorker, str(data.directory), split, config, augment_on(config) == "device")
+    paths = files(data, split)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(WorkerProcess(make)) for _ in range(processes)]
+        for worker in workers:
+            worker.wait_until_ready()
 
-    def each(work: Callable[[int], Any]) -> Callable[[int], int]:
-        def batch(number: int) -> int:
-            good = 0
-            for record in order.records(np.arange(number * rows, (number + 1) * rows)).tolist():
-                with contextlib.suppress(ValueError):
-                    work(record)
-                    good += 1
-            return good
+        def run(stage: str, workers: Sequence[WorkerProcess] = workers, once: bool = False) -> Rate:
+            if once:
+                drop_page_cache(paths)
+            for number, worker in enumerate(workers):
+                worker.start(stage, seconds, number, len(workers), once)
+            rates = [worker.result() for worker in workers]
+            total = sum(rate.rate for rate in rates)
+            return Rate(total, sum(rate.rate * rate.cpu_seconds for rate in rates) / total if total else 0.0)
 
-        return batch
+        # Once through when cold: a second pass would find the files in memory.
+        cold = (partial(run, "storage", workers[:1], once=True), partial(run, "augment", once=True))
+        yield {
+            **{stage: partial(run, stage) for stage in HOST_STAGES[:-1]},
+            "batch": partial(Batches(str(data.directory), split, config), seconds),
+            **dict(zip(COLD, cold, strict=True)),
+        }
 
-    def augmented(number: int) -> int:
-        return int(batches.train(np.arange(number * rows, (number + 1) * rows), False)["weight"].sum())
 
-    def in_processes(work: Callable[[int], int], most: int | None = None) -> Callable[[], Rate]:
-        return lambda: _work_for(seconds, processes, work, most)
+class StageWorker:
+    """The host stages up to augmentation, in one process of several; see `WorkerProcess`."""
 
-    def read(once: bool) -> Callable[[], Rate]:
-        chunks = [(path, at) for path in files for at in range(0, path.stat().st_size, _CHUNK_BYTES)]
+    def __init__(self, directory: str, split: str, config: InputConfig, on_device: bool) -> None:
+        data = open_dataset(directory)
+        shards = Shards(data.manifest, data.directory, split)
+        batches = BatchBuilder(shards, config, data.manifest.image)
+        encoding = ENCODINGS[data.manifest.image.encoding]
+        rows = min(config.global_batch_size, 64)
+        chunks = [(path, at) for path in files(data, split) for at in range(0, path.stat().st_size, _CHUNK_BYTES)]
+        descriptors = {path: os.open(path, os.O_RDONLY) for path, _ in chunks}
+        record_bytes = data.manifest.split(split).bytes / len(shards)
 
-        def records() -> Rate:
-            found = _read_for(seconds, processes, chunks, once=once)
-            return Rate(found.rate / record_bytes, found.cpu_seconds * record_bytes)
+        def read_chunk(number: int) -> float:
+            path, offset = chunks[number % len(chunks)]
+            return len(os.pread(descriptors[path], _CHUNK_BYTES, offset)) / record_bytes
 
-        return records
+        def positions(number: int) -> np.ndarray:
+            return np.arange(number * rows, (number + 1) * rows)
 
-    def cold(run: Callable[[], Rate]) -> Callable[[], Rate]:
-        def dropped() -> Rate:
-            drop_page_cache(files)
-            return run()
+        def each(work: Callable[[int], object]) -> Callable[[int], float]:
+            def batch(number: int) -> float:
+                good = 0
+                for record in batches.sampler.records(positions(number)).tolist():
+                    with contextlib.suppress(ValueError):
+                        work(record)
+                        good += 1
+                return good
 
-        return dropped
+            return batch
 
-    def batched() -> Rate:
-        elements = iter(data.train_batches(split, config))
-        for _ in range(2 * processes):  # the first elements also fill the buffers
+        self._work: dict[str, Callable[[int], float]] = {
+            "storage": read_chunk,
+            "records": each(shards.payload),
+            "parse": each(shards.read),
+            "decode": each(lambda record: encoding.decode(shards.read(record))),
+            "augment": lambda number: int(batches.train(positions(number), on_device)["weight"].sum()),
+        }
+        self._once = dict.fromkeys(self._work, -(-len(shards) // rows)) | {"storage": len(chunks)}
+
+    def __call__(self, stage: str, seconds: float, first: int, stride: int, once: bool) -> Rate:
+        """Images per second of the batches `first`, `first` + `stride`, …; with `once`, of no batch twice."""
+        numbers = range(first, self._once[stage], stride) if once else itertools.count(first, stride)
+        work = self._work[stage]
+
+        def until_late() -> float:
+            deadline = time.perf_counter() + seconds
+            in_time = itertools.takewhile(lambda _: time.perf_counter() < deadline, numbers)
+            return sum(work(number) for number in in_time)
+
+        return timed(until_late)
+
+
+class Batches:
+    """The last host stage: batches out of tf.data, made by the pipeline's own worker processes from the first on."""
+
+    def __init__(self, directory: str, split: str, config: InputConfig) -> None:
+        self._processes = config.threads or available_cores()
+        if config.workers < 0:
+            config = replace(config, workers=self._processes if self._processes > 1 else 0)
+        self._batches = open_dataset(directory).train_batches(split, config)
+
+    def __call__(self, seconds: float) -> Rate:
+        """Images per second; records that cannot be decoded do not count."""
+        elements = iter(self._batches)
+        for _ in range(2 * self._processes):  # the first elements also fill the buffers
             next(elements)
-        return timed(lambda: _draw_for(seconds, elements))
-
-    runs = (
-        read(once=False),
-        in_processes(each(shards.payload)),
-        in_processes(each(shards.read)),
-        in_processes(each(lambda record: encoding.decode(shards.read(record)))),
-        in_processes(augmented),
-        batched,
-    )
-    # Once through when cold: a second pass would find the files in memory.
-    once_through = -(-len(shards) // rows)
-    return {
-        **dict(zip(HOST_STAGES, runs, strict=True)),
-        COLD[0]: cold(read(once=True)),
-        COLD[1]: cold(in_processes(augmented, once_through)),
-    }
+        return timed(lambda: repeat_for(seconds, lambda: int(next(elements)["weight"].numpy().sum())))
 
 
-def facts(data: Dataset, split: str) -> dict[str, Any]:
-    """What the verdict's arithmetic needs to know of the stored images, from a sample of them.
+def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts:
+    """The facts about the stored images, from a sample of them.
 
-    Raises UsageError for a split without records, Failure where nothing of the sample can be decoded.
+    Raises:
+      UsageError: the split has no records.
+      Failure: nothing of the sample can be decoded.
     """
+    split, image = config.split, data.manifest.image
     if not data.num_records(split):
         raise UsageError(f"--split={split} of --data={data.directory} holds no records; name another split")
-    image = data.manifest.image
     shards = Shards(data.manifest, data.directory, split)
-    sample = np.unique(np.linspace(0, len(shards) - 1, 64).astype(int)).tolist()
     pixels, faults = [], []
+    sample = evenly_spaced(len(shards), 64)
     for record in sample:
         try:
             pixels.append(ENCODINGS[image.encoding].decode(shards.read(record)).size / 3)
@@ -130,15 +203,17 @@ def facts(data: Dataset, split: str) -> dict[str, Any]:
         if not pixels:
             raise Failure(line)
         print(f"note: {line}", file=sys.stderr)
-    stored_bytes = sum(path.stat().st_size for path in _files(data, split))
-    return {
-        "cores": available_cores(),
-        "image_bytes": stored_bytes / len(shards),
-        "stored_pixels": float(np.mean(pixels)),
-        "encoding": image.encoding,
-        "stored_size": image.size,
-        "fits_memory": stored_bytes < 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
+    stored_bytes = data.manifest.split(split).bytes
+    return Facts(
+        cores=available_cores(),
+        image_bytes=stored_bytes / len(shards),
+        stored_pixels=float(np.mean(pixels)),
+        step_on_host=step_on_host,
+        encoding=image.encoding,
+        stored_size=image.size,
+        smaller_size=smaller_size(image.size, config.image_size),
+        fits_memory=stored_bytes < 0.7 * memory_limit(),
+    )
 
 
 def smaller_size(stored_size: int, image_size: int) -> int | None:
@@ -146,73 +221,9 @@ def smaller_size(stored_size: int, image_size: int) -> int | None:
     return next((size for size in _USUAL_SIZES if image_size <= size < stored_size), None)
 
 
-def _files(data: Dataset, split: str) -> list[Path]:
+def files(data: Dataset, split: str) -> list[Path]:
+    """The shards of a split."""
     return [data.directory / shard.file for shard in data.manifest.split(split).shards]
-
-
-def _work_for(seconds: float, processes: int, work: Callable[[int], int], most: int | None = None) -> Rate:
-    """Call work(0), work(1), … (at most `most`), which return units of work, until the time is up.
-
-    In processes rather than threads, as the pipeline does: threads would also measure how they wait for each other.
-    """
-
-    def share(first: int) -> int:
-        deadline = time.perf_counter() + seconds
-        numbers = itertools.count(first, processes) if most is None else range(first, most, processes)
-        return sum(work(number) for number in itertools.takewhile(lambda _: time.perf_counter() < deadline, numbers))
-
-    def child(first: int, outbox: Any) -> None:
-        try:
-            outbox.send(timed(lambda: share(first)))
-        except (Exception, KeyboardInterrupt) as error:
-            outbox.send(error)
-
-    if processes == 1:
-        return timed(lambda: share(0))
-    context = multiprocessing.get_context("fork")  # for what has been opened; the children touch no TensorFlow
-    pipes = [context.Pipe(duplex=False) for _ in range(processes)]
-    children = [
-        context.Process(target=child, args=(first, outbox), daemon=True) for first, (_, outbox) in enumerate(pipes)
-    ]
-    for process in children:
-        process.start()
-    try:
-        answers = [inbox.recv() for inbox, _ in pipes]
-    finally:
-        for process in children:
-            process.terminate()
-            process.join()
-        for inbox, outbox in pipes:
-            inbox.close()
-            outbox.close()
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    total = sum(rate for rate, _ in answers)
-    return Rate(total, sum(rate * cpu for rate, cpu in answers) / total if total else 0.0)
-
-
-def _read_for(seconds: float, processes: int, chunks: list[tuple[Path, int]], *, once: bool) -> Rate:
-    """Bytes read in `seconds`; with `once`, in one pass by one process when that ends sooner."""
-    descriptors = {path: os.open(path, os.O_RDONLY) for path, _ in chunks}
-
-    def work(number: int) -> int:
-        path, offset = chunks[number % len(chunks)]
-        return len(os.pread(descriptors[path], _CHUNK_BYTES, offset))
-
-    try:
-        return _work_for(seconds, 1 if once else processes, work, len(chunks) if once else None)
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
-
-
-def _draw_for(seconds: float, elements: Iterator[Any]) -> int:
-    deadline = time.perf_counter() + seconds
-    images = 0
-    while time.perf_counter() < deadline:
-        images += int(next(elements)["weight"].numpy().sum())
-    return images
 
 
 def drop_page_cache(files: Sequence[Path]) -> float:
@@ -239,9 +250,9 @@ def drop_page_cache(files: Sequence[Path]) -> float:
     return kept / pages if pages else math.nan
 
 
-def cold_cache_text(data: Dataset, split: str) -> str:
-    """What a cold rung is worth on this file system, for the reader of its row."""
-    kept = drop_page_cache(_files(data, split))
+def cold_cache_text(files: Sequence[Path]) -> str:
+    """What a cold stage is worth on this file system, for the reader of its row."""
+    kept = drop_page_cache(files)
     if math.isnan(kept):
         return "page cache dropped; the file system does not tell whether it obeyed"
     if kept < 0.9:

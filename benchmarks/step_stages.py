@@ -1,91 +1,114 @@
-"""The ladder's upper rungs: a batch to the device, the training step on batches in memory, the step on real input.
+"""The last stages: a batch to the device, the training step on batches in memory, the step on real input.
 
-They run the trainer's own step, so they cost what training costs; the network can be thinned for a quick look.
+They run the trainer's own step, so they cost what training costs; the width multiplier thins it for a quick look.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from shardline.benchmarks.measure import Rate, timed
+from shardline.benchmarks.bottleneck import STAGE_TEXT
+from shardline.benchmarks.config import BenchConfig
+from shardline.benchmarks.processes import Rate, repeat_for, timed
 from shardline.pipeline.config import InputConfig
+from shardline.trainer import cluster, model, run
+from shardline.trainer import setup as planning
+from shardline.trainer.cluster import Cluster
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.setup import Plan
+from shardline.trainer.state import TrainState
+from shardline.trainer.step import LossScale
 
 _RATE = 1e-6  # learning rate: what is learned here does not matter, that it stays finite does
-ROWS_ON_CPU = 8  # in a batch: a step of 64 images at 224 pixels would take half a minute and 20 GB
+_BATCH_ON_CPU = 8  # samples: a step of 64 images at 224 pixels would take half a minute and 20 GB
+
+
+def num_gpus() -> int:
+    """GPUs of this machine that TensorFlow sees."""
+    return len(tf.config.list_physical_devices("GPU"))
+
+
+def batch_size(config: BenchConfig) -> int:
+    """Samples in a replica batch of the measured step."""
+    size = config.global_batch_size
+    return config.step_batch_size or (size if num_gpus() else min(_BATCH_ON_CPU, size))
+
+
+def train_config(config: BenchConfig) -> TrainConfig:
+    """A training run on the benchmark's input: VGG16 with a GAP head from scratch, without end."""
+    fields = asdict(config.input) | {
+        "data": config.data,
+        "train_split": config.split,
+        "eval_split": "none",
+        "phases": f"all:999999@{_RATE}",
+        "global_batch_size": batch_size(config),
+        "max_bad_records": 10**9,
+        "width": config.step_width,
+        "precision": config.precision,
+        "jit": config.jit,
+    }
+    return TrainConfig(**fields)
+
+
+def text(config: TrainConfig, replicas: int = 1) -> str:
+    """What the step trains, in one line."""
+    width = "" if config.width == 1 else f" at width multiplier {config.width:g}"
+    devices = f", {replicas} replicas" if replicas > 1 else ""
+    return (
+        f"VGG16{width}, {config.image_size} px, batches of {config.global_batch_size}{devices}, {config.precision}"
+        f"{', XLA' if config.jit else ''}"
+    )
 
 
 @dataclass(frozen=True)
-class StepModel:
-    """What the step trains: VGG16 with a GAP head from scratch, on `replicas` devices."""
+class Training:
+    """A run of the trainer that is ready for its first step."""
 
-    data: str  # dataset directory
-    split: str
-    input: InputConfig  # of the global batch
-    width: float = 1.0  # share of VGG16's filters
-    precision: str = "mixed_bfloat16"
-    jit: bool = True
-    replicas: int = 1
+    setup: Plan
+    network: model.Network
+    state: TrainState
+    step: Any
 
-    def __str__(self) -> str:
-        devices = f", {self.replicas} replicas" if self.replicas > 1 else ""
-        return (
-            f"VGG16{'' if self.width == 1 else f' at {self.width:g} of its width'}, {self.input.image_size} px, "
-            f"batches of {self.input.global_batch_size}{devices}, {self.precision}{', XLA' if self.jit else ''}"
-        )
+
+def start(config: TrainConfig, devices: Cluster) -> Training:
+    """Network, optimizer and training step, as `trainer.run` makes them."""
+    plan = planning.make(config, devices)
+    with devices.strategy.scope():
+        network = planning.build_network(plan)
+        state = TrainState(network.weights, {}, None, LossScale())
+        state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
+    return Training(plan, network, state, run.make_step(plan, network, state))
 
 
 class Trainer:
-    """The trainer's step, traced once, with fake and real batches to feed it."""
+    """The trainer's step, traced once, with synthetic and real batches to train on."""
 
-    def __init__(self, model: StepModel) -> None:
-        from shardline.pipeline import open_dataset
-        from shardline.trainer import cluster, run
-        from shardline.trainer import setup as planning
-        from shardline.trainer.config import TrainConfig
-        from shardline.trainer.state import TrainState
-        from shardline.trainer.step import LossScale
-
-        config = TrainConfig(
-            data=model.data,
-            train_split=model.split,
-            eval_split="none",
-            phases=f"all:999999@{_RATE}",
-            global_batch_size=model.input.global_batch_size,
-            image_size=model.input.image_size,
-            width=model.width,
-            precision=model.precision,
-            jit=model.jit,
-            synthetic=True,
-        )
-        devices = cluster.start("one_device", 0) if model.replicas == 1 else cluster.start("mirrored", _logical(model))
-        plan = planning.make(config, devices)
-        with devices.strategy.scope():
-            network = planning.build_network(plan)
-            state = TrainState(network.weights, {}, None, LossScale())
-            state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
-        self._step = run.make_step(plan, network, state)
-        self._fake = plan.train_batches(0)
-        self._real = replace(plan, data=open_dataset(model.data), input=model.input).train_batches(0)
+    def __init__(self, config: TrainConfig, replicas: int = 1) -> None:
+        logical_cpus = 0 if replicas == 1 or num_gpus() else replicas
+        devices = cluster.start("one_device" if replicas == 1 else "mirrored", logical_cpus)
+        training = start(replace(config, synthetic=True), devices)
+        self._step = training.step
+        self._synthetic = training.setup.train_batches(0)
+        self._real = planning.make(config, devices).train_batches(0)
         self._steps = 0
-        self._rows = model.input.global_batch_size
+        self._samples = config.global_batch_size
 
     def step(self, seconds: float) -> Rate:
         """Images per second from batches in memory."""
-        return self._train(self._fake, seconds)
+        return self._train(self._synthetic, seconds)
 
     def end_to_end(self, seconds: float) -> Rate:
         """Images per second from the dataset."""
         return self._train(self._real, seconds)
 
     def _train(self, batches: Iterator[Any], seconds: float) -> Rate:
-        import tensorflow as tf
-
         running: list[Any] = []
 
         def one() -> int:
@@ -94,28 +117,48 @@ class Trainer:
                 running.append(self._step(next(batches), _RATE)["loss"])
             if len(running) > 1:
                 float(running.pop(0))  # wait for the step before; this one runs while the next batch is fetched
-            return self._rows
+            return self._samples
 
-        def work() -> int:
-            done = work_for(seconds, one)
+        def work() -> float:
+            done = repeat_for(seconds, one)
             float(running.pop())
             return done
 
         return timed(work)
 
 
-def gradient_bytes(classes: int, image_size: int, width: float) -> int:
-    """What a step has to add up over the devices: float32, a number for each weight."""
-    from shardline.trainer import model
+def replica_step(config: TrainConfig, replicas: int) -> Callable[[float], Rate]:
+    """The step on N logical CPUs, or the first N GPUs. One process a count: TensorFlow splits its devices once."""
+    return Trainer(config, replicas).step
 
-    network = model.build(classes=classes, head="gap", image_size=image_size, width=width)
-    return sum(4 * math.prod(variable.shape) for variable in network.weights.values())
+
+def step_stages(config: BenchConfig) -> tuple[dict[str, Callable[[], Rate]], dict[str, str]]:
+    """A function for each of copy, step and end_to_end, and what each of them does."""
+    training = train_config(config)
+    trainer = Trainer(training)
+    copy = copier(training, "/GPU:0" if num_gpus() else "/CPU:0")
+    works = {"copy": copy, "step": trainer.step, "end_to_end": trainer.end_to_end}
+    what = {name: f"{STAGE_TEXT[name]}: {text(training)}" for name in ("step", "end_to_end")}
+    if not num_gpus():
+        what["copy"] = "no accelerator: batches copied within memory"
+    return {name: partial(work, config.seconds) for name, work in works.items()}, what
+
+
+def forecast_facts(config: BenchConfig, classes: int, on_gpu: bool) -> dict[str, float | str]:
+    """What the forecast of more devices needs to know, JSON values."""
+    network = model.build(classes=classes, head="gap", image_size=config.image_size, width=config.step_width)
+    return {
+        # A step adds up a float32 for each weight over the devices.
+        "gradient_bytes": sum(4 * math.prod(variable.shape) for variable in network.weights.values()),
+        "step_batch_size": config.global_batch_size if config.gpu_step_rate else batch_size(config),
+        "device": "GPU" if on_gpu else "host",
+        "interconnect_gbps": config.interconnect_gbps,
+        "price_per_hour": config.price_per_hour,
+    }
 
 
 def copier(config: InputConfig, device: str) -> Callable[[float], Rate]:
     """Images per second of copying batches from the host's memory to `device`; on a CPU, from memory to memory."""
-    import tensorflow as tf
-
     shape = (config.global_batch_size, config.image_size, config.image_size, 3)
     with tf.device("/CPU:0"):
         batch = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
@@ -127,19 +170,4 @@ def copier(config: InputConfig, device: str) -> Callable[[float], Rate]:
             tf.test.experimental.sync_devices()
         return shape[0]
 
-    return lambda seconds: timed(lambda: work_for(seconds, one))
-
-
-def work_for(seconds: float, one: Callable[[], int]) -> int:
-    """Repeat `one` until the time is up, at least once; returns the units done."""
-    deadline, done = time.perf_counter() + seconds, one()
-    while time.perf_counter() < deadline:
-        done += one()
-    return done
-
-
-def _logical(model: StepModel) -> int:
-    """Logical CPUs to split this machine into; 0 where GPUs are the replicas."""
-    import tensorflow as tf
-
-    return 0 if tf.config.list_physical_devices("GPU") else model.replicas
+    return lambda seconds: timed(lambda: repeat_for(seconds, one))

@@ -1,7 +1,7 @@
-"""Advice put to the test: convert a sample of the images as the verdict advises, and measure the host again.
+"""Advice put to the test: convert a sample of the images as advised, and measure the host's batches again.
 
-The sample is converted twice, as the dataset is and with the one change, and both are read in turns: the ratio is
-what the prediction has to meet. More cores than there are cannot be had, so fewer are tried: the claim is the same.
+The sample is converted twice, as the dataset is and with the one change, and both are read in turns: the ratio is what
+the prediction has to meet. More cores than there are cannot be had, so fewer are tried: the claim is the same.
 """
 
 from __future__ import annotations
@@ -9,124 +9,113 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
-from shardline.benchmarks import stages
-from shardline.benchmarks.bottleneck import Verdict
-from shardline.benchmarks.measure import Measurement, Rate
-from shardline.pipeline import InputConfig, open_dataset
-from shardline.pipeline.dataset import Dataset
+from shardline.benchmarks.bottleneck import VALIDATION_SUITE, Bottleneck, bottleneck_of
+from shardline.benchmarks.config import BenchConfig
+from shardline.benchmarks.images import evenly_spaced, find_images
+from shardline.benchmarks.measure import Measurement, interleave, load_results
+from shardline.benchmarks.processes import Rate, WorkerProcess
+from shardline.benchmarks.stages import Batches
+from shardline.pipeline.dataset import Dataset, open_dataset
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.machine import available_cores
 from shardline.pipeline.shards import Shards
-from shardline.tools.conversion.run import Config, convert
+from shardline.tools.convert import ConvertConfig, convert
 
-SUITE, BASE = "prove", "as it is"
+UNCHANGED = "unchanged"
 SAMPLE = 512  # images
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-Measure = Callable[[Mapping[str, Callable[[], Rate]]], list[Measurement]]  # all contenders, in turns
 
 
-def prove(
-    verdict: Verdict, data: Dataset, split: str, raw_images: str, config: InputConfig, seconds: float, work: Path,
-    measure: Measure,
-) -> list[Measurement]:  # fmt: skip
-    """Measure every piece of advice.
+@dataclass(frozen=True)
+class Trial:
+    """A change that was carried out: a dataset, the cores that read it, and the predicted ratio to the unchanged."""
 
-    Args:
-      verdict: whose advice it is.
-      data: the dataset that was measured; the sample is taken from it, unless
-      raw_images: names a folder to take it from.
-      config: of the batches.
-      seconds: of one repeat.
-      work: an empty directory.
-      measure: called once with the contenders.
+    directory: Path
+    cores: int
+    predicted: float | None = None
 
-    Returns:
-      A row for the sample as it is, and one for each change, whose settings hold the `predicted` ratio to it.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    source = _from_folder(Path(raw_images), work) if raw_images else _from_shards(data, split, work)
-    options = _options(data)
-    base = _batches(source, work / "base", options, config, seconds)
-    contenders: dict[str, Callable[[], Rate]] = {BASE: base}
-    predicted: dict[str, float] = {}
-    unproved: dict[str, str] = {}
-    for advice in verdict.advice:
-        if not advice.change.startswith("--"):  # N more cores
-            if len(cores) < 2:
-                unproved[advice.change] = "this machine has one core"
-                continue
-            fewer = len(cores) // 2
-            name = f"{fewer} of {len(cores)} cores (for {advice.change})"
-            small = _batches(source, work / "base", options, replace(config, threads=fewer), seconds)
-            contenders[name], predicted[name] = on_cores(cores[:fewer], small), fewer / len(cores)
-            continue
-        flag, value = advice.change.removeprefix("--").split()
-        kind = type(getattr(options, flag))
-        changed = replace(options, **{flag: kind(value)})
-        contenders[advice.change] = _batches(source, work / flag, changed, config, seconds)
-        predicted[advice.change] = advice.alone
-    if not predicted:
+
+def measure(config: BenchConfig) -> list[Measurement]:
+    """The advice from the stages just measured, carried out on a sample."""
+    bottleneck = bottleneck_of(load_results(config.directory))
+    if not config.validate_advice or bottleneck is None:
         return []
+    if not bottleneck.advice:
+        print(f"--validate_advice: a {bottleneck.word} pipeline gets no advice to validate", file=sys.stderr)
+        return []
+    with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
+        trials, untried = carry_out(bottleneck, config, Path(work))
+        if len(trials) < 2:
+            return []
+        runs: dict[str, Callable[[], Rate]] = {}
+        for name, trial in trials.items():
+            make = partial(Batches, str(trial.directory), "train", replace(config.input, threads=trial.cores))
+            pinned = sorted(os.sched_getaffinity(0))[: trial.cores]
+            runs[name] = partial(stack.enter_context(WorkerProcess(make, cores=pinned)), config.seconds)
+        what = {name: f"{name} instead" for name in trials}
+        what[UNCHANGED] = "a sample of the images, converted again with the dataset's own options"
+        settings = {"image_size": config.image_size, "sample": SAMPLE, "untried": untried}
+        measured = interleave(
+            VALIDATION_SUITE, runs, repeats=config.repeats, reference=UNCHANGED, what=what, settings=settings
+        )  # fmt: skip
     return [
-        replace(m, settings={**m.settings, "unproved": unproved, "predicted": predicted.get(m.name)})
-        for m in measure(contenders)
+        replace(m, settings={**m.settings, "predicted": trials[m.name].predicted if m.name in trials else None})
+        for m in measured
     ]
 
 
-def on_cores(cores: list[int], work: Callable[[], Rate]) -> Callable[[], Rate]:
-    """Pin every thread that `work` starts to these cores."""
+def carry_out(bottleneck: Bottleneck, config: BenchConfig, work: Path) -> tuple[dict[str, Trial], dict[str, str]]:
+    """Convert a sample into `work`, unchanged and with each change.
 
-    def pinned() -> Rate:
-        allowed = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cores)
-        try:
-            return work()
-        finally:
-            os.sched_setaffinity(0, allowed)
+    Returns:
+      The trials by name, UNCHANGED first, and why the other changes cannot be tried.
+    """
+    data, cores = open_dataset(config.data), len(os.sched_getaffinity(0))
+    source = work / "source" / "sample"  # a class folder
+    source.mkdir(parents=True)
+    if config.raw_images:
+        link_sample(Path(config.raw_images), source)
+    else:
+        extract_sample(data, config.split, source)
+    options = dataset_options(data)
+    trials = {UNCHANGED: Trial(_converted(source.parent, work / "unchanged", options), cores)}
+    untried = {}
+    for advice in bottleneck.advice:
+        if advice.change.startswith("--"):
+            flag, value = advice.change.removeprefix("--").split()
+            changed = replace(options, **{flag: type(getattr(options, flag))(value)})
+            trials[advice.change] = Trial(_converted(source.parent, work / flag, changed), cores, advice.input_factor)
+        elif cores > 1:  # N more cores
+            fewer = cores // 2
+            name = f"{fewer} of {cores} cores (for {advice.change})"
+            trials[name] = Trial(trials[UNCHANGED].directory, fewer, fewer / cores)
+        else:
+            untried[advice.change] = "this machine has one core"
+    return trials, untried
 
-    return pinned
 
-
-def _batches(source: Path, output: Path, options: ImageOptions, config: InputConfig, seconds: float) -> Any:
-    """The host's batches from the sample, converted with these options."""
-    if not output.exists():
-        talk = io.StringIO()  # its summary is not about the user's data
-        with (
-            contextlib.redirect_stderr(talk),
-            contextlib.redirect_stdout(talk),
-        ):
-            workers = available_cores()
-            convert(Config(str(source), output, "sample", options, {}, workers=workers, report=False))
-    return stages.rungs(open_dataset(output), "train", config, seconds=seconds)["batch"]
-
-
-def _options(data: Dataset) -> ImageOptions:
+def dataset_options(data: Dataset) -> ImageOptions:
     """How the dataset was made, as far as it says so."""
-    known: dict[str, Any] = {
-        f.name: data.manifest.options[f.name] for f in fields(ImageOptions) if f.name in data.manifest.options
-    }
-    image = data.manifest.image
+    image, stored = data.manifest.image, data.manifest.options
+    known: dict[str, Any] = {field.name: stored[field.name] for field in fields(ImageOptions) if field.name in stored}
     encoding = image.encoding if ENCODINGS[image.encoding].writable else "jpeg"
-    stored: dict[str, Any] = {"resize": image.resize, "size": image.size, "encoding": encoding}
-    return ImageOptions(**stored | known)
+    return replace(ImageOptions(resize=image.resize, size=image.size, encoding=encoding), **known)
 
 
-def _from_shards(data: Dataset, split: str, work: Path) -> Path:
+def extract_sample(data: Dataset, split: str, folder: Path) -> None:
     """Stored images as files again, spread evenly over the split; raw pixels as PNG."""
-    folder = work / "source" / "sample"
-    folder.mkdir(parents=True)
     shards = Shards(data.manifest, data.directory, split)
     encoding = ENCODINGS[data.manifest.image.encoding]
-    for record in np.unique(np.linspace(0, len(shards) - 1, SAMPLE).astype(int)).tolist():
+    for record in evenly_spaced(len(shards), SAMPLE):
         try:
             example = shards.read(record)
             image = bytes(example.image)
@@ -134,16 +123,19 @@ def _from_shards(data: Dataset, split: str, work: Path) -> Path:
                 pixels = cv2.cvtColor(encoding.decode(example), cv2.COLOR_RGB2BGR)
                 image = cv2.imencode(".png", pixels)[1].tobytes()
         except ValueError:
-            continue  # the ladder has told of it
+            continue  # the stages have told of it
         (folder / f"{record:08d}.{'jpg' if encoding.name == 'jpeg' else 'png'}").write_bytes(image)
-    return folder.parent
 
 
-def _from_folder(raw_images: Path, work: Path) -> Path:
+def link_sample(raw_images: Path, folder: Path) -> None:
     """Links to images of a folder, spread evenly over it."""
-    folder = work / "source" / "sample"
-    folder.mkdir(parents=True)
-    paths = sorted(path for path in raw_images.rglob("*") if path.suffix.lower() in _IMAGES)
-    for number in np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int)).tolist():
-        (folder / f"{number:08d}{paths[number].suffix}").symlink_to(paths[number].resolve())
-    return folder.parent
+    for number, path in enumerate(find_images(raw_images, SAMPLE)):
+        (folder / f"{number:08d}{path.suffix}").symlink_to(path.resolve())
+
+
+def _converted(source: Path, output: Path, options: ImageOptions) -> Path:
+    """The dataset of the sample with these options."""
+    quiet = io.StringIO()  # a summary that is not about the user's data
+    with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
+        convert(ConvertConfig(source=str(source), output=str(output), name="sample", report=False, **asdict(options)))
+    return output

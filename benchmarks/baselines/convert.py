@@ -1,16 +1,20 @@
 """Other ways to turn a folder of photographs into shards, each as its users would write it, with one process.
 
-    python convert_peers.py NAME SOURCE OUTPUT      # convert SOURCE/CLASS/*.jpg; short side 256, JPEG quality 90
+    python convert.py NAME SOURCE OUTPUT      # convert SOURCE/CLASS/*.jpg; short side 256, JPEG quality 90
 
-Run by `benchmarks.bench_convert`, with the Python that has the packages of NAME.
+Run by `bench_convert` with the Python that has the packages of NAME, where nothing of ours can be imported.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SIZE, QUALITY = 256, 90
 
@@ -22,7 +26,7 @@ def images(source: str) -> Iterator[tuple[str, int]]:
             yield str(path), label
 
 
-def read_resized(path: str):
+def read_resized(path: str) -> np.ndarray:
     """cv2.imread and INTER_AREA to the short side."""
     import cv2
 
@@ -32,27 +36,28 @@ def read_resized(path: str):
     return resized(image)
 
 
-def resized(image):
+def resized(image: np.ndarray) -> np.ndarray:
     """INTER_AREA to the short side."""
     import cv2
 
     height, width = image.shape[:2]
     scale = SIZE / min(height, width)
-    if scale < 1:
-        image = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    return image
+    if scale >= 1:
+        return image
+    return cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
 
 
-def jpeg(path: str):
+def jpeg(path: str) -> tuple[bytes, int, int]:
     """The resized image as JPEG bytes, and its height and width."""
     import cv2
 
     image = read_resized(path)
-    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes(), *image.shape[:2]
+    height, width, _ = image.shape
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes(), height, width
 
 
 def plain_loop(source: str, output: str) -> None:
-    """The loop everybody writes: imread, resize, imencode, Example, TFRecordWriter."""
+    """The plain OpenCV loop: imread, resize, imencode, Example, TFRecordWriter."""
     import cv2
     import tensorflow as tf
 
@@ -92,14 +97,14 @@ def tfds_builder(source: str, output: str) -> None:
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = Path(source)  # where TFDS would look for a README
 
-        def _info(self):
+        def _info(self) -> Any:
             features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: object) -> dict[str, Any]:
             return {"train": self._generate_examples()}
 
-        def _generate_examples(self):
+        def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
             for path, label in images(source):
                 yield path, {"image": io.BytesIO(jpeg(path)[0]), "label": label}
 
@@ -141,20 +146,20 @@ def ffcv_writer_opencv(source: str, output: str) -> None:
     """FFCV's DatasetWriter over images that OpenCV has read."""
 
     class Photos:
-        def __init__(self):
+        def __init__(self) -> None:
             self.files = list(images(source))
 
-        def __len__(self):
+        def __len__(self) -> int:
             return len(self.files)
 
-        def __getitem__(self, number):
+        def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
             path, label = self.files[number]
             return read_resized(path)[:, :, ::-1].copy(), label
 
     write_ffcv(Photos(), output)
 
 
-def write_ffcv(dataset, output: str) -> None:
+def write_ffcv(dataset: object, output: str) -> None:
     """RGB pixels and labels into one .beton file, by one worker."""
     import cv2
     from ffcv.fields import IntField, RGBImageField
@@ -177,7 +182,7 @@ def img2dataset(source: str, output: str) -> None:
     from img2dataset import download
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
+        def log_message(self, *arguments: object) -> None:
             pass
 
     cv2.setNumThreads(0)
@@ -202,25 +207,65 @@ def img2dataset(source: str, output: str) -> None:
     )
 
 
-PEERS: dict[str, tuple[Callable[[str, str], None], tuple[str, ...]]] = {  # name: (what, packages it needs)
-    "plain loop": (plain_loop, ("tensorflow", "cv2")),
-    "TFDS builder": (tfds_builder, ("tensorflow_datasets", "cv2")),
-    "webdataset": (webdataset_writer, ("webdataset", "cv2")),
-    "MDSWriter": (mds_writer, ("streaming", "cv2")),
-    "FFCV writer": (ffcv_writer, ("ffcv", "torchvision", "cv2")),
-    "FFCV writer, OpenCV": (ffcv_writer_opencv, ("ffcv", "cv2")),
-    "img2dataset": (img2dataset, ("img2dataset", "cv2")),
+@dataclass(frozen=True)
+class Converter:
+    """A function of source and output folder, the packages it needs, and what it does, in a line."""
+
+    convert: Callable[[str, str], None]
+    packages: tuple[str, ...]
+    text: str
+    needs: str = ""  # what pip does not bring
+    in_our_python: bool = False  # whether it needs no package but those that this project has
+
+
+_OPENCV = ", its build needs pkg-config and OpenCV's C++ headers (opencv4)"
+CONVERTERS = {
+    "plain loop": Converter(
+        plain_loop,
+        ("tensorflow", "cv2"),
+        "cv2.imread, INTER_AREA, imencode, tf.train.Example, TFRecordWriter; no checks; one process, one core",
+        in_our_python=True,
+    ),
+    "TFDS builder": Converter(
+        tfds_builder,
+        ("tensorflow_datasets", "cv2"),
+        "a GeneratorBasedBuilder that yields the same resized JPEGs; one process, one core",
+        in_our_python=True,
+    ),
+    "webdataset": Converter(
+        webdataset_writer,
+        ("webdataset", "cv2"),
+        "the same resized JPEGs through ShardWriter into tar files; one process, one core",
+    ),
+    "MDSWriter": Converter(
+        mds_writer,
+        ("streaming", "cv2"),
+        "the same resized JPEGs through MosaicML's MDSWriter; one process, one core",
+    ),
+    "FFCV writer": Converter(
+        ffcv_writer,
+        ("ffcv", "torchvision", "cv2"),
+        "torchvision's ImageFolder, as in its guide, INTER_AREA, DatasetWriter; one worker, one core",
+        _OPENCV,
+    ),
+    "FFCV writer, OpenCV": Converter(
+        ffcv_writer_opencv,
+        ("ffcv", "cv2"),
+        "the same, its images read with cv2.imread; one worker, one core",
+        _OPENCV,
+    ),
+    "img2dataset": Converter(
+        img2dataset,
+        ("img2dataset", "cv2"),
+        "short side 256, quality 90, webdataset tars, fetched from a web server here; one process, one core",
+    ),
 }
 
 
-def main() -> None:
-    """Convert, or with one argument say which packages are missing."""
-    work, packages = PEERS[sys.argv[1]]
-    if len(sys.argv) == 2:
-        print(" ".join(package for package in packages if importlib.util.find_spec(package) is None))
-    else:
-        work(sys.argv[2], sys.argv[3])
+def command(python: str, name: str) -> Callable[[str, str], list[str]]:
+    """The command line of a converter, of source and output folder."""
+    return lambda source, output: [python, __file__, name, source, output]
 
 
 if __name__ == "__main__":
-    main()
+    CONVERTERS[sys.argv[1]].convert(*sys.argv[2:])

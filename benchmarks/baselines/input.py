@@ -1,34 +1,37 @@
-"""Input pipelines to compare with: each a function from a folder of JPEG files to endless batches.
+"""Loaders to compare with: each a function from a folder of images to endless batches.
 
-Run as a program in a process of its own, which may be another Python (`--peer_python`): it prints "ready", then for
-each line it reads takes batches for that many seconds and prints {"images", "wall", "cpu"} as one line of JSON.
-
-    python input_peers.py NAME FOLDER BATCH_SIZE IMAGE_SIZE THREADS
+A loader runs in a process of its own, which may be another Python (`--baseline_python`), where nothing of ours can be
+imported but `shardline.benchmarks.processes` and this file.
 
 All of them do the same to the same images, unless their docstring, which the report quotes, says otherwise:
-random-resized-crop (area 0.08 to 1, ratio 3/4 to 4/3), bilinear, flip, shuffled, batches of uint8 RGB.
+random resized crop (area 0.08 to 1, ratio 3/4 to 4/3), bilinear, flip, shuffled, batches of uint8 RGB.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
 import random
-import sys
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shardline.benchmarks.processes import Rate, repeat_for, timed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 Batches = Iterator[Any]
 
 
 def prepare(data: str, folder: Path) -> None:
-    """Lay out what the contenders read: the dataset, one of raw pixels, and plain files."""
-    from dataclasses import replace
-
+    """Lay out what the loaders read: the first split of a dataset, its pixels as another one, and plain files."""
+    # In this process alone: a loader's Python may have none of these.
     import cv2
     import numpy as np
 
@@ -37,36 +40,66 @@ def prepare(data: str, folder: Path) -> None:
     from shardline.pipeline.manifest import Features, Manifest, Split, shard_name, write_shard_file
     from shardline.pipeline.tfrecord import frame_record
 
-    manifest = Manifest.load(data)
-    (folder / "jpeg").symlink_to(Path(data).resolve())
     (folder / "files").mkdir()
     (folder / "raw").mkdir()
+    manifest = Manifest.load(data)
     split = next(iter(manifest.splits))
+    _link_split(Path(data).resolve(), folder / "jpeg", split)
     framed = []
     numbers = range(manifest.split(split).records)
     for number, (image, label, _) in enumerate(open_dataset(data).records(split, numbers)):
         (folder / "files" / f"{number:06d}.jpg").write_bytes(image)
-        pixels: Any = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
-        framed.append(frame_record(encode_example(pixels.tobytes(), label, "", *pixels.shape[:2])))
-    entry = write_shard_file(folder / "raw" / shard_name("raw", split, 0, 1), framed)
+        pixels = np.asarray(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB))
+        height, width, _ = pixels.shape
+        framed.append(frame_record(encode_example(pixels.tobytes(), label, "", height, width)))
+    entry = write_shard_file(folder / "raw" / shard_name(manifest.name, split, 0, 1), framed)
     raw = replace(manifest, splits={split: Split(split, (entry,))}, features=Features(), class_counts={})
     replace(raw, image=replace(manifest.image, encoding="raw")).save(folder / "raw")
 
 
-def doc(name: str) -> str:
-    """What a contender does, in a line."""
-    return (PEERS[name][0].__doc__ or "").strip().rstrip(".")
+def _link_split(data: Path, folder: Path, split: str) -> None:
+    """A dataset of one split, whose shards are links: loaders read all files they find."""
+    from shardline.pipeline.manifest import Manifest, index_path
+
+    folder.mkdir()
+    manifest = Manifest.load(data)
+    replace(manifest, splits={split: manifest.split(split)}, class_counts={}).save(folder)
+    shards = [data / shard.file for shard in manifest.split(split).shards]
+    for path in [*shards, *map(index_path, shards), *data.glob("*.txt"), *data.glob("features.json")]:
+        (folder / path.name).symlink_to(path)
+    if (data / "dataset_info.json").exists():  # TFDS's
+        info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
+        info["splits"] = [entry for entry in info["splits"] if entry["name"] == split]
+        (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
-def shardline(folder: Path, batch: int, size: int, threads: int, **options: Any) -> Batches:
-    """This project, on the dataset in FOLDER."""
+def shardline(
+    folder: Path,
+    batch: int,
+    size: int,
+    threads: int,
+    *,
+    dataset: str = "jpeg",
+    augment_on: str = "host",
+    shuffle: bool = True,
+    shuffle_block_size: int = 1,
+) -> Batches:
+    """pipeline.train_batches, shuffled exactly, finished images."""
     from shardline import pipeline
 
-    data = pipeline.open_dataset(folder / options.pop("dataset", "jpeg"))
-    options["workers"] = threads if threads > 1 else 0
-    config = pipeline.InputConfig(global_batch_size=batch, image_size=size, threads=threads, **options)
-    (split,) = data.manifest.splits
-    return iter(data.train_batches(split, config))
+    data = pipeline.open_dataset(folder / dataset)
+    config = pipeline.InputConfig(
+        global_batch_size=batch,
+        image_size=size,
+        shuffle=shuffle,
+        shuffle_block_size=shuffle_block_size,
+        augment_on=augment_on,
+        crop_area=CROP_AREA,
+        crop_ratio=CROP_RATIO,
+        threads=threads,
+        workers=threads if threads > 1 else 0,
+    )
+    return iter(data.train_batches(next(iter(data.manifest.splits)), config))
 
 
 def tensorflow_decode_only(folder: Path, batch: int, size: int, threads: int) -> Batches:
@@ -102,16 +135,16 @@ def model_garden(folder: Path, batch: int, size: int, threads: int) -> Batches:
     return iter(records.map(make, num_parallel_calls=threads).batch(batch, drop_remainder=True).prefetch(2))
 
 
-def _distorted_box(shape: Any) -> Any:
+def _distorted_box(shape: tf.Tensor) -> Any:
     import tensorflow as tf
 
     return tf.image.sample_distorted_bounding_box(
-        shape, tf.zeros((1, 0, 4)), 0, min_object_covered=0.1, aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(0.08, 1.0), max_attempts=10, use_image_if_no_bounding_boxes=True,
+        shape, tf.zeros((1, 0, 4)), 0, min_object_covered=0.1, aspect_ratio_range=CROP_RATIO,
+        area_range=CROP_AREA, max_attempts=10, use_image_if_no_bounding_boxes=True,
     )  # fmt: skip
 
 
-def _records(folder: Path) -> Any:
+def _records(folder: Path) -> tf.data.Dataset:
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -160,7 +193,7 @@ def torch_pillow(folder: Path, batch: int, size: int, threads: int) -> Batches:
     return _torch(folder, batch, lambda data: _pillow(data, size))
 
 
-def _torch(folder: Path, batch: int, image: Callable[[bytes], Any]) -> Batches:
+def _torch(folder: Path, batch: int, image: Callable[[bytes], np.ndarray]) -> Batches:
     import torch
 
     files = sorted((folder / "files").iterdir()) * 8  # longer epochs: starting one is not what is measured
@@ -202,7 +235,7 @@ def mosaic_streaming(folder: Path, batch: int, size: int, threads: int) -> Batch
             writer.write({"image": file.read_bytes()})
 
     class Images(StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
+        def __getitem__(self, index: int) -> Any:
             return torch.from_numpy(_opencv(super().__getitem__(index)["image"], size))
 
     torch.set_num_threads(1)
@@ -221,7 +254,7 @@ def dali(folder: Path, batch: int, size: int, threads: int) -> Batches:
     def graph() -> Any:
         data, _ = fn.readers.file(files=files, random_shuffle=True)
         image = fn.decoders.image_random_crop(
-            data, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
+            data, device="cpu", output_type=types.RGB, random_area=list(CROP_AREA), random_aspect_ratio=list(CROP_RATIO)
         )
         image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=False)
         return fn.flip(image, horizontal=fn.random.coin_flip())
@@ -249,34 +282,34 @@ def grain_array_record(folder: Path, batch: int, size: int, threads: int) -> Bat
     return iter(images.batch(batch).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)))
 
 
-def _opencv(data: bytes, size: int) -> Any:
+def _opencv(data: bytes, size: int) -> np.ndarray:
     """What people write: decode, crop, resize, flip."""
     import cv2
     import numpy as np
 
     cv2.setNumThreads(0)
-    image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    top, left, height, width = _window(*image.shape[:2])
+    image = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+    image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    top, left, height, width = _crop_box(*image.shape[:2])
     image = cv2.resize(image[top : top + height, left : left + width], (size, size), interpolation=cv2.INTER_LINEAR)
     return cv2.flip(image, 1) if random.random() < 0.5 else image
 
 
-def _pillow(data: bytes, size: int) -> Any:
+def _pillow(data: bytes, size: int) -> np.ndarray:
     """torchvision's RandomResizedCrop and RandomHorizontalFlip."""
     import numpy as np
     from PIL import Image
 
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    top, left, height, width = _window(image.height, image.width)
+    top, left, height, width = _crop_box(image.height, image.width)
     image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     return np.array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image)
 
 
-def _window(height: int, width: int) -> tuple[int, int, int, int]:
+def _crop_box(height: int, width: int) -> tuple[int, int, int, int]:
     for _ in range(10):
-        area = height * width * random.uniform(0.08, 1.0)
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = height * width * random.uniform(*CROP_AREA)
+        ratio = math.exp(random.uniform(*map(math.log, CROP_RATIO)))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top, left = random.randint(0, height - crop_height), random.randint(0, width - crop_width)
@@ -285,74 +318,60 @@ def _window(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _ours(what: str, **options: Any) -> Callable[[Path, int, int, int], Batches]:
-    def made(folder: Path, batch: int, size: int, threads: int) -> Batches:
-        return shardline(folder, batch, size, threads, **options)
+@dataclass(frozen=True)
+class Loader:
+    """A function of folder, batch size, image size and threads; the packages it needs; and what it does, in a line."""
 
-    made.__doc__ = what
-    return made
+    make: Callable[[Path, int, int, int], Batches]
+    packages: tuple[str, ...] = ()
+    text: str = ""
+
+    @property
+    def what(self) -> str:
+        """`text`, else the first line of the function's docstring."""
+        return self.text or (self.make.__doc__ or "").strip().rstrip(".")
 
 
-PEERS: dict[str, tuple[Callable[[Path, int, int, int], Batches], tuple[str, ...]]] = {  # and the packages it needs
-    "shardline host": (_ours("pipeline.train_batches, shuffled exactly, finished images"), ()),
-    "shardline host, in stored order": (_ours("the same without a shuffle", shuffle=False), ()),
-    "shardline host, blocks of 8": (_ours("the same, 8 stored records read together", shuffle_block_size=8), ()),
-    "shardline device": (_ours("the host's half; the GPU resizes, flips and colors", augment_on="device"), ()),
-    "shardline raw, host": (_ours("from raw pixels: nothing to decode", dataset="raw"), ()),
-    "shardline raw, device": (_ours("from raw pixels, the host's half", dataset="raw", augment_on="device"), ()),
-    "TensorFlow, decode only": (tensorflow_decode_only, ()),
-    "Model Garden, float32": (model_garden, ()),
-    "Keras from directory, float32": (keras_directory, ()),
-    "TFDS": (tfds_reader, ()),
-    "PyTorch DataLoader + OpenCV": (torch_opencv, ("torch", "cv2")),
-    "PyTorch DataLoader + Pillow": (torch_pillow, ("torch", "PIL")),
-    "webdataset + OpenCV": (webdataset_reader, ("webdataset", "cv2")),
-    "Grain + ArrayRecord + OpenCV": (grain_array_record, ("grain", "array_record", "cv2")),
-    "MosaicML Streaming + OpenCV": (mosaic_streaming, ("streaming", "torch", "cv2")),
-    "DALI on the CPU": (dali, ("nvidia.dali",)),
+LOADERS = {
+    "shardline host": Loader(shardline),
+    "shardline host, in stored order": Loader(partial(shardline, shuffle=False), (), "the same without a shuffle"),
+    "shardline host, blocks of 8": Loader(
+        partial(shardline, shuffle_block_size=8), (), "the same, 8 stored records read together"
+    ),
+    "shardline device": Loader(
+        partial(shardline, augment_on="device"), (), "the host's half; the GPU resizes, flips and colors"
+    ),
+    "shardline raw, host": Loader(partial(shardline, dataset="raw"), (), "from raw pixels: nothing to decode"),
+    "shardline raw, device": Loader(
+        partial(shardline, dataset="raw", augment_on="device"), (), "from raw pixels, the host's half"
+    ),
+    "TensorFlow, decode only": Loader(tensorflow_decode_only),
+    "Model Garden, float32": Loader(model_garden),
+    "Keras from directory, float32": Loader(keras_directory),
+    "TFDS": Loader(tfds_reader),
+    "PyTorch DataLoader + OpenCV": Loader(torch_opencv, ("torch", "cv2")),
+    "PyTorch DataLoader + Pillow": Loader(torch_pillow, ("torch", "PIL")),
+    "webdataset + OpenCV": Loader(webdataset_reader, ("webdataset", "cv2")),
+    "Grain + ArrayRecord + OpenCV": Loader(grain_array_record, ("grain", "array_record", "cv2")),
+    "MosaicML Streaming + OpenCV": Loader(mosaic_streaming, ("streaming", "torch", "cv2")),
+    "DALI on the CPU": Loader(dali, ("nvidia.dali",)),
 }
-
-
 NOT_MEASURED = {"FFCV": "its reader has to be built against OpenCV's C++ headers, which no package index has"}
 
 
-def _children_cpu_seconds(packages: tuple[str, ...]) -> float:
-    if packages:
-        return 0.0  # other people's loaders run in one process here, where this project cannot be imported
-    from shardline.benchmarks.measure import children_cpu_seconds
-
-    return children_cpu_seconds()
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # not even the package it is in
-        return False
-
-
-def main() -> None:
-    """Serve one peer on stdin and stdout."""
-    name, folder, batch, size, threads = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
-    peer, packages = PEERS[name]
-    missing = [package for package in packages if not _installed(package)]
-    if missing:
-        print("missing", *missing, flush=True)
-        return
-    batches = peer(folder, batch, size, threads)
+def loader(name: str, folder: str, batch: int, size: int, threads: int) -> Callable[[float], Rate]:
+    """A loader that is ready to make batches; what is returned makes them for some seconds."""
+    batches = LOADERS[name].make(Path(folder), batch, size, threads)
     next(batches)
-    print("ready", flush=True)
-    for line in sys.stdin:
+
+    def turn(seconds: float) -> Rate:
         for _ in range(6):  # what was made ahead, and the batches that were under way
             next(batches)
-        images, before, wall, cpu = 0, _children_cpu_seconds(packages), time.perf_counter(), time.process_time()
-        while time.perf_counter() - wall < float(line):
+
+        def one() -> int:
             next(batches)
-            images += batch
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        cpu += _children_cpu_seconds(packages) - before
-        print(json.dumps({"images": images, "wall": wall, "cpu": cpu}), flush=True)
+            return batch
 
+        return timed(lambda: repeat_for(seconds, one))
 
-if __name__ == "__main__":
-    main()
+    return turn

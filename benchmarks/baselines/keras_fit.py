@@ -10,93 +10,116 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from absl import flags
-
-from shardline.pipeline.cli import import_tensorflow, run
+from shardline.pipeline import cli as command_line
+from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import narrowed, option
 
-_DATA = flags.DEFINE_string("data", "", "dataset directory, made by shardline-convert")
-_SPLIT = flags.DEFINE_string("split", "test", "split to score on at the end")
-_EPOCHS = flags.DEFINE_integer("epochs", 9, "passes over the split train", lower_bound=1)
-_RATE = flags.DEFINE_float("learning_rate", 0.02, "peak of the cosine, after a tenth of warm-up", lower_bound=0)
-_SIZE = flags.DEFINE_integer("image_size", 64, "pixels", lower_bound=32)
-_BATCH = flags.DEFINE_integer("global_batch_size", 32, "examples a step", lower_bound=1)
-_AREA = flags.DEFINE_string("crop_area", "0.35,1", "as shardline-train's")
-_RATIO = flags.DEFINE_string("crop_ratio", "0.75,1.333", "as shardline-train's")
-_DROPOUT = flags.DEFINE_float("dropout", 0.5, "before the last layer", lower_bound=0, upper_bound=1)
-_CLIP = flags.DEFINE_float("clip_norm", 1.0, "largest global norm of the gradient", lower_bound=0.001)
-_PRECISION = flags.DEFINE_enum("precision", "mixed_bfloat16", ["mixed_bfloat16", "float32"], "of the layers")
-_SEED = flags.DEFINE_integer("seed", 0, "of the weights, the order and the augmentation")
-_WIDTH = flags.DEFINE_float("width", 1.0, "share of VGG16's filters", lower_bound=0.01, upper_bound=1)
-_JIT = flags.DEFINE_boolean("jit", True, "compile with XLA, as shardline-train does")
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from shardline.pipeline import Dataset
 
 
-def main() -> None:
-    """Train, score, print."""
-    if not _DATA.value:
-        raise UsageError("--data is missing: name a dataset directory, made by shardline-convert")
-    import_tensorflow()
+@dataclass(frozen=True)
+class KerasFitConfig(InputConfig):
+    """A recipe. The input's options are those of shardline-train."""
+
+    GROUPS: ClassVar = ("run", "recipe", "augmentation", "input")
+
+    data: str = option("", "dataset directory, made by shardline-convert", group="run")
+    split: str = option("test", "split to evaluate on at the end", group="run")
+    image_size: int = option(64, "side of the square the model sees, in pixels", low=32, group="input")
+    augment_on: str = option("host", "where images are augmented", choices=("host",), group="augmentation", flag=False)
+    epochs: int = option(9, "passes over the split train", low=1, group="recipe")
+    learning_rate: float = option(
+        0.02, "peak learning rate, after linear warmup over a tenth of the steps", low=0, group="recipe"
+    )
+    dropout: float = option(0.5, "share of activations dropped before the last layer", low=0, high=1, group="recipe")
+    clip_norm: float = option(1.0, "largest global norm of the gradient", above=0, group="recipe")
+    precision: str = option(
+        "mixed_bfloat16", "arithmetic of the layers", choices=("mixed_bfloat16", "float32"), group="recipe"
+    )
+    width: float = option(1.0, "width multiplier of VGG16", above=0, high=1, group="recipe")
+    jit: bool = option(True, "compile with XLA, as shardline-train does", group="recipe")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise UsageError("--data is missing: name a dataset directory, made by shardline-convert")
+
+
+def fit(config: KerasFitConfig) -> dict[str, float]:
+    """Train and evaluate: top1, loss, seed, steps, seconds, images_per_second."""
     import keras
 
     from shardline import pipeline
-    from shardline.trainer import model as vgg16
-    from shardline.trainer.config import TrainConfig
 
-    keras.utils.set_random_seed(_SEED.value)
-    data = pipeline.open_dataset(_DATA.value)
-    config = TrainConfig(
-        global_batch_size=_BATCH.value,
-        image_size=_SIZE.value,
-        seed=_SEED.value,
-        crop_area=_AREA.value,
-        crop_ratio=_RATIO.value,
-    ).input_config()
-    steps = round(_EPOCHS.value * data.num_records("train") / _BATCH.value)
+    keras.utils.set_random_seed(config.seed)
+    data, inputs = pipeline.open_dataset(config.data), narrowed(config, InputConfig)
+    steps = round(config.epochs * data.num_records("train") / config.global_batch_size)
+    model = compiled_model(config, data, steps)
+    started = time.perf_counter()
+    model.fit(data.train_batches("train", inputs).map(_triple), steps_per_epoch=steps, epochs=1, verbose=0)
+    seconds = time.perf_counter() - started
+    loss, accuracy = model.evaluate(data.eval_batches(config.split, inputs).map(_triple), verbose=0)
+    return {
+        "top1": accuracy,
+        "loss": loss,
+        "seed": config.seed,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(steps * config.global_batch_size / seconds, 1),
+    }
+
+
+def compiled_model(config: KerasFitConfig, data: Dataset, steps: int) -> keras.Model:
+    """Our network with its first weights; Keras's loss, optimizer and schedule."""
+    import keras
+
+    from shardline.trainer import model as vgg16
+
     network = vgg16.build(
         classes=len(data.labels),
         head="gap",
-        image_size=_SIZE.value,
-        dropout=_DROPOUT.value,
-        seed=_SEED.value,
-        precision=_PRECISION.value,
-        width=_WIDTH.value,
+        image_size=config.image_size,
+        dropout=config.dropout,
+        seed=config.seed,
+        precision=config.precision,
+        width=config.width,
         input_scale=vgg16.PIXEL_SPREAD,
     )
-    vgg16.initialize(network, _SEED.value)
+    vgg16.initialize(network, config.seed)
     model = keras.Model(network.serve.input, network.serve.get_layer("predictions").output)
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 10, warmup_target=_RATE.value, warmup_steps=steps // 10
+        0.0, steps - steps // 10, warmup_target=config.learning_rate, warmup_steps=steps // 10
     )
     model.compile(
-        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, global_clipnorm=_CLIP.value),
+        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, global_clipnorm=config.clip_norm),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["accuracy"],
-        jit_compile=_JIT.value,
+        jit_compile=config.jit,
     )
-    started = time.perf_counter()
-    batches = data.train_batches("train", config).map(_triple)
-    model.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
-    seconds = time.perf_counter() - started
-    loss, accuracy = model.evaluate(data.eval_batches(_SPLIT.value, config).map(_triple), verbose=0)
-    result = {
-        "top1": accuracy,
-        "loss": loss,
-        "seed": _SEED.value,
-        "steps": steps,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(steps * _BATCH.value / seconds, 1),
-    }
-    print(json.dumps(result))
+    return model
 
 
-def _triple(batch):
+def _triple(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     return batch["image"], batch["label"], batch["weight"]
 
 
+def main(config: KerasFitConfig) -> None:
+    """The command: train, evaluate, print."""
+    command_line.import_tensorflow()
+    print(json.dumps(fit(config)))
+
+
 def cli() -> None:
-    """Entry point."""
-    run(main)
+    """Run this module as a command."""
+    command_line.run(main, KerasFitConfig, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command measures, stores and draws on a real (tiny) dataset, and refuses in one line what it cannot measure."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -9,9 +10,11 @@ from functools import partial
 
 import pytest
 
-from shardline.benchmarks.bottleneck import HOST_STAGES
-from shardline.benchmarks.measure import CONTROL, Rate, load_jsonl
-from shardline.benchmarks.stages import COLD
+from shardline.benchmarks import bench_convert
+from shardline.benchmarks.bottleneck import COLD, HOST_STAGES
+from shardline.benchmarks.config import BenchConfig
+from shardline.benchmarks.measure import CONTROL, load_results
+from shardline.benchmarks.processes import Rate
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config
 
@@ -33,39 +36,40 @@ def one_image(tmp_path_factory):
 
 
 def rows(output, suite):
-    return {m.name: m for m in load_jsonl(output / "results.jsonl") if m.suite == suite}
+    return {m.name: m for m in load_results(output) if m.suite == suite}
 
 
-def test_one_image_one_core_no_gpu_still_give_every_rung(one_image, tmp_path):
-    flags = (*QUICK, "--suite=short", "--width=0.03", "--profile", "--prove", "--price_per_hour=3")
+def test_one_image_one_core_no_gpu_still_give_every_stage(one_image, tmp_path):
+    flags = (*QUICK, "--suite=short", "--width=0.03", "--profile", "--validate_advice", "--price_per_hour=3")
     done = run(f"--data={one_image}", f"--output={tmp_path}", *flags, cores=[min(os.sched_getaffinity(0))])
     assert done.returncode == 0, done.stderr
-    found = rows(tmp_path, "ladder")
+    found = rows(tmp_path, "stages")
     assert list(found) == [*HOST_STAGES, *COLD, "copy", "step", "end_to_end", CONTROL]
     assert all(m.median > 0 for m in found.values())
-    assert "0.03 of its width, 32 px, batches of 4, float32" in found["step"].what
+    assert "width multiplier 0.03, 32 px, batches of 4, float32" in found["step"].what
     assert "no accelerator" in found["copy"].what
     assert list(rows(tmp_path, "scaling")) == ["shardline, 1 core", CONTROL]
-    verdict, report = done.stdout.splitlines()
-    assert re.match(r"(storage|decode|augment|copy|step)-bound|balanced", verdict)
+    bottleneck, report = done.stdout.splitlines()
+    assert re.match(r"(storage|decode|augment|copy|step)-bound|balanced", bottleneck)
     assert report == str(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "end to end" in page and "Cost of a million images" in page and "self ms" in page
-    assert {"ladder.png", "forecast.png"} <= {path.name for path in tmp_path.glob("*.png")}
+    assert {"stages.png", "forecast.png"} <= {path.name for path in tmp_path.glob("*.png")}
 
 
 @pytest.mark.parametrize("turns", [0, 2])
 def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_image, tmp_path, monkeypatch):
     calls = Counter()
 
-    def rung(name):
+    def stage(name):
         calls[name] += 1
         if name == "decode" and calls[name] > 1 + turns:  # after the warm-up and so many turns
             raise KeyboardInterrupt
         return Rate(100.0, 0.01)
 
-    rungs = {name: partial(rung, name) for name in (*HOST_STAGES, *COLD)}
-    monkeypatch.setattr("shardline.benchmarks.stages.rungs", lambda *args, **options: rungs)
+    runs = {name: partial(stage, name) for name in (*HOST_STAGES, *COLD)}
+    fake = contextlib.nullcontext(runs)
+    monkeypatch.setattr("shardline.benchmarks.stages.host_stages", lambda *args, **options: fake)
     stopped = Run(
         "shardline.benchmarks.run",
         f"--data={one_image}",
@@ -74,9 +78,9 @@ def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_image, tmp_path, m
         "--gpu_step_rate=1000",
     )
     assert stopped.code == 130 and stopped.stderr.endswith("interrupted\n")
-    assert (tmp_path / "ladder.png").exists() == (turns > 0)
+    assert (tmp_path / "stages.png").exists() == (turns > 0)
     if turns:
-        assert [len(m.repeats) for m in rows(tmp_path, "ladder").values()] == [turns] * (len(rungs) + 1)
+        assert [len(m.repeats) for m in rows(tmp_path, "stages").values()] == [turns] * (len(runs) + 1)
         assert str(tmp_path / "report.html") in stopped.stdout
 
 
@@ -87,27 +91,42 @@ def test_the_suite_of_scaling_counts_cores_and_replicas(one_image, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--raw_images" in done.stderr  # would also scale the converter
     many = ["2 cores", "2 replicas"] if len(cores) == 2 else []
-    found = {m.name: m for m in load_jsonl(tmp_path / "results.jsonl")}
+    found = {m.name: m for m in load_results(tmp_path)}
     assert {"shardline, 1 core", "shardline, 1 replica", *(f"shardline, {name}" for name in many)} <= set(found)
     assert all(m.median > 0 for m in found.values())
 
 
 @pytest.mark.slow
 def test_the_converter_is_measured_with_every_count_of_workers(one_image, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "shardline.benchmarks.bench_convert",
-        "--scaling",
-        "--small=8",
-        "--large=800",
-        "--repeats=1",
-    ]
-    command += [f"--raw_images={one_image.parent / 'photos'}", f"--output={tmp_path / 'results.jsonl'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = rows(tmp_path, "scaling of the converter")
-    assert len(found) == len(os.sched_getaffinity(0)).bit_length() + 1 and all(m.median > 0 for m in found.values())
+    photos = one_image.parent / "photos"
+    bench = BenchConfig(
+        data=str(one_image), output=str(tmp_path), raw_images=str(photos), convert_images=800, repeats=1
+    )
+    found = bench_convert.scaling(bench)
+    assert len(found) == len(os.sched_getaffinity(0)).bit_length() + 1 and all(m.median > 0 for m in found)
+
+
+@pytest.mark.slow
+def test_conversions_are_measured_beside_other_tools(one_image, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_convert, "CAMERA_IMAGES", 12)
+    photos = one_image.parent / "photos"
+    bench = BenchConfig(output=str(tmp_path), suite="convert", raw_images=str(photos), convert_images=400, repeats=1)
+    for part, least in ((bench_convert.photographs, {"shardline", "plain loop"}), (bench_convert.large_images, set())):
+        found = {m.name: m for m in part(bench)}
+        assert found.keys() >= least and CONTROL in found and all(m.median > 0 for m in found.values())
+
+
+@pytest.mark.slow
+def test_one_image_training_and_loaders_are_measured(one_image, tmp_path):
+    from shardline.benchmarks import bench_image, bench_input, bench_train
+
+    values = {"image_size": 32, "width": 0.03, "seconds": 0.05, "repeats": 1, "jit": False, "cache_features": 2}
+    photos = one_image.parent / "photos"
+    bench = BenchConfig(data=str(one_image), output=str(tmp_path), raw_images=str(photos), **values)
+    for part in (bench_image.photographs, bench_train.measure, bench_train.measure_head, bench_input.measure):
+        found = {m.name: m for m in part(bench)}
+        assert CONTROL in found and all(m.median > 0 for m in found.values())
+    assert "PyTorch DataLoader + OpenCV" in {*found, *found[CONTROL].settings["absent"]}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +140,6 @@ def test_the_converter_is_measured_with_every_count_of_workers(one_image, tmp_pa
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(flags, said, tmp_path):
-    done = run(*(flag.replace("OUT", str(tmp_path / "out")) for flag in flags))
-    assert done.returncode == 2 and said in done.stderr
+    done = Run("shardline.benchmarks.run", *(flag.replace("OUT", str(tmp_path / "out")) for flag in flags))
+    assert done.code == 2 and said in done.stderr
     assert done.stderr.count("\n") == 1

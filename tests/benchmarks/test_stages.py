@@ -1,19 +1,20 @@
-"""Rungs on tiny datasets: what is damaged does not count, what is empty or unreadable is said in one line."""
+"""Stages on tiny datasets: what is damaged does not count, what is empty or unreadable is said in one line."""
 
 from dataclasses import replace
 
 import pytest
 
 from shardline.benchmarks import stages
-from shardline.benchmarks.bottleneck import HOST_STAGES
-from shardline.benchmarks.measure import Rate
+from shardline.benchmarks.bottleneck import COLD, HOST_STAGES
+from shardline.benchmarks.config import BenchConfig
+from shardline.benchmarks.processes import Rate
 from shardline.pipeline import InputConfig, open_dataset
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path, load_index
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import class_folders, config
 
-CONFIG = InputConfig(global_batch_size=4, image_size=32, threads=2)
+CONFIG = InputConfig(global_batch_size=4, image_size=32, threads=2, max_bad_records=4)
 
 
 @pytest.fixture
@@ -33,39 +34,53 @@ def damage(dataset, count):
     path.write_bytes(content)
 
 
-def test_every_rung_does_work(dataset):
-    data = open_dataset(dataset)
-    for name, rung in stages.rungs(data, "train", CONFIG, seconds=0.02).items():
-        assert rung().rate > 0, name
-    assert set(stages.rungs(data, "train", CONFIG, seconds=0.02)) == {*HOST_STAGES, *stages.COLD}
+def bench(dataset):
+    return BenchConfig(data=str(dataset), output=str(dataset / "report"), image_size=32)
+
+
+def test_every_stage_does_work(dataset):
+    with stages.host_stages(open_dataset(dataset), "train", CONFIG, seconds=0.02) as runs:
+        for name, run in runs.items():
+            assert run().rate > 0, name
+    assert set(runs) == {*HOST_STAGES, *COLD}
 
 
 def test_damaged_records_take_their_time_and_do_not_count(dataset, capsys, monkeypatch):
     counted = []
-    monkeypatch.setattr(stages, "timed", lambda work: counted.append(work()) or Rate(1, 1))
+    monkeypatch.setattr(stages, "timed", lambda work: counted.append(work()) or Rate(1))
     damage(dataset, 3)
-    data = open_dataset(dataset)
-    stages.rungs(data, "train", replace(CONFIG, threads=1), seconds=10)["augment (cold)"]()
-    assert counted == [1]  # one pass over four records, three of them damaged
-    stages.facts(data, "train")
+    worker = stages.StageWorker(str(dataset), "train", CONFIG, on_device=False)
+    for stage in ("augment", "decode"):
+        worker(stage, 10, 0, 1, once=True)
+    assert counted == [1, 1]  # one pass over four records, three of them damaged
+    stages.describe(open_dataset(dataset), bench(dataset), step_on_host=False)
     assert "3 of 4 sampled records of train cannot be decoded (record 0: " in capsys.readouterr().err
+
+
+def test_processes_share_one_pass_between_them(dataset, monkeypatch):
+    counted = []
+    monkeypatch.setattr(stages, "timed", lambda work: counted.append(work()) or Rate(1))
+    worker = stages.StageWorker(str(dataset), "train", replace(CONFIG, global_batch_size=1), on_device=False)
+    for first in range(3):
+        worker("augment", 10, first, 3, once=True)
+    assert counted == [2, 1, 1]
 
 
 def test_nothing_readable_and_no_records_are_refused(dataset, monkeypatch):
     damage(dataset, 4)
-    with pytest.raises(Failure, match=r"4 of 4 sampled records of train .* tools\.verify"):
-        stages.facts(open_dataset(dataset), "train")
+    with pytest.raises(Failure, match=r"4 of 4 sampled records of train .* shardline-verify"):
+        stages.describe(open_dataset(dataset), bench(dataset), step_on_host=False)
     empty = open_dataset(dataset)
     monkeypatch.setattr(empty, "num_records", lambda split: 0)
-    with pytest.raises(UsageError, match=r"--split=train .* holds no records"):
-        stages.facts(empty, "train")
+    with pytest.raises(UsageError, match=r"split=train .* holds no records"):
+        stages.describe(empty, bench(dataset), step_on_host=False)
 
 
 def test_dropped_pages_are_counted(dataset):
     files = list(dataset.glob("*.tfrecord-*-of-?????"))
     kept = stages.drop_page_cache(files)
     assert kept != kept or 0 <= kept <= 1  # NaN where the file system does not tell
-    assert "cache" in stages.cold_cache_text(open_dataset(dataset), "train")
+    assert "cache" in stages.cold_cache_text(files)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from shardline.benchmarks.baselines.input import NOT_MEASURED, PEERS, _pillow, _window, doc, prepare
+from shardline.benchmarks.baselines.input import LOADERS, NOT_MEASURED, _crop_box, _pillow, prepare
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import ROOT, class_folders, config
 
-OURS = [name for name in PEERS if name.startswith("shardline")]
+OURS = [name for name in LOADERS if name.startswith("shardline")]
 TENSORFLOWS = {
     "TensorFlow, decode only": [[4, 3], "int32"],
     "Model Garden, float32": [[4, 32, 32, 3], "float32"],
@@ -22,10 +22,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from shardline.benchmarks.baselines.input import PEERS
+from shardline.benchmarks.baselines.input import LOADERS
 found = {}
 for name in sys.argv[2:]:
-    batches = PEERS[name][0](Path(sys.argv[1]), 4, 32, 1)
+    batches = LOADERS[name].make(Path(sys.argv[1]), 4, 32, 1)
     batch = [np.asarray(next(batches)) for _ in range(5)][-1]  # more than the twelve images
     assert batch.std() > 0.5
     found[name] = batch.shape, batch.dtype.name
@@ -35,15 +35,22 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("peers")
-    convert(config(class_folders(root / "photos", classes=2, images=6), root / "data", size=40))
+    root = tmp_path_factory.mktemp("loaders")
+    convert(
+        config(
+            class_folders(root / "photos", classes=2, images=6),
+            root / "data",
+            size=40,
+            splits={"train": 0.75, "test": 0.25},
+        )
+    )
     prepare(str(root / "data"), root)
     return root
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_batches_are_what_they_are_said_to_be(name, folder):
-    batches = PEERS[name][0](folder, 4, 32, 1)
+    batches = LOADERS[name].make(folder, 4, 32, 1)
     for _ in range(5):
         pixels = next(batches)["image"].numpy()
     assert pixels.dtype == np.uint8 and len(pixels) == 4 and pixels.std() > 0.5
@@ -56,17 +63,17 @@ def test_tensorflows_batches_are_what_they_are_said_to_be(folder):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == TENSORFLOWS
-    assert set(TENSORFLOWS) | set(OURS) == {name for name, (_, packages) in PEERS.items() if not packages}
+    assert set(TENSORFLOWS) | set(OURS) == {name for name, loader in LOADERS.items() if not loader.packages}
 
 
 def test_pillows_crops_are_squares_of_the_image(folder):
     data = (folder / "files" / "000000.jpg").read_bytes()
     assert _pillow(data, 32).shape == (32, 32, 3)
     for _ in range(100):
-        top, left, height, width = _window(40, 60)
+        top, left, height, width = _crop_box(40, 60)
         assert 0 <= top <= top + height <= 40 and 0 <= left <= left + width <= 60 and height and width
 
 
 def test_each_says_in_a_line_what_it_does():
-    assert all(doc(name) and "\n" not in doc(name) for name in PEERS)
-    assert not set(NOT_MEASURED) & set(PEERS)
+    assert all(loader.what and "\n" not in loader.what for loader in LOADERS.values())
+    assert not set(NOT_MEASURED) & set(LOADERS)

@@ -1,0 +1,121 @@
+"""BenchConfig: what shardline-benchmark measures, and how. No TensorFlow, no OpenCV."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import narrowed, option
+from shardline.trainer.config import PRECISIONS
+
+SUITES = ("short", "input", "convert", "train", "baselines", "scaling", "all")
+_NEED_IMAGES = ("convert", "baselines", "all")
+
+
+@dataclass(frozen=True)
+class BenchConfig(InputConfig):
+    """One benchmark: `shardline.benchmarks.run.benchmark(BenchConfig(data=…, output=…))`. One field, one flag.
+
+    The fields it inherits describe the input that the stages measure: give those of the training run. Comparisons with
+    other tools state an input of their own, the same for all.
+    """
+
+    GROUPS: ClassVar = ("benchmark", "input", "augmentation", "recipe", "step", "comparison", "forecast")
+
+    data: str = option("", "dataset directory, made by shardline-convert or shardline-adopt", group="benchmark")
+    output: str = option("", "report directory; measurements are added to those it holds", group="benchmark")
+    suite: str = option(
+        "input", "what to measure; short takes a few minutes: all stages, with the step at width multiplier 1/8, and "
+        "reading on 1 to all cores",
+        choices=SUITES, group="benchmark",
+    )  # fmt: skip
+    split: str = option("train", "split to read", group="benchmark")
+    raw_images: str = option(
+        "", "folder of photographs to convert, for the suites convert, scaling, baselines and all, and for the sample "
+        "of --validate_advice",
+        group="benchmark",
+    )  # fmt: skip
+    repeats: int = option(5, "turns that count, after one warmup turn; everything runs once a turn", low=1,
+                          group="benchmark")  # fmt: skip
+    seconds: float = option(
+        1.5, "duration of one run of a stage, in seconds; it does at least one batch or step", low=0.01,
+        group="benchmark",
+    )  # fmt: skip
+    validate_advice: bool = option(
+        False, "carry the advice out on a sample of the images and measure what it brings", group="benchmark"
+    )
+    profile: bool = option(
+        False, "write a profiler trace of training, or of reading with --gpu_step_rate, and a summary of it",
+        group="benchmark",
+    )  # fmt: skip
+    gpu_step_rate: float = option(
+        0.0, "training rate of one GPU that is not here, in images/s; 0: measure the step on this machine", low=0,
+        group="step",
+    )  # fmt: skip
+    step_batch_size: int = option(
+        0, "samples in a replica batch of the measured step; 0: --global_batch_size, on a CPU at most 8", low=0,
+        group="step",
+    )  # fmt: skip
+    width: float | None = option(
+        None, "width multiplier of VGG16 in the measured step; default: 1, in the suite short 0.125",
+        above=0, high=1, group="step",
+    )  # fmt: skip
+    precision: str = option("mixed_bfloat16", "arithmetic of the layers", choices=PRECISIONS, group="step")
+    jit: bool = option(True, "compile the step with XLA, as shardline-train does", group="step")
+    cache_features: int = option(
+        0, "suite train: views of each image to store for training a head on stored features; 0: leave this out",
+        low=0, group="step",
+    )  # fmt: skip
+    baseline_python: str = option(
+        "", "Python that has the packages of the other tools (the extra bench); default: this one", group="comparison"
+    )
+    convert_images: int = option(
+        3200, "images that the fastest tool converts in a turn, copies where the folder holds fewer", low=10,
+        group="comparison",
+    )  # fmt: skip
+    interconnect_gbps: float = option(
+        100.0, "bandwidth between two GPUs, in Gbit/s, for the forecast of more of them", above=0, group="forecast"
+    )
+    price_per_hour: float = option(
+        0.0, "price of this machine for an hour, for the cost of a million images; 0: leave it out", low=0,
+        group="forecast",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.output:
+            raise UsageError("--output is missing: name the directory for results.jsonl and report.html")
+        if not self.data and self.suite != "convert":
+            raise UsageError(
+                "--data is missing: name a dataset directory, made by shardline-convert or shardline-adopt"
+            )
+        if not self.raw_images and self.suite in _NEED_IMAGES:
+            raise UsageError(f"--suite={self.suite} converts images: name a folder of them with --raw_images")
+        if self.raw_images and not Path(self.raw_images).is_dir():
+            raise UsageError(f"--raw_images={self.raw_images}: no such folder")
+        if self.image_size < 32:
+            raise UsageError(f"--image_size={self.image_size}: VGG16 halves the image five times; use at least 32")
+
+    @property
+    def directory(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output)
+
+    @property
+    def input(self) -> InputConfig:
+        """What the batches are made of: the fields that are InputConfig's."""
+        return narrowed(self, InputConfig)
+
+    @property
+    def step_width(self) -> float:
+        """The width multiplier of the measured step. A rate that is given is that of the whole network."""
+        return self.width or (0.125 if self.suite == "short" and not self.gpu_step_rate else 1.0)
+
+    @property
+    def python(self) -> str:
+        """The Python of the other tools."""
+        return self.baseline_python or sys.executable

@@ -1,0 +1,251 @@
+"""Processes to measure: workers that work when they are told to, and commands that run in slices of time.
+
+Standard library only: a worker may run in another Python, one that has the packages of other tools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+
+class Rate(NamedTuple):
+    """Units of work a second, and CPU seconds per unit; 0 where they were not measured."""
+
+    rate: float
+    cpu_seconds: float = 0.0
+
+
+def timed(work: Callable[[], float]) -> Rate:
+    """Run `work`, which returns how many units it did; measure wall time, and CPU time with that of its children."""
+    children, cpu, wall = children_cpu_seconds(), time.process_time(), time.perf_counter()
+    units = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    cpu += children_cpu_seconds() - children
+    return Rate(units / wall, cpu / units if units else 0.0)
+
+
+def children_cpu_seconds() -> float:
+    """CPU time of this process's children so far, the living and the finished, to 10 ms."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            values = stat.read_text().rpartition(")")[2].split()
+            if int(values[1]) == os.getpid():
+                ticks += int(values[11]) + int(values[12])
+    finished = os.times()
+    return finished.children_user + finished.children_system + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def repeat_for(seconds: float, work: Callable[[], float]) -> float:
+    """Call `work` until the time is up, at least once; the sum of the units it returns."""
+    deadline, done = time.perf_counter() + seconds, work()
+    while time.perf_counter() < deadline:
+        done += work()
+    return done
+
+
+class WorkerProcess:
+    """A function in a process of its own: `worker(...)` calls there what `make()` returned there.
+
+    Args:
+      make: a function of a module, or a `functools.partial` of one, without arguments left; it is sent by its name.
+      python: interpreter to run it with; another one than this imports nothing of ours but `shardline.benchmarks`.
+      cores: cores to pin it to; empty: as this process.
+      environment: variables beside those of this process.
+
+    Raises:
+      RuntimeError: the process ended, with its last line. From `wait_until_ready` and every call.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Callable[..., Rate]],
+        *,
+        python: str = sys.executable,
+        cores: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._links = tempfile.TemporaryDirectory()
+        variables = {**os.environ, "PYTHONSAFEPATH": "1", **(environment or {})}
+        if python != sys.executable:
+            (Path(self._links.name) / "shardline").mkdir()
+            (Path(self._links.name) / "shardline" / "benchmarks").symlink_to(Path(__file__).parent)
+            variables["PYTHONPATH"] = self._links.name
+        command = [python, "-c", "from shardline.benchmarks import processes; processes.serve()"]
+        pipe = subprocess.PIPE
+        self._process, self._messages = _start(command, cores, stdin=pipe, stdout=pipe, env=variables)
+        self._ready = False
+        self._send(make)
+
+    def wait_until_ready(self) -> WorkerProcess:
+        """Wait for the end of `make`."""
+        if not self._ready:
+            self._receive()
+            self._ready = True
+        return self
+
+    def start(self, *arguments: object) -> None:
+        """Begin a call; `result` waits for its end."""
+        self.wait_until_ready()
+        self._send(arguments)
+
+    def result(self) -> Rate:
+        """What the call that `start` began returns."""
+        return Rate(*self._receive())
+
+    def __call__(self, *arguments: object) -> Rate:
+        """One call, from begin to end."""
+        self.start(*arguments)
+        return self.result()
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._messages.close()
+        self._links.cleanup()
+
+    def _send(self, message: object) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `_receive` says why
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+
+    def _receive(self) -> tuple[float, ...]:
+        assert self._process.stdout
+        try:
+            answer: tuple[float, ...] = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            code = self._process.wait()
+            lines = _text(self._messages).splitlines() or ["no message"]
+            raise RuntimeError(f"ended with exit code {code}: {lines[-1]}") from None
+        return answer
+
+
+def serve() -> None:
+    """The worker's side: make the function, then call it for each message until there is nobody to answer."""
+    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not get between the answers
+    call = pickle.load(inbox)()
+    answer: tuple[float, ...] = ()
+    with contextlib.suppress(EOFError):
+        while True:
+            pickle.dump(answer, outbox)
+            outbox.flush()
+            answer = tuple(call(*pickle.load(inbox)))
+
+
+class Spent(NamedTuple):
+    """Seconds on the wall while a command ran, and of CPU in it and the children it waited for."""
+
+    wall: float
+    cpu: float
+
+
+def run_time_sliced(
+    commands: Mapping[str, tuple[Sequence[str], Sequence[int]]],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Spent]:
+    """Run several commands to their ends, always one for a slice of time while the others are stopped.
+
+    Args:
+      commands: name to a command line and the cores it may use.
+      seconds: length of a slice.
+      environment: variables beside those of this process.
+
+    Raises:
+      RuntimeError: a command failed; with its last message.
+    """
+    spent: dict[str, Spent] = {}
+    running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+    walls = dict.fromkeys(commands, 0.0)
+    queue = deque(commands)
+    null, variables = subprocess.DEVNULL, {**os.environ, **(environment or {})}
+    try:
+        while queue:
+            name = queue.popleft()
+            begin = time.perf_counter()
+            if name in running:
+                process, messages = running[name]
+                os.killpg(process.pid, signal.SIGCONT)
+            else:
+                process, messages = _start(*commands[name], stdin=null, stdout=null, env=variables)
+                running[name] = process, messages
+            usage = _wait(process, seconds)
+            if usage is None:
+                os.killpg(process.pid, signal.SIGSTOP)
+                queue.append(name)
+            walls[name] += time.perf_counter() - begin
+            if process.returncode:
+                raise RuntimeError(f"{' '.join(commands[name][0])}: {_text(messages)[-300:]}")
+            if usage is not None:
+                spent[name] = Spent(walls[name], usage.ru_utime + usage.ru_stime)
+    finally:
+        for process, messages in running.values():
+            messages.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return spent
+
+
+def _start(
+    command: Sequence[str], cores: Sequence[int], *, stdin: int, stdout: int, env: Mapping[str, str]
+) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """A process group of its own, and the file its messages go to.
+
+    In this session: if this process is killed, the kernel wakes and ends those that are stopped.
+    """
+    messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the caller)
+    process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=messages, env=env, process_group=0)
+    if cores:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, cores)  # before it has a second thread
+    return process, messages
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> resource.struct_rusage | None:
+    """What the process used, if it ends within so many seconds."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        if not select.select([descriptor], [], [], seconds)[0]:
+            return None
+    finally:
+        os.close(descriptor)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage
+
+
+def _text(messages: IO[bytes]) -> str:
+    messages.seek(0)
+    return messages.read().decode(errors="replace").strip()
+
+
+def missing_packages(python: str, packages: Sequence[str]) -> list[str]:
+    """Those of `packages` that cannot be imported with that Python."""
+    code = (
+        "import importlib.util, sys\n"
+        "def missing(name):\n"
+        "    try: return importlib.util.find_spec(name) is None\n"
+        "    except ModuleNotFoundError: return True\n"  # not even the package it is in
+        "print(*filter(missing, sys.argv[1:]))"
+    )
+    command = [python, "-c", code, *packages]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
