@@ -16,13 +16,14 @@ import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shardline.pipeline import cli as command_line
-from shardline.pipeline.errors import Failure
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.tools.conversion.config import ConvertConfig
 
 if TYPE_CHECKING:
     from shardline.pipeline.manifest import Manifest
+    from shardline.tools.conversion.estimate import Estimate
 
-__all__ = ["ConvertConfig", "convert"]
+__all__ = ["ConvertConfig", "convert", "estimate"]
 
 
 def convert(config: ConvertConfig) -> Manifest:
@@ -34,6 +35,8 @@ def convert(config: ConvertConfig) -> Manifest:
     """
     from shardline.tools.conversion import run  # OpenCV and pyarrow: not for --help
 
+    if config.dry_run:
+        raise UsageError("--dry_run writes nothing: call estimate() with this config, or convert() without it")
     try:
         return run.convert(config)
     except OSError as error:
@@ -45,15 +48,21 @@ def convert(config: ConvertConfig) -> Manifest:
         ) from None
 
 
-def main(config: ConvertConfig) -> None:
-    """The command: convert and print the digest, or print a dry run's forecast."""
-    _stop_on_sigterm()
-    if config.dry_run:
-        from shardline.tools.conversion.run import dry_run  # OpenCV and pyarrow: not for --help
+def estimate(config: ConvertConfig) -> Estimate:
+    """Convert a sample and tell what the whole would give; writes nothing.
 
-        dry_run(config)
-    else:
-        print(convert(config).digest)
+    Raises:
+      UsageError: a source or option that cannot work.
+    """
+    from shardline.tools.conversion import run  # OpenCV and pyarrow: not for --help
+
+    return run.dry_run(config)
+
+
+def main(config: ConvertConfig) -> None:
+    """The command: convert and print the digest, or print a dry run's estimate."""
+    _stop_on_sigterm()
+    print(estimate(config) if config.dry_run else convert(config).digest)
 
 
 def _stop_on_sigterm() -> None:

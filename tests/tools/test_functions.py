@@ -1,16 +1,19 @@
 """The commands as Python functions: any of them, twice in one process, with errors that name fields."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest
 from shardline.tools.adopt import AdoptConfig, adopt
-from shardline.tools.convert import ConvertConfig, convert
+from shardline.tools.convert import ConvertConfig, convert, estimate
 from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.sample_data import SampleDataConfig, sample_data
 from shardline.tools.verify import VerifyConfig, verify
+from tests.tools.folders import class_folders
 
 
 def test_all_of_them_twice_in_one_process(tmp_path):
@@ -27,6 +30,28 @@ def test_all_of_them_twice_in_one_process(tmp_path):
         assert adopted.splits == Manifest.load(data).splits
         assert json.loads((data / "manifest.json").read_text())["options"] == {"adopted": True}
     assert digests[0] == digests[1]
+
+
+def test_an_estimate_is_no_conversion(tmp_path):
+    config = ConvertConfig(source=class_folders(tmp_path / "s", 2, 5), output=tmp_path / "d", size=16, dry_run=True)
+    told = estimate(config)
+    assert (told.inputs, told.sampled, told.bad_fraction) == (10, 10, 0)
+    with pytest.raises(UsageError, match=r"^dry_run writes nothing"):
+        convert(config)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_script_without_a_main_guard_can_convert(tmp_path):
+    """Workers must not run the caller's script again."""
+    class_folders(tmp_path / "s", 2, 5)
+    (tmp_path / "script.py").write_text(
+        "from shardline.tools.convert import ConvertConfig, convert\n"
+        "open('runs', 'a').write('x')\n"
+        "print(convert(ConvertConfig(source='s', output='d', size=16, workers=2, report=False)).ledger)\n"
+    )
+    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1].startswith("10 inputs = 10 written"), result.stderr
+    assert (tmp_path / "runs").read_text() == "x"
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from tests.tools.folders import ROOT, draw
 SCRIPT = """
 import hashlib, json, sys
 import numpy as np
+import pyarrow as pa
 from shardline.pipeline.example import encode_example
+from shardline.pipeline.sources_table import ROW
 from shardline.pipeline.tfrecord import frame_record
-from shardline.tools.conversion import deduplicate, report, resume, run, scan, shard_writer
-from shardline.tools.conversion.shard_writer import ROW, ShardResult, _write_receipt
-from pathlib import Path
+from shardline.tools.conversion import run
+from shardline.tools.conversion.shard_writer import NOTHING, ShardResult, write_receipt
 from shardline.tools.conversion.sources import SourcesBuilder
 from tests.tools.folders import config
 
@@ -43,22 +44,21 @@ def scan(source, on_progress=None, **options):
 framed = frame_record(encode_example(image, 0, "x", 12, 16))
 
 def write_shard(task, on_progress=None):  # what a worker would leave behind, without its work
-    rows = {name: [] for name in ROW}
+    rows = []
     digest = hashlib.sha256()
     with open(task.output, "wb") as file:
         for position, (number, path, label) in enumerate(task.inputs):
             looks = hashlib.sha256(path).hexdigest()
-            row = {"input": number, "path": path.decode(), "label": label, "status": "written", "sha256": looks,
-                   "bytes": 110_000, "format": "jpeg", "source_height": 375, "source_width": 500, "height": 12,
-                   "width": 16, "offset": position * len(framed), "size": len(framed), "pixel_hash": looks,
-                   "perceptual_hash": int(looks[:16], 16)}
-            for name, default in ROW.items():
-                rows[name].append(row.get(name, default))
+            rows.append(NOTHING | {
+                "input": number, "path": path.decode(), "label": label, "status": "written", "sha256": looks,
+                "bytes": 110_000, "format": "jpeg", "source_height": 375, "source_width": 500, "height": 12,
+                "width": 16, "offset": position * len(framed), "size": len(framed), "pixel_hash": looks,
+                "perceptual_hash": int(looks[:16], 16)})
             file.write(framed)
             digest.update(framed)
-    receipt = ShardResult(task.output, task.digest, len(task), len(task) * len(framed), digest.hexdigest(), len(task))
-    _write_receipt(receipt, rows)
-    return receipt
+    result = ShardResult(task.output, task.digest, len(task), len(task) * len(framed), digest.hexdigest(), len(task))
+    write_receipt(result, pa.Table.from_pylist(rows, schema=ROW))
+    return result
 
 run.scan = scan
 run.write_shard = write_shard

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from shardline.pipeline import stored
 from shardline.pipeline.example import encode_example
-from shardline.pipeline.manifest import Manifest, index_path, load_index
+from shardline.pipeline.manifest import FORMAT, Manifest, index_path, load_index
 from shardline.pipeline.tfrecord import frame_record
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config, draw
@@ -114,7 +115,8 @@ def test_an_edited_manifest_is_noticed(dataset):
     path = dataset / "manifest.json"
     content = json.loads(path.read_text())
     content["splits"]["train"]["class_counts"] = [9, 11]
-    path.write_text(json.dumps(content))
+    del content["format"], content["checksum"]
+    stored.save(path, content, format=FORMAT)
     result = run(dataset)
     assert result.code == 1
     assert "class 'class0' has 10 sound records, the manifest says 9" in result.stdout

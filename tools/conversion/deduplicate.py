@@ -1,36 +1,30 @@
-"""From receipts to the finished dataset: who is a duplicate, which shard holds what, and a row for every input.
+"""Decide what becomes of exact duplicates, once every image's pixels are known. No TensorFlow.
 
-`resolve_duplicates` reads every receipt once and decides; `finish` puts the shards under their final names and writes
-their indexes and sources.parquet. Exact duplicates are equal pixels, so they can be told only now: those that would lie
-in two splits are brought together, and with --duplicates=drop all but one are left out. Either is a copy of framed
-records, no decoding. No TensorFlow.
+Equal pixels can be told only after the images are converted. Duplicates that would lie in two splits are brought
+together, and with --duplicates=drop all but one are left out. Either is a copy of framed records, no decoding:
+`finalize` does it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.manifest import Ledger, Shard, Split, index_path, shard_name, write_index
-from shardline.tools.conversion.shard_writer import DUPLICATE, FILTERED, QUARANTINED, WRITTEN, ShardResult
-from shardline.tools.conversion.sources import Sources
+from shardline.pipeline.manifest import Ledger
+from shardline.pipeline.sources_table import FILTERED, QUARANTINED, WRITTEN
+from shardline.pipeline.wording import count
+from shardline.tools.conversion.shard_writer import ShardResult
+from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.conversion.splits import Plan
-
-SOURCES_FILE = "sources.parquet"
 
 
 @dataclass(frozen=True, eq=False)
 class DuplicateGroup:
-    """One set of inputs with equal pixels. The first is the one that stays when duplicates are dropped."""
+    """Inputs with equal pixels. The first is the one that is kept when duplicates are dropped."""
 
     inputs: tuple[int, ...]
     paths: tuple[str, ...]
@@ -48,363 +42,195 @@ class DuplicateGroup:
         return len(set(self.splits)) > 1
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
+class PerceptualHashes:
+    """The perceptual hashes of written inputs, in equal columns."""
+
+    hashes: np.ndarray  # uint64
+    inputs: np.ndarray  # uint32
+    splits: np.ndarray  # int8: number of the split each comes to lie in
+
+
+@dataclass(frozen=True, eq=False)
 class DedupResult:
     """What became of every input, and what has to be done to the shards."""
 
     ledger: Ledger
     reasons: Counter[str]  # of quarantine and filters
-    twins: list[DuplicateGroup]
+    groups: list[DuplicateGroup]
     dropped: frozenset[int]  # inputs
     moved: dict[int, int]  # input -> task whose shard takes it
-    class_counts: np.ndarray  # int64: sound inputs of each class
-    perceptual: dict[str, np.ndarray] = field(default_factory=dict)  # hash, input, split of written inputs
+    class_counts: np.ndarray  # int64: usable inputs of each class
+    perceptual: PerceptualHashes
 
     @property
     def conflicts(self) -> list[DuplicateGroup]:
         """Equal pixels under different labels."""
-        return [twins for twins in self.twins if twins.conflicting]
+        return [group for group in self.groups if group.conflicting]
 
 
 def resolve_duplicates(
-    receipts: Sequence[ShardResult], plan: Plan, sources: Sources, duplicates: str, keep_apart: bool
+    results: Sequence[ShardResult], plan: Plan, sources: Sources, duplicates: str, keep_together: bool
 ) -> DedupResult:
     """Read all receipts and decide on duplicates.
 
     Args:
-      receipts: in the order of the plan's tasks.
+      results: in the order of the plan's tasks.
       plan: what was planned.
       sources: the inputs.
       duplicates: keep, drop or fail.
-      keep_apart: bring duplicates (and the groups they lie in) together in one split; false where the source itself
-        names the splits.
+      keep_together: bring duplicates (and the groups they lie in) together in one split; false where the source
+        itself names the splits.
 
     Raises:
       Failure: there are duplicates and they are to be refused.
     """
-    count = len(sources)
-    pixels = np.zeros(count, np.uint64)
-    looks = np.zeros(count, np.uint64)
-    written = np.zeros(count, bool)
-    reasons: Counter[str] = Counter()
-    states: Counter[str] = Counter()
-    for receipt in receipts:
-        columns = receipt.columns()
-        numbers = columns["input"]
-        states.update(columns["status"])
-        reasons.update(filter(None, columns["reason"]))
-        written[numbers] = [status == WRITTEN for status in columns["status"]]
-        pixels[numbers] = np.array([int(text[:16] or "0", 16) for text in columns["pixel_hash"]], np.uint64)
-        looks[numbers] = np.array(columns["perceptual_hash"], np.uint64)
-    found = np.flatnonzero(written).astype(np.uint32)
-    twins = _twins(found, pixels, plan, sources, spare_evaluation=not keep_apart)
-    if twins and duplicates == "fail":
-        first = twins[0]
-        extra = sum(len(each.inputs) - 1 for each in twins)
-        raise Failure(
-            f"--duplicates=fail: {extra} of {count} images have the pixels of another, e.g. {first.paths[1]} those of "
-            f"{first.paths[0]}; remove them, or use --duplicates=drop or keep"
-        )
+    facts = _read_receipts(results, len(sources))
+    written = np.flatnonzero(facts.written).astype(np.uint32)
+    groups = _duplicate_groups(written, facts.pixels, plan, sources, spare_evaluation=not keep_together)
+    if groups and duplicates == "fail":
+        _refuse(groups, len(sources))
     dropped: frozenset[int] = frozenset()
     moved: dict[int, int] = {}
     if duplicates == "drop":
-        dropped = frozenset(number for each in twins for number in each.inputs[1:])
-    elif keep_apart:
-        moved = _bring_together(twins, plan, sources, found)
+        dropped = frozenset(number for group in groups for number in group.inputs[1:])
+    elif keep_together:
+        moved = _bring_together(groups, plan, sources, written)
     split = plan.split.copy()
     split_of_task = [number for number, _, _ in plan.members()]
     for number, task in moved.items():
         split[number] = split_of_task[task]
-    ledger = Ledger(
-        inputs=count,
-        written=states[WRITTEN] - len(dropped),
-        quarantined=states[QUARANTINED],
-        duplicates=len(dropped),
-        filtered=states[FILTERED],
-    )
     return DedupResult(
-        ledger,
-        reasons,
-        twins,
-        dropped,
-        moved,
-        np.bincount(sources.label[found], minlength=len(sources.labels)),
-        {"hash": looks[found], "input": found, "split": split[found]},
+        ledger=Ledger(
+            inputs=len(sources),
+            written=facts.statuses[WRITTEN] - len(dropped),
+            quarantined=facts.statuses[QUARANTINED],
+            duplicates=len(dropped),
+            filtered=facts.statuses[FILTERED],
+        ),
+        reasons=facts.reasons,
+        groups=groups,
+        dropped=dropped,
+        moved=moved,
+        class_counts=np.bincount(sources.label[written], minlength=len(sources.labels)),
+        perceptual=PerceptualHashes(facts.perceptual[written], written, split[written]),
     )
 
 
-def _twins(
-    found: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources, *, spare_evaluation: bool
+@dataclass(frozen=True, eq=False)
+class _Receipts:
+    """What all receipts say together; columns have an entry for each input."""
+
+    written: np.ndarray  # bool
+    pixels: np.ndarray  # uint64: of the pixel hash
+    perceptual: np.ndarray  # uint64
+    statuses: Counter[str]
+    reasons: Counter[str]
+
+
+def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
+    facts = _Receipts(
+        np.zeros(inputs, bool), np.zeros(inputs, np.uint64), np.zeros(inputs, np.uint64), Counter(), Counter()
+    )
+    for result in results:
+        rows = result.rows()
+        numbers = rows["input"].to_numpy()
+        statuses = rows["status"].to_pylist()
+        facts.statuses.update(statuses)
+        facts.reasons.update(filter(None, rows["reason"].to_pylist()))
+        facts.written[numbers] = [status == WRITTEN for status in statuses]
+        facts.pixels[numbers] = [int(text[:16] or "0", 16) for text in rows["pixel_hash"].to_pylist()]
+        facts.perceptual[numbers] = rows["perceptual_hash"].to_numpy()
+    return facts
+
+
+def _refuse(groups: Sequence[DuplicateGroup], inputs: int) -> None:
+    first = groups[0]
+    extra = sum(len(group.inputs) - 1 for group in groups)
+    raise Failure(
+        f"--duplicates=fail: {extra:,} of {count(inputs, 'image')} {'has' if extra == 1 else 'have'} the pixels of "
+        f"another, e.g. {first.paths[1]} those of {first.paths[0]}; remove them, or use --duplicates=drop or keep"
+    )
+
+
+def _duplicate_groups(
+    written: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources, *, spare_evaluation: bool
 ) -> list[DuplicateGroup]:
     """Inputs of equal pixels. 64 of the hash's bits are compared: a chance hit among ten million is 1 in 400,000."""
-    # Hash and number share one word, sorted in place; the bits that had no room are compared afterwards.
-    bits = max(1, (len(sources) - 1).bit_length())
-    words = pixels[found]
-    words >>= np.uint64(bits)
-    words <<= np.uint64(bits)
-    words |= found
-    words.sort()
-    close = np.flatnonzero(np.diff(words) < np.uint64(1 << bits)) if len(words) else np.empty(0, np.int64)
-    near = np.unique(np.concatenate((words[close], words[close + 1]))) & np.uint64((1 << bits) - 1)
-    del words
-    order = near[np.argsort(pixels[near], kind="stable")]
+    order = _with_company(written, pixels)
     keys = pixels[order]
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(np.append(starts, len(keys)))
-    result = []
-    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
-        # The first of a set, which stays: where the source names the splits, one outside the first split, because an
+
+    def rank(number: int) -> tuple[bool, int, bytes]:
+        # The first of a group is kept: where the source names the splits, one outside the first split, because an
         # evaluation set should stay what it was; then the shortest path, which is rarely the copy ("a (1).jpg").
-        members = sorted(
-            order[start : start + size].tolist(),
-            key=lambda number: (
-                spare_evaluation and plan.split[number] == 0,
-                len(sources.path(number)),
-                sources.path(number),
-            ),
-        )
-        result.append(
+        path = sources.path(number)
+        return spare_evaluation and plan.split[number] == 0, len(path), path
+
+    groups = []
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        members = sorted(order[start : start + size].tolist(), key=rank)
+        groups.append(
             DuplicateGroup(
                 tuple(members),
-                tuple(sources.path(number).decode("utf-8", "backslashreplace") for number in members),
+                tuple(path_text(sources.path(number)) for number in members),
                 tuple(sources.label[members].tolist()),
                 tuple(plan.split[members].tolist()),
             )
         )
-    return sorted(result, key=lambda each: (not each.across_splits, not each.conflicting, each.paths))
+    return sorted(groups, key=lambda group: (not group.across_splits, not group.conflicting, group.paths))
 
 
-def _bring_together(twins: Sequence[DuplicateGroup], plan: Plan, sources: Sources, found: np.ndarray) -> dict[int, int]:
-    """Which inputs move to which task, so that neither duplicates nor the groups they tie together straddle."""
-    groups = sources.group if len(sources.group) else np.zeros(len(sources), np.uint64)
-    parent: dict[Any, Any] = {}
+def _with_company(written: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Inputs of which another has the same hash, or nearly so, sorted by hash; equal ones by number."""
+    # Hash and number share one word, sorted in place; the bits that had no room are compared afterwards.
+    bits = max(1, (len(pixels) - 1).bit_length())
+    words = pixels[written]
+    words >>= np.uint64(bits)
+    words <<= np.uint64(bits)
+    words |= written
+    words.sort()
+    close = np.flatnonzero(np.diff(words) < np.uint64(1 << bits)) if len(words) else np.empty(0, np.int64)
+    near = np.unique(np.concatenate((words[close], words[close + 1]))) & np.uint64((1 << bits) - 1)
+    return near[np.argsort(pixels[near], kind="stable")]
 
-    def root(node: Any) -> Any:
+
+def _bring_together(
+    groups: Sequence[DuplicateGroup], plan: Plan, sources: Sources, written: np.ndarray
+) -> dict[int, int]:
+    """Which inputs move to which task, so that no duplicates, and no source groups that they tie, lie in two splits."""
+    moves: dict[int, int] = {}  # input -> the input whose shard takes it
+    for inputs in _tied_inputs(groups, sources, written):
+        home = min(inputs, key=lambda number: (len(sources.path(number)), sources.path(number)))
+        moves |= {number: home for number in inputs if plan.split[number] != plan.split[home]}
+    homes = np.array(sorted(set(moves.values())), np.uint32)
+    task_of = {
+        int(number): task
+        for task, (_, _, inputs) in enumerate(plan.members() if moves else ())
+        for number in inputs[np.isin(inputs, homes)]
+    }
+    return {number: task_of[home] for number, home in moves.items()}
+
+
+def _tied_inputs(groups: Sequence[DuplicateGroup], sources: Sources, written: np.ndarray) -> list[list[int]]:
+    """Inputs that belong in one split: duplicates, and every source group with one of them, transitively."""
+    source_group = sources.group if len(sources.group) else np.zeros(len(sources), np.uint64)
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(node: Hashable) -> Hashable:
         while parent.setdefault(node, node) != node:
             node = parent[node]
         return node
 
-    for number, each in enumerate(twins):
-        for group in set(groups[list(each.inputs)].tolist()) - {0}:
-            parent[root(("group", group))] = root(("twins", number))
-    members: dict[Any, list[int]] = {}
-    for number, each in enumerate(twins):
-        members.setdefault(root(("twins", number)), []).extend(each.inputs)
-    tied = {node[1]: root(node) for node in list(parent) if node[0] == "group"}
-    if tied:
-        for number in found[np.isin(groups[found], np.array(list(tied), np.uint64))].tolist():
-            members[tied[int(groups[number])]].append(number)
-    homes: dict[int, int] = {}  # of those that move: the input whose shard takes them
-    for inputs in members.values():
-        home = min(inputs, key=lambda number: (len(sources.path(number)), sources.path(number)))
-        homes |= {number: home for number in inputs if plan.split[number] != plan.split[home]}
-    wanted = np.array(sorted(set(homes.values())), np.uint32)
-    task_of = {
-        int(number): task
-        for task, (_, _, inputs) in enumerate(plan.members() if homes else ())
-        for number in inputs[np.isin(inputs, wanted)]
-    }
-    return {number: task_of[home] for number, home in homes.items()}
-
-
-# -------------------------------------------------------------------------------------------------- finish
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The dataset's shards under their final names, and what the manifest says of their content."""
-
-    splits: dict[str, Split]
-    class_counts: dict[str, tuple[int, ...]]
-    max_height: int
-    max_width: int
-    common_size: tuple[int, int] | None  # height and width when all stored images have the same
-
-
-def finish(
-    directory: Path, receipts: Sequence[ShardResult], dedup: DedupResult, plan: Plan, sources: Sources
-) -> Finished:
-    """Put every shard under its final name, with its index, and write sources.parquet. Safe to run again."""
-    taken: dict[int, list[int]] = {}  # task -> inputs it takes in from others
-    for number, task in sorted(dedup.moved.items()):
-        taken.setdefault(task, []).append(number)
-    guests = _find_records(receipts, dedup)
-    tasks = [(split, shard) for split, shard, _ in plan.members()]
-    leaving = dedup.dropped | dedup.moved.keys()
-
-    lasting: dict[int, list[int]] = {}  # split -> its tasks that still have records; empty shards are not written
-    for task, (split, _) in enumerate(tasks):
-        gone = sum(1 for row in receipts[task].rows() if row["input"] in leaving) if leaving else 0
-        if receipts[task].records - gone + len(taken.get(task, ())):
-            lasting.setdefault(split, []).append(task)
-    _refuse_empty_splits(plan, lasting)
-
-    shards: dict[int, list[Shard]] = {split: [] for split in lasting}
-    counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
-    sizes: set[tuple[int, int]] = set()
-    max_height = max_width = 0
-    with _Table(directory / SOURCES_FILE) as table:
-        for task, (split, _) in enumerate(tasks):
-            receipt, rows = receipts[task], receipts[task].rows()
-            if task in lasting.get(split, ()):
-                number, total = len(shards[split]), len(lasting[split])
-                target = directory / shard_name(plan.name, plan.splits[split], number, total)
-                stay = [row for row in rows if row["status"] == WRITTEN and row["input"] not in leaving]
-                come = [guests[number] for number in taken.get(task, ())]
-                shard = _place(receipt, stay, come, target, whole=len(stay) == receipt.records and not come)
-                shards[split].append(shard)
-                for row in (*stay, *(row for _, row in come)):
-                    counts[split, row["label"]] += 1
-                    max_height, max_width = max(max_height, row["height"]), max(max_width, row["width"])
-                    if len(sizes) < 2:
-                        sizes.add((row["height"], row["width"]))
-                rows = [row for row in rows if row["input"] not in dedup.moved] + [row for _, row in come]
-                table.add(rows, plan.splits[split], shard.file, sources.labels, dedup)
-            else:
-                rows = [row for row in rows if row["input"] not in dedup.moved]
-                table.add(rows, plan.splits[split], "", sources.labels, dedup)
-    return Finished(
-        {plan.splits[split]: Split(plan.splits[split], tuple(shards[split])) for split in sorted(shards)},
-        {plan.splits[split]: tuple(counts[split].tolist()) for split in sorted(shards)},
-        max_height,
-        max_width,
-        next(iter(sizes)) if len(sizes) == 1 else None,
-    )
-
-
-def _refuse_empty_splits(plan: Plan, lasting: dict[int, list[int]]) -> None:
-    for number, name in enumerate(plan.splits):
-        if number not in lasting:
-            raise Failure(
-                f"split {name!r}: not one of its {len(plan.order[number]):,} images could be used; see --dry_run"
-            )
-
-
-Guest = tuple[str, dict[str, Any]]  # the shard it was written to, and its row
-
-
-def _find_records(receipts: Sequence[ShardResult], dedup: DedupResult) -> dict[int, Guest]:
-    """Where the records that move were written."""
-    if not dedup.moved:
-        return {}
-    return {
-        row["input"]: (receipt.output, row)
-        for receipt in receipts
-        for row in receipt.rows()
-        if row["input"] in dedup.moved
-    }
-
-
-def _place(receipt: ShardResult, stay: list[dict[str, Any]], come: list[Guest], target: Path, *, whole: bool) -> Shard:
-    """Make the final file; rows get their final offsets."""
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    if whole:
-        try:
-            os.link(receipt.output, temporary)  # the same bytes under a second name, until the work folder goes
-        except OSError:
-            shutil.copyfile(receipt.output, temporary)
-        size, sha256 = receipt.bytes, receipt.sha256
-    else:
-        size, sha256 = _copy_records(receipt.output, stay, come, temporary)
-    rows = [*stay, *(row for _, row in come)]
-    write_index(index_path(target), np.array([(row["offset"], row["size"]) for row in rows], np.int64).reshape(-1, 2))
-    os.replace(temporary, target)
-    return Shard(target.name, len(rows), size, sha256)
-
-
-def _copy_records(source: str, stay: list[dict[str, Any]], come: list[Guest], target: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    offset = 0
-    with open(target, "wb") as out:
-        for path, row in [*((source, row) for row in stay), *come]:
-            with open(path, "rb") as file:
-                file.seek(row["offset"])
-                framed = file.read(row["size"])
-            assert len(framed) == row["size"], path
-            row["offset"] = offset
-            out.write(framed)
-            digest.update(framed)
-            offset += len(framed)
-        out.flush()
-        os.fsync(out.fileno())
-    return offset, digest.hexdigest()
-
-
-# --------------------------------------------------------------------------------------- sources.parquet
-
-
-class _Table:
-    """sources.parquet, written piece by piece so that its length does not matter."""
-
-    ROWS = 10_000  # a piece
-
-    def __init__(self, path: Path):
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        text, small, whole = pa.string(), pa.int32(), pa.int64()
-        self._pa = pa
-        self._schema = pa.schema(
-            [
-                ("path", text), ("sha256", text), ("label", small), ("label_name", text), ("split", text),
-                ("status", text), ("reason", text), ("detail", text), ("bytes", whole), ("format", text),
-                ("source_height", small), ("source_width", small), ("height", small), ("width", small),
-                ("shard", text), ("record", whole), ("offset", whole), ("size", whole), ("pixel_hash", text),
-                ("perceptual_hash", pa.uint64()), ("sharpness", pa.float64()), ("note", text),
-            ]
-        )  # fmt: skip
-        self._path = path
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._writer = parquet.ParquetWriter(self._temporary, self._schema, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
-        self._next_record: Counter[str] = Counter()  # by split
-
-    def add(
-        self, rows: list[dict[str, Any]], split: str, shard: str, labels: Sequence[str], dedup: DedupResult
-    ) -> None:
-        """Rows of one shard, in stored order."""
-        for row in rows:
-            dropped = row["input"] in dedup.dropped
-            stored = row["status"] == WRITTEN and not dropped
-            self._rows.append(
-                row
-                | {"label_name": labels[row["label"]], "split": split}
-                | ({"status": DUPLICATE, "reason": "equal-pixels", "offset": -1, "size": 0} if dropped else {})
-                | ({"shard": shard, "record": self._next_record[split]} if stored else {"shard": "", "record": -1})
-            )
-            self._next_record[split] += stored
-        if len(self._rows) >= self.ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(self._pa.Table.from_pylist(self._rows, self._schema))
-            self._rows = []
-
-    def __enter__(self) -> _Table:
-        return self
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
-
-
-def read_rows(directory: str | os.PathLike[str], columns: Sequence[str], where: Any = None) -> list[dict[str, Any]]:
-    """Rows of sources.parquet with the named columns; `where` is a pyarrow filter."""
-    import pyarrow.parquet as parquet
-
-    return parquet.read_table(Path(directory) / SOURCES_FILE, columns=list(columns), filters=where).to_pylist()
-
-
-def iterate_rows(directory: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """All rows, a piece at a time."""
-    import pyarrow.parquet as parquet
-
-    for batch in parquet.ParquetFile(Path(directory) / SOURCES_FILE).iter_batches(50_000, columns=list(columns)):
-        yield from batch.to_pylist()
+    for number, group in enumerate(groups):
+        for name in set(source_group[list(group.inputs)].tolist()) - {0}:
+            parent[root(("source group", name))] = root(("duplicates", number))
+    tied: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        tied.setdefault(root(("duplicates", number)), []).extend(group.inputs)
+    roots = {node[1]: root(node) for node in list(parent) if isinstance(node, tuple) and node[0] == "source group"}
+    if roots:
+        for number in written[np.isin(source_group[written], np.array(list(roots), np.uint64))].tolist():
+            tied[roots[int(source_group[number])]].append(number)
+    return list(tied.values())

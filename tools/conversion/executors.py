@@ -7,12 +7,14 @@ in shared memory, so the loss of a worker costs one task, which is run again, an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
@@ -94,7 +96,8 @@ class _Worker:
         self.position = context.RawValue(ctypes.c_int64, 0)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs, self.position, os.getpid()), daemon=True)
-        self.process.start()
+        with _hidden_main():
+            self.process.start()
         theirs.close()
         self.task: Any = None
         self.deaths: list[int] = []  # positions at which this task's earlier workers died
@@ -156,6 +159,19 @@ def _processes(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: 
             worker.process.terminate()
         for worker in pool:
             worker.stop()
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """A process started within does not import the caller's script again, which may be heavy, or have no `__main__`
+    guard and convert again. What a worker runs lies in modules of its own.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _after_death(worker: _Worker) -> tuple[Any, list[int]]:

@@ -7,27 +7,31 @@ with the difference if not: two runs are never mixed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline import stored
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import TEMPORARY, atomic_writer, exclusive
 from shardline.pipeline.manifest import FILE_NAME, Manifest, index_path
-from shardline.tools.conversion.deduplicate import SOURCES_FILE
+from shardline.pipeline.sources_table import SOURCES_FILE
+from shardline.pipeline.wording import count
+from shardline.tools.conversion.report import remove_report
 from shardline.tools.conversion.shard_writer import ShardResult, load_receipt
 from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.conversion.splits import Plan
 from shardline.tools.conversion.tfds_metadata import FILES as TFDS_FILES
 
 WORK = ".convert"
+FORMAT = "shardline conversion 2"  # of request.json
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class Request:
     versions: Mapping[str, str]
     sources: str  # fingerprint without times: the same for a copy of the folder
 
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored and compared."""
+        return json.loads(json.dumps({**self.options, "versions": self.versions, "sources": self.sources}))
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What an unfinished conversion is: stored beside its shards."""
+
+    plan: str  # digest
+    request: dict[str, Any]
+
 
 def finished_already(output: Path, request: Request, sources: Sources) -> Manifest | None:
     """The finished dataset in `output` if this very request made it; None when there is none.
@@ -46,16 +62,15 @@ def finished_already(output: Path, request: Request, sources: Sources) -> Manife
       UsageError: another dataset, or something else, is there.
     """
     if not (output / FILE_NAME).exists():
-        strangers = [] if not output.exists() else [e.name for e in os.scandir(output) if not e.name.startswith(".")]
-        if strangers and not (output / WORK).exists():
+        foreign_files = [] if not output.exists() else [e.name for e in os.scandir(output) if e.name[0] != "."]
+        if foreign_files and not (output / WORK).exists():
             raise UsageError(
-                f"--output={output} is not empty ({', '.join(sorted(strangers)[:3])}) and holds no dataset; name a new "
-                "or empty folder"
+                f"--output={output} is not empty ({', '.join(sorted(foreign_files)[:3])}) and holds no dataset; name a "
+                "new or empty folder"
             )
         return None
     manifest = Manifest.load(output)
-    stored = dict(manifest.options)
-    differences = _differences(stored.pop("request", {}), _request_json(request))
+    differences = _differences(manifest.options.get("request", {}), request.to_json())
     if not differences and sources.newest > (output / FILE_NAME).stat().st_mtime_ns:
         differences = ["some sources were modified since"]
     if differences:
@@ -67,9 +82,13 @@ def finished_already(output: Path, request: Request, sources: Sources) -> Manife
 
 
 def remove_dataset(output: Path) -> bool:
-    """--overwrite: delete what a conversion left there, finished or not, and nothing else. False: there was none."""
-    from shardline.tools.conversion.report import remove_report
+    """--overwrite: delete what a conversion left there, finished or not, and nothing else. False: there was none.
 
+    Raises:
+      UsageError: the manifest cannot be read, so that nobody knows which files are the dataset's.
+      Failure: another run is writing here.
+    """
+    work = output / WORK
     files = [FILE_NAME, SOURCES_FILE, *TFDS_FILES]
     if (output / FILE_NAME).exists():
         try:
@@ -79,13 +98,14 @@ def remove_dataset(output: Path) -> bool:
         for split in manifest.splits.values():
             for shard in split.shards:
                 files += [shard.file, index_path(shard.file).name]
-    elif not (output / WORK).exists():
+    elif not work.exists():
         return False
-    for name in files:  # the manifest goes first: from here on it is no dataset
-        (output / name).unlink(missing_ok=True)
-    remove_report(output)
-    _remove_partial_files(output)
-    remove_work(output)
+    with exclusive(work / "lock", f"--output={output}") if work.exists() else nullcontext():
+        for name in files:  # the manifest goes first: from here on it is no dataset
+            (output / name).unlink(missing_ok=True)
+        remove_report(output)
+        _remove_partial_files(output)
+        remove_work(output)
     return True
 
 
@@ -98,21 +118,15 @@ def workspace(output: Path, plan: Plan, request: Request, sources: Sources) -> I
       Failure: another run is writing here.
     """
     work = output / WORK
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError(f"--output={output} cannot be written: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Failure(f"another conversion is writing to --output={output}; wait for it, or end it") from None
+            work.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(work / "lock", f"--output={output}"))
+        except OSError as error:
+            raise UsageError(f"--output={output} cannot be written: {error.strerror}") from None
         _check_request(work, plan, request, sources)
         _remove_partial_files(output)
         yield work
-    finally:
-        os.close(lock)
 
 
 def remove_work(output: Path) -> None:
@@ -130,13 +144,10 @@ def _check_request(work: Path, plan: Plan, request: Request, sources: Sources) -
     """Note what this run does, or hold it against what an interrupted one noted."""
     note = work / "request.json"
     if note.exists():
-        try:
-            noted = json.loads(note.read_text())
-        except ValueError:
-            noted = {}
-        if noted.get("plan") == plan.digest:
+        noted = stored.load(note, _Note, format=FORMAT, remedy="start over with --overwrite")
+        if noted.plan == plan.digest:
             return
-        differences = _differences(noted.get("request", {}), _request_json(request))
+        differences = _differences(noted.request, request.to_json())
         differences += _source_differences(work / "sources.npz", sources)
         raise UsageError(
             f"--output={work.parent} holds an interrupted conversion that was asked for something else "
@@ -144,21 +155,10 @@ def _check_request(work: Path, plan: Plan, request: Request, sources: Sources) -
             "--overwrite"
         )
     columns = {name: getattr(sources, name) for name in ("folder", "ends", "label", "size", "stamp")}
-    with open(work / "sources.npz", "wb") as file:
+    with atomic_writer(work / "sources.npz", durable=False) as file:
         folders = np.frombuffer(b"\n".join(sources.folders), np.uint8)
         np.savez(file, folders=folders, names=np.frombuffer(sources.names, np.uint8), **columns)
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"plan": plan.digest, "request": _request_json(request)}))
-    os.replace(temporary, note)
-
-
-def _request_json(request: Request) -> dict[str, Any]:
-    return json.loads(json.dumps({**request.options, "versions": request.versions, "sources": request.sources}))
-
-
-def request_record(request: Request) -> dict[str, Any]:
-    """What the manifest keeps of the request, for `finished_already`."""
-    return _request_json(request)
+    stored.save(note, {"plan": plan.digest, "request": request.to_json()}, format=FORMAT)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -202,7 +202,7 @@ def _source_differences(noted: Path, sources: Sources) -> list[str]:
         "changed": [key for key in now if key in then and now[key] != then[key]],
     }
     return [
-        f"{len(keys)} inputs {kind}, e.g. {path_text(b'/'.join(filter(None, keys[0])))}"
+        f"{count(len(keys), 'input')} {kind}, e.g. {path_text(b'/'.join(filter(None, keys[0])))}"
         for kind, keys in kinds.items()
         if keys
     ]
@@ -212,5 +212,5 @@ def _remove_partial_files(output: Path) -> None:
     """Temporary files that a killed run left while it put shards in place."""
     if output.is_dir() and not (output / FILE_NAME).exists():
         for entry in os.scandir(output):
-            if entry.name.endswith(".tmp") or ".tfrecord-" in entry.name:
+            if entry.name.endswith(TEMPORARY) or ".tfrecord-" in entry.name:
                 os.unlink(entry.path)

@@ -12,24 +12,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shardline.pipeline.cli import progress
+from shardline.pipeline.cli import progress as progress_bar
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest
-from shardline.tools.conversion import deduplicate, executors, resume
+from shardline.pipeline.wording import count, shorten_list
+from shardline.tools.conversion import executors, resume
 from shardline.tools.conversion.config import ConvertConfig
-from shardline.tools.conversion.deduplicate import DedupResult, Finished
-from shardline.tools.conversion.estimate import Forecast, forecast, seconds_text
+from shardline.tools.conversion.deduplicate import DedupResult, DuplicateGroup, resolve_duplicates
+from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds_text
+from shardline.tools.conversion.finalize import Finished, finalize
+from shardline.tools.conversion.report import Conversion, write_report
 from shardline.tools.conversion.scan import read_class_names, scan
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, write_shard
 from shardline.tools.conversion.sources import Sources
@@ -48,24 +50,49 @@ def convert(config: ConvertConfig) -> Manifest:
     removed = config.overwrite and resume.remove_dataset(config.directory)
     manifest = None if removed else resume.finished_already(config.directory, request, sources)
     if manifest:
-        _log_line(f"{config.output} is finished already: same sources, same options; nothing to do")
+        log(f"{config.output} is finished already: same sources, same options; nothing to do")
         return manifest
     with resume.workspace(config.directory, plan, request, sources) as work:
-        receipts, resumed, predicted = _write_shards(config, sources, plan, work)
-        dedup = deduplicate.resolve_duplicates(
-            receipts, plan, sources, config.duplicates, keep_apart=bool(config.splits)
+        progress = _write_shards(config, sources, plan, work)
+        dedup = resolve_duplicates(
+            progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits)
         )
-        _warn_of_duplicates(config, dedup)
-        _refuse_empty_classes(config, sources, dedup, receipts)
-        finished = deduplicate.finish(config.directory, receipts, dedup, plan, sources)
-        manifest = _manifest(config, plan, sources, dedup, finished, resume.request_record(request))
+        _note_duplicates(config, dedup)
+        _refuse_empty_classes(config, sources, dedup, progress.results)
+        finished = finalize(config.directory, progress.results, dedup, plan, sources)
+        manifest = _manifest(config, plan, sources, dedup, finished, request)
         write_tfds_metadata(config.directory, manifest, finished.common_size)
         seconds = time.monotonic() - started
-        _report(config, manifest, dedup, sources, seconds, resumed, predicted)
+        if config.report:
+            _report(config, Conversion(config.directory, manifest, dedup, sources), progress, seconds)
         manifest.save(config.directory)
         resume.remove_work(config.directory)
-    _summarize(config, manifest, dedup, seconds, resumed)
+    _summarize(config, manifest, dedup, seconds, progress.resumed)
     return manifest
+
+
+def dry_run(config: ConvertConfig) -> Estimate:
+    """Convert a sample into a temporary folder and estimate what a run would give."""
+    config = replace(config, on_bad_image="quarantine")  # the sample's reasons are wanted
+    sources, plan = prepare(config)
+    share = min(1.0, SAMPLE / len(sources))
+    sample = np.concatenate([order[: max(1, round(len(order) * share))] for order in plan.order])
+    with tempfile.TemporaryDirectory() as folder:
+        task = _task(config, sources, sample, output=os.path.join(folder, "sample"))
+        # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
+        with progress_bar(total=len(task), desc="sample", unit=" images") as bar:
+            (result,) = executors.run(write_shard, [task], workers=1, on_progress=bar.update)
+        bad = [row for row in result.rows().select(["path", "reason", "detail"]).to_pylist() if row["reason"]]
+        estimate = estimate_from([result], len(sources), min(_workers(config), plan.num_tasks))
+    splits = ", ".join(
+        f"{name} {len(order):,} in {count(shards, 'shard')}"
+        for name, order, shards in zip(plan.splits, plan.order, plan.shards, strict=True)
+    )
+    return replace(
+        estimate,
+        layout=f"{count(len(sources.labels), 'class')}: {splits}",
+        examples=tuple(f"{row['path']}: {row['reason']}: {row['detail']}" for row in bad[:5]),
+    )
 
 
 def _workers(config: ConvertConfig) -> int:
@@ -74,16 +101,16 @@ def _workers(config: ConvertConfig) -> int:
 
 def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
     """Find the inputs and decide what to do with them."""
-    with progress(total=None, desc="scan", unit="file") as bar:
+    with progress_bar(total=None, desc="scan", unit=" files") as bar:
         sources = scan(
             config.source,
             label_from=config.label_from,
             class_names=tuple(read_class_names(config.class_names)) if config.class_names else (),
             tfds_dir=config.tfds_dir,
-            on_progress=lambda count: bar.update(count - bar.n),
+            on_progress=lambda found: bar.update(found - bar.n),
         )
     for note in sources.notes:
-        _log_line(f"note: {note}")
+        log(f"note: {note}")
     plan = make_plan(
         sources,
         name=config.name,
@@ -98,98 +125,103 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
 
 
 def make_tasks(config: ConvertConfig, sources: Sources, plan: Plan, work: Path) -> Iterator[ShardTask]:
-    """One task a shard, in the plan's order."""
+    """One task for each shard, in the plan's order."""
     for split, shard, members in plan.members():
-        yield ShardTask(
-            root=os.path.abspath(sources.root),
-            inputs=tuple((number, sources.path(number), int(sources.label[number])) for number in members.tolist()),
-            output=_shard_output(work, plan, split, shard),
-            digest=plan.digest,
-            options=config.image,
-            features=sources.features,
-            fail_on_bad_image=config.on_bad_image == "fail",
-        )
+        yield _task(config, sources, members, _shard_output(work, plan, split, shard), plan.digest)
+
+
+def _task(config: ConvertConfig, sources: Sources, members: np.ndarray, output: str, digest: str = "") -> ShardTask:
+    return ShardTask(
+        root=os.path.abspath(sources.root),
+        inputs=tuple((number, sources.path(number), int(sources.label[number])) for number in members.tolist()),
+        output=output,
+        digest=digest,
+        options=config.image,
+        features=sources.features,
+        fail_on_bad_image=config.on_bad_image == "fail",
+    )
 
 
 def _shard_output(work: Path, plan: Plan, split: int, shard: int) -> str:
     return str(work.absolute() / f"{plan.splits[split]}-{shard:05d}")
 
 
-def _write_shards(
-    config: ConvertConfig, sources: Sources, plan: Plan, work: Path
-) -> tuple[list[ShardResult], int, Forecast | None]:
-    """Run every task that has no valid receipt.
+@dataclass
+class _Progress:
+    """What was written, and how it went."""
 
-    Returns:
-      All receipts, how many inputs were done before, and what the first finished shard foretold of the rest.
-    """
+    results: list[ShardResult]  # in the order of the plan's tasks
+    resumed: int  # inputs that an interrupted run had done
+    estimate: Estimate | None  # from the first shard of this run
+
+
+def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Path) -> _Progress:
+    """Run every task that has no valid receipt."""
     outputs = [_shard_output(work, plan, split, shard) for split, shard, _ in plan.members()]
-    receipts = resume.finished_tasks(outputs, plan.digest)
+    results = resume.finished_tasks(outputs, plan.digest)
     number_of = {output: number for number, output in enumerate(outputs)}
     lengths = [len(members) for _, _, members in plan.members()]
-    resumed = sum(lengths[number] for number in receipts)
-    if receipts:
-        _log_line(f"continuing: {resumed:,} of {len(sources):,} inputs are done")
-    predicted = None
-    bad = sum(receipt.quarantined for receipt in receipts.values())
-    tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in receipts)
-    with progress(total=len(sources), initial=resumed, desc="convert", unit="img") as bar:
-        for receipt in executors.run(
-            write_shard, tasks, engine=config.engine, workers=_workers(config), on_progress=bar.update
-        ):
-            receipts[number_of[receipt.output]] = receipt
-            predicted = predicted or forecast([receipt], len(sources), min(_workers(config), len(outputs)))
-            bad += receipt.quarantined
+    resumed = sum(lengths[number] for number in results)
+    if results:
+        log(f"continuing: {resumed:,} of {count(len(sources), 'input')} {'is' if resumed == 1 else 'are'} done")
+    estimate = None
+    bad = sum(result.quarantined for result in results.values())
+    tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in results)
+    workers = _workers(config)
+    with progress_bar(total=len(sources), initial=resumed, desc="convert", unit=" images") as bar:
+        for result in executors.run(write_shard, tasks, engine=config.engine, workers=workers, on_progress=bar.update):
+            results[number_of[result.output]] = result
+            estimate = estimate or estimate_from([result], len(sources), min(workers, len(outputs)))
+            bad += result.quarantined
             _refuse_too_many_bad(config, bad, len(sources))
-    return [receipts[number] for number in range(len(outputs))], resumed, predicted
+    return _Progress([results[number] for number in range(len(outputs))], resumed, estimate)
 
 
 def _refuse_too_many_bad(config: ConvertConfig, bad: int, inputs: int) -> None:
-    """Held against all inputs, so the verdict does not depend on which shards came first."""
+    """Held against all inputs, so the outcome does not depend on which shards came first."""
     fraction = 0.5 if config.max_bad_fraction is None else config.max_bad_fraction
     if bad > fraction * inputs and (config.max_bad_fraction is not None or bad >= 50):
         raise Failure(
-            f"{bad} bad images are more than --max_bad_fraction={fraction:g} of {inputs}; "
+            f"{count(bad, 'bad image')} are more than --max_bad_fraction={fraction:g} of {inputs:,}; "
             "--dry_run samples the reasons; raise the flag to go on from here"
         )
 
 
 def _refuse_empty_classes(
-    config: ConvertConfig, sources: Sources, dedup: DedupResult, receipts: Sequence[ShardResult]
+    config: ConvertConfig, sources: Sources, dedup: DedupResult, results: Sequence[ShardResult]
 ) -> None:
-    had = np.bincount(sources.label, minlength=len(sources.labels)) > 0
-    dead = [sources.labels[number] for number in np.flatnonzero(had & (dedup.class_counts == 0))]
-    if dead:
-        names = ", ".join(dead[:5]) + (" and more" if len(dead) > 5 else "")
+    had_inputs = np.bincount(sources.label, minlength=len(sources.labels)) > 0
+    empty = np.flatnonzero(had_inputs & (dedup.class_counts == 0))
+    if len(empty):
+        names = shorten_list(sources.labels[number] for number in empty)
         raise Failure(
-            f"--source={config.source}: not one image of {names} could be used "
-            f"({_first_reason(receipts, set(dead), sources)}); mend or remove the class, then use --overwrite"
+            f"--source={config.source}: not one image of {names} could be used (e.g. {_first_reason(results, empty)}); "
+            "mend or remove the class, then use --overwrite"
         )
 
 
-def _warn_of_duplicates(config: ConvertConfig, dedup: DedupResult) -> None:
-    conflicts = dedup.conflicts
-    if conflicts:
-        example = f"{conflicts[0].paths[0]} and {conflicts[0].paths[1]}"
-        _log_line(f"note: {len(conflicts):,} sets of equal images carry different labels, e.g. {example}")
-    leaks = [twins for twins in dedup.twins if twins.across_splits]
-    if leaks and not config.splits and config.duplicates == "keep":
-        example = f"{leaks[0].paths[0]} and {leaks[0].paths[1]}"
-        _log_line(
-            f"note: {len(leaks):,} sets of equal images lie in several splits, e.g. {example}; see --duplicates=drop"
-        )
+def _first_reason(results: Sequence[ShardResult], labels: np.ndarray) -> str:
+    """Path and reason of an input of these classes, none of which could be used."""
+    tables = (result.rows().select(["path", "label", "reason"]) for result in results)
+    found = (table.filter(np.isin(table["label"].to_numpy(), labels)) for table in tables)
+    row = next(table for table in found if len(table)).slice(0, 1).to_pylist()[0]
+    return f"{row['path']}: {row['reason']}"
 
 
-def _first_reason(receipts: Sequence[ShardResult], dead: set[str], sources: Sources) -> str:
-    for receipt in receipts:
-        for row in receipt.rows():
-            if sources.labels[row["label"]] in dead:
-                return f"e.g. {row['path']}: {row['reason']}"
-    return ""
+def _note_duplicates(config: ConvertConfig, dedup: DedupResult) -> None:
+    def note(groups: Sequence[DuplicateGroup], what: str) -> None:
+        if groups:
+            sets = count(len(groups), "set") + " of equal images"
+            log(f"note: {sets} {what}, e.g. {groups[0].paths[0]} and {groups[0].paths[1]}")
+
+    note(dedup.conflicts, "with different labels")
+    if not config.splits and config.duplicates == "keep":
+        across_splits = [group for group in dedup.groups if group.across_splits]
+        note(across_splits, "in several splits (--duplicates=drop leaves one of each)")
 
 
 def _manifest(
-    config: ConvertConfig, plan: Plan, sources: Sources, dedup: DedupResult, finished: Finished, request: Any
+    config: ConvertConfig, plan: Plan, sources: Sources, dedup: DedupResult, finished: Finished, request: resume.Request
 ) -> Manifest:
     return Manifest(
         name=plan.name,
@@ -205,105 +237,49 @@ def _manifest(
             kernel=KERNEL,
         ),
         class_counts=finished.class_counts,
-        options={**config.stored_options(), "request": request},
+        options={**config.stored_options(), "request": request.to_json()},
         versions=_versions(),
     )
 
 
-def _report(
-    config: ConvertConfig,
-    manifest: Manifest,
-    dedup: DedupResult,
-    sources: Sources,
-    seconds: float,
-    resumed: int,
-    predicted: Forecast | None,
-) -> None:
-    if not config.report:
-        return
-    from shardline.tools.conversion.report import write_report
-
-    account = manifest.ledger
-    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    performance = []
-    if predicted:
+def _report(config: ConvertConfig, conversion: Conversion, progress: _Progress, seconds: float) -> None:
+    ledger = conversion.manifest.ledger
+    size = sum(split.bytes for split in conversion.manifest.splits.values())
+    performance: list[tuple[str, str, str]] = []
+    if estimate := progress.estimate:
         performance = [
-            ("output", f"{predicted.output_bytes / 1e6:,.1f} MB", f"{size / 1e6:,.1f} MB"),
-            ("time", seconds_text(predicted.seconds), seconds_text(seconds) + (" (resumed)" if resumed else "")),
-            ("bad images", f"{predicted.bad_fraction:.1%}", f"{account.quarantined / account.inputs:.1%}"),
-            ("told from", f"the first {predicted.sampled:,} inputs", f"{account.inputs:,} inputs"),
+            ("output", f"{estimate.output_bytes / 1e6:,.1f} MB", f"{size / 1e6:,.1f} MB"),
+            ("time", seconds_text(estimate.seconds), seconds_text(seconds) + " (resumed)" * bool(progress.resumed)),
+            ("bad images", f"{estimate.bad_fraction:.1%}", f"{ledger.quarantined / ledger.inputs:.1%}"),
+            ("based on", f"the first {count(estimate.sampled, 'input')}", count(ledger.inputs, "input")),
         ]
     pairs = write_report(
-        config.directory,
-        manifest,
-        dedup,
-        sources,
+        conversion,
         performance=performance,
         run=[
             ("source", config.source),
             ("workers", f"{_workers(config)} ({config.engine})"),
-            ("rate", f"{(account.inputs - resumed) / seconds:,.0f} inputs/s"),
-            ("machine", f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"),
+            ("rate", f"{(ledger.inputs - progress.resumed) / seconds:,.0f} inputs/s"),
+            ("machine", f"{count(os.cpu_count() or 1, 'CPU core')}, {platform.system()} {platform.machine()}"),
             ("Python", platform.python_version()),
         ],
     )
     if pairs:
-        _log_line(f"note: {pairs:,} pairs of near duplicates, see {config.output}/report.html")
+        log(f"note: {count(pairs, 'pair')} of near duplicates, see {config.output}/report.html")
 
 
 def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, seconds: float, resumed: int) -> None:
-    """Three lines a person can paste into a ticket."""
-    account = manifest.ledger
-    why = ", ".join(f"{reason} {count}" for reason, count in dedup.reasons.most_common(6))
-    print(
-        f"{config.output}: {account.written:,} of {account.inputs:,} inputs written; "
-        f"quarantined {account.quarantined:,}, duplicates {account.duplicates:,}, filtered {account.filtered:,}"
-        + (f" ({why})" if why else "")
-    )
+    """Two lines a person can paste into a ticket; the command adds the digest."""
+    ledger = manifest.ledger
+    why = ", ".join(f"{reason} {number}" for reason, number in dedup.reasons.most_common(6))
+    print(f"{config.output}: {ledger}" + (f" ({why})" if why else ""))
     splits = ", ".join(
-        f"{name} {split.records:,} in {len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
-        for name, split in manifest.splits.items()
+        f"{name} {split.records:,} in {count(len(split.shards), 'shard')}" for name, split in manifest.splits.items()
     )
-    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    size = sum(split.bytes for split in manifest.splits.values())
     print(
-        f"{splits}; {len(manifest.labels)} classes; {size / 1e6:,.1f} MB in {seconds:.1f} s, "
-        f"{(account.inputs - resumed) / seconds:,.0f} inputs/s with {_workers(config)} workers"
-    )
-
-
-def dry_run(config: ConvertConfig) -> None:
-    """Convert a sample into a temporary folder and print what a run would give."""
-    sources, plan = prepare(config)
-    share = min(1.0, SAMPLE / len(sources))
-    sample = np.concatenate([order[: max(1, round(len(order) * share))] for order in plan.order])
-    with tempfile.TemporaryDirectory() as folder:
-        task = ShardTask(
-            root=os.path.abspath(sources.root),
-            inputs=tuple((number, sources.path(number), int(sources.label[number])) for number in sample.tolist()),
-            output=os.path.join(folder, "sample"),
-            digest="",
-            options=config.image,
-            features=sources.features,
-        )
-        # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
-        with progress(total=len(task), desc="sample", unit="img") as bar:
-            receipts = list(executors.run(write_shard, [task], workers=1, on_progress=bar.update))
-        workers = min(_workers(config), plan.num_tasks)
-        told = forecast(receipts, len(sources), workers)
-        bad = [row for row in receipts[0].rows() if row["reason"]]
-    splits = ", ".join(
-        f"{name} {len(order):,} in {count} shard{'s' * (count > 1)}"
-        for name, order, count in zip(plan.splits, plan.order, plan.shards, strict=True)
-    )
-    reasons = ", ".join(f"{reason} {count}" for reason, count in told.reasons)
-    print(f"{len(sources):,} inputs, {len(sources.labels)} classes: {splits}")
-    shares = f"{told.bad_fraction:.1%} bad, {told.filtered_fraction:.1%} filtered"
-    print(f"sampled {told.sampled:,}: {shares}" + (f" ({reasons})" if reasons else ""))
-    for row in islice(bad, 5):
-        print(f"  {row['path']}: {row['reason']}: {row['detail']}")
-    print(
-        f"predicted: {told.output_bytes / 1e6:,.1f} MB, {seconds_text(told.seconds)} with {workers} "
-        f"worker{'s' * (workers > 1)}; nothing was written"
+        f"{splits}; {count(len(manifest.labels), 'class')}; {size / 1e6:,.1f} MB in {seconds:.1f} s, "
+        f"{(ledger.inputs - resumed) / seconds:,.0f} inputs/s with {count(_workers(config), 'worker')}"
     )
 
 
@@ -331,5 +307,6 @@ def _versions() -> dict[str, str]:
     return {"shardline": metadata.version("shardline"), **versions()}
 
 
-def _log_line(text: str) -> None:
+def log(text: str) -> None:
+    """A line for the person at the terminal; stdout is for results."""
     print(text, file=sys.stderr)

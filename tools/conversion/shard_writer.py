@@ -13,21 +13,28 @@ import os
 import re
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import encode_example, parse_example
+from shardline.pipeline.files import atomic_writer
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
+from shardline.pipeline.sources_table import FILTERED, QUARANTINED, ROW, WRITTEN
 from shardline.pipeline.tfrecord import frame_record, unframe_record
 from shardline.tools.conversion.sources import path_text
 
-# What became of an input. `duplicate` is decided later, when all pixels are known.
-WRITTEN, QUARANTINED, FILTERED, DUPLICATE = "written", "quarantined", "filtered", "duplicate"
+RECEIPT_FORMAT = "shardline receipt 2"
+_RESULT = b"shardline"  # key of the receipt's metadata
+# What a row holds where nothing was found out: of an input that cannot be used.
+NOTHING = {field.name: "" if pa.types.is_string(field.type) else 0 for field in ROW} | {"offset": -1, "sharpness": None}
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a finished task says of itself. The rows, one an input, stay in the file beside the shard."""
+    """What a finished task reports. The rows, one for each input, stay in the receipt beside the shard."""
 
     output: str
     digest: str
@@ -67,23 +74,16 @@ class ShardResult:
     inputs: int = 0
     quarantined: int = 0
     filtered: int = 0
-    seconds: float = 0.0  # it took; for forecasts
+    seconds: float = 0.0  # it took; for estimates
 
-    def columns(self) -> dict[str, list[Any]]:
-        """What became of each input, in stored order: a list of values for each name in ROW."""
-        return json.loads(receipt_path(self.output).read_bytes())["rows"]
+    def rows(self) -> pa.Table:
+        """What became of each input, in stored order: the columns of ROW."""
+        with pa.memory_map(str(receipt_path(self.output))) as file:
+            return pa.ipc.open_file(file).read_all()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The same, as one dictionary an input."""
-        columns = self.columns()
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-ROW = {  # the columns of a receipt and their values for an input that came to nothing
-    "input": 0, "path": "", "label": 0, "status": "", "reason": "", "detail": "", "sha256": "", "bytes": 0,
-    "format": "", "source_height": 0, "source_width": 0, "height": 0, "width": 0, "offset": -1, "size": 0,
-    "pixel_hash": "", "perceptual_hash": 0, "sharpness": None, "note": "",
-}  # fmt: skip
+    def reasons(self) -> Counter[str]:
+        """How many inputs were not written, by reason."""
+        return Counter(filter(None, self.rows()["reason"].to_pylist()))
 
 
 def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda position: None) -> ShardResult:
@@ -99,11 +99,10 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
     """
     started = time.monotonic()
     set_up_process()
-    rows: dict[str, list[Any]] = {name: [] for name in ROW}
+    columns: dict[str, list[Any]] = {name: [] for name in ROW.names}
     digest = hashlib.sha256()
     offset = records = 0
-    temporary = f"{task.output}.tmp"
-    with open(temporary, "wb", buffering=1 << 20) as file:
+    with atomic_writer(task.output) as file:
         for position in range(len(task.inputs)):
             on_progress(position)
             row, framed = _convert(task, position)
@@ -113,24 +112,21 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
                 digest.update(framed)
                 offset += len(framed)
                 records += 1
-            for name, default in ROW.items():
-                rows[name].append(row.get(name, default))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, task.output)
-    receipt = ShardResult(
+            for name, values in columns.items():
+                values.append(row.get(name, NOTHING[name]))
+    result = ShardResult(
         task.output,
         task.digest,
         records,
         offset,
         digest.hexdigest(),
         inputs=len(task.inputs),
-        quarantined=rows["status"].count(QUARANTINED),
-        filtered=rows["status"].count(FILTERED),
+        quarantined=columns["status"].count(QUARANTINED),
+        filtered=columns["status"].count(FILTERED),
         seconds=time.monotonic() - started,
     )
-    _write_receipt(receipt, rows)
-    return receipt
+    write_receipt(result, pa.table(columns, schema=ROW))
+    return result
 
 
 def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:
@@ -229,31 +225,26 @@ def _read_record(root: str, path: bytes, features: Features) -> bytes:
 
 
 def receipt_path(output: str | os.PathLike[str]) -> Path:
-    """Where the receipt of a shard lies."""
-    return Path(f"{os.fspath(output)}.receipt.json")
+    """Where the receipt of a shard lies: an Arrow file of its rows, with the result in the schema's metadata."""
+    return Path(f"{os.fspath(output)}.receipt.arrow")
 
 
-def _write_receipt(receipt: ShardResult, rows: dict[str, list[Any]]) -> None:
-    path = receipt_path(receipt.output)
-    temporary = f"{path}.tmp"
-    facts = {name: value for name, value in vars(receipt).items() if name != "output"}
-    with open(temporary, "w") as file:
-        # The facts first, on a line of their own: resuming reads only that line.
-        file.write(
-            '{"receipt": ' + json.dumps(facts) + ',\n "rows": ' + json.dumps(rows, separators=(",", ":")) + "}\n"
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_receipt(result: ShardResult, rows: pa.Table) -> None:
+    """Prove that a shard is finished: rows have the columns of ROW."""
+    facts = {name: value for name, value in vars(result).items() if name != "output"}
+    schema = ROW.with_metadata({_RESULT: json.dumps({"format": RECEIPT_FORMAT, **facts})})
+    with atomic_writer(receipt_path(result.output)) as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_table(rows)
 
 
 def load_receipt(output: str, digest: str) -> ShardResult | None:
-    """The receipt of a shard that is whole and belongs to this plan; None when it has to be written (again)."""
+    """The result of a shard that is whole and belongs to this plan; None when it has to be written (again)."""
     try:
-        with open(receipt_path(output)) as file:
-            facts = json.loads(file.readline().rstrip().rstrip(",") + "}")["receipt"]
-        receipt = ShardResult(output, **facts)
-        valid = receipt.digest == digest and os.path.getsize(output) == receipt.bytes
-    except (OSError, ValueError, TypeError, KeyError):
+        with pa.memory_map(str(receipt_path(output))) as file:
+            facts = json.loads(pa.ipc.open_file(file).schema.metadata[_RESULT])
+        known = facts.pop("format") == RECEIPT_FORMAT
+        result = ShardResult(output, **facts)
+        valid = known and result.digest == digest and os.path.getsize(output) == result.bytes
+    except (OSError, ValueError, TypeError, KeyError):  # of Arrow's errors, too
         return None
-    return receipt if valid else None
+    return result if valid else None

@@ -106,8 +106,8 @@ def test_conflicting_labels_and_cross_split_pairs_are_reported_first(tmp_path, c
     cv2.imwrite(str(source / "test" / "class1" / "near.jpg"), cv2.convertScaleAbs(near, alpha=0.9, beta=5))
     convert(config(source, tmp_path / "d", report=True))
     said = capsys.readouterr().err
-    assert "1 sets of equal images carry different labels" in said
-    assert "1 sets of equal images lie in several splits" in said
+    assert "1 set of equal images with different labels" in said
+    assert "1 set of equal images in several splits" in said
     page = (tmp_path / "d" / "report.html").read_text()
     order = [page.index(name) for name in ("leak.jpg", "conflict.jpg", "same.jpg")]
     assert order == sorted(order)
@@ -205,8 +205,8 @@ def test_dry_run_predicts_and_writes_nothing(dirty, tmp_path):
     assert not (tmp_path / "d").exists()
     assert "2 classes: train" in result.stdout
     manifest = convert(config(dirty, tmp_path / "e", size=64))
-    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    assert f"predicted: {size / 1e6:,.1f} MB" in result.stdout  # all of it was sampled
+    size = sum(split.bytes for split in manifest.splits.values())
+    assert f"estimated: {size / 1e6:,.1f} MB" in result.stdout  # all of it was sampled
     assert f"{manifest.ledger.quarantined / manifest.ledger.inputs:.1%} bad" in result.stdout
 
 
@@ -217,7 +217,7 @@ def test_workers_do_not_import_tensorflow():
 
     code = (
         "import sys, shardline.tools.convert\n"
-        "from shardline.tools.conversion import deduplicate, report, resume, scan_tfds\n"
+        "from shardline.tools.conversion import run, scan_tfds\n"
         "print([name for name in ('tensorflow', 'keras', 'tensorflow_datasets') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

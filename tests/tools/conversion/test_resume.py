@@ -51,7 +51,7 @@ def wait_for(condition, seconds=60):
 
 def receipts(output):
     work = output / ".convert"
-    return list(work.glob("*.receipt.json")) if work.exists() else []
+    return list(work.glob("*.receipt.arrow")) if work.exists() else []
 
 
 def workers_of(process):
@@ -118,7 +118,7 @@ def test_ray_leaves_nothing_running_and_gives_the_same_bytes(source, whole, tmp_
 
 
 def test_a_kill_while_shards_are_put_in_place(source, whole, tmp_path, monkeypatch):
-    import shardline.tools.conversion.deduplicate
+    from shardline.tools.conversion import finalize
 
     output = tmp_path / "d"
     placed = []
@@ -129,12 +129,12 @@ def test_a_kill_while_shards_are_put_in_place(source, whole, tmp_path, monkeypat
             raise KeyboardInterrupt
         return genuine(*args, **kwargs)
 
-    genuine = shardline.tools.conversion.deduplicate._place
-    monkeypatch.setattr(shardline.tools.conversion.deduplicate, "_place", place)
+    genuine = finalize._place
+    monkeypatch.setattr(finalize, "_place", place)
     with pytest.raises(KeyboardInterrupt):
         convert(config(source, output, shards=SHARDS))
     assert not (output / "manifest.json").exists()
-    monkeypatch.setattr(shardline.tools.conversion.deduplicate, "_place", genuine)
+    monkeypatch.setattr(finalize, "_place", genuine)
     monkeypatch.setattr("shardline.tools.conversion.shard_writer.process", None)  # no image is converted a second time
     convert(config(source, output, shards=SHARDS))
     assert shard_hashes(output) == whole
@@ -160,7 +160,7 @@ def test_a_full_disk_ends_in_one_line_and_can_be_continued(source, whole, tmp_pa
 def interrupted(source, output):
     """A conversion that ended after its shards were written, before they were put in place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardline.tools.conversion.deduplicate.finish", lambda *args, **kwargs: 1 / 0)
+        patch.setattr("shardline.tools.conversion.run.finalize", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             convert(config(source, output, shards=SHARDS))
 
@@ -179,9 +179,9 @@ def test_changed_options_and_sources_are_refused_with_the_difference(tmp_path):
     changed = Run("shardline.tools.convert", *args, "--size", 16)
     assert changed.code == 2
     for phrase in (
-        "1 inputs added, e.g. class1/new.jpg",
-        "1 inputs removed, e.g. class0/img_000.jpg",
-        "1 inputs changed, e.g. class0/img_001.jpg",
+        "1 input added, e.g. class1/new.jpg",
+        "1 input removed, e.g. class0/img_000.jpg",
+        "1 input changed, e.g. class0/img_001.jpg",
     ):
         assert phrase in changed.stderr
     assert Run("shardline.tools.convert", *args, "--size", 16, "--overwrite", "--noreport").code == 0
@@ -218,8 +218,39 @@ def test_overwrite_deletes_the_dataset_and_nothing_else(tmp_path):
 def test_two_conversions_into_one_folder_do_not_mix(tmp_path):
     source, output = class_folders(tmp_path / "s", 2, 5), tmp_path / "d"
     interrupted(source, output)
-    with open(output / ".convert" / "lock") as held:
+    with open(output / ".convert" / "lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(Failure, match="another conversion is writing"):
+        with pytest.raises(Failure, match=f"^output={output} is in use by"):
             convert(config(source, output, shards=SHARDS))
     convert(config(source, output, shards=SHARDS))
+
+
+def test_an_interrupted_conversion_of_an_older_version_is_refused_in_one_line(tmp_path):
+    source, output = class_folders(tmp_path / "s", 2, 5), tmp_path / "d"
+    args = ["--source", source, "--output", output, "--size", 16, "--engine", "inline", "--noreport"]
+    (output / ".convert").mkdir(parents=True)
+    (output / ".convert" / "request.json").write_text('{"plan": "1234", "request": {"size": 16}}')
+    old = Run("shardline.tools.convert", *args)
+    assert (old.code, len(old.stderr.strip().splitlines())) == (2, 1), old.stderr
+    assert "request.json has format none, this program reads" in old.stderr
+    assert "start over with --overwrite" in old.stderr
+    assert Run("shardline.tools.convert", *args, "--overwrite").code == 0
+    assert Manifest.load(output).ledger.inputs == 10
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: b"junk" * 100])
+def test_a_damaged_receipt_costs_its_shard_and_nothing_else(tmp_path, damage):
+    source, output = class_folders(tmp_path / "s", 2, 6), tmp_path / "d"
+    convert(config(source, tmp_path / "whole", shards=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shardline.tools.conversion.run.finalize", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(config(source, output, shards=3))
+    receipt = receipts(output)[0]
+    receipt.write_bytes(damage(receipt.read_bytes()))
+    again = Run(
+        "shardline.tools.convert", "--source", source, "--output", output, "--size", 16, "--shards", 3, "--name",
+        "images", "--engine", "inline", "--noreport",
+    )  # fmt: skip
+    assert again.code == 0 and "continuing: 8 of 12 inputs are done" in again.stderr
+    assert shard_hashes(output) == shard_hashes(tmp_path / "whole")

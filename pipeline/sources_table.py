@@ -1,0 +1,105 @@
+"""sources.parquet: what became of every input of a conversion, a row each, in stored order. No TensorFlow.
+
+Rows are Arrow tables from the worker that converts an input to the readers of the finished file. `ROW` is what a
+worker knows of an input; `SOURCES` adds where it came to lie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from shardline.pipeline.files import atomic_writer
+
+SOURCES_FILE = "sources.parquet"
+ROW_GROUP = 10_000  # rows, at least: many shards of few records should not make many row groups
+
+# Values of `status`. Duplicates are told when all pixels are known.
+WRITTEN, QUARANTINED, FILTERED, DUPLICATE = "written", "quarantined", "filtered", "duplicate"
+
+ROW = pa.schema(
+    [
+        ("input", pa.uint32()),  # number in the scan
+        ("path", pa.string()),  # relative to the source
+        ("label", pa.int32()),
+        ("status", pa.string()),
+        ("reason", pa.string()),  # a word for why it was not written
+        ("detail", pa.string()),
+        ("sha256", pa.string()),  # of the source file
+        ("bytes", pa.int64()),  # of the source file
+        ("format", pa.string()),  # of the source image
+        ("source_height", pa.int32()),  # pixels, before resizing
+        ("source_width", pa.int32()),
+        ("height", pa.int32()),  # pixels, as stored
+        ("width", pa.int32()),
+        ("offset", pa.int64()),  # of the framed record in its shard, bytes; -1: not stored
+        ("size", pa.int64()),  # of the framed record, bytes
+        ("pixel_hash", pa.string()),  # equal for equal stored pixels
+        ("perceptual_hash", pa.uint64()),  # few bits differ between images that look alike
+        ("sharpness", pa.float64()),  # variance of the Laplacian, where it was asked for
+        ("note", pa.string()),  # what was mended, e.g. a missing end of file
+    ]
+)
+SOURCES = pa.schema(
+    [
+        *(ROW.field(name) for name in ("path", "sha256", "label")),
+        pa.field("label_name", pa.string()),
+        pa.field("split", pa.string()),
+        *(ROW.field(name) for name in ("status", "reason", "detail", "bytes", "format")),
+        *(ROW.field(name) for name in ("source_height", "source_width", "height", "width")),
+        pa.field("shard", pa.string()),  # file name; "": not stored
+        pa.field("record", pa.int64()),  # number in its split; -1: not stored
+        *(ROW.field(name) for name in ("offset", "size", "pixel_hash", "perceptual_hash", "sharpness", "note")),
+    ]
+)
+
+
+@contextlib.contextmanager
+def sources_writer(directory: str | os.PathLike[str]) -> Iterator[Callable[[pa.Table], None]]:
+    """A function that appends rows (with the columns of SOURCES) to sources.parquet; the file is whole or absent.
+
+    Rows are written piece by piece, so their number does not matter.
+    """
+    import pyarrow.parquet as parquet  # 6 MB that a worker does not need
+
+    pieces: list[pa.Table] = []
+
+    def add(rows: pa.Table) -> None:
+        pieces.append(rows.select(SOURCES.names).cast(SOURCES))
+        if sum(map(len, pieces)) >= ROW_GROUP:
+            flush()
+
+    def flush() -> None:
+        if pieces:
+            writer.write_table(pa.concat_tables(pieces))
+            pieces.clear()
+
+    target = Path(directory) / SOURCES_FILE
+    with atomic_writer(target) as file, parquet.ParquetWriter(file, SOURCES, compression="zstd") as writer:
+        yield add
+        flush()
+
+
+def read_sources(
+    directory: str | os.PathLike[str], columns: Sequence[str], where: list[tuple[str, str, object]] | None = None
+) -> pa.Table:
+    """Some columns of a dataset's sources.parquet; `where`: only rows that fit, e.g. [("split", "=", "train")].
+
+    Raises:
+      FileNotFoundError: the dataset has none; it was adopted.
+    """
+    import pyarrow.parquet as parquet  # 6 MB that a worker does not need
+
+    return parquet.read_table(Path(directory) / SOURCES_FILE, columns=list(columns), filters=where)
+
+
+def iterate_sources(directory: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The same for all rows, at most ROW_GROUP at a time. Raises as `read_sources` does."""
+    import pyarrow.parquet as parquet  # 6 MB that a worker does not need
+
+    with parquet.ParquetFile(Path(directory) / SOURCES_FILE) as file:
+        yield from file.iter_batches(ROW_GROUP, columns=list(columns))

@@ -1,0 +1,183 @@
+"""Put finished shards under their final names, with their indexes, and write a row for every input. No TensorFlow.
+
+Safe to run again after it was interrupted: nothing here is taken for a dataset before the manifest is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.manifest import Shard, Split, index_path, shard_name, write_index
+from shardline.pipeline.sources_table import DUPLICATE, ROW, SOURCES, WRITTEN, sources_writer
+from shardline.pipeline.wording import count
+from shardline.tools.conversion.deduplicate import DedupResult
+from shardline.tools.conversion.shard_writer import ShardResult
+from shardline.tools.conversion.sources import Sources
+from shardline.tools.conversion.splits import Plan
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The dataset's shards under their final names, and what the manifest says of their content."""
+
+    splits: dict[str, Split]
+    class_counts: dict[str, tuple[int, ...]]
+    max_height: int
+    max_width: int
+    common_size: tuple[int, int] | None  # height and width when all stored images have the same
+
+
+def finalize(
+    directory: Path, results: Sequence[ShardResult], dedup: DedupResult, plan: Plan, sources: Sources
+) -> Finished:
+    """Place every shard and write sources.parquet.
+
+    Raises:
+      Failure: a split has lost all of its records.
+    """
+    changes = _find_changes(results, dedup, len(sources))
+    num_shards = _count_shards(results, changes, plan)
+    shards: dict[int, list[Shard]] = {split: [] for split in range(len(plan.splits))}
+    next_record = [0] * len(plan.splits)
+    counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
+    sizes: list[np.ndarray] = []  # height and width: least and greatest of each shard
+    with sources_writer(directory) as write:
+        for task, (split, _, _) in enumerate(plan.members()):
+            rows = _final_rows(task, results[task], changes)
+            stored = rows.filter(pc.equal(rows["status"], WRITTEN))
+            name = ""
+            if len(stored):
+                name = shard_name(plan.name, plan.splits[split], len(shards[split]), num_shards[split])
+                shards[split].append(_place(results[task], stored, directory / name))
+                counts[split] += np.bincount(stored["label"].to_numpy(), minlength=len(sources.labels))
+                extent = np.column_stack([stored["height"].to_numpy(), stored["width"].to_numpy()])
+                sizes += [extent.min(axis=0), extent.max(axis=0)]
+            write(_located(rows, plan.splits[split], name, next_record[split], sources.labels))
+            next_record[split] += len(stored)
+    least, greatest = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
+    return Finished(
+        {name: Split(name, tuple(shards[split])) for split, name in enumerate(plan.splits)},
+        {name: tuple(counts[split].tolist()) for split, name in enumerate(plan.splits)},
+        max_height=greatest[0],
+        max_width=greatest[1],
+        common_size=(greatest[0], greatest[1]) if least == greatest else None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Changes:
+    """How the shards differ from what was written."""
+
+    dropped: np.ndarray  # bool, by input
+    moved: np.ndarray  # bool, by input
+    moved_in: dict[int, pa.Table]  # task -> rows that its shard takes in from others, by input
+
+
+def _find_changes(results: Sequence[ShardResult], dedup: DedupResult, inputs: int) -> _Changes:
+    changes = _Changes(np.zeros(inputs, bool), np.zeros(inputs, bool), {})
+    changes.dropped[list(dedup.dropped)] = True
+    changes.moved[list(dedup.moved)] = True
+    if dedup.moved:
+        tables = map(_placed_rows, results)
+        rows = pa.concat_tables(table.filter(changes.moved[table["input"].to_numpy()]) for table in tables)
+        rows = rows.sort_by("input")
+        task_of = np.array([dedup.moved[number] for number in rows["input"].to_pylist()])
+        changes.moved_in.update({task: rows.filter(task_of == task) for task in set(task_of.tolist())})
+    return changes
+
+
+def _placed_rows(result: ShardResult) -> pa.Table:
+    rows = result.rows()
+    return rows.append_column("file", pa.array([result.output] * len(rows), pa.string()))
+
+
+def _count_shards(results: Sequence[ShardResult], changes: _Changes, plan: Plan) -> list[int]:
+    """By split, the shards that have records: empty ones are not written."""
+    num_shards = [0] * len(plan.splits)
+    removed = changes.dropped | changes.moved
+    for task, (split, _, inputs) in enumerate(plan.members()):
+        records = results[task].records - int(removed[inputs].sum()) + len(changes.moved_in.get(task, ()))
+        num_shards[split] += records > 0
+    for split, name in enumerate(plan.splits):
+        if not num_shards[split]:
+            raise Failure(
+                f"split {name!r}: not one of its {count(len(plan.order[split]), 'image')} could be used; see --dry_run"
+            )
+    return num_shards
+
+
+def _final_rows(task: int, result: ShardResult, changes: _Changes) -> pa.Table:
+    """The rows of one shard's inputs, duplicates marked, with those that moved in after those that stayed."""
+    rows = _placed_rows(result)
+    rows = rows.filter(~changes.moved[rows["input"].to_numpy()])
+    if task in changes.moved_in:
+        rows = pa.concat_tables([rows, changes.moved_in[task]])
+    dropped = changes.dropped[rows["input"].to_numpy()]
+    if dropped.any():
+        for name, value in {"status": DUPLICATE, "reason": "equal-pixels", "size": 0}.items():
+            rows = _with_column(rows, name, pc.if_else(dropped, pa.scalar(value, ROW.field(name).type), rows[name]))
+    return rows
+
+
+def _located(rows: pa.Table, split: str, file: str, first_record: int, labels: Sequence[str]) -> pa.Table:
+    """The rows of one shard with the columns that say where each came to lie."""
+    stored = np.array(pc.equal(rows["status"], WRITTEN))
+    size = rows["size"].to_numpy()
+    columns = {
+        "offset": np.where(stored, np.cumsum(size) - size, -1),
+        "label_name": np.array(labels, object)[rows["label"].to_numpy()],
+        "split": np.full(len(rows), split, object),
+        "shard": np.where(stored, file, ""),
+        "record": np.where(stored, first_record + np.cumsum(stored) - 1, -1),
+    }
+    for name, column in columns.items():
+        rows = _with_column(rows, name, pa.array(column, SOURCES.field(name).type))
+    return rows
+
+
+def _with_column(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """The rows with one column more, or another one in its place."""
+    if name not in rows.column_names:
+        return rows.append_column(name, column)
+    return rows.set_column(rows.column_names.index(name), name, column)
+
+
+def _place(result: ShardResult, stored: pa.Table, target: Path) -> Shard:
+    """Make the final file and its index, of the records of some rows."""
+    size = stored["size"].to_numpy()
+    write_index(index_path(target), np.column_stack((np.cumsum(size) - size, size)))
+    if len(stored) == result.records and stored["file"].unique().to_pylist() == [result.output]:
+        _link_or_copy(result.output, target)
+        return Shard(target.name, result.records, result.bytes, result.sha256)
+    digest = hashlib.sha256()
+    with atomic_writer(target) as out:
+        for file, offset, length in zip(
+            stored["file"].to_pylist(), stored["offset"].to_pylist(), stored["size"].to_pylist(), strict=True
+        ):
+            with open(file, "rb") as source:
+                source.seek(offset)
+                framed = source.read(length)
+            assert len(framed) == length, file
+            out.write(framed)
+            digest.update(framed)
+    return Shard(target.name, len(stored), int(size.sum()), digest.hexdigest())
+
+
+def _link_or_copy(source: str, target: Path) -> None:
+    """The same bytes under a second name, until the folder of unfinished work goes."""
+    try:
+        os.link(source, target)
+    except OSError:  # the file system has no links
+        with open(source, "rb") as file, atomic_writer(target) as out:
+            shutil.copyfileobj(file, out, 1 << 20)
