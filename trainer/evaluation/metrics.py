@@ -16,18 +16,16 @@ import numpy as np
 
 
 def label_ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank of each record's own label, 0 = most probable. Among equal probabilities the lower class comes first,
-    as in `np.argmax`, so a constant prediction is right for class 0 only, never for every class."""
+    """Rank of each record's own label, 0 = most probable; top-k accuracy is the share of ranks below k.
+
+    Among equal probabilities the lower class comes first, as in `np.argmax`, so a constant prediction is right for
+    class 0 only, never for every class.
+    """
     rows = np.arange(len(labels))
     own = probabilities[rows, labels][:, None]
     lower_class = np.arange(probabilities.shape[1])[None, :] < np.asarray(labels)[:, None]
     ranks: np.ndarray = np.sum((probabilities > own) | ((probabilities == own) & lower_class), axis=1)
     return ranks
-
-
-def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of records whose label is among the `k` most probable classes (all of them when there are fewer)."""
-    return float(np.mean(label_ranks(probabilities, labels) < k))
 
 
 def mcnemar(first_hits: np.ndarray, second_hits: np.ndarray) -> tuple[int, int, float]:
@@ -143,7 +141,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     confidence = probabilities.max(axis=1).astype(np.float64)
     hits = label_ranks(probabilities, labels) == 0
     edges = np.linspace(0, 1, bins + 1)
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    bin_of = np.searchsorted(edges[1:-1], confidence)
     count = np.bincount(bin_of, minlength=bins)
     return Reliability(
         edges,

@@ -1,0 +1,103 @@
+"""An evaluation's values: defined for any split, whatever occurs in it; written whole, read back, damage named."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.trainer.evaluation import results
+from shardline.trainer.evaluation.inference import Predictions
+from shardline.trainer.evaluation.leakage import Leakage, LeakedRecord
+
+NOT_SEARCHED = Leakage((), "not searched for")
+
+
+def predictions(records, classes, seed=0, present=None):
+    random = np.random.default_rng(seed)
+    weights = random.integers(1, 4, (records, classes)).astype(np.float32)  # with ties
+    labels = random.choice(present or classes, records)
+    return Predictions(np.arange(records), labels, weights / weights.sum(axis=1, keepdims=True), records)
+
+
+def computed(rows, classes, leakage=NOT_SEARCHED, **calibration):
+    labels = tuple(f"class {c}" for c in range(classes))
+    evaluation = results.compute(rows, "test", labels, [f"{r}.jpg" for r in rows.records], leakage, **calibration)
+    evaluation.metrics.update(run="run", digest="0" * 64)
+    return evaluation
+
+
+def numbers(value):
+    """Every number in nested dicts and lists."""
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@given(st.integers(1, 20), st.integers(2, 6), st.integers(0, 1000), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_every_number_is_finite_or_none_for_single_classes_and_absent_ones(records, classes, seed, single):
+    rows = predictions(records, classes, seed, present=[classes - 1] if single else None)
+    values = computed(rows, classes, calibration=predictions(5, classes, seed + 1), calibration_split="v").metrics
+    assert json.loads(json.dumps(values, allow_nan=False)) and all(map(np.isfinite, numbers(values)))
+    assert values["n"] == records and sum(c["support"] for c in values["classes"]) == records
+    assert (values["mean_roc_auc"] is None) == (len(set(rows.labels.tolist())) == 1)
+    assert values["top1"] <= values["top5"] <= 1 and values["interval95"]["top1"][0] <= values["top1"]
+
+
+def test_leaked_records_are_counted_out():
+    rows = predictions(10, 3)
+    leaked = tuple(LeakedRecord(record, 0, "a", "b", "same file") for record in range(4))
+    values = computed(rows, 3, Leakage(leaked, "4 of 10")).metrics
+    right = rows.predicted == rows.labels
+    assert values["leakage"] == {
+        "records": 4, "note": "4 of 10", "without": {"n": 6, "top1": np.mean(right[4:]), "top5": 1.0}
+    }  # fmt: skip
+    assert f"without 4 copies of training images: top-1 {np.mean(right[4:]):.1%} (n = 6)" in results.summary(values)
+
+
+def test_when_all_records_leaked_nothing_is_left_to_count():
+    leaked = tuple(LeakedRecord(record, 0, "a", "b", "same file") for record in range(3))
+    values = computed(predictions(3, 2), 2, Leakage(leaked, "3 of 3")).metrics
+    assert "without" not in values["leakage"] and "without" not in results.summary(values)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    evaluation = computed(predictions(7, 3), 3)
+    results.write(evaluation, {"confusion": b"png"}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "predictions.parquet", "metrics.json"}
+    assert results.read_metrics(tmp_path) == json.loads(json.dumps(evaluation.metrics))
+    table, metadata = results.read_predictions(tmp_path)
+    assert np.array(table["probabilities"].to_pylist(), np.float32) == pytest.approx(
+        evaluation.predictions.probabilities
+    )
+    assert json.loads(metadata["labels"]) == ["class 0", "class 1", "class 2"] and metadata["digest"] == "0" * 64
+
+
+def test_an_interrupted_write_leaves_no_metrics_and_nothing_half(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    def break_off(table, file, **settings):
+        file.write(b"PAR1 and then the power went")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        results.write(computed(predictions(7, 3), 3), {"confusion": b"png"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    with pytest.raises(UsageError, match="evaluate first"):
+        results.read_predictions(tmp_path)
+    (tmp_path / "predictions.parquet").write_bytes(b"x" * 100)
+    with pytest.raises(Failure, match="is damaged"):
+        results.read_predictions(tmp_path)
+    for content in ("{", '{"top1": 1}', "[]"):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(UsageError, match=r"metrics.json is damaged, or of another version .*; run shardline-eval"):
+            results.read_metrics(tmp_path)
