@@ -1,6 +1,6 @@
 """The device half of augmentation: applies `pipeline.augment_params` to batches, in TensorFlow, safe under XLA.
 
-Nothing random happens here: the numbers come with the batch, as column groups of `augment_params`.
+Nothing random happens here: the parameters come with the batch, as `augment_params`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _resize_matrix(length: tf.Tensor, side: int, image_size: int) -> tf.Tensor:
 
 
 def _layer(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """One layer of RandAugment: every part on every image, most of them without effect."""
+    """One layer of RandAugment: every step on every image, most of them without effect."""
     image = _warp(image, tf.reshape(numbers[:, WARP], (-1, 2, 3)))
     image = tf.round(_color(image, numbers[:, COLOR]))
     image = _look_up(image, numbers[:, TABLE])

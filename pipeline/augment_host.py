@@ -21,7 +21,7 @@ from shardline.pipeline.buffers import thread_buffer
 
 
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Fill `out`: bilinear, or averaging areas where that would skip pixels, when shrinking more than twofold."""
+    """Fill `out`: bilinear, or by area averages when shrinking more than twofold, where bilinear would skip pixels."""
     height, width = out.shape[:2]
     if pixels.shape[:2] == (height, width):
         out[:] = pixels
@@ -32,15 +32,15 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
 
 
 def canvas_size(image_size: int) -> int:
-    """Side of the square on which windows travel to the device: an eighth more than the images made of them.
+    """Side of the square in which crops are sent to the device: an eighth longer than the images made of them.
 
-    Of the usual images, stored at 8/7 of that size, one window in six is longer than this.
+    Of images stored at 8/7 of that size, as is usual, one crop in six is longer than this.
     """
     return -(-image_size * 9 // 8 // 8) * 8
 
 
 def send_to_device(window: np.ndarray, params: AugmentParams, row: int, out: np.ndarray) -> None:
-    """Put a row's random crop at the top left of `out` and note its size there.
+    """Put a sample's random crop at the top left of `out` and note its size in `params`.
 
     A side too long for the canvas gets its final length here, so that no side is resampled twice.
     """
@@ -52,11 +52,11 @@ def send_to_device(window: np.ndarray, params: AugmentParams, row: int, out: np.
 
 
 def augment(window: np.ndarray, params: AugmentParams, row: int, out: np.ndarray) -> None:
-    """Fill `out`, uint8 [size, size, 3], with what a row's parameters make of its random crop; all but mixing."""
+    """Fill `out`, uint8 [size, size, 3], with a sample's random crop, augmented; mixing comes after all samples."""
     if params.values[row, params.columns["flip"].start]:
-        straight = thread_buffer("straight", out.size).reshape(out.shape)
-        resize(window, straight)
-        cv2.flip(straight, 1, dst=out)
+        unflipped = thread_buffer("unflipped", out.size).reshape(out.shape)
+        resize(window, unflipped)
+        cv2.flip(unflipped, 1, dst=out)
     else:
         resize(window, out)
     if "randaugment" in params.columns:
@@ -70,7 +70,7 @@ def augment(window: np.ndarray, params: AugmentParams, row: int, out: np.ndarray
 
 
 def mix(image: np.ndarray, usable: np.ndarray, params: AugmentParams) -> np.ndarray:
-    """Mix each pair of rows, in place, where both are usable; returns the share of its own each row keeps."""
+    """Mix each pair of images in place where both are usable; returns the weight of its own image in each."""
     shares = np.ones(len(image), np.float32)
     for row in range(0, len(image), 2):
         pair = slice(row, row + 2)
@@ -88,7 +88,7 @@ def mix(image: np.ndarray, usable: np.ndarray, params: AugmentParams) -> np.ndar
 
 
 def _layer(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """One layer of RandAugment. Parts that change nothing are skipped."""
+    """One layer of RandAugment; steps that change nothing are skipped."""
     changed = numbers != IDENTITY.astype(np.float32)
     if changed[WARP].any():
         image = _warp(image, numbers[WARP].reshape(2, 3))
@@ -144,4 +144,5 @@ def _equalize(counts: np.ndarray) -> np.ndarray:
     step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
     if step == 0:
         return np.arange(256, dtype=np.uint8)
-    return np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255).astype(np.uint8)
+    table: np.ndarray = np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255)
+    return table.astype(np.uint8)

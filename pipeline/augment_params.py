@@ -1,7 +1,7 @@
-"""What is done to each sample, as numbers drawn from (seed, position). No TensorFlow.
+"""Augmentation parameters: what is done to each sample, as numbers drawn from (seed, position). No TensorFlow.
 
-All randomness of augmentation is drawn here, once. The two halves that carry it out, `augment_host` (host, OpenCV) and
-`augment_device` (TensorFlow), read the same row of numbers, so both show the same distribution.
+All randomness of augmentation is drawn here. `augment_host` (OpenCV) and `augment_device` (TensorFlow) apply the same
+numbers, so both show the same images up to rounding. To add an augmentation, add columns here and apply them in both.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from shardline.pipeline.config import InputConfig
 FILL = (124, 116, 104)  # ImageNet's mean color: what VGG16's normalization turns into zero
 NO_TABLE, AUTOCONTRAST, EQUALIZE, SOLARIZE, POSTERIZE = range(5)  # kinds of per-channel tables
 
-# One layer of RandAugment, in the order it is carried out.
+# The columns of one layer of RandAugment, in the order in which they are applied.
 WARP, COLOR, TABLE, SHARPNESS = slice(0, 6), slice(6, 24), slice(24, 26), 26
 _LAYER_SIZE = 27
 
 _CROP_TRIES = 10
 _BETA_TRIES = 32
-_GRAY = np.outer(np.ones(3), (0.299, 0.587, 0.114))  # a color to its gray, three times
+_GRAY = np.outer(np.ones(3), (0.299, 0.587, 0.114))  # RGB to gray, in all three channels
 _TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)))
 
 
 def columns(config: InputConfig) -> dict[str, slice]:
-    """Which columns of a row of `AugmentParams.values` mean what; steps that are switched off have none."""
+    """Columns of `AugmentParams.values` by augmentation; one that is off has none."""
     widths = {
         "crop_size": 2,  # height and width, in pixels, of the random crop on the device's canvas
         "flip": 1,
         "randaugment": _LAYER_SIZE * config.randaugment_layers,
         "color_jitter": 18 * any((config.brightness, config.contrast, config.saturation, config.hue)),
         "random_erasing": 4 * (config.random_erasing > 0),  # top, left, bottom, right; all 0 for none
-        "mix": 5 * config.mixes,  # own share, then the box that shows the partner: top, left, bottom, right
+        "mix": 5 * config.mixes,  # weight of the own image, then the partner's box: top, left, bottom, right
     }
     ends = np.cumsum(list(widths.values())).tolist()
     return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True) if width}
@@ -42,11 +42,11 @@ def columns(config: InputConfig) -> dict[str, slice]:
 
 def num_columns(config: InputConfig) -> int:
     """Width of a row of `AugmentParams.values`."""
-    return max(part.stop for part in columns(config).values())
+    return int(max(part.stop for part in columns(config).values()))
 
 
 class AugmentParams:
-    """The numbers of the samples at `positions`."""
+    """Augmentation parameters of the samples at `positions`: float32 `values` [n, columns], and their crops."""
 
     def __init__(self, config: InputConfig, positions: np.ndarray) -> None:
         self.config = config
@@ -65,9 +65,9 @@ class AugmentParams:
                 self.values[:, self.columns[name]] = make(positions)
 
     def crop(self, row: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height, width of a row's random crop: area and ratio uniform, the latter in its logarithm.
+        """Top, left, height, width of a sample's random resized crop: area uniform, ratio log-uniform.
 
-        The first of ten tries that fits the image counts; if none does, the largest centered window of the
+        The first of ten tries that fits the image, as in torchvision; if none does, the largest centered box of the
         nearest allowed ratio.
         """
         numbers = self._crops[row].tolist()
@@ -89,13 +89,16 @@ class AugmentParams:
         return rng.uniform(rng.key(self.config.seed, purpose), positions, count)
 
     def _flip(self, positions: np.ndarray) -> np.ndarray:
-        return self._uniform("mirror", positions, 1) < 0.5 * self.config.horizontal_flip
+        # The name of a purpose is part of what a seed means.
+        flip: np.ndarray = self._uniform("mirror", positions, 1) < 0.5 * self.config.horizontal_flip
+        return flip
 
     def _randaugment(self, positions: np.ndarray) -> np.ndarray:
         table = _randaugment_table(self.config.randaugment_magnitude / 10)
         layers = self.config.randaugment_layers
         chosen = (self._uniform("randaugment", positions, layers) * len(table)).astype(int)
-        return table[chosen].reshape(len(positions), layers * _LAYER_SIZE)
+        layer_params: np.ndarray = table[chosen]
+        return layer_params.reshape(len(positions), layers * _LAYER_SIZE)
 
     def _color_jitter(self, positions: np.ndarray) -> np.ndarray:
         spread = np.array([getattr(self.config, name) for name in ("brightness", "contrast", "saturation", "hue")])
@@ -110,7 +113,7 @@ class AugmentParams:
         return self._boxes(np.sqrt(area / ratio), np.sqrt(area * ratio), top, left)
 
     def _mix(self, positions: np.ndarray) -> np.ndarray:
-        """Both of a pair (positions 2n and 2n + 1) get the same numbers: each shows itself and some of the other."""
+        """Positions 2n and 2n + 1 are a pair and get the same numbers: each shows itself and some of the other."""
         pairs = positions // 2
         mixup, cutmix = self.config.mixup, self.config.cutmix
         choice, top, left = self._uniform("mix", pairs, 3).T
@@ -121,7 +124,7 @@ class AugmentParams:
         return np.column_stack((np.where(cut, 1.0, share), boxes))
 
     def _boxes(self, height: np.ndarray, width: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Whole-pixel boxes of given shares of the side, placed anywhere inside the image."""
+        """Boxes in whole pixels: height and width as shares of the side, top and left as shares of the free room."""
         size = self.config.image_size
         height, width = np.round(np.minimum(height, 1) * size), np.round(np.minimum(width, 1) * size)
         top, left = np.floor(top * (size - height + 1)), np.floor(left * (size - width + 1))
@@ -129,7 +132,7 @@ class AugmentParams:
 
 
 def _beta(alpha: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """Beta(alpha, alpha) by Jöhnk's rejection, for alpha up to 1: at least half of the tries are accepted."""
+    """Beta(alpha, alpha) by Jöhnk's rejection method (1964), for alpha up to 1: at least half of the tries succeed."""
     x, y = (uniforms.reshape(len(alpha), 2, -1) ** (1 / alpha)[:, None, None]).transpose(1, 0, 2)
     accepted = (x + y > 0) & (x + y <= 1)
     first = accepted.argmax(1)[:, None]
@@ -140,8 +143,8 @@ def _beta(alpha: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 def _color_matrix(brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, hue: np.ndarray) -> np.ndarray:
     """[n, 18]: matrices A and B of  pixel -> A pixel + B mean,  where mean is the image's mean color.
 
-    Brightness, contrast, saturation and hue in this order, without clipping in between. Contrast pulls towards the
-    mean gray; hue turns the chroma plane by this share of a circle.
+    Brightness, contrast, saturation and hue in this order, without clipping in between. Contrast interpolates to the
+    mean gray; hue rotates the chroma plane by a share of a full circle.
     """
     identity = np.eye(3)
     contrast, saturation = contrast[:, None, None], saturation[:, None, None]
@@ -158,7 +161,7 @@ def _color_matrix(brightness: np.ndarray, contrast: np.ndarray, saturation: np.n
 
 
 def _randaugment_table(strength: float) -> np.ndarray:
-    """[operations, 27]: RandAugment's fourteen operations, each equally often, signs equally often."""
+    """[28, 27]: RandAugment's fourteen operations, each twice, those with a direction once in each."""
     up, down = 1 + 0.9 * strength, 1 - 0.9 * strength
     angle = math.radians(30 * strength)
     rows = []

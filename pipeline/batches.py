@@ -1,7 +1,7 @@
 """One batch as a function of its positions: read, decode, augment. No TensorFlow.
 
-Everything a batch depends on comes in through the constructor and the positions, so it does not matter which
-thread or host asks for it, when, or how often.
+A batch depends on the constructor's arguments and its positions alone: not on the thread or host that asks for it, nor
+on when or how often.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shardline.pipeline.shards import BadRecord, Shards
 Batch = dict[str, np.ndarray]
 Preprocess = Callable[[np.ndarray], np.ndarray]  # a decoded image -> what evaluation shows of it
 
-PADDING = -1  # record number of rows that only fill a batch
+PADDING = -1  # record number of elements that only fill a batch
 
 
 class BadRecords:
@@ -79,7 +79,7 @@ class BatchBuilder:
         self.config = config
         self.image = image
         self._encoding = ENCODINGS[image.encoding]
-        self._checked = image.kernel != UNKNOWN_KERNEL  # by our converter, every image; by others, who knows
+        self._checked = image.kernel != UNKNOWN_KERNEL  # our converter has decoded every image to its last row
         self.bad = BadRecords() if bad is None else bad
         self.timer = StageTimer() if timer is None else timer
         self._cache = cache
@@ -88,11 +88,11 @@ class BatchBuilder:
         self.sampler = sampler or ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
 
     def side(self, on_device: bool) -> int:
-        """Of a training image, in pixels, as it leaves the host."""
+        """Height and width of a training image as it leaves the host, in pixels."""
         return augment_host.canvas_size(self.config.image_size) if on_device else self.config.image_size
 
     def train(self, positions: np.ndarray, on_device: bool) -> Batch:
-        """The training samples at consecutive positions; the device half of augmentation is left out `on_device`."""
+        """The training samples at consecutive positions; `on_device` leaves the rest of augmentation to the device."""
         watch = Stopwatch()
         side = self.side(on_device)
         batch = _unfilled(
@@ -121,9 +121,7 @@ class BatchBuilder:
         """The stored records at `positions`, in stored order; padding after the last one."""
         watch = Stopwatch()
         records = np.where(positions < len(self.shards), positions, PADDING)
-        size, crops = self.config.image_size, self.config.eval_crops
-        shape = (crops, size, size, 3) if crops > 1 else (size, size, 3)
-        batch = _unfilled(positions, records, self._buffers.empty((len(positions), *shape)))
+        batch = _unfilled(positions, records, self._buffers.empty((len(positions), *self.config.eval_shape)))
         for row, record in enumerate(records.tolist()):
             pixels = self._image(batch, row, record, watch) if record != PADDING else None
             if pixels is None:
@@ -166,18 +164,18 @@ class BatchBuilder:
 
 
 def mean_image_bytes(shards: Shards, encoding: str) -> float:
-    """Mean decoded size in bytes of up to 200 images, spread evenly; exact for splits that small."""
+    """Mean decoded size in bytes of up to 200 images, spread evenly over the split."""
     sizes = []
     for record in np.unique(np.linspace(0, len(shards) - 1, 200).astype(int)).tolist():
         try:
             sizes.append(ENCODINGS[encoding].decode(shards.read(record)).size)
         except ValueError:
-            continue  # reading proper will count and name it
+            continue  # it is counted and named when a batch needs it
     return float(np.mean(sizes)) if sizes else 0.0
 
 
 def _unfilled(positions: np.ndarray, records: np.ndarray, image: np.ndarray) -> Batch:
-    """A batch of weight 0 whose images are still to be filled in."""
+    """A batch of weight 0, its images and labels not filled in yet."""
     rows = len(positions)
     return {
         "image": image,

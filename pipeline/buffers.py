@@ -12,45 +12,45 @@ from typing import Protocol
 import numpy as np
 
 _ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that start on such a boundary, and copies others
-_MOST = 16  # arrays that are kept; a consumer that holds on to more batches gets fresh memory
+_MAX_BUFFERS = 16  # kept for reuse; a consumer that holds more batches gets fresh memory
 
 
 class Buffers(Protocol):
     """Where the images of batches are put."""
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A uint8 array of a shape, with whatever was left in it."""
+        """A uint8 array of a shape, uninitialized."""
         ...
 
 
 class BufferPool:
-    """Hands out uint8 arrays, and hands them out again when nobody refers to them any more. Thread-safe."""
+    """Hands out uint8 arrays, and again once nothing refers to them any more. Thread-safe."""
 
     def __init__(self) -> None:
         self._kept: list[np.ndarray] = []
         self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of a shape, aligned for TensorFlow, with whatever was left in it."""
+        """An array of a shape, aligned for TensorFlow, uninitialized."""
         size = math.prod(shape)
         with self._lock:
             for memory in self._kept:
-                # Three references: the list, the loop's variable and getrefcount's argument. Each array made of this
-                # memory, and each tensor that took one over, is another.
+                # Three references: the list, the loop's variable and getrefcount's argument. Each array that is a view
+                # of this memory, and each tensor that took one over, is another.
                 if memory.size == size + _ALIGNMENT and sys.getrefcount(memory) == 3:
                     break
             else:
                 memory = np.empty(size + _ALIGNMENT, np.uint8)
-                if len(self._kept) < _MOST:
+                if len(self._kept) < _MAX_BUFFERS:
                     self._kept.append(memory)
             start = -memory.ctypes.data % _ALIGNMENT
             return memory[start : start + size].reshape(shape)
 
 
 class SharedBufferPool:
-    """The same in memory that other processes can be given (`file`, of `bytes` bytes): pieces of one size.
+    """The same in memory shared with other processes, who map `file`, of `bytes` bytes: pieces of one size.
 
-    A piece takes room from its first use on, and the first free one is handed out.
+    A piece takes memory from its first use on, so the first free one is handed out.
     """
 
     def __init__(self, pieces: int, size: int) -> None:
@@ -80,7 +80,7 @@ _local = threading.local()
 
 
 def thread_buffer(purpose: str, size: int) -> np.ndarray:
-    """`size` bytes of this thread's own memory for a purpose, with whatever was left there."""
+    """`size` bytes of this thread's own buffer for a purpose, uninitialized."""
     memory = getattr(_local, purpose, None)
     if memory is None or memory.size < size:
         memory = np.empty(size, np.uint8)

@@ -108,6 +108,12 @@ class InputConfig:
         """Whether pairs of images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
+    @property
+    def eval_shape(self) -> tuple[int, ...]:
+        """Shape of what evaluation shows of an image: [size, size, 3], or [crops, size, size, 3] for several crops."""
+        image = (self.image_size, self.image_size, 3)
+        return image if self.eval_crops == 1 else (self.eval_crops, *image)
+
     def replica_batch_size(self, hosts: int, replicas: int = 1) -> int:
         """Samples in a replica batch: the global batch cut over `hosts`, each host batch over `replicas`.
 

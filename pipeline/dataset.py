@@ -1,8 +1,8 @@
 """open_dataset -> train_batches, eval_batches: the tf.data graph around `pipeline.batches`.
 
 The graph is a counter, one parallel call that makes a whole batch, and a prefetch. A call makes the batch itself, in
-native code that lets other Python threads run, or has it made by a worker process (`pipeline.workers`), which scales
-better. TensorFlow is imported with the first batches: opening a dataset, and reading raw examples, do without.
+native code that releases the interpreter lock, or hands it to a worker process (`pipeline.workers`), which scales
+better. TensorFlow is imported with the first batches: opening a dataset and reading its records work without it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]  # shape and type of each part of a batch
 
-_LAST = 2**62  # an endless stream must end somewhere
+_ENDLESS = 2**62  # elements
 
 
 def open_dataset(directory: str | os.PathLike[str]) -> Dataset:
@@ -93,7 +93,7 @@ class Dataset:
         return self.manifest.split(split).records
 
     def records(self, split: str, numbers: Sequence[int]) -> Iterator[tuple[bytes, int, str]]:
-        """Stored image bytes, label and source file name of some records, in the order asked for."""
+        """Stored image bytes, label and source file name of some records, in the given order."""
         shards = self._split(split)
         for number in numbers:
             example = shards.read(int(number))
@@ -131,8 +131,6 @@ class Dataset:
         """
         if not self.num_records(split):
             raise UsageError(f"--split={split} holds no records to train on")
-        if cursor < 0 or (config.mixes and cursor % 2):
-            raise UsageError(f"cursor={cursor}: use 0 or more{', even when pairs are mixed' if config.mixes else ''}")
         replica_batches = ReplicaBatches(config, host, hosts, replicas, cursor)
         builder = self._builder(split, config, sampler=sampler)
         on_device = augment_on(config) == "device"
@@ -144,13 +142,7 @@ class Dataset:
 
         size, side = replica_batches.size, builder.side(on_device)
         workers = self._workers(split, config, size * side * side * 3)
-        spec = _spec(size, (side, side, 3))
-        if on_device:
-            spec["augment_params"] = ((size, num_columns(config)), np.float32)
-        elif config.mixes:
-            spec["label_share"] = ((size,), np.float32)
-            spec["other_label"] = ((size,), np.int32)
-        return self._graph(make, _LAST, spec, config)
+        return self._graph(make, _ENDLESS, _train_spec(size, side, config, on_device), config)
 
     def eval_batches(
         self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
@@ -160,36 +152,34 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements and arguments are those of
         `train_batches`, without augmentation.
         """
-        from shardline.pipeline.preprocessing import eval_crops
+        from shardline.pipeline.preprocessing import eval_crops  # TensorFlow: not for opening a dataset
 
         num_records = self.num_records(split)
         replica_batches = ReplicaBatches(config, host, hosts, replicas)
         builder = self._builder(split, config, exact=True)
 
         def preprocess(pixels: np.ndarray) -> np.ndarray:
-            crops = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
-            return crops if config.eval_crops > 1 else crops[0]
+            crops: np.ndarray = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
+            return crops.reshape(config.eval_shape)
 
         def make(number: int) -> Batch:
             return builder.evaluation(replica_batches.positions(number), preprocess)
 
         steps = -(-num_records // config.global_batch_size)
-        size, crops = config.image_size, config.eval_crops
-        shape = (size, size, 3) if crops == 1 else (crops, size, size, 3)
-        return self._graph(make, steps * replicas, _spec(replica_batches.size, shape), config)
+        return self._graph(make, steps * replicas, _spec(replica_batches.size, config.eval_shape), config)
 
-    def stage_times(self, iterator: Any = None) -> StageTimes:
-        """What each stage has cost so far, and which one holds the rest up.
+    def stage_times(self, iterator: tf.data.Iterator | None = None) -> StageTimes:
+        """What each stage has cost so far, and which one limits the rest.
 
         Args:
-          iterator: of a dataset made here and given the option `autotune.enabled`, without which tf.data keeps no
-            model of it, if tf.data's view (threads, whether the consumer waits) is wanted too.
+          iterator: adds tf.data's view of it (threads, whether the consumer waits). It must be one of batches made
+            here, with the option `autotune.enabled`, without which tf.data keeps no model.
         """
         return self._timer.times(iterator)
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
-        """Within it, a batch that failed raises what went wrong (Failure, OSError), not TensorFlow's wrapping of it."""
+        """Within it, a batch that fails raises its own error (Failure, OSError) instead of TensorFlow's wrapping."""
         import tensorflow as tf
 
         try:
@@ -218,18 +208,18 @@ class Dataset:
         )
 
     def _workers(self, split: str, config: InputConfig, batch_bytes: int) -> Workers | None:
-        """The processes that make a split's training batches: the same ones wherever they begin."""
-        later = config.workers < 0
-        count = _threads(config) if later else config.workers
-        if config.cache != "none" or count <= later:
+        """The processes that make a split's training batches, the same ones for every cursor; None for threads."""
+        automatic = config.workers < 0
+        count = _threads(config) if automatic else config.workers
+        if config.cache != "none" or count <= automatic:
             return None  # one process fills a cache, and one core has no use for a second process
         key = (split, config, batch_bytes)
         if key not in self._worker_pools:
-            self._worker_pools[key] = Workers(count, batch_bytes, at_once=not later)
+            self._worker_pools[key] = Workers(count, batch_bytes, at_once=not automatic)
         return self._worker_pools[key]
 
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
-        """The cache of a split's images: one for all batches that are made from this object."""
+        """The cache of a split's images, shared by all batches made from this object."""
         if where == "none":
             return None
         key = (split, where, exact)
@@ -262,11 +252,11 @@ class Dataset:
         threads = max(_threads(config), config.workers)
         options = tf.data.Options()
         options.deterministic = True
-        # Nothing here is left to tune, and the tuner may hold up the end of an iterator for a minute: told to stop
-        # just before it goes to sleep, it sleeps.
+        # Nothing is left to tune, and the tuner can delay the end of an iterator by a minute: it sleeps through a
+        # request to stop that arrives just before.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = threads
-        # Host batches are cut by position: another cut by tf.distribute would lose samples.
+        # Batches are split over hosts by position: if tf.distribute split them again, samples would be lost.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
         return dataset.prefetch(2).with_options(options)
@@ -293,6 +283,16 @@ def _spec(size: int, image_shape: tuple[int, ...]) -> Spec:
         "record": ((size,), np.int64),
         "position": ((size,), np.int64),
     }
+
+
+def _train_spec(size: int, side: int, config: InputConfig, on_device: bool) -> Spec:
+    spec = _spec(size, (side, side, 3))
+    if on_device:
+        spec["augment_params"] = ((size, num_columns(config)), np.float32)
+    elif config.mixes:
+        spec["label_share"] = ((size,), np.float32)
+        spec["other_label"] = ((size,), np.int32)
+    return spec
 
 
 def _blank(spec: Spec) -> Batch:

@@ -1,8 +1,8 @@
-"""One stored image as bytes and back: `encode_example` and `parse_example`, side by side so they cannot drift.
+"""A stored image as a serialized `tf.train.Example` and back, without TensorFlow.
 
-Neither needs TensorFlow: a converter worker must stay small, and a reader is as fast without it. The bytes are
-a `tf.train.Example` whose features stand in sorted order, so equal inputs give equal bytes: protobuf's own
-serialization of maps does not promise that. Wire format: https://protobuf.dev/programming-guides/encoding/
+A converter's worker must stay small, and a reader is as fast without it. The features stand in sorted order, so equal
+inputs give equal bytes, which protobuf's own serialization of maps does not promise. Wire format:
+https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BYTES, _INTS = 0x0A, 0x1A  # Feature.bytes_list, Feature.int64_list
 
 
 def _before(key: bytes, kind: int, size: int) -> bytes:
-    """What stands before a feature's only value of `size` bytes: the map entry, the key, the feature, its list."""
+    """The bytes before a feature's only value of `size` bytes: the map entry, the key, the feature, its list."""
     head = _field(_MESSAGE, size)
     head = _field(kind, len(head) + size) + head
     head = _field(_MESSAGE, len(key)) + key + _field(0x12, len(head) + size) + head
@@ -129,7 +129,7 @@ def feature_kinds(payload: bytes | memoryview) -> dict[str, str]:
 
 
 def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memoryview | int | None]:
-    """First values of the features that are read; None where there is none. Every writer puts keys before values."""
+    """First values of the features that are read, None where there is none; relies on keys before their values."""
     slots = _slots(features)
     values: list[memoryview | int | None] = [None] * 5
     at, end = _delimited(payload, 0, 0x0A)  # Example.features
@@ -188,7 +188,7 @@ def _delimited(payload: bytes | memoryview, at: int, tag: int) -> tuple[int, int
 
 
 def _varint_at(payload: bytes | memoryview, at: int) -> tuple[int, int]:
-    """The number that starts at an offset, and the offset behind it."""
+    """The number that starts at an offset, and the offset after it."""
     number = shift = 0
     while True:
         byte = payload[at]

@@ -1,7 +1,7 @@
-"""Python called by tf.data's threads: known while it runs, and over before the interpreter is. No TensorFlow.
+"""Lets Python functions that tf.data's threads call return before the interpreter shuts down. No TensorFlow.
 
-A thread that comes for the interpreter while that is shutting down is ended by it, which C++ answers by aborting the
-whole process. A finished program must not end like that only because batches were still being made ahead.
+Python terminates a thread that asks for the interpreter during shutdown, and C++ turns that into an abort of the whole
+process. A finished program must not end like that only because batches were still being prefetched.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_QUIET_SECONDS = 0.1  # without a call: the buffers are full and nobody is coming any more
-_PATIENCE_SECONDS = 10.0
+_QUIET_SECONDS = 0.1  # without a call: tf.data's buffers are full
+_TIMEOUT_SECONDS = 10.0
 
 _lock = threading.Lock()
 _running = 0
@@ -38,9 +38,9 @@ def run_unless_exiting(fn: Callable[[], T], fallback: Callable[[], T]) -> T:
 
 @atexit.register
 def _wait_for_calls() -> None:
-    """Hurry the calls that are still to come (as many as the buffers hold) and wait for the last one."""
+    """Make the remaining calls quick, as many as tf.data's buffers hold, and wait for the last one."""
     global _exiting
     _exiting = True
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
     while time.monotonic() < deadline and (_running or time.monotonic() - _last_end < _QUIET_SECONDS):
         time.sleep(0.005)

@@ -48,12 +48,12 @@ def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:
 
 def memory_limit(root: Path = _ROOT, own: Path = _OWN) -> int:
     """Bytes of memory this process can ever have: the machine's, or its control groups' limit if that is less."""
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory(root, own))])
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _memory(root, own))])
 
 
 def available_memory(root: Path = _ROOT, own: Path = _OWN) -> int:
     """Bytes that could be taken now without swapping or being killed."""
-    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _memory(root, own))]))
+    return max(0, min([int(psutil.virtual_memory().available), *(limit - used for limit, used in _memory(root, own))]))
 
 
 def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What evaluation, prediction and export show of an image: one function, in TensorFlow so that it can be exported."""
+"""The preprocessing of evaluation, prediction and export: one function, in TensorFlow so that it can be exported."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def eval_geometry(image: tf.Tensor, image_size: int, crop_fraction: float = 0.87
 
 
 def eval_crops(image: tf.Tensor, image_size: int, crop_fraction: float, crops: int) -> tf.Tensor:
-    """uint8 [crops, s, s, 3]: the center; with 5 also the corners; with 10 all of them mirrored too.
+    """uint8 [crops, s, s, 3]: the center crop; for 5 also the corners; for 10 all of them flipped, too.
 
-    A NumPy array gives a NumPy array with the same pixels, made on the CPU by one op of TensorFlow's: calling each of
+    A NumPy array gives a NumPy array with the same pixels, computed on the CPU by one TensorFlow op: calling each of
     the small ones takes longer than resizing the image.
     """
     xp: Any = np if isinstance(image, np.ndarray) else tf
@@ -41,7 +41,7 @@ def eval_crops(image: tf.Tensor, image_size: int, crop_fraction: float, crops: i
 
 
 def _resize_and_cut(image: Any, scale: Any, translation: Any, image_size: int) -> Any:
-    """One op resizes, with antialiasing, and computes only the window it is asked for."""
+    """Resizes with antialiasing, computing only the crop that is asked for."""
 
     def resize() -> tf.Tensor:
         return tf.raw_ops.ScaleAndTranslate(

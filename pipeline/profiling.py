@@ -1,4 +1,4 @@
-"""Where the input pipeline's time goes, as a value. No TensorFlow until an iterator is asked."""
+"""Where the input pipeline spends its time. No TensorFlow until an iterator is examined."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Times of a running pipeline. `str()` is a table for people.
+    """Times of a running pipeline; `str()` of it is a table.
 
-    `microseconds` is what one sample costs one thread, by stage: order (and random draws), read (with checksums),
-    decode, augment. The rest is tf.data's own model of the running iterator, None when none was given.
+    Attributes:
+      samples: how many the times are means of.
+      microseconds: what one sample costs one thread, by stage: order (with random numbers), read (with checksums),
+        decode, augment.
+      threads: of tf.data; like the next two from its model of an iterator, None when there is none.
+      batch_seconds: in which all threads together make a batch.
+      consumer_seconds: from the time the consumer gets a batch to its request for the next.
     """
 
     samples: int
     microseconds: Mapping[str, float]
     threads: int | None = None
-    batch_seconds: float | None = None  # all threads together make a batch in this time
-    consumer_seconds: float | None = None  # the consumer asks for one this long after it got the last
+    batch_seconds: float | None = None
+    consumer_seconds: float | None = None
 
     @property
     def total_microseconds(self) -> float:
@@ -32,7 +40,7 @@ class StageTimes:
 
     @property
     def samples_per_second(self) -> float:
-        """What one thread can make."""
+        """Throughput of one thread."""
         return 1e6 / self.total_microseconds if self.total_microseconds else 0.0
 
     @property
@@ -57,21 +65,21 @@ class StageTimes:
 
 
 class Stopwatch:
-    """Stop watch of one thread for one batch."""
+    """Times the stages of one batch in one thread."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Book the time since the last lap on `stage`."""
+        """Add the time since the last lap to `stage`."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._last
         self._last = now
 
 
 class StageTimer:
-    """Sum of all threads' laps."""
+    """Sums the stage times of all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,21 +87,21 @@ class StageTimer:
         self.samples = 0
 
     def add(self, stage_seconds: Mapping[str, float], samples: int) -> None:
-        """Take over a batch's times."""
+        """Add a batch's times."""
         with self._lock:
             for stage, seconds in stage_seconds.items():
                 self.seconds[stage] += seconds
             self.samples += samples
 
-    def times(self, iterator: Any = None) -> StageTimes:
-        """All times so far; with what tf.data's own model of a dataset iterator knows, if one is given."""
+    def times(self, iterator: tf.data.Iterator | None = None) -> StageTimes:
+        """All times so far, with those of tf.data's model of an iterator, if one is given."""
         with self._lock:
             samples = self.samples
             microseconds = {stage: seconds / samples * 1e6 for stage, seconds in self.seconds.items()}
         return StageTimes(samples, microseconds, **(_model(iterator) if iterator is not None else {}))
 
 
-def _model(iterator: Any) -> dict[str, Any]:
+def _model(iterator: tf.data.Iterator) -> dict[str, Any]:
     import tensorflow as tf
 
     model = tf.data.experimental.get_model_proto(iterator)

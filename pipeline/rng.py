@@ -1,7 +1,7 @@
-"""Named randomness: numbers that depend on (seed, purpose, counter) and on nothing else. No TensorFlow.
+"""Keyed stateless randomness: numbers that depend on (seed, purpose, counter) alone. No TensorFlow.
 
-A draw is the SplitMix64 hash of its counter under a key made of its name, so any draw can be had at any time, by
-any thread or host, alone or in a batch, and does not change with the version of a library.
+A number is the SplitMix64 hash (https://prng.di.unimi.it/splitmix64.c) of its counter under a key made of seed and
+purpose: any thread or host can compute it at any time, alone or in an array, and no library's version changes it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,6 @@ def bits(key: int, counters: np.ndarray) -> np.ndarray:
 
 
 def uniform(key: int, positions: np.ndarray, count: int) -> np.ndarray:
-    """float64 [len(positions), count] in [0, 1): `count` independent draws for each position."""
+    """float64 [len(positions), count] in [0, 1): `count` independent numbers for each position."""
     counters = positions.astype(np.int64)[:, None] * count + np.arange(count)
     return (bits(key, counters) >> np.uint64(11)) * 2.0**-53

@@ -117,7 +117,7 @@ class ReplicaBatches:
     another: number n is that of replica n % replicas in global batch n // replicas.
 
     Raises:
-      UsageError: there is no such host, or the global batch does not divide evenly.
+      UsageError: there is no such host or position, or the global batch does not divide evenly.
     """
 
     config: InputConfig
@@ -129,6 +129,9 @@ class ReplicaBatches:
     def __post_init__(self) -> None:
         if not 0 <= self.host < self.hosts:
             raise UsageError(f"host={self.host} of hosts={self.hosts}: hosts count from 0")
+        even = ", even when pairs are mixed" if self.config.mixes else ""
+        if self.cursor < 0 or (even and self.cursor % 2):
+            raise UsageError(f"cursor={self.cursor}: use 0 or more{even}")
         self.config.replica_batch_size(self.hosts, self.replicas)
 
     @property

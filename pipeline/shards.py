@@ -1,6 +1,6 @@
-"""Records by number: one split's shards, index and open files. No TensorFlow.
+"""Random access to the records of a split: its shards, index and open files. No TensorFlow.
 
-Record numbers count through the shards in file-name order. A read costs one `pread` and two checksums, wherever the
+Record numbers count through the shards in file-name order. A read is one `pread` and two checksums, wherever the
 record lies, so an exact shuffle costs what sequential reading does.
 """
 
@@ -23,7 +23,7 @@ from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.manifest import Features, Manifest, check_files
 from shardline.pipeline.tfrecord import unframe_record
 
-_MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards beyond it are opened for each read
+_MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards above it are opened for each read
 
 
 class RecordLocation(NamedTuple):
@@ -101,7 +101,7 @@ class Shards:
         return self._paths[location.shard], location.offset
 
     def read(self, record: int, features: Features | None = None) -> Example:
-        """The stored image, checksums verified; all of its features unless told which.
+        """A stored example, checksums verified, with some of its features or all.
 
         Its image is valid until this thread reads another.
 
@@ -119,7 +119,7 @@ class Shards:
         return unframe_record(self._pread(*self.index[record]))
 
     def _pread(self, shard: int, offset: int, size: int) -> memoryview:
-        """Bytes of a shard, fewer at its end, in memory of this thread's own that its next read uses again."""
+        """Bytes of a shard, fewer at its end, in a buffer that this thread's next read uses again."""
         memory = thread_buffer("record", size)
         file = self._files.get(shard)
         if file is None:

@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 
 _HEADER = struct.Struct("<Q")
-FRAME_BYTES = 16  # what framing adds to a payload: 8 length, 4 its checksum, 4 the payload's
+FRAME_BYTES = 16  # added to a payload: its length (8), the checksums of the length (4) and of the payload (4)
 
 
 def frame_record(payload: bytes | memoryview) -> bytes:
@@ -37,7 +37,7 @@ def unframe_record(framed: Data) -> Data:
 
 
 def masked_crc(data: bytes | memoryview) -> bytes:
-    """The four checksum bytes TFRecord stores for `data`; the mask keeps CRCs of CRCs apart."""
+    """TFRecord's masked CRC-32C of `data`, 4 bytes; the mask is for data that itself contains CRCs."""
     # The library takes bytes and arrays, but no memoryview.
     crc = google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8))
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

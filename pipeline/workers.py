@@ -3,8 +3,8 @@
 Threads of one process take turns at the Python interpreter, for a tenth of the time that an image takes: on two cores,
 two threads were 1.58 times as fast as one, two workers 1.91 times, and two programs that share nothing 1.94 times.
 
-A batch is a pure function of its positions, so it does not matter who makes it, and nothing waits for a worker: while
-one starts, when all are busy, and when one was killed, the thread that wants a batch makes it by itself.
+A batch is a pure function of its positions, so it does not matter which process makes it, and nothing waits for a
+worker: while one starts, when all are busy, and when one was killed, the thread that needs a batch makes it itself.
 
 A worker holds no index and no sampler: each task names its records and where they lie. A worker ends with the process
 that started it, whose end closes the worker's standard input.
@@ -37,9 +37,9 @@ from shardline.pipeline.shards import BadRecord
 _log = logging.getLogger(__name__)
 
 _SPARE_BATCHES = 16  # on their way to the device, or held by the consumer
-_PAYS_FROM = 4096  # samples: some seconds of work, after which starting workers is not what takes the time
-_PATIENCE_SECONDS = 5.0
-_SETUPS = 4  # that a worker keeps
+_MIN_SAMPLES = 4096  # some seconds of work: shorter runs do not repay the start of workers
+_TIMEOUT_SECONDS = 5.0  # for a worker to end
+_MAX_SETUPS = 4  # that a worker keeps
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Setup:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a worker says of a task: the batch without its pixels, bad records and seconds by stage; or an error."""
+    """A worker's result: the batch without its pixels, bad records and seconds by stage; or an error."""
 
     batch: Batch = field(default_factory=dict)
     bad_records: list[BadRecord] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Workers:
     Args:
       count: how many workers there should be at least, for all streams together.
       batch_bytes: pixels of a batch.
-      at_once: start them, and wait for them, with the first batch; otherwise in the background once that pays.
+      at_once: start them, and wait for them, with the first batch; otherwise in the background, in long runs.
     """
 
     def __init__(self, count: int, batch_bytes: int, at_once: bool) -> None:
@@ -97,8 +97,8 @@ class Workers:
         self._setup = b""
 
     def train(self, batches: BatchBuilder, positions: np.ndarray, on_device: bool) -> Batch | None:
-        """What `batches.train` returns, made by a worker; None when there is none to make it."""
-        if self._at_once or batches.timer.samples >= _PAYS_FROM:
+        """What `batches.train` returns, made by a worker; None when none is free."""
+        if self._at_once or batches.timer.samples >= _MIN_SAMPLES:
             _pool.grow(self._count, wait=self._at_once)
         worker = _pool.take()
         if worker is None:
@@ -119,7 +119,7 @@ class Workers:
                 _log.warning("an input worker ended (exit code %s); its work is done without it", worker.wait())
             return None
         _pool.put(worker)
-        assert answer  # it has been told the setup
+        assert answer  # it now knows the setup
         if answer.error:
             raise answer.error
         for bad in answer.bad_records:
@@ -144,15 +144,15 @@ class _Pool:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def grow(self, count: int, wait: bool) -> None:
-        """Start workers until `count` were started. Those that end are not replaced: something ended them."""
+        """Start workers until `count` were started. One that ended is not replaced: its successor would end, too."""
         if self._count >= count:
             return
         with self._growing:
-            greeters = [threading.Thread(target=self._start, daemon=True) for _ in range(self._count, count)]
-            for greeter in greeters:
-                greeter.start()
-            for greeter in greeters if wait else ():
-                greeter.join()
+            starters = [threading.Thread(target=self._start, daemon=True) for _ in range(self._count, count)]
+            for starter in starters:
+                starter.start()
+            for starter in starters if wait else ():
+                starter.join()
             self._count = max(self._count, count)
 
     def take(self) -> subprocess.Popen[bytes] | None:
@@ -175,7 +175,7 @@ class _Pool:
         for process in self._processes:
             assert process.stdout
             try:
-                process.wait(_PATIENCE_SECONDS)
+                process.wait(_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -190,7 +190,7 @@ class _Pool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for the parent, whose end is theirs
+                start_new_session=True,  # Ctrl-C is for the parent; a worker ends with it
             )
         except OSError as error:
             _log.warning("an input worker cannot be started (%s); its work is done without it", error)
@@ -208,7 +208,7 @@ atexit.register(lambda: _pool.close())
 
 
 def _ask(worker: subprocess.Popen[bytes], task: _Task) -> _Answer | None:
-    """A worker's answer; None when it must be told the setup too."""
+    """A worker's answer; None when it does not know the task's setup."""
     assert worker.stdin and worker.stdout
     pickle.dump(task, worker.stdin)
     worker.stdin.flush()
@@ -242,14 +242,14 @@ class _TaskBuffers:
 
 def work() -> None:
     """Make batches for the process at the other end of standard input and output, until it closes them."""
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone, and with it whoever could be told
+    with contextlib.suppress(BrokenPipeError):  # the parent ended
         _work()
 
 
 def _work() -> None:
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing else may write to the parent
-    logging.disable()  # bad records are named by the parent, once
+    os.dup2(2, 1)  # what libraries print must not reach the pipe
+    logging.disable()  # the parent reports bad records, once
     known: dict[str, _Setup] = {}
     outbox.write(b"\n")
     outbox.flush()
@@ -259,7 +259,7 @@ def _work() -> None:
         except EOFError:
             return
         if task.setup:
-            while len(known) >= _SETUPS:
+            while len(known) >= _MAX_SETUPS:
                 del known[next(iter(known))]  # the oldest
             known[task.key] = pickle.loads(task.setup)
         pickle.dump(_answer(task, known[task.key]) if task.key in known else None, outbox)

@@ -51,7 +51,7 @@ def test_a_running_pipeline_knows_who_waits(tiny, pause):
     assert times.threads == 1
     assert times.samples % 32 == 0
     assert set(times.microseconds) == {"order", "read", "decode", "augment"}
-    assert times.batch_seconds == pytest.approx(times.total_microseconds * 32e-6, rel=0.5)
+    assert 0.5 < times.batch_seconds / (times.total_microseconds * 32e-6) < 5  # tf.data also counts its own work
     assert (times.bottleneck == "consumer") == (pause > 0), str(times)
 
 

@@ -1,4 +1,4 @@
-"""The global order: every record once an epoch, uniformly, the same for everybody, wherever one starts."""
+"""Samplers: every record once an epoch, uniformly, on any host, from any position; batches cut from one stream."""
 
 import time
 from collections import Counter
@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardline.pipeline import rng
-from shardline.pipeline.sampler import ShuffleSampler
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.sampler import BalancedSampler, ReplicaBatches, ShuffleSampler
 
 orders = st.builds(ShuffleSampler, st.integers(1, 60), st.integers(0, 99), st.integers(1, 70), st.booleans())
 
@@ -89,3 +91,70 @@ def test_seeking_far_costs_no_more_than_starting():
     started = time.perf_counter()
     order.records(np.arange(10**13, 10**13 + 64))
     assert time.perf_counter() - started < 0.1
+
+
+LABELS = np.array([0] * 20 + [3] * 5 + [7] * 2)  # three of the classes have records
+
+
+def balanced(seed=0):
+    return BalancedSampler(LABELS, seed)
+
+
+def test_each_class_comes_once_in_each_turn():
+    records = balanced().records(np.arange(120))
+    assert (np.sort(LABELS[records].reshape(40, 3)) == [0, 3, 7]).all()
+    assert len({tuple(turn) for turn in LABELS[records].reshape(40, 3)}) > 1  # and not always in the same order
+
+
+def test_a_class_goes_through_all_its_records_before_any_comes_again():
+    records = balanced().records(np.arange(120))
+    for label, count in ((0, 20), (3, 5), (7, 2)):
+        laps = records[LABELS[records] == label].reshape(-1, count)
+        assert (np.sort(laps) == np.flatnonzero(label == LABELS)).all()
+    assert len({tuple(lap) for lap in records[LABELS[records] == 3].reshape(-1, 5)}) > 1
+
+
+def test_any_position_can_be_asked_for_alone():
+    whole = balanced().records(np.arange(60))
+    assert [int(balanced().records(np.array([p]))[0]) for p in range(60)] == whole.tolist()
+    assert (whole != balanced(seed=1).records(np.arange(60))).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 10**15), st.integers(0, 10**9))
+def test_replica_batches_are_cut_from_one_stream_in_order(size, hosts, replicas, cursor, step):
+    config = InputConfig(global_batch_size=size * hosts * replicas)
+    found = []
+    for host in range(hosts):
+        batches = ReplicaBatches(config, host, hosts, replicas, cursor)
+        assert batches.size == size
+        found += [batches.positions(step * replicas + replica) for replica in range(replicas)]
+    first = cursor + step * config.global_batch_size
+    assert np.concatenate(found).tolist() == list(range(first, first + config.global_batch_size))
+
+
+def test_positions_are_the_same_in_a_tensorflow_graph():
+    import tensorflow as tf
+
+    batches = ReplicaBatches(InputConfig(global_batch_size=12), host=1, hosts=2, replicas=3, cursor=10**12)
+    elements = tf.data.Dataset.range(7).map(batches.positions)
+    assert elements.element_spec == tf.TensorSpec((2,), tf.int64)
+    for number, positions in enumerate(elements.as_numpy_iterator()):
+        assert positions.tolist() == batches.positions(number).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "complaint"),
+    [
+        ({"host": 2, "hosts": 2}, {}, "host=2 of hosts=2: hosts count from 0"),
+        ({"host": -1}, {}, "host=-1 of hosts=1"),
+        ({"hosts": 3}, {}, "global_batch_size=8 does not divide over 3 replicas; use a multiple of 3, e.g. 6 or 9"),
+        ({"hosts": 2, "replicas": 3}, {}, "does not divide over 6 replicas"),
+        ({"cursor": -1}, {}, "cursor=-1: use 0 or more"),
+        ({"cursor": 3}, {"mixup": 0.2}, "cursor=3: use 0 or more, even when pairs are mixed"),
+        ({"replicas": 8}, {"mixup": 0.2}, "8 replicas in pairs"),
+    ],
+)
+def test_batches_that_cannot_be_cut_are_refused(options, changes, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        ReplicaBatches(InputConfig(global_batch_size=8, **changes), **options)

@@ -127,7 +127,7 @@ def test_a_killed_worker_costs_nothing_but_speed(tiny, caplog, pool):
 
 
 def test_they_start_by_themselves_once_that_pays_and_only_then(tiny, monkeypatch, pool):
-    monkeypatch.setattr(workers_module, "_PAYS_FROM", 64)
+    monkeypatch.setattr(workers_module, "_MIN_SAMPLES", 64)
     batches, workers = reader(tiny), Workers(1, BYTES, at_once=False)
     for start in range(0, 64, 8):
         assert workers.train(batches, positions(start), False) is None
@@ -142,7 +142,7 @@ def test_they_start_by_themselves_once_that_pays_and_only_then(tiny, monkeypatch
 
 
 def test_streams_share_the_workers_and_take_turns(tiny, pool):
-    readers = [reader(tiny, seed=seed) for seed in range(workers_module._SETUPS + 1)]
+    readers = [reader(tiny, seed=seed) for seed in range(workers_module._MAX_SETUPS + 1)]
     streams = [Workers(1, BYTES, at_once=True) for _ in readers]
     for start in (0, 8):  # the second time round, the worker has forgotten
         for batches, stream in zip(readers, streams, strict=True):
