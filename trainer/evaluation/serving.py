@@ -75,23 +75,24 @@ def variables_of(model: keras.Model) -> tf.Module:
 
 
 def image_from_bytes(encoded: tf.Tensor, options: ImageOptions, image_size: int, crop_fraction: float) -> tf.Tensor:
-    """uint8 [image_size, image_size, 3] of one JPEG or PNG file; `options` are the converter's ImageOptions."""
-    jpeg = tf.io.is_jpeg(encoded)
-    image = tf.cond(jpeg, lambda: _jpeg(encoded), lambda: _over_white(tf.io.decode_png(encoded, channels=4)))
-    image = tf.ensure_shape(image, (None, None, 3))
+    """uint8 [image_size, image_size, 3] of one JPEG or PNG file; `options` are the converter's."""
+    image = tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg(encoded), lambda: _png(encoded))
+    image = _orient(tf.ensure_shape(image, (None, None, 3)), exif_orientation(encoded))
     return eval_geometry(_as_stored(image, options), image_size, crop_fraction)
 
 
 def _jpeg(encoded: tf.Tensor) -> tf.Tensor:
     # The fast transforms are what evaluation reads stored records with.
-    pixels = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_FAST", fancy_upscaling=False)
-    return _orient(pixels, exif_orientation(encoded))
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_FAST", fancy_upscaling=False)
 
 
-def _over_white(rgba: tf.Tensor) -> tf.Tensor:
-    alpha = tf.cast(rgba[..., 3:], tf.int32)
-    color = tf.cast(rgba[..., :3], tf.int32)
-    return tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+def _png(encoded: tf.Tensor) -> tf.Tensor:
+    """Color over white."""
+    rgba = tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32)
+    # TensorFlow gives images of 1, 2 and 4 bits without transparency an alpha of 1, 3 and 15 instead of 255.
+    depth = tf.io.decode_raw(tf.strings.substr(encoded, 24, 1), tf.uint8)[0]
+    alpha = tf.cond((depth < 8) & ~_has_chunk(encoded, "tRNS"), lambda: 255, lambda: rgba[..., 3:])
+    return tf.cast((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
 
 
 def _orient(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -131,41 +132,108 @@ def _as_stored(image: tf.Tensor, options: ImageOptions) -> tf.Tensor:
 
 # -------------------------------------------------------------------------------------------- EXIF
 
+_TYPE_BYTES = (0, 1, 1, 2, 4, 0, 1, 1, 2, 4, 0, 0, 0, 4)  # of TIFF's integer types, by their number; 0 for others
+_ORIENTATION = 0x0112
 
-def exif_orientation(jpeg: tf.Tensor) -> tf.Tensor:
-    """int32 1 to 8: the orientation tag of a JPEG file; 1 when it has none or a malformed one."""
-    # Tags lie in the first segments; a segment holds at most 64 KiB.
-    data = tf.cast(tf.io.decode_raw(tf.strings.substr(jpeg, 0, 1 << 17), tf.uint8), tf.int32)
-    data = tf.concat([data, tf.zeros([16], tf.int32)], 0)  # so that every look at a segment's head stays inside
-    end = tf.shape(data)[0] - 16
+
+def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """int64 1 to 8: the EXIF orientation of a JPEG or PNG file, 1 when it has none or a malformed one.
+
+    `pipeline.image_headers` is where this is defined: the tests hold both equal. It alone reads XMP packets, too.
+    """
+    found = tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_orientation(encoded), lambda: _png_orientation(encoded))
+    return tf.maximum(found, 1)
+
+
+def _jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """Of the first segment that has one; 0 for none."""
 
     def more(at: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
-        head = data[tf.minimum(at, end) :][:2]
-        # 0xFFDA starts the image itself: no tags after it.
-        return (found == 0) & (at < end) & (head[0] == 0xFF) & (head[1] != 0xDA)
+        head = _bytes(encoded, at, 2)
+        return (
+            (found == 0) & (at + 4 <= _length(encoded)) & (head[0] == 0xFF) & (head[1] != 0xDA)
+        )  # 0xFFDA: the image itself
 
     def step(at: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        head = data[at : at + 10]
+        head = _bytes(encoded, at, 10)
+        size = head[2] * 256 + head[3]
         is_exif = (head[1] == 0xE1) & tf.reduce_all(head[4:] == [69, 120, 105, 102, 0, 0])
-        return at + 2 + head[2] * 256 + head[3], tf.where(is_exif, at + 10, 0)
+        found = tf.cond(
+            is_exif,
+            lambda: _tiff_orientation(tf.strings.substr(encoded, at + 10, tf.maximum(size - 8, 0))),
+            lambda: found,
+        )
+        is_fill, is_bare = head[1] == 0xFF, (head[1] == 1) | ((head[1] >= 0xD0) & (head[1] <= 0xD8))
+        return at + tf.where(is_fill, _int64(1), tf.where(is_bare, _int64(2), 2 + size)), found
 
-    _, tiff = tf.while_loop(more, step, [tf.constant(2), tf.constant(0)])
-    return tf.cond(tiff > 0, lambda: _orientation_tag(data, tiff), lambda: 1)
+    return tf.while_loop(more, step, (_int64(2), _int64(0)))[1]
 
 
-def _orientation_tag(data: tf.Tensor, tiff: tf.Tensor) -> tf.Tensor:
-    """Tag 0x0112 of the first directory of a TIFF header that begins at `tiff`."""
-    last = tf.shape(data)[0] - 1
-    little = data[tiff] == 0x49  # "II", else "MM"
+def _png_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """Of the chunk eXIf; 0 for none."""
+    at, size = _find_chunk(encoded, "eXIf")
+    return tf.cond(size > 0, lambda: _tiff_orientation(tf.strings.substr(encoded, at + 8, size)), lambda: _int64(0))
 
-    def number(at: tf.Tensor, size: int) -> tf.Tensor:
-        parts = tf.gather(data, tf.clip_by_value(at + tf.range(size), 0, last))
-        parts = tf.cond(little, lambda: parts[::-1], lambda: parts)
-        return tf.reduce_sum(parts * tf.constant([1 << 8 * (size - 1 - i) for i in range(size)], tf.int32))
 
-    directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 0, last)
-    entries = tf.clip_by_value(number(directory, 2), 0, 512)
-    tags = tf.map_fn(lambda i: number(directory + 2 + 12 * i, 2), tf.range(entries))
-    values = tf.map_fn(lambda i: number(directory + 2 + 12 * i + 8, 2), tf.range(entries))
-    value = tf.reduce_max(tf.concat([tf.where(tags == 0x0112, values, 0), [0]], 0))
-    return tf.where((value >= 1) & (value <= 8), value, 1)
+def _has_chunk(encoded: tf.Tensor, kind: str) -> tf.Tensor:
+    return _find_chunk(encoded, kind)[1] > 0
+
+
+def _find_chunk(encoded: tf.Tensor, kind: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the first chunk of this kind begins in a PNG file, and how many bytes are in it; 0 when there is none."""
+
+    def size(at: tf.Tensor) -> tf.Tensor:
+        return _number(_bytes(encoded, at, 4), False)
+
+    def inside(at: tf.Tensor) -> tf.Tensor:
+        return at + 12 <= _length(encoded)
+
+    def wanted(at: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_all(_bytes(encoded, at + 4, 4) == list(kind.encode()))
+
+    (at,) = tf.while_loop(lambda at: inside(at) & ~wanted(at), lambda at: (at + 12 + size(at),), (_int64(8),))
+    return at, tf.where(inside(at), size(at), 0)
+
+
+def _tiff_orientation(block: tf.Tensor) -> tf.Tensor:
+    """Tag 0x0112 of the first directory of a TIFF block: 1 to 8, 1 for another value, 0 for none."""
+    data = tf.cast(tf.io.decode_raw(block, tf.uint8), tf.int64)
+    size = tf.size(data, tf.int64)
+    little = tf.strings.substr(block, 0, 2) == "II"
+    known = (little | (tf.strings.substr(block, 0, 2) == "MM")) & (size >= 8)
+    start = tf.cond(known, lambda: _number(data[4:8], little) + 2, lambda: size)  # of the directory's first entry
+    count = tf.cond(start <= size, lambda: _number(data[start - 2 : start], little), lambda: _int64(0))
+    count = tf.maximum(tf.minimum(count, (size - start) // 12), 0)
+    entries = tf.reshape(data[start : start + 12 * count], (count, 12))
+    tag, kind, values = (_number(entries[:, a:b], little) for a, b in ((0, 2), (2, 4), (4, 8)))
+    width = tf.gather(tf.constant(_TYPE_BYTES, tf.int64), tf.where(kind < len(_TYPE_BYTES), kind, 0))
+    # Values of up to 4 bytes lie in the entry itself, others elsewhere in the block.
+    inside = start + 12 * tf.range(count) + 8
+    where = tf.where(width * values <= 4, inside, _number(entries[:, 8:], little))
+    readable = (tag == _ORIENTATION) & (width > 0) & (values > 0) & (where + width <= size)
+    spot = tf.boolean_mask(tf.stack([where, width], 1), readable)
+    found = tf.map_fn(lambda one: _number(data[one[0] : one[0] + one[1]], little), spot)
+    valid = tf.boolean_mask(found, (found >= 1) & (found <= 8))
+    none = tf.cond(tf.reduce_any(tag == _ORIENTATION), lambda: _int64([1]), lambda: _int64([0]))
+    return tf.concat([none, valid], 0)[-1]
+
+
+def _length(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.strings.length(encoded), tf.int64)
+
+
+def _bytes(encoded: tf.Tensor, at: tf.Tensor, count: int) -> tf.Tensor:
+    """int64 [count]: bytes from a place on; zeros after the end."""
+    part = tf.strings.substr(encoded, tf.minimum(at, _length(encoded)), count)
+    return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=count), tf.int64)
+
+
+def _int64(value: int | list[int]) -> tf.Tensor:
+    return tf.constant(value, tf.int64)
+
+
+def _number(digits: tf.Tensor, little: tf.Tensor | bool) -> tf.Tensor:
+    """int64 [...]: unsigned numbers of bytes [..., n]."""
+    places = tf.range(tf.shape(digits, tf.int64)[-1])
+    places = tf.where(little, places, tf.reverse(places, [0]))
+    return tf.reduce_sum(digits * tf.bitwise.left_shift(tf.ones_like(places), 8 * places), -1)
