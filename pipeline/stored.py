@@ -39,9 +39,7 @@ class _Head(msgspec.Struct):
 
 def save(path: str | os.PathLike[str], content: Mapping[str, Any], *, format: str, durable: bool = True) -> None:
     """Write a JSON object with its format's name first and its checksum last: whole or not at all."""
-    text = json.dumps({"format": format, **content}, indent=1, ensure_ascii=False, allow_nan=False)
-    body = text.removesuffix("\n}").encode(errors="replace")  # of a path that is no UTF-8
-    atomic_write(path, body + b',\n "checksum": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode(), durable=durable)
+    atomic_write(path, sealed(content, format=format), durable=durable)
 
 
 def load(path: str | os.PathLike[str], kind: type[T], *, format: str, remedy: str, limit_bytes: int = LIMIT_BYTES) -> T:
@@ -52,13 +50,25 @@ def load(path: str | os.PathLike[str], kind: type[T], *, format: str, remedy: st
       UsageError: in one line, with the remedy, for a file that is not what `save` wrote.
     """
     data = read_bytes(path, remedy=remedy, limit_bytes=limit_bytes)
-    head = parse(data, _Head, what=path, remedy=remedy)
+    return unsealed(data, kind, format=format, what=path, remedy=remedy)
+
+
+def sealed(content: Mapping[str, Any], *, format: str) -> bytes:
+    """What `save` writes."""
+    text = json.dumps({"format": format, **content}, indent=1, ensure_ascii=False, allow_nan=False)
+    body = text.removesuffix("\n}").encode(errors="replace")  # of a path that is no UTF-8
+    return body + b',\n "checksum": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+def unsealed(data: bytes, kind: type[T], *, format: str, what: object, remedy: str) -> T:
+    """Inverse of `sealed`. Raises UsageError that names `what`."""
+    head = parse(data, _Head, what=what, remedy=remedy)
     if head.format != format:
-        raise UsageError(f"{path} has format {display(head.format)}, this program reads {format}; {remedy}")
+        raise UsageError(f"{what} has format {display(head.format)}, this program reads {format}; {remedy}")
     seal = _SEAL.search(data)
     if not seal or hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
-        raise UsageError(f"{path} was edited or damaged: its checksum does not match; {remedy}")
-    return parse(data, kind, what=path, remedy=remedy)
+        raise UsageError(f"{what} was edited or damaged: its checksum does not match; {remedy}")
+    return parse(data, kind, what=what, remedy=remedy)
 
 
 def read_bytes(path: str | os.PathLike[str], *, remedy: str, limit_bytes: int = LIMIT_BYTES) -> bytes:

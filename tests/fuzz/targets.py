@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
 from shardline.pipeline import stored
@@ -34,6 +35,7 @@ from shardline.pipeline.manifest import (
     load_index,
     shard_name,
 )
+from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 from shardline.pipeline.tfrecord import frame_record, index_records, unframe_record
 from shardline.tools import malformed_images
 from shardline.tools.conversion.scan import read_class_names, scan
@@ -190,6 +192,19 @@ def shard_index(data: bytes) -> None:
         path.write_bytes(good)
 
 
+@cache
+def array_files() -> list[bytes]:
+    save_arrays(WORK / "seed.npz", {"step": 7}, {"a": np.arange(6.0).reshape(2, 3), "b": np.array(3)}, format="x")
+    return [(WORK / "seed.npz").read_bytes()]
+
+
+def arrays(data: bytes) -> None:
+    """With the last checksum made right: nobody gets past it by chance."""
+    data = data[:-15] + b"crc32c " + google_crc32c.Checksum(data[:-15] + b"crc32c ").hexdigest()
+    header, found = load_arrays(written("arrays.npz", data), format="x", remedy="remedy")
+    assert header == {"step": 7} and np.array_equal(found["a"], np.arange(6.0).reshape(2, 3)) and found["b"] == 3
+
+
 # ------------------------------------------------------------------------------------------- tables, text
 
 
@@ -246,6 +261,7 @@ TARGETS: dict[str, Target] = {
     "sealed_manifest": Target(sealed_manifest, bodies, (UsageError,)),
     "index": Target(index, indexes, (ValueError,)),
     "shard_index": Target(shard_index, indexes, (UsageError,)),
+    "arrays": Target(arrays, array_files, (UsageError,)),
     "table": Target(table, tables, (UsageError,)),
     "class_names": Target(class_names, lambda: [b"a\nb\n", b"\xef\xbb\xbfa\r\nb"], (UsageError,)),
     "tfds_metadata": Target(
