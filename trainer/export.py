@@ -97,7 +97,7 @@ def export(config: ExportConfig) -> Exported:
 
     run = load_run(str(directory), config.checkpoint or None, precision="float32")
     (output / PARITY).unlink(missing_ok=True)  # an earlier export's
-    for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit="format"):
+    for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit=" formats"):
         exports.write_model(run, form, path, lambda: exports.calibration_images(run, data, config.calibration_images))
     atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
     trained = load_run(str(directory), config.checkpoint or None)

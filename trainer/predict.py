@@ -75,7 +75,7 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
     run = load_run(str(directory), config.checkpoint or None)
     rows: list[FilePrediction] = []
     shown: list[tuple[np.ndarray | None, FilePrediction]] = []
-    with command_line.progress(total=len(paths), desc="predict", unit="image") as bar:
+    with command_line.progress(total=len(paths), desc="predict", unit=" images") as bar:
         for row, image in predict_files(run, paths, top=num_listed(config), batch_size=config.batch_size):
             rows.append(row)
             if config.gallery and len(shown) < GALLERY_IMAGES:

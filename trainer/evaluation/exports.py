@@ -123,7 +123,7 @@ def compare(run: Run, trained: Run, paths: Mapping[str, Path], data: Dataset, sp
     files = [file for file, _, _ in data.records(split, spread(data.num_records(split), count).tolist())]
     expected = probabilities(run.model, images)
     exports: dict[str, Any] = {}
-    for form, path in progress(list(paths.items()), total=None, desc="compare", unit="format"):
+    for form, path in progress(list(paths.items()), total=None, desc="compare", unit=" formats"):
         for name, outputs in run_export(form, path, images, files):
             bound, agreement_bound = BOUNDS[name]
             found = differences(outputs, expected)

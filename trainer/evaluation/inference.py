@@ -125,7 +125,7 @@ def predict_split(
     infer = DistributedModel(model or run.model, devices, tta, run.config.jit)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     elements = iter(data.eval_batches(split, config, replicas=replicas))
-    with progress(total=num_stored, desc=f"evaluate {split}", unit="image") as bar:
+    with progress(total=num_stored, desc=f"evaluate {split}", unit=" images") as bar:
         while batches := list(itertools.islice(elements, replicas)):  # one for each replica
             outputs = infer([batch["image"] for batch in batches])
             for batch, output in zip(batches, outputs, strict=True):

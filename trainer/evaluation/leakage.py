@@ -8,7 +8,7 @@ flipped copies are found as well: the model proposes the nearest training images
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,22 +66,16 @@ class Leakage:
 
 @dataclass(frozen=True)
 class HashedSplit:
-    """Records of a split with the hashes of their images, one entry each."""
+    """Records of a split with the hashes of their images."""
 
     data: Dataset
     split: str
-    record: np.ndarray
-    path: np.ndarray
-    sha256: np.ndarray
-    pixel_hash: np.ndarray
-    perceptual_hash: np.ndarray | None
+    columns: dict[str, np.ndarray]  # record, path, sha256, pixel_hash and, from a ledger, perceptual_hash
 
     def only(self, records: np.ndarray) -> HashedSplit:
         """Of these records alone."""
-        kept = np.isin(self.record, records)
-        columns = ("record", "path", "sha256", "pixel_hash", "perceptual_hash")
-        found = {name: getattr(self, name) for name in columns}
-        return replace(self, **{name: column[kept] for name, column in found.items() if column is not None})
+        kept = np.isin(self.columns["record"], records)
+        return replace(self, columns={name: column[kept] for name, column in self.columns.items()})
 
 
 def find_leakage(
@@ -112,47 +106,40 @@ def find_leakage(
         compared = ["stored bytes (there is no ledger)"]  # adopted datasets have none
         evaluated, training = hash_stored(data, split), hash_stored(trained_on, train_split)
     evaluated = evaluated.only(records)
-    found = _Found(evaluated, training)
-    found.add("same file", _equal(evaluated, training, "sha256"))
-    found.add("same pixels", _equal(evaluated, training, "pixel_hash"))
-    pairs = found.without(near_pairs(evaluated, training))
-    if len(pairs) > MAX_CANDIDATES:
-        compared.append(f"the closest {MAX_CANDIDATES:,} of {len(pairs):,} near duplicates by their pixels")
-    found.add("near duplicate", confirm(evaluated, training, pairs[:MAX_CANDIDATES], _small_square, _agree))
+    found = {"same file": equal_pairs(evaluated, training, "sha256")}
+    found["same pixels"] = equal_pairs(evaluated, training, "pixel_hash")
+    near = without(near_pairs(evaluated, training), found)
+    if len(near) > MAX_CANDIDATES:
+        compared.append(f"the closest {MAX_CANDIDATES:,} of {len(near):,} near duplicates by their pixels")
+    found["near duplicate"] = confirm(evaluated, training, near[:MAX_CANDIDATES], _small_square, _agree)
     if features:
         compared.append("features")
-        pairs = found.without(neighbors(run, devices, evaluated, training, batch_size))
-        found.add("crop or flip", confirm(evaluated, training, pairs, _small_gray, overlap))
-    return found.leakage(f"compared by {' and '.join(compared)}")
+        near = without(neighbors(run, devices, evaluated, training, batch_size), found)
+        found["crop or flip"] = confirm(evaluated, training, near, _small_gray, overlap)
+    leaked = _leaked(found, evaluated, training)
+    have = f"{count(len(evaluated.columns['record']), 'image')} {'has' if len(leaked) == 1 else 'have'}"
+    return Leakage(leaked, f"{len(leaked):,} of {have} a copy in {train_split}; compared by {' and '.join(compared)}")
 
 
-class _Found:
-    """Collects pairs: of each evaluated record the first one."""
+def without(pairs: Pairs, found: Mapping[str, Pairs]) -> Pairs:
+    """The pairs of records of which no pair is found yet."""
+    known = {record for pairs in found.values() for record, _ in pairs}
+    return [pair for pair in pairs if pair[0] not in known]
 
-    def __init__(self, evaluated: HashedSplit, training: HashedSplit) -> None:
-        self._evaluated, self._training = evaluated, training
-        self._pairs: dict[int, tuple[int, str]] = {}
 
-    def add(self, kind: str, pairs: Iterator[tuple[int, int]]) -> None:
+def _leaked(found: Mapping[str, Pairs], evaluated: HashedSplit, training: HashedSplit) -> tuple[LeakedRecord, ...]:
+    """Of each record the first pair."""
+    first: dict[int, tuple[int, str]] = {}
+    for kind, pairs in found.items():
         for record, train_record in pairs:
-            self._pairs.setdefault(record, (train_record, kind))
-
-    def without(self, pairs: Pairs) -> Pairs:
-        """The pairs of records that are not found yet."""
-        return [pair for pair in pairs if pair[0] not in self._pairs]
-
-    def leakage(self, compared: str) -> Leakage:
-        ours, theirs = (dict(zip(s.record.tolist(), s.path, strict=True)) for s in (self._evaluated, self._training))
-        records = tuple(
-            LeakedRecord(record, train_record, str(ours[record]), str(theirs[train_record]), kind)
-            for record, (train_record, kind) in sorted(self._pairs.items())
-        )
-        have = "has" if len(records) == 1 else "have"
-        return Leakage(
-            records,
-            f"{len(records):,} of {count(len(self._evaluated.record), 'image')} {have} a copy in "
-            f"{self._training.split}; {compared}",
-        )
+            first.setdefault(record, (train_record, kind))
+    ours, theirs = (
+        dict(zip(side.columns["record"].tolist(), side.columns["path"], strict=True)) for side in (evaluated, training)
+    )
+    return tuple(
+        LeakedRecord(record, train_record, str(ours[record]), str(theirs[train_record]), kind)
+        for record, (train_record, kind) in sorted(first.items())
+    )
 
 
 def training_data(run: Run, data: Dataset) -> tuple[Dataset | None, str]:
@@ -185,7 +172,7 @@ def read_hashes(data: Dataset, split: str) -> HashedSplit | None:
         return None
     columns = ["record", "path", "sha256", "pixel_hash", "perceptual_hash"]
     table = pq.read_table(path, columns=columns, filters=[("split", "=", split), ("record", ">=", 0)])
-    return HashedSplit(data, split, **{name: table[name].to_numpy() for name in columns})
+    return HashedSplit(data, split, {name: table[name].to_numpy() for name in columns})
 
 
 def hash_stored(data: Dataset, split: str) -> HashedSplit:
@@ -196,33 +183,35 @@ def hash_stored(data: Dataset, split: str) -> HashedSplit:
             image, _, filename = next(data.records(split, [record]))
             rows.append((record, filename, hashlib.sha256(image).hexdigest()))
     numbers, paths, digests = (np.array([row[i] for row in rows], object) for i in range(3))
-    return HashedSplit(data, split, numbers.astype(int), paths, digests, digests, None)
+    columns = {"record": numbers.astype(int), "path": paths, "sha256": digests, "pixel_hash": digests}
+    return HashedSplit(data, split, columns)
 
 
-def _equal(evaluated: HashedSplit, training: HashedSplit, hash_name: str) -> Iterator[tuple[int, int]]:
+def equal_pairs(evaluated: HashedSplit, training: HashedSplit, hash_name: str) -> Pairs:
     """Pairs of equal hash; of equal training records the lowest."""
-    where: dict[str, int] = {}
-    for record, value in zip(training.record.tolist(), getattr(training, hash_name).tolist(), strict=True):
-        where.setdefault(value, record)
-    for record, value in zip(evaluated.record.tolist(), getattr(evaluated, hash_name).tolist(), strict=True):
-        if value in where:
-            yield record, where[value]
+    theirs, ours = (
+        list(zip(side.columns[hash_name].tolist(), side.columns["record"].tolist(), strict=True))
+        for side in (training, evaluated)
+    )
+    where = dict(reversed(theirs))
+    return [(record, where[value]) for value, record in ours if value in where]
 
 
 def near_pairs(evaluated: HashedSplit, training: HashedSplit) -> Pairs:
     """Pairs whose perceptual hashes differ in few bits, closest first."""
-    if evaluated.perceptual_hash is None or training.perceptual_hash is None:
+    sides = (evaluated, training)
+    if any("perceptual_hash" not in side.columns for side in sides):
         return []
-    first = len(evaluated.record)
+    sizes = [len(side.columns["record"]) for side in sides]
     found = near_duplicates(
-        np.concatenate([evaluated.perceptual_hash, training.perceptual_hash]).astype(np.uint64),
-        np.concatenate([np.arange(first), first + np.arange(len(training.record))]),
-        np.repeat([0, 1], [first, len(training.record)]),
+        np.concatenate([side.columns["perceptual_hash"] for side in sides]).astype(np.uint64),
+        np.concatenate([side.columns["record"] for side in sides]),
+        np.repeat([0, 1], sizes),
         limit=4 * MAX_CANDIDATES,
         bits=HASH_BITS,
         across_only=True,
     )
-    return [(int(evaluated.record[pair.first]), int(training.record[pair.second - first])) for pair in found]
+    return [(pair.first, pair.second) for pair in found]
 
 
 # ------------------------------------------------------------------------------------------ pixels
@@ -234,7 +223,7 @@ def confirm(
     pairs: Pairs,
     prepare: Callable[[np.ndarray], np.ndarray],
     agree: Callable[[np.ndarray, np.ndarray], bool],
-) -> Iterator[tuple[int, int]]:
+) -> Pairs:
     """The pairs whose pixels agree.
 
     Args:
@@ -243,9 +232,7 @@ def confirm(
     """
     first = _prepared(evaluated, {record for record, _ in pairs}, prepare)
     second = _prepared(training, {record for _, record in pairs}, prepare)
-    for record, train_record in pairs:
-        if record in first and train_record in second and agree(first[record], second[train_record]):
-            yield record, train_record
+    return [(a, b) for a, b in pairs if a in first and b in second and agree(first[a], second[b])]
 
 
 def _prepared(
@@ -306,9 +293,9 @@ def neighbors(run: Run, devices: Cluster, evaluated: HashedSplit, training: Hash
     )
     center = theirs.probabilities.mean(axis=0)  # what all images share says nothing about a pair
     directions = _unit(theirs.probabilities - center)
-    pairs = []
+    wanted, pairs = set(evaluated.columns["record"].tolist()), []
     for record, features in zip(ours.records, _unit(ours.probabilities - center), strict=True):
-        if record in evaluated.record:
+        if record in wanted:
             for j in np.argsort(-(directions @ features), kind="stable")[:NEIGHBORS]:
                 pairs.append((int(record), int(theirs.records[j])))
     return pairs

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shardline import pipeline
+from shardline.trainer import cluster
 from shardline.trainer.evaluation import leakage
 from shardline.trainer.evaluation.leakage import Leakage
 from shardline.trainer.state import Run
@@ -68,7 +69,9 @@ def test_equal_hashes_of_unlike_pixels_are_no_copies(run, data, monkeypatch):
 
     def all_equal(*arguments):
         hashes = original(*arguments)
-        return replace(hashes, perceptual_hash=np.full_like(hashes.perceptual_hash, 12345))
+        return replace(
+            hashes, columns=hashes.columns | {"perceptual_hash": np.full(len(hashes.columns["record"]), 12345)}
+        )
 
     monkeypatch.setattr(leakage, "read_hashes", all_equal)
     found = leakage.find_leakage(run, None, data, "test", ALL).records
@@ -91,9 +94,25 @@ def test_crops_and_flipped_copies_overlap_and_other_images_do_not():
     assert not leakage.overlap(plain, plain)  # nothing to compare
 
 
-def test_neighbors_that_are_the_same_image_are_confirmed_by_their_pixels(data):
-    test, train = leakage.read_hashes(data, "test"), leakage.read_hashes(data, "train")
-    record = [dict(zip(hashes.path, hashes.record.tolist(), strict=True)) for hashes in (test, train)]
-    copy = record[0]["test/red/0.png"], record[1]["train/red/5.png"]
-    other = record[0]["test/red/0.png"], record[1]["train/green/5.png"]
-    assert list(leakage.confirm(test, train, [other, copy], leakage._small_gray, leakage.overlap)) == [copy]
+@pytest.fixture(scope="module")
+def sides(data):
+    """The hashed splits, and the record of each path in them."""
+    sides = leakage.read_hashes(data, "test"), leakage.read_hashes(data, "train")
+    return sides, [dict(zip(side.columns["path"], side.columns["record"].tolist(), strict=True)) for side in sides]
+
+
+def test_neighbors_that_are_the_same_image_are_confirmed_by_their_pixels(sides):
+    (test, train), (evaluated, training) = sides
+    copy = evaluated["test/red/0.png"], training["train/red/5.png"]
+    other = evaluated["test/red/0.png"], training["train/green/5.png"]
+    assert leakage.confirm(test, train, [other, copy], leakage._small_gray, leakage.overlap) == [copy]
+
+
+def test_the_nearest_neighbor_by_features_of_a_copy_is_its_original(sides, loaded_run):
+    (test, train), (evaluated, training) = sides
+    pairs = leakage.neighbors(loaded_run, cluster.start("one_device", 0), test, train, 8)
+    nearest = {}
+    for record, train_record in pairs:
+        nearest.setdefault(record, train_record)
+    assert len(pairs) == 21 * leakage.NEIGHBORS and len(nearest) == 21
+    assert nearest[evaluated["test/red/0.png"]] == training["train/red/5.png"]
