@@ -19,11 +19,14 @@ import tensorflow as tf
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement, interleave
 from shardline.benchmarks.processes import Rate, repeat_for, timed
-from shardline.benchmarks.step_stages import start, text, train_config
-from shardline.trainer import actions, cluster, feature_cache, run
-from shardline.trainer import setup as planning
+from shardline.benchmarks.step_stages import text, train_config
+from shardline.trainer.actions import StepMonitor
+from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.loop import StopRequest, train_phase
+from shardline.trainer.loop import Action, StepRecord, StopRequest, train_phase
+from shardline.trainer.run import phase_input
+from shardline.trainer.setup import create_setup, initial_network
+from shardline.trainer.state import create_train_state
 
 LOOP, REAL, BARE = "loop, synthetic input", "loop, real input", "bare tf.function, one batch"
 FROZEN, STORED = "head, through the frozen layers", "head, on stored features"
@@ -78,35 +81,38 @@ def measure_head(config: BenchConfig) -> list[Measurement]:
 
 def loop(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
     """The trainer's own loop, continued for some seconds at each call."""
-    training = start(config, cluster.start("one_device", 0))
-    plan, state, step = training.setup, training.state, training.step
-    if config.cache_features:
-        cache = feature_cache.FeatureCache(plan, training.network)
-        step, batches = run.make_step(plan, training.network, state, cache.forward), cache.batches(0)
-    else:
-        batches = plan.train_batches(0)
-    watch = actions.StepMonitor(plan, training.network, None, 0)
-    watch.bar.disable = True
+    setup = create_setup(config, create_cluster("one_device", 0))
+    network, state, step = create_train_state(setup, setup.spans[0])
+    monitor = StepMonitor(setup, network, None, 0)
+    monitor.bar.disable = True
+    step, batches = phase_input(setup, network, state, step, monitor)
 
     def turn() -> int:
-        begin, first = time.perf_counter(), state.cursor
-
-        def after_step(record: Any) -> bool:
-            return watch.after_step(record) and time.perf_counter() - begin < seconds
-
-        train_phase(plan, state, plan.spans[0], step, batches, after_step=after_step, actions=[], stop=StopRequest())
+        first = state.cursor
+        train_phase(setup, state, step, batches, [monitor, Deadline(seconds)], StopRequest())
         return state.cursor - first
 
     return partial(timed, turn)
 
 
+class Deadline(Action):
+    """Ends a turn when its time is up."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    def after_step(self, record: StepRecord) -> None:
+        """Look at the clock."""
+        self.should_stop = time.perf_counter() >= self._end
+
+
 def bare(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
     """What TensorFlow does with this model when nothing watches: one batch, again and again."""
-    plan = planning.make(config, cluster.start("one_device", 0))
-    network = planning.build_network(plan)
+    setup = create_setup(config, create_cluster("one_device", 0))
+    network = initial_network(setup)
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9, nesterov=True, global_clipnorm=1.0)
     optimizer.build(network.train.trainable_variables)
-    batch = next(iter(plan.data.train_batches("train", plan.input)))
+    batch = next(iter(setup.data.train_batches("train", setup.input)))
     image, label, position = tf.cast(batch["image"], tf.float32), batch["label"], batch["position"]
 
     def forward_backward() -> Any:

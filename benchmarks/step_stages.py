@@ -5,9 +5,8 @@ They run the trainer's own step, so they cost what training costs; the width mul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,11 @@ from shardline.benchmarks.bottleneck import STAGE_TEXT
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.processes import Rate, repeat_for, timed
 from shardline.pipeline.config import InputConfig
-from shardline.trainer import cluster, model, run
-from shardline.trainer import setup as planning
-from shardline.trainer.cluster import Cluster
+from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.setup import Plan
-from shardline.trainer.state import TrainState
-from shardline.trainer.step import LossScale
+from shardline.trainer.model import NetworkConfig, create_network, num_parameters
+from shardline.trainer.setup import create_setup
+from shardline.trainer.state import create_train_state
 
 _RATE = 1e-6  # learning rate: what is learned here does not matter, that it stays finite does
 _BATCH_ON_CPU = 8  # samples: a step of 64 images at 224 pixels would take half a minute and 20 GB
@@ -67,36 +64,16 @@ def text(config: TrainConfig, replicas: int = 1) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Training:
-    """A run of the trainer that is ready for its first step."""
-
-    setup: Plan
-    network: model.Network
-    state: TrainState
-    step: Any
-
-
-def start(config: TrainConfig, devices: Cluster) -> Training:
-    """Network, optimizer and training step, as `trainer.run` makes them."""
-    plan = planning.make(config, devices)
-    with devices.strategy.scope():
-        network = planning.build_network(plan)
-        state = TrainState(network.weights, {}, None, LossScale())
-        state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
-    return Training(plan, network, state, run.make_step(plan, network, state))
-
-
 class Trainer:
     """The trainer's step, traced once, with synthetic and real batches to train on."""
 
     def __init__(self, config: TrainConfig, replicas: int = 1) -> None:
         logical_cpus = 0 if replicas == 1 or num_gpus() else replicas
-        devices = cluster.start("one_device" if replicas == 1 else "mirrored", logical_cpus)
-        training = start(replace(config, synthetic=True), devices)
-        self._step = training.step
-        self._synthetic = training.setup.train_batches(0)
-        self._real = planning.make(config, devices).train_batches(0)
+        cluster = create_cluster("one_device" if replicas == 1 else "mirrored", logical_cpus)
+        setup = create_setup(replace(config, synthetic=True), cluster)
+        _, _, self._step = create_train_state(setup, setup.spans[0])
+        self._synthetic = setup.train_batches(0)
+        self._real = create_setup(config, cluster).train_batches(0)
         self._steps = 0
         self._samples = config.global_batch_size
 
@@ -146,10 +123,10 @@ def step_stages(config: BenchConfig) -> tuple[dict[str, Callable[[], Rate]], dic
 
 def forecast_facts(config: BenchConfig, classes: int, on_gpu: bool) -> dict[str, float | str]:
     """What the forecast of more devices needs to know, JSON values."""
-    network = model.build(classes=classes, head="gap", image_size=config.image_size, width=config.step_width)
+    network = create_network(NetworkConfig(classes, image_size=config.image_size, width=config.step_width))
     return {
         # A step adds up a float32 for each weight over the devices.
-        "gradient_bytes": sum(4 * math.prod(variable.shape) for variable in network.weights.values()),
+        "gradient_bytes": 4 * num_parameters(network.weights),
         "step_batch_size": config.global_batch_size if config.gpu_step_rate else batch_size(config),
         "device": "GPU" if on_gpu else "host",
         "interconnect_gbps": config.interconnect_gbps,

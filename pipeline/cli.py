@@ -183,6 +183,13 @@ def import_tensorflow() -> Any:
 _START_UP_MESSAGES = r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |E\d{4} .*cuInit"
 
 
+def log(text: str) -> None:
+    """A line on stderr, above the progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
 def progress(
     iterable: Iterable[T] | None = None, *, total: int | None, desc: str, unit: str, **settings: Any
 ) -> tqdm[T]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option
-from shardline.trainer.state import checkpoints, read_config
+from shardline.trainer.checkpoints import list_checkpoints
+from shardline.trainer.run_dir import read_config
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def find_run(run: str, checkpoint: str = "") -> Path:
         raise UsageError("--run is missing: name a run directory written by shardline-train (or a --checkpoint in one)")
     read_config(run)
     if checkpoint and not Path(checkpoint).is_file():
-        there = ", ".join(path.name for path in checkpoints(run)) or "none"
+        there = ", ".join(path.name for path in list_checkpoints(run)) or "none"
         raise UsageError(f"--checkpoint={checkpoint}: no such file; checkpoints of {run}: {there}")
     if checkpoint and not zipfile.is_zipfile(checkpoint):
         raise UsageError(f"--checkpoint={checkpoint} is no checkpoint of a run; give one of {run}/checkpoints")

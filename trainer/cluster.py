@@ -1,20 +1,28 @@
-"""Which devices a run trains on: the tf.distribute strategy, and this process's place among the hosts."""
+"""Which devices a run trains on: the tf.distribute strategy, and this process's place among the hosts.
+
+TensorFlow is imported when devices are claimed, so that flags can be checked before it is started.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING
 
 from shardline.pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @dataclass(frozen=True)
 class Cluster:
     """A strategy with its counts. `replicas` is global; a host runs `local_replicas` of them."""
 
-    strategy: Any
+    strategy: tf.distribute.Strategy
     host: int
     hosts: int
     replicas: int
@@ -48,11 +56,18 @@ def num_workers() -> int:
     return max(1, len(workers))
 
 
-def start(strategy: str, logical_cpus: int) -> Cluster:
-    """Claim the devices. Call once per process, before any other TensorFlow work."""
+def create_cluster(strategy: str, logical_cpus: int) -> Cluster:
+    """Claim the devices: for the first time in a process, before any other TensorFlow work.
+
+    A process has one strategy for the same arguments: two over the same devices would collide in their collectives.
+    """
+    return _create_cluster(strategy, logical_cpus, num_workers())
+
+
+@cache
+def _create_cluster(strategy: str, logical_cpus: int, workers: int) -> Cluster:
     import tensorflow as tf
 
-    workers = num_workers()
     if strategy == "multi_worker" and workers == 1:
         raise UsageError("--strategy=multi_worker needs TF_CONFIG to name at least two workers; see BUILD.md")
     if strategy == "auto":
@@ -68,14 +83,14 @@ def start(strategy: str, logical_cpus: int) -> Cluster:
     if strategy == "one_device":
         return Cluster(tf.distribute.OneDeviceStrategy(f"/{kind}:0"), 0, 1, 1, kind)
     if strategy == "multi_worker":
-        made = tf.distribute.MultiWorkerMirroredStrategy()
-        host = made.cluster_resolver.task_id
-        return Cluster(made, host, workers, made.num_replicas_in_sync, kind)
-    made = mirrored(kind)
-    return Cluster(made, 0, 1, made.num_replicas_in_sync, kind)
+        workers_strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        host = workers_strategy.cluster_resolver.task_id
+        return Cluster(workers_strategy, host, workers, workers_strategy.num_replicas_in_sync, kind)
+    mirrored = _mirrored(kind)
+    return Cluster(mirrored, 0, 1, mirrored.num_replicas_in_sync, kind)
 
 
-def mirrored(kind: str) -> Any:
+def _mirrored(kind: str) -> tf.distribute.MirroredStrategy:
     """MirroredStrategy over all devices of a kind."""
     import tensorflow as tf
 
@@ -96,3 +111,34 @@ def _split_cpu(parts: int) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * parts)
     except RuntimeError as error:
         raise UsageError(f"--logical_cpus={parts}: the CPU is already in use as it is ({error})") from None
+
+
+def make_deterministic(jit: bool) -> None:
+    """The same bits on every run on the same devices. XLA reads its flags once, before it first compiles."""
+    import tensorflow as tf
+
+    if not jit:
+        tf.config.experimental.enable_op_determinism()
+        return
+    # TensorFlow's own switch refuses to compile max pooling.
+    flag = "--xla_gpu_deterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = " ".join([*flags, flag])
+
+
+def peak_tflops(kind: str, precision: str) -> float:
+    """Teraflop/s that one device reaches on a large matrix product in this precision: what MFU is a share of."""
+    import tensorflow as tf
+
+    side, dtype = (8192, tf.as_dtype(precision.removeprefix("mixed_"))) if kind == "GPU" else (1024, tf.float32)
+    with tf.device(f"/{kind}:0"):
+        a = tf.cast(tf.random.stateless_normal([side, side], seed=[0, 0]), dtype)
+        product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, a)), jit_compile=kind == "GPU")
+        product().numpy()
+        best, started = float("inf"), time.perf_counter()
+        while time.perf_counter() - started < 0.3:
+            begin = time.perf_counter()
+            product().numpy()
+            best = min(best, time.perf_counter() - begin)
+    return 2 * side**3 / best / 1e12

@@ -27,7 +27,7 @@ from shardline.trainer import metrics_log
 from shardline.trainer.checks import make_directory
 from shardline.trainer.curves import comparison_curves, final_top1
 from shardline.trainer.evaluation import metrics, results
-from shardline.trainer.state import read_config
+from shardline.trainer.run_dir import read_config
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -223,7 +223,8 @@ class TrainConfig(InputConfig):
         return cls(**values)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """`flag: old -> new` for each setting that changes what is computed."""
-    names = [name for name in {**old, **new} if name not in RUNTIME_FIELDS]
-    return [f"--{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in RUNTIME_FIELDS]
+    pairs = ((name, getattr(old, name), getattr(new, name)) for name in names)
+    return [f"--{name}: {before!r} -> {after!r}" for name, before, after in pairs if before != after]

@@ -20,7 +20,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
 from shardline.trainer.evaluation import results
-from shardline.trainer.state import read_config
+from shardline.trainer.run_dir import read_config
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shardline.trainer.cluster import Cluster
     from shardline.trainer.evaluation.inference import Predictions
     from shardline.trainer.evaluation.results import Evaluation
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     output = make_directory(str(output_directory(config)))
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
-    from shardline.trainer import cluster
+    from shardline.trainer.cluster import create_cluster
     from shardline.trainer.evaluation.plots import draw
     from shardline.trainer.evaluation.report import write_report
-    from shardline.trainer.state import load_run
+    from shardline.trainer.run_dir import load_run
 
-    devices = cluster.start("mirrored", config.logical_cpus)
+    devices = create_cluster("mirrored", config.logical_cpus)
     with devices.strategy.scope():
         run = load_run(str(directory), config.checkpoint or None)
     evaluation = measure(config, run, devices, data, calibration_split)

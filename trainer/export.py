@@ -20,7 +20,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
-from shardline.trainer.state import read_config
+from shardline.trainer.run_dir import read_config
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -93,7 +93,7 @@ def export(config: ExportConfig) -> Exported:
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.evaluation import exports
-    from shardline.trainer.state import load_run
+    from shardline.trainer.run_dir import load_run
 
     run = load_run(str(directory), config.checkpoint or None, precision="float32")
     (output / PARITY).unlink(missing_ok=True)  # an earlier export's

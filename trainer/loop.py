@@ -3,56 +3,77 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any
 
 import tensorflow as tf
 
 from shardline.trainer.schedule import PhaseSpan
-from shardline.trainer.setup import Plan
+from shardline.trainer.setup import TrainSetup
 from shardline.trainer.state import TrainState
+from shardline.trainer.step import Batch, TrainStep
 
 
 @dataclass
 class StepRecord:
-    """One step, as the actions see it. Reading `report` waits for the step to finish."""
+    """One step, as the actions see it. Reading `report` waits for the step to finish.
+
+    Attributes:
+      cursor: samples consumed, those of the step included.
+      report: what the step returned.
+      records: which records the step trained on, distributed as its batch was.
+      wait_seconds: time the loop stood still for input.
+    """
 
     step: int
-    cursor: int  # behind the step
+    cursor: int
     span: PhaseSpan
     learning_rate: float
-    report: dict[str, Any]
-    records: Any  # which records the step saw
-    wait_seconds: float  # time the loop stood still for input
+    report: dict[str, tf.Tensor]
+    records: tf.Tensor
+    wait_seconds: float
 
 
-class Action(Protocol):
-    """What happens beside training: logging, evaluating, saving."""
+class Action:
+    """What happens beside training: logging, evaluating, saving. Each subclass does some of this."""
+
+    should_stop = False  # set it to end training after the present step
+
+    def after_step(self, record: StepRecord) -> None:
+        """Take in one finished step. Called one step late, so that the device never waits for Python."""
 
     def due(self, state: TrainState) -> bool:
         """Whether `act` is wanted after the step that led to this state."""
+        return False
 
     def act(self, state: TrainState) -> None:
         """Do it. All steps so far have finished."""
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a flag, so that a run ends with a checkpoint. A second signal is obeyed at once."""
+    """Turns SIGTERM and SIGINT into a flag, so that a run ends with a checkpoint. A second signal is obeyed at once.
+
+    Python lets only the main thread handle signals; a run in another thread leaves them to their owner.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous: dict[int, Any] = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _: Any) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal:
             signal.signal(number, self._previous[number])
             signal.raise_signal(number)
@@ -60,40 +81,41 @@ class StopRequest:
 
 
 def train_phase(
-    plan: Plan,
+    setup: TrainSetup,
     state: TrainState,
-    span: PhaseSpan,
-    step: Callable[..., dict[str, Any]],
-    batches: Iterator[Any],
-    *,
-    after_step: Callable[[StepRecord], bool],
+    step: TrainStep,
+    batches: Iterator[Batch],
     actions: Sequence[Action],
     stop: StopRequest,
 ) -> bool:
-    """Train until the phase ends. False if it was stopped before, by a signal to any host or by an action.
-
-    `after_step` reads a step's numbers one step late, so that the device never waits for Python.
-    """
+    """Train until the state's phase ends. False if it was stopped before, by a signal to any host or by an action."""
+    span = setup.spans[state.phase]
     pending: StepRecord | None = None
-    going = True
-    while state.cursor < span.stop and going:
+
+    def finish_step() -> None:
+        nonlocal pending
+        if pending:
+            for action in actions:
+                action.after_step(pending)
+        pending = None
+
+    def stopped() -> bool:
+        return any(action.should_stop for action in actions)
+
+    while state.cursor < span.stop and not stopped():
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
-        rate = plan.learning_rate(span, state.cursor)
+        rate = setup.learning_rate(span, state.cursor)
         # Every host learns of every host's wish to stop, with the gradients, and so all stop after the same step.
         report = step(batch, tf.constant(rate), tf.constant(float(bool(stop.signal))))
         state.step += 1
-        state.cursor += plan.config.global_batch_size
-        if pending:
-            going = after_step(pending)
+        state.cursor += setup.config.global_batch_size
+        finish_step()
         pending = StepRecord(state.step, state.cursor, span, rate, report, batch["record"], waited)
         if due := [action for action in actions if action.due(state)]:
-            going = after_step(pending) and going
-            pending = None
+            finish_step()
             for action in due:
                 action.act(state)
-            going = going and not any(getattr(action, "should_stop", False) for action in actions)
-    if pending:
-        going = after_step(pending) and going
-    return going
+    finish_step()
+    return not stopped()

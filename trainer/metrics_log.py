@@ -1,14 +1,18 @@
-"""Numbers over time: metrics.jsonl, TensorBoard scalars, and the device's measured peak for MFU."""
+"""Numbers over time: metrics.jsonl, and the same as TensorBoard scalars."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from shardline.pipeline.files import atomic_write
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 FILE_NAME = "metrics.jsonl"
 
@@ -17,16 +21,14 @@ class MetricsLog:
     """Appends one JSON object a line, and the same numbers to TensorBoard where it is installed."""
 
     def __init__(self, workdir: str, resumed_step: int) -> None:
-        """Lines behind `resumed_step` are dropped: those steps will be run, and written, again."""
+        """Lines after `resumed_step` are dropped: those steps will be run, and written, again."""
         self._path = Path(workdir) / FILE_NAME
         kept = [line for line in read(workdir) if line["step"] <= resumed_step]
-        temporary = self._path.with_name(FILE_NAME + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+        atomic_write(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")
-        self._board: Any = None
+        self._board: tf.summary.SummaryWriter | None = None
         if importlib.util.find_spec("tensorboard"):
-            import tensorflow as tf
+            import tensorflow as tf  # what reads a log does without it
 
             self._board = tf.summary.create_file_writer(str(Path(workdir) / "tensorboard"))
 
@@ -64,20 +66,3 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
-
-
-def peak_tflops(kind: str, precision: str) -> float:
-    """Teraflop/s one device reaches on a large matrix product in this precision: what MFU is a share of."""
-    import tensorflow as tf
-
-    side, dtype = (8192, tf.as_dtype(precision.removeprefix("mixed_"))) if kind == "GPU" else (1024, tf.float32)
-    with tf.device(f"/{kind}:0"):
-        a = tf.cast(tf.random.stateless_normal([side, side], seed=[0, 0]), dtype)
-        product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, a)), jit_compile=kind == "GPU")
-        product().numpy()
-        best, started = float("inf"), time.perf_counter()
-        while time.perf_counter() - started < 0.3:
-            begin = time.perf_counter()
-            product().numpy()
-            best = min(best, time.perf_counter() - begin)
-    return 2 * side**3 / best / 1e12

@@ -26,7 +26,7 @@ from shardline.pipeline.options import option
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_target, find_run
-from shardline.trainer.state import read_config
+from shardline.trainer.run_dir import read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.evaluation.inference import predict_files
-    from shardline.trainer.state import load_run
+    from shardline.trainer.run_dir import load_run
 
     run = load_run(str(directory), config.checkpoint or None)
     rows: list[FilePrediction] = []

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from shardline import pipeline
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure
-from shardline.trainer import cluster, model, run
-from shardline.trainer import setup as planning
-from shardline.trainer import step as steps
+from shardline.pipeline.example import encode_example
+from shardline.pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
+from shardline.pipeline.tfrecord import frame_record
+from shardline.trainer.cluster import Cluster, create_cluster
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.setup import Plan
-from shardline.trainer.state import TrainState
-from shardline.trainer.step import LossScale
+from shardline.trainer.model import Network
+from shardline.trainer.setup import create_setup
+from shardline.trainer.state import TrainState, create_train_state
+from shardline.trainer.step import SCALE_START, Batch, TrainStep
 
 TINY: dict[str, Any] = {
     "width": 0.06,
@@ -35,44 +38,45 @@ RECORDS = 29  # prime, so that no batch divides it
 
 
 def selftest(config: TrainConfig) -> None:
-    """Run every check, print one line each, and fail if one that is about correctness does."""
-    tf.get_logger().setLevel("ERROR")  # else it wonders at so many traced functions
-    devices = cluster.start(config.strategy, config.logical_cpus or (0 if _gpus() else 2))
-    bench = Bench(config, devices)
-    checks: list[tuple[str, Callable[[], tuple[bool, str]], bool]] = [
-        (f"1 and {devices.replicas} replicas train alike", bench.replicas_agree, True),
-        ("an overflow on the last replica is skipped on all", bench.overflow_is_skipped, True),
-        ("evaluation sees each record once", bench.each_record_once, True),
-        ("mixed precision is not slower than float32", bench.mixed_precision_speed, False),
-        ("input keeps up with the training step", bench.input_speed, False),
+    """Run every check, print one line each.
+
+    Raises:
+      Failure: one of the checks that are about correctness failed.
+    """
+    tf.get_logger().setLevel("ERROR")  # else it warns of retracing: each check traces functions of its own
+    gpus = tf.config.list_physical_devices("GPU")
+    cluster = create_cluster(config.strategy, config.logical_cpus or (0 if gpus else 2))
+    checks = Checks(config, cluster)
+    table = [
+        (f"1 and {cluster.replicas} replicas train alike", checks.replicas_agree, True),
+        ("an overflow on the last replica is skipped on all", checks.overflow_is_skipped, True),
+        ("evaluation sees each record once", checks.each_record_once, True),
+        ("mixed precision is not slower than float32", checks.mixed_precision_speed, False),
+        ("input keeps up with the training step", checks.input_speed, False),
     ]
     wrong = 0
-    bar = progress(checks, total=len(checks), desc="selftest", unit="check")
-    for name, check, must in bar:
+    bar = progress(table, total=len(table), desc="selftest", unit="check")
+    for name, check, about_correctness in bar:
         started = time.perf_counter()
         good, detail = check()
-        wrong += must and not good
-        verdict = "ok  " if good else "FAIL" if must else "slow"
-        bar.write(f"{verdict}  {name}: {detail} ({time.perf_counter() - started:.0f} s)")
-    print(f"devices: {devices}")
+        wrong += about_correctness and not good
+        outcome = "ok  " if good else "FAIL" if about_correctness else "slow"
+        bar.write(f"{outcome}  {name}: {detail} ({time.perf_counter() - started:.0f} s)")
+    print(f"devices: {cluster}")
     if wrong:
         raise Failure(f"{wrong} of the checks failed; training on these devices would be wrong")
 
 
-def _gpus() -> list[Any]:
-    return tf.config.list_physical_devices("GPU")
+class Checks:
+    """The checks, on tiny networks and a small dataset made for the purpose. Each returns (passed, detail)."""
 
-
-class Bench:
-    """The checks, on tiny networks and a dataset drawn for the purpose."""
-
-    def __init__(self, config: TrainConfig, devices: cluster.Cluster) -> None:
-        self.config, self.devices = config, devices
-        first = f"/{devices.device_kind}:0"
+    def __init__(self, config: TrainConfig, cluster: Cluster) -> None:
+        self.config, self.cluster = config, cluster
+        first = f"/{cluster.device_kind}:0"
         one = tf.distribute.MirroredStrategy([first], cross_device_ops=tf.distribute.ReductionToOneDevice())
-        self.alone = cluster.Cluster(one, 0, 1, 1, devices.device_kind)
-        self.batch = 4 * devices.replicas
-        self.size = 224 if devices.device_kind == "GPU" else 64  # of the images that speeds are measured with
+        self.alone = Cluster(one, 0, 1, 1, cluster.device_kind)
+        self.batch = 4 * cluster.replicas
+        self.size = 224 if cluster.device_kind == "GPU" else 64  # of the images that speeds are measured with
 
     def replicas_agree(self) -> tuple[bool, str]:
         """Three float32 steps with clipping, dropout and uneven weights, on one replica and on all.
@@ -80,50 +84,57 @@ class Bench:
         Only the latter are compiled as asked for: that takes most of the time, once for each replica.
         """
         found = []
-        for devices, jit in ((self.alone, False), (self.devices, self.config.jit)):
-            _, network, _, step = self._start(devices, precision="float32", jit=jit)
+        for cluster, jit in ((self.alone, False), (self.cluster, self.config.jit)):
+            network, _, step = self._start(cluster, precision="float32", jit=jit)
             for number in range(3):
-                step(_spread(devices, _examples(self.batch, number)), tf.constant(0.05))
+                step(_spread(cluster, _examples(self.batch, number)), tf.constant(0.05))
             found.append({path: v.numpy() for path, v in network.weights.items()})
         difference = max(float(np.abs(found[0][path] - found[1][path]).max()) for path in found[0])
         # GPUs round matrix products to TF32.
-        limit = 1e-4 if self.devices.device_kind == "CPU" else 1e-2
+        limit = 1e-4 if self.cluster.device_kind == "CPU" else 1e-2
         return difference < limit, f"weights differ by at most {difference:.1e}"
 
     def overflow_is_skipped(self) -> tuple[bool, str]:
-        """Huge example weights on the last replica overflow its float16 gradients and nobody else's."""
-        # The decision is made behind what XLA would compile.
-        _, network, state, step = self._start(self.devices, precision="mixed_float16", jit=False)
+        """Huge example weights on the last replica overflow its float16 gradients and no other's."""
+        # The decision is made after what XLA would compile.
+        network, state, step = self._start(self.cluster, precision="mixed_float16", jit=False)
         before = {path: v.numpy() for path, v in network.weights.items()}
         examples = _examples(self.batch, 0)
-        examples["weight"][-self.batch // self.devices.replicas :] = 1e9
-        finite = bool(step(_spread(self.devices, examples), tf.constant(0.05))["finite"])
+        examples["weight"][-self.batch // self.cluster.replicas :] = 1e9
+        finite = bool(step(_spread(self.cluster, examples), tf.constant(0.05))["finite"])
         same = all((before[path] == v.numpy()).all() for path, v in network.weights.items())
         scale = float(state.loss_scale.scale.numpy())
-        good = not finite and same and scale == steps.SCALE_START / 2
-        return good, f"weights {'unchanged' if same else 'CHANGED'}, loss scale {steps.SCALE_START:g} -> {scale:g}"
+        good = not finite and same and scale == SCALE_START / 2
+        return good, f"weights {'unchanged' if same else 'CHANGED'}, loss scale {SCALE_START:g} -> {scale:g}"
 
     def each_record_once(self) -> tuple[bool, str]:
         """A split that no batch size divides, read over all replicas."""
         with tempfile.TemporaryDirectory() as folder:
             write_dataset(Path(folder), {"train": RECORDS}, side=40)
             config = dataclasses.replace(self.config, **TINY, data=folder, global_batch_size=self.batch)
-            plan = planning.make(config, self.devices)
-            plan = dataclasses.replace(plan, eval_split="train")
+            setup = dataclasses.replace(create_setup(config, self.cluster), eval_split="train")
             seen: list[int] = []
-            for batch in plan.eval_batches():
-                local = self.devices.strategy.experimental_local_results
+            for batch in setup.eval_batches():
+                local = self.cluster.strategy.experimental_local_results
                 for record, weight in zip(local(batch["record"]), local(batch["weight"]), strict=True):
                     seen += record.numpy()[weight.numpy() > 0].tolist()
         return sorted(seen) == list(range(RECORDS)), f"n = {len(seen)}/{RECORDS}"
 
+    @cached_property
+    def rates(self) -> dict[str, float]:
+        """Images per second that VGG16 trains at, in float32 and in the mixed precision asked for."""
+        return {precision: self._rate(precision) for precision in ("float32", self.mixed)}
+
+    @property
+    def mixed(self) -> str:
+        """The mixed precision to measure."""
+        return self.config.precision if self.config.precision != "float32" else "mixed_bfloat16"
+
     def mixed_precision_speed(self) -> tuple[bool, str]:
         """Step rates of VGG16, in the precision asked for and in float32."""
-        mixed = self.config.precision if self.config.precision != "float32" else "mixed_bfloat16"
-        self.rates = {name: self._rate(precision=name) for name in ("float32", mixed)}
-        ratio = self.rates[mixed] / self.rates["float32"]
+        ratio = self.rates[self.mixed] / self.rates["float32"]
         advice = "" if ratio >= 1 else "; use --precision=float32 here"
-        return ratio >= 0.95, f"{mixed} trains {ratio:.2f}× as fast as float32{advice}"
+        return ratio >= 0.95, f"{self.mixed} trains {ratio:.2f}× as fast as float32{advice}"
 
     def input_speed(self) -> tuple[bool, str]:
         """Images decoded and cropped a second, against what the step takes."""
@@ -143,14 +154,8 @@ class Bench:
 
     def _rate(self, precision: str) -> float:
         batch = 16
-        *_, step = self._start(
-            self.alone,
-            precision=precision,
-            jit=self.config.jit,
-            image_size=self.size,
-            width=1.0,
-            global_batch_size=batch,
-        )
+        changes = {"jit": self.config.jit, "image_size": self.size, "width": 1.0, "global_batch_size": batch}
+        *_, step = self._start(self.alone, precision=precision, **changes)
         examples = _spread(self.alone, _examples(batch, 0, size=self.size))
         float(step(examples, tf.constant(0.01))["loss"])
         started, count = time.perf_counter(), 0
@@ -159,52 +164,43 @@ class Bench:
             count += batch
         return count / (time.perf_counter() - started)
 
-    def _start(self, devices: cluster.Cluster, **changes: Any) -> tuple[Plan, model.Network, TrainState, Any]:
+    def _start(self, cluster: Cluster, **changes: Any) -> tuple[Network, TrainState, TrainStep]:
         values = {**TINY, "data": "", "synthetic": True, "global_batch_size": self.batch, "micro_batches": 1, **changes}
-        plan = planning.make(dataclasses.replace(self.config, **values), devices)
-        with devices.strategy.scope():
-            network = planning.build_network(plan)
-            state = TrainState(network.weights, {}, None, LossScale())
-            state.optimizer = run.make_optimizer(plan, network, plan.spans[0])
-        return plan, network, state, run.make_step(plan, network, state)
+        setup = create_setup(dataclasses.replace(self.config, ema=0.0, **values), cluster)
+        return create_train_state(setup, setup.spans[0])
 
 
 def _examples(batch: int, seed: int, size: int = 32) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     return {
-        "image": draw.integers(0, 256, (batch, size, size, 3), np.uint8),
-        "label": draw.integers(0, 10, batch).astype(np.int32),
+        "image": random.integers(0, 256, (batch, size, size, 3), np.uint8),
+        "label": random.integers(0, 10, batch).astype(np.int32),
         "weight": np.where(np.arange(batch) == 0, 0.0, 1.0).astype(np.float32),
         "record": np.arange(batch),
         "position": np.arange(batch) + 1000 * seed,
     }
 
 
-def _spread(devices: cluster.Cluster, examples: dict[str, np.ndarray]) -> Any:
-    share = len(examples["label"]) // devices.replicas
+def _spread(cluster: Cluster, examples: dict[str, np.ndarray]) -> Batch:
+    """One global batch, cut over the replicas."""
+    share = len(examples["label"]) // cluster.replicas
 
-    def own(context: Any) -> dict[str, Any]:
+    def own(context: tf.distribute.ValueContext) -> Batch:
         first = context.replica_id_in_sync_group * share
         return {name: tf.constant(values[first : first + share]) for name, values in examples.items()}
 
-    return devices.strategy.experimental_distribute_values_from_function(own)
+    spread: Batch = cluster.strategy.experimental_distribute_values_from_function(own)
+    return spread
 
 
 def write_dataset(folder: Path, splits: dict[str, int], side: int) -> None:
-    """A small dataset of noise-free color patterns, so many in each split, one shard a split."""
-
-    import cv2
-
-    from shardline.pipeline.example import encode_example
-    from shardline.pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
-    from shardline.pipeline.tfrecord import frame_record
-
-    draw, written = np.random.default_rng(0), {}
+    """A small dataset of noise-free color patterns: `splits` gives the records of each split. One shard a split."""
+    random, written = np.random.default_rng(0), {}
     labels = tuple("abcdefghij")
     for name, count in splits.items():
         framed = []
         for number in range(count):
-            coarse = draw.integers(0, 256, (8, 8, 3), np.uint8)
+            coarse = random.integers(0, 256, (8, 8, 3), np.uint8)
             _, data = cv2.imencode(".jpg", cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))
             example = encode_example(data.tobytes(), number % len(labels), f"{number}.jpg", side, side)
             framed.append(frame_record(example))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,33 @@ from shardline import pipeline
 from shardline.pipeline import InputConfig
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import UsageError
-from shardline.trainer import model, schedule
+from shardline.pipeline.manifest import Manifest
+from shardline.trainer import schedule
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.step import Batch
+from shardline.trainer.model import Network, NetworkConfig, create_network, initialize
+from shardline.trainer.step import Batch, Forward, StepConfig
 from shardline.trainer.synthetic import SyntheticDataset
+from shardline.trainer.weights import check_weights, load_weights
 
 SYNTHETIC_CLASSES, SYNTHETIC_RECORDS = 1000, 1280
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A checked run, ready to start."""
+class TrainSetup:
+    """A checked run, ready to start.
+
+    Attributes:
+      input: what the batches are made of.
+      eval_split: the held-out split to report on; "" for none.
+      spans: the phases, over the samples they consume.
+    """
 
     config: TrainConfig
     cluster: Cluster
-    data: Any  # pipeline.Dataset or SyntheticDataset
+    data: pipeline.TrainingData
     input: InputConfig
-    eval_split: str  # "" for none
+    eval_split: str
     spans: tuple[schedule.PhaseSpan, ...]
 
     @property
@@ -45,22 +54,26 @@ class Plan:
         """Examples in an epoch."""
         return self.data.num_records(self.config.train_split)
 
+    @property
+    def manifest(self) -> Manifest | None:
+        """The dataset's on disk; None for synthetic data."""
+        return self.data.manifest if isinstance(self.data, pipeline.Dataset) else None
+
     @cached_property
-    def order(self) -> pipeline.Sampler:
+    def sampler(self) -> pipeline.Sampler:
         """Position -> record."""
-        config = self.config
-        if not config.balanced_sampling or config.synthetic:
+        config, data = self.config, self.data
+        if not config.balanced_sampling or not isinstance(data, pipeline.Dataset):
             return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size)
         numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
-        labels = np.array([label for _, label, _ in self.data.records(config.train_split, numbers)])
+        labels = np.array([label for _, label, _ in data.records(config.train_split, numbers)])
         return pipeline.BalancedSampler(labels, config.seed)
 
     @property
-    def order_key(self) -> dict[str, Any]:
+    def sampler_key(self) -> dict[str, Any]:
         """What position -> sample depends on. A checkpoint only continues under the key it was written with."""
-        digest = "synthetic" if self.config.synthetic else self.data.manifest.digest
         return {
-            "dataset": digest,
+            "dataset": self.manifest.digest if self.manifest else "synthetic",
             "split": self.config.train_split,
             "records": self.num_records,
             "seed": self.config.seed,
@@ -83,36 +96,41 @@ class Plan:
             batch=self.config.global_batch_size,
         )
 
-    def train_batches(self, cursor: int) -> Any:
+    def train_batches(self, cursor: int) -> Iterator[Batch]:
         """Iterator of distributed training batches from the sample at `cursor` on."""
-        make = self.data.train_batches
-        if self.config.balanced_sampling and not self.config.synthetic:
-            make = partial(make, sampler=self.order)
-        return endless(self._distribute(make, self.config.train_split, self.input, cursor=cursor))
+        sampler = self.sampler if self.config.balanced_sampling else None
+        split, data = self.config.train_split, self.data
+        return endless(
+            self._distribute(data.train_batches(split, self.input, cursor=cursor, sampler=sampler, **self._host))
+        )
 
-    def eval_batches(self) -> Any:
+    def eval_batches(self) -> Iterable[Batch]:
         """Distributed batches that hold each record of the evaluation split once."""
-        return self._distribute(self.data.eval_batches, self.eval_split, self.input)
+        return self._distribute(self.data.eval_batches(self.eval_split, self.input, **self._host))
 
-    def _distribute(self, make: Any, split: str, config: InputConfig, **where: int) -> Any:
+    @property
+    def _host(self) -> dict[str, int]:
         cluster = self.cluster
-        dataset = make(split, config, host=cluster.host, hosts=cluster.hosts, replicas=cluster.local_replicas, **where)
-        # The elements are already this host's replicas' shares, in turn.
-        return cluster.strategy.distribute_datasets_from_function(lambda context: dataset)
+        return {"host": cluster.host, "hosts": cluster.hosts, "replicas": cluster.local_replicas}
+
+    def _distribute(self, dataset: tf.data.Dataset) -> Iterable[Batch]:
+        # The elements are already this host's replica batches, in turn.
+        batches: Iterable[Batch] = self.cluster.strategy.distribute_datasets_from_function(lambda context: dataset)
+        return batches
 
 
-def endless(batches: Any) -> Any:
+def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Iterator of endless distributed batches, which is never destroyed.
 
-    TensorFlow's auto-tuning may miss the news that its iterator is to end, and sleep on for as long as the iterator
-    has lived, up to a minute; who drops the last reference waits for it. A run told to stop has no such time.
+    TensorFlow's auto-tuning may miss that its iterator is to end, and sleep on for as long as the iterator has lived,
+    up to a minute; who drops the last reference waits for it. A run told to stop has no such time.
     """
     iterator = iter(batches)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(iterator))
     return iterator
 
 
-def make(config: TrainConfig, cluster: Cluster) -> Plan:
+def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
     """Check the config against the devices and the data. Raises UsageError for what cannot work."""
     settings = config.input_config()
     rows = settings.replica_batch_size(cluster.replicas)
@@ -124,9 +142,9 @@ def make(config: TrainConfig, cluster: Cluster) -> Plan:
         )
     if config.cache_features and cluster.hosts > 1:
         raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
-    model.check_weights(config.weights, config.head)
+    check_weights(config.weights, config.head)
     data = _open(config)
-    return Plan(
+    return TrainSetup(
         config=config,
         cluster=cluster,
         data=data,
@@ -136,7 +154,7 @@ def make(config: TrainConfig, cluster: Cluster) -> Plan:
     )
 
 
-def _open(config: TrainConfig) -> Any:
+def _open(config: TrainConfig) -> pipeline.Dataset | SyntheticDataset:
     if config.synthetic and not config.data:
         return SyntheticDataset(tuple(map(str, range(SYNTHETIC_CLASSES))), SYNTHETIC_RECORDS)
     if not config.data:
@@ -151,14 +169,13 @@ def _open(config: TrainConfig) -> Any:
     return data
 
 
-def _eval_split(config: TrainConfig, data: Any) -> str:
+def _eval_split(config: TrainConfig, data: pipeline.TrainingData) -> str:
     """The held-out split to report on. What is chosen by it must not be the test split."""
-    if config.synthetic or config.eval_split == "none":
+    if not isinstance(data, pipeline.Dataset) or config.eval_split == "none":
         return ""
     splits = [name for name in data.manifest.splits if data.num_records(name)]
     if config.eval_split == "auto":
-        held_out = [name for name in ("validation", "val", "test") if name in splits]
-        name = held_out[0] if held_out else ""
+        name = next((name for name in ("validation", "val", "test") if name in splits), "")
     else:
         name = config.eval_split
         if name not in splits:
@@ -171,36 +188,22 @@ def _eval_split(config: TrainConfig, data: Any) -> str:
     return name
 
 
-def build_network(plan: Plan) -> model.Network:
+def initial_network(setup: TrainSetup) -> Network:
     """The network this run trains, with fresh weights or those of `--weights`. Call inside the strategy's scope."""
-    config = plan.config
-    network = model.build(
-        classes=len(plan.labels),
-        head=config.head,
-        image_size=config.image_size,
-        dropout=config.dropout,
-        seed=config.seed,
-        precision=config.precision,
-        width=config.width,
-        input_scale=input_scale(config),
-    )
-    model.initialize(network, config.seed)
+    config = setup.config
+    network = create_network(NetworkConfig.of(config, len(setup.labels)))
+    initialize(network, config.seed)
     if config.weights != "none":
-        model.load_weights(network, config.weights, config.head)
+        load_weights(network, config.weights, config.head)
     return network
 
 
-def input_scale(config: TrainConfig) -> float:
-    """Pretrained convolutions want pixels as they are; fresh ones learn better from numbers around 1."""
-    return model.PIXEL_SPREAD if config.weights == "none" else 1.0
-
-
-def train_forward(plan: Plan, network: model.Network) -> Callable[[Batch], tuple[Any, Any]]:
+def train_forward(setup: TrainSetup, network: Network) -> Forward:
     """Batch -> logits and targets, with augmentation's device half, mixing and label smoothing."""
-    classes, smoothing = len(plan.labels), plan.config.label_smoothing
+    classes, smoothing = len(setup.labels), setup.config.label_smoothing
 
-    def forward(batch: Batch) -> tuple[Any, Any]:
-        batch = pipeline.augment_on_device(batch, plan.input)
+    def forward(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = pipeline.augment_on_device(batch, setup.input)
         targets = pipeline.soft_labels(batch, classes)
         targets = targets * (1 - smoothing) + smoothing / classes
         return network.train([batch["image"], batch["position"]], training=True), targets
@@ -208,21 +211,31 @@ def train_forward(plan: Plan, network: model.Network) -> Callable[[Batch], tuple
     return forward
 
 
-def eval_forward(plan: Plan, network: model.Network) -> Callable[[Batch], tuple[Any, Any]]:
+def eval_forward(setup: TrainSetup, network: Network) -> Forward:
     """Batch -> logits and targets, as a user of the model would see them."""
 
-    def forward(batch: Batch) -> tuple[Any, Any]:
+    def forward(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         image = tf.cast(batch["image"], tf.float32)
         logits = network.train([image, batch["position"]], training=False)
-        return logits, tf.one_hot(batch["label"], len(plan.labels))
+        return logits, tf.one_hot(batch["label"], len(setup.labels))
 
     return forward
 
 
-def class_weights(plan: Plan) -> Any:
-    """1 / frequency of each class, averaging 1 over the records; None for no weights."""
-    if plan.config.class_weights == "none" or plan.config.synthetic:
-        return None
-    counts = np.array(plan.data.manifest.class_counts[plan.config.train_split], np.float64)
+def step_config(setup: TrainSetup) -> StepConfig:
+    """The part of the config that a step needs."""
+    names = ("global_batch_size", "optimizer", "momentum", "clip_norm", "weight_decay", "ema", "micro_batches", "jit")
+    return StepConfig(
+        **{name: getattr(setup.config, name) for name in names},
+        loss_scaling=setup.config.precision == "mixed_float16",
+        class_weights=class_weights(setup),
+    )
+
+
+def class_weights(setup: TrainSetup) -> tuple[float, ...]:
+    """1 / frequency of each class, averaging 1 over the records; empty for no weights."""
+    if setup.config.class_weights == "none" or setup.manifest is None:
+        return ()
+    counts = np.array(setup.manifest.class_counts[setup.config.train_split], np.float64)
     weights = counts.sum() / (np.maximum(counts, 1) * np.count_nonzero(counts))
-    return tf.constant(np.where(counts > 0, weights, 0.0), tf.float32)
+    return tuple(np.where(counts > 0, weights, 0.0).tolist())

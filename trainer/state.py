@@ -1,40 +1,41 @@
-"""TrainState: everything a restart needs, and how it is saved, restored and read back.
-
-A checkpoint is one .npz file: arrays by name and a JSON header. It is written under another name and renamed, and
-zip's checksums tell a damaged one.
-"""
+"""TrainState: everything a restart needs; and the one start of all that trains: network, state and step of a phase."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
-from shardline.trainer.config import TrainConfig
-
-CONFIG_FILE = "config.json"
-BEST = "best.npz"
+from shardline.trainer.checkpoints import Checkpoint
+from shardline.trainer.model import LAYER_GROUPS, Network, layer_group
+from shardline.trainer.schedule import PhaseSpan
+from shardline.trainer.setup import TrainSetup, initial_network, step_config, train_forward
+from shardline.trainer.step import Forward, LossScale, Optimizer, TrainStep, create_train_step
 
 
 @dataclass
 class TrainState:
-    """Where a run stands. The one mutable thing in the trainer."""
+    """Where a run stands. The one mutable thing in the trainer.
 
-    weights: Mapping[str, Any]
-    ema_weights: Mapping[str, Any]
-    optimizer: Any
-    loss_scale: Any
+    Attributes:
+      ema_weights: moving averages of the weights, by the same paths; empty for none.
+      optimizer: slots of what trains in this phase.
+      cursor: samples consumed.
+      phase: index of the phase that the optimizer belongs to.
+      best: the best result so far by `--best_metric`, larger is better.
+    """
+
+    weights: Mapping[str, tf.Variable]
+    ema_weights: Mapping[str, tf.Variable]
+    optimizer: Optimizer
+    loss_scale: LossScale
+    phase: int
     step: int = 0
-    cursor: int = 0  # samples consumed
-    phase: int = 0
+    cursor: int = 0
     best: float | None = None
     evals_since_best: int = 0
 
@@ -46,171 +47,76 @@ class TrainState:
         """Every variable's value by its name in a checkpoint."""
         return {name: variable.numpy() for name, variable in self._variables().items()}
 
-    def _variables(self) -> dict[str, Any]:
+    def _variables(self) -> dict[str, tf.Variable]:
         groups = {
             "model": self.weights,
-            "average": self.ema_weights,
+            "ema": self.ema_weights,
             "slots": self.optimizer.state(),
             "loss_scale": self.loss_scale.state(),
         }
         return {f"{group}/{name}": v for group, variables in groups.items() for name, v in variables.items()}
 
-    def restore(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, source: Path) -> None:
-        """Inverse of header() and arrays(). Slots are only taken over within the phase they belong to."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Inverse of `header` and `arrays`.
+
+        What the checkpoint cannot have begins anew: slots of another phase or optimizer, and a moving average that
+        was not kept, which begins at the weights.
+        """
+        arrays = dict(checkpoint.arrays)
+        ours, theirs = ({name for name in names if name.startswith("slots/")} for names in (self._variables(), arrays))
+        if checkpoint.header["phase"] != self.phase or ours != theirs:
+            arrays = {name: array for name, array in arrays.items() if name not in theirs}
+            arrays |= {f"slots/{name}": variable.numpy() for name, variable in self.optimizer.state().items()}
+        if not any(name.startswith("ema/") for name in arrays):
+            arrays |= {f"ema/{path}": arrays[f"model/{path}"] for path in self.ema_weights}
         for name in self.header():
-            setattr(self, name, header[name])
+            if name != "phase":
+                setattr(self, name, checkpoint.header[name])
         for name, variable in self._variables().items():
             if name not in arrays or arrays[name].shape != tuple(variable.shape):
                 found = arrays[name].shape if name in arrays else "nothing"
                 raise UsageError(
-                    f"{source} is a checkpoint of another model: {name} is {found} there and {tuple(variable.shape)} "
-                    "here; start in another --workdir, or give the flags it was trained with"
+                    f"{checkpoint.path} is a checkpoint of another model: {name} is {found} there and "
+                    f"{tuple(variable.shape)} here; start in another --workdir, or give the flags it was trained with"
                 )
             variable.assign(arrays[name])
 
-
-def weights_digest(weights: Mapping[str, Any]) -> str:
-    """SHA-256 over the names and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, variable in sorted(weights.items()):
-        digest.update(name.encode() + np.ascontiguousarray(variable.numpy()).tobytes())
-    return digest.hexdigest()
+    def begin_phase(self, setup: TrainSetup, network: Network, span: PhaseSpan) -> None:
+        """Take fresh slots for what trains in a later phase. Its step must be created anew, too."""
+        self.optimizer, self.phase = create_optimizer(setup, network, span), span.index
 
 
-def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a checkpoint so that a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a checkpoint. Raises ValueError when it is damaged or something else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            return header, {name: file[name] for name in file.files if name != "header"}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-
-
-def checkpoint_path(workdir: str | os.PathLike[str], step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return Path(workdir) / "checkpoints" / f"step-{step:08d}.npz"
-
-
-def checkpoints(workdir: str | os.PathLike[str]) -> list[Path]:
-    """The numbered checkpoints of a run, oldest first."""
-    return sorted((Path(workdir) / "checkpoints").glob("step-*.npz"))
-
-
-def newest_readable(workdir: str | os.PathLike[str]) -> tuple[Path | None, Any, Any, list[str]]:
-    """The newest checkpoint that can be read, with header and arrays, and why newer ones could not."""
-    damaged: list[str] = []
-    for path in reversed(checkpoints(workdir)):
-        try:
-            return (path, *read(path), damaged)
-        except ValueError as error:
-            damaged.append(str(error))
-    return None, None, None, damaged
-
-
-def final_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights a checkpoint stands for: the moving average if there is one."""
-    for group in ("average/", "model/"):
-        found = {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
-        if found:
-            return found
-    raise ValueError("the checkpoint holds no weights")
-
-
-def read_weights(path: Path) -> tuple[dict[str, np.ndarray], float]:
-    """Final weights, by name, and input scale: of a checkpoint, or of a run directory's best or newest one."""
-    best = path / "checkpoints" / BEST
-    if path.is_dir() and not best.exists():
-        _, header, arrays, damaged = newest_readable(path)
-        if arrays is None:
-            raise UsageError(f"{path} holds no checkpoint" + "".join(f"; {line}" for line in damaged))
-    else:
-        header, arrays = read(best if path.is_dir() else path)
-    return final_weights(arrays), header["input_scale"]
-
-
-# The run directory ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model, read back from its run directory."""
-
-    model: Any  # Keras model: uint8 RGB [b, s, s, 3] -> float32 probabilities [b, classes]
-    config: TrainConfig
-    labels: tuple[str, ...]
-    preprocessing: dict[str, Any]
-    dataset: dict[str, Any]  # name and digest of what it was trained on
-    network: Any
-
-
-def write_config(workdir: str, content: Mapping[str, Any]) -> None:
-    """Write config.json, whole or not at all."""
-    path = Path(workdir) / CONFIG_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[str, Any]:
-    """config.json of a run directory. Raises UsageError when there is none."""
-    path = Path(workdir) / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["train"], content["labels"]
-    except FileNotFoundError:
-        raise UsageError(
-            f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give a --workdir of shardline-train"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error!r}); restore it from a copy, or train again") from None
-    return content
-
-
-def load_run(run_dir: str, checkpoint: str | None = None, precision: str | None = None) -> Run:
-    """The model of a run: the weights of `checkpoint`, else of its best or newest one.
-
-    `precision` replaces the policy it was trained with, e.g. float32 for export.
-    """
-    from shardline.trainer import model
-
-    content = read_config(run_dir)
-    config, labels = TrainConfig.from_dict(content["train"]), tuple(content["labels"])
-    source = Path(checkpoint) if checkpoint else Path(run_dir)
-    flag = f"--checkpoint={checkpoint}" if checkpoint else f"--run={run_dir}"
-    if not source.exists():
-        raise UsageError(f"{flag}: no such file; {run_dir} has {', '.join(p.name for p in checkpoints(run_dir))}")
-    try:
-        arrays, input_scale = read_weights(source)
-    except (ValueError, UsageError) as error:
-        raise UsageError(f"{flag}: {error}") from None
-    network = model.build(
-        classes=len(labels),
-        head=config.head,
-        image_size=config.image_size,
-        dropout=config.dropout,
-        seed=config.seed,
-        precision=precision or config.precision,
-        width=config.width,
-        input_scale=input_scale,
-    )
-    shapes = {name: tuple(variable.shape) for name, variable in network.weights.items()}
-    if shapes != {name: array.shape for name, array in arrays.items()}:
-        raise UsageError(
-            f"{flag} is a checkpoint of another model than {Path(run_dir) / CONFIG_FILE} describes; "
-            "give one from the same run"
+def create_train_state(setup: TrainSetup, span: PhaseSpan) -> tuple[Network, TrainState, TrainStep]:
+    """What training from `span` on needs: the network with its starting weights, the state, and the compiled step."""
+    with setup.cluster.strategy.scope():
+        network = initial_network(setup)
+        averaged = network.weights if setup.config.ema else {}
+        state = TrainState(
+            weights=network.weights,
+            ema_weights={path: tf.Variable(variable, trainable=False) for path, variable in averaged.items()},
+            optimizer=create_optimizer(setup, network, span),
+            loss_scale=LossScale(),
+            phase=span.index,
         )
-    for name, variable in network.weights.items():
-        variable.assign(arrays[name])
-    return Run(network.serve, config, labels, content["preprocessing"], content["dataset"], network)
+    return network, state, create_step(setup, network, state)
+
+
+def create_optimizer(setup: TrainSetup, network: Network, span: PhaseSpan) -> Optimizer:
+    """Fresh slots for what trains in a phase; blocks farther from the head learn slower by --block_lr_decay."""
+    variables = network.trained(span.phase.part)
+    decay = setup.config.block_lr_decay
+    rates = {path: decay ** LAYER_GROUPS.index(layer_group(path)) for path in variables}
+    with setup.cluster.strategy.scope():
+        return Optimizer(variables, step_config(setup), rates)
+
+
+def create_step(setup: TrainSetup, network: Network, state: TrainState, forward: Forward | None = None) -> TrainStep:
+    """The training step of the current phase; `forward` replaces the way from images to logits."""
+    return create_train_step(
+        setup.cluster.strategy,
+        forward or train_forward(setup, network),
+        state.optimizer,
+        state.loss_scale,
+        state.ema_weights,
+        step_config(setup),
+    )

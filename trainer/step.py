@@ -7,16 +7,18 @@ which loses overflows and makes N replicas differ from one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
 SCALE_START = 2.0**15
 SCALE_GROWTH_STEPS = 2000
-Batch = dict[str, Any]
-Forward = Callable[[Batch], tuple[Any, Any]]  # batch -> float32 logits [b, c], float32 target shares [b, c]
+Batch = dict[str, tf.Tensor]
+Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 logits [b, c], float32 target shares [b, c]
+Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, examples], losses [b]
+TrainStep = Callable[..., dict[str, tf.Tensor]]  # distributed batch, learning rate, stop -> numbers to report
+EvalStep = Callable[[Batch], dict[str, tf.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class StepConfig:
     micro_batches: int = 1
     loss_scaling: bool = False
     jit: bool = False
+    class_weights: tuple[float, ...] = ()  # by label; empty: 1 for all
 
 
 class Optimizer:
     """Slots of the variables that train, and the update that uses them. Lives for one phase."""
 
-    def __init__(self, variables: Mapping[str, Any], config: StepConfig, rates: Mapping[str, float] | None = None):
+    def __init__(
+        self, variables: Mapping[str, tf.Variable], config: StepConfig, rates: Mapping[str, float] | None = None
+    ) -> None:
         """Create inside `strategy.scope()`. `rates` multiply the learning rate, variable by variable."""
         self.config = config
         self.rates = {path: 1.0 for path in variables} | dict(rates or {})
@@ -49,13 +54,21 @@ class Optimizer:
         }
         self.updates = tf.Variable(0.0, trainable=False, name="updates")  # steps applied, for Adam's bias correction
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, tf.Variable]:
         """Everything a restart needs, by name."""
         named = {f"{path}/{slot.name.split(':')[0]}": slot for path, slots in self.slots.items() for slot in slots}
         return named | {"updates": self.updates}
 
-    def update(self, path: str, variable: Any, slots: Any, gradient: Any, rate: Any, updates: Any) -> None:
-        """Apply one gradient on one device, in place."""
+    def update(
+        self,
+        path: str,
+        variable: tf.Variable,
+        slots: Sequence[tf.Variable],
+        gradient: tf.Tensor,
+        rate: tf.Tensor,
+        updates: tf.Tensor,
+    ) -> None:
+        """Apply one gradient on one device, in place. `updates` counts the steps applied, this one included."""
         config, rate = self.config, rate * self.rates[path]
         decay = config.weight_decay if not path.endswith("bias") else 0.0
         if decay and config.optimizer != "adamw":
@@ -95,11 +108,11 @@ class LossScale:
         self.scale = tf.Variable(SCALE_START, trainable=False)
         self.good_steps = tf.Variable(0.0, trainable=False)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, tf.Variable]:
         """Everything a restart needs, by name."""
         return {"scale": self.scale, "good_steps": self.good_steps}
 
-    def update(self, finite: Any) -> None:
+    def update(self, finite: tf.Tensor) -> None:
         """Follow one step, in cross-replica context."""
         good = self.good_steps + 1.0
         grow = good >= SCALE_GROWTH_STEPS
@@ -108,96 +121,38 @@ class LossScale:
         self.good_steps.assign(tf.where(finite & ~grow, good, 0.0))
 
 
-def make_train_step(
-    strategy: Any,
+def create_train_step(
+    strategy: tf.distribute.Strategy,
     forward: Forward,
     optimizer: Optimizer,
     loss_scale: LossScale,
-    ema_weights: Mapping[str, Any],
+    ema_weights: Mapping[str, tf.Variable],
     config: StepConfig,
-    class_weights: Any = None,
-) -> Callable[..., dict[str, Any]]:
+) -> TrainStep:
     """The step as one tf.function: (distributed batch, learning rate, stop) -> numbers to report.
 
-    `stop` is summed over the hosts beside the gradients, so that any of them can end the run for all.
+    `stop` is summed over the hosts together with the gradients, so that any of them can end the run for all.
 
-    Make a new one for each phase: a traced function keeps training the variables it was traced with.
+    Create a new one for each phase: a traced function keeps training the variables it was traced with.
     """
-    paths, variables = list(optimizer.variables), list(optimizer.variables.values())
-
-    def forward_backward(batch: Batch, scale: Any) -> tuple[list[Any], Any, Any]:
-        """Sums over this replica's examples: scaled gradients, and [loss, weight, correct, examples]."""
-
-        def piece(batch: Batch) -> tuple[list[Any], Any, Any]:
-            with tf.GradientTape() as tape:
-                logits, targets = forward(batch)
-                losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-                weight = batch["weight"]
-                if class_weights is not None:
-                    weight = weight * tf.linalg.matvec(targets, class_weights)
-                loss = tf.reduce_sum(losses * weight)
-                # Divided here by the nominal batch, so that float16 gradients stay in range.
-                scaled = loss * (scale / config.global_batch_size)
-            gradients = tape.gradient(scaled, variables)
-            correct = tf.cast(tf.argmax(logits, -1) == tf.argmax(targets, -1), tf.float32) * batch["weight"]
-            sums = tf.stack([loss, *map(tf.reduce_sum, (weight, correct, batch["weight"]))])
-            return gradients, sums, losses
-
-        count = config.micro_batches
-        if count == 1:
-            return piece(batch)
-        pieces = {k: tf.reshape(v, [count, v.shape[0] // count, *v.shape[1:]]) for k, v in batch.items()}
-
-        # A loop and not `count` copies, which would be free to run, and hold their activations, all at once.
-        def body(i: Any, total: list[Any], sums: Any, losses: Any) -> Any:
-            more, more_sums, some = piece({k: v[i] for k, v in pieces.items()})
-            losses = tf.tensor_scatter_nd_update(losses, [[i]], some[None])
-            return i + 1, [a + b for a, b in zip(total, more, strict=True)], sums + more_sums, losses
-
-        zeros = [tf.zeros(v.shape) for v in variables]
-        start = (tf.constant(0), zeros, tf.zeros([4]), tf.zeros(pieces["weight"].shape))
-        _, gradients, sums, losses = tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)
-        return gradients, sums, tf.reshape(losses, [-1])
-
+    variables = list(optimizer.variables.values())
+    pure = _in_micro_batches(_sums(forward, variables, config), variables, config.micro_batches)
     # XLA compiles the pure part only: around all-reduce or variable updates it fails under a strategy.
-    forward_backward = tf.function(forward_backward, jit_compile=config.jit, autograph=False)
+    compute = tf.function(pure, jit_compile=config.jit, autograph=False)
 
-    def replica_step(batch: Batch, scale: Any, stop: Any) -> tuple[list[Any], dict[str, Any], Any]:
-        gradients, sums, losses = forward_backward(batch, scale)
-        context = tf.distribute.get_replica_context()
-        sums = tf.concat([sums, [stop]], 0)
-        *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
-        loss, weight, correct, examples, stop = tf.unstack(sums)
-        unscale = tf.math.divide_no_nan(config.global_batch_size / scale, weight)
-        norm = tf.linalg.global_norm(gradients) * unscale  # not finite as soon as one number is not
-        if config.clip_norm:
-            unscale *= tf.minimum(1.0, config.clip_norm / norm)
-        gradients = [gradient * unscale for gradient in gradients]
-        report = {
-            "loss": tf.math.divide_no_nan(loss, weight),
-            "top1": tf.math.divide_no_nan(correct, examples),
-            "examples": examples,
-            "norm": norm,
-            "stop": stop,
-        }
+    def replica_step(
+        batch: Batch, scale: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor], tf.Tensor]:
+        gradients, sums, losses = compute(batch, scale)
+        gradients, report = _reduce(gradients, tf.concat([sums, [stop]], 0), scale, config)
         return gradients, report, losses
 
-    def apply(gradients: list[Any], rate: Any) -> Any:
-        optimizer.updates.assign_add(1.0)
-        updates = tf.identity(optimizer.updates)
-        for path, variable, gradient in zip(paths, variables, gradients, strict=True):
-
-            def update(variable: Any, gradient: Any, mean: Any, *slots: Any, path: str = path) -> None:
-                optimizer.update(path, variable, slots, gradient, rate, updates)
-                if config.ema:
-                    difference = mean - variable
-                    tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - config.ema, delta=difference)
-
-            strategy.extended.update(variable, update, args=(gradient, ema_weights.get(path), *optimizer.slots[path]))
+    def apply(gradients: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
+        _apply(strategy, optimizer, ema_weights, config.ema, gradients, rate)
         return tf.constant(True)
 
     @tf.function(autograph=False)
-    def train_step(batch: Any, rate: Any, stop: Any = 0.0) -> dict[str, Any]:
+    def train_step(batch: Batch, rate: tf.Tensor, stop: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
         scale = tf.identity(loss_scale.scale) if config.loss_scaling else tf.constant(1.0)
         gradients, report, losses = strategy.run(replica_step, args=(batch, scale, stop))
         report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
@@ -208,40 +163,140 @@ def make_train_step(
             loss_scale.update(finite)
         return report | {"finite": finite, "scale": scale, "losses": losses}
 
-    return train_step
+    step: TrainStep = train_step
+    return step
 
 
-def make_eval_step(strategy: Any, forward: Forward, jit: bool) -> Callable[[Any], dict[str, Any]]:
+def _sums(forward: Forward, variables: Sequence[tf.Variable], config: StepConfig) -> Callable[[Batch, tf.Tensor], Sums]:
+    """Forward and backward over some examples of one replica: sums, not means, so that pieces can be added."""
+    class_weights = tf.constant(config.class_weights) if config.class_weights else None
+
+    def sums(batch: Batch, scale: tf.Tensor) -> Sums:
+        with tf.GradientTape() as tape:
+            logits, targets = forward(batch)
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            weight = batch["weight"]
+            if class_weights is not None:
+                weight = weight * tf.linalg.matvec(targets, class_weights)
+            loss = tf.reduce_sum(losses * weight)
+            # Divided here by the nominal batch, so that float16 gradients stay in range.
+            scaled = loss * (scale / config.global_batch_size)
+        gradients = tape.gradient(scaled, variables)
+        correct = tf.cast(label_ranks(logits, tf.argmax(targets, -1)) == 0, tf.float32) * batch["weight"]
+        return gradients, tf.stack([loss, *map(tf.reduce_sum, (weight, correct, batch["weight"]))]), losses
+
+    return sums
+
+
+def _in_micro_batches(
+    sums: Callable[[Batch, tf.Tensor], Sums], variables: Sequence[tf.Variable], count: int
+) -> Callable[[Batch, tf.Tensor], Sums]:
+    """The same sums, computed in `count` pieces one after another."""
+    if count == 1:
+        return sums
+
+    def in_pieces(batch: Batch, scale: tf.Tensor) -> Sums:
+        pieces = {k: tf.reshape(v, [count, v.shape[0] // count, *v.shape[1:]]) for k, v in batch.items()}
+
+        # A loop and not `count` copies, which would be free to run, and hold their activations, all at once.
+        def body(i: tf.Tensor, total: list[tf.Tensor], numbers: tf.Tensor, losses: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            more, more_numbers, some = sums({k: v[i] for k, v in pieces.items()}, scale)
+            losses = tf.tensor_scatter_nd_update(losses, [[i]], some[None])
+            return i + 1, [a + b for a, b in zip(total, more, strict=True)], numbers + more_numbers, losses
+
+        zeros = [tf.zeros(variable.shape) for variable in variables]
+        start = (tf.constant(0), zeros, tf.zeros([4]), tf.zeros(pieces["weight"].shape))
+        _, gradients, numbers, losses = tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)
+        return gradients, numbers, tf.reshape(losses, [-1])
+
+    return in_pieces
+
+
+def _reduce(
+    gradients: Sequence[tf.Tensor], sums: tf.Tensor, scale: tf.Tensor, config: StepConfig
+) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    """In replica context: add up over replicas, unscale and clip. Every replica gets the same numbers."""
+    context = tf.distribute.get_replica_context()
+    *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+    loss, weight, correct, examples, stop = tf.unstack(sums)
+    unscale = tf.math.divide_no_nan(config.global_batch_size / scale, weight)
+    norm = tf.linalg.global_norm(gradients) * unscale  # not finite as soon as one number is not
+    if config.clip_norm:
+        unscale *= tf.minimum(1.0, config.clip_norm / norm)
+    report = {
+        "loss": tf.math.divide_no_nan(loss, weight),
+        "top1": tf.math.divide_no_nan(correct, examples),
+        "examples": examples,
+        "norm": norm,
+        "stop": stop,
+    }
+    return [gradient * unscale for gradient in gradients], report
+
+
+def _apply(
+    strategy: tf.distribute.Strategy,
+    optimizer: Optimizer,
+    ema_weights: Mapping[str, tf.Variable],
+    ema: float,
+    gradients: Sequence[tf.Tensor],
+    rate: tf.Tensor,
+) -> None:
+    """In cross-replica context: update each variable, its slots and its moving average on every device."""
+    optimizer.updates.assign_add(1.0)
+    updates = tf.identity(optimizer.updates)
+    for (path, variable), gradient in zip(optimizer.variables.items(), gradients, strict=True):
+
+        def update(
+            variable: tf.Variable, gradient: tf.Tensor, mean: tf.Variable, *slots: tf.Variable, path: str = path
+        ) -> None:
+            optimizer.update(path, variable, slots, gradient, rate, updates)
+            if ema:
+                difference = mean - variable
+                tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - ema, delta=difference)
+
+        strategy.extended.update(variable, update, args=(gradient, ema_weights.get(path), *optimizer.slots[path]))
+
+
+def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Rank of each row's own label by scores [b, c], 0 = largest: `evaluation.metrics.label_ranks` in a graph.
+
+    Among equal scores the lower class comes first, as in np.argmax; a label whose score is NaN comes last.
+    """
+    own = tf.gather(scores, labels, batch_dims=1)[:, None]
+    not_lower_class = tf.range(scores.shape[-1], dtype=labels.dtype) >= labels[:, None]
+    behind = (scores < own) | ((scores == own) & not_lower_class)
+    return tf.reduce_sum(tf.cast(~behind, tf.int32), -1)
+
+
+def create_eval_step(strategy: tf.distribute.Strategy, forward: Forward, jit: bool) -> EvalStep:
     """A tf.function that sums loss, top-1, top-5 and weight of one distributed batch over all replicas."""
 
-    def score(batch: Batch) -> Any:
+    def score(batch: Batch) -> tf.Tensor:
         logits, targets = forward(batch)
         weight = batch["weight"]
-        label = tf.argmax(targets, -1)
-        truth = tf.gather(logits, label, batch_dims=1)[:, None]
-        # Ties count against us, so a constant or NaN output scores 0.
-        rank = tf.reduce_sum(tf.cast(~(logits < truth), tf.float32), -1)
+        rank = label_ranks(logits, tf.argmax(targets, -1))
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-        scores = (losses, tf.cast(rank <= 1, tf.float32), tf.cast(rank <= 5, tf.float32), tf.ones_like(weight))
+        scores = (losses, tf.cast(rank < 1, tf.float32), tf.cast(rank < 5, tf.float32), tf.ones_like(weight))
         return tf.stack([tf.reduce_sum(score * weight) for score in scores])
 
     score = tf.function(score, jit_compile=jit, autograph=False)
 
-    def replica_score(batch: Batch) -> Any:
+    def replica_score(batch: Batch) -> tf.Tensor:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, score(batch))
 
     @tf.function(autograph=False)
-    def eval_step(batch: Any) -> dict[str, Any]:
+    def eval_step(batch: Batch) -> dict[str, tf.Tensor]:
         loss, top1, top5, n = tf.unstack(strategy.experimental_local_results(strategy.run(replica_score, (batch,)))[0])
         return {"loss": loss, "top1": top1, "top5": top5, "n": n}
 
-    return eval_step
+    step: EvalStep = eval_step
+    return step
 
 
-def swap(strategy: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+def swap(strategy: tf.distribute.Strategy, first: Mapping[str, tf.Variable], second: Mapping[str, tf.Variable]) -> None:
     """Exchange the values of two sets of variables of the same names; calling it again undoes it exactly."""
 
-    def exchange(a: Any, b: Any) -> None:
+    def exchange(a: tf.Variable, b: tf.Variable) -> None:
         value = tf.identity(a)
         a.assign(b)
         b.assign(value)

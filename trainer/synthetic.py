@@ -1,4 +1,4 @@
-"""Fake batches from memory, in the shape of the real ones: what training could do if input cost nothing."""
+"""Synthetic batches from memory, in the shape of the real ones: what training could do if input cost nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SyntheticDataset:
         self._num_records = num_records
 
     def num_records(self, split: str) -> int:
-        """Examples an epoch pretends to have."""
+        """Records in an epoch of any split."""
         return self._num_records
 
     def train_batches(

@@ -8,7 +8,9 @@ images in, probabilities out.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
@@ -33,11 +35,20 @@ class TrainCommand(TrainConfig):
             raise UsageError(f"--{' and --'.join(chosen)}: choose one of them")
 
 
-def train(config: TrainConfig, *, allow_changes: bool = False) -> None:
-    """Train, or continue from the newest checkpoint, and save the model in `config.workdir`."""
+def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any] | None:
+    """Train, or continue from the newest checkpoint, and save the model in `config.workdir`.
+
+    Returns:
+      The result: step, epoch, images_per_second, weights_sha256 and the last evaluation. None where there was nothing
+      to do, where the run was stopped before its end, and on all hosts but the first.
+
+    Raises:
+      UsageError: a setting, the data or the run directory is wrong; the message names the field.
+      Failure: training broke, e.g. its loss is not finite.
+    """
     from shardline.trainer import run  # TensorFlow takes seconds to import
 
-    run.train(config, allow_changes=allow_changes)
+    return run.train(config, allow_changes=allow_changes)
 
 
 def main(command: TrainCommand) -> None:
@@ -49,13 +60,13 @@ def main(command: TrainCommand) -> None:
     if command.selftest:
         selftest.selftest(config)
     elif command.dry_run:
-        tuning.dry_run(config)
+        print(tuning.dry_run(config))
     elif command.find_lr:
-        tuning.find_lr(config)
+        print(json.dumps(tuning.find_lr(config)))
     elif command.find_batch:
-        tuning.find_batch(config)
-    else:
-        train(config, allow_changes=command.allow_changes)
+        print(json.dumps(tuning.find_batch(config)))
+    elif result := train(config, allow_changes=command.allow_changes):
+        print(json.dumps(result))
 
 
 def cli() -> None:

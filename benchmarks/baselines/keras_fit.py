@@ -81,19 +81,19 @@ def compiled_model(config: KerasFitConfig, data: Dataset, steps: int) -> keras.M
     """Our network with its first weights; Keras's loss, optimizer and schedule."""
     import keras
 
-    from shardline.trainer import model as vgg16
+    from shardline.trainer.model import PIXEL_SPREAD, NetworkConfig, create_network, initialize
 
-    network = vgg16.build(
+    network_config = NetworkConfig(
         classes=len(data.labels),
-        head="gap",
         image_size=config.image_size,
         dropout=config.dropout,
         seed=config.seed,
         precision=config.precision,
         width=config.width,
-        input_scale=vgg16.PIXEL_SPREAD,
+        input_scale=PIXEL_SPREAD,
     )
-    vgg16.initialize(network, config.seed)
+    network = create_network(network_config)
+    initialize(network, config.seed)
     model = keras.Model(network.serve.input, network.serve.get_layer("predictions").output)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 10, warmup_target=config.learning_rate, warmup_steps=steps // 10

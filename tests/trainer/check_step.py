@@ -9,10 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shardline.trainer import cluster, model, step
+from shardline.trainer import step
+from shardline.trainer.cluster import create_cluster
+from shardline.trainer.model import KeyedDropout
 
 BATCH, CLASSES, SIDE = 8, 3, 8
-TWO = cluster.start("mirrored", 2).strategy
+TWO = create_cluster("mirrored", 2).strategy
 ONE = tf.distribute.MirroredStrategy(["/CPU:0"], cross_device_ops=tf.distribute.ReductionToOneDevice())
 # Each row is trained on one and on two replicas. Options that do not get into each other's way share a row.
 ROWS = {
@@ -22,7 +24,7 @@ ROWS = {
         "optimizer": "adam",
         "weight_decay": 0.1,
         "smoothing": 0.1,
-        "class_weights": [0.5, 1.0, 2.5],
+        "class_weights": (0.5, 1.0, 2.5),
     },
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
     "mixed_bfloat16": {"policy": "mixed_bfloat16"},
@@ -58,19 +60,19 @@ def spread(strategy, values):
 class Bench:
     """A three-layer net, its optimizer and its step under one strategy."""
 
-    def __init__(self, strategy, *, smoothing=0.0, class_weights=None, policy="float32", dropout=0.4, **options):
+    def __init__(self, strategy, *, smoothing=0.0, class_weights=(), policy="float32", dropout=0.4, **options):
         self.strategy = strategy
         with strategy.scope():
             image, position = keras.Input((SIDE, SIDE, 3)), keras.Input((), dtype="int64")
             x = keras.layers.Conv2D(6, 3, activation="relu", name="block1_conv1", dtype=policy)(image)
             x = keras.layers.GlobalAveragePooling2D(dtype=policy)(x)
-            x = model.KeyedDropout(dropout, 7, dtype=policy)([x, position])
+            x = KeyedDropout(dropout, 7, dtype=policy)([x, position])
             net = keras.Model([image, position], keras.layers.Dense(CLASSES, name="predictions", dtype="float32")(x))
             self.weights = {v.path: v.value for v in net.trainable_variables}
             draw = np.random.default_rng(1)
             for variable in self.weights.values():
                 variable.assign(draw.normal(size=variable.shape).astype(np.float32))
-            config = step.StepConfig(global_batch_size=BATCH, **options)
+            config = step.StepConfig(global_batch_size=BATCH, class_weights=class_weights, **options)
             self.optimizer = step.Optimizer(self.weights, config)
             self.scale = step.LossScale()
             ema = self.weights if config.ema else {}
@@ -80,17 +82,14 @@ class Bench:
             targets = tf.one_hot(batch["label"], CLASSES) * (1 - smoothing) + smoothing / CLASSES
             return net([batch["image"], batch["position"]], training=True), targets
 
-        weights = None if class_weights is None else tf.constant(class_weights)
-        self.step = step.make_train_step(
-            strategy, forward, self.optimizer, self.scale, self.ema_weights, config, weights
-        )
+        self.step = step.create_train_step(strategy, forward, self.optimizer, self.scale, self.ema_weights, config)
 
     def train(self, values, rate=0.1):
         return {k: v for k, v in self.step(spread(self.strategy, values), tf.constant(rate)).items()}
 
     def values(self):
         return {path: variable.numpy() for path, variable in [*self.weights.items()]} | {
-            f"average/{path}": variable.numpy() for path, variable in self.ema_weights.items()
+            f"ema/{path}": variable.numpy() for path, variable in self.ema_weights.items()
         }
 
 
@@ -120,11 +119,11 @@ def agreement():
     return found
 
 
-def overflow(bench, guilty):
+def overflow(bench, replica):
     """Gradients overflow float16 on one replica only, where the weights of its examples are huge."""
     before, scale = bench.values(), float(bench.scale.scale.numpy())
     bad = batch()
-    bad["weight"] = np.where(np.arange(BATCH) // (BATCH // 2) == guilty, 1e6, 1.0).astype(np.float32)
+    bad["weight"] = np.where(np.arange(BATCH) // (BATCH // 2) == replica, 1e6, 1.0).astype(np.float32)
     report = bench.train(bad)
     skipped = largest_difference(before, bench.values())
     halved = float(bench.scale.scale.numpy()) / scale
@@ -173,11 +172,11 @@ def against_keras():
 
 
 def masks():
-    layer = model.KeyedDropout(0.25, seed=3)
+    layer = KeyedDropout(0.25, seed=3)
     x, position = tf.ones([4, 4000]), tf.constant([0, 1, 2**33, 10**7], tf.int64)
     whole = layer([x, position], training=True).numpy()
     parts = [layer([x[i : i + 2], position[i : i + 2]], training=True).numpy() for i in (0, 2)]
-    other = model.KeyedDropout(0.25, seed=4)([x, position], training=True).numpy()
+    other = KeyedDropout(0.25, seed=4)([x, position], training=True).numpy()
     kept = whole > 0
     return {
         "same_in_parts": bool((whole == np.concatenate(parts)).all()),
@@ -197,7 +196,7 @@ def evaluation():
     logits, label = draw.normal(size=(2, BATCH, 7)).astype(np.float32), draw.integers(0, 7, (2, BATCH))
     weight = np.ones((2, BATCH), np.float32)
     weight[1, 5:] = 0
-    run = step.make_eval_step(TWO, lambda b: (b["logits"], tf.one_hot(b["label"], 7)), jit=True)
+    run = step.create_eval_step(TWO, lambda b: (b["logits"], tf.one_hot(b["label"], 7)), jit=True)
     totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0, "n": 0.0}
     for i in range(2):
         values = {"logits": logits[i], "label": label[i], "weight": weight[i]}
@@ -222,7 +221,7 @@ def swapping(bench):
     step.swap(TWO, bench.weights, bench.ema_weights)
     path = "block1_conv1/kernel"
     return {
-        "exchanged": bool((between[path] == before[f"average/{path}"]).all()),
+        "exchanged": bool((between[path] == before[f"ema/{path}"]).all()),
         "differ": largest_difference({path: before[path]}, {path: between[path]}),
         "restored": largest_difference(before, bench.values()),
     }
@@ -242,7 +241,7 @@ if __name__ == "__main__":
         json.dumps(
             {
                 "agreement": agreement(),
-                "overflow": [overflow(half, guilty) for guilty in (0, 1)],
+                "overflow": [overflow(half, replica) for replica in (0, 1)],
                 "swapping": swapping(half),
                 "stopping": stopping(half),
                 "growth": scale_growth(),

@@ -15,8 +15,12 @@ import keras
 import numpy as np
 
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.trainer import actions, metrics_log, run, selftest, state
+from shardline.trainer import metrics_log, selftest
+from shardline.trainer.actions import StepMonitor
+from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints, read_checkpoint
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.run_dir import load_run
+from shardline.trainer.train import train as train_run
 
 FOLDER, SECTIONS = Path(sys.argv[1]), sys.argv[2:]
 DATA = str(FOLDER / "data")
@@ -42,16 +46,18 @@ STEPS = 7  # 3 for the head, 4 for all: 40 records, 8 a step
 
 
 def train(name, allow_changes=False, **changes):
-    """Result line of one run; or the line it stopped with, and what it said before."""
-    out, said = io.StringIO(), io.StringIO()
+    """Result of one run, {} for none; or the line it stopped with, and what it logged before."""
+    logged = io.StringIO()
     config = TrainConfig(**{**BASE, "workdir": str(FOLDER / name), **changes})
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            run.train(config, allow_changes=allow_changes)
+        with contextlib.redirect_stderr(logged):
+            return train_run(config, allow_changes=allow_changes) or {}
     except (UsageError, Failure) as error:
-        return {"error": f"{type(error).__name__}: {error}", "said": said.getvalue()}
-    text = out.getvalue()
-    return json.loads(text) if text else {}
+        return {"error": f"{type(error).__name__}: {error}", "logged": logged.getvalue()}
+
+
+def weights_of(name):
+    return find_checkpoint(FOLDER / name).final_weights
 
 
 class Killed(Exception):
@@ -60,15 +66,15 @@ class Killed(Exception):
 
 def at_step(number, act):
     """Do something in the middle of a run, once."""
-    original = actions.StepMonitor.after_step
+    original = StepMonitor.after_step
 
     def after_step(self, record):
         if record.step == number:
-            actions.StepMonitor.after_step = original
+            StepMonitor.after_step = original
             act()
         return original(self, record)
 
-    actions.StepMonitor.after_step = after_step
+    StepMonitor.after_step = after_step
 
 
 def killed_at(name, number):
@@ -92,7 +98,7 @@ def whole():
     folder = FOLDER / "whole"
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     loaded = keras.models.load_model(folder / "model.keras", compile=False)
-    read = state.load_run(str(folder))
+    read = load_run(folder)
     custom = [layer for layer in loaded.layers if not type(layer).__module__.startswith("keras.")]
     probabilities = np.asarray(loaded(images))
     lines = metrics_log.read(folder)
@@ -107,7 +113,7 @@ def whole():
         "labels": len(read.labels),
         "preprocessing": read.preprocessing,
         "files": sorted(path.name for path in folder.iterdir()),
-        "checkpoints": [path.name for path in state.checkpoints(folder)],
+        "checkpoints": [path.name for path in list_checkpoints(folder)],
         "curves_bytes": (folder / "plots" / "curves.png").stat().st_size,
         "evals": [(line["step"], line["n"], line["split"]) for line in lines if line["kind"] == "eval"],
         "phases": [line["phase"] for line in lines if line["kind"] == "train"],
@@ -119,7 +125,9 @@ def killed(number):
     """Killed, and continued. A copy of it as it was killed stays in `changed`, for others to continue."""
     killed_at(f"killed{number}", number)
     shutil.copytree(FOLDER / f"killed{number}", FOLDER / "changed", dirs_exist_ok=True)
-    return {**train(f"killed{number}"), "steps": steps_of(f"killed{number}")}
+    leftover = FOLDER / f"killed{number}" / "checkpoints" / "step-00000001.npz.somewhere-1-0.tmp"
+    leftover.write_bytes(b"half")  # as a kill in the middle of a write leaves it
+    return {**train(f"killed{number}"), "steps": steps_of(f"killed{number}"), "leftover": leftover.exists()}
 
 
 def restarts():
@@ -128,19 +136,19 @@ def restarts():
     stopped = train("stopped")
     results["stopped"] = {
         "printed": stopped,
-        "kept": [path.name for path in state.checkpoints(FOLDER / "stopped")],
+        "kept": [path.name for path in list_checkpoints(FOLDER / "stopped")],
         "model": (FOLDER / "stopped" / "model.keras").exists(),
         **train("stopped"),
     }
     killed_at("damaged", 5)
-    newest = state.checkpoints(FOLDER / "damaged")[-1]
+    newest = list_checkpoints(FOLDER / "damaged")[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     results["damaged"] = train("damaged")
     killed_at("alone", 4)
     results["alone"] = train("alone", strategy="one_device", logical_cpus=0)
-    two, one = (state.read_weights(FOLDER / name)[0] for name in ("whole", "alone"))
+    two, one = (weights_of(name) for name in ("whole", "alone"))
     results["alone"]["difference"] = max(float(np.abs(two[name] - one[name]).max()) for name in two)
     return results
 
@@ -173,15 +181,11 @@ def features():
     plain = train("plain", phases="head:2@0.05")
     cached = train("cached", phases="head:2@0.05", cache_features=2)
     killed = FOLDER / "cached" / "features" / "features.npy"
-    weights = [state.read_weights(FOLDER / name)[0] for name in ("plain", "cached")]
+    weights = [weights_of(name) for name in ("plain", "cached")]
     fewer = train("fewer", phases="head:2@0.05", cache_features=1)
     return {
         "difference": max(float(np.abs(weights[0][n] - weights[1][n]).max()) for n in weights[0]),
-        "moved": float(
-            np.abs(
-                weights[0]["predictions/kernel"] - state.read_weights(FOLDER / "whole")[0]["predictions/kernel"]
-            ).max()
-        ),
+        "moved": float(np.abs(weights[0]["predictions/kernel"] - weights_of("whole")["predictions/kernel"]).max()),
         "shape": list(np.load(killed, mmap_mode="r").shape),
         "accuracy": [found["validation_top1"] for found in (plain, cached, fewer)],
         "first_views_differ": fewer["weights_sha256"] != cached["weights_sha256"],
@@ -204,7 +208,7 @@ def stopping():
     again = train("early", **options)
     return {
         "step": found["step"],
-        "best_step": state.read(best)[0]["step"],
+        "best_step": read_checkpoint(best).header["step"],
         "again": {name: again[name] == found[name] for name in ("step", "weights_sha256")},
         "model": (FOLDER / "early" / "model.keras").exists(),
     }
@@ -219,7 +223,7 @@ if __name__ == "__main__":
         json.dumps(
             {
                 "whole": whole(),
-                "killed4": killed(4),  # just behind the border of the phases
+                "killed4": killed(4),  # just after the border of the phases
                 **{name: section() for name, section in MORE.items() if name in SECTIONS},
             }
         )

@@ -60,6 +60,6 @@ def tiny_metrics(tiny_evaluation):
 @pytest.fixture(scope="session")
 def loaded_run(tiny_run):
     """The tiny run's model in this process."""
-    from shardline.trainer.state import load_run
+    from shardline.trainer.run_dir import load_run
 
     return load_run(str(tiny_run))

@@ -31,6 +31,7 @@ CASES = [
     ("evaluate", ("--run", "{run}"), "--data is missing"),
     ("evaluate", ("--run", "{new}", "--data", "{data}"), "no config.json there, so it is no run directory"),
     ("evaluate", ("--run", "{damaged}", "--data", "{data}"), "config.json is damaged"),
+    ("evaluate", ("--run", "{old}", "--data", "{data}"), "--run={old} has the run format 'shardline-run/1', this"),
     ("evaluate", ("--run", "{untrained}", "--data", "{data}"), "holds no checkpoint: train it first"),
     ("evaluate", (*RUN_DATA, "--checkpoint", "{new}.npz"), "no such file; checkpoints of {run}: step-"),
     (
@@ -83,11 +84,14 @@ def places(tiny_run, tiny_data, tmp_path_factory):
     """Things to name in a command line, sound and broken."""
     folder = tmp_path_factory.mktemp("places")
     found = {
-        name: folder / name for name in ("damaged", "untrained", "two", "torn", "hollow", "full", "broken", "bare")
+        name: folder / name
+        for name in ("damaged", "old", "untrained", "two", "torn", "hollow", "full", "broken", "bare")
     }
-    for name in ("damaged", "untrained", "full", "broken", "bare"):
+    for name in ("damaged", "old", "untrained", "full", "broken", "bare"):
         found[name].mkdir()
     (found["damaged"] / "config.json").write_text("{")
+    config = json.loads((tiny_run / "config.json").read_text())
+    (found["old"] / "config.json").write_text(json.dumps(config | {"format": "shardline-run/1"}))
     shutil.copy(tiny_run / "config.json", found["untrained"])
     (found["full"] / "model.keras").write_text("mine")
     (found["broken"] / "metrics.json").write_text("{")

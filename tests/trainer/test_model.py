@@ -1,50 +1,16 @@
-"""The network: VGG16's own layers, what trains, the head's shapes, and weights from every kind of file."""
+"""The network: VGG16's own layers, what trains, and the head's shapes."""
 
 import keras
 import numpy as np
 import pytest
 
-from shardline.pipeline.errors import UsageError
-from shardline.trainer import model, state
-
-THIN = {"classes": 4, "image_size": 32, "width": 0.03}
-
-
-def values(network):
-    return {path: variable.numpy() for path, variable in network.weights.items()}
-
-
-def randomized(seed=0, head="fc4096", **options):
-    network = model.build(head=head, **THIN, **options)
-    model.initialize(network, seed)
-    draw = np.random.default_rng(seed)
-    for path, variable in network.weights.items():
-        if path.endswith("bias"):  # zeros would hide a bias that was not loaded
-            variable.assign(draw.normal(size=variable.shape).astype(np.float32))
-    return network
-
-
-def write_legacy_h5(path, arrays, order=None):
-    """The layout of the weights Keras published for VGG16: attributes name layers, and each layer's weights."""
-    import h5py
-
-    names = list(dict.fromkeys(name.split("/")[0] for name in arrays))
-    with h5py.File(path, "w") as file:
-        # Input and pooling layers are listed too, with no weights; names need not be ours.
-        listed = ["input_1", *[f"layer_{i}" for i, _ in enumerate(names)], "flatten"]
-        file.attrs["layer_names"] = [name.encode() for name in listed]
-        file.create_group("input_1").attrs["weight_names"] = []
-        file.create_group("flatten").attrs["weight_names"] = []
-        for i, name in enumerate(names):
-            group = file.create_group(f"layer_{i}")
-            group.attrs["weight_names"] = [f"l{i}_W_1:0".encode(), f"l{i}_b_1:0".encode()]
-            group.create_dataset(f"l{i}_W_1:0", data=arrays[f"{name}/kernel"])
-            group.create_dataset(f"l{i}_b_1:0", data=arrays[f"{name}/bias"])
+from shardline.trainer.model import PIXEL_SPREAD, NetworkConfig, create_network, flops_per_image, initialize
+from tests.trainer.networks import THIN, randomized
 
 
 def test_at_full_width_it_is_keras_vgg16_on_its_own_preprocessing():
-    network = model.build(classes=3, head="gap", image_size=32)
-    model.initialize(network, 0)
+    network = create_network(NetworkConfig(3, image_size=32))
+    initialize(network, 0)
     theirs = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
     theirs.set_weights([v.numpy() for path, v in network.weights.items() if path.startswith("block")])
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -63,7 +29,7 @@ def test_at_full_width_it_is_keras_vgg16_on_its_own_preprocessing():
     ],
 )
 def test_heads(head, layers):
-    network = model.build(head=head, **THIN, precision="mixed_bfloat16")
+    network = create_network(NetworkConfig(head=head, **THIN, precision="mixed_bfloat16"))
     assert [p[: -len("/kernel")] for p in network.trained("head") if p.endswith("kernel")] == layers
     served = network.serve(np.zeros((2, 32, 32, 3), np.uint8))
     assert served.shape == (2, 4) and served.dtype == "float32"
@@ -71,7 +37,7 @@ def test_heads(head, layers):
 
 
 def test_what_trains_in_each_phase():
-    network = model.build(head="gap", **THIN)
+    network = create_network(NetworkConfig(**THIN))
     counts = {part: len(network.trained(part)) for part in ("head", "block5", "block4", "block3", "all")}
     assert counts == {"head": 2, "block5": 8, "block4": 14, "block3": 20, "all": 28}
 
@@ -87,105 +53,15 @@ def test_the_four_views_share_their_layers():
 
 
 def test_flops_of_vgg16_at_224_are_the_published_ones():
-    network = model.build(classes=1000, head="gap", image_size=224)
-    flops = model.flops_per_image(network)
+    network = create_network(NetworkConfig(1000))
+    flops = flops_per_image(network)
     forward = 2 * (15.47e9 - 25088 * 4096 - 4096 * 4096)  # without fc1 and fc2
     assert flops == pytest.approx(3 * forward, rel=0.01)
-    assert model.flops_per_image(network, "head") == pytest.approx(forward, rel=0.01)
+    assert flops_per_image(network, "head") == pytest.approx(forward, rel=0.01)
 
 
 def test_initial_activations_keep_their_size_through_all_layers():
-    network = model.build(head="gap", classes=4, image_size=64, width=0.5, input_scale=model.PIXEL_SPREAD)
-    model.initialize(network, 0)
+    network = create_network(NetworkConfig(4, image_size=64, width=0.5, input_scale=PIXEL_SPREAD))
+    initialize(network, 0)
     features = np.asarray(network.backbone(np.random.default_rng(0).normal(120, 58, (4, 64, 64, 3)).astype(np.float32)))
     assert 0.05 < np.sqrt((features**2).mean()) < 5
-
-
-@pytest.mark.parametrize("kind", ["legacy.h5", "model.keras", "model.weights.h5", "checkpoint.npz", "run"])
-def test_weights_are_read_from(kind, tmp_path):
-    source, target = randomized(1), randomized(2)
-    path = tmp_path / kind
-    if kind in ("checkpoint.npz", "run"):
-        # Of a run, the newest checkpoint's moving average.
-        names = {"run": "run/checkpoints/step-00000009.npz", "checkpoint.npz": "checkpoint.npz"}
-        group = {"run": "average", "checkpoint.npz": "model"}[kind]
-        arrays = {f"{group}/{name}": array for name, array in values(source).items()}
-        older = {f"model/{name}": array * 0 for name, array in values(source).items()}
-        state.write(tmp_path / "run/checkpoints/step-00000008.npz", {"input_scale": 1.0}, older)
-        state.write(tmp_path / names[kind], {"input_scale": 1.0}, older | arrays)
-    elif kind == "legacy.h5":
-        write_legacy_h5(path, values(source))
-    elif kind == "model.keras":
-        source.serve.save(path)
-    else:
-        source.serve.save_weights(path)
-    loaded = model.load_weights(target, str(path), "fc4096")
-    assert len(loaded) == 16 and loaded[-1] == "predictions"
-    for name, array in values(source).items():
-        np.testing.assert_array_equal(array, target.weights[name].numpy(), err_msg=name)
-
-
-def test_a_fresh_head_stays_fresh_where_shapes_differ(tmp_path):
-    source, target = randomized(1), randomized(2, head="gap")
-    before = values(target)
-    write_legacy_h5(tmp_path / "w.h5", values(source))
-    assert len(model.load_weights(target, str(tmp_path / "w.h5"), "gap")) == 13
-    assert (target.weights["predictions/kernel"].numpy() == before["predictions/kernel"]).all()
-    assert (target.weights["block5_conv3/bias"].numpy() == source.weights["block5_conv3/bias"].numpy()).all()
-
-
-def test_weights_of_a_scaled_model_keep_their_meaning_in_an_unscaled_one(tmp_path):
-    source, target = randomized(1, input_scale=58.0), randomized(2)
-    source.serve.save(tmp_path / "scaled.keras")
-    model.load_weights(target, str(tmp_path / "scaled.keras"), "fc4096")
-    images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(target.serve(images), source.serve(images), rtol=1e-3, atol=1e-5)
-
-
-def test_another_network_is_refused_in_one_line(tmp_path):
-    source = values(randomized(1))
-    write_legacy_h5(tmp_path / "few.h5", {k: v for k, v in source.items() if not k.startswith("block5")})
-    write_legacy_h5(tmp_path / "wide.h5", {**source, "block2_conv1/kernel": np.zeros((3, 3, 1, 5), np.float32)})
-    (tmp_path / "text.h5").write_text("not weights")
-    target = randomized(2)
-    for name, named in (
-        ("few.h5", "10 convolutions where VGG16 has 13"),
-        ("wide.h5", "block2_conv1 has shape"),
-        ("text.h5", "cannot be read as weights"),
-        ("none.h5", "no such file"),
-    ):
-        with pytest.raises(UsageError, match=named) as error:
-            model.load_weights(target, str(tmp_path / name), "fc4096")
-        assert str(error.value).startswith(f"--weights={tmp_path / name}") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("head, name", [("gap", "notop"), ("fc4096", "kernels.h5")])
-def test_imagenet_weights_are_checked_by_hash(head, name, tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    (tmp_path / "models").mkdir()
-    path = tmp_path / "models" / model.IMAGENET[head == "fc4096"][0]
-    assert name in path.name
-    source = randomized(1)
-    write_legacy_h5(path, values(source))
-    with pytest.raises(UsageError, match=r"damaged or another file: md5 [0-9a-f]{32}, expected"):
-        model.load_weights(randomized(2, head), "imagenet", head)
-    import hashlib
-
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(model.IMAGENET, head == "fc4096", (path.name, md5))
-    target = randomized(2, head)
-    assert {"block1_conv1", "block5_conv3"} <= set(model.load_weights(target, "imagenet", head))
-    assert (target.weights["block1_conv1/bias"].numpy() == source.weights["block1_conv1/bias"].numpy()).all()
-
-
-def test_offline_imagenet_says_where_to_put_the_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-
-    def no_network(*args, **options):
-        raise Exception("URL fetch failure on …: None -- [Errno -3]")
-
-    monkeypatch.setattr(keras.utils, "get_file", no_network)
-    with pytest.raises(UsageError) as error:
-        model.load_weights(randomized(2, "gap"), "imagenet", "gap")
-    text = str(error.value)
-    assert str(tmp_path / "models") in text and "notop.h5" in text and "\n" not in text

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardline.trainer import metrics_log, state
+from shardline.trainer import metrics_log
+from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -99,9 +100,9 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(data, tmp_path, jit):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        kept = state.checkpoints(tmp_path / "killed")
+        kept = list_checkpoints(tmp_path / "killed")
         assert kept, "nothing to continue from"
-        print(f"killed behind {kept[-1].stem}")
+        print(f"killed after {kept[-1].stem}")
     again = end(start(data, tmp_path / "killed", *flags))
     print(f"uninterrupted {whole['weights_sha256']}, killed twice {again['weights_sha256']}")
     assert again["weights_sha256"] == whole["weights_sha256"]
@@ -116,7 +117,7 @@ def test_a_signal_ends_it_with_a_checkpoint_and_exit_code_0(data, tmp_path, numb
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "stopped at step" in err
-    header, _ = state.read(state.checkpoints(tmp_path / "run")[-1])
+    header = read_checkpoint(list_checkpoints(tmp_path / "run")[-1]).header
     last = [line["step"] for line in metrics_log.read(tmp_path / "run") if line["kind"] == "train"][-1]
     assert header["step"] == last
 
@@ -172,7 +173,7 @@ def test_a_killed_worker_ends_the_others_and_any_number_of_them_continues(data, 
     assert "another worker stopped" in err.strip().splitlines()[-1]
     continued = end(start(data, tmp_path / "run", "--strategy=one_device"))
     assert continued["step"] == alone["step"]
-    weights = [state.read_weights(tmp_path / name)[0] for name in ("alone", "run")]
+    weights = [find_checkpoint(tmp_path / name).final_weights for name in ("alone", "run")]
     for name in weights[0]:
         np.testing.assert_allclose(weights[0][name], weights[1][name], atol=1e-4, err_msg=name)
 
@@ -186,4 +187,4 @@ def test_a_signal_to_one_worker_stops_all_with_one_checkpoint(data, tmp_path):
         _, err = process.communicate(timeout=180)
         assert process.returncode == 0, err[-1000:]
         assert "stopped at step" in err
-    assert state.checkpoints(tmp_path / "run")
+    assert list_checkpoints(tmp_path / "run")

@@ -1,6 +1,4 @@
-"""Finding settings: the plan of a run, a learning rate, the largest batch."""
-
-import json
+"""Finding settings: what a run would do, a learning rate, the largest batch."""
 
 import numpy as np
 import pytest
@@ -32,9 +30,8 @@ def test_the_suggested_rate_is_a_tenth_of_where_the_smoothed_loss_is_lowest():
 
 def test_find_lr_draws_the_search_and_prints_a_rate(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tuning, "RATE_STEPS", 15)
-    tuning.find_lr(TrainConfig(workdir=str(tmp_path), **TINY))
-    out, err = capsys.readouterr()
-    found = json.loads(out)
+    found = tuning.find_lr(TrainConfig(workdir=str(tmp_path), **TINY))
+    err = capsys.readouterr().err
     assert found["phase"] == "head" and tuning.LOWEST_RATE / 10 <= found["learning_rate"] <= tuning.HIGHEST_RATE / 10
     assert (tmp_path / "plots" / "find_lr.png").stat().st_size > 5000 and "find_lr.png" in err
     assert [path.name for path in tmp_path.iterdir()] == ["plots"]  # a search is no run
@@ -43,36 +40,34 @@ def test_find_lr_draws_the_search_and_prints_a_rate(tmp_path, capsys, monkeypatc
 def test_find_lr_says_so_when_the_loss_breaks_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "LOWEST_RATE", 1e6)
     monkeypatch.setattr(tuning, "HIGHEST_RATE", 1e9)
-    with pytest.raises(Failure, match=r"--find_lr: the loss broke at a rate of 1\.\de\+06"):
+    with pytest.raises(Failure, match=r"find_lr: the loss broke at a rate of 1\.\de\+06"):
         tuning.find_lr(TrainConfig(workdir=str(tmp_path), **TINY))
 
 
-def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path, capsys):
-    tuning.dry_run(TrainConfig(workdir=str(tmp_path / "run"), **TINY))
-    lines = capsys.readouterr().out.splitlines()
+def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path):
+    lines = tuning.dry_run(TrainConfig(workdir=str(tmp_path / "run"), **TINY)).splitlines()
     assert [line.split(":")[0] for line in lines] == ["devices", "batch", "data", "phase 1", "phase 2", "memory"]
     assert "head, 1 epochs = 160 steps at a peak rate of 0.1" in lines[3]
     assert "all, 2 epochs = 320 steps at a peak rate of 0.01" in lines[4]
     assert not (tmp_path / "run").exists()
 
 
-def batches(monkeypatch, capsys, trial, free=2**40):
+def batches(monkeypatch, trial, free=2**40):
     tried = []
-    monkeypatch.setattr(tuning, "_free_bytes", lambda: free)
+    monkeypatch.setattr(tuning, "available_memory", lambda: free / tuning.MEMORY_SHARE)
     monkeypatch.setattr(tuning, "_trial", lambda config, batch: tried.append(batch) or trial(batch))
-    tuning.find_batch(TrainConfig(**TINY))
-    return tried, json.loads(capsys.readouterr().out)
+    return tried, tuning.find_batch(TrainConfig(**TINY))
 
 
-def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch, capsys):
-    tried, found = batches(monkeypatch, capsys, lambda batch: batch * 2.0**30 if batch < 16 else None)
+def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch):
+    tried, found = batches(monkeypatch, lambda batch: batch * 2.0**30 if batch < 16 else None)
     assert tried == [1, 2, 4, 8, 16]
     assert found == {"batch_per_device": 8, "peak_gib": 8.0}
 
 
-def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch, capsys):
+def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch):
     """Memory grows by 1 GiB an image: 8 would take the host down, or swap for minutes."""
-    tried, found = batches(monkeypatch, capsys, lambda batch: (1 + batch) * 2.0**30, free=6 * 2**30)
+    tried, found = batches(monkeypatch, lambda batch: (1 + batch) * 2.0**30, free=6 * 2**30)
     assert tried == [1, 2, 4] and found["batch_per_device"] == 4
 
 

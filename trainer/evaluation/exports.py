@@ -24,7 +24,7 @@ from shardline.trainer.evaluation.serving import save_serving, variables_of
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 JPEG_OR_PNG = (b"\xff\xd8", b"\x89PNG")
 

@@ -28,7 +28,7 @@ from shardline.trainer.evaluation.model_input import converter_options, load_ima
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 TTA_CROPS = {"none": 1, "flip": 1, "5": 5, "10": 10}  # test-time augmentation -> crops that the pipeline cuts
 

@@ -29,7 +29,7 @@ from shardline.trainer.evaluation.model_input import stored_images
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
     from shardline.trainer.cluster import Cluster
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 SOURCES_FILE = "sources.parquet"  # written by shardline-convert
 HASH_BITS = 6  # of 64 that may differ between copies; of copies cropped by 3 %, 3 bits find 42 %, 6 find 89 %

@@ -18,7 +18,7 @@ from shardline.pipeline.shards import Shards
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 
 def stored_images(data: Dataset, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:

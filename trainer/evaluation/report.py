@@ -21,12 +21,12 @@ from shardline.trainer.evaluation.gradcam import GradCam, overlay, side_by_side
 from shardline.trainer.evaluation.label_issues import label_issues
 from shardline.trainer.evaluation.leakage import training_data
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
-from shardline.trainer.state import read_config
+from shardline.trainer.run_dir import read_config
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
     from shardline.trainer.evaluation.results import Evaluation
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 IMAGES = 12  # in each gallery
 

@@ -18,7 +18,7 @@ from shardline.pipeline.preprocessing import eval_geometry
 from shardline.trainer.evaluation.model_input import converter_options
 
 if TYPE_CHECKING:
-    from shardline.trainer.state import Run
+    from shardline.trainer.run_dir import Run
 
 Answer = dict[str, tf.Tensor]
 

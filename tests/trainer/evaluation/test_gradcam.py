@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shardline.trainer.evaluation import gradcam
-from shardline.trainer.model import build, initialize
+from shardline.trainer.model import NetworkConfig, create_network, initialize
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_an_image_without_evidence_has_an_empty_map(model):
 
 
 def test_its_two_halves_are_the_trained_model():
-    network = build(classes=3, head="gap", image_size=32, width=0.1)  # its layers belong to several models
+    network = create_network(NetworkConfig(3, image_size=32, width=0.1))  # its layers belong to several models
     initialize(network, 0)
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     cam = gradcam.GradCam(network.serve)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from shardline.trainer import cluster
+from shardline.trainer.cluster import create_cluster
 from shardline.trainer.evaluation.inference import DistributedModel
 
 
@@ -19,7 +19,7 @@ def model():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_crops_of_an_image_are_averaged(model, jit):
-    devices = cluster.start("one_device", 0)
+    devices = create_cluster("one_device", 0)
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), dtype=np.uint8)
     single = np.stack([model(images[:, crop]).numpy() for crop in range(5)], 1)
     flipped_crops = np.stack([model(images[:, crop, :, ::-1]).numpy() for crop in range(5)], 1)

@@ -11,7 +11,7 @@ from shardline import pipeline
 from shardline.trainer import cluster
 from shardline.trainer.evaluation import leakage
 from shardline.trainer.evaluation.leakage import Leakage
-from shardline.trainer.state import Run
+from shardline.trainer.run_dir import Run
 
 ALL = np.arange(21)  # records of the test split
 

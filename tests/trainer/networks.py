@@ -1,0 +1,21 @@
+"""Thin networks with random weights, for tests of the model and of weight files."""
+
+import numpy as np
+
+from shardline.trainer.model import NetworkConfig, create_network, initialize
+
+THIN = {"classes": 4, "image_size": 32, "width": 0.03}
+
+
+def values(network):
+    return {path: variable.numpy() for path, variable in network.weights.items()}
+
+
+def randomized(seed=0, head="fc4096", **options):
+    network = create_network(NetworkConfig(head=head, **THIN, **options))
+    initialize(network, seed)
+    random = np.random.default_rng(seed)
+    for path, variable in network.weights.items():
+        if path.endswith("bias"):  # zeros would hide a bias that was not loaded
+            variable.assign(random.normal(size=variable.shape).astype(np.float32))
+    return network

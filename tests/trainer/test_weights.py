@@ -1,0 +1,118 @@
+"""Starting weights are read from every kind of file, and another network's are refused in one line."""
+
+import hashlib
+
+import keras
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import UsageError
+from shardline.trainer.checkpoints import write_checkpoint
+from shardline.trainer.weights import IMAGENET, load_weights
+from tests.trainer.networks import randomized, values
+
+
+def write_legacy_h5(path, arrays, order=None):
+    """The layout of the weights Keras published for VGG16: attributes name layers, and each layer's weights."""
+    import h5py
+
+    names = list(dict.fromkeys(name.split("/")[0] for name in arrays))
+    with h5py.File(path, "w") as file:
+        # Input and pooling layers are listed too, with no weights; names need not be ours.
+        listed = ["input_1", *[f"layer_{i}" for i, _ in enumerate(names)], "flatten"]
+        file.attrs["layer_names"] = [name.encode() for name in listed]
+        file.create_group("input_1").attrs["weight_names"] = []
+        file.create_group("flatten").attrs["weight_names"] = []
+        for i, name in enumerate(names):
+            group = file.create_group(f"layer_{i}")
+            group.attrs["weight_names"] = [f"l{i}_W_1:0".encode(), f"l{i}_b_1:0".encode()]
+            group.create_dataset(f"l{i}_W_1:0", data=arrays[f"{name}/kernel"])
+            group.create_dataset(f"l{i}_b_1:0", data=arrays[f"{name}/bias"])
+
+
+@pytest.mark.parametrize("kind", ["legacy.h5", "model.keras", "model.weights.h5", "checkpoint.npz", "run"])
+def test_weights_are_read_from(kind, tmp_path):
+    source, target = randomized(1), randomized(2)
+    path = tmp_path / kind
+    if kind in ("checkpoint.npz", "run"):
+        # Of a run, the newest checkpoint's moving average.
+        names = {"run": "run/checkpoints/step-00000009.npz", "checkpoint.npz": "checkpoint.npz"}
+        group = {"run": "ema", "checkpoint.npz": "model"}[kind]
+        arrays = {f"{group}/{name}": array for name, array in values(source).items()}
+        older = {f"model/{name}": array * 0 for name, array in values(source).items()}
+        write_checkpoint(tmp_path / "run/checkpoints/step-00000008.npz", {"input_scale": 1.0}, older)
+        write_checkpoint(tmp_path / names[kind], {"input_scale": 1.0}, older | arrays)
+    elif kind == "legacy.h5":
+        write_legacy_h5(path, values(source))
+    elif kind == "model.keras":
+        source.serve.save(path)
+    else:
+        source.serve.save_weights(path)
+    loaded = load_weights(target, str(path), "fc4096")
+    assert len(loaded) == 16 and loaded[-1] == "predictions"
+    for name, array in values(source).items():
+        np.testing.assert_array_equal(array, target.weights[name].numpy(), err_msg=name)
+
+
+def test_a_fresh_head_stays_fresh_where_shapes_differ(tmp_path):
+    source, target = randomized(1), randomized(2, head="gap")
+    before = values(target)
+    write_legacy_h5(tmp_path / "w.h5", values(source))
+    assert len(load_weights(target, str(tmp_path / "w.h5"), "gap")) == 13
+    assert (target.weights["predictions/kernel"].numpy() == before["predictions/kernel"]).all()
+    assert (target.weights["block5_conv3/bias"].numpy() == source.weights["block5_conv3/bias"].numpy()).all()
+
+
+def test_weights_of_a_scaled_model_keep_their_meaning_in_an_unscaled_one(tmp_path):
+    source, target = randomized(1, input_scale=58.0), randomized(2)
+    source.serve.save(tmp_path / "scaled.keras")
+    load_weights(target, str(tmp_path / "scaled.keras"), "fc4096")
+    images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(target.serve(images), source.serve(images), rtol=1e-3, atol=1e-5)
+
+
+def test_another_network_is_refused_in_one_line(tmp_path):
+    source = values(randomized(1))
+    write_legacy_h5(tmp_path / "few.h5", {k: v for k, v in source.items() if not k.startswith("block5")})
+    write_legacy_h5(tmp_path / "wide.h5", {**source, "block2_conv1/kernel": np.zeros((3, 3, 1, 5), np.float32)})
+    (tmp_path / "text.h5").write_text("not weights")
+    target = randomized(2)
+    for name, named in (
+        ("few.h5", "10 convolutions where VGG16 has 13"),
+        ("wide.h5", "block2_conv1 has shape"),
+        ("text.h5", "cannot be read as weights"),
+        ("none.h5", "no such file"),
+    ):
+        with pytest.raises(UsageError, match=named) as error:
+            load_weights(target, str(tmp_path / name), "fc4096")
+        assert str(error.value).startswith(f"weights={tmp_path / name}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("head, name", [("gap", "notop"), ("fc4096", "kernels.h5")])
+def test_imagenet_weights_are_checked_by_hash(head, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / IMAGENET[head == "fc4096"][0]
+    assert name in path.name
+    source = randomized(1)
+    write_legacy_h5(path, values(source))
+    with pytest.raises(UsageError, match=r"damaged or another file: md5 [0-9a-f]{32}, expected"):
+        load_weights(randomized(2, head), "imagenet", head)
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(IMAGENET, head == "fc4096", (path.name, md5))
+    target = randomized(2, head)
+    assert {"block1_conv1", "block5_conv3"} <= set(load_weights(target, "imagenet", head))
+    assert (target.weights["block1_conv1/bias"].numpy() == source.weights["block1_conv1/bias"].numpy()).all()
+
+
+def test_offline_imagenet_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+
+    def no_network(*args, **options):
+        raise Exception("URL fetch failure on …: None -- [Errno -3]")
+
+    monkeypatch.setattr(keras.utils, "get_file", no_network)
+    with pytest.raises(UsageError) as error:
+        load_weights(randomized(2, "gap"), "imagenet", "gap")
+    text = str(error.value)
+    assert str(tmp_path / "models") in text and "notop.h5" in text and "\n" not in text
