@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shardline.trainer import model
+from shardline.trainer.model import NetworkConfig, create_network, initialize
 from shardline.trainer.pooling import max_pool_2x2
 
 MODES = {
@@ -67,8 +67,8 @@ def test_vgg16_has_the_gradients_it_has_with_the_pooling_of_keras(precision, jit
     found = []
     for pool in (max_pool_2x2, tensorflow_pool):
         monkeypatch.setattr("shardline.trainer.pooling.max_pool_2x2", pool)
-        network = model.build(classes=5, head="gap", image_size=56, width=0.05, precision=precision, input_scale=58)
-        model.initialize(network, 3)
+        network = create_network(NetworkConfig(5, image_size=56, width=0.05, precision=precision, input_scale=58))
+        initialize(network, 3)
         found.append(gradients(network, batch, jit))
     (logits, ours), (their_logits, theirs) = found
     np.testing.assert_array_equal(logits, their_logits)
@@ -78,7 +78,7 @@ def test_vgg16_has_the_gradients_it_has_with_the_pooling_of_keras(precision, jit
 
 
 def test_what_trains_pools_so_and_what_is_served_as_keras_does():
-    network = model.build(classes=3, head="gap", image_size=32, width=0.05)
+    network = create_network(NetworkConfig(3, image_size=32, width=0.05))
     assert [type(layer).__name__ for layer in network.train.layers].count("MaxPooling2x2") == 5
     assert [type(layer).__name__ for layer in network.serve.layers].count("MaxPooling2D") == 5
     assert {layer.name for layer in network.train.layers if "pool" in layer.name} == {
@@ -88,7 +88,7 @@ def test_what_trains_pools_so_and_what_is_served_as_keras_does():
 
 def test_the_compiled_step_has_no_select_and_scatter():
     """What GPUs would sort or add up with atomics (see `make gpu-compile`)."""
-    network = model.build(classes=3, head="gap", image_size=32, width=0.05)
+    network = create_network(NetworkConfig(3, image_size=32, width=0.05))
     variables = list(network.weights.values())
 
     @tf.function(jit_compile=True, autograph=False)
