@@ -50,7 +50,7 @@ CASES = [
     ("evaluate", (*RUN_DATA, "--calibration_split", "tset"), "--calibration_split=tset: this dataset has"),
     ("evaluate", (*RUN_DATA, "--output", "{file}"), "--output={file}: File exists"),
     ("evaluate", (*RUN_DATA, "--output", "/proc/none/here"), "--output=/proc/none/here: No such file"),
-    ("evaluate", (*RUN_DATA, "--tta", "7"), "should be one of <none|flip|5|10>"),
+    ("evaluate", (*RUN_DATA, "--tta", "7"), "--tta=7: use one of none, flip, 5, 10"),
     ("predict", ("--input", "{file}"), "--run is missing"),
     ("predict", ("--run", "{new}", "--input", "{file}"), "--run={new}: no config.json there"),
     ("predict", ("--run", "{run}"), "--input is missing"),

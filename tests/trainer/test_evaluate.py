@@ -10,7 +10,8 @@ import pytest
 from shardline import pipeline
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Shard, Split
-from shardline.trainer import evaluate, state
+from shardline.trainer import evaluate
+from shardline.trainer.checkpoints import write_checkpoint
 from shardline.trainer.evaluate import EvaluateConfig
 from shardline.trainer.evaluation import metrics, results
 from tests.trainer.tiny import command, process, refusal
@@ -101,7 +102,7 @@ def test_from_python_a_refusal_names_the_field():
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path):
     foreign = tmp_path / "step-00000001.npz"
-    state.write(foreign, {"input_scale": 1.0}, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
+    write_checkpoint(foreign, {"input_scale": 1.0}, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
     line = refusal("shardline.trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
                    "--output", tmp_path)  # fmt: skip
     assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")
