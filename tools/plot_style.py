@@ -65,4 +65,4 @@ def whole_numbers() -> MaxNLocator:
     """Ticks at whole numbers: of an axis that counts."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(integer=True)
+    return MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True)
