@@ -13,7 +13,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 MAX_BITS = 3
-_REACH = 12  # neighbors compared; more have equal blocks only in crowds of look-alikes
+_MAX_REACH = 1000  # hashes with equal blocks that each is compared with: bounds the work in crowds of look-alikes
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: a multiplication that loses nothing, and carries all bits to the top
 _PIECE = 1 << 20
 
@@ -37,15 +37,15 @@ def near_duplicates(
     bits: int = MAX_BITS,
     across_only: bool = False,
 ) -> list[Pair]:
-    """Look-alikes, pairs across splits first, then by difference.
+    """Pairs whose hashes differ in few bits, those across splits first, then by difference.
 
-    Images without any structure (one color: hash 0) are left out, and of a crowd of more than a dozen that share
-    one hash not all pairs are listed.
+    Images without any structure (one color: hash 0) are left out. All pairs are found, unless there are many times more
+    than `limit`, or more than a thousand hashes have three blocks in common.
 
     Args:
-      hashes: uint64, one an image.
+      hashes: uint64, one for each image.
       inputs: their numbers, for the result.
-      splits: their splits.
+      splits: their splits, or which of two sets they belong to.
       limit: of pairs.
       bits: in which two hashes may differ.
       across_only: leave out pairs within a split.
@@ -56,9 +56,8 @@ def near_duplicates(
     for mask in [2**64 - 1, *(sum(chosen) for chosen in combinations(blocks, 3))]:
         if len(found) >= 10 * limit:
             break
-        for one, other, differing in _neighbors(
-            hashes, splits if across_only else None, np.uint64(mask), bits, 10 * limit
-        ):
+        apart = splits if across_only else None
+        for one, other, differing in _neighbors(hashes, apart, np.uint64(mask), bits, 10 * limit):
             found[min(one, other), max(one, other)] = differing
     pairs = [Pair(int(inputs[a]), int(inputs[b]), n, bool(splits[a] != splits[b])) for (a, b), n in found.items()]
     return sorted(pairs, key=lambda pair: (not pair.across_splits, pair.bits, pair.first, pair.second))[:limit]
@@ -81,10 +80,13 @@ def _neighbors(
     found: list[tuple[int, int, int]] = []
     ones = np.uint64((1 << int(width)) - 1)
     for start in range(0, len(words), _PIECE):
-        piece = words[start : start + _PIECE + _REACH]
-        for reach in range(1, _REACH + 1):
-            same = np.flatnonzero((piece[reach:] ^ piece[:-reach]) <= ones)
-            if not len(same):
+        piece = words[start : start + _PIECE + _MAX_REACH]
+        same = np.flatnonzero((piece[1:] ^ piece[:-1]) <= ones)  # where a run of equal masked hashes goes on
+        same = same[same < _PIECE]
+        for reach in range(1, _MAX_REACH + 1):
+            same = same[same < len(piece) - reach]
+            same = same[(piece[same + reach] ^ piece[same]) <= ones]
+            if not len(same) or len(found) >= limit:
                 break
             a, b = piece[same] & ones, piece[same + reach] & ones
             bits = np.bitwise_count(hashes[a] ^ hashes[b])
@@ -93,6 +95,4 @@ def _neighbors(
                 near &= splits[a] != splits[b]
             hits = np.flatnonzero(near)[:limit]
             found += zip(a[hits].tolist(), b[hits].tolist(), bits[hits].tolist(), strict=True)
-        if len(found) >= limit:
-            break
     return found
