@@ -143,7 +143,7 @@ def test_a_damaged_payload_is_noted_and_a_damaged_header_refused(imagenet):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda d: (d / "train-00002-of-00003").unlink(), "split 'train' has 2 shards, their names say 3"),
         (lambda d: [p.unlink() for p in d.iterdir()], "no TFRecord files by name"),
@@ -157,11 +157,11 @@ def test_a_damaged_payload_is_noted_and_a_damaged_header_refused(imagenet):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_adopted_is_refused_in_one_line(imagenet, change, said):
+def test_what_cannot_be_adopted_is_refused_in_one_line(imagenet, change, message):
     change(imagenet)
     result = Run("shardline.tools.adopt", imagenet, "--workers=1")
     assert (result.code, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
-    assert said in result.stderr
+    assert message in result.stderr
 
 
 def test_adopted_data_can_be_read_in_random_order(imagenet):

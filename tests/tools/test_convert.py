@@ -145,7 +145,7 @@ def refusals():
 
 
 @pytest.mark.parametrize(
-    ("source", "output", "extra", "code", "said"),
+    ("source", "output", "extra", "code", "message"),
     [
         ("", "out", [], 2, "--source is missing"),
         ("good", "", [], 2, "--output is missing"),
@@ -171,13 +171,13 @@ def refusals():
         ("good", "out", ["--class_names=no-such.txt"], 2, "no-such.txt: No such file or directory"),
     ],
 )  # fmt: skip
-def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, source, output, extra, code, said):
+def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, source, output, extra, code, message):
     refusals()(tmp_path)
     args = [f"--source={source and tmp_path / source}", f"--output={output and tmp_path / output}"]
     extra = [arg.replace("--class_names=", f"--class_names={tmp_path}/") for arg in extra]
     result = Run("shardline.tools.convert", *args, *extra)
     assert (result.code, len(result.stderr.strip().splitlines())) == (code, 1), result.stderr
-    assert said in result.stderr
+    assert message in result.stderr
     assert not list(tmp_path.rglob("manifest.json"))
     assert result.stdout == ""
 

@@ -71,7 +71,7 @@ def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--record=train"], "say SPLIT:NUMBER"),
         (["--record=test:0"], "this dataset has train"),
@@ -82,7 +82,7 @@ def test_a_grid_of_what_training_shows(tmp_path, monkeypatch):
         (["--split=test", "--save=x.png"], "this dataset has train"),
     ],
 )
-def test_wrong_use_is_one_line(dataset, args, said):
+def test_wrong_use_is_one_line(dataset, args, message):
     result = Run("shardline.tools.inspect", dataset, *args)
     assert (result.code, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
-    assert said in result.stderr
+    assert message in result.stderr

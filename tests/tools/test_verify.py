@@ -73,7 +73,7 @@ def jpeg_of(folder, seed):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda j: encode_example(j, 7, "x", 16, 24), "label 7 is not one of 2 (0 to 1)"),
         (lambda j: encode_example(j, 0, "x", 99, 24), "decodes to 16x24 pixels, its record says 99x24"),
@@ -82,16 +82,16 @@ def jpeg_of(folder, seed):
         (lambda j: b"junk", "not a tf.train.Example"),
     ],
 )  # fmt: skip
-def test_records_that_are_wrong_but_well_framed(dataset, tmp_path, make, said):
+def test_records_that_are_wrong_but_well_framed(dataset, tmp_path, make, message):
     path = first(dataset)
     replace_record(path, 0, frame_record(make(jpeg_of(tmp_path, 5))))
     result = run(dataset)
     assert result.code == 1
-    assert f"{path.name} @ 0: " in result.stdout and said in result.stdout
+    assert f"{path.name} @ 0: " in result.stdout and message in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: path.unlink(), "cannot be read: No such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-5]), "truncated"),
@@ -103,11 +103,11 @@ def test_records_that_are_wrong_but_well_framed(dataset, tmp_path, make, said):
         (lambda path: shutil.copy(path, str(path).replace("00002", "00003")), "TFDS would take it"),
     ],
 )  # fmt: skip
-def test_files_that_are_wrong(dataset, damage, said):
+def test_files_that_are_wrong(dataset, damage, message):
     path = first(dataset)
     damage(path)
     result = run(dataset)
-    assert (result.code, said in result.stdout) == (1, True), result.stdout
+    assert (result.code, message in result.stdout) == (1, True), result.stdout
     assert path.name[:20] in result.stdout
 
 
@@ -123,6 +123,6 @@ def test_an_edited_manifest_is_noticed(dataset):
 
 
 def test_wrong_use_is_one_line(tmp_path):
-    for args, said in [((), "--data is missing"), ((tmp_path,), "no manifest.json"), ((tmp_path / "x",), "no such")]:
+    for args, message in [((), "--data is missing"), ((tmp_path,), "no manifest.json"), ((tmp_path / "x",), "no such")]:
         result = Run("shardline.tools.verify", *args)
-        assert (result.code, said in result.stderr) == (2, True), result.stderr
+        assert (result.code, message in result.stderr) == (2, True), result.stderr

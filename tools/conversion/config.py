@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.options import check_options, narrowed, option
+from shardline.tools.conversion.executors import EXECUTORS
 
 
 def parse_shares(value: str | Mapping[str, float]) -> dict[str, float]:
@@ -85,7 +86,7 @@ class ConvertConfig(ImageOptions):
     workers: int = option(0, "processes (Ray: tasks) at a time; 0: one for each core", low=0, group="run")
     engine: str = option(
         "processes", "executor of the work: worker processes, this process alone, or a Ray cluster",
-        choices=("processes", "inline", "ray"), group="run",
+        choices=tuple(EXECUTORS), group="run",
     )  # fmt: skip
     overwrite: bool = option(False, "delete the dataset in --output first", group="run")
     report: bool = option(True, "write report.html and its plots", group="run")

@@ -1,6 +1,6 @@
 """Run one function over many tasks: inline, in processes, or on a Ray cluster. No TensorFlow.
 
-The process engine is a pool of its own, because `concurrent.futures` blames every task in flight when one worker
+The executor of processes is a pool of its own, because `concurrent.futures` blames every task in flight when one worker
 dies and cannot say what the dead one was working on. Here a worker holds one task at a time and shows its position
 in shared memory, so the loss of a worker costs one task, which is run again, and a decoder crash names its image.
 """
@@ -14,25 +14,26 @@ import os
 import signal
 import sys
 import traceback
-import types
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from multiprocessing.context import SpawnContext
+from types import ModuleType
+from typing import Generic, Protocol, Self, TypeVar
 
 from shardline.pipeline.errors import Failure, UsageError
 
-ENGINES = ("processes", "inline", "ray")
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 MAX_DEATHS = 8  # of workers over one task, at whatever positions
 RAY_RETRIES = 3  # of a task whose worker died
 
 
 class Task(Protocol):
-    """What the engines need to know of a task: its length, and how to go on when one position kills the process."""
+    """What the executors need to know of a task: its length, and how to go on when one position kills the process."""
 
     def __len__(self) -> int: ...
 
-    def without(self, position: int) -> Any:
+    def without(self, position: int) -> Self:
         """The same task with the input at `position` left out."""
 
     def describe(self, position: int) -> str:
@@ -41,7 +42,8 @@ class Task(Protocol):
 
 T = TypeVar("T", bound=Task)
 R = TypeVar("R")
-Work = Callable[[T, Callable[[int], None]], R]
+OnProgress = Callable[[int], None]
+Work = Callable[[T, OnProgress], R]
 
 
 def run(
@@ -50,14 +52,14 @@ def run(
     *,
     engine: str = "processes",
     workers: int = 1,
-    on_progress: Callable[[int], None] = lambda done: None,
+    on_progress: OnProgress = lambda done: None,
 ) -> Iterator[R]:
     """Yield `work(task, show)` of every task, in the order they finish.
 
     Args:
       work: a module-level function of a task and of a callable that takes the position being worked on.
       tasks: consumed as workers get free.
-      engine: processes, inline or ray.
+      engine: a name of EXECUTORS.
       workers: how many at a time.
       on_progress: called now and then with the number of inputs worked on since the last call.
 
@@ -65,15 +67,14 @@ def run(
       Failure: a worker was lost again and again over the same task.
       Exception: whatever `work` raised, after every worker is stopped.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"--engine={engine}: use {', '.join(ENGINES)}")
+    if engine not in EXECUTORS:
+        raise UsageError(f"--engine={engine}: use {', '.join(EXECUTORS)}")
     if workers < 1:
         raise UsageError(f"--workers={workers}: use 1 or more")
-    runner = {"inline": _inline, "processes": _processes, "ray": _ray}[engine]
-    return runner(work, iter(tasks), workers, on_progress)
+    return EXECUTORS[engine](work, iter(tasks), workers, on_progress)
 
 
-def _inline(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callable[[int], None]) -> Iterator[R]:
+def _inline(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
     for task in tasks:
         shown = 0
 
@@ -89,25 +90,30 @@ def _inline(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Cal
 # ------------------------------------------------------------------------------------------------ processes
 
 
-class _Worker:
+class _Worker(Generic[T]):
     """One process, the pipe to it, and what it is doing."""
 
-    def __init__(self, context: Any, work: Callable[..., Any]):
+    def __init__(self, context: SpawnContext, work: Work[T, R], task: T, deaths: Sequence[int] = ()) -> None:
         self.position = context.RawValue(ctypes.c_int64, 0)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs, self.position, os.getpid()), daemon=True)
         with _hidden_main():
             self.process.start()
         theirs.close()
-        self.task: Any = None
-        self.deaths: list[int] = []  # positions at which this task's earlier workers died
-        self.shown = 0  # of the position, already reported
+        self.give(task, deaths)
 
-    def give(self, task: Any, deaths: list[int]) -> None:
-        self.task, self.deaths, self.shown, self.position.value = task, deaths, 0, 0
+    def give(self, task: T, deaths: Sequence[int] = ()) -> None:
+        """Have it work on a task, over which earlier workers died at these positions."""
+        self.task, self.deaths, self.shown, self.position.value = task, list(deaths), 0, 0
         self.pipe.send(task)
 
+    def progress(self, position: int | None = None) -> int:
+        """Inputs worked on since the last call, up to its own position or another."""
+        before, self.shown = self.shown, self.position.value if position is None else position
+        return self.shown - before
+
     def stop(self) -> None:
+        """End the process, whatever it is doing."""
         self.pipe.close()
         self.process.terminate()
         self.process.join(2)
@@ -116,42 +122,34 @@ class _Worker:
             self.process.join()
 
 
-def _processes(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callable[[int], None]) -> Iterator[R]:
+def _processes(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
     context = multiprocessing.get_context("spawn")  # never fork: OpenCV and pyarrow hold threads
-    pool: list[_Worker] = []
-
-    def show_progress(worker: _Worker, position: int) -> None:
-        on_progress(position - worker.shown)
-        worker.shown = position
-
+    pool: list[_Worker[T]] = []
     try:
         while len(pool) < workers and (task := next(tasks, None)) is not None:
-            pool.append(_Worker(context, work))
-            pool[-1].give(task, [])
+            pool.append(_Worker(context, work, task))
         while pool:
             ready = wait([worker.pipe for worker in pool], timeout=0.2)
             for worker in list(pool):
                 if worker.pipe not in ready:
-                    show_progress(worker, worker.position.value)
+                    on_progress(worker.progress())
                     continue
                 try:
                     result, error = worker.pipe.recv()
                 except (EOFError, OSError):  # it died
-                    pool.remove(worker)
                     worker.process.join()
-                    show_progress(worker, 0)
-                    pool.append(_Worker(context, work))
-                    pool[-1].give(*_after_death(worker))
+                    on_progress(worker.progress(0))
+                    pool.remove(worker)
+                    pool.append(_Worker(context, work, *_after_death(worker)))
                     continue
                 if error is not None:
                     raise error
-                show_progress(worker, len(worker.task))
-                task = next(tasks, None)
-                if task is None:
+                on_progress(worker.progress(len(worker.task)))
+                if (task := next(tasks, None)) is not None:
+                    worker.give(task)
+                else:
                     pool.remove(worker)
                     worker.stop()
-                else:
-                    worker.give(task, [])
                 yield result
     finally:
         for worker in pool:
@@ -167,14 +165,14 @@ def _hidden_main() -> Iterator[None]:
     guard and convert again. What a worker runs lies in modules of its own.
     """
     main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
 
 
-def _after_death(worker: _Worker) -> tuple[Any, list[int]]:
+def _after_death(worker: _Worker[T]) -> tuple[T, list[int]]:
     """The task to run again, and where its workers died so far. Raises Failure when that is pointless."""
     task, position, code = worker.task, worker.position.value, worker.process.exitcode or 0
     deaths = [*worker.deaths, position]
@@ -190,7 +188,7 @@ def _after_death(worker: _Worker) -> tuple[Any, list[int]]:
     return task, deaths
 
 
-def _serve(work: Callable[..., Any], pipe: Connection, position: Any, parent: int) -> None:
+def _serve(work: Work[T, R], pipe: Connection, position: ctypes.c_int64, parent: int) -> None:
     """Body of a worker process: tasks in, (result, error) out, until the pipe closes."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
@@ -204,7 +202,7 @@ def _serve(work: Callable[..., Any], pipe: Connection, position: Any, parent: in
             task = pipe.recv()
         except EOFError:
             return
-        answer: tuple[Any, BaseException | None]
+        answer: tuple[R | None, BaseException | None]
         try:
             answer = (work(task, show), None)
         except (Failure, UsageError, OSError) as error:
@@ -228,41 +226,17 @@ def _die_with(parent: int) -> None:
 # ------------------------------------------------------------------------------------------------------ ray
 
 
-def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callable[[int], None]) -> Iterator[R]:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--engine=ray needs Ray: pip install 'shardline[ray]'") from None
-
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")  # a cluster when there is one, else this machine
+def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
+    ray = _start_ray(workers)
+    remote = ray.remote(max_retries=RAY_RETRIES)(_run_remotely)
+    running = {remote.remote(work, task): task for task in islice(tasks, workers)}
+    while running:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        task = running.pop(done)
+        if (following := next(tasks, None)) is not None:
+            running[remote.remote(work, following)] = following
         try:
-            ray.init(
-                address=address,
-                num_cpus=None if address else workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-            )
-        except Exception as error:  # Ray raises bare ones
-            where = f"at RAY_ADDRESS={address}" if address else "on this machine"
-            raise Failure(f"Ray did not start {where}: {str(error).splitlines()[0]}") from None
-    remote = ray.remote(max_retries=RAY_RETRIES)(_ray_work)
-    running: dict[Any, T] = {}
-    exhausted = False
-    while running or not exhausted:
-        while len(running) < workers and not exhausted:
-            task = next(tasks, None)
-            if task is None:
-                exhausted = True
-                break
-            running[remote.remote(work, task)] = task
-        if not running:
-            break
-        done, _ = ray.wait(list(running), num_returns=1)
-        task = running.pop(done[0])
-        try:
-            result = ray.get(done[0])
+            result = ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
         except ray.exceptions.RayError as error:
@@ -274,5 +248,31 @@ def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: Callab
         yield result
 
 
-def _ray_work(work: Callable[..., Any], task: Any) -> Any:
+def _start_ray(workers: int) -> ModuleType:
+    """The module, connected to the cluster of RAY_ADDRESS, or to one on this machine where there is none."""
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine=ray needs Ray: pip install 'shardline[ray]'") from None
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        try:
+            ray.init(
+                address=address,
+                num_cpus=None if address else workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+            )
+        except Exception as error:  # Ray raises bare ones
+            where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+            raise Failure(f"Ray did not start {where}: {str(error).splitlines()[0]}") from None
+    return ray
+
+
+def _run_remotely(work: Work[T, R], task: T) -> R:
     return work(task, lambda position: None)
+
+
+EXECUTORS = {"processes": _processes, "inline": _inline, "ray": _ray}  # --engine's choices

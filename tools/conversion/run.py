@@ -111,16 +111,8 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
         )
     for note in sources.notes:
         log(f"note: {note}")
-    plan = make_plan(
-        sources,
-        name=config.name,
-        shares=config.splits,
-        seed=config.seed,
-        shards=config.shards,
-        shard_bytes=int(config.shard_mb * 1e6),
-        record_bytes=_expected_record_bytes(config.image, sources),
-        options={**config.stored_options(), "versions": _versions()},
-    )
+    record_bytes = _expected_record_bytes(config.image, sources)
+    plan = make_plan(config, sources, record_bytes=record_bytes, versions=_versions())
     return sources, plan
 
 
@@ -260,7 +252,7 @@ def _report(config: ConvertConfig, conversion: Conversion, progress: _Progress, 
             ("source", config.source),
             ("workers", f"{_workers(config)} ({config.engine})"),
             ("rate", f"{(ledger.inputs - progress.resumed) / seconds:,.0f} inputs/s"),
-            ("machine", f"{count(os.cpu_count() or 1, 'CPU core')}, {platform.system()} {platform.machine()}"),
+            ("machine", f"{count(available_cores(), 'CPU core')}, {platform.system()} {platform.machine()}"),
             ("Python", platform.python_version()),
         ],
     )

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -99,27 +99,14 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
     """
     started = time.monotonic()
     set_up_process()
-    columns: dict[str, list[Any]] = {name: [] for name in ROW.names}
-    digest = hashlib.sha256()
-    offset = records = 0
     with atomic_writer(task.output) as file:
-        for position in range(len(task.inputs)):
-            on_progress(position)
-            row, framed = _convert(task, position)
-            if framed:
-                row |= {"offset": offset, "size": len(framed)}
-                file.write(framed)
-                digest.update(framed)
-                offset += len(framed)
-                records += 1
-            for name, values in columns.items():
-                values.append(row.get(name, NOTHING[name]))
+        columns, sha256 = _write_records(task, file, on_progress)
     result = ShardResult(
         task.output,
         task.digest,
-        records,
-        offset,
-        digest.hexdigest(),
+        records=columns["status"].count(WRITTEN),
+        bytes=sum(columns["size"]),
+        sha256=sha256,
         inputs=len(task.inputs),
         quarantined=columns["status"].count(QUARANTINED),
         filtered=columns["status"].count(FILTERED),
@@ -127,6 +114,26 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
     )
     write_receipt(result, pa.table(columns, schema=ROW))
     return result
+
+
+def _write_records(
+    task: ShardTask, file: BinaryIO, on_progress: Callable[[int], None]
+) -> tuple[dict[str, list[Any]], str]:
+    """Convert every input; returns what became of them, a list for each column of ROW, and the SHA-256 of the file."""
+    columns: dict[str, list[Any]] = {name: [] for name in ROW.names}
+    digest = hashlib.sha256()
+    offset = 0
+    for position in range(len(task.inputs)):
+        on_progress(position)
+        row, framed = _convert(task, position)
+        if framed:
+            row |= {"offset": offset, "size": len(framed)}
+            file.write(framed)
+            digest.update(framed)
+            offset += len(framed)
+        for name, values in columns.items():
+            values.append(row.get(name, NOTHING[name]))
+    return columns, digest.hexdigest()
 
 
 def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:

@@ -17,12 +17,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.wording import count
+from shardline.tools.conversion.config import ConvertConfig
 from shardline.tools.conversion.sources import Sources, hash64
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it spread most evenly over the ring
@@ -48,51 +50,41 @@ class Plan:
 
     def members(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """Split number, shard number and inputs of every shard, the splits in order."""
-        for split, (order, count) in enumerate(zip(self.order, self.shards, strict=True)):
-            cuts = np.arange(count + 1) * len(order) // count
-            for shard in range(count):
+        for split, (order, shards) in enumerate(zip(self.order, self.shards, strict=True)):
+            cuts = np.arange(shards + 1) * len(order) // shards
+            for shard in range(shards):
                 yield split, shard, order[cuts[shard] : cuts[shard + 1]]
 
 
 def make_plan(
-    sources: Sources,
-    *,
-    name: str,
-    shares: Mapping[str, float],
-    seed: int,
-    shards: int,
-    shard_bytes: int,
-    record_bytes: int,
-    options: Mapping[str, Any],
+    config: ConvertConfig, sources: Sources, *, record_bytes: int, versions: Mapping[str, str] | None = None
 ) -> Plan:
     """Assign splits, order and shards.
 
     Args:
+      config: `splits`, `seed` and the shard options decide; all options that the stored bytes depend on are part of
+        the digest.
       sources: the inputs.
-      name: of the dataset.
-      shares: split name to its share of the inputs; empty: the splits the source names, or all of it as "train".
-      seed: chooses the split and the order.
-      shards: number of shards of each split; 0: by size.
-      shard_bytes: aim for this size when `shards` is 0.
       record_bytes: expected size of one stored record.
-      options: what else the stored bytes depend on; part of the digest.
+      versions: of what else the stored bytes depend on; part of the digest.
 
     Raises:
       UsageError: when a split would come out empty, or the shares contradict the source.
     """
-    names, split = _split_numbers(sources, shares, seed)
-    everyone = _shuffled(sources, seed)
-    order = tuple(everyone[split[everyone] == number] for number in range(len(names)))
-    del everyone
-    counts = tuple(_shard_count(len(members), shards, shard_bytes, record_bytes) for members in order)
-    digest = hashlib.sha256(
-        json.dumps([sources.fingerprint(times=True), names, counts, seed, dict(options)], sort_keys=True).encode()
-    )
+    names, split = _split_numbers(sources, config.splits, config.seed)
+    shuffled = _shuffled(sources, config.seed)
+    order = tuple(shuffled[split[shuffled] == number] for number in range(len(names)))
+    del shuffled
+    shard_bytes = int(config.shard_mb * 1e6)
+    shards = tuple(_shard_count(len(members), config.shards, shard_bytes, record_bytes) for members in order)
+    facts = [sources.fingerprint(times=True), names, shards, config.stored_options(), dict(versions or {})]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(split.data)
-    return Plan(name, names, split, order, counts, digest.hexdigest())
+    return Plan(config.name, names, split, order, shards, digest.hexdigest())
 
 
 def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """The splits' names, and for each input the number of its split."""
     if not shares:
         if not sources.splits:
             return ("train",), np.zeros(len(sources), np.int8)
@@ -102,16 +94,19 @@ def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> 
             f"--splits: the source already names its splits ({', '.join(sources.splits)}); leave the flag out, or give "
             "one of them as --source"
         )
-    names = tuple(shares)
-    bounds = np.cumsum([shares[name] for name in names])[:-1]
-    edges = np.array([min(int(bound * 2.0**64), 2**64 - 1) for bound in bounds], np.uint64)
+    edges = np.array([min(int(bound * 2.0**64), 2**64 - 1) for bound in _bounds(shares)[1:-1]], np.uint64)
     split = np.empty(len(sources), np.int8)
     units = _split_units(sources, seed)
     for start in range(0, len(sources), PIECE):
         piece = np.fromiter(islice(units, PIECE), np.uint64)
         split[start : start + PIECE] = np.searchsorted(edges, piece, side="right")
-    _fill_empty_splits(split, sources, names, shares, edges, seed)
-    return names, split
+    _fill_empty_splits(split, sources, shares, seed)
+    return tuple(shares), split
+
+
+def _bounds(shares: Mapping[str, float]) -> np.ndarray:
+    """Where on the line from 0 to 1 each split begins, and where the last ends."""
+    return np.concatenate(([0.0], np.cumsum(list(shares.values()))[:-1], [1.0]))
 
 
 def _split_units(sources: Sources, seed: int) -> Iterator[int]:
@@ -129,55 +124,56 @@ def _split_units(sources: Sources, seed: int) -> Iterator[int]:
             yield hash64(path, key)
 
 
-def _fill_empty_splits(
-    split: np.ndarray,
-    sources: Sources,
-    names: tuple[str, ...],
-    shares: Mapping[str, float],
-    edges: np.ndarray,
-    seed: int,
-) -> None:
+def _fill_empty_splits(split: np.ndarray, sources: Sources, shares: Mapping[str, float], seed: int) -> None:
     """Few images can leave a split without any: give it the nearest ones, or say that it cannot be done.
 
     Only this rule looks at more than one image, so it is the only one that can move an image when others are added;
     it acts on a handful of images only: when a whole split, or a class in the largest split, has none.
     """
-    largest = max(range(len(names)), key=lambda number: shares[names[number]])
-    lows = np.concatenate(([0], edges.astype(np.float64)))
-    highs = np.concatenate((edges.astype(np.float64), [2.0**64]))
-    group = sources.group if len(sources.group) else None
-    units = np.empty(0)
-
-    def take(target: int, candidates: np.ndarray) -> None:
-        nonlocal units
-        if not len(units):
-            units = np.fromiter(_split_units(sources, seed), np.float64, len(sources))
-        middle = (lows[target] + highs[target]) / 2
-        nearest = candidates[np.argmin(np.abs(units[candidates] - middle))]
-        if group is not None and group[nearest]:
-            split[group == group[nearest]] = target
-        else:
-            split[nearest] = target
-
-    counts = np.bincount(split, minlength=len(names))
-    for target in np.flatnonzero(counts == 0):
+    names = tuple(shares)
+    move = _NearestMover(split, sources, shares, seed)
+    for target in np.flatnonzero(np.bincount(split, minlength=len(names)) == 0).tolist():
         donor = int(np.argmax(np.bincount(split, minlength=len(names))))
-        candidates = np.flatnonzero(split == donor)
-        take(int(target), candidates)
+        move(target, np.flatnonzero(split == donor))
     counts = np.bincount(split, minlength=len(names))
     if not counts.all():
-        lacking = names[int(np.argmin(counts))]
         raise UsageError(
-            f"--splits: {len(sources):,} images (or groups) cannot fill {len(names)} splits, "
-            f"{lacking!r} would have none; ask for fewer splits or add images"
+            f"--splits: {count(len(sources), 'image')} (or groups) cannot fill {len(names)} splits, "
+            f"{names[int(np.argmin(counts))]!r} would have none; ask for fewer splits or add images"
         )
+    largest = max(range(len(names)), key=lambda number: shares[names[number]])
     totals = np.bincount(sources.label, minlength=len(sources.labels))
     in_largest = np.bincount(sources.label[split == largest], minlength=len(sources.labels))
     for label in np.flatnonzero((totals > 1) & (in_largest == 0)):
         candidates = np.flatnonzero(sources.label == label)
         crowded = np.bincount(split, minlength=len(names))[split[candidates]] > 1
         if crowded.any():
-            take(largest, candidates[crowded])
+            move(largest, candidates[crowded])
+
+
+@dataclass(eq=False)
+class _NearestMover:
+    """Moves single images, or whole groups, between splits."""
+
+    split: np.ndarray  # changed in place
+    sources: Sources
+    shares: Mapping[str, float]
+    seed: int
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Where each input falls on the line that the shares divide, from 0 to 2**64."""
+        return np.fromiter(_split_units(self.sources, self.seed), np.float64, len(self.sources))
+
+    def __call__(self, target: int, candidates: np.ndarray) -> None:
+        """Give a split the candidate that is nearest to the middle of its share."""
+        low, high = _bounds(self.shares)[target : target + 2] * 2.0**64
+        nearest = candidates[np.argmin(np.abs(self.units[candidates] - (low + high) / 2))]
+        group = self.sources.group
+        if len(group) and group[nearest]:
+            self.split[group == group[nearest]] = target
+        else:
+            self.split[nearest] = target
 
 
 def _shuffled(sources: Sources, seed: int) -> np.ndarray:

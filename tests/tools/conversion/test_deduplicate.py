@@ -35,7 +35,7 @@ def doubled(tmp_path):
     return source
 
 
-def test_exact_duplicates_never_straddle_splits(doubled, tmp_path):
+def test_exact_duplicates_never_lie_in_two_splits(doubled, tmp_path):
     convert(config(doubled, tmp_path / "d", splits=SHARES))
     by_pixels = {}
     for row in rows(tmp_path / "d"):
@@ -66,7 +66,7 @@ def test_duplicates_that_tie_groups_together_take_the_groups_along(tmp_path):
     convert(config(source / "t.csv", tmp_path / "d", splits={"train": 0.5, "test": 0.5}))
     split = {row["path"]: row["split"] for row in rows(tmp_path / "d")}
     for i in range(10):
-        assert len({split[f"class0/img_{4 * i + k:03d}.jpg"] for k in range(4)}) == 1, "a group straddles"
+        assert len({split[f"class0/img_{4 * i + k:03d}.jpg"] for k in range(4)}) == 1, "a group lies in two splits"
         assert split[f"class0/copy{i}.jpg"] == split[f"class0/img_{(4 * i + 4) % 40:03d}.jpg"]
     assert len({split[f"class0/img_{4 * i:03d}.jpg"] for i in range(4)}) == 1
 
@@ -105,9 +105,9 @@ def test_conflicting_labels_and_cross_split_pairs_are_reported_first(tmp_path, c
     near = cv2.imread(str(source / "train" / "class1" / "img_003.jpg"))
     cv2.imwrite(str(source / "test" / "class1" / "near.jpg"), cv2.convertScaleAbs(near, alpha=0.9, beta=5))
     convert(config(source, tmp_path / "d", report=True))
-    said = capsys.readouterr().err
-    assert "1 set of equal images with different labels" in said
-    assert "1 set of equal images in several splits" in said
+    message = capsys.readouterr().err
+    assert "1 set of equal images with different labels" in message
+    assert "1 set of equal images in several splits" in message
     page = (tmp_path / "d" / "report.html").read_text()
     order = [page.index(name) for name in ("leak.jpg", "conflict.jpg", "same.jpg")]
     assert order == sorted(order)
@@ -116,21 +116,21 @@ def test_conflicting_labels_and_cross_split_pairs_are_reported_first(tmp_path, c
 
 
 @pytest.fixture(scope="module")
-def dirty(tmp_path_factory):
+def malformed(tmp_path_factory):
     from shardline.tools.malformed_images import write
 
-    folder = tmp_path_factory.mktemp("dirty") / "s"
+    folder = tmp_path_factory.mktemp("malformed") / "s"
     class_folders(folder, 1, 4)
     (folder / "corpus").mkdir()
     write(folder / "corpus")
     return folder
 
 
-def test_every_input_of_the_dirty_corpus_has_a_row_and_the_ledger_holds(dirty, tmp_path):
+def test_every_malformed_image_has_a_row_and_the_ledger_holds(malformed, tmp_path):
     result = Run(
         "shardline.tools.convert",
         "--source",
-        dirty,
+        malformed,
         "--output",
         tmp_path / "d",
         "--min_side",
@@ -142,7 +142,7 @@ def test_every_input_of_the_dirty_corpus_has_a_row_and_the_ledger_holds(dirty, t
     assert result.code == 0, result.stderr
     manifest, found = Manifest.load(tmp_path / "d"), rows(tmp_path / "d")
     account = manifest.ledger
-    names = sorted(f"{folder.name}/{entry.name}" for folder in dirty.iterdir() for entry in folder.iterdir())
+    names = sorted(f"{folder.name}/{entry.name}" for folder in malformed.iterdir() for entry in folder.iterdir())
     assert sorted(row["path"] for row in found) == names
     assert account.inputs == len(names)
     assert Counter(row["status"] for row in found) == Counter(
@@ -162,8 +162,8 @@ def test_every_input_of_the_dirty_corpus_has_a_row_and_the_ledger_holds(dirty, t
     assert [e.filename for e in records(tmp_path / "d", "train")][one["record"]] == "class0/img_000.jpg"
 
 
-def test_too_many_bad_images_end_the_run(dirty, tmp_path):
-    args = ["--source", dirty, "--output", tmp_path / "d", "--size", 64, "--noreport", "--engine", "inline"]
+def test_too_many_bad_images_end_the_run(malformed, tmp_path):
+    args = ["--source", malformed, "--output", tmp_path / "d", "--size", 64, "--noreport", "--engine", "inline"]
     result = Run("shardline.tools.convert", *args, "--max_bad_fraction", 0.2)
     assert (result.code, len(result.stderr.strip().splitlines())) == (1, 1)
     assert "--max_bad_fraction=0.2" in result.stderr
@@ -199,12 +199,14 @@ def test_filters_are_counted_apart(tmp_path):
     assert (manifest.ledger.written, manifest.ledger.filtered, manifest.ledger.quarantined) == (5, 1, 0)
 
 
-def test_dry_run_predicts_and_writes_nothing(dirty, tmp_path):
-    result = Run("shardline.tools.convert", "--source", dirty, "--dry_run", "--size", 64, "--output", tmp_path / "d")
+def test_a_dry_run_estimates_and_writes_nothing(malformed, tmp_path):
+    result = Run(
+        "shardline.tools.convert", "--source", malformed, "--dry_run", "--size", 64, "--output", tmp_path / "d"
+    )
     assert result.code == 0, result.stderr
     assert not (tmp_path / "d").exists()
     assert "2 classes: train" in result.stdout
-    manifest = convert(config(dirty, tmp_path / "e", size=64))
+    manifest = convert(config(malformed, tmp_path / "e", size=64))
     size = sum(split.bytes for split in manifest.splits.values())
     assert f"estimated: {size / 1e6:,.1f} MB" in result.stdout  # all of it was sampled
     assert f"{manifest.ledger.quarantined / manifest.ledger.inputs:.1%} bad" in result.stdout

@@ -91,11 +91,11 @@ def test_a_worker_killed_again_and_again_ends_the_run_with_the_input():
 
 
 @pytest.mark.parametrize(
-    ("does", "error", "said"), [("fail", Failure, "as asked"), ("bug", RuntimeError, "ZeroDivision")]
+    ("does", "error", "message"), [("fail", Failure, "as asked"), ("bug", RuntimeError, "ZeroDivision")]
 )
-def test_errors_in_a_worker_end_the_run_and_every_worker(tmp_path, does, error, said):
+def test_errors_in_a_worker_end_the_run_and_every_worker(tmp_path, does, error, message):
     tasks = [Toy(0, str(tmp_path), ("sleep",)), Toy(1, str(tmp_path), ("", does))]
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         run(tasks, workers=2)
     assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
@@ -115,9 +115,9 @@ def test_ray_runs_every_task_once():
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("does", "said"), [("fail", "as asked"), ("crash", r"lost the shard of toy1\[0\] 4 times .*--engine=processes")]
+    ("does", "message"), [("fail", "as asked"), ("crash", r"lost the shard of toy1\[0\] 4 times .*--engine=processes")]
 )
-def test_errors_on_ray_end_the_run(does, said):
+def test_errors_on_ray_end_the_run(does, message):
     pytest.importorskip("ray")
-    with pytest.raises(Failure, match=said):
+    with pytest.raises(Failure, match=message):
         run([Toy(0), Toy(1, does=("", does))], engine="ray", workers=2)

@@ -111,9 +111,9 @@ def test_ray_leaves_nothing_running_and_gives_the_same_bytes(source, whole, tmp_
     assert not alive, "orphans"
     assert not (output / "manifest.json").exists()
     again = start(source, output, "--engine", "ray")
-    said = again.communicate(timeout=120)[1]
-    assert again.returncode == 0, said
-    assert "continuing: " in said
+    message = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, message
+    assert "continuing: " in message
     assert shard_hashes(output) == whole
 
 
@@ -149,9 +149,9 @@ def test_a_full_disk_ends_in_one_line_and_can_be_continued(source, whole, tmp_pa
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     process = start(source, output, preexec_fn=small_disk)
-    _, said = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert len(said.strip().splitlines()) == 1 and "File too large; free some space" in said, said
+    assert len(message.strip().splitlines()) == 1 and "File too large; free some space" in message, message
     assert not (output / "manifest.json").exists()
     convert(config(source, output, shards=SHARDS))
     assert shard_hashes(output) == whole

@@ -33,7 +33,7 @@ def test_classes_are_sorted_as_text_and_files_in_order(tmp_path):
     assert sources.size.tolist() == [4, 3, 3, 7, 7]
 
 
-def test_hidden_files_and_droppings_are_no_inputs(tmp_path):
+def test_hidden_files_and_those_of_file_managers_are_no_inputs(tmp_path):
     sources = scan(touch(tmp_path, "a/1.jpg", "a/.DS_Store", "a/Thumbs.db", ".git/x", "__MACOSX/y", "a/notes.txt"))
     assert list(sources.paths()) == [b"a/1.jpg", b"a/notes.txt"]  # what is in a note is for the worker to find
 
@@ -116,7 +116,7 @@ def test_tables(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no column 'path'"),
         ("file,label\n", "no column 'path'"),
@@ -128,10 +128,10 @@ def test_tables(tmp_path, suffix):
         ('path,label\n"a.jpg,x\n', "line 2"),
     ],
 )
-def test_tables_that_are_refused(tmp_path, text, said):
+def test_tables_that_are_refused(tmp_path, text, message):
     touch(tmp_path, "a.jpg")
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         scan(str(tmp_path / "t.csv"))
 
 
@@ -164,8 +164,8 @@ def test_prepared_tfds_datasets_are_inputs(tmp_path):
     for split in again.splits:
         images = lambda directory: sorted((e.label, bytes(e.image)) for e in records(directory, split))  # noqa: B023, E731
         assert images(tmp_path / "d") == images(prepared)
-    for wrong, said in [("tfds:other", "no folder"), ("tfds:mine:2.0.0", "no version 2.0.0")]:
-        with pytest.raises(UsageError, match=said):
+    for wrong, message in [("tfds:other", "no folder"), ("tfds:mine:2.0.0", "no version 2.0.0")]:
+        with pytest.raises(UsageError, match=message):
             scan(wrong, tfds_dir=str(tmp_path / "tfds"))
 
 

@@ -26,8 +26,8 @@ def listing(names, groups=None):
 
 
 def plan(sources, shares=SHARES, **changes):
-    settings = {"name": "n", "seed": 0, "shards": 0, "shard_bytes": 10**6, "record_bytes": 1000, "options": {}}
-    return make_plan(sources, shares=shares, **(settings | changes))
+    config = ConvertConfig(source="s", output="d", splits=shares, **({"shard_mb": 1} | changes))
+    return make_plan(config, sources, record_bytes=1000)
 
 
 def assignment(sources, **changes):
@@ -69,7 +69,7 @@ def test_another_seed_is_another_split_and_order():
     assert one.digest != other.digest
 
 
-def test_groups_never_straddle():
+def test_groups_never_lie_in_two_splits():
     groups = [1 + i // 7 for i in range(700)]
     sources = listing(numbered(7, 100), groups)
     made = plan(sources)
