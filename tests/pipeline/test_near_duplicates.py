@@ -27,7 +27,7 @@ def families(count, centers, seed=0):
 
 @pytest.mark.parametrize("most", [MAX_BITS, 6])
 @pytest.mark.parametrize("across_only", [False, True])
-@pytest.mark.parametrize("sample", [planted(3000, 400), families(2000, 10)], ids=["copies", "families"])
+@pytest.mark.parametrize("sample", [planted(3000, 400), families(3000, 10)], ids=["copies", "families"])
 def test_finds_exactly_the_pairs_that_comparing_all_with_all_finds(sample, most, across_only):
     hashes, splits = sample
     inputs = np.arange(len(hashes)) + 7
@@ -35,7 +35,7 @@ def test_finds_exactly_the_pairs_that_comparing_all_with_all_finds(sample, most,
     near = (bits <= most) & ((splits[:, None] != splits[None, :]) | (not across_only))
     expected = {(int(a) + 7, int(b) + 7, int(bits[a, b])) for a, b in np.argwhere(near) if a < b}
     found = near_duplicates(hashes, inputs, splits, bits=most, across_only=across_only)
-    assert len(expected) > 50
+    assert len(expected) > 30
     assert {(pair.first, pair.second, pair.bits) for pair in found} == expected
     assert [(not p.across_splits, p.bits) for p in found] == sorted((not p.across_splits, p.bits) for p in found)
     assert all(p.across_splits == (splits[p.first - 7] != splits[p.second - 7]) for p in found)
