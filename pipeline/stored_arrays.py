@@ -162,4 +162,4 @@ def _crc(path: Path) -> bytes:
         end = len(data) - _CRC_BYTES
         for start in range(0, end, _CHUNK_BYTES):
             checksum.update(data[start : min(start + _CHUNK_BYTES, end)])
-    return checksum.hexdigest()
+    return bytes(checksum.hexdigest())

@@ -137,7 +137,8 @@ def _draw_file(folder: Path, task: Task, seed: int) -> None:
 def _jpeg(image: np.ndarray, quality: int) -> bytes:
     import simplejpeg
 
-    return simplejpeg.encode_jpeg(image, quality, "RGB", "420")
+    data: bytes = simplejpeg.encode_jpeg(image, quality, "RGB", "420")
+    return data
 
 
 def _png(image: np.ndarray, quality: int) -> bytes:
@@ -166,7 +167,8 @@ def _cmyk(image: np.ndarray, quality: int) -> bytes:
     import simplejpeg
 
     no_black = np.full((*image.shape[:2], 1), 255, np.uint8)
-    return simplejpeg.encode_jpeg(np.concatenate([image, no_black], axis=2), quality, "CMYK", "444")
+    data: bytes = simplejpeg.encode_jpeg(np.concatenate([image, no_black], axis=2), quality, "CMYK", "444")
+    return data
 
 
 DIFFICULT = {"truncated": _truncated, "sideways": _sideways, "cmyk": _cmyk, "really-a-png": _png}

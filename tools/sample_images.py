@@ -226,7 +226,8 @@ def _background(rng: Generator, height: int, width: int) -> np.ndarray:
         waves = along + 0.05 * _noise(rng, x.shape, short / 3)
         stripes = np.clip(3 * np.sin(TAU * waves / rng.uniform(0.05, 0.4)), -1, 1) * rng.uniform(0, 0.5)
         grain = 0.08 * _noise(rng, x.shape, 3) + 0.12 * _noise(rng, x.shape, short / rng.uniform(3, 40))
-        return (first + (second - first) * (0.5 + stripes)[..., None]) * (1 + grain)[..., None]
+        striped: np.ndarray = (first + (second - first) * (0.5 + stripes)[..., None]) * (1 + grain)[..., None]
+        return striped
     blend = np.clip(along + 0.3 * _noise(rng, x.shape, short / 2), 0, 1)
     image = np.ascontiguousarray(first + (second - first) * blend[..., None])
     hue = rng.uniform(0, 360)
@@ -276,7 +277,8 @@ def _shade(relief: _Relief, light: np.ndarray) -> np.ndarray:
     length = np.sqrt(slope_x**2 + slope_y**2 + 1)
 
     def facing(towards: np.ndarray) -> np.ndarray:
-        return np.maximum((towards[2] - slope_x * towards[0] - slope_y * towards[1]) / length, 0)
+        light: np.ndarray = np.maximum((towards[2] - slope_x * towards[0] - slope_y * towards[1]) / length, 0)
+        return light
 
     half = light + np.array([0, 0, 1])  # Blinn: between the light and a viewer straight above
     highlight = relief.gloss * facing(half / np.linalg.norm(half)) ** 40
@@ -292,7 +294,8 @@ def _develop(rng: Generator, image: np.ndarray) -> NDArray[np.uint8]:
     image = _blur(image * gain[..., None] * balance.astype(np.float32), float(rng.choice([0.0, 0.5, 0.8, 1.2, 1.8])))
     image = image / (1 + 0.5 * np.maximum(image - 0.75, 0))  # highlights roll off
     image = image + rng.uniform(0.004, 0.035) * rng.standard_normal(image.shape, dtype=np.float32)
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    levels: np.ndarray = np.clip(image, 0, 1) * 255 + 0.5
+    return levels.astype(np.uint8)
 
 
 # --- small tools ------------------------------------------------------------------------------------------------------
@@ -301,7 +304,8 @@ def _develop(rng: Generator, image: np.ndarray) -> NDArray[np.uint8]:
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     """Hue in degrees, the rest in 0..1 -> RGB in 0..1."""
     pixel = np.array([[[hue % 360, np.clip(saturation, 0, 1), np.clip(value, 0, 1)]]], np.float32)
-    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
+    rgb: np.ndarray = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
+    return rgb
 
 
 def _noise(rng: Generator, shape: tuple[int, ...], cell: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -251,7 +252,7 @@ def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProg
 def _start_ray(workers: int) -> ModuleType:
     """The module, connected to the cluster of RAY_ADDRESS, or to one on this machine where there is none."""
     try:
-        import ray
+        ray = importlib.import_module("ray")
     except ImportError:
         raise UsageError("--engine=ray needs Ray: pip install 'shardline[ray]'") from None
 

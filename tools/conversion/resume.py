@@ -44,7 +44,9 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored and compared."""
-        return json.loads(json.dumps({**self.options, "versions": self.versions, "sources": self.sources}))
+        content = {**self.options, "versions": self.versions, "sources": self.sources}
+        stored: dict[str, Any] = json.loads(json.dumps(content))
+        return stored
 
 
 @dataclass(frozen=True)
