@@ -83,9 +83,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         run = load_run(str(directory), config.checkpoint or None)
     evaluation = measure(config, run, devices, data, calibration_split)
     evaluation.metrics.update(
-        run=str(directory),
+        run=str(directory.absolute()),
         checkpoint=config.checkpoint,
-        data=str(data.directory),
+        data=str(data.directory.absolute()),
         digest=data.manifest.digest,
         tta=config.tta,
         batch_size=config.batch_size,

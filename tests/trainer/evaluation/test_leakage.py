@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shardline import pipeline
-from shardline.trainer import cluster
+from shardline.trainer.cluster import create_cluster
 from shardline.trainer.evaluation import leakage
 from shardline.trainer.evaluation.leakage import Leakage
 from shardline.trainer.run_dir import Run
@@ -110,7 +110,7 @@ def test_neighbors_that_are_the_same_image_are_confirmed_by_their_pixels(sides):
 
 def test_the_nearest_neighbor_by_features_of_a_copy_is_its_original(sides, loaded_run):
     (test, train), (evaluated, training) = sides
-    pairs = leakage.neighbors(loaded_run, cluster.start("one_device", 0), test, train, 8)
+    pairs = leakage.neighbors(loaded_run, create_cluster("one_device", 0), test, train, 8)
     nearest = {}
     for record, train_record in pairs:
         nearest.setdefault(record, train_record)
