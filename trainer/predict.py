@@ -96,9 +96,7 @@ def main(config: PredictConfig) -> None:
         sys.stdout.buffer.write(as_bytes(rows, form, num_listed(config)))
     unreadable = sum(bool(row.error) for row in rows)
     if unreadable == len(rows):
-        raise Failure(
-            f"no image could be read of {count(len(rows), 'file')}; the first, {rows[0].path}: {rows[0].error}"
-        )
+        raise Failure(f"no prediction of {count(len(rows), 'file')}; the first, {rows[0].path}: {rows[0].error}")
     where = f" -> {target}" if target else ""
     print(f"{len(rows) - unreadable} predicted, {unreadable} unreadable{where}", file=sys.stderr)
 
@@ -208,7 +206,7 @@ def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction]], num_
     tiles: list[tuple[np.ndarray | None, str, str]] = []
     for image, row in shown:
         name = shorten_middle(os.path.basename(row.path), 30)
-        if image is None:
+        if row.error:
             tiles.append((None, "unreadable", f"{name}\n{shorten_middle(row.error, 34)}"))
         else:
             tiles.append((image, f"{shorten_middle(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))

@@ -73,7 +73,7 @@ def test_from_python_it_returns_the_rows_it_writes(photos, tiny_run, tmp_path):
 def test_nothing_readable_is_a_failure_that_says_why(photos, tiny_run, tmp_path):
     line = refusal("shardline.trainer.predict", "--run", tiny_run, "--input", photos / "a" / "truncated.jpg",
                    "--output", tmp_path / "rows.jsonl", code=1)  # fmt: skip
-    assert "no image could be read of 1 file; the first" in line and "truncated.jpg: " in line
+    assert "no prediction of 1 file; the first" in line and "truncated.jpg: " in line
     assert json.loads((tmp_path / "rows.jsonl").read_text())["error"]  # a row all the same
 
 

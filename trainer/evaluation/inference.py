@@ -118,7 +118,7 @@ def predict_split(
       model: what to run instead of the run's own model, e.g. one that ends at the features.
 
     Raises:
-      Failure: no record can be read.
+      Failure: no record can be read, or the model's outputs are not finite.
     """
     num_stored, replicas = data.num_records(split), devices.replicas
     config = input_config(run, batch_size=batch_size, replicas=replicas, tta=tta)
@@ -135,6 +135,8 @@ def predict_split(
     records, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(records):
         raise Failure(f"--split={split}: none of its {num_stored} records could be read; restore the shards")
+    if not np.isfinite(probabilities).all():
+        raise Failure(f"the model's outputs on {split} are not finite; training diverged: name an earlier --checkpoint")
     order = np.argsort(records, kind="stable")
     assert len(np.unique(records)) == len(records), "a record was evaluated twice"
     return Predictions(records[order], labels[order].astype(np.int64), probabilities[order], num_stored)
@@ -196,5 +198,7 @@ def _load(path: str, run: Run, options: ImageOptions) -> tuple[np.ndarray | None
 
 
 def _best(path: str, run: Run, probabilities: np.ndarray, top: int) -> FilePrediction:
+    if not np.isfinite(probabilities).all():
+        return FilePrediction(path, error="the model's outputs are not finite")
     classes = np.argsort(-probabilities, kind="stable")[:top]
     return FilePrediction(path, tuple(run.labels[c] for c in classes), tuple(float(probabilities[c]) for c in classes))

@@ -19,12 +19,12 @@ def label_ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank of each record's own label, 0 = most probable; top-k accuracy is the share of ranks below k.
 
     Among equal probabilities the lower class comes first, as in `np.argmax`, so a constant prediction is right for
-    class 0 only, never for every class.
+    class 0 only, never for every class. A label whose probability is NaN comes last.
     """
-    rows = np.arange(len(labels))
-    own = probabilities[rows, labels][:, None]
-    lower_class = np.arange(probabilities.shape[1])[None, :] < np.asarray(labels)[:, None]
-    ranks: np.ndarray = np.sum((probabilities > own) | ((probabilities == own) & lower_class), axis=1)
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    not_lower_class = np.arange(probabilities.shape[1])[None, :] >= np.asarray(labels)[:, None]
+    after_it = (probabilities < own) | ((probabilities == own) & not_lower_class)
+    ranks: np.ndarray = np.sum(~after_it, axis=1)
     return ranks
 
 

@@ -1,11 +1,16 @@
 """Inference is the model, with or without XLA, averaged over the crops of an image."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from shardline import pipeline
+from shardline.pipeline.errors import Failure
 from shardline.trainer.cluster import create_cluster
-from shardline.trainer.evaluation.inference import DistributedModel
+from shardline.trainer.evaluation.inference import DistributedModel, predict_files, predict_split
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +35,13 @@ def test_crops_of_an_image_are_averaged(model, jit):
     assert five == pytest.approx(single.mean(1), abs=1e-5)
     assert flipped == pytest.approx((single[:, 0] + flipped_crops[:, 0]) / 2, abs=1e-5)
     assert np.abs(plain - flipped).max() > 0.01
+
+
+def test_a_diverged_model_is_refused_and_never_right(loaded_run, tiny_data):
+    diverged = replace(loaded_run, model=lambda images, training: tf.fill((images.shape[0], 3), np.float32(np.nan)))
+    data, devices = pipeline.open_dataset(tiny_data), create_cluster("one_device", 0)
+    with pytest.raises(Failure, match="outputs on test are not finite; training diverged: name an earlier checkpoint"):
+        predict_split(diverged, devices, data, "test", batch_size=8)
+    file = str(next((tiny_data.parent / "raw" / "test" / "red").iterdir()))
+    ((row, _),) = predict_files(diverged, [file], top=3, batch_size=8)
+    assert (row.labels, row.error) == ((), "the model's outputs are not finite")

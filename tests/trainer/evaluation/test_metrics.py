@@ -10,9 +10,11 @@ import scipy.optimize
 import scipy.stats
 import sklearn.calibration
 import sklearn.metrics
+import tensorflow as tf
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from shardline.trainer import step
 from shardline.trainer.evaluation import metrics
 
 
@@ -67,6 +69,19 @@ def test_top_k_is_scikit_learns_and_of_equal_scores_the_lower_class_comes_first(
         )
         assert top_k(probabilities, labels, k) == pytest.approx(theirs)
     assert top_k(probabilities, labels, 1) == np.mean(probabilities.argmax(1) == labels)
+
+
+@given(predictions(), st.integers(0, 29))
+@settings(max_examples=20, deadline=None)
+def test_the_training_step_ranks_by_the_same_rule(drawn, broken):
+    probabilities, labels = drawn
+    probabilities[broken % len(labels), 0] = np.nan
+    theirs = step.label_ranks(tf.constant(probabilities, tf.float32), tf.constant(labels)).numpy()
+    assert (metrics.label_ranks(probabilities.astype(np.float32), labels) == theirs).all()
+
+
+def test_a_label_without_a_probability_is_never_right():
+    assert metrics.label_ranks(np.full((1, 4), np.nan), np.array([2])).tolist() == [4]
 
 
 def test_a_constant_prediction_is_right_for_one_class_alone():
