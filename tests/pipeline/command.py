@@ -47,7 +47,7 @@ class CommandConfig(BaseConfig):
 def main(config: CommandConfig) -> None:
     """Do what `--fail` says, or print the config."""
     if config.fail == "usage":
-        raise UsageError("--fail=usage: wrong\n  use another \x1b[31m")
+        raise UsageError("--fail=usage: wrong; use another \x1b[31m")
     if config.fail == "failure":
         raise Failure("it broke; try --fail=usage")
     if config.fail == "os":

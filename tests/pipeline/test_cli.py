@@ -35,7 +35,7 @@ def run_alone(*args):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        (["--fail=usage"], 2, "--fail=usage: wrong use another \\x1b[31m"),
+        (["--fail=usage"], 2, "--fail=usage: wrong; use another \\x1b[31m"),
         (["--fail=failure"], 1, "it broke; try --fail=usage"),
         (["--fail=os"], 1, "[Errno 2] No such file or directory: '/nonexistent/file'"),
         (["--fail=stop"], 130, "interrupted"),
