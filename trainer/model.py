@@ -1,9 +1,9 @@
 """The network: VGG16 after its own input normalization, a head, and what each phase trains.
 
 The convolutions are keras.applications.VGG16's and see what it was trained on: BGR minus the ImageNet mean. From
-scratch they see that divided by the spread of pixels: else the first kernel, 58 times smaller than it should be, gets
-gradients so large that clipping leaves nothing of all others. The normalization is part of the model, so every caller
-feeds uint8 RGB.
+scratch they see that divided by the standard deviation of pixels. Without the division the first kernel would have to
+be 58 times smaller than He's initialization, and its gradients so large that clipping by the global norm would stop all
+others from learning. The normalization is part of the model, so every caller feeds uint8 RGB.
 """
 
 from __future__ import annotations
@@ -164,20 +164,12 @@ def create_network(config: NetworkConfig) -> Network:
 
 
 def _create_network(config: NetworkConfig) -> Network:
-    size, scale = config.image_size, config.input_scale
-    pool = (
-        keras.layers.GlobalAveragePooling2D(name="pool")
-        if config.head == "gap"
-        else keras.layers.Flatten(name="flatten")
-    )
-    normalize = keras.layers.Rescaling(
-        1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALIZATION
-    )
-    stack = [*_convolutions(size, config.width), pool]
-    hidden = _hidden_layers(config.head, config.width)
+    size, stack, hidden = config.image_size, _feature_layers(config), _hidden_layers(config.head, config.width)
+    normalize = _normalization(config.input_scale)
     # float32 from here on: sums over classes lose too much in 16 bits.
     logits = keras.layers.Dense(config.classes, dtype="float32", name="predictions")
     softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
+    position = keras.Input((), dtype="int64", name="position")
 
     def features(image: KerasTensor, layers: list[keras.Layer]) -> KerasTensor:
         x = normalize(keras.ops.flip(image, axis=-1))  # RGB to BGR
@@ -192,8 +184,6 @@ def _create_network(config: NetworkConfig) -> Network:
             x = drop(layer(x), index)
         return logits(x)
 
-    position = keras.Input((), dtype="int64", name="position")
-
     def keyed(x: KerasTensor, index: int) -> KerasTensor:
         key = int(np.random.SeedSequence([config.seed, 0xD0, index]).generate_state(1)[0])
         return KeyedDropout(config.dropout, key, name=f"keyed_dropout_{index}")([x, position])
@@ -202,17 +192,27 @@ def _create_network(config: NetworkConfig) -> Network:
         return keras.layers.Dropout(config.dropout, name=f"dropout_{index}")(x)
 
     served = keras.Input((size, size, 3), dtype="uint8", name="image")
-    serve = keras.Model(served, softmax(classify(features(served, stack), builtin)), name="vgg16")
     trained = keras.Input((size, size, 3), dtype="float32", name="image")
     found = features(trained, [MaxPooling2x2(name=x.name) if _pools(x) else x for x in stack])
     cached = keras.Input(found.shape[1:], dtype="float32", name="features")
     return Network(
         train=keras.Model([trained, position], classify(found, keyed)),
-        serve=serve,
+        serve=keras.Model(served, softmax(classify(features(served, stack), builtin)), name="vgg16"),
         backbone=keras.Model(trained, found),
         head=keras.Model([cached, position], classify(cached, keyed)),
-        input_scale=scale,
+        input_scale=config.input_scale,
     )
+
+
+def _normalization(scale: float) -> keras.Layer:
+    return keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALIZATION)
+
+
+def _feature_layers(config: NetworkConfig) -> list[keras.Layer]:
+    """The convolutions, and what makes a vector of their output."""
+    gap = keras.layers.GlobalAveragePooling2D
+    last = gap(name="pool") if config.head == "gap" else keras.layers.Flatten(name="flatten")
+    return [*_convolutions(config.image_size, config.width), last]
 
 
 def _pools(layer: keras.Layer) -> bool:

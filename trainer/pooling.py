@@ -8,7 +8,6 @@ Windows that do not overlap need none of that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,18 +16,18 @@ import tensorflow as tf
 class MaxPooling2x2(keras.layers.Layer):
     """keras.layers.MaxPooling2D() in the same bits, values and gradients; for NHWC images."""
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[b, h, w, c] to [b, h // 2, w // 2, c]; an odd last row or column is left out."""
         return max_pool_2x2(inputs)
 
 
 @tf.custom_gradient
-def max_pool_2x2(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+def max_pool_2x2(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Largest value of each 2×2 window of [b, h, w, c]; its gradient goes to the first pixel that has that value."""
     y = tf.nn.max_pool2d(x, 2, 2, "VALID")
     height, width = y.shape[1:3]
 
-    def gradient(dy: Any) -> Any:
+    def gradient(dy: tf.Tensor) -> tf.Tensor:
         taken = tf.zeros_like(y, tf.bool)
         parts = []
         for row in (0, 1):

@@ -83,7 +83,7 @@ class TrainState:
 
     def begin_phase(self, setup: TrainSetup, network: Network, span: PhaseSpan) -> None:
         """Take fresh slots for what trains in a later phase. Its step must be created anew, too."""
-        self.optimizer, self.phase = create_optimizer(setup, network, span), span.index
+        self.optimizer, self.phase = create_optimizer(setup, network, span, self.ema_weights), span.index
 
 
 def create_train_state(setup: TrainSetup, span: PhaseSpan) -> tuple[Network, TrainState, TrainStep]:
@@ -91,23 +91,21 @@ def create_train_state(setup: TrainSetup, span: PhaseSpan) -> tuple[Network, Tra
     with setup.cluster.strategy.scope():
         network = initial_network(setup)
         averaged = network.weights if setup.config.ema else {}
-        state = TrainState(
-            weights=network.weights,
-            ema_weights={path: tf.Variable(variable, trainable=False) for path, variable in averaged.items()},
-            optimizer=create_optimizer(setup, network, span),
-            loss_scale=LossScale(),
-            phase=span.index,
-        )
+        ema_weights = {path: tf.Variable(variable, trainable=False) for path, variable in averaged.items()}
+        optimizer = create_optimizer(setup, network, span, ema_weights)
+        state = TrainState(network.weights, ema_weights, optimizer, LossScale(), span.index)
     return network, state, create_step(setup, network, state)
 
 
-def create_optimizer(setup: TrainSetup, network: Network, span: PhaseSpan) -> Optimizer:
+def create_optimizer(
+    setup: TrainSetup, network: Network, span: PhaseSpan, ema_weights: Mapping[str, tf.Variable]
+) -> Optimizer:
     """Fresh slots for what trains in a phase; blocks farther from the head learn slower by --block_lr_decay."""
     variables = network.trained(span.phase.part)
     decay = setup.config.block_lr_decay
     rates = {path: decay ** LAYER_GROUPS.index(layer_group(path)) for path in variables}
     with setup.cluster.strategy.scope():
-        return Optimizer(variables, step_config(setup), rates)
+        return Optimizer(variables, step_config(setup), rates, ema_weights)
 
 
 def create_step(setup: TrainSetup, network: Network, state: TrainState, forward: Forward | None = None) -> TrainStep:
@@ -117,6 +115,5 @@ def create_step(setup: TrainSetup, network: Network, state: TrainState, forward:
         forward or train_forward(setup, network),
         state.optimizer,
         state.loss_scale,
-        state.ema_weights,
         step_config(setup),
     )

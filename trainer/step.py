@@ -41,12 +41,22 @@ class Optimizer:
     """Slots of the variables that train, and the update that uses them. Lives for one phase."""
 
     def __init__(
-        self, variables: Mapping[str, tf.Variable], config: StepConfig, rates: Mapping[str, float] | None = None
+        self,
+        variables: Mapping[str, tf.Variable],
+        config: StepConfig,
+        rates: Mapping[str, float] | None = None,
+        ema_weights: Mapping[str, tf.Variable] | None = None,
     ) -> None:
-        """Create inside `strategy.scope()`. `rates` multiply the learning rate, variable by variable."""
+        """Create inside `strategy.scope()`.
+
+        Args:
+          rates: multiply the learning rate, variable by variable.
+          ema_weights: moving averages of the variables, with `config.ema`.
+        """
         self.config = config
-        self.rates = {path: 1.0 for path in variables} | dict(rates or {})
         self.variables = dict(variables)
+        self.rates = {path: 1.0 for path in variables} | dict(rates or {})
+        self.ema_weights = dict(ema_weights or {})
         names = ("momentum",) if config.optimizer == "sgd" else ("first", "second")
         self.slots = {
             path: [tf.Variable(tf.zeros(v.shape), trainable=False, name=name) for name in names]
@@ -58,6 +68,24 @@ class Optimizer:
         """Everything a restart needs, by name."""
         named = {f"{path}/{slot.name.split(':')[0]}": slot for path, slots in self.slots.items() for slot in slots}
         return named | {"updates": self.updates}
+
+    def apply(self, strategy: tf.distribute.Strategy, gradients: Sequence[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
+        """In cross-replica context: update each variable, its slots and its moving average on every device. True."""
+        self.updates.assign_add(1.0)
+        updates = tf.identity(self.updates)
+        for (path, variable), gradient in zip(self.variables.items(), gradients, strict=True):
+
+            def update(
+                variable: tf.Variable, gradient: tf.Tensor, mean: tf.Variable, *slots: tf.Variable, path: str = path
+            ) -> None:
+                self.update(path, variable, slots, gradient, rate, updates)
+                if self.config.ema:
+                    difference, share = mean - variable, 1 - self.config.ema
+                    tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=share, delta=difference)
+
+            arguments = (gradient, self.ema_weights.get(path), *self.slots[path])
+            strategy.extended.update(variable, update, args=arguments)
+        return tf.constant(True)
 
     def update(
         self,
@@ -126,7 +154,6 @@ def create_train_step(
     forward: Forward,
     optimizer: Optimizer,
     loss_scale: LossScale,
-    ema_weights: Mapping[str, tf.Variable],
     config: StepConfig,
 ) -> TrainStep:
     """The step as one tf.function: (distributed batch, learning rate, stop) -> numbers to report.
@@ -140,16 +167,10 @@ def create_train_step(
     # XLA compiles the pure part only: around all-reduce or variable updates it fails under a strategy.
     compute = tf.function(pure, jit_compile=config.jit, autograph=False)
 
-    def replica_step(
-        batch: Batch, scale: tf.Tensor, stop: tf.Tensor
-    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor], tf.Tensor]:
+    def replica_step(batch: Batch, scale: tf.Tensor, stop: tf.Tensor) -> tuple[list[tf.Tensor], Batch, tf.Tensor]:
         gradients, sums, losses = compute(batch, scale)
         gradients, report = _reduce(gradients, tf.concat([sums, [stop]], 0), scale, config)
         return gradients, report, losses
-
-    def apply(gradients: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
-        _apply(strategy, optimizer, ema_weights, config.ema, gradients, rate)
-        return tf.constant(True)
 
     @tf.function(autograph=False)
     def train_step(batch: Batch, rate: tf.Tensor, stop: tf.Tensor | float = 0.0) -> dict[str, tf.Tensor]:
@@ -158,7 +179,7 @@ def create_train_step(
         report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
         finite = tf.math.is_finite(report["norm"]) & tf.math.is_finite(report["loss"])
         # The same decision on every replica, because it is made on the reduced gradients.
-        tf.cond(finite, lambda: apply(gradients, rate), lambda: tf.constant(False))
+        tf.cond(finite, lambda: optimizer.apply(strategy, gradients, rate), lambda: tf.constant(False))
         if config.loss_scaling:
             loss_scale.update(finite)
         return report | {"finite": finite, "scale": scale, "losses": losses}
@@ -231,30 +252,6 @@ def _reduce(
         "stop": stop,
     }
     return [gradient * unscale for gradient in gradients], report
-
-
-def _apply(
-    strategy: tf.distribute.Strategy,
-    optimizer: Optimizer,
-    ema_weights: Mapping[str, tf.Variable],
-    ema: float,
-    gradients: Sequence[tf.Tensor],
-    rate: tf.Tensor,
-) -> None:
-    """In cross-replica context: update each variable, its slots and its moving average on every device."""
-    optimizer.updates.assign_add(1.0)
-    updates = tf.identity(optimizer.updates)
-    for (path, variable), gradient in zip(optimizer.variables.items(), gradients, strict=True):
-
-        def update(
-            variable: tf.Variable, gradient: tf.Tensor, mean: tf.Variable, *slots: tf.Variable, path: str = path
-        ) -> None:
-            optimizer.update(path, variable, slots, gradient, rate, updates)
-            if ema:
-                difference = mean - variable
-                tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=1 - ema, delta=difference)
-
-        strategy.extended.update(variable, update, args=(gradient, ema_weights.get(path), *optimizer.slots[path]))
 
 
 def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -73,16 +73,16 @@ class Bench:
             for variable in self.weights.values():
                 variable.assign(draw.normal(size=variable.shape).astype(np.float32))
             config = step.StepConfig(global_batch_size=BATCH, class_weights=class_weights, **options)
-            self.optimizer = step.Optimizer(self.weights, config)
-            self.scale = step.LossScale()
             ema = self.weights if config.ema else {}
             self.ema_weights = {path: tf.Variable(v, trainable=False) for path, v in ema.items()}
+            self.optimizer = step.Optimizer(self.weights, config, ema_weights=self.ema_weights)
+            self.scale = step.LossScale()
 
         def forward(batch):
             targets = tf.one_hot(batch["label"], CLASSES) * (1 - smoothing) + smoothing / CLASSES
             return net([batch["image"], batch["position"]], training=True), targets
 
-        self.step = step.create_train_step(strategy, forward, self.optimizer, self.scale, self.ema_weights, config)
+        self.step = step.create_train_step(strategy, forward, self.optimizer, self.scale, config)
 
     def train(self, values, rate=0.1):
         return {k: v for k, v in self.step(spread(self.strategy, values), tf.constant(rate)).items()}
