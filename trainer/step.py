@@ -257,7 +257,7 @@ def _reduce(
 def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Rank of each row's own label by scores [b, c], 0 = largest: `evaluation.metrics.label_ranks` in a graph.
 
-    Among equal scores the lower class comes first, as in np.argmax; a label whose score is NaN comes last.
+    Among equal scores the lower class comes first, as in np.argmax; a NaN comes last and is never right.
     """
     own = tf.gather(scores, labels, batch_dims=1)[:, None]
     not_lower_class = tf.range(scores.shape[-1], dtype=labels.dtype) >= labels[:, None]

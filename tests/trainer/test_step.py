@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
+
+from shardline.trainer.evaluation import metrics
+from shardline.trainer.step import create_eval_step, label_ranks
 
 OPTIONS = (
     "plain",
@@ -98,3 +103,38 @@ def test_swapping_in_the_averages_is_undone_exactly(results):
 
 def test_one_host_that_wants_to_stop_stops_all(results):
     assert results["stopping"] == 1
+
+
+CLASSES = 7
+
+
+def tied_logits():
+    """Rows of few levels, so that most labels tie; constant rows; rows with NaN. Every label occurs in all of them."""
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, levels, (50 * CLASSES, CLASSES)) for levels in (1, 2, 3, 100)]
+    logits = np.concatenate(rows).astype(np.float32)
+    logits[::5, random.integers(CLASSES)] = np.nan
+    logits[7] = np.nan
+    return logits, np.arange(len(logits)) % CLASSES
+
+
+def test_training_and_evaluation_rank_tied_labels_alike():
+    logits, labels = tied_logits()
+    ranks = label_ranks(tf.constant(logits), tf.constant(labels)).numpy()
+    np.testing.assert_array_equal(ranks, metrics.label_ranks(logits, labels))
+    whole = ~np.isnan(logits).any(1)
+    np.testing.assert_array_equal((ranks == 0)[whole], (logits.argmax(1) == labels)[whole])
+    best_first = np.argsort(-logits[whole], axis=1, kind="stable")  # of equal scores the lower class first
+    np.testing.assert_array_equal(ranks[whole], np.argmax(best_first == labels[whole, None], axis=1))
+    assert not (ranks[np.isnan(logits[np.arange(len(labels)), labels])] < CLASSES).any()
+
+
+@pytest.mark.parametrize("jit", (False, True))
+def test_evaluation_while_training_gives_the_top_k_of_shardline_evaluate(jit):
+    logits, labels = tied_logits()
+    step = create_eval_step(
+        tf.distribute.get_strategy(), lambda batch: (batch["logits"], tf.one_hot(batch["label"], CLASSES)), jit
+    )
+    totals = step({"logits": logits, "label": labels, "weight": np.ones(len(labels), np.float32)})
+    ranks = metrics.label_ranks(logits, labels)
+    assert (int(totals["top1"]), int(totals["top5"])) == (np.sum(ranks < 1), np.sum(ranks < 5))
