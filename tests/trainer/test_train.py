@@ -2,11 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from shardline.pipeline.errors import UsageError
+from shardline.trainer import selftest
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.run_dir import CONFIG_FILE, load_run
+from shardline.trainer.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,3 +155,56 @@ def test_early_stopping_keeps_the_best_checkpoint(more):
     """At a rate of 0 nothing gets better: the first evaluation, after step 5, stays the best."""
     again = {"step": True, "weights_sha256": True}  # and a kill before the model is written changes nothing
     assert more["stopping"] == {"step": 15, "best_step": 5, "again": again, "model": True}
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory):
+    """Settings of a run of three steps on one device of this process."""
+    data = tmp_path_factory.mktemp("data")
+    selftest.write_dataset(data, {"train": 24}, side=32)
+    return {
+        "data": data, "global_batch_size": 8, "image_size": 32, "width": 0.03, "phases": "all:1@0.05", "workers": 0,
+        "precision": "float32", "strategy": "one_device", "peak_tflops": 1.0,
+    }  # fmt: skip
+
+
+def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
+    """As in a notebook: results are returned, nothing of the process stays changed, and the bits are the same."""
+    handlers, found = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], []
+
+    def run(name):
+        found.append(train(TrainConfig(**thin, workdir=tmp_path / name)))
+
+    run("first")
+    thread = threading.Thread(target=run, args=["second"])
+    thread.start()
+    thread.join()
+    first, second = found
+    assert first["step"] == 3 and first["weights_sha256"] == second["weights_sha256"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert os.environ["XLA_FLAGS"].count("deterministic") == 1
+    assert load_run(tmp_path / "second").config == TrainConfig(**thin, workdir=tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"data": ""}, "data is missing"),
+        ({"workdir": ""}, "workdir is missing"),
+        ({"data": "/nowhere"}, "data=/nowhere: no such directory"),
+    ],
+)
+def test_a_caller_from_python_reads_the_name_of_the_field(settings, named, thin, tmp_path):
+    with pytest.raises(UsageError) as error:
+        train(TrainConfig(**{**thin, "workdir": tmp_path / "run", **settings}))
+    assert str(error.value).startswith(named) and "--" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ("shardline-run/1", 3))
+def test_a_run_directory_of_another_format_is_refused_and_left_as_it_is(format, thin, tmp_path):
+    content = json.dumps({"format": format, "train": {}, "labels": []})
+    (tmp_path / CONFIG_FILE).write_text(content)
+    with pytest.raises(UsageError, match=f"^workdir={tmp_path} has the run format {format!r}, this version reads 2; "):
+        train(TrainConfig(**thin, workdir=tmp_path))
+    assert [path.read_text() for path in tmp_path.iterdir()] == [content]
