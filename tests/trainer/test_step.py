@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from shardline.trainer.evaluation import metrics
-from shardline.trainer.step import create_eval_step, label_ranks
+from shardline.trainer.step import create_eval_step
 
 OPTIONS = (
     "plain",
@@ -116,17 +116,6 @@ def tied_logits():
     logits[::5, random.integers(CLASSES)] = np.nan
     logits[7] = np.nan
     return logits, np.arange(len(logits)) % CLASSES
-
-
-def test_training_and_evaluation_rank_tied_labels_alike():
-    logits, labels = tied_logits()
-    ranks = label_ranks(tf.constant(logits), tf.constant(labels)).numpy()
-    np.testing.assert_array_equal(ranks, metrics.label_ranks(logits, labels))
-    whole = ~np.isnan(logits).any(1)
-    np.testing.assert_array_equal((ranks == 0)[whole], (logits.argmax(1) == labels)[whole])
-    best_first = np.argsort(-logits[whole], axis=1, kind="stable")  # of equal scores the lower class first
-    np.testing.assert_array_equal(ranks[whole], np.argmax(best_first == labels[whole, None], axis=1))
-    assert not (ranks[np.isnan(logits[np.arange(len(labels)), labels])] < CLASSES).any()
 
 
 @pytest.mark.parametrize("jit", (False, True))
