@@ -18,8 +18,8 @@ from shardline.trainer.run_dir import read_config
 class ModelConfig:
     """Which trained model a command uses: what evaluate, predict and export have in common."""
 
-    run: str = option("", "run directory written by shardline-train; may be left out with --checkpoint")
-    checkpoint: str = option("", "checkpoint to use instead of the run's best or newest one")
+    run: str = option("", "run directory written by shardline-train; optional with --checkpoint")
+    checkpoint: str = option("", "checkpoint file to use instead of the run's best or newest one")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -35,25 +35,29 @@ if TYPE_CHECKING:
 class EvaluateConfig(ModelConfig):
     """What to evaluate, on which records, and how much to look into."""
 
-    data: str = option("", "dataset directory to evaluate on", positional=True)
+    data: str = option("", "directory of the dataset to evaluate on", positional=True)
     split: str = option("test", "split to evaluate")
-    output: str = option("", "directory for the results; RUN/evaluation-SPLIT if empty")
-    batch_size: int = option(32, "images in one forward pass of one device", low=1)
-    logical_cpus: int = option(0, "split the CPU into this many devices; 0: do not", low=0)
+    output: str = option("", "directory for the results; empty: RUN/evaluation-SPLIT")
+    batch_size: int = option(32, "images per forward pass on each device", low=1)
+    logical_cpus: int = option(
+        0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0
+    )
     tta: str = option(
         "none",
-        "test-time augmentation, averaged: the center crop and its horizontal flip; center and corners; those flipped "
-        "as well",
+        "test-time augmentation, averaged; flip: the center crop and its horizontal flip; 5: center and corners; 10: "
+        "those and their flips",
         choices=("none", "flip", "5", "10"),
     )
     calibration_split: str = option(
         "auto",
-        "split to fit the temperature on, not the evaluated one; auto: validation if it exists; none: do not fit",
+        "split to fit the temperature on, another than the evaluated one; auto: validation if there is one; none: no "
+        "calibration",
     )
     leakage: str = option(
         "hashes",
-        "search the training split for copies of evaluated images (train/test leakage): by the ledger's hashes; by the "
-        "model's features as well, which runs the model over the training split",
+        "search the training split for copies of evaluated images; hashes: equal files, equal pixels and near "
+        "duplicates, by the hashes in the ledger; features: crops and flipped copies as well, which runs the model "
+        "over the training split",
         choices=("none", "hashes", "features"),
     )
     report: bool = option(True, "write report.html")

@@ -1,4 +1,4 @@
-"""Export a trained run: SavedModel that takes JPEG and PNG bytes, .keras, and TFLite; each held against the trainer.
+"""Export a trained run: SavedModel that takes JPEG and PNG bytes, .keras, and TFLite; each compared with the trainer.
 
     shardline-export --run RUN --output DIR
 
@@ -52,16 +52,18 @@ class ExportConfig(ModelConfig):
     """What to export, and what to compare it on."""
 
     output: str = option("", "directory for the exported models")
-    formats: tuple[str, ...] = option(tuple(FORMATS), "what to write, with commas", parse=parse_formats, text=",".join)
+    formats: tuple[str, ...] = option(
+        tuple(FORMATS), "formats to write, separated by commas", parse=parse_formats, text=",".join
+    )
     data: str = option(
         "",
-        "dataset whose images calibrate int8 and are compared; the one the run was trained on if empty",
+        "dataset whose images calibrate int8 and are compared; empty: the one the run was trained on",
         positional=True,
     )
-    split: str = option("auto", "split to compare on; auto: test, else validation, else the training one")
+    split: str = option("auto", "split to compare on; auto: test, else validation, else the training split")
     calibration_images: int = option(100, "training images whose activations set the int8 ranges", low=1)
     parity_images: int = option(64, "images on which trainer and exports are compared", low=1)
-    overwrite: bool = option(False, "replace models that an earlier export left in --output")
+    overwrite: bool = option(False, "replace models that are in --output already")
 
 
 @dataclass(frozen=True)

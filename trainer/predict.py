@@ -1,10 +1,10 @@
-"""Name the images in any image files with a trained run.
+"""Classify image files with a trained run.
 
     shardline-predict --run RUN --input photo.jpg --output csv
     shardline-predict --run RUN --input 'photos/**/*.png' --output predictions.parquet --gallery look.png
 
-Files are read exactly as the converter read the training images. A file that cannot be read becomes a row with
-its reason. --input may be repeated; arguments that are no flags count as inputs too, so the shell may expand '*'.
+Files are read exactly as the converter read the training images. A file that cannot be read becomes a row with the
+reason. --input may be repeated; arguments that are not flags are inputs too, so the shell may expand '*'.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class PredictConfig(ModelConfig):
     """Which files to predict, and where the rows go."""
 
     input: tuple[str, ...] = option(
-        (), "image file, directory (searched through) or glob; may be repeated", positional=True
+        (), "image file, directory (with its subdirectories) or glob; may be repeated", positional=True
     )
-    output: str = option("csv", "csv or jsonl: to the terminal; else a file that ends in .csv, .jsonl or .parquet")
-    top: int = option(5, "how many classes to list for each image", low=1)
-    gallery: str = option("", "also draw the first images with their predictions into this PNG")
-    batch_size: int = option(32, "images in one forward pass", low=1)
+    output: str = option("csv", "csv or jsonl: print in this format; else a file that ends in .csv, .jsonl or .parquet")
+    top: int = option(5, "number of classes to list for each image, most probable first", low=1)
+    gallery: str = option("", "PNG file for a gallery of the first images with their predictions; empty: none")
+    batch_size: int = option(32, "images per forward pass", low=1)
 
 
 def predict(config: PredictConfig) -> list[FilePrediction]:

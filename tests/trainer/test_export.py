@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.trainer.tiny import command
 
 STRANGER = """
 import sys
+from types import SimpleNamespace
 sys.modules["shardline"] = None  # importing it fails
 import json
 import numpy as np
@@ -122,3 +124,15 @@ def test_spread_takes_all_of_few_and_both_ends_of_many():
     assert exports.spread(3, 10).tolist() == [0, 1, 2]
     chosen = exports.spread(1000, 5)
     assert chosen.tolist() == [0, 249, 499, 749, 999]
+
+
+def test_an_interrupted_export_leaves_the_old_model_and_nothing_half(tmp_path):
+    def save(path):
+        path.write_bytes(b"half a mod")
+        raise KeyboardInterrupt
+
+    target = tmp_path / "model.keras"
+    target.write_bytes(b"the old model")
+    with pytest.raises(KeyboardInterrupt):
+        exports.write_model(SimpleNamespace(model=SimpleNamespace(save=save)), "keras", target, lambda: iter(()))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"] and target.read_bytes() == b"the old model"
