@@ -119,9 +119,8 @@ def write_report(
 def _near_pairs(dedup: DedupResult) -> list[Pair]:
     """Look-alikes, equal pixels counted once."""
     again = np.array(sorted(number for group in dedup.groups for number in group.inputs[1:]), np.uint32)
-    perceptual = dedup.perceptual
-    # Left out by a hash of 0; in place, because there may be millions.
-    perceptual.hashes[np.searchsorted(perceptual.inputs, again)] = 0
+    perceptual = dedup.take_perceptual()
+    perceptual.hashes[np.searchsorted(perceptual.inputs, again)] = 0  # 0 is left out
     return near_duplicates(perceptual.hashes, perceptual.inputs, perceptual.splits)
 
 
