@@ -51,7 +51,7 @@ def commands():
     """Every module that ends in a command line."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if "def cli() ->" in path.read_text():
+            if "\ndef cli() ->" in path.read_text():
                 yield "shardline." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
