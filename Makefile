@@ -60,7 +60,7 @@ benchmarks/results/local/data/manifest.json: .venv/.installed
 	$(BIN)/shardline-convert --source benchmarks/results/local/photos --output benchmarks/results/local/data --overwrite
 
 bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/results/local/data/manifest.json)
-	$(BIN)/shardline-benchmark --data $(BENCH_DATA) --suite short --repeats 3 --prove --output benchmarks/results/local
+	$(BIN)/shardline-benchmark --data $(BENCH_DATA) --suite short --repeats 3 --validate_advice --output benchmarks/results/local
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -295,10 +295,10 @@ def _title(suite: str, rows: Sequence[Measurement], reference: Measurement) -> s
             return f"{suite}: nothing is faster than {reference.name}"
         return f"{suite}: {best.name} {ratio(best, reference)[0]:.2f}x {reference.name}"
     fastest = max(others, key=lambda m: m.median)
-    if not fastest.median:
+    if not comparable(ours[0], fastest):
         return suite
-    # Its other rows have more cores, or another task.
-    return f"{suite}: {ours[0].name} {ours[0].median / fastest.median:.2f}x {fastest.name}, the fastest other"
+    # Our other rows have more cores, or another task.
+    return f"{suite}: {ours[0].name} {ratio(ours[0], fastest)[0]:.2f}x {fastest.name}, the fastest other"
 
 
 def earlier(page: HtmlReport, measurements: Sequence[Measurement], before: Sequence[Measurement]) -> None:

@@ -350,7 +350,7 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = False) -> np.ndarray:
     """Resize what spans `extent` to span `target`: halve, then a low-pass fitted to the rest, then cubic.
 
-    As true to Lanczos as OpenCV's INTER_AREA or truer (benchmarks/image_cases.py), in a third of its time; chroma,
+    As true to Lanczos as OpenCV's INTER_AREA or truer (benchmarks/bench_image.py), in a third of its time; chroma,
     which a JPEG stores coarsely anyway, does without low-pass and cubic. `extent` and `target` may end inside their
     last row or column (chroma of an odd size, reduced JPEGs): the grid stays exact.
     """
