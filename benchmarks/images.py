@@ -17,21 +17,24 @@ def evenly_spaced(total: int, most: int) -> list[int]:
 
 
 def find_images(folder: str | Path, most: int | None = None) -> list[Path]:
-    """The files that are images, at any depth, sorted by name; evenly spaced ones where there are more than `most`.
+    """The files that are images, at any depth, sorted by name; of larger folders, those of `most` evenly spaced files.
 
     Raises:
       UsageError: there is none.
     """
-    paths = []
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-        try:
-            read_header(path.read_bytes())
-        except BadImage:
-            continue
-        paths.append(path)
-    if not paths:
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    found = [paths[n] for n in evenly_spaced(len(paths), most or len(paths)) if _is_image(paths[n])]
+    if not found:
         raise UsageError(f"--raw_images={folder}: no image found in it")
-    return [paths[number] for number in evenly_spaced(len(paths), most or len(paths))]
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        read_header(path.read_bytes())
+    except BadImage:
+        return False
+    return True
 
 
 def twelve_megapixels(folder: Path, photos: list[Path], count: int) -> list[Path]:
