@@ -64,7 +64,7 @@ def test_the_tightest_of_nested_groups_counts(tmp_path):
     where = v2(
         tmp_path,
         "0::/pod/container\n",
-        pod__container__cpu_max="max 100000",
+        pod__container__cpu_max="500000 100000",
         pod__cpu_max="300000 100000",
         cpu_max="max 100000",
         pod__container__memory_max=f"{9 * GB}",

@@ -114,6 +114,11 @@ def test_a_class_goes_through_all_its_records_before_any_comes_again():
     assert len({tuple(lap) for lap in records[LABELS[records] == 3].reshape(-1, 5)}) > 1
 
 
+def test_the_balanced_order_never_changes():
+    # Checkpoints rely on it, as on the shuffled one.
+    assert balanced().records(np.arange(12)).tolist() == [26, 22, 7, 23, 12, 25, 26, 16, 21, 25, 24, 1]
+
+
 def test_any_position_can_be_asked_for_alone():
     whole = balanced().records(np.arange(60))
     assert [int(balanced().records(np.array([p]))[0]) for p in range(60)] == whole.tolist()
