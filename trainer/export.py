@@ -115,8 +115,11 @@ def export(config: ExportConfig) -> Exported:
 
 def main(config: ExportConfig) -> None:
     """The command: export and print how far each export lies from the trainer."""
-    for name, found in export(config).parity["exports"].items():
+    parity = export(config).parity
+    for name, found in parity["exports"].items():
         print(describe(name, found))
+    for name, reason in parity["left_out"].items():
+        print(f"{name}: left out: {reason}")
     print(config.output)
 
 

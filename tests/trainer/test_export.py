@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
 from shardline.trainer import export
@@ -103,6 +105,19 @@ def test_from_python_it_returns_paths_and_comparison(tiny_run, tmp_path):
     assert found.parity == json.loads((tmp_path / "parity.json").read_text())
     with pytest.raises(UsageError, match=r"^output=.* holds model.keras already; add overwrite"):
         export.export(ExportConfig(run=tiny_run, output=tmp_path, formats=("keras",)))
+
+
+def test_files_are_not_served_where_the_converter_trimmed_borders(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["preprocessing"]["stored"]["trim_borders"] = True
+    (run / "config.json").write_text(json.dumps(config))
+    found = command("shardline.trainer.export", "--run", run, "--output", tmp_path / "out", "--formats", "saved_model",
+                    "--parity_images", 2)  # fmt: skip
+    assert "saved_model (bytes): left out: the converter trimmed borders" in found.stdout
+    assert set(json.loads((tmp_path / "out" / "parity.json").read_text())["exports"]) == {"saved_model (uint8)"}
+    assert set(tf.saved_model.load(tmp_path / "out" / "saved_model").signatures) == {"serve_images", "labels"}
 
 
 def test_a_model_that_differs_is_refused(tiny_run, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import atomic_write, temporary_path
 from shardline.pipeline.machine import available_cores
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
-from shardline.trainer.evaluation.serving import save_serving, variables_of
+from shardline.trainer.evaluation.serving import save_serving, unserved, variables_of
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -130,10 +130,12 @@ def compare(run: Run, trained: Run, paths: Mapping[str, Path], data: Dataset, sp
             ok = found["max_difference"] <= bound and found["top1_agreement"] >= agreement_bound
             exports[name] = found | {"bound": bound, "agreement_bound": agreement_bound, "ok": ok}
     trainer = differences(probabilities(trained.model, images), expected)
+    reason = unserved(run) if "saved_model" in paths else ""
     return {
         "images": len(images),
         "split": split,
         "exports": exports,
+        "left_out": {"saved_model (bytes)": reason} if reason else {},
         "trainer": {"precision": trained.config.precision, **trainer},
     }
 
@@ -160,11 +162,11 @@ def run_export(
         yield form, probabilities(keras.models.load_model(path, compile=False), images)
     elif form == "saved_model":
         signatures = tf.saved_model.load(str(path)).signatures
-        by_images, by_bytes = signatures["serve_images"], signatures["serving_default"]
-        found = [by_images(images=tf.constant(image[None]))["probabilities"] for image in images]
+        found = [signatures["serve_images"](images=tf.constant(image[None]))["probabilities"] for image in images]
         yield "saved_model (uint8)", np.concatenate(found)
-        if all(file.startswith(JPEG_OR_PNG) for file in files):  # stored as pixels, or adopted in another format
-            found = [by_bytes(bytes=tf.constant([file]))["probabilities"] for file in files]
+        # Not where records are stored as pixels, or were adopted in another format.
+        if "serving_default" in signatures and all(file.startswith(JPEG_OR_PNG) for file in files):
+            found = [signatures["serving_default"](bytes=tf.constant([file]))["probabilities"] for file in files]
             yield "saved_model (bytes)", np.concatenate(found)
     else:
         yield form, tflite_probabilities(path, images)

@@ -181,7 +181,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T): the same ranking, T > 1 less sure, T < 1 surer."""
+    """softmax(log p / T): the same ranking, T > 1 less confident, T < 1 more."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST)) / temperature
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     calibrated: np.ndarray = scaled / scaled.sum(axis=1, keepdims=True)

@@ -270,8 +270,8 @@ def _calibration_message(found: Reliability) -> str:
     confidence, accuracy = (float(np.sum(x * found.count) / n) for x in (found.confidence, found.accuracy))
     error = 2 * math.sqrt(max(accuracy * (1 - accuracy), 1 / n) / n)
     excess = confidence - accuracy
-    verdict = ": overconfident" if excess > error else ": underconfident" if excess < -error else ""
-    return f"Mean confidence {confidence:.1%}, accuracy {accuracy:.1%}{verdict}"
+    judgment = ": overconfident" if excess > error else ": underconfident" if excess < -error else ""
+    return f"Mean confidence {confidence:.1%}, accuracy {accuracy:.1%}{judgment}"
 
 
 # ------------------------------------------------------------------------------------ galleries

@@ -26,9 +26,9 @@ Answer = dict[str, tf.Tensor]
 def save_serving(run: Run, target: Path) -> None:
     """Write a SavedModel with three signatures.
 
-    serving_default: `bytes` string [n], JPEG or PNG files -> the answer; serve_images: `images` uint8 [n, s, s, 3]
-    RGB -> the answer; labels: nothing -> `labels` string [classes]. The answer is `label` string [n],
-    `probability` float32 [n], `probabilities` float32 [n, classes].
+    serving_default: `bytes` string [n], JPEG or PNG files -> the answer, left out where `unserved` gives a reason;
+    serve_images: `images` uint8 [n, s, s, 3] RGB -> the answer; labels: nothing -> `labels` string [classes]. The
+    answer is `label` string [n], `probability` float32 [n], `probabilities` float32 [n, classes].
     """
     size, options, names = run.config.image_size, converter_options(run), list(run.labels)
 
@@ -57,11 +57,19 @@ def save_serving(run: Run, target: Path) -> None:
         return tf.function(function, autograph=False).get_concrete_function(*inputs)
 
     signatures = {
-        "serving_default": traced(from_bytes, tf.TensorSpec([None], tf.string, "bytes")),
         "serve_images": traced(answer, tf.TensorSpec([None, size, size, 3], tf.uint8, "images")),
         "labels": traced(labels),
     }
+    if not unserved(run):
+        signatures["serving_default"] = traced(from_bytes, tf.TensorSpec([None], tf.string, "bytes"))
     tf.saved_model.save(variables_of(run.model), str(target), signatures)
+
+
+def unserved(run: Run) -> str:
+    """Why files cannot be served as predict reads them; empty where they can."""
+    if converter_options(run).trim_borders:
+        return "the converter trimmed borders, which a TensorFlow graph cannot; trim first, and call serve_images"
+    return ""
 
 
 def variables_of(model: keras.Model) -> tf.Module:
@@ -96,12 +104,12 @@ def _png(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _orient(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Swap rows and columns for 5 to 8, then mirror: see `pipeline.images`."""
+    """Swap rows and columns for 5 to 8, then flip: see `pipeline.images`."""
     pixels = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, (1, 0, 2)), lambda: pixels)
-    mirror_columns = tf.reduce_any(orientation == [2, 3, 6, 7])
-    mirror_rows = tf.reduce_any(orientation == [3, 4, 7, 8])
-    pixels = tf.cond(mirror_columns, lambda: tf.reverse(pixels, [1]), lambda: pixels)
-    return tf.cond(mirror_rows, lambda: tf.reverse(pixels, [0]), lambda: pixels)
+    flip_columns = tf.reduce_any(orientation == [2, 3, 6, 7])
+    flip_rows = tf.reduce_any(orientation == [3, 4, 7, 8])
+    pixels = tf.cond(flip_columns, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    return tf.cond(flip_rows, lambda: tf.reverse(pixels, [0]), lambda: pixels)
 
 
 def _as_stored(image: tf.Tensor, options: ImageOptions) -> tf.Tensor:
