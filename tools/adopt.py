@@ -3,7 +3,7 @@
     shardline-adopt tensorflow_datasets/oxford_flowers102/2.1.1
     shardline-adopt imagenet --label_offset=-1 --class_names=names.txt
 
-Directories prepared by TFDS describe themselves. Otherwise splits are told from the file names (train-00000-of-01024,
+Directories prepared by TFDS describe themselves. Otherwise splits are taken from the file names (train-00000-of-01024,
 flowers-train.tfrecord-00000-of-00016, train.tfrecord) and features from the first record. Every record is read once,
 for its checksum, label and size. The last line on stdout is the dataset's digest.
 """
@@ -60,8 +60,8 @@ class AdoptConfig(DatasetConfig):
     """What to adopt and how to read it: `adopt(AdoptConfig(data=…))`. One field, one flag."""
 
     name: str = option("", "dataset name; default: TFDS's, or the directory's")
-    image_feature: str = option("", "name of the feature with the encoded image; default: told from the first record")
-    label_feature: str = option("", "name of the feature with the integer label; default: told from the first record")
+    image_feature: str = option("", "name of the feature with the encoded image; default: found in the first record")
+    label_feature: str = option("", "name of the feature with the integer label; default: found in the first record")
     label_offset: int = option(0, "number added to every stored label; ImageNet's shards count from 1: -1")
     class_names: str = option("", "file with one class name a line, in label order; default: TFDS's, or the numbers")
     split_pattern: str = option(
@@ -163,7 +163,7 @@ def _read_shards(
 
 
 def find_splits(directory: Path, pattern: str = "") -> dict[str, tuple[str, ...]]:
-    """Group the directory's TFRecord files by the split their names tell. Raises UsageError when there are none."""
+    """Group the directory's TFRecord files by the split in their names. Raises UsageError when there are none."""
     try:
         patterns = [re.compile(pattern)] if pattern else [re.compile(text) for text in PATTERNS]
     except re.error as error:
@@ -198,7 +198,7 @@ def _refuse_gaps(directory: Path, found: Mapping[str, list[str]]) -> None:
 
 
 def find_features(config: AdoptConfig, splits: Mapping[str, tuple[str, ...]]) -> Features:
-    """Tell the features' names from the first record. Raises UsageError that lists what there is."""
+    """The features' names, from the first record. Raises UsageError that lists what there is."""
     kinds = _first_record_features(config.directory, splits)
     texts = [name for name, kind in kinds.items() if kind == "bytes"]
     numbers = [name for name, kind in kinds.items() if kind == "int64"]

@@ -13,7 +13,9 @@ from shardline.pipeline.options import check_options, option
 class DatasetConfig:
     """A config with the field `data`, which a command also takes as its one argument: `shardline-verify DIR`."""
 
-    data: str = option("", "dataset directory; --data may be left out before it", positional=True)
+    data: str = option(
+        "", "dataset directory; may also be given without the flag, as the one argument", positional=True
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -1,9 +1,11 @@
 """Look into a dataset: what it holds, one record, a grid of stored images, or what a model is shown.
 
-shardline-inspect data
-shardline-inspect data --record train:17 --save image.png
-shardline-inspect data --save grid.png               # the first images of a split
-shardline-inspect data --augmented --save seen.png   # the same images over several epochs of training
+    shardline-inspect data
+    shardline-inspect data --record train:17 --save image.png
+    shardline-inspect data --save grid.png               # the first images of a split
+    shardline-inspect data --augmented --save seen.png   # the same images over several epochs of training
+
+Records and images that are damaged are refused; shardline-verify lists them all.
 """
 
 from __future__ import annotations

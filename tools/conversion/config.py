@@ -60,7 +60,7 @@ class ConvertConfig(ImageOptions):
         "", "which folder of a nested class folder names the class", choices=("", "parent", "first"), group="data"
     )
     class_names: str = option(
-        "", "file with one class name a line: the label order; default: sorted names", group="data"
+        "", "file with one class name a line, in label order; default: sorted names", group="data"
     )
     tfds_dir: str = option(
         "", "where prepared TFDS datasets lie; default: $TFDS_DATA_DIR or ~/tensorflow_datasets", group="data"
@@ -70,7 +70,10 @@ class ConvertConfig(ImageOptions):
         parse=parse_shares, text=shares_text, group="data",
     )  # fmt: skip
     duplicates: str = option(
-        "keep", "what to do with images of equal pixels", choices=("keep", "drop", "fail"), group="checks"
+        "keep",
+        "what to do with images of equal pixels: keep them, in one split; drop all but one; or end the run",
+        choices=("keep", "drop", "fail"),
+        group="checks",
     )
     on_bad_image: str = option(
         "quarantine", "what to do with an image that cannot be used: set it aside, or end the run",
@@ -90,7 +93,7 @@ class ConvertConfig(ImageOptions):
     )  # fmt: skip
     overwrite: bool = option(False, "delete the dataset in --output first", group="run")
     report: bool = option(True, "write report.html and its plots", group="run")
-    dry_run: bool = option(False, "convert a sample, predict size, time and bad fraction, write nothing", group="run")
+    dry_run: bool = option(False, "convert a sample, estimate size, time and bad fraction, write nothing", group="run")
 
     def __post_init__(self) -> None:
         check_options(self)

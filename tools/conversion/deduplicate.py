@@ -8,7 +8,7 @@ together, and with --duplicates=drop all but one are left out. Either is a copy 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,10 +102,6 @@ def resolve_duplicates(
         dropped = frozenset(number for group in groups for number in group.inputs[1:])
     elif keep_together:
         moved = _bring_together(groups, plan, sources, written)
-    split = plan.split.copy()
-    split_of_task = [number for number, _, _ in plan.members()]
-    for number, task in moved.items():
-        split[number] = split_of_task[task]
     return DedupResult(
         ledger=Ledger(
             inputs=len(sources),
@@ -119,8 +115,17 @@ def resolve_duplicates(
         dropped=dropped,
         moved=moved,
         class_counts=np.bincount(sources.label[written], minlength=len(sources.labels)),
-        perceptual=PerceptualHashes(facts.perceptual[written], written, split[written]),
+        perceptual=PerceptualHashes(facts.perceptual[written], written, _final_splits(plan, moved)[written]),
     )
+
+
+def _final_splits(plan: Plan, moved: Mapping[int, int]) -> np.ndarray:
+    """Number of the split of every input, after moves."""
+    split = plan.split.copy()
+    split_of_task = [number for number, _, _ in plan.members()]
+    for number, task in moved.items():
+        split[number] = split_of_task[task]
+    return split
 
 
 @dataclass(frozen=True, eq=False)
