@@ -187,7 +187,7 @@ def log(text: str) -> None:
     """A line on stderr, above the progress bar if there is one."""
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write("\n".join(map(display, text.split("\n"))), file=sys.stderr)
 
 
 def progress(

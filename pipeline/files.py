@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
+import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import psutil
 
-from shardline.pipeline.errors import Failure
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.text import display
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ TEMPORARY = ".tmp"  # how the names of unfinished files end
 def temporary_path(path: str | os.PathLike[str]) -> Path:
     """A name beside `path` that no other attempt on any host uses: HOST-PID-RANDOM tells who left it behind."""
     path = Path(path)
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    host = socket.gethostname().replace(".", "_")
+    return path.with_name(f"{path.name}.{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
 
 
 @contextlib.contextmanager
@@ -57,6 +60,25 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str, *, durable:
     """Write `content`, text as UTF-8, so that a reader sees all of it or what was there before."""
     with atomic_writer(path, durable=durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_strays(directory: str | os.PathLike[str], ours: Callable[[str], bool]) -> None:
+    """Delete the temporary files that killed attempts left of the files for whose names `ours` is true."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            found = _STRAY.fullmatch(entry.name)
+            if found and ours(found[1]):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+
+
+_STRAY = re.compile(r"(.+)\.[^./]+-[0-9]+-[0-9a-f]{8}\.tmp")  # what `temporary_path` makes
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:
@@ -93,6 +115,26 @@ def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)  # ours while we hold the lock; who waited for it finds out and makes another
         os.close(file)
+
+
+LOCK = ".lock"  # name of a directory's lock file
+
+
+@contextlib.contextmanager
+def own_directory(directory: str | os.PathLike[str], flag: str) -> Iterator[None]:
+    """`directory`, made if need be, is this process's alone while the context lasts.
+
+    Raises:
+      UsageError: it cannot be written.
+      Failure: another process uses it; see `exclusive`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(Path(directory) / LOCK, f"{flag}={directory}"))
+        except OSError as error:
+            raise UsageError(f"{flag}={directory} cannot be written: {error.strerror}") from None
+        yield
 
 
 def _locked(path: Path, what: str) -> int:

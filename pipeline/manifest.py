@@ -250,7 +250,14 @@ def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
     return ""
 
 
-def check_files(manifest: Manifest, directory: str | os.PathLike[str], split: str) -> np.ndarray:
+def check_files(
+    manifest: Manifest,
+    directory: str | os.PathLike[str],
+    split: str,
+    *,
+    flag: str = "--data",
+    remedy: str = "restore the files from a copy, or convert again",
+) -> np.ndarray:
     """Hold every shard of `split` against the manifest and return the split's index.
 
     Reads file sizes and indexes, no records: a missing, renamed, empty, truncated or replaced shard and a
@@ -286,9 +293,7 @@ def check_files(manifest: Manifest, directory: str | os.PathLike[str], split: st
             rows[start:end, 1:] = index
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UsageError(
-            f"--data={directory}: {'; '.join(faults[:5])}{more}; restore the files from a copy, or convert again"
-        )
+        raise UsageError(f"{flag}={directory}: {'; '.join(faults[:5])}{more}; {remedy}")
     return rows
 
 

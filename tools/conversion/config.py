@@ -91,6 +91,9 @@ class ConvertConfig(ImageOptions):
         "processes", "executor of the work: worker processes, this process alone, or a Ray cluster",
         choices=tuple(EXECUTORS), group="run",
     )  # fmt: skip
+    verify: bool = option(
+        False, "if the dataset is finished already, read all of it and compare the SHA-256 of each shard", group="run"
+    )
     overwrite: bool = option(False, "delete the dataset in --output first", group="run")
     report: bool = option(True, "write report.html and its plots", group="run")
     dry_run: bool = option(False, "convert a sample, estimate size, time and bad fraction, write nothing", group="run")

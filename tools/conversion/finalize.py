@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.manifest import Shard, Split, index_path, shard_name, write_index
 from shardline.pipeline.sources_table import DUPLICATE, ROW, SOURCES, WRITTEN, sources_writer
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.deduplicate import DedupResult
+from shardline.tools.conversion.resume import note_placing
 from shardline.tools.conversion.shard_writer import ShardResult
 from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan
@@ -44,10 +45,17 @@ def finalize(
     """Place every shard and write sources.parquet.
 
     Raises:
-      Failure: a split has lost all of its records.
+      Failure: a split has lost all of its records, or a shard is not what its receipt says.
+      UsageError: a file that is not of this conversion has the name of a shard.
     """
     changes = _find_changes(results, dedup, len(sources))
     num_shards = _count_shards(results, changes, plan)
+    names = [
+        shard_name(plan.name, split, number, total)
+        for split, total in zip(plan.splits, num_shards, strict=True)
+        for number in range(total)
+    ]
+    note_placing(directory, plan.name, names)
     shards: dict[int, list[Shard]] = {split: [] for split in range(len(plan.splits))}
     next_record = [0] * len(plan.splits)
     counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
@@ -155,6 +163,8 @@ def _with_column(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 def _place(result: ShardResult, stored: pa.Table, target: Path) -> Shard:
     """Make the final file and its index, of the records of some rows."""
+    if file_sha256(result.output) != result.sha256:
+        raise Failure(f"{result.output} is not what its receipt says; run the command again, it will be written anew")
     size = stored["size"].to_numpy()
     write_index(index_path(target), np.column_stack((np.cumsum(size) - size, size)))
     if len(stored) == result.records and stored["file"].unique().to_pylist() == [result.output]:
@@ -168,7 +178,8 @@ def _place(result: ShardResult, stored: pa.Table, target: Path) -> Shard:
             with open(file, "rb") as source:
                 source.seek(offset)
                 framed = source.read(length)
-            assert len(framed) == length, file
+            if len(framed) != length:
+                raise Failure(f"{file} was cut meanwhile; run the command again, it will be written anew")
             out.write(framed)
             digest.update(framed)
     return Shard(target.name, len(stored), int(size.sum()), digest.hexdigest())

@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
+import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from shardline.pipeline.cli import log
 from shardline.pipeline.cli import progress as progress_bar
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import own_directory
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
@@ -33,7 +35,7 @@ from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds
 from shardline.tools.conversion.finalize import Finished, finalize
 from shardline.tools.conversion.report import Conversion, write_report
 from shardline.tools.conversion.scan import read_class_names, scan
-from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, write_shard
+from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, source_sha256, write_shard
 from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan, make_plan
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
@@ -46,27 +48,40 @@ def convert(config: ConvertConfig) -> Manifest:
     started = time.monotonic()
     _check_places(config)
     sources, plan = prepare(config)
-    request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(times=False))
-    removed = config.overwrite and resume.remove_dataset(config.directory)
-    manifest = None if removed else resume.finished_already(config.directory, request, sources)
-    if manifest:
-        log(f"{config.output} is finished already: same sources, same options; nothing to do")
-        return manifest
-    with resume.workspace(config.directory, plan, request, sources) as work:
-        progress = _write_shards(config, sources, plan, work)
-        dedup = resolve_duplicates(
-            progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits)
+    request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
+
+    def finished() -> Manifest | None:
+        return resume.finished_already(
+            config.directory, request, sources, _hash_input(config, sources), verify=config.verify
         )
-        _note_duplicates(config, dedup)
-        _refuse_empty_classes(config, sources, dedup, progress.results)
-        finished = finalize(config.directory, progress.results, dedup, plan, sources)
-        manifest = _manifest(config, plan, sources, dedup, finished, request)
-        write_tfds_metadata(config.directory, manifest, finished.common_size)
-        seconds = time.monotonic() - started
-        if config.report:
-            _report(config, Conversion(config.directory, manifest, dedup, sources), progress, seconds)
-        manifest.save(config.directory)
-        resume.remove_work(config.directory)
+
+    manifest = None if config.overwrite else finished()  # before anything is written: it may lie on a read-only disk
+    if not manifest:
+        with own_directory(config.directory, "--output"):
+            removed = config.overwrite and resume.remove_dataset(config.directory)
+            manifest = None if removed else finished()  # another process may have made it meanwhile
+            if not manifest:
+                return _convert(config, sources, plan, request, started)
+    log(f"{config.output} is finished already: same sources, same options; nothing to do")
+    return manifest
+
+
+def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resume.Request, started: float) -> Manifest:
+    """The work, in a folder that is ours alone."""
+    work = resume.workspace(config.directory, plan, request, sources)
+    progress = _write_shards(config, sources, plan, work)
+    dedup = resolve_duplicates(progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits))
+    _note_duplicates(config, dedup)
+    _refuse_empty_classes(config, sources, dedup, progress.results)
+    finished = finalize(config.directory, progress.results, dedup, plan, sources)
+    manifest = _manifest(config, plan, sources, dedup, finished, request)
+    write_tfds_metadata(config.directory, manifest, finished.common_size)
+    seconds = time.monotonic() - started
+    if config.report:
+        _report(config, Conversion(config.directory, manifest, dedup, sources), progress, seconds)
+    resume.write_stamps(config.directory, sources)
+    manifest.save(config.directory)
+    resume.remove_work(config.directory)
     _summarize(config, manifest, dedup, seconds, progress.resumed)
     return manifest
 
@@ -131,11 +146,18 @@ def _task(config: ConvertConfig, sources: Sources, members: np.ndarray, output: 
         options=config.image,
         features=sources.features,
         fail_on_bad_image=config.on_bad_image == "fail",
+        unseen=frozenset(np.flatnonzero(sources.stamp[members] == 0).tolist()),
+        scan_host=socket.gethostname(),
     )
 
 
 def _shard_output(work: Path, plan: Plan, split: int, shard: int) -> str:
     return str(work.absolute() / f"{plan.splits[split]}-{shard:05d}")
+
+
+def _hash_input(config: ConvertConfig, sources: Sources) -> Callable[[int], str]:
+    """The SHA-256 of an input, by number, as its row in sources.parquet has it."""
+    return lambda number: source_sha256(_task(config, sources, np.array([number]), output=""), 0)
 
 
 @dataclass
@@ -150,7 +172,7 @@ class _Progress:
 def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Path) -> _Progress:
     """Run every task that has no valid receipt."""
     outputs = [_shard_output(work, plan, split, shard) for split, shard, _ in plan.members()]
-    results = resume.finished_tasks(outputs, plan.digest)
+    results = resume.finished_tasks(work, outputs, plan, sources, _hash_input(config, sources))
     number_of = {output: number for number, output in enumerate(outputs)}
     lengths = [len(members) for _, _, members in plan.members()]
     resumed = sum(lengths[number] for number in results)
@@ -297,8 +319,3 @@ def _expected_record_bytes(image: ImageOptions, sources: Sources) -> int:
 
 def _versions() -> dict[str, str]:
     return {"shardline": metadata.version("shardline"), **versions()}
-
-
-def log(text: str) -> None:
-    """A line for the person at the terminal; stdout is for results."""
-    print(text, file=sys.stderr)

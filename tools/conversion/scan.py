@@ -18,7 +18,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
 from shardline.tools.conversion.scan_tfds import scan_tfds
-from shardline.tools.conversion.sources import Sources, SourcesBuilder, hash64, order_labels, path_text
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, hash64, order_labels, path_text
 
 SPLIT_FOLDERS = {  # names that make a folder of folders a split, and the order they are listed in
     **dict.fromkeys(("train", "training"), 0),
@@ -165,7 +165,7 @@ class _FolderWalk:
                 below.append(entry.name)
                 continue
             label = self.labels.setdefault(class_name, len(self.labels))
-            self.builder.add(number, entry.name, label, split, *_size_and_time(facts))
+            self.builder.add(number, entry.name, label, split, *_size_and_stamp(facts))
         self.on_progress(len(self.builder))
         if below and not self.label_from:
             raise UsageError(
@@ -183,9 +183,9 @@ def _leads_below(name: bytes, facts: os.stat_result, above: Sequence[tuple[int, 
     return is_folder and not name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _size_and_time(facts: os.stat_result | None) -> tuple[int, int]:
-    """Bytes and nanoseconds of a regular file, else zeros."""
-    return (facts.st_size, facts.st_mtime_ns) if facts and stat.S_ISREG(facts.st_mode) else (0, 0)
+def _size_and_stamp(facts: os.stat_result | None) -> tuple[int, int]:
+    """Of a regular file, else zeros."""
+    return (facts.st_size, file_stamp(facts)) if facts and stat.S_ISREG(facts.st_mode) else (0, 0)
 
 
 def _list_folder(folder: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -258,7 +258,7 @@ def _scan_table(path: Path, class_names: Sequence[str], on_progress: OnProgress)
             facts = None
         label = labels.setdefault(row.label, len(labels))
         split = -1 if row.split is None else splits[row.split]
-        builder.add(folders[folder], name, label, split, *_size_and_time(facts))
+        builder.add(folders[folder], name, label, split, *_size_and_stamp(facts))
         if row.group is not None:
             builder.group.append(hash64(row.group.encode()) if row.group else 0)
         if len(builder) % 10_000 == 0:

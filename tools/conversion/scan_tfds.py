@@ -14,7 +14,7 @@ import numpy as np
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.tfrecord import index_records, unframe_record
-from shardline.tools.conversion.sources import Sources, SourcesBuilder, order_labels
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, order_labels
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
 
 
@@ -31,7 +31,7 @@ def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progres
                 index = index_records(folder / name)
             except (OSError, ValueError) as error:
                 raise UsageError(f"--source={source}: {folder / name}: {error}") from None
-            mtime = os.stat(folder / name).st_mtime_ns
+            stamp = file_stamp(os.stat(folder / name))
             with open(folder / name, "rb") as file:
                 for offset, size in index.tolist():
                     try:
@@ -40,7 +40,7 @@ def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progres
                         raise UsageError(f"--source={source}: {name}, byte {offset:,}: {error}") from None
                     if not 0 <= label < len(layout.labels):
                         raise UsageError(f"--source={source}: {name}, byte {offset:,}: label {label} has no name")
-                    builder.add(inside, f"{name}@{offset}:{size}".encode(), label, split, size, mtime)
+                    builder.add(inside, f"{name}@{offset}:{size}".encode(), label, split, size, stamp)
             on_progress(len(builder))
     if not len(builder):
         raise UsageError(f"--source={source}: {folder} holds no records")

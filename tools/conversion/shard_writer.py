@@ -6,12 +6,11 @@ or attempt writes it. It appears under its name only when whole, and its receipt
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import stat
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,19 +18,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
-from shardline.pipeline.errors import Failure
+from shardline.pipeline import stored
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import encode_example, parse_example
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
+from shardline.pipeline.source_files import machine_fault, read_file
 from shardline.pipeline.sources_table import FILTERED, QUARANTINED, ROW, WRITTEN
+from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.tfrecord import frame_record, unframe_record
 from shardline.tools.conversion.sources import path_text
 
-RECEIPT_FORMAT = "shardline receipt 2"
+RECEIPT_FORMAT = "shardline receipt 3"
+_HEAD_BYTES = 128  # of a receipt: keeps Arrow's buffers aligned
 _RESULT = b"shardline"  # key of the receipt's metadata
 # What a row holds where nothing was found out: of an input that cannot be used.
 NOTHING = {field.name: "" if pa.types.is_string(field.type) else 0 for field in ROW} | {"offset": -1, "sharpness": None}
@@ -48,6 +52,8 @@ class ShardTask:
     options: ImageOptions = field(default_factory=ImageOptions)
     features: Features | None = None  # inputs are records "FILE@OFFSET:SIZE" with these features; None: files
     fail_on_bad_image: bool = False
+    unseen: frozenset[int] = frozenset()  # positions at which the scan saw no file
+    scan_host: str = ""  # where the scan ran
     crash_positions: frozenset[int] = frozenset()  # positions whose decoder killed the worker before
 
     def __len__(self) -> int:
@@ -77,9 +83,15 @@ class ShardResult:
     seconds: float = 0.0  # it took; for estimates
 
     def rows(self) -> pa.Table:
-        """What became of each input, in stored order: the columns of ROW."""
-        with pa.memory_map(str(receipt_path(self.output))) as file:
-            return pa.ipc.open_file(file).read_all()
+        """What became of each input, in stored order: the columns of ROW.
+
+        Raises:
+          Failure: the receipt was damaged since it was written.
+        """
+        try:
+            return read_receipt(self.output)
+        except (OSError, ValueError) as error:
+            raise Failure(f"{receipt_path(self.output)} is damaged ({error}); run the command again") from None
 
     def reasons(self) -> Counter[str]:
         """How many inputs were not written, by reason."""
@@ -95,6 +107,7 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
 
     Raises:
       Failure: an image is bad and the task says that this ends the run.
+      MachineFault: an input cannot be read here, for no fault of its own.
       OSError: the output cannot be written.
     """
     started = time.monotonic()
@@ -141,11 +154,13 @@ def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:
     number, path, label = task.inputs[position]
     row: dict[str, Any] = {"input": number, "path": path_text(path), "label": label}
     try:
-        data = _read(task, path)
+        data = _read(task, position)
         row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if position in task.crash_positions:
             raise BadImage("crashes-decoder", "its decoder ended the process, twice")
         image = process(data, task.options)
+    except MemoryError:
+        raise machine_fault(path, "out of memory; use fewer --workers") from None
     except BadImage as fault:
         if task.fail_on_bad_image and fault.status == QUARANTINED:
             raise Failure(f"{row['path']}: {fault}; mend or remove it, or use --on_bad_image=quarantine") from None
@@ -170,47 +185,23 @@ def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:
 _RECORD = re.compile(rb"(.*)@(\d+):(\d+)$", re.DOTALL)
 
 
-def _read(task: ShardTask, path: bytes) -> bytes:
+def _read(task: ShardTask, position: int) -> bytes:
+    _, path, _ = task.inputs[position]
     if task.features:
         return _read_record(task.root, path, task.features)
     # More bytes than the pixel limit needs with 16-bit RGBA, uncompressed: not an image we would take.
-    return read_file(os.path.join(os.fsencode(task.root), path), int(task.options.max_megapixels * 8e6) + (1 << 20))
+    limit_bytes = int(task.options.max_megapixels * 8e6) + (1 << 20)
+    elsewhere = task.scan_host not in ("", socket.gethostname())
+    seen = position not in task.unseen
+    return read_file(os.path.join(os.fsencode(task.root), path), limit_bytes, seen=seen, elsewhere=elsewhere)
 
 
-def read_file(path: bytes, limit_bytes: int) -> bytes:
-    """The bytes of a regular file. Raises BadImage for everything else that can stand at a path."""
+def source_sha256(task: ShardTask, position: int) -> str:
+    """SHA-256 of an input's bytes as a row has it: "" of one that cannot be read. Raises MachineFault."""
     try:
-        # Not blocking: opening a named pipe would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    try:
-        facts = os.fstat(descriptor)
-        if stat.S_ISDIR(facts.st_mode):
-            raise BadImage("is-a-directory", "a directory stands where an image was expected")
-        if not stat.S_ISREG(facts.st_mode):
-            raise BadImage("not-a-file", "a pipe, socket or device")
-        if facts.st_size > limit_bytes:
-            raise BadImage("file-too-large", f"{facts.st_size:,} bytes are more than --max_megapixels can need")
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            return file.read()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    finally:
-        os.close(descriptor)
-
-
-def _unreadable(path: bytes, error: OSError | ValueError) -> BadImage:
-    number = getattr(error, "errno", None)
-    if number == errno.ELOOP:
-        return BadImage("symlink-loop", "a symbolic link that leads back to itself")
-    if number in (errno.ENOENT, errno.ENOTDIR, None):
-        if number is not None and os.path.islink(path):
-            return BadImage("dangling-symlink", f"leads to {path_text(os.readlink(path))}, which does not exist")
-        return BadImage("missing", "no such file")
-    if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        raise error  # the machine's fault, not the image's
-    return BadImage("unreadable", getattr(error, "strerror", None) or str(error))
+        return hashlib.sha256(_read(task, position)).hexdigest()
+    except BadImage:
+        return ""
 
 
 def _read_record(root: str, path: bytes, features: Features) -> bytes:
@@ -224,7 +215,7 @@ def _read_record(root: str, path: bytes, features: Features) -> bytes:
     except ValueError as error:
         raise BadImage("damaged-record", str(error)) from None
     except OSError as error:
-        raise _unreadable(found[1], error) from None
+        raise machine_fault(found[1], error.strerror or str(error)) from None
     return bytes(example.image)
 
 
@@ -232,26 +223,66 @@ def _read_record(root: str, path: bytes, features: Features) -> bytes:
 
 
 def receipt_path(output: str | os.PathLike[str]) -> Path:
-    """Where the receipt of a shard lies: an Arrow file of its rows, with the result in the schema's metadata."""
+    """Where the receipt of a shard lies: a line with a checksum, then an Arrow file of its rows and its result."""
     return Path(f"{os.fspath(output)}.receipt.arrow")
 
 
 def write_receipt(result: ShardResult, rows: pa.Table) -> None:
     """Prove that a shard is finished: rows have the columns of ROW."""
     facts = {name: value for name, value in vars(result).items() if name != "output"}
-    schema = ROW.with_metadata({_RESULT: json.dumps({"format": RECEIPT_FORMAT, **facts})})
-    with atomic_writer(receipt_path(result.output)) as file, pa.ipc.new_file(file, schema) as writer:
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, ROW.with_metadata({_RESULT: json.dumps(facts)})) as writer:
         writer.write_table(rows)
+    content = buffer.getvalue()
+    head = f"{RECEIPT_FORMAT} {hashlib.sha256(content).hexdigest()}".ljust(_HEAD_BYTES - 1) + "\n"
+    with atomic_writer(receipt_path(result.output)) as file:
+        file.write(head.encode())
+        file.write(content)
 
 
-def load_receipt(output: str, digest: str) -> ShardResult | None:
-    """The result of a shard that is whole and belongs to this plan; None when it has to be written (again)."""
+def read_receipt(output: str) -> pa.Table:
+    """The rows of a shard's receipt. Raises OSError and ValueError when there is none or it is not what was written."""
+    with pa.memory_map(str(receipt_path(output))) as file:
+        content = file.read_buffer()
+    head, content = content[:_HEAD_BYTES].to_pybytes(), content[_HEAD_BYTES:]
+    if head != f"{RECEIPT_FORMAT} {hashlib.sha256(content).hexdigest()}".ljust(_HEAD_BYTES - 1).encode() + b"\n":
+        raise ValueError("its checksum does not match")
+    rows = pa.ipc.open_file(content).read_all()
+    if not rows.schema.equals(ROW):
+        raise ValueError("it has other columns")
+    rows.validate(full=True)
+    return rows
+
+
+def load_receipt(output: str, digest: str, inputs: np.ndarray) -> ShardResult | None:
+    """The result of a shard that is whole to its last bit; None when it has to be written (again).
+
+    Args:
+      output: path of the shard.
+      digest: of the plan that it must belong to.
+      inputs: numbers of the inputs that it must have come from, in order.
+    """
     try:
-        with pa.memory_map(str(receipt_path(output))) as file:
-            facts = json.loads(pa.ipc.open_file(file).schema.metadata[_RESULT])
-        known = facts.pop("format") == RECEIPT_FORMAT
-        result = ShardResult(output, **facts)
-        valid = known and result.digest == digest and os.path.getsize(output) == result.bytes
-    except (OSError, ValueError, TypeError, KeyError):  # of Arrow's errors, too
+        rows = read_receipt(output)
+        facts = stored.parse(rows.schema.metadata[_RESULT], _StoredResult, what=output, remedy="")
+        if facts.digest != digest or not np.array_equal(rows["input"].to_numpy(), inputs):
+            return None
+        if os.path.getsize(output) != facts.bytes or file_sha256(output) != facts.sha256:
+            return None
+    except (OSError, ValueError, TypeError, KeyError, UsageError):  # of Arrow's errors, too
         return None
-    return result if valid else None
+    return ShardResult(output, **vars(facts))
+
+
+@dataclass(frozen=True)
+class _StoredResult:
+    """A ShardResult as a receipt has it."""
+
+    digest: Sha256
+    records: Count
+    bytes: Count
+    sha256: Sha256
+    inputs: Count
+    quarantined: Count
+    filtered: Count
+    seconds: float

@@ -6,6 +6,7 @@ Columns, not objects, because ten million inputs must fit into a few hundred meg
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,7 @@ class Sources:
     split: np.ndarray  # int8: number in `splits`, -1 for none
     group: np.ndarray  # uint64: hash of the group's name, 0 for none; empty when the source has no groups
     size: np.ndarray  # uint32: bytes, at most 4 G; 0 also when it cannot be told
-    stamp: np.ndarray  # uint32: changes with the modification time
-    newest: int  # latest modification time, nanoseconds
+    stamp: np.ndarray  # uint64: see `file_stamp`; 0: the scan saw no file
     notes: tuple[str, ...] = ()  # what a person should know, a line each
     features: Features | None = None  # for inputs that are records, "FILE@OFFSET:SIZE": names of their features
 
@@ -56,12 +56,12 @@ class Sources:
                 yield prefix + b"/" + name if prefix else name
                 begin = end
 
-    def fingerprint(self, *, times: bool) -> str:
-        """SHA-256 over paths, labels, splits, groups and sizes, and modification times if asked for."""
+    def fingerprint(self, *, stamps: bool) -> str:
+        """SHA-256 over paths, labels, splits, groups and sizes, and stamps if asked for, which are one disk's own."""
         digest = hashlib.sha256(repr((self.labels, self.splits, self.folders)).encode())
         columns = [self.folder, self.ends, self.label, self.split, self.group, self.size]
         digest.update(self.names)
-        for column in [*columns, *([self.stamp] if times else [])]:
+        for column in [*columns, *([self.stamp] if stamps else [])]:
             digest.update(column.data)
         return digest.hexdigest()
 
@@ -72,13 +72,12 @@ class SourcesBuilder:
     def __init__(self) -> None:
         self.folders: list[bytes] = []
         self.folder, self.label, self.split = array("i"), array("i"), array("b")
-        self.ends, self.size, self.stamp = array("I"), array("I"), array("I")
-        self.newest = 0
-        self.group = array("Q")
+        self.ends, self.size = array("I"), array("I")
+        self.stamp, self.group = array("Q"), array("Q")
         self.names = bytearray()
 
-    def add(self, folder: int, name: bytes, label: int, split: int, size: int, mtime: int) -> None:
-        """One input: split -1 for none, size and mtime 0 when they cannot be told."""
+    def add(self, folder: int, name: bytes, label: int, split: int, size: int, stamp: int) -> None:
+        """One input: split -1 for none, size and stamp 0 when they cannot be told."""
         self.names += name
         if len(self.names) >= 2**32:
             raise UsageError("the names of all files together exceed 4 GB; convert the source in parts")
@@ -87,8 +86,7 @@ class SourcesBuilder:
         self.label.append(label)
         self.split.append(split)
         self.size.append(min(size, 2**32 - 1))
-        self.stamp.append((mtime ^ mtime >> 32) & 0xFFFFFFFF)
-        self.newest = max(self.newest, mtime)
+        self.stamp.append(stamp)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -120,8 +118,7 @@ class SourcesBuilder:
             split=np.array(self.split, np.int8, copy=None),
             group=np.array(self.group, np.uint64, copy=None),
             size=np.array(self.size, np.uint32, copy=None),
-            stamp=np.array(self.stamp, np.uint32, copy=None),
-            newest=self.newest,
+            stamp=np.array(self.stamp, np.uint64, copy=None),
             notes=tuple(notes),
             features=features,
         )
@@ -146,6 +143,15 @@ def order_labels(
         ordered = sorted(found)
     numbers = {name: number for number, name in enumerate(ordered)}
     return ordered, np.array([numbers[name] for name in found], np.int32)
+
+
+def file_stamp(facts: os.stat_result) -> int:
+    """A number that changes when a file is written or replaced, also by one of the same size and an older time.
+
+    Equal stamps stand for equal content. Others may, too: a copy of the file has another one.
+    """
+    mixed = facts.st_mtime_ns + facts.st_ctime_ns * 0x9E3779B97F4A7C15 + facts.st_ino * 0xC2B2AE3D27D4EB4F
+    return mixed % 2**64 or 1
 
 
 def hash64(data: bytes, key: bytes = b"") -> int:

@@ -77,7 +77,7 @@ def make_plan(
     del shuffled
     shard_bytes = int(config.shard_mb * 1e6)
     shards = tuple(_shard_count(len(members), config.shards, shard_bytes, record_bytes) for members in order)
-    facts = [sources.fingerprint(times=True), names, shards, config.stored_options(), dict(versions or {})]
+    facts = [sources.fingerprint(stamps=False), names, shards, config.stored_options(), dict(versions or {})]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(split.data)
     return Plan(config.name, names, split, order, shards, digest.hexdigest())

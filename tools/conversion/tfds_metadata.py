@@ -6,6 +6,7 @@ Others' are not opened with TFDS, because it imports whatever module their featu
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from shardline.pipeline import stored
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.manifest import Features, Manifest, Name, SplitName
 from shardline.pipeline.text import display
 
@@ -36,35 +38,46 @@ def write_tfds_metadata(
       manifest: what it holds.
       common_size: height and width when all stored images have the same.
     """
+    for name, content in tfds_metadata(manifest, common_size).items():
+        atomic_write(Path(directory) / name, content, durable=False)
+
+
+def tfds_metadata(manifest: Manifest, common_size: tuple[int, int] | None) -> dict[str, bytes]:
+    """Content of FILES. TFDS looks at what lies in the folder it writes to, so it gets an empty one."""
     import tensorflow_datasets as tfds  # 0.7 s, without TensorFlow: once, when a conversion ends
 
-    template = tfds.core.ShardedFileTemplate(data_dir=directory, template=FILE_TEMPLATE, dataset_name=manifest.name)
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": ENCODINGS[manifest.image.encoding].tfds_feature(common_size),
-                "image/filename": tfds.features.Text(),
-                "image/height": tfds.features.Scalar(np.int64),
-                "image/width": tfds.features.Scalar(np.int64),
-                "label": tfds.features.ClassLabel(names=manifest.labels),
-            }
-        ),
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=name,
-                shard_lengths=[shard.records for shard in split.shards],
-                num_bytes=split.bytes,
-                filename_template=template,
-            )
-            for name, split in manifest.splits.items()
-        ],
-        version="1.0.0",
-        filename_template=template,
-        check_data=False,  # it would import TensorFlow; our own checks are stricter
-        description="Written by shardline-convert.",
-        supervised_keys=("image", "label"),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                (Path(folder) / shard.file).touch()
+        template = tfds.core.ShardedFileTemplate(data_dir=folder, template=FILE_TEMPLATE, dataset_name=manifest.name)
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": ENCODINGS[manifest.image.encoding].tfds_feature(common_size),
+                    "image/filename": tfds.features.Text(),
+                    "image/height": tfds.features.Scalar(np.int64),
+                    "image/width": tfds.features.Scalar(np.int64),
+                    "label": tfds.features.ClassLabel(names=manifest.labels),
+                }
+            ),
+            split_infos=[
+                tfds.core.SplitInfo(
+                    name=name,
+                    shard_lengths=[shard.records for shard in split.shards],
+                    num_bytes=split.bytes,
+                    filename_template=template,
+                )
+                for name, split in manifest.splits.items()
+            ],
+            version="1.0.0",
+            filename_template=template,
+            check_data=False,  # it would import TensorFlow; our own checks are stricter
+            description="Written by shardline-convert.",
+            supervised_keys=("image", "label"),
+        )
+        return {name: (Path(folder) / name).read_bytes() for name in FILES}
 
 
 # -------------------------------------------------------------------------------------------------- reading

@@ -1,6 +1,5 @@
 """Interruptions: whatever ends a conversion, nothing looks whole that is not, and the next run gives the same bytes."""
 
-import fcntl
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import exclusive
 from shardline.pipeline.manifest import Manifest
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import ROOT, Run, class_folders, config, draw, shard_hashes
@@ -218,10 +218,9 @@ def test_overwrite_deletes_the_dataset_and_nothing_else(tmp_path):
 def test_two_conversions_into_one_folder_do_not_mix(tmp_path):
     source, output = class_folders(tmp_path / "s", 2, 5), tmp_path / "d"
     interrupted(source, output)
-    with open(output / ".convert" / "lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(Failure, match=f"^output={output} is in use by"):
-            convert(config(source, output, shards=SHARDS))
+    for overwrite in (False, True):
+        with exclusive(output / ".lock", "it"), pytest.raises(Failure, match=f"^output={output} is in use by process"):
+            convert(config(source, output, shards=SHARDS, overwrite=overwrite))
     convert(config(source, output, shards=SHARDS))
 
 

@@ -138,13 +138,13 @@ def test_tables_that_are_refused(tmp_path, text, message):
 def test_fingerprint_sees_every_change(tmp_path):
     touch(tmp_path, "a/1", "a/2", "b/3")
     first = scan(str(tmp_path))
-    assert first.fingerprint(times=True) == scan(str(tmp_path)).fingerprint(times=True)
+    assert first.fingerprint(stamps=True) == scan(str(tmp_path)).fingerprint(stamps=True)
     os.utime(tmp_path / "a" / "1", ns=(1, 1))
     touched = scan(str(tmp_path))
-    assert touched.fingerprint(times=False) == first.fingerprint(times=False)
-    assert touched.fingerprint(times=True) != first.fingerprint(times=True)
+    assert touched.fingerprint(stamps=False) == first.fingerprint(stamps=False)
+    assert touched.fingerprint(stamps=True) != first.fingerprint(stamps=True)
     os.rename(tmp_path / "a" / "2", tmp_path / "b" / "2")
-    assert scan(str(tmp_path)).fingerprint(times=False) != first.fingerprint(times=False)
+    assert scan(str(tmp_path)).fingerprint(stamps=False) != first.fingerprint(stamps=False)
 
 
 def test_prepared_tfds_datasets_are_inputs(tmp_path):

@@ -1,0 +1,84 @@
+"""Read one source file: its bytes, a reason why it is no image, or a fault of this machine, told apart. No TensorFlow.
+
+An image is given up only for what is wrong with itself. A mount that is missing, a disk or a server that fails and
+want of memory are the machine's: another machine, or the same one later, would store the image.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.image_headers import BadImage
+from shardline.pipeline.text import display
+
+
+class MachineFault(Failure):
+    """This host could not read or hold an input that may be sound; another one should try."""
+
+
+def machine_fault(path: bytes | str, reason: str) -> MachineFault:
+    """The fault in one line, with host and path."""
+    return MachineFault(
+        f"{display(path)} cannot be read on {socket.gethostname()}: {reason}; the image may be sound, so it is not "
+        "set aside: mend the machine or the mount and run the command again, it continues where it stopped"
+    )
+
+
+def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, elsewhere: bool = False) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+      path: of the file.
+      limit_bytes: a larger file is no image.
+      seen: it was there before: that it cannot be found says nothing about it.
+      elsewhere: it was seen by another host: neither does that it may not be read here.
+
+    Raises:
+      BadImage: something else stands there, or nothing.
+      MachineFault: this machine cannot tell.
+    """
+    try:
+        # Not blocking: opening a named pipe would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, seen, elsewhere) from None
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise BadImage("is-a-directory", "a directory stands where an image was expected")
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadImage("not-a-file", "a pipe, socket or device")
+        if facts.st_size > limit_bytes:
+            raise BadImage("file-too-large", f"{facts.st_size:,} bytes are more than --max_megapixels can need")
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise _unreadable(path, error, True, elsewhere) from None
+    except MemoryError:
+        raise machine_fault(path, "out of memory") from None
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: bytes, error: OSError | ValueError, seen: bool, elsewhere: bool) -> BadImage | MachineFault:
+    """Only what is proven is said of the file: every error that is not known to be its own is the machine's."""
+    if isinstance(error, ValueError):
+        return BadImage("missing", "no file has a name with a zero byte")
+    what = error.strerror or str(error)
+    if error.errno == errno.ELOOP:
+        return BadImage("symlink-loop", "a symbolic link that leads back to itself")
+    if error.errno == errno.ENXIO:
+        return BadImage("not-a-file", "a pipe, socket or device")
+    if error.errno in (errno.ENAMETOOLONG, errno.EISDIR):
+        return BadImage("unreadable", what)
+    if error.errno in (errno.EACCES, errno.EPERM) and not (seen and elsewhere):
+        return BadImage("unreadable", what)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not seen:
+        if os.path.islink(path):
+            return BadImage("dangling-symlink", f"leads to {display(os.readlink(path))}, which does not exist")
+        return BadImage("missing", "no such file")
+    return machine_fault(path, what)
