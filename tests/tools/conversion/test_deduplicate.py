@@ -21,6 +21,20 @@ def rows(directory):
     return parquet.read_table(directory / "sources.parquet").to_pylist()
 
 
+def check_locations(directory):
+    """Each row tells where its record lies, by shard and offset and by its number in the split."""
+    stored = {name: records(directory, name) for name in Manifest.load(directory).splits}
+    for row in rows(directory):
+        if row["status"] != "written":
+            assert (row["shard"], row["record"], row["offset"], row["size"]) == ("", -1, -1, 0)
+            continue
+        framed = read_framed(directory / row["shard"], row["offset"], row["size"])
+        assert row["path"].encode() in unframe_record(framed)
+        example = stored[row["split"]][row["record"]]
+        assert (example.filename, example.label) == (row["path"], row["label"])
+        assert row["label_name"] == f"class{row['label']}"
+
+
 @pytest.fixture
 def doubled(tmp_path):
     """Two classes of 20, each image once more under another name, some in the other class or another format."""
@@ -44,6 +58,7 @@ def test_exact_duplicates_never_lie_in_two_splits(doubled, tmp_path):
     assert len(pairs) == 25
     assert all(len({row["split"] for row in group}) == 1 for group in pairs)
     assert len({row["split"] for row in rows(tmp_path / "d")}) == 3
+    check_locations(tmp_path / "d")
     manifest = Manifest.load(tmp_path / "d")
     for name, split in manifest.splits.items():
         stored = records(tmp_path / "d", name)
@@ -80,6 +95,7 @@ def test_drop_leaves_one_of_each_and_balances(doubled, tmp_path):
     assert {row["reason"] for row in found if row["status"] == "duplicate"} == {"equal-pixels"}
     assert all(not row["path"].split("/")[1].startswith("copy") for row in found if row["status"] == "written")
     assert sum(len(records(tmp_path / "d", name)) for name in manifest.splits) == 45
+    check_locations(tmp_path / "d")
     convert(config(doubled, tmp_path / "e", duplicates="drop", splits=SHARES, engine="processes", workers=3))
     assert shard_hashes(tmp_path / "d") == shard_hashes(tmp_path / "e")
 

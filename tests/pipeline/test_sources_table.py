@@ -1,0 +1,55 @@
+"""sources.parquet: its columns, its readers, and that it is whole or absent."""
+
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from shardline.pipeline.sources_table import ROW_GROUP, SOURCES, SOURCES_FILE, iterate_sources, read_sources
+from shardline.pipeline.sources_table import sources_writer as writer
+
+
+def rows(count, split="train", first=0):
+    columns = {field.name: pa.nulls(count, field.type) for field in SOURCES}
+    columns |= {"split": pa.array([split] * count), "record": pa.array(range(first, first + count))}
+    return pa.table(columns)
+
+
+def test_rows_come_back_in_order_from_few_row_groups(tmp_path):
+    with writer(tmp_path) as write:
+        for piece in range(60):  # many shards of few records
+            write(rows(500, "train" if piece < 40 else "test", first=500 * piece))
+    assert read_sources(tmp_path, ["record"])["record"].to_pylist() == list(range(30_000))
+    held_out = read_sources(tmp_path, ["record"], where=[("split", "=", "test"), ("record", "<", 20_003)])
+    assert held_out.to_pylist() == [{"record": 20_000 + i} for i in range(3)]
+    batches = list(iterate_sources(tmp_path, ["record", "split"]))
+    assert [value for batch in batches for value in batch["record"].to_pylist()] == list(range(30_000))
+    assert max(map(len, batches)) <= ROW_GROUP
+    assert parquet.ParquetFile(tmp_path / SOURCES_FILE).num_row_groups == 3
+
+
+def test_it_is_whole_or_absent(tmp_path):
+    with pytest.raises(ZeroDivisionError), writer(tmp_path) as write:
+        write(rows(3))
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError):
+        read_sources(tmp_path, ["path"])
+
+
+def test_rows_of_other_types_are_refused(tmp_path):
+    with pytest.raises(pa.ArrowInvalid), writer(tmp_path) as write:
+        write(rows(1).set_column(0, "path", pa.array([b"\xff"])))
+
+
+def test_a_worker_loads_no_more_of_arrow_than_it_needs():
+    """Each megabyte there is one for each core."""
+    code = (
+        "import sys, shardline.tools.conversion.shard_writer\n"
+        "print([name for name in ('tensorflow', 'pyarrow.parquet', 'pyarrow.compute', 'matplotlib', 'absl')\n"
+        "       if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
