@@ -54,7 +54,7 @@ class StepMonitor(Action):
 
     def _reset(self) -> None:
         self._sums = np.zeros(2)
-        self._examples, self._steps, self._skipped, self._waited = 0.0, 0, 0, 0.0
+        self._samples, self._steps, self._skipped, self._waited = 0.0, 0, 0, 0.0
         self._norm = 0.0
         self._started = time.perf_counter()
 
@@ -74,8 +74,8 @@ class StepMonitor(Action):
         self._steps += 1
         self._waited += record.wait_seconds
         if report["finite"]:
-            self._sums += np.array([report["loss"], report["top1"]]) * report["examples"]
-            self._examples += report["examples"]
+            self._sums += np.array([report["loss"], report["top1"]]) * report["samples"]
+            self._samples += report["samples"]
             self._norm = report["norm"]
         else:
             self._skipped += 1
@@ -98,7 +98,7 @@ class StepMonitor(Action):
             self._total_seconds += seconds
             self.images_per_second = self._total_images / self._total_seconds
         self._warming = False
-        loss, top1 = self._sums / max(self._examples, 1)
+        loss, top1 = self._sums / max(self._samples, 1)
         tflops = rate * self.flops[record.span.index] / 1e12
         waiting = 100 * self._waited / seconds
         line = {
@@ -117,7 +117,7 @@ class StepMonitor(Action):
             line["mfu"] = round(tflops / self.peak_tflops, 4)
         if self.setup.config.precision == "mixed_float16":
             line["loss_scale"] = report["scale"]
-        if self.metrics and self._examples:
+        if self.metrics and self._samples:
             self.metrics.write(record.step, "train", line)
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, top-1 {100 * top1:.1f} %, {rate:.1f} images/s, {waiting:.0f} % waiting for input"

@@ -34,6 +34,11 @@ class Cluster:
         return self.replicas // self.hosts
 
     @property
+    def place(self) -> dict[str, int]:
+        """Which replica batches are this process's, as `pipeline.Dataset.train_batches` asks for it."""
+        return {"host": self.host, "hosts": self.hosts, "replicas": self.local_replicas}
+
+    @property
     def chief(self) -> bool:
         """Whether this process writes the run directory."""
         return self.host == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,52 +19,61 @@ from shardline import pipeline
 from shardline.pipeline.cli import progress
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.sampler import ReplicaBatches
-from shardline.trainer.model import Network, weights_digest
-from shardline.trainer.setup import TrainSetup, endless
+from shardline.trainer.model import Network, num_parameters, weights_digest
+from shardline.trainer.setup import TrainSetup, distribute, endless
 from shardline.trainer.step import Batch
 
-_ENDLESS = 2**40
+# Settings that change where or how fast images are made, not what they are.
+_RUNTIME_FIELDS = {"global_batch_size", "threads", "cache", "max_bad_records", "augment_on", "workers"}
+
+
+def open_feature_cache(setup: TrainSetup, network: Network) -> FeatureCache:
+    """The cache of this run. Filled first unless it is there: that runs the frozen layers over all stored views."""
+    folder, key = Path(setup.config.workdir) / "features", _key(setup, network)
+    key_file = folder / "key"
+    if not (key_file.exists() and key_file.read_text() == key):
+        folder.mkdir(parents=True, exist_ok=True)
+        key_file.unlink(missing_ok=True)
+        _fill(folder, setup, network)
+        atomic_write(key_file, key)  # last: without it the files count for nothing
+    return FeatureCache(setup, network, folder)
 
 
 class FeatureCache:
-    """Features [views, records, size] in a memory-mapped file, with labels and weights beside them."""
+    """Features [views, records, size] in a memory-mapped file, with their labels and weights."""
 
-    def __init__(self, setup: TrainSetup, network: Network) -> None:
-        """Open the cache of this run, filling it first unless it is there."""
+    def __init__(self, setup: TrainSetup, network: Network, folder: Path) -> None:
         self.setup, self.network = setup, network
-        self.views, self.size = setup.config.cache_features, int(network.backbone.output.shape[-1])
-        self.folder = Path(setup.config.workdir) / "features"
-        if not self._valid():
-            self._fill()
-        self.features = np.load(self.folder / "features.npy", mmap_mode="r")
-        self.labels = np.load(self.folder / "labels.npy")
-        self.weights = np.load(self.folder / "weights.npy")
+        self.features = np.load(folder / "features.npy", mmap_mode="r")
+        self.labels = np.load(folder / "labels.npy")
+        self.weights = np.load(folder / "weights.npy")
 
     def batches(self, cursor: int) -> Iterator[Batch]:
-        """Iterator of distributed training batches that hold `features` instead of images."""
+        """Iterator of distributed training batches that hold `features` [b, size] instead of images."""
         setup, sampler = self.setup, self.setup.sampler
         replica_batches = ReplicaBatches(setup.input, replicas=setup.cluster.replicas, cursor=cursor)
-        rows = replica_batches.size
+        views, _, size = self.features.shape
+        spec = {
+            "features": ((replica_batches.size, size), tf.float32),
+            "label": ((replica_batches.size,), tf.int32),
+            "weight": ((replica_batches.size,), tf.float32),
+            "record": ((replica_batches.size,), tf.int64),
+            "position": ((replica_batches.size,), tf.int64),
+        }
 
         def read(element: np.int64) -> tuple[np.ndarray, ...]:
             position = replica_batches.positions(int(element))
-            view, record = position // setup.num_records % self.views, sampler.records(position)
-            values = self.features[view, record]
-            return values, self.labels[record], self.weights[view, record], record, position
-
-        names = ("features", "label", "weight", "record", "position")
-        types = (tf.float32, tf.int32, tf.float32, tf.int64, tf.int64)
+            view, record = position // setup.num_records % views, sampler.records(position)
+            return self.features[view, record], self.labels[record], self.weights[view, record], record, position
 
         def element(number: tf.Tensor) -> Batch:
-            values = tf.numpy_function(read, [number], types)
-            shapes = [(rows, self.size), *[(rows,)] * 4]
-            return {n: tf.ensure_shape(v, s) for n, v, s in zip(names, values, shapes, strict=True)}
+            values = tf.numpy_function(read, [number], [kind for _, kind in spec.values()])
+            return {name: tf.ensure_shape(value, spec[name][0]) for name, value in zip(spec, values, strict=True)}
 
-        dataset = tf.data.Dataset.range(_ENDLESS).map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
+        dataset = tf.data.Dataset.counter().map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        dataset = dataset.with_options(options)
-        return endless(setup.cluster.strategy.distribute_datasets_from_function(lambda context: dataset))
+        return endless(distribute(setup.cluster, dataset.with_options(options)))
 
     def forward(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """Stored features to logits and targets."""
@@ -73,59 +83,56 @@ class FeatureCache:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of one step per example: forward and twice as much backward."""
-        return 6.0 * sum(float(np.prod(v.shape)) for v in self.network.trained("head").values())
+        """Floating-point operations of one step per sample: forward and twice as much backward."""
+        return 6.0 * num_parameters(self.network.trained("head"))
 
-    def _key(self) -> str:
-        config = self.setup.config
-        frozen = {path: v for path, v in self.network.weights.items() if path.startswith("block")}
-        how = {"global_batch_size", "threads", "cache", "max_bad_records", "augment_on", "workers"}  # change no image
-        values = {
-            "sampler": self.setup.sampler_key,
-            "views": self.views,
-            "precision": config.precision,
-            "head": config.head,
-            "input": {name: value for name, value in vars(self.setup.input).items() if name not in how},
-            "weights": weights_digest(frozen),
-        }
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def _valid(self) -> bool:
-        key = self.folder / "key"
-        return key.exists() and key.read_text() == self._key()
+def _key(setup: TrainSetup, network: Network) -> str:
+    """SHA-256 (hex) over all that the features depend on."""
+    frozen = {path: variable for path, variable in network.weights.items() if path.startswith("block")}
+    values = {
+        "sampler": setup.sampler_key,
+        "views": setup.config.cache_features,
+        "precision": setup.config.precision,
+        "head": setup.config.head,
+        "input": {name: value for name, value in vars(setup.input).items() if name not in _RUNTIME_FIELDS},
+        "weights": weights_digest(frozen),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def _fill(self) -> None:
-        setup, count = self.setup, self.setup.num_records
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "key").unlink(missing_ok=True)
-        features = np.lib.format.open_memmap(
-            self.folder / "features.npy", mode="w+", dtype=np.float32, shape=(self.views, count, self.size)
-        )
-        labels, weights = np.zeros(count, np.int32), np.zeros((self.views, count), np.float32)
-        strategy = setup.cluster.strategy
 
-        def on_replica(batch: Batch) -> tf.Tensor:
-            batch = pipeline.augment_on_device(batch, setup.input)
-            return self.network.backbone(batch["image"], training=False)
+def _fill(folder: Path, setup: TrainSetup, network: Network) -> None:
+    """Write features, labels and weights of the first --cache_features epochs."""
+    count, views = setup.num_records, setup.config.cache_features
+    shape = (views, count, network.backbone.output.shape[-1])
+    features = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+    labels, weights = np.zeros(count, np.int32), np.zeros((views, count), np.float32)
+    for batch in _first_batches(setup, network, views * count):
+        inside = batch["position"] < views * count  # the last batch may run into the next epoch
+        view, record = (batch["position"] // count)[inside], batch["record"][inside]
+        features[view, record] = batch["features"][inside]
+        labels[record] = batch["label"][inside]
+        weights[view, record] = batch["weight"][inside]
+    features.flush()
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "weights.npy", weights)
 
-        on_replica = tf.function(on_replica, jit_compile=setup.config.jit, autograph=False)
-        run = tf.function(lambda batch: strategy.run(on_replica, args=(batch,)), autograph=False)
-        total, batches = self.views * count, setup.train_batches(0)
-        batch_size = setup.config.global_batch_size
-        for _ in progress(range(-(-total // batch_size)), total=-(-total // batch_size), desc="features", unit="step"):
-            batch = next(batches)
-            parts = [
-                strategy.experimental_local_results(x)
-                for x in (run(batch), batch["position"], batch["record"], batch["label"], batch["weight"])
-            ]
-            for found, position, record, label, weight in zip(*parts, strict=True):
-                position = position.numpy()
-                inside = position < total  # the last batch may run into the next epoch
-                view, record = (position // count)[inside], record.numpy()[inside]
-                features[view, record] = tf.cast(found, tf.float32).numpy()[inside]
-                labels[record] = label.numpy()[inside]
-                weights[view, record] = weight.numpy()[inside]
-        features.flush()
-        np.save(self.folder / "labels.npy", labels)
-        np.save(self.folder / "weights.npy", weights)
-        atomic_write(self.folder / "key", self._key())  # last: without it the files count for nothing
+
+def _first_batches(setup: TrainSetup, network: Network, samples: int) -> Iterator[dict[str, np.ndarray]]:
+    """The replica batches that hold the first samples of the stream, with their `features`."""
+    strategy = setup.cluster.strategy
+
+    def backbone(batch: Batch) -> tf.Tensor:
+        batch = pipeline.augment_on_device(batch, setup.input)
+        return tf.cast(network.backbone(batch["image"], training=False), tf.float32)
+
+    compiled = tf.function(backbone, jit_compile=setup.config.jit, autograph=False)
+    run = tf.function(lambda batch: strategy.run(lambda own: compiled(own), args=(batch,)), autograph=False)
+    batches, steps = setup.train_batches(0), math.ceil(samples / setup.config.global_batch_size)
+    names = ("position", "record", "label", "weight")
+    for _ in progress(range(steps), total=steps, desc="features", unit="step"):
+        batch = next(batches)
+        columns = {name: batch[name] for name in names} | {"features": run(batch)}
+        parts = [strategy.experimental_local_results(column) for column in columns.values()]
+        for values in zip(*parts, strict=True):
+            yield {name: value.numpy() for name, value in zip(columns, values, strict=True)}

@@ -1,6 +1,6 @@
 """Where a run stands and its learning rate there, as functions of the samples consumed. No TensorFlow.
 
-The samples consumed (the cursor) are the clock: phases, warm-up and decay are measured in them, so another batch
+The samples consumed (the cursor) are the clock: phases, warmup and decay are measured in them, so another batch
 size or another number of hosts changes neither.
 """
 
@@ -41,7 +41,7 @@ def steps_between(start: int, stop: int, global_batch_size: int) -> int:
 def learning_rate(
     span: PhaseSpan, cursor: int, *, num_records: int, schedule: str, warmup_epochs: float, batch: int
 ) -> float:
-    """Rate of the step that starts at `cursor`: linear warm-up, then constant or half a cosine down to 0."""
+    """Rate of the step that starts at `cursor`: linear warmup, then constant or half a cosine down to 0."""
     length = span.stop - span.start
     warmup = 0.1 * length if warmup_epochs < 0 else min(warmup_epochs * num_records, length)
     done = max(cursor - span.start, 0)

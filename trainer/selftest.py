@@ -76,7 +76,7 @@ class Checks:
         one = tf.distribute.MirroredStrategy([first], cross_device_ops=tf.distribute.ReductionToOneDevice())
         self.alone = Cluster(one, 0, 1, 1, cluster.device_kind)
         self.batch = 4 * cluster.replicas
-        self.size = 224 if cluster.device_kind == "GPU" else 64  # of the images that speeds are measured with
+        self.side = 224 if cluster.device_kind == "GPU" else 64  # of the images that speeds are measured with
 
     def replicas_agree(self) -> tuple[bool, str]:
         """Three float32 steps with clipping, dropout and uneven weights, on one replica and on all.
@@ -87,7 +87,7 @@ class Checks:
         for cluster, jit in ((self.alone, False), (self.cluster, self.config.jit)):
             network, _, step = self._start(cluster, precision="float32", jit=jit)
             for number in range(3):
-                step(_spread(cluster, _examples(self.batch, number)), tf.constant(0.05))
+                step(_spread(cluster, _random_batch(self.batch, number)), tf.constant(0.05))
             found.append({path: v.numpy() for path, v in network.weights.items()})
         difference = max(float(np.abs(found[0][path] - found[1][path]).max()) for path in found[0])
         # GPUs round matrix products to TF32.
@@ -95,13 +95,13 @@ class Checks:
         return difference < limit, f"weights differ by at most {difference:.1e}"
 
     def overflow_is_skipped(self) -> tuple[bool, str]:
-        """Huge example weights on the last replica overflow its float16 gradients and no other's."""
+        """Huge weights of samples on the last replica overflow its float16 gradients and no other's."""
         # The decision is made after what XLA would compile.
         network, state, step = self._start(self.cluster, precision="mixed_float16", jit=False)
         before = {path: v.numpy() for path, v in network.weights.items()}
-        examples = _examples(self.batch, 0)
-        examples["weight"][-self.batch // self.cluster.replicas :] = 1e9
-        finite = bool(step(_spread(self.cluster, examples), tf.constant(0.05))["finite"])
+        samples = _random_batch(self.batch, 0)
+        samples["weight"][-self.batch // self.cluster.replicas :] = 1e9
+        finite = bool(step(_spread(self.cluster, samples), tf.constant(0.05))["finite"])
         same = all((before[path] == v.numpy()).all() for path, v in network.weights.items())
         scale = float(state.loss_scale.scale.numpy())
         good = not finite and same and scale == SCALE_START / 2
@@ -149,18 +149,18 @@ class Checks:
                 count += 32
             supply = count / (time.perf_counter() - started)
         # The work grows with the number of pixels.
-        need = max(self.rates.values()) * (self.size / 224) ** 2
+        need = max(self.rates.values()) * (self.side / 224) ** 2
         return supply >= need, f"input gives {supply:.0f} images/s, VGG16 at 224 px takes about {need:.3g}"
 
     def _rate(self, precision: str) -> float:
         batch = 16
-        changes = {"jit": self.config.jit, "image_size": self.size, "width": 1.0, "global_batch_size": batch}
+        changes = {"jit": self.config.jit, "image_size": self.side, "width": 1.0, "global_batch_size": batch}
         *_, step = self._start(self.alone, precision=precision, **changes)
-        examples = _spread(self.alone, _examples(batch, 0, size=self.size))
-        float(step(examples, tf.constant(0.01))["loss"])
+        samples = _spread(self.alone, _random_batch(batch, 0, side=self.side))
+        float(step(samples, tf.constant(0.01))["loss"])
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < 2:
-            float(step(examples, tf.constant(0.01))["loss"])
+            float(step(samples, tf.constant(0.01))["loss"])
             count += batch
         return count / (time.perf_counter() - started)
 
@@ -170,24 +170,24 @@ class Checks:
         return create_train_state(setup, setup.spans[0])
 
 
-def _examples(batch: int, seed: int, size: int = 32) -> dict[str, np.ndarray]:
+def _random_batch(size: int, seed: int, side: int = 32) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {
-        "image": random.integers(0, 256, (batch, size, size, 3), np.uint8),
-        "label": random.integers(0, 10, batch).astype(np.int32),
-        "weight": np.where(np.arange(batch) == 0, 0.0, 1.0).astype(np.float32),
-        "record": np.arange(batch),
-        "position": np.arange(batch) + 1000 * seed,
+        "image": random.integers(0, 256, (size, side, side, 3), np.uint8),
+        "label": random.integers(0, 10, size).astype(np.int32),
+        "weight": np.where(np.arange(size) == 0, 0.0, 1.0).astype(np.float32),
+        "record": np.arange(size),
+        "position": np.arange(size) + 1000 * seed,
     }
 
 
-def _spread(cluster: Cluster, examples: dict[str, np.ndarray]) -> Batch:
+def _spread(cluster: Cluster, batch: dict[str, np.ndarray]) -> Batch:
     """One global batch, cut over the replicas."""
-    share = len(examples["label"]) // cluster.replicas
+    size = len(batch["label"]) // cluster.replicas
 
     def own(context: tf.distribute.ValueContext) -> Batch:
-        first = context.replica_id_in_sync_group * share
-        return {name: tf.constant(values[first : first + share]) for name, values in examples.items()}
+        first = context.replica_id_in_sync_group * size
+        return {name: tf.constant(values[first : first + size]) for name, values in batch.items()}
 
     spread: Batch = cluster.strategy.experimental_distribute_values_from_function(own)
     return spread

@@ -51,7 +51,7 @@ class TrainSetup:
 
     @property
     def num_records(self) -> int:
-        """Examples in an epoch."""
+        """Records in an epoch."""
         return self.data.num_records(self.config.train_split)
 
     @property
@@ -99,24 +99,19 @@ class TrainSetup:
     def train_batches(self, cursor: int) -> Iterator[Batch]:
         """Iterator of distributed training batches from the sample at `cursor` on."""
         sampler = self.sampler if self.config.balanced_sampling else None
-        split, data = self.config.train_split, self.data
-        return endless(
-            self._distribute(data.train_batches(split, self.input, cursor=cursor, sampler=sampler, **self._host))
-        )
+        split, place = self.config.train_split, self.cluster.place
+        batches = self.data.train_batches(split, self.input, cursor=cursor, sampler=sampler, **place)
+        return endless(distribute(self.cluster, batches))
 
     def eval_batches(self) -> Iterable[Batch]:
         """Distributed batches that hold each record of the evaluation split once."""
-        return self._distribute(self.data.eval_batches(self.eval_split, self.input, **self._host))
+        return distribute(self.cluster, self.data.eval_batches(self.eval_split, self.input, **self.cluster.place))
 
-    @property
-    def _host(self) -> dict[str, int]:
-        cluster = self.cluster
-        return {"host": cluster.host, "hosts": cluster.hosts, "replicas": cluster.local_replicas}
 
-    def _distribute(self, dataset: tf.data.Dataset) -> Iterable[Batch]:
-        # The elements are already this host's replica batches, in turn.
-        batches: Iterable[Batch] = self.cluster.strategy.distribute_datasets_from_function(lambda context: dataset)
-        return batches
+def distribute(cluster: Cluster, dataset: tf.data.Dataset) -> Iterable[Batch]:
+    """Distributed batches out of elements that are this host's replica batches, in turn."""
+    batches: Iterable[Batch] = cluster.strategy.distribute_datasets_from_function(lambda context: dataset)
+    return batches
 
 
 def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -133,12 +128,12 @@ def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
 def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
     """Check the config against the devices and the data. Raises UsageError for what cannot work."""
     settings = config.input_config()
-    rows = settings.replica_batch_size(cluster.replicas)
-    if rows % config.micro_batches or (settings.mixes and rows // config.micro_batches % 2):
+    size = settings.replica_batch_size(cluster.replicas)
+    if size % config.micro_batches or (settings.mixes and size // config.micro_batches % 2):
         even = "an even number of " if settings.mixes else ""
         raise UsageError(
-            f"--micro_batches={config.micro_batches} does not cut each replica's {rows} examples into equal pieces of "
-            f"{even}examples; change it or --global_batch_size={config.global_batch_size}"
+            f"--micro_batches={config.micro_batches} does not cut each replica's {size} samples into equal pieces of "
+            f"{even}samples; change it or --global_batch_size={config.global_batch_size}"
         )
     if config.cache_features and cluster.hosts > 1:
         raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")

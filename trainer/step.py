@@ -16,7 +16,7 @@ SCALE_START = 2.0**15
 SCALE_GROWTH_STEPS = 2000
 Batch = dict[str, tf.Tensor]
 Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 logits [b, c], float32 target shares [b, c]
-Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, examples], losses [b]
+Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, samples], losses [b]
 TrainStep = Callable[..., dict[str, tf.Tensor]]  # distributed batch, learning rate, stop -> numbers to report
 EvalStep = Callable[[Batch], dict[str, tf.Tensor]]
 
@@ -80,8 +80,8 @@ class Optimizer:
             ) -> None:
                 self.update(path, variable, slots, gradient, rate, updates)
                 if self.config.ema:
-                    difference, share = mean - variable, 1 - self.config.ema
-                    tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=share, delta=difference)
+                    difference, alpha = mean - variable, 1 - self.config.ema
+                    tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=alpha, delta=difference)
 
             arguments = (gradient, self.ema_weights.get(path), *self.slots[path])
             strategy.extended.update(variable, update, args=arguments)
@@ -189,7 +189,7 @@ def create_train_step(
 
 
 def _sums(forward: Forward, variables: Sequence[tf.Variable], config: StepConfig) -> Callable[[Batch, tf.Tensor], Sums]:
-    """Forward and backward over some examples of one replica: sums, not means, so that pieces can be added."""
+    """Forward and backward over some samples of one replica: sums, not means, so that pieces can be added."""
     class_weights = tf.constant(config.class_weights) if config.class_weights else None
 
     def sums(batch: Batch, scale: tf.Tensor) -> Sums:
@@ -239,15 +239,15 @@ def _reduce(
     """In replica context: add up over replicas, unscale and clip. Every replica gets the same numbers."""
     context = tf.distribute.get_replica_context()
     *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
-    loss, weight, correct, examples, stop = tf.unstack(sums)
+    loss, weight, correct, samples, stop = tf.unstack(sums)
     unscale = tf.math.divide_no_nan(config.global_batch_size / scale, weight)
     norm = tf.linalg.global_norm(gradients) * unscale  # not finite as soon as one number is not
     if config.clip_norm:
         unscale *= tf.minimum(1.0, config.clip_norm / norm)
     report = {
         "loss": tf.math.divide_no_nan(loss, weight),
-        "top1": tf.math.divide_no_nan(correct, examples),
-        "examples": examples,
+        "top1": tf.math.divide_no_nan(correct, samples),
+        "samples": samples,
         "norm": norm,
         "stop": stop,
     }

@@ -39,7 +39,7 @@ def dry_run(config: TrainConfig) -> str:
     batch, replicas = config.global_batch_size, setup.cluster.replicas
     lines = [
         f"devices: {setup.cluster}",
-        f"batch: {batch} = {replicas} × {batch // replicas} examples, in {config.micro_batches} micro-batches",
+        f"batch: {batch} = {replicas} × {batch // replicas} samples, in {config.micro_batches} micro-batches",
         f"data: {setup.num_records} records of {config.train_split}, {len(setup.labels)} classes; "
         f"evaluation on {setup.eval_split or 'nothing'}",
     ]

@@ -48,11 +48,11 @@ def batch(seed=0):
 
 
 def spread(strategy, values):
-    share = BATCH // strategy.num_replicas_in_sync
+    size = BATCH // strategy.num_replicas_in_sync
 
     def own(context):
-        first = context.replica_id_in_sync_group * share
-        return {name: tf.constant(value[first : first + share]) for name, value in values.items()}
+        first = context.replica_id_in_sync_group * size
+        return {name: tf.constant(value[first : first + size]) for name, value in values.items()}
 
     return strategy.experimental_distribute_values_from_function(own)
 
@@ -102,7 +102,7 @@ def trained(strategy, options):
     before = bench.values()
     reports = [bench.train(batch(seed)) for seed in range(3)]
     assert largest_difference(before, bench.values()) > 1e-3, "nothing was trained"
-    return bench.values(), float(reports[-1]["examples"])
+    return bench.values(), float(reports[-1]["samples"])
 
 
 def agreement():
@@ -110,17 +110,17 @@ def agreement():
     found, plain = {}, trained(ONE, {})[0]
     for name, options in {**ROWS, **NEUTRAL}.items():
         one = trained(ONE, options)[0] if name in ROWS and options else plain
-        two, examples = trained(TWO, options)
+        two, samples = trained(TWO, options)
         found[name] = {
             "difference": largest_difference(one, two),
             "effect": largest_difference(plain, one),
-            "examples": examples,
+            "samples": samples,
         }
     return found
 
 
 def overflow(bench, replica):
-    """Gradients overflow float16 on one replica only, where the weights of its examples are huge."""
+    """Gradients overflow float16 on one replica only, where the weights of its samples are huge."""
     before, scale = bench.values(), float(bench.scale.scale.numpy())
     bad = batch()
     bad["weight"] = np.where(np.arange(BATCH) // (BATCH // 2) == replica, 1e6, 1.0).astype(np.float32)

@@ -52,7 +52,7 @@ def test_two_replicas_equal_one_with(option, results):
     found = row(option, results["agreement"])
     assert found["difference"] < 1e-5
     assert (found["effect"] > 1e-3) == (option not in ("plain", "micro_batches", "jit", "loss_scaling"))
-    assert found["examples"] == 6  # padding does not count
+    assert found["samples"] == 6  # padding does not count
 
 
 def test_two_replicas_equal_one_up_to_rounding_in_bfloat16(results):
@@ -91,7 +91,7 @@ def test_dropout_depends_on_seed_and_position_alone(results):
         assert masks[pair] == pytest.approx(by_chance, abs=0.03), pair
 
 
-def test_evaluation_counts_each_example_once_and_padding_never(results):
+def test_evaluation_counts_each_sample_once_and_padding_never(results):
     assert results["evaluation"]["found"] == pytest.approx(results["evaluation"]["expected"], rel=1e-5)
 
 

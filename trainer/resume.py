@@ -1,0 +1,118 @@
+"""Starting or continuing in a run directory: is it this run's, where does it go on, and what is written there first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from shardline import pipeline
+from shardline.pipeline.cli import log
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import TEMPORARY
+from shardline.trainer.checkpoints import Checkpoint, list_checkpoints, newest_checkpoint
+from shardline.trainer.config import TrainConfig, differences
+from shardline.trainer.run_dir import CONFIG_FILE, read_config, write_config
+from shardline.trainer.schedule import PhaseSpan
+from shardline.trainer.setup import TrainSetup
+
+
+def claim_workdir(setup: TrainSetup, allow_changes: bool) -> None:
+    """Make the run directory, or check that the one that is there belongs to this run."""
+    config = setup.config
+    if not config.workdir:
+        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
+    workdir, content = Path(config.workdir), config_content(setup)
+    if (workdir / CONFIG_FILE).exists():
+        if list_checkpoints(workdir):
+            check_continues(setup, content, allow_changes)
+        else:
+            read_config(workdir, "--workdir")  # not of another format
+    elif workdir.exists() and any(not path.name.endswith(TEMPORARY) for path in workdir.iterdir()):
+        raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
+    if setup.cluster.chief:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            for unfinished in workdir.rglob(f"*{TEMPORARY}"):  # an earlier attempt was killed while it wrote them
+                unfinished.unlink(missing_ok=True)
+            write_config(workdir, content)
+        except OSError as error:
+            raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def config_content(setup: TrainSetup) -> dict[str, Any]:
+    """What config.json holds."""
+    manifest = setup.manifest
+    return {
+        "train": setup.config.to_dict(),
+        "labels": list(setup.labels),
+        "dataset": {"name": manifest.name if manifest else "synthetic", **setup.sampler_key},
+        "preprocessing": {
+            **pipeline.PREPROCESSING,
+            "crop_fraction": setup.config.eval_crop_fraction,
+            "stored": stored_images(setup),
+        },
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+    }
+
+
+def stored_images(setup: TrainSetup) -> dict[str, Any]:
+    """How the converter made the images, so that prediction and export can do the same to any file."""
+    manifest = setup.manifest
+    if manifest is None:
+        return {}
+    made = {name: manifest.options[name] for name in ("upscale", "trim_borders") if name in manifest.options}
+    return {"resize": manifest.image.resize, "size": manifest.image.size, **made}
+
+
+def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: bool) -> None:
+    """Refuse a run directory whose run this one does not continue."""
+    workdir = setup.config.workdir
+    old = read_config(workdir, "--workdir")
+    check_sampler(f"--workdir={workdir}", old["dataset"], content["dataset"])
+    if tuple(old["labels"]) != setup.labels:
+        raise UsageError(f"--workdir={workdir} was trained on other labels; start in another --workdir")
+    changes = differences(TrainConfig.from_dict(old["train"]), setup.config)
+    if changes and not allow_changes:
+        raise UsageError(
+            f"--workdir={workdir} was started with other flags: {'; '.join(changes)}; repeat those, choose another "
+            "--workdir, or pass --allow_changes to continue with the new ones"
+        )
+
+
+def check_sampler(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse another order of samples: a position would no longer mean the same sample."""
+    keys = ("dataset", "split", "records", "seed", "shuffle_block_size", "balanced_sampling")
+    ours, theirs = ({key: values.get(key) for key in keys} for values in (new, old))
+    if ours != theirs:
+        raise UsageError(
+            f"{name} was trained on another order of samples: {json.dumps(theirs)} there, {json.dumps(ours)} here; "
+            "use the same dataset and seed, or start in another --workdir"
+        )
+
+
+def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
+    """The newest readable checkpoint of this run, if there is one."""
+    checkpoint, damaged = newest_checkpoint(setup.config.workdir)
+    for line in damaged:
+        log(f"warning: {line}; trying the one before")
+    if checkpoint:
+        check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key)
+    return checkpoint
+
+
+def is_over(setup: TrainSetup, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is from the end of its run, or from where early stopping ended it."""
+    cursor, evals_since_best = int(checkpoint.header["cursor"]), int(checkpoint.header["evals_since_best"])
+    return cursor >= setup.spans[-1].stop or 0 < setup.config.early_stop_evals <= evals_since_best
+
+
+def starting_span(setup: TrainSetup, checkpoint: Checkpoint | None) -> PhaseSpan:
+    """The phase to go on with; the last one of a run that is over."""
+    if checkpoint and is_over(setup, checkpoint):
+        return setup.spans[-1]
+    cursor = checkpoint.header["cursor"] if checkpoint else 0
+    return next(span for span in setup.spans if cursor < span.stop)
