@@ -116,9 +116,7 @@ def find_leakage(
         compared.append("features")
         near = without(neighbors(run, devices, evaluated, training, batch_size), found)
         found["crop or flip"] = confirm(evaluated, training, near, _small_gray, overlap)
-    leaked = _leaked(found, evaluated, training)
-    have = f"{count(len(evaluated.columns['record']), 'image')} {'has' if len(leaked) == 1 else 'have'}"
-    return Leakage(leaked, f"{len(leaked):,} of {have} a copy in {train_split}; compared by {' and '.join(compared)}")
+    return _leakage(found, evaluated, training, compared)
 
 
 def without(pairs: Pairs, found: Mapping[str, Pairs]) -> Pairs:
@@ -127,7 +125,9 @@ def without(pairs: Pairs, found: Mapping[str, Pairs]) -> Pairs:
     return [pair for pair in pairs if pair[0] not in known]
 
 
-def _leaked(found: Mapping[str, Pairs], evaluated: HashedSplit, training: HashedSplit) -> tuple[LeakedRecord, ...]:
+def _leakage(
+    found: Mapping[str, Pairs], evaluated: HashedSplit, training: HashedSplit, compared: Sequence[str]
+) -> Leakage:
     """Of each record the first pair."""
     first: dict[int, tuple[int, str]] = {}
     for kind, pairs in found.items():
@@ -136,10 +136,13 @@ def _leaked(found: Mapping[str, Pairs], evaluated: HashedSplit, training: Hashed
     ours, theirs = (
         dict(zip(side.columns["record"].tolist(), side.columns["path"], strict=True)) for side in (evaluated, training)
     )
-    return tuple(
+    leaked = tuple(
         LeakedRecord(record, train_record, str(ours[record]), str(theirs[train_record]), kind)
         for record, (train_record, kind) in sorted(first.items())
     )
+    have = "has" if len(leaked) == 1 else "have"
+    of = f"{len(leaked):,} of {count(len(ours), 'image')} {have} a copy in {training.split}"
+    return Leakage(leaked, f"{of}; compared by {' and '.join(compared)}")
 
 
 def training_data(run: Run, data: Dataset) -> tuple[Dataset | None, str]:
