@@ -5,6 +5,7 @@ TensorFlow is imported when devices are claimed, so that flags can be checked be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -83,7 +84,8 @@ def _create_cluster(strategy: str, logical_cpus: int, workers: int) -> Cluster:
         _split_cpu(logical_cpus)
     gpus = [] if logical_cpus else tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with contextlib.suppress(RuntimeError):  # as in a notebook that has used the GPU: too late to ask
+            tf.config.experimental.set_memory_growth(gpu, True)
     kind = "GPU" if gpus else "CPU"
     if strategy == "one_device":
         return Cluster(tf.distribute.OneDeviceStrategy(f"/{kind}:0"), 0, 1, 1, kind)
@@ -91,15 +93,16 @@ def _create_cluster(strategy: str, logical_cpus: int, workers: int) -> Cluster:
         workers_strategy = tf.distribute.MultiWorkerMirroredStrategy()
         host = workers_strategy.cluster_resolver.task_id
         return Cluster(workers_strategy, host, workers, workers_strategy.num_replicas_in_sync, kind)
-    mirrored = _mirrored(kind)
+    # A CPU that an earlier call has split stays split: its other parts are left alone.
+    mirrored = _mirrored(kind, len(tf.config.list_logical_devices("GPU")) if gpus else max(1, logical_cpus))
     return Cluster(mirrored, 0, 1, mirrored.num_replicas_in_sync, kind)
 
 
-def _mirrored(kind: str) -> tf.distribute.MirroredStrategy:
-    """MirroredStrategy over all devices of a kind."""
+def _mirrored(kind: str, count: int) -> tf.distribute.MirroredStrategy:
+    """MirroredStrategy over the first devices of a kind."""
     import tensorflow as tf
 
-    devices = [f"/{kind}:{i}" for i in range(len(tf.config.list_logical_devices(kind)))]
+    devices = [f"/{kind}:{i}" for i in range(count)]
     # On CPUs the default, a ring of collectives, is slower than adding on one device, and two strategies in one
     # process would collide in it.
     ops = None if kind == "GPU" else tf.distribute.ReductionToOneDevice()

@@ -59,7 +59,7 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
             part, epochs, rate = match[1], float(match[2]), float(match[3])  # type: ignore[index]
         except (TypeError, ValueError):
             raise UsageError(
-                f"--phases={text}: {item.strip()!r} is not WHAT:EPOCHS@LR, e.g. head:5@1e-3,all:20@2e-5"
+                f"--phases={text}: {item.strip()!r} is not PART:EPOCHS@LEARNING_RATE, e.g. head:5@1e-3,all:20@2e-5"
             ) from None
         if part not in PARTS:
             raise UsageError(f"--phases={text}: {part!r} is not one of {', '.join(PARTS)}")
@@ -90,49 +90,68 @@ class TrainConfig(InputConfig):
     )
     head: str = option(
         "gap",
-        "what follows the convolutions: global average pooling, a hidden layer of 256, or the original 4096-4096",
+        "layers after the convolutions: gap, global average pooling; flatten256, a hidden layer of 256 units; fc4096, "
+        "the original two of 4096",
         choices=HEADS, group="model",
     )  # fmt: skip
     dropout: float = option(
-        0.5, "share of activations dropped in the head while training", low=0, below=1, group="model"
+        0.5, "dropout rate in the head, while training; 0.5 is the original VGG16's", low=0, below=1, group="model"
     )
     width: float = option(
-        1.0, "width multiplier: share of VGG16's filters and units; below 1 for quick trials on a CPU",
+        1.0, "width multiplier: VGG16's filters and units times this; below 1 for quick trials on a CPU",
         above=0, high=1, group="model",
     )  # fmt: skip
-    phases: str = option("all:9@0.02", "WHAT:EPOCHS@LR,...; WHAT is one of " + ", ".join(PARTS), group="recipe")
+    phases: str = option(
+        "all:9@0.02",
+        "phases of training, one after another: PART:EPOCHS@PEAK_LEARNING_RATE,...; PART is what trains: the head; "
+        "block5, block4 or block3, the head and the blocks down to this one; or all",
+        group="recipe",
+    )  # fmt: skip
     optimizer: str = option(
         "sgd",
-        "sgd is Nesterov momentum; weight decay joins the gradient for sgd and adam, and is decoupled for adamw",
+        "update rule; sgd has Nesterov momentum; weight decay joins the gradient of sgd and adam, adamw decouples it",
         choices=OPTIMIZERS, group="recipe",
     )  # fmt: skip
-    momentum: float = option(0.9, "momentum of sgd, first decay rate of adam and adamw", low=0, below=1, group="recipe")
+    momentum: float = option(
+        0.9, "momentum of sgd, decay rate of the first moment of adam and adamw", low=0, below=1, group="recipe"
+    )
     schedule: str = option(
         "cosine", "learning rate within each phase, after its warmup", choices=SCHEDULES, group="recipe"
     )
     warmup_epochs: float = option(
-        -1.0, "linear warmup at the start of each phase, in epochs; -1: a tenth of the phase", low=0, also=(-1,),
+        -1.0, "epochs of linear warmup at the start of each phase; -1: a tenth of the phase", low=0, also=(-1,),
         group="recipe",
     )  # fmt: skip
     block_lr_decay: float = option(
-        1.0, "each block below the head learns at this times the rate above it", above=0, high=1, group="recipe"
+        1.0, "layer-wise learning-rate decay: each block learns at this times the rate of the block after it",
+        above=0, high=1, group="recipe",
+    )  # fmt: skip
+    clip_norm: float = option(
+        1.0, "gradient clipping: largest global norm of the gradient; 0: do not clip", low=0, group="recipe"
     )
-    clip_norm: float = option(1.0, "largest global norm of the gradient; 0: do not clip", low=0, group="recipe")
-    weight_decay: float = option(0.0, "weight decay; biases are left out", low=0, group="recipe")
+    weight_decay: float = option(0.0, "weight decay of all kernels; biases have none", low=0, group="recipe")
     ema: float = option(
-        0.0, "decay of the moving average of the weights that is evaluated and saved, e.g. 0.999; 0: none",
+        0.0,
+        "decay of the exponential moving average of the weights, which is then evaluated and saved; 0.999 is usual; 0: "
+        "keep no average",
         low=0, below=1, group="recipe",
     )  # fmt: skip
-    label_smoothing: float = option(0.0, "share of the label spread over all classes", low=0, below=1, group="recipe")
-    class_weights: str = option(
-        "none", "balanced: weigh each sample by 1 / (frequency of its class)", choices=("none", "balanced"),
+    label_smoothing: float = option(
+        0.0, "label smoothing: share of each label that is spread over all classes; 0.1 is usual", low=0, below=1,
         group="recipe",
     )  # fmt: skip
-    balanced_sampling: bool = option(False, "draw every class equally often instead of every record", group="recipe")
-    micro_batches: int = option(1, "pieces that a replica batch is cut into, to save memory", low=1, group="input")
-    synthetic: bool = option(
-        False, "train on synthetic batches from memory: the ceiling to compare the real input with", group="input"
+    class_weights: str = option(
+        "none", "weights of the loss; balanced: 1 / frequency of the sample's class", choices=("none", "balanced"),
+        group="recipe",
+    )  # fmt: skip
+    balanced_sampling: bool = option(False, "sample every class equally often instead of every record", group="recipe")
+    micro_batches: int = option(
+        1, "gradient accumulation: pieces that a replica batch is computed in, to save memory", low=1, group="input"
     )
+    synthetic: bool = option(
+        False, "train on synthetic batches from memory: the throughput to compare that of real input with",
+        group="input",
+    )  # fmt: skip
     cache_features: int = option(
         0,
         "for head phases: run the frozen layers once over this many augmented views of each image and train on the "
@@ -140,21 +159,25 @@ class TrainConfig(InputConfig):
         low=0, group="input",
     )  # fmt: skip
     precision: str = option(
-        "mixed_bfloat16", "arithmetic of the layers; weights stay float32", choices=PRECISIONS, group="devices"
-    )
+        "mixed_bfloat16", "dtype policy of the layers; weights and the softmax stay float32", choices=PRECISIONS,
+        group="devices",
+    )  # fmt: skip
     strategy: str = option(
-        "auto", "auto: multi_worker if TF_CONFIG names workers, else mirrored", choices=STRATEGIES, group="devices"
-    )
+        "auto", "tf.distribute strategy; auto: multi_worker if TF_CONFIG names several workers, else mirrored",
+        choices=STRATEGIES, group="devices",
+    )  # fmt: skip
     logical_cpus: int = option(
         0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0, group="devices"
     )
-    jit: bool = option(True, "compile forward and backward with XLA", group="devices")
+    jit: bool = option(True, "compile the forward and backward passes with XLA", group="devices")
     deterministic: bool = option(
-        True, "same bits on every run on the same devices; off may be faster on GPUs", group="devices"
+        True, "give the same bits in every run on the same devices; off may be faster on GPUs", group="devices"
     )
     eval_every_epochs: float = option(1.0, "epochs between evaluations", above=0, group="cadence")
-    checkpoint_every_steps: int = option(0, "steps between checkpoints; 0: at each evaluation", low=0, group="cadence")
-    keep_checkpoints: int = option(3, "how many of the latest checkpoints to keep", low=1, group="cadence")
+    checkpoint_every_steps: int = option(
+        0, "steps between checkpoints; 0: save one with each evaluation", low=0, group="cadence"
+    )
+    keep_checkpoints: int = option(3, "number of latest checkpoints to keep", low=1, group="cadence")
     log_every_steps: int = option(10, "steps between lines of metrics.jsonl", low=1, group="cadence")
     early_stop_evals: int = option(
         0, "early stopping after this many evaluations without a better --best_metric; 0: never", low=0,
@@ -162,12 +185,14 @@ class TrainConfig(InputConfig):
     )  # fmt: skip
     best_metric: str = option(
         "none",
-        "keep the checkpoint that is best on the validation split by this metric and save it as the model",
+        "metric on the validation split by which the best checkpoint is kept, and saved as the model; none: the last",
         choices=("none", "loss", "top1", "top5"), group="cadence",
     )  # fmt: skip
-    profile_steps: str = option("", "FIRST:LAST, steps to write a profiler trace of, e.g. 100:110", group="cadence")
+    profile_steps: str = option(
+        "", "FIRST:LAST, the steps to write a profiler trace of, e.g. 100:110; empty: none", group="cadence"
+    )
     peak_tflops: float = option(
-        0.0, "peak of one device for the MFU figure, in TFLOP/s; 0: measure a matrix product", low=0, group="cadence"
+        0.0, "peak TFLOP/s of one device, of which MFU is a share; 0: measure a matrix product", low=0, group="cadence"
     )
 
     def __post_init__(self) -> None:

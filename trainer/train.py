@@ -24,8 +24,8 @@ class TrainCommand(TrainConfig):
 
     allow_changes: bool = option(False, "continue a run under other flags than it was started with", group="run")
     dry_run: bool = option(False, "check everything, print what would happen, and stop", group="run")
-    find_lr: bool = option(False, "search for a learning rate: a plot and a suggestion", group="run")
-    find_batch: bool = option(False, "search for the largest batch that fits one device", group="run")
+    find_lr: bool = option(False, "learning-rate range test: plot loss over rate, suggest a rate", group="run")
+    find_batch: bool = option(False, "find the largest batch that fits one device", group="run")
     selftest: bool = option(False, "check the trainer on this machine, in under two minutes", group="run")
 
     def __post_init__(self) -> None:

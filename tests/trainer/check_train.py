@@ -18,6 +18,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import metrics_log, selftest
 from shardline.trainer.actions import StepMonitor
 from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints, read_checkpoint
+from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.run_dir import load_run
 from shardline.trainer.train import train as train_run
@@ -118,6 +119,7 @@ def whole():
         "evals": [(line["step"], line["n"], line["split"]) for line in lines if line["kind"] == "eval"],
         "phases": [line["phase"] for line in lines if line["kind"] == "train"],
         "again": train("whole"),
+        "replicas": [create_cluster("mirrored", count).replicas for count in (2, 0)],
     }
 
 

@@ -17,7 +17,7 @@ def test_phases_are_what_epochs_at_rate():
 @pytest.mark.parametrize(
     "settings, named",
     [
-        ({"phases": "head"}, "phases=head: 'head' is not WHAT:EPOCHS@LR"),
+        ({"phases": "head"}, "phases=head: 'head' is not PART:EPOCHS@LEARNING_RATE"),
         ({"phases": "neck:5@1e-3"}, "'neck' is not one of head, block5"),
         ({"phases": "all:0@1e-3"}, "phases"),
         ({"phases": "all:5@-1"}, "phases"),

@@ -68,6 +68,10 @@ def test_a_finished_run_is_left_alone(results):
     assert results["whole"]["again"] == {}
 
 
+def test_a_process_that_split_its_cpu_still_trains_on_one_device(results):
+    assert results["whole"]["replicas"] == [2, 1]
+
+
 def test_killed_it_ends_with_the_same_bits(results):
     """Two replicas, dropout, augmentation, a moving average, killed just after the border of two phases."""
     killed = results["killed4"]
