@@ -103,13 +103,7 @@ def resolve_duplicates(
     elif keep_together:
         moved = _bring_together(groups, plan, sources, written)
     return DedupResult(
-        ledger=Ledger(
-            inputs=len(sources),
-            written=facts.statuses[WRITTEN] - len(dropped),
-            quarantined=facts.statuses[QUARANTINED],
-            duplicates=len(dropped),
-            filtered=facts.statuses[FILTERED],
-        ),
+        ledger=facts.ledger(duplicates=len(dropped)),
         reasons=facts.reasons,
         groups=groups,
         dropped=dropped,
@@ -137,6 +131,16 @@ class _Receipts:
     perceptual: np.ndarray  # uint64
     statuses: Counter[str]
     reasons: Counter[str]
+
+    def ledger(self, duplicates: int) -> Ledger:
+        """What became of all inputs, when so many of those written are left out as duplicates."""
+        return Ledger(
+            inputs=len(self.written),
+            written=self.statuses[WRITTEN] - duplicates,
+            quarantined=self.statuses[QUARANTINED],
+            duplicates=duplicates,
+            filtered=self.statuses[FILTERED],
+        )
 
 
 def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,8 @@ def finalize(
       UsageError: a file that is not of this conversion has the name of a shard.
     """
     changes = _find_changes(results, dedup, len(sources))
-    num_shards = _count_shards(results, changes, plan)
-    names = [
-        shard_name(plan.name, split, number, total)
-        for split, total in zip(plan.splits, num_shards, strict=True)
-        for number in range(total)
-    ]
-    note_placing(directory, plan.name, names)
+    names = _shard_names(results, changes, plan)
+    note_placing(directory, plan.name, list(chain.from_iterable(names)))
     shards: dict[int, list[Shard]] = {split: [] for split in range(len(plan.splits))}
     next_record = [0] * len(plan.splits)
     counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
@@ -66,7 +62,7 @@ def finalize(
             stored = rows.filter(pc.equal(rows["status"], WRITTEN))
             name = ""
             if len(stored):
-                name = shard_name(plan.name, plan.splits[split], len(shards[split]), num_shards[split])
+                name = names[split][len(shards[split])]
                 shards[split].append(_place(results[task], stored, directory / name))
                 counts[split] += np.bincount(stored["label"].to_numpy(), minlength=len(sources.labels))
                 extent = np.column_stack([stored["height"].to_numpy(), stored["width"].to_numpy()])
@@ -110,8 +106,8 @@ def _placed_rows(result: ShardResult) -> pa.Table:
     return rows.append_column("file", pa.array([result.output] * len(rows), pa.string()))
 
 
-def _count_shards(results: Sequence[ShardResult], changes: _Changes, plan: Plan) -> list[int]:
-    """By split, the shards that have records: empty ones are not written."""
+def _shard_names(results: Sequence[ShardResult], changes: _Changes, plan: Plan) -> list[list[str]]:
+    """By split, the names of the shards that have records: empty ones are not written."""
     num_shards = [0] * len(plan.splits)
     removed = changes.dropped | changes.moved
     for task, (split, _, inputs) in enumerate(plan.members()):
@@ -122,7 +118,10 @@ def _count_shards(results: Sequence[ShardResult], changes: _Changes, plan: Plan)
             raise Failure(
                 f"split {name!r}: not one of its {count(len(plan.order[split]), 'image')} could be used; see --dry_run"
             )
-    return num_shards
+    return [
+        [shard_name(plan.name, split, number, total) for number in range(total)]
+        for split, total in zip(plan.splits, num_shards, strict=True)
+    ]
 
 
 def _final_rows(task: int, result: ShardResult, changes: _Changes) -> pa.Table:
