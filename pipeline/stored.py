@@ -34,7 +34,7 @@ _SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
 
 
 class _Head(msgspec.Struct):
-    format: str = "none"
+    format: str | int | None = None
 
 
 def save(path: str | os.PathLike[str], content: Mapping[str, Any], *, format: str, durable: bool = True) -> None:
@@ -64,7 +64,7 @@ def unsealed(data: bytes, kind: type[T], *, format: str, what: object, remedy: s
     """Inverse of `sealed`. Raises UsageError that names `what`."""
     head = parse(data, _Head, what=what, remedy=remedy)
     if head.format != format:
-        raise UsageError(f"{what} has format {display(head.format)}, this program reads {format}; {remedy}")
+        raise UsageError(f"{what} has format {display(str(head.format))}, this program reads {format}; {remedy}")
     seal = _SEAL.search(data)
     if not seal or hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
         raise UsageError(f"{what} was edited or damaged: its checksum does not match; {remedy}")

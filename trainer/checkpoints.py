@@ -1,25 +1,28 @@
-"""Checkpoint files: arrays by name and a JSON header in one .npz, whole or absent. No TensorFlow.
+"""Checkpoint files: arrays by name and a header in one .npz, whole or absent, any changed bit found. No TensorFlow.
 
-Zip's checksums tell a damaged file. Names of arrays are model/PATH, ema/PATH, slots/PATH/SLOT and loss_scale/NAME.
+Names of arrays are model/PATH, ema/PATH, slots/PATH/SLOT and loss_scale/NAME.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
-from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline import stored
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.stored import Count
+from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 
 BEST = "best.npz"
-FORMAT = 2  # 1 called the group "ema" "average"
+FORMAT = "shardline checkpoint 3"
+_NUMBERED = re.compile(r"step-(\d{8,})\.npz", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -47,25 +50,42 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a checkpoint so that a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = np.array(json.dumps({"format": FORMAT, **header}))
-    with atomic_writer(path) as file:
-        np.savez(file, allow_pickle=False, header=text, **arrays)  # type: ignore[arg-type]
+    """Write a checkpoint so that a reader sees all of it or nothing.
+
+    Raises:
+      Failure: the disk is full or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_arrays(path, header, arrays, format=FORMAT)
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be written: {error.strerror}; free some space and run the same command again, it continues "
+            "from the checkpoint before"
+        ) from None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Inverse of `write_checkpoint`. Raises UsageError when the file is damaged, of an old format or something else."""
-    path = Path(path)
+    path, remedy = Path(path), "give another checkpoint"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            arrays = {name: file[name] for name in file.files if name != "header"}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as a checkpoint: {error}; give another one") from error
-    if (found := header.get("format", 1)) != FORMAT:
-        raise UsageError(f"{path} is a checkpoint of format {found}, this version reads format {FORMAT}; train again")
-    return Checkpoint(path, header, arrays)
+        header, arrays = load_arrays(path, format=FORMAT, remedy=remedy)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; {remedy}") from None
+    return Checkpoint(path, vars(stored.convert(header, _Header, what=path, remedy=remedy)), arrays)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The plain numbers of a checkpoint, as they must be."""
+
+    step: Count
+    cursor: Count
+    phase: Count
+    best: float | None
+    evals_since_best: Count
+    sampler: dict[str, str | int | bool]
+    input_scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 
 def checkpoint_path(workdir: str | os.PathLike[str], step: int) -> Path:
@@ -79,8 +99,9 @@ def best_path(workdir: str | os.PathLike[str]) -> Path:
 
 
 def list_checkpoints(workdir: str | os.PathLike[str]) -> list[Path]:
-    """The numbered checkpoints of a run, oldest first."""
-    return sorted((Path(workdir) / "checkpoints").glob("step-*.npz"))
+    """The numbered checkpoints of a run, oldest first. Files of other names are not its own."""
+    found = ((_NUMBERED.fullmatch(path.name), path) for path in (Path(workdir) / "checkpoints").glob("step-*.npz"))
+    return [path for _, path in sorted((int(number[1]), path) for number, path in found if number)]
 
 
 def newest_checkpoint(workdir: str | os.PathLike[str]) -> tuple[Checkpoint | None, list[str]]:

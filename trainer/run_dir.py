@@ -5,15 +5,16 @@ TensorFlow is imported with the model, so that commands can check a run director
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+
+from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_write
 from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints
 from shardline.trainer.config import TrainConfig
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from shardline.trainer.model import Network
 
 CONFIG_FILE = "config.json"
-FORMAT = 2
+FORMAT = "shardline run 3"
 
 
 @dataclass(frozen=True)
@@ -47,32 +48,46 @@ class Run:
 
 def write_config(workdir: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write config.json, whole or not at all."""
-    text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(Path(workdir) / CONFIG_FILE, text)
+    stored.save(Path(workdir) / CONFIG_FILE, content, format=FORMAT)
 
 
 def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[str, Any]:
     """config.json of a run directory: `train` (the TrainConfig), `labels`, `dataset`, `preprocessing`, `versions`.
 
     Raises:
-      UsageError: there is none, it is damaged, or it is of another format.
+      UsageError: there is none, it is damaged or edited, or it is of another format.
     """
-    path = Path(workdir) / CONFIG_FILE
+    path, remedy = Path(workdir) / CONFIG_FILE, "restore it from a copy, or train again"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        content["train"], content["labels"], content["format"]
+        content = vars(stored.load(path, _StoredRun, format=FORMAT, remedy=remedy))
     except FileNotFoundError:
         raise UsageError(
             f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give a --workdir of shardline-train"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error!r}); restore it from a copy, or train again") from None
-    if content["format"] != FORMAT:
-        raise UsageError(
-            f"{flag}={workdir} has the run format {content['format']!r}, this version reads {FORMAT}; train again, or "
-            "use the version that wrote it"
-        )
+    stored.convert(content["preprocessing"], _Preprocessing, what=path, remedy=remedy)
     return content
+
+
+Plain = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class _StoredRun:
+    """The content of config.json."""
+
+    train: dict[str, Any]  # checked when it becomes a TrainConfig
+    labels: tuple[str, ...]
+    dataset: dict[str, Plain]
+    preprocessing: dict[str, Plain | dict[str, Plain]]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Preprocessing:
+    """Those of its values that are computed with."""
+
+    crop_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    stored: dict[str, Plain]
 
 
 def load_run(run_dir: str | os.PathLike[str], checkpoint: str | None = None, precision: str | None = None) -> Run:

@@ -31,7 +31,7 @@ CASES = [
     ("evaluate", ("--run", "{run}"), "--data is missing"),
     ("evaluate", ("--run", "{new}", "--data", "{data}"), "no config.json there, so it is no run directory"),
     ("evaluate", ("--run", "{damaged}", "--data", "{data}"), "config.json is damaged"),
-    ("evaluate", ("--run", "{old}", "--data", "{data}"), "--run={old} has the run format 'shardline-run/1', this"),
+    ("evaluate", ("--run", "{old}", "--data", "{data}"), "{old}/config.json has format shardline-run/1, this program"),
     ("evaluate", ("--run", "{untrained}", "--data", "{data}"), "holds no checkpoint: train it first"),
     ("evaluate", (*RUN_DATA, "--checkpoint", "{new}.npz"), "no such file; checkpoints of {run}: step-"),
     (

@@ -9,6 +9,7 @@ import pytest
 
 from shardline.trainer import compare
 from shardline.trainer.compare import CompareConfig
+from tests.pipeline.tiny import edit_stored
 from tests.trainer.tiny import command
 
 
@@ -17,9 +18,7 @@ def other_run(tiny_run, tiny_evaluation, tmp_path_factory):
     """A copy of the run with one other flag, evaluated as right everywhere."""
     other = tmp_path_factory.mktemp("runs") / "other"
     shutil.copytree(tiny_run, other)
-    config = json.loads((other / "config.json").read_text())
-    config["train"]["momentum"] = 0.5
-    (other / "config.json").write_text(json.dumps(config))
+    edit_stored(other / "config.json", lambda content: content["train"].update(momentum=0.5))
     evaluation = other / "evaluation-test"
     shutil.copytree(tiny_evaluation, evaluation)
     found = json.loads((evaluation / "metrics.json").read_text())

@@ -14,6 +14,8 @@ from shardline.trainer import evaluate
 from shardline.trainer.checkpoints import write_checkpoint
 from shardline.trainer.evaluate import EvaluateConfig
 from shardline.trainer.evaluation import metrics, results
+from tests.pipeline.tiny import edit_stored
+from tests.trainer.networks import HEADER
 from tests.trainer.tiny import command, process, refusal
 
 
@@ -66,9 +68,7 @@ def test_everything_promised_is_written(tiny_evaluation):
 def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    config = json.loads((run / "config.json").read_text())
-    config["train"]["jit"] = jit
-    (run / "config.json").write_text(json.dumps(config))
+    edit_stored(run / "config.json", lambda content: content["train"].update(jit=jit))
     # 21 records in blocks of 8: the second replica's last block is padding alone.
     arguments = "--run", run, "--data", tiny_data, "--batch_size", 8, "--noreport", "--output"
     command("shardline.trainer.evaluate", *arguments, tmp_path / "one")
@@ -102,7 +102,7 @@ def test_from_python_a_refusal_names_the_field():
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path):
     foreign = tmp_path / "step-00000001.npz"
-    write_checkpoint(foreign, {"input_scale": 1.0}, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
+    write_checkpoint(foreign, HEADER, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
     line = refusal("shardline.trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
                    "--output", tmp_path)  # fmt: skip
     assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")

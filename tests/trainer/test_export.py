@@ -16,6 +16,7 @@ from shardline.trainer import export
 from shardline.trainer.evaluation import exports
 from shardline.trainer.evaluation.inference import predict_files
 from shardline.trainer.export import ExportConfig
+from tests.pipeline.tiny import edit_stored
 from tests.trainer.tiny import command
 
 STRANGER = """
@@ -110,9 +111,7 @@ def test_from_python_it_returns_paths_and_comparison(tiny_run, tmp_path):
 def test_files_are_not_served_where_the_converter_trimmed_borders(tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    config = json.loads((run / "config.json").read_text())
-    config["preprocessing"]["stored"]["trim_borders"] = True
-    (run / "config.json").write_text(json.dumps(config))
+    edit_stored(run / "config.json", lambda content: content["preprocessing"]["stored"].update(trim_borders=True))
     found = command("shardline.trainer.export", "--run", run, "--output", tmp_path / "out", "--formats", "saved_model",
                     "--parity_images", 2)  # fmt: skip
     assert "saved_model (bytes): left out: the converter trimmed borders" in found.stdout

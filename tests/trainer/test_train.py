@@ -209,6 +209,6 @@ def test_a_caller_from_python_reads_the_name_of_the_field(settings, named, thin,
 def test_a_run_directory_of_another_format_is_refused_and_left_as_it_is(format, thin, tmp_path):
     content = json.dumps({"format": format, "train": {}, "labels": []})
     (tmp_path / CONFIG_FILE).write_text(content)
-    with pytest.raises(UsageError, match=f"^workdir={tmp_path} has the run format {format!r}, this version reads 2; "):
+    with pytest.raises(UsageError, match=f"^{tmp_path}/config.json has format {format}, this program reads"):
         train(TrainConfig(**thin, workdir=tmp_path))
     assert [path.read_text() for path in tmp_path.iterdir()] == [content]

@@ -9,7 +9,7 @@ import pytest
 from shardline.pipeline.errors import UsageError
 from shardline.trainer.checkpoints import write_checkpoint
 from shardline.trainer.weights import IMAGENET, load_weights
-from tests.trainer.networks import randomized, values
+from tests.trainer.networks import HEADER, randomized, values
 
 
 def write_legacy_h5(path, arrays, order=None):
@@ -40,8 +40,8 @@ def test_weights_are_read_from(kind, tmp_path):
         group = {"run": "ema", "checkpoint.npz": "model"}[kind]
         arrays = {f"{group}/{name}": array for name, array in values(source).items()}
         older = {f"model/{name}": array * 0 for name, array in values(source).items()}
-        write_checkpoint(tmp_path / "run/checkpoints/step-00000008.npz", {"input_scale": 1.0}, older)
-        write_checkpoint(tmp_path / names[kind], {"input_scale": 1.0}, older | arrays)
+        write_checkpoint(tmp_path / "run/checkpoints/step-00000008.npz", HEADER, older)
+        write_checkpoint(tmp_path / names[kind], HEADER, older | arrays)
     elif kind == "legacy.h5":
         write_legacy_h5(path, values(source))
     elif kind == "model.keras":

@@ -53,4 +53,4 @@ def converter_options(run: Run) -> ImageOptions:
     if stored.get("resize", "none") == "none":
         return ImageOptions(resize="none")
     given = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
-    return ImageOptions(resize=stored["resize"], size=stored["size"], **given)
+    return ImageOptions(resize=stored["resize"], size=stored.get("size"), **given)
