@@ -40,7 +40,7 @@ from shardline.pipeline.tfrecord import index_records, read_framed, unframe_reco
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion import executors
 from shardline.tools.conversion.config import dataset_name
-from shardline.tools.conversion.scan import read_class_names
+from shardline.tools.conversion.labels import read_class_names
 from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
 from shardline.tools.dataset_config import DatasetConfig
 
@@ -120,7 +120,7 @@ def adopt(config: AdoptConfig) -> Manifest:
     features = layout.features if layout else find_features(config, splits)
     features = replace(features, label_offset=config.label_offset)
     contents = _read_shards(config, splits, features)
-    names = read_class_names(config.class_names) if config.class_names else list(layout.labels) if layout else []
+    names = list(read_class_names(config.class_names)) if config.class_names else list(layout.labels) if layout else []
     manifest = _manifest(
         name=config.name or (layout.name if layout else dataset_name(directory.resolve().name)),
         splits=splits,

@@ -38,7 +38,8 @@ from shardline.pipeline.manifest import (
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 from shardline.pipeline.tfrecord import frame_record, index_records, unframe_record
 from shardline.tools import malformed_images
-from shardline.tools.conversion.scan import read_class_names, scan
+from shardline.tools.conversion.labels import read_class_names
+from shardline.tools.conversion.scan import scan
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
 from tests.pipeline.tiny import write_dataset
 

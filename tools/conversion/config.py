@@ -62,6 +62,17 @@ class ConvertConfig(ImageOptions):
     class_names: str = option(
         "", "file with one class name a line, in label order; default: sorted names", group="data"
     )
+    label_kind: str = option(
+        "",
+        "what a label is: a class name, or an index into --class_names; default: names, in numerical order if all are "
+        "numbers",
+        choices=("", "name", "index"), group="data",
+    )  # fmt: skip
+    merge_similar_labels: bool = option(
+        False,
+        "make one class of names that differ in case, spaces or Unicode form only; by default they end the run",
+        group="data",
+    )
     tfds_dir: str = option(
         "", "where prepared TFDS datasets lie; default: $TFDS_DATA_DIR or ~/tensorflow_datasets", group="data"
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.cli import log
 from shardline.pipeline.cli import progress as progress_bar
 from shardline.pipeline.encodings import ENCODINGS
@@ -33,8 +34,9 @@ from shardline.tools.conversion.config import ConvertConfig
 from shardline.tools.conversion.deduplicate import DedupResult, DuplicateGroup, resolve_duplicates
 from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds_text
 from shardline.tools.conversion.finalize import Finished, finalize
+from shardline.tools.conversion.labels import LabelOptions, read_class_names
 from shardline.tools.conversion.report import Conversion, write_report
-from shardline.tools.conversion.scan import read_class_names, scan
+from shardline.tools.conversion.scan import scan
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, source_sha256, write_shard
 from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan, make_plan
@@ -75,6 +77,8 @@ def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resum
     _refuse_empty_classes(config, sources, dedup, progress.results)
     finished = finalize(config.directory, progress.results, dedup, plan, sources)
     manifest = _manifest(config, plan, sources, dedup, finished, request)
+    for gap in class_gaps(manifest.labels, manifest.class_counts):
+        log(f"note: {gap}")
     write_tfds_metadata(config.directory, manifest, finished.common_size)
     seconds = time.monotonic() - started
     if config.report:
@@ -120,7 +124,11 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
         sources = scan(
             config.source,
             label_from=config.label_from,
-            class_names=tuple(read_class_names(config.class_names)) if config.class_names else (),
+            labels=LabelOptions(
+                names=read_class_names(config.class_names) if config.class_names else (),
+                merge_similar=config.merge_similar_labels,
+                kind=config.label_kind,
+            ),
             tfds_dir=config.tfds_dir,
             on_progress=lambda found: bar.update(found - bar.n),
         )

@@ -9,22 +9,21 @@ from __future__ import annotations
 import csv
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
+from shardline.tools.conversion.labels import LabelOptions, check_split, order_labels, split_rank
 from shardline.tools.conversion.scan_tfds import scan_tfds
-from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, hash64, order_labels, path_text
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, hash64, path_text
 
-SPLIT_FOLDERS = {  # names that make a folder of folders a split, and the order they are listed in
-    **dict.fromkeys(("train", "training"), 0),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), 1),
-    **dict.fromkeys(("test", "testing"), 2),
-}
 IGNORED = {b"thumbs.db", b"desktop.ini", b"__macosx", b"@eadir"}
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".parquet": ""}
 IMAGE_SUFFIXES = (  # only for telling a folder that is named like an image, and for wording errors
@@ -40,7 +39,7 @@ def scan(
     source: str,
     *,
     label_from: str = "",
-    class_names: Sequence[str] = (),
+    labels: LabelOptions = LabelOptions(),
     tfds_dir: str = "",
     on_progress: OnProgress = lambda found: None,
 ) -> Sources:
@@ -50,7 +49,7 @@ def scan(
       source: a folder of class folders, a folder of split folders of class folders, a .csv, .tsv or .parquet table
         with the columns path, label and optionally split and group, or tfds:NAME[:VERSION].
       label_from: for nested class folders: "parent" takes the folder the image lies in, "first" the outermost one.
-      class_names: the classes in label order; empty: sorted.
+      labels: what is known of the classes.
       tfds_dir: where prepared TFDS datasets lie.
       on_progress: called now and then with the number of inputs found so far.
 
@@ -58,41 +57,24 @@ def scan(
       UsageError: in one line, when there is nothing sensible to convert.
     """
     if source.startswith("tfds:"):
-        return scan_tfds(source, tfds_dir, class_names, on_progress)
+        return scan_tfds(source, tfds_dir, labels, on_progress)
     path = Path(source)
     if not path.exists():
         raise UsageError(f"--source={source}: no such folder or table")
     if path.is_dir():
-        return _scan_folder(source, label_from, class_names, on_progress)
+        return _scan_folder(source, label_from, labels, on_progress)
     if path.suffix.lower() in TABLES:
-        return _scan_table(path, class_names, on_progress)
+        return _scan_table(path, labels, on_progress)
     raise UsageError(
         f"--source={source} is a file; give a folder of class folders, a table ({', '.join(TABLES)}) with the columns "
         "path,label[,split][,group], or tfds:NAME"
     )
 
 
-def read_class_names(path: str) -> list[str]:
-    """Class names, one a line, in label order."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(f"--class_names={path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--class_names={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    names = [line.strip() for line in lines if line.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if not names or twice:
-        raise UsageError(
-            f"--class_names={path}: " + (f"{shorten_list(twice)} listed twice" if names else "the file is empty")
-        )
-    return names
-
-
 # ----------------------------------------------------------------------------------------------- folders
 
 
-def _scan_folder(source: str, label_from: str, class_names: Sequence[str], on_progress: OnProgress) -> Sources:
+def _scan_folder(source: str, label_from: str, labels: LabelOptions, on_progress: OnProgress) -> Sources:
     root = os.fsencode(source)
     top, loose = _list_folder(root)
     _refuse_folder_without_classes(source, top, loose)
@@ -100,7 +82,12 @@ def _scan_folder(source: str, label_from: str, class_names: Sequence[str], on_pr
     walk = _FolderWalk(source, label_from, on_progress)
     ignored = len(loose)
     empty: list[str] = []
-    for split, prefix in enumerate(splits) if splits else [(-1, b"")]:
+    split_names: dict[str, int] = {}
+    for prefix in splits or [b""]:
+        split = -1
+        if splits:
+            name_of_split = check_split(path_text(prefix), split_names, f"--source={source}", labels)
+            split = split_names.setdefault(name_of_split, len(split_names))
         classes, beside = _list_folder(os.path.join(root, prefix)) if splits else (top, [])
         ignored += len(beside)
         for name in classes:
@@ -110,22 +97,50 @@ def _scan_folder(source: str, label_from: str, class_names: Sequence[str], on_pr
                 empty.append(path_text(os.path.join(prefix, name)))
     if not len(walk.builder):
         raise UsageError(f"--source={source}: the class folders hold no files")
-    if empty and not class_names:
+    if empty and not labels.names:
         raise UsageError(
             f"--source={source}: {shorten_list(empty)} hold{'s' if len(empty) == 1 else ''} no images; "
             "remove the folder or add images, or name every class in --class_names to keep it without images"
         )
-    ordered, relabel = order_labels(list(walk.labels), class_names)
+    places = _places(walk.builder, walk.labels, list(split_names))
+    order = order_labels(list(walk.labels), labels, f"--source={source}", places=places)
     notes = [f"ignored {count(ignored, 'file')} beside the class folders: only files in one have a class"]
     notes = notes if ignored else []
     if empty:
         notes.append(f"classes without images: {shorten_list(empty)}")
-    return walk.builder.finish(source, ordered, [path_text(split) for split in splits], relabel, notes)
+    notes += [*order.notes, *_order_note(order.names, labels)]
+    return walk.builder.finish(source, order.names, list(split_names), order.relabel, notes)
+
+
+def _order_note(names: Sequence[str], options: LabelOptions) -> list[str]:
+    """Where numbers are not in the order that Keras and torchvision give class folders."""
+    as_text = sorted(names)
+    if options.names or list(names) == as_text:
+        return []
+    label = next(label for label, name in enumerate(names) if name != as_text[label])
+    return [
+        f"the classes are numbers and in numerical order: label {label} is {names[label]!r}; Keras and torchvision, "
+        f"which sort folders as text, make it {as_text[label]!r}"
+    ]
+
+
+def _places(builder: SourcesBuilder, labels: Mapping[str, int], splits: Sequence[str]) -> dict[str, str]:
+    """For each label that is not in all splits, words that say so."""
+    if len(splits) < 2:
+        return {}
+    pairs = np.array(builder.split, np.int64) * len(labels) + np.array(builder.label, np.int64)
+    counts = np.bincount(pairs, minlength=len(splits) * len(labels)).reshape(len(splits), len(labels))
+    by_split = {split: row.tolist() for split, row in zip(splits, counts, strict=True)}
+    places: dict[str, str] = {}
+    for number, label in enumerate(labels):
+        if gaps := class_gaps([label], {split: [row[number]] for split, row in by_split.items()}):
+            places[label] = "; ".join(gaps)
+    return places
 
 
 def _split_folders(root: bytes, top: Sequence[bytes]) -> list[bytes]:
     """The folders in `root` if they are splits of class folders; [] if they are the class folders themselves."""
-    ranks = [SPLIT_FOLDERS.get(path_text(name).lower()) for name in top]
+    ranks = [split_rank(path_text(name)) for name in top]
     if None in ranks or any(_list_folder(os.path.join(root, name))[1] for name in top):
         return []
     return [name for _, name in sorted(zip(ranks, top, strict=True))]  # type: ignore[type-var]
@@ -239,7 +254,7 @@ class _Row(NamedTuple):
     group: str | None = None
 
 
-def _scan_table(path: Path, class_names: Sequence[str], on_progress: OnProgress) -> Sources:
+def _scan_table(path: Path, options: LabelOptions, on_progress: OnProgress) -> Sources:
     builder = SourcesBuilder()
     folders: dict[bytes, int] = {}
     labels: dict[str, int] = {}
@@ -247,7 +262,7 @@ def _scan_table(path: Path, class_names: Sequence[str], on_progress: OnProgress)
     exist = 0
     root = os.fsencode(path.parent)
     for line, row in _parquet_rows(path) if path.suffix.lower() == ".parquet" else _text_rows(path):
-        _check_row(path, line, row, splits)
+        row = _checked_row(path, line, row, splits, options)
         folder, name = os.path.split(os.fsencode(row.path))
         if folder not in folders:
             folders[folder] = builder.enter(folder)
@@ -271,21 +286,23 @@ def _scan_table(path: Path, class_names: Sequence[str], on_progress: OnProgress)
             f"--source={path}: none of its {count(len(builder), 'path')} exists (the first is {first}); paths are "
             f"relative to the table's folder, {path.parent}"
         )
-    ordered, relabel = order_labels(list(labels), class_names, by_number=True)
-    return builder.finish(str(path.parent), ordered, list(splits), relabel, ())
+    order = order_labels(list(labels), options, f"--source={path}", places=_places(builder, labels, list(splits)))
+    return builder.finish(str(path.parent), order.names, list(splits), order.relabel, order.notes)
 
 
-def _check_row(path: Path, line: int, row: _Row, splits: dict[str, int]) -> None:
+def _checked_row(path: Path, line: int, row: _Row, splits: dict[str, int], options: LabelOptions) -> _Row:
     """Refuse a row that cannot be used; number its split."""
     if not row.path or not row.label:
         raise UsageError(f"--source={path}, row {line}: path and label must not be empty")
     if row.split is None or row.split in splits:
-        return
+        return row
     if not is_split_name(row.split):
         raise UsageError(f"--source={path}, row {line}: {row.split!r} is no split name; use letters, digits and _")
+    split = check_split(row.split, splits, f"--source={path}, row {line}", options)
     if len(splits) == 100:
         raise UsageError(f"--source={path}: the column split has more than 100 values; is it another column?")
-    splits[row.split] = len(splits)
+    splits.setdefault(split, len(splits))
+    return row._replace(split=split)
 
 
 def _text_rows(path: Path) -> Iterator[tuple[int, _Row]]:
@@ -322,9 +339,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, _Row]]:
             lists = [None if c is None else batch.column(header[c]).to_pylist() for c in columns]
             for i in range(batch.num_rows):
                 line += 1
-                yield line, _Row._make(None if v is None else "" if v[i] is None else str(v[i]) for v in lists)
+                yield line, _Row._make(None if v is None else _as_text(v[i]) for v in lists)
     except pyarrow.ArrowInvalid as error:
         raise UsageError(f"--source={path}: {error}") from None
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return "" if value is None else str(value)
 
 
 def _columns(path: Path, header: Sequence[str]) -> list[int | None]:

@@ -6,19 +6,18 @@ An input's path is "FILE@OFFSET:SIZE", relative to the version's directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.tfrecord import index_records, unframe_record
-from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, order_labels
+from shardline.tools.conversion.labels import LabelOptions, order_labels
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
 
 
-def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progress: Callable[[int], None]) -> Sources:
+def scan_tfds(source: str, tfds_dir: str, labels: LabelOptions, on_progress: Callable[[int], None]) -> Sources:
     """List the records of `tfds:NAME[/CONFIG][:VERSION]`; each is read once, for its label."""
     folder = find_dataset(source, tfds_dir)
     layout = read_tfds_metadata(folder, f"--source={source}")
@@ -45,8 +44,8 @@ def scan_tfds(source: str, tfds_dir: str, class_names: Sequence[str], on_progres
     if not len(builder):
         raise UsageError(f"--source={source}: {folder} holds no records")
     # TFDS's own order, unless --class_names says otherwise: label numbers stay what its users know.
-    ordered, relabel = order_labels(layout.labels, class_names or layout.labels)
-    return builder.finish(str(folder), ordered, splits, np.asarray(relabel), (), layout.features)
+    order = order_labels(layout.labels, labels, f"--source={source}", listed=True)
+    return builder.finish(str(folder), order.names, splits, order.relabel, order.notes, layout.features)
 
 
 def find_dataset(source: str, tfds_dir: str) -> Path:

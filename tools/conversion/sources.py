@@ -6,7 +6,6 @@ Columns, not objects, because ten million inputs must fit into a few hundred meg
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import numpy as np
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Features
-from shardline.pipeline.wording import shorten_list
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,36 +120,6 @@ class SourcesBuilder:
             notes=tuple(notes),
             features=features,
         )
-
-
-def order_labels(
-    found: Sequence[str], class_names: Sequence[str], *, by_number: bool = False
-) -> tuple[list[str], np.ndarray]:
-    """The final label order, and for each found label its number in it.
-
-    Sorted as text, as Keras and torchvision do; a table whose labels are all whole numbers is sorted by number, so
-    that label 10 does not become class 2.
-    """
-    if class_names:
-        unknown = sorted(set(found) - set(class_names))
-        if unknown:
-            raise UsageError(f"--class_names does not list {shorten_list(unknown)}; add the names or remove the images")
-        ordered = list(class_names)
-    elif by_number and all(name.isdecimal() for name in found):
-        ordered = sorted(found, key=lambda name: (int(name), name))
-    else:
-        ordered = sorted(found)
-    numbers = {name: number for number, name in enumerate(ordered)}
-    return ordered, np.array([numbers[name] for name in found], np.int32)
-
-
-def file_stamp(facts: os.stat_result) -> int:
-    """A number that changes when a file is written or replaced, also by one of the same size and an older time.
-
-    Equal stamps stand for equal content. Others may, too: a copy of the file has another one.
-    """
-    mixed = facts.st_mtime_ns + facts.st_ctime_ns * 0x9E3779B97F4A7C15 + facts.st_ino * 0xC2B2AE3D27D4EB4F
-    return mixed % 2**64 or 1
 
 
 def hash64(data: bytes, key: bytes = b"") -> int:

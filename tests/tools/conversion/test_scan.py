@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from shardline.pipeline.errors import UsageError
-from shardline.tools.conversion.scan import read_class_names, scan
+from shardline.tools.conversion.labels import LabelOptions, read_class_names
+from shardline.tools.conversion.scan import scan
 
 
 def touch(root, *names):
@@ -43,7 +44,6 @@ def test_hidden_files_and_those_of_file_managers_are_no_inputs(tmp_path):
     [
         (("train/a/1", "test/a/2", "validation/a/3"), ("train", "validation", "test")),
         (("Training/a/1", "val/a/2"), ("Training", "val")),
-        (("train/1", "test/2"), ()),  # images right inside: classes that happen to be called so
         (("train/a/1", "bus/2"), None),
     ],
 )
@@ -88,7 +88,7 @@ def test_names_that_are_not_utf8_survive(tmp_path):
 def test_class_names_fix_the_order_and_may_name_more(tmp_path):
     (tmp_path / "names").write_text("b\nc\n\na\n")
     names = read_class_names(str(tmp_path / "names"))
-    sources = scan(touch(tmp_path / "s", "a/1", "b/2"), class_names=names)
+    sources = scan(touch(tmp_path / "s", "a/1", "b/2"), labels=LabelOptions(names))
     assert (sources.labels, sources.label.tolist()) == (("b", "c", "a"), [2, 0])
 
 

@@ -1,0 +1,315 @@
+"""Class names: which are refused, which two are one, and how they are numbered, whatever they come from."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
+from shardline.tools.conversion.labels import (
+    LabelOptions,
+    check_names,
+    order_labels,
+    read_class_names,
+    similarity_key,
+    split_rank,
+)
+from shardline.tools.conversion.scan import scan
+from tests.tools.folders import Run, draw
+
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def order(*found, **options):
+    return order_labels(found, LabelOptions(**options), "--source=s")
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return str(root)
+
+
+def table(root, *rows, header="path,label", name="t.csv"):
+    lines = [header, *(",".join(row) for row in rows)]
+    for row in rows:
+        touch(root, row[0])
+    (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(root / name)
+
+
+# --------------------------------------------------------------------------------------- similar names
+
+SIMILAR = [
+    (NFC, NFD, "look the same and differ in characters only"),
+    ("Cat", "cat", "differ in case or spaces only"),
+    ("cat ", "cat", "look the same"),
+    ("big  cat", "big cat", "differ in case or spaces only"),
+    ("cat\u00a0", "cat", "look the same"),
+    ("ca\u200bt", "cat", "differ in case or spaces only"),  # a zero-width space
+    ("STRASSE", "straße", "differ in case or spaces only"),
+    ("10", "010", "are the same number"),
+    ("10.0", "10", "are the same number"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "why"), SIMILAR)
+def test_similar_names_are_refused_in_tables_and_merged_when_asked(tmp_path, one, other, why):
+    if one.strip() != one:  # cells of a table are stripped
+        pytest.skip("only folders can be called so")
+    source = table(tmp_path, ("1.jpg", one), ("2.jpg", other), ("3.jpg", other))
+    with pytest.raises(UsageError, match=why) as error:
+        scan(source)
+    assert "--merge_similar_labels" in str(error.value) or "merge_similar_labels" in str(error.value)
+    merged = scan(source, labels=LabelOptions(merge_similar=True))
+    assert len(merged.labels) == 1
+    assert merged.label.tolist() == [0, 0, 0]
+    assert any("merged similar labels" in note for note in merged.notes)
+
+
+@pytest.mark.parametrize(("one", "other", "why"), SIMILAR)
+def test_similar_folders_are_refused_and_merged_when_asked(tmp_path, one, other, why):
+    source = touch(tmp_path, f"{one}/1.jpg", f"{other}/2.jpg")
+    with pytest.raises(UsageError, match=why):
+        scan(source)
+    merged = scan(source, labels=LabelOptions(merge_similar=True))
+    assert (len(merged.labels), merged.label.tolist()) == (1, [0, 0])
+    assert unicodedata.normalize("NFC", merged.labels[0]).strip() == merged.labels[0]
+
+
+def test_names_that_class_names_lists_are_kept_apart(tmp_path):
+    source = touch(tmp_path, "A/1.jpg", "a/2.jpg", "b/3.jpg")
+    with pytest.raises(UsageError, match="'A' and 'a'"):
+        scan(source)
+    (tmp_path / "names").write_text("a\nA\nb\n")
+    names = read_class_names(str(tmp_path / "names"))
+    (tmp_path / "names").unlink()
+    sources = scan(source, labels=LabelOptions(names))
+    assert (sources.labels, sources.label.tolist()) == (("a", "A", "b"), [1, 0, 2])
+
+
+def test_merged_names_take_the_listed_one():
+    merged = order("Cat", "cat", "dog", names=("dog", "cat"), merge_similar=True)
+    assert (merged.names, merged.relabel.tolist()) == (("dog", "cat"), [1, 1, 0])
+
+
+def test_unlike_names_stay_apart():
+    names = ("cat", "cats", "the cat", "c-at", "kat", "猫", "1", "1a")
+    assert len({similarity_key(name) for name in names}) == len(names)
+    assert order(*names).names == tuple(sorted(names))
+
+
+def test_splits_in_a_column_that_differ_in_case_are_refused(tmp_path):
+    rows = [("1.jpg", "a", "train"), ("2.jpg", "a", "Train"), ("3.jpg", "a", "test")]
+    source = table(tmp_path, *rows, header="path,label,split")
+    with pytest.raises(UsageError, match="row 3: the splits 'train' and 'Train' differ in case"):
+        scan(source)
+    sources = scan(source, labels=LabelOptions(merge_similar=True))
+    assert (sources.splits, sources.split.tolist()) == (("train", "test"), [0, 0, 1])
+
+
+def test_split_folders_that_differ_in_case_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="the splits 'Train' and 'train'"):
+        scan(touch(tmp_path, "train/a/1", "Train/a/2", "test/a/3"))
+    sources = scan(str(tmp_path), labels=LabelOptions(merge_similar=True))
+    assert (sources.splits, sources.split.tolist()) == (("Train", "test"), [0, 0, 1])
+
+
+# ------------------------------------------------------------------------------ classes of one split only
+
+
+def test_a_class_of_the_test_split_only_is_noted_at_conversion(tmp_path):
+    for number, path in enumerate(("train/cat", "train/dog", "test/cat", "test/bird")):
+        for i in range(3):
+            draw(tmp_path / "s" / path / f"{i}.jpg", 10 * number + i)
+    result = Run(
+        "shardline.tools.convert", f"--source={tmp_path}/s", f"--output={tmp_path}/d", "--noreport", "--engine=inline"
+    )
+    assert result.code == 0, result.stderr
+    assert "note: classes in test but not in train: bird\n" in result.stderr
+    assert "note: classes in train but not in test: dog\n" in result.stderr
+    assert Manifest.load(tmp_path / "d").labels == ("bird", "cat", "dog")
+
+
+def test_a_class_misspelled_in_one_split_is_refused_and_the_split_named(tmp_path):
+    source = touch(tmp_path, "train/cat/1", "train/dog/1", "test/cat/1", "test/Dog/1")
+    with pytest.raises(UsageError, match=r"'Dog' and 'dog'.*classes in test but not in train: Dog"):
+        scan(source)
+    merged = scan(source, labels=LabelOptions(merge_similar=True))
+    assert merged.labels == ("Dog", "cat")
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        ([f"{float(i)}" for i in range(12)], [str(i) for i in range(12)]),
+        (["10", "9", "-1", "2"], ["-1", "2", "9", "10"]),
+        (["010", "9", "2"], ["2", "9", "010"]),
+        (["10.", "9"], ["9", "10"]),
+        (["20240115123456790", "20240115123456789"], ["20240115123456789", "20240115123456790"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+        (["1.5", "10", "9"], ["1.5", "10", "9"]),
+    ],
+)
+def test_whole_numbers_are_in_numerical_order(found, names):
+    result = order(*found)
+    assert list(result.names) == names
+    assert [float(names[label]) for label in result.relabel if names[label] != "b"] == [
+        float(name) for name in found if name != "b"
+    ]
+
+
+def test_numbers_as_floats_in_a_table(tmp_path):
+    sources = scan(table(tmp_path, *((f"{i:02}.jpg", str(float(i))) for i in range(12))))
+    assert sources.labels == tuple(str(i) for i in range(12))
+    assert sources.label.tolist() == list(range(12))
+
+
+def test_number_folders_are_in_numerical_order_and_the_difference_to_keras_is_noted(tmp_path):
+    sources = scan(touch(tmp_path, *(f"{i}/x" for i in range(12))))
+    assert sources.labels == tuple(str(i) for i in range(12))
+    assert "label 2 is '2'" in sources.notes[0] and "make it '10'" in sources.notes[0]
+
+
+def test_numbers_are_text_when_they_are_names():
+    assert order("10", "9", "010", kind="name").names == ("010", "10", "9")
+
+
+def test_index_labels_are_positions_in_the_class_names():
+    result = order("2", "0", "2.0", names=("a", "b", "c"), kind="index")
+    assert (result.names, result.relabel.tolist()) == (("a", "b", "c"), [2, 0, 2])
+    assert order("2", "0", kind="index").names == ("0", "1", "2")
+    for found, message in [(("3",), "run to 3, but"), (("x",), "x is no number"), (("-1",), "no number of 0 or more")]:
+        with pytest.raises(UsageError, match=message):
+            order(*found, names=("a", "b", "c"), kind="index")
+    with pytest.raises(UsageError, match="labels run to 20,240,115 but only 3 differ"):
+        order("0", "1", "20240115", kind="index")
+    with pytest.raises(UsageError, match="label_kind=index"):
+        order("0", "1", names=("a", "b"))
+
+
+# ----------------------------------------------------------------------------------- what is no class
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("a\nb", "control characters"),
+        ("a\x1b[31m", "control characters"),
+        ("a\u202eb", "control characters"),
+        ("a\x7f", "control characters"),
+        ("nan", "missing value"),
+        ("NaN", "missing value"),
+        ("None", "missing value"),
+        ("<NA>", "missing value"),
+        ("[1, 0, 0]", "one label an image"),
+        ("['cat', 'dog']", "one label an image"),
+        ("{'id': 3}", "one label an image"),
+        ("train", "name of a split"),
+        ("Test", "name of a split"),
+        ("val2017", "name of a split"),
+        ("test_images", "name of a split"),
+    ],
+)
+def test_what_is_no_class_is_refused_by_name(label, message):
+    with pytest.raises(UsageError, match=message) as error:
+        order("cat", label)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_several_labels_in_a_cell_are_told_by_their_parts():
+    with pytest.raises(UsageError, match=r"'cat\|dog' is a list; shardline takes one label an image"):
+        order("cat", "dog", "cat|dog")
+    assert order("crane, bird", "crane, machine").names == ("crane, bird", "crane, machine")
+
+
+def test_what_class_names_lists_is_a_class():
+    names = ("bus", "train", "None", "[]")
+    assert order(*names, names=names).names == names
+
+
+def test_values_that_are_no_text_in_a_parquet_table(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    touch(tmp_path, "1.jpg", "2.jpg")
+    for column, message in [
+        (pa.array([1.0, float("nan")]), "missing value"),
+        (pa.array(["a", None]), "row 2: path and label must not be empty"),
+        (pa.array([[1, 0], [0, 1]]), "one label an image"),
+    ]:
+        parquet.write_table(pa.table({"path": ["1.jpg", "2.jpg"], "label": column}), tmp_path / "t.parquet")
+        with pytest.raises(UsageError, match=message):
+            scan(str(tmp_path / "t.parquet"))
+    parquet.write_table(pa.table({"path": ["1.jpg", "2.jpg"], "label": [b"cat", b"dog"]}), tmp_path / "t.parquet")
+    assert scan(str(tmp_path / "t.parquet")).labels == ("cat", "dog")
+
+
+def test_control_characters_in_a_folder_name_are_refused_and_escaped(tmp_path):
+    with pytest.raises(UsageError, match="control characters") as error:
+        scan(touch(tmp_path, "a/1", "b\x1b]0;x\a/2"))
+    assert "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("train", 0), ("Training Set", 0), ("valid", 1), ("VAL", 1), ("dev", 1), ("eval", 1), ("test2017", 2),
+     ("training_set", 0), ("test_images", 2), ("to_predict", None), ("trainer", None), ("contest", None), ("t", None)],
+)  # fmt: skip
+def test_names_that_mean_a_split(name, rank):
+    assert split_rank(name) == rank
+
+
+# ------------------------------------------------------------------------------------------ class_names
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("b\nc\n\na\n", ("b", "c", "a")),
+        ("\ufeffa\r\nb\r\n", ("a", "b")),
+        ("0:daisy\n1:rose\n", ("daisy", "rose")),
+        ("0\tdaisy\n1\trose\n", ("daisy", "rose")),
+        ("1:daisy\n2:rose\n", ("1:daisy", "2:rose")),  # not numbered from 0: not what we know
+        ("a\na\n", "'a' listed twice"),
+        ("\n", "the file is empty"),
+        (f"{NFC}\n{NFD}\n", "look the same"),
+        ("a\x1b\n", "control characters"),
+        ("a\u2028b\n", "control characters"),
+    ],
+)
+def test_files_of_class_names(tmp_path, text, result):
+    (tmp_path / "names").write_text(text, encoding="utf-8", newline="")
+    if isinstance(result, str):
+        with pytest.raises(UsageError, match=result):
+            read_class_names(str(tmp_path / "names"))
+    else:
+        assert read_class_names(str(tmp_path / "names")) == result
+
+
+def test_a_list_of_names_is_checked_as_a_whole():
+    check_names(("cat", "dog"), "label.labels.txt", "mend it")
+    for names, message in [
+        (("a", ""), "empty"),
+        (("a", "a"), "twice"),
+        (("a", "A"), "case"),
+        (("a", "b\n"), "control"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            check_names(names, "label.labels.txt", "mend it")
+
+
+def test_an_order_that_somebody_made_stands():
+    result = order_labels(("train", "bus", "cat"), LabelOptions(), "--source=tfds:x", listed=True)
+    assert (result.names, result.relabel.tolist()) == (("train", "bus", "cat"), [0, 1, 2])
+    with pytest.raises(UsageError, match="'Cat' and 'cat'"):
+        order_labels(("Cat", "bus", "cat"), LabelOptions(), "--source=tfds:x", listed=True)
+    merged = order_labels(("Cat", "bus", "cat"), LabelOptions(merge_similar=True), "--source=tfds:x", listed=True)
+    assert (merged.names, merged.relabel.tolist()) == (("Cat", "bus"), [0, 1, 0])
+    assert merged.relabel.dtype == np.int32

@@ -1,0 +1,309 @@
+"""Class names: what a name may be, which two are one, and which number each gets. No TensorFlow.
+
+The one place for class folders, tables, prepared TFDS datasets and adopted shards. Names that --class_names lists are
+taken at their word: what is refused here because it looks like a slip can be listed there and so be kept.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.text import has_control_characters
+from shardline.pipeline.wording import shorten_list
+
+# Names that mean a split, also with a word or number after them: test2017, train_images, "Training Set".
+_SPLITS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "eval": 1, "evaluation": 1}
+_SPLITS |= {"test": 2, "testing": 2}
+_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?:[-_ ]?(?:sets?|data|images?|imgs?|splits?|folders?|\d+))*", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
+_NOTHING = {"", "nan", "NaN", "NAN", "NaT", "<NA>", "None", "NULL", "null"}  # what programs write for no value
+_LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
+_BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What a person says of the classes.
+
+    Attributes:
+      names: the classes in label order; (): as found.
+      merge_similar: make one class of names that differ in case, spaces or Unicode form only, and do not refuse them.
+      kind: what a label is: "name", "index" (a position in `names`), "onehot", or "" to find out.
+    """
+
+    names: tuple[str, ...] = ()
+    merge_similar: bool = False
+    kind: str = ""
+
+
+def split_rank(name: str) -> int | None:
+    """0 for a name that means training, 1 validation, 2 test; None for one that means no split."""
+    found = _SPLIT.fullmatch(name.strip().lower())
+    return _SPLITS[found[1]] if found else None
+
+
+def similarity_key(name: str) -> str:
+    """Equal for names that a reader takes for one: case, spaces, invisible characters and Unicode form do not count."""
+    shown = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", " ".join(shown.casefold().split()))
+
+
+def clean_name(name: str) -> str:
+    """A name as it is written when similar ones are merged: composed, without spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def similar_names(names: Iterable[str], *, as_numbers: bool = True) -> list[list[str]]:
+    """Groups of different names that a reader takes for one, in text order; numbers are compared as numbers."""
+    names = sorted(set(names))
+    key: Callable[[str], str | int] = _number if as_numbers and are_numbers(names) else similarity_key
+    groups: dict[str | int, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Whether all names are whole numbers, as `7`, `-1`, `010` and `10.0` are."""
+    return all(map(_NUMBER.fullmatch, names))
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def check_names(names: Sequence[str], what: str, remedy: str) -> None:
+    """Refuse a list of class names that cannot be told apart or shown.
+
+    Args:
+      names: in label order.
+      what: where they stand, for the message, e.g. `--class_names=FILE`.
+      remedy: what to do about it.
+
+    Raises:
+      UsageError: a name is empty, has control characters, or is as good as another one.
+    """
+    for name in names:
+        _check_characters(name, what, remedy)
+        if not name.strip():
+            raise UsageError(f"{what}: a class name is empty; {remedy}")
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(f"{what}: {shorten_list(twice)} listed twice; {remedy}")
+    for group in similar_names(names):
+        raise UsageError(f"{what}: {_as_one(group)}; {remedy}")
+
+
+def _check_characters(name: str, what: str, remedy: str) -> None:
+    if has_control_characters(name):
+        raise UsageError(f"{what}: the class name {name!r} has control characters; {remedy}")
+
+
+def _as_one(group: Sequence[str]) -> str:
+    """Why two names are one, in words."""
+    listed = " and ".join(map(repr, group[:3]))
+    if are_numbers(group):
+        return f"{listed} are the same number"
+    if len(set(map(clean_name, group))) < len(group):
+        codes = ", ".join(unicodedata.name(c, hex(ord(c))) for c in sorted(set(group[0]) ^ set(group[1]))[:3])
+        return f"the class names {listed} look the same and differ in characters only ({codes or 'their order'})"
+    return f"the class names {listed} differ in case or spaces only"
+
+
+def read_class_names(path: str) -> tuple[str, ...]:
+    """Class names, one a line, in label order; `0:daisy` and `0 daisy`, numbered from 0, are read as `daisy`."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a line separator is part of a name: refused
+    except OSError as error:
+        raise UsageError(f"--class_names={path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--class_names={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    names = _without_numbers([line.strip() for line in lines if line.strip()])
+    if not names:
+        raise UsageError(f"--class_names={path}: the file is empty")
+    for name in names:
+        _check_characters(name, f"--class_names={path}", "rewrite it")
+    alike: dict[str, str] = {}
+    for name in names:
+        key = clean_name(name)
+        if key in alike:
+            what = f"{name!r} listed twice" if alike[key] == name else _as_one([alike[key], name])
+            raise UsageError(f"--class_names={path}: {what}; list each class once")
+        alike[key] = name
+    return tuple(names)
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """The names of lines that all are `NUMBER:NAME`, as TensorFlow's label files have them."""
+    pairs = [re.fullmatch(r"(\d+)\s*[:\t]\s*(.+)", line) for line in lines]
+    numbered = [(int(pair[1]), pair[2]) for pair in pairs if pair]
+    if len(numbered) == len(lines) and [number for number, _ in numbered] == list(range(len(lines))):
+        return [name for _, name in numbered]
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------- order
+
+
+@dataclass(frozen=True, eq=False)
+class LabelOrder:
+    """The classes in label order, and what became of the labels that were found.
+
+    Attributes:
+      names: in label order.
+      relabel: int32, for each found label its number in `names`.
+      notes: what a person should know, a line each.
+    """
+
+    names: tuple[str, ...]
+    relabel: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def order_labels(
+    found: Sequence[str],
+    options: LabelOptions,
+    what: str,
+    *,
+    listed: bool = False,
+    places: Mapping[str, str] | None = None,
+) -> LabelOrder:
+    """Number the labels that a source has: whole numbers by number, anything else as text, as Keras and torchvision do.
+
+    Args:
+      found: the different labels, as text.
+      options: what is known of the classes; `names` decide the order where they are given.
+      what: the source, for messages, e.g. `--source=photos`.
+      listed: `found` is a list of classes that somebody made, in label order, as TFDS's is.
+      places: of a label that is in some splits only, words that say so.
+
+    Raises:
+      UsageError: a label is no name of a class, or two names are as good as one.
+    """
+    wanted = dict.fromkeys(options.names)
+    if options.kind == "index":
+        return _by_index(found, options, what)
+    for name in found:
+        if listed:
+            _check_characters(name, what, "rename it")
+        elif name not in wanted:
+            _check_label(name, found, what)
+    chosen = _merged(found, options, what, places or {})
+    used = dict.fromkeys(chosen)
+    if wanted:
+        ordered = list(wanted)
+        if unknown := sorted(set(used) - set(wanted)):
+            hint = "; if they are positions in it, use --label_kind=index" if are_numbers(unknown) else ""
+            raise UsageError(
+                f"--class_names does not list {shorten_list(unknown)}; add the names or remove the images{hint}"
+            )
+    elif listed:
+        ordered = list(used)
+    elif options.kind != "name" and are_numbers(used):
+        ordered = sorted(used, key=_number)
+    else:
+        ordered = sorted(used)
+    numbers = {name: number for number, name in enumerate(ordered)}
+    return LabelOrder(
+        tuple(ordered), np.array([numbers[name] for name in chosen], np.int32), _merge_notes(found, chosen)
+    )
+
+
+def _check_label(name: str, found: Sequence[str], what: str) -> None:
+    """Refuse a label that is none, or several."""
+    listed = "; if it is a class, list all classes in --class_names"
+    if name.strip() in _NOTHING:
+        raise UsageError(f"{what}: the label {name!r} is no class but a missing value; give each image a label{listed}")
+    _check_characters(name, what, "rename it")
+    if split_rank(name) is not None:
+        raise UsageError(
+            f"{what}: {name!r} is the name of a split and no class; give the source whose folders are the splits "
+            f"(SOURCE/train/CLASS/image.jpg), or name splits in a table's column split{listed}"
+        )
+    parts = [part.strip() for part in _BETWEEN.split(name)]
+    if _LIST.fullmatch(name.strip()) or (len(parts) > 1 and set(parts) <= set(found)):
+        raise UsageError(
+            f"{what}: the label {name!r} is a list; shardline takes one label an image, so choose one of them{listed}"
+        )
+
+
+def _merged(found: Sequence[str], options: LabelOptions, what: str, places: Mapping[str, str]) -> list[str]:
+    """For each found label the name of its class."""
+    names = dict.fromkeys(options.names)
+    alike = similar_names([*found, *names], as_numbers=options.kind != "name")
+    group_of = {name: group for group in alike for name in group}
+    chosen = []
+    for name in found:
+        group = group_of.get(name, [name]) if name not in names else [name]
+        if len(group) > 1 and not options.merge_similar:
+            where = "".join(f" ({places[member]})" for member in group if member in places)
+            raise UsageError(
+                f"{what}: {_as_one(group)}{where}; rename one, or make one class of them with "
+                "--merge_similar_labels, or keep them apart by listing all classes in --class_names"
+            )
+        listed = [member for member in group if member in names]
+        chosen.append((listed or [min(map(clean_name, group))])[0] if len(group) > 1 else name)
+    if not names and options.kind != "name" and are_numbers(chosen):
+        return [str(_number(name)) if "." in name else name for name in chosen]
+    return chosen
+
+
+def _merge_notes(found: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+    merged: dict[str, list[str]] = {}
+    for before, after in zip(found, chosen, strict=True):
+        merged.setdefault(after, []).append(repr(before))
+    several = [f"{' and '.join(sorted(names))} as {name!r}" for name, names in merged.items() if len(names) > 1]
+    return (f"merged similar labels: {shorten_list(sorted(several))}",) if several else ()
+
+
+def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOrder:
+    """Labels that are positions in --class_names, or the classes' numbers themselves."""
+    wrong = [name for name in found if not _NUMBER.fullmatch(name) or _number(name) < 0]
+    if wrong:
+        raise UsageError(f"{what}: --label_kind=index, but {shorten_list(wrong, 3)} is no number of 0 or more")
+    numbers = [_number(name) for name in found]
+    count = len(options.names) or max(numbers) + 1
+    if options.names and max(numbers) >= count:
+        raise UsageError(
+            f"{what}: the labels run to {max(numbers):,}, but --class_names lists {count:,} names (0 to {count - 1:,})"
+        )
+    check_spread(len(set(numbers)), max(numbers), what)
+    return LabelOrder(options.names or tuple(map(str, range(count))), np.array(numbers, np.int32))
+
+
+def check_spread(different: int, highest: int, what: str) -> None:
+    """Refuse numbers that are no class numbers: each number up to the highest would be a class.
+
+    Raises:
+      UsageError: there are far fewer labels than the highest says.
+    """
+    if highest >= 1000 and highest + 1 > 10 * different:
+        raise UsageError(
+            f"{what}: labels run to {highest:,} but only {different:,} differ; they are no class numbers: name "
+            "another column or feature, or number the classes from 0"
+        )
+
+
+# ------------------------------------------------------------------------------------------ tables' splits
+
+
+def check_split(name: str, known: Iterable[str], what: str, options: LabelOptions) -> str:
+    """The split that a name means: itself, or one known already that is as good as it.
+
+    Raises:
+      UsageError: it differs from a known split in case or spaces only.
+    """
+    other = next((split for split in known if similarity_key(split) == similarity_key(name)), name)
+    if other != name and not options.merge_similar:
+        raise UsageError(
+            f"{what}: the splits {other!r} and {name!r} differ in case or spaces only; write them alike, or make one "
+            "split of them with --merge_similar_labels"
+        )
+    return other
