@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from shardline import pipeline
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
@@ -73,6 +74,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     started = time.monotonic()
     directory = find_run(config.run, config.checkpoint)
     data = open_data(config, directory)
+    train_split = read_config(directory)["train"]["train_split"]
+    for gap in class_gaps(data.labels, data.manifest.class_counts, train_split, config.split):
+        command_line.log(f"note: {gap}")
     calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
     output = make_directory(str(output_directory(config)))
 

@@ -40,6 +40,8 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any]
       to do, where the run was stopped before its end, and on all hosts but the first.
     """
     setup = prepare(config)
+    for gap in setup.class_gaps if setup.cluster.chief else ():
+        log(f"note: {gap}")
     claim_workdir(setup, allow_changes)
     checkpoint = checkpoint_to_continue(setup)
     over = checkpoint is not None and is_over(setup, checkpoint)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from shardline import pipeline
 from shardline.pipeline import InputConfig
+from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest
@@ -58,6 +59,13 @@ class TrainSetup:
     def manifest(self) -> Manifest | None:
         """The dataset's on disk; None for synthetic data."""
         return self.data.manifest if isinstance(self.data, pipeline.Dataset) else None
+
+    @property
+    def class_gaps(self) -> list[str]:
+        """Which classes the training and the held-out split do not share, a line each."""
+        if not self.manifest or not self.eval_split:
+            return []
+        return class_gaps(self.labels, self.manifest.class_counts, self.config.train_split, self.eval_split)
 
     @cached_property
     def sampler(self) -> pipeline.Sampler:
