@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all fuzz lint format bench clean
+.PHONY: demo test test-all fuzz lint format bench gpu-compile clean
 
 # The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -62,5 +62,14 @@ benchmarks/results/local/data/manifest.json: .venv/.installed
 bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/results/local/data/manifest.json)
 	$(BIN)/shardline-benchmark --data $(BENCH_DATA) --suite short --repeats 3 --validate_advice --output benchmarks/results/local
 
+# The trainer's programs, compiled for GPUs that are not here (takes 1.2 GB, in a Python of its own).
+.venv-xla/.installed: requirements-xla.txt
+	$(PYTHON) -m venv .venv-xla
+	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
+
+gpu-compile: .venv/.installed .venv-xla/.installed
+	$(BIN)/python -m shardline.benchmarks.gpu.compile
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf .venv .venv-xla build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -121,18 +121,24 @@ def _fill(folder: Path, setup: TrainSetup, network: Network) -> None:
 def _first_batches(setup: TrainSetup, network: Network, samples: int) -> Iterator[dict[str, np.ndarray]]:
     """The replica batches that hold the first samples of the stream, with their `features`."""
     strategy = setup.cluster.strategy
+    compute = create_feature_function(setup, network)
+    batches, steps = setup.train_batches(0), math.ceil(samples / setup.config.global_batch_size)
+    names = ("position", "record", "label", "weight")
+    for _ in progress(range(steps), total=steps, desc="features", unit="step"):
+        batch = next(batches)
+        columns = {name: batch[name] for name in names} | {"features": compute(batch)}
+        parts = [strategy.experimental_local_results(column) for column in columns.values()]
+        for values in zip(*parts, strict=True):
+            yield {name: value.numpy() for name, value in zip(columns, values, strict=True)}
+
+
+def create_feature_function(setup: TrainSetup, network: Network) -> tf.types.experimental.PolymorphicFunction:
+    """A tf.function of a distributed training batch: what the frozen layers make of its augmented images."""
 
     def backbone(batch: Batch) -> tf.Tensor:
         batch = pipeline.augment_on_device(batch, setup.input)
         return tf.cast(network.backbone(batch["image"], training=False), tf.float32)
 
     compiled = tf.function(backbone, jit_compile=setup.config.jit, autograph=False)
-    run = tf.function(lambda batch: strategy.run(lambda own: compiled(own), args=(batch,)), autograph=False)
-    batches, steps = setup.train_batches(0), math.ceil(samples / setup.config.global_batch_size)
-    names = ("position", "record", "label", "weight")
-    for _ in progress(range(steps), total=steps, desc="features", unit="step"):
-        batch = next(batches)
-        columns = {name: batch[name] for name in names} | {"features": run(batch)}
-        parts = [strategy.experimental_local_results(column) for column in columns.values()]
-        for values in zip(*parts, strict=True):
-            yield {name: value.numpy() for name, value in zip(columns, values, strict=True)}
+    strategy = setup.cluster.strategy
+    return tf.function(lambda batch: strategy.run(lambda own: compiled(own), args=(batch,)), autograph=False)

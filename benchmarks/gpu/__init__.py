@@ -1,0 +1,1 @@
+"""Checks of the trainer's GPU programs, on machines without a GPU and with one."""
