@@ -178,10 +178,13 @@ def create_train_step(
         gradients, report, losses = strategy.run(replica_step, args=(batch, scale, stop))
         report = {name: strategy.experimental_local_results(value)[0] for name, value in report.items()}
         finite = tf.math.is_finite(report["norm"]) & tf.math.is_finite(report["loss"])
-        # The same decision on every replica, because it is made on the reduced gradients.
-        tf.cond(finite, lambda: optimizer.apply(strategy, gradients, rate), lambda: tf.constant(False))
         if config.loss_scaling:
+            # The same decision on every replica, because it is made on the reduced gradients. The host makes it, and
+            # so waits for the device; elsewhere a step that is not finite ends the run, and may be applied.
+            tf.cond(finite, lambda: optimizer.apply(strategy, gradients, rate), lambda: tf.constant(False))
             loss_scale.update(finite)
+        else:
+            optimizer.apply(strategy, gradients, rate)
         return report | {"finite": finite, "scale": scale, "losses": losses}
 
     step: TrainStep = train_step

@@ -184,7 +184,7 @@ def features():
     cached = train("cached", phases="head:2@0.05", cache_features=2)
     killed = FOLDER / "cached" / "features" / "features.npy"
     weights = [weights_of(name) for name in ("plain", "cached")]
-    fewer = train("fewer", phases="head:2@0.05", cache_features=1)
+    fewer = train("fewer", phases="head:2@0.05", cache_features=1, jit=True)  # compiled once for each replica
     return {
         "difference": max(float(np.abs(weights[0][n] - weights[1][n]).max()) for n in weights[0]),
         "moved": float(np.abs(weights[0]["predictions/kernel"] - weights_of("whole")["predictions/kernel"]).max()),

@@ -16,19 +16,19 @@ XLA_PYTHON = Path(__file__).parents[3] / ".venv-xla/bin/python"
 VERSIONS = dict.fromkeys(("tensorflow", "jaxlib", "flags"), "1")
 
 
-def row(folder, temporary=1000, text=GOOD, without_kernel=()):
+def row(folder, temporary=1000, text=GOOD, without_kernel=(), waits=()):
     """The row of a program that compiled to `text`."""
     (folder / "optimized.txt").write_text(text)
     (folder / "memory.json").write_text(json.dumps({"argument": 10, "output": 5, "alias": 1, "temp": temporary}))
-    lowered = programs.Lowered(b"", without_kernel, ("If.cond",))
+    lowered = programs.Lowered(b"", without_kernel, waits)
     return gpu_compile.judge(programs.USUAL, lowered, "h100", folder)
 
 
 def test_a_row_adds_up_memory_and_names_faults(tmp_path):
     good = row(tmp_path)
     assert (good.memory, good.temporary, good.convolutions, good.faults) == (1014, 1000, 1, [])
-    bad = row(tmp_path, text=GOOD + "  %w = s32[] while(%t), body=%b\n", without_kernel=("PyFunc",))
-    assert bad.faults == ["no GPU kernel for PyFunc", "1 × while"]
+    bad = row(tmp_path, text=GOOD + "  %w = s32[] while(%t), body=%b\n", without_kernel=("PyFunc",), waits=("If.cond",))
+    assert bad.faults == ["no GPU kernel for PyFunc", "waits for the host: If.cond", "1 × while"]
     (tmp_path / "error.txt").write_text("INTERNAL: no\nmore")
     assert row(tmp_path).faults == ["does not compile: INTERNAL: no"]
 
