@@ -161,10 +161,7 @@ class Conversions:
             output = self.work / f"output{number}"
             shutil.rmtree(output, ignore_errors=True)
             commands[name] = (tool.command(str(sources[sizes[name]]), str(output)), tool.cores)
-        try:
-            return run_time_sliced(commands, _SLICE_SECONDS, _QUIET)
-        except RuntimeError as error:
-            raise Failure(str(error)) from None
+        return run_time_sliced(commands, _SLICE_SECONDS, _QUIET)
 
 
 def fill(folder: Path, photos: Sequence[Path], count: int) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from shardline.benchmarks.baselines.input import LOADERS, NOT_MEASURED, loader, prepare
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement, interleave
-from shardline.benchmarks.processes import WorkerProcess, missing_packages
+from shardline.benchmarks.processes import ProcessError, WorkerProcess, missing_packages
 from shardline.pipeline.machine import available_cores
 
 REFERENCE, TWO_CORES = "shardline host", "shardline host, 2 cores"
@@ -35,7 +35,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
             try:
                 worker = stack.enter_context(_start(loader_name, folder, config, cores=2 if name in two_cores else 1))
                 worker.wait_until_ready()
-            except RuntimeError as error:
+            except ProcessError as error:
                 absent[name] = str(error)
                 print(f"not measured: {name} ({error})", file=sys.stderr)
             else:
@@ -56,11 +56,11 @@ def measure(config: BenchConfig) -> list[Measurement]:
 
 
 def _start(name: str, folder: str, config: BenchConfig, *, cores: int) -> WorkerProcess:
-    """The process of a loader. Raises RuntimeError that names the packages that are not installed."""
+    """The process of a loader. Raises ProcessError that names the packages that are not installed."""
     packages = LOADERS[name].packages
     python = config.python if packages else sys.executable
     if missing := missing_packages(python, packages):
-        raise RuntimeError(f"{', '.join(missing)} not installed; see --baseline_python")
+        raise ProcessError(f"{', '.join(missing)} not installed; see --baseline_python")
     make = partial(loader, name, folder, BATCH_SIZE, config.image_size, cores)
     pinned = sorted(os.sched_getaffinity(0))[:cores]
     return WorkerProcess(make, python=python, cores=pinned, environment={"TF_CPP_MIN_LOG_LEVEL": "3"})

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement, interleave
-from shardline.benchmarks.processes import Rate, WorkerProcess
+from shardline.benchmarks.processes import WorkerProcess
 from shardline.benchmarks.stages import Batches
 from shardline.benchmarks.step_stages import num_gpus, replica_step, text, train_config
-from shardline.pipeline.errors import Failure
 from shardline.pipeline.machine import available_cores
 
 
@@ -54,14 +51,7 @@ def _measure(
     suite: str, workers: dict[str, WorkerProcess], what: dict[str, str], config: BenchConfig
 ) -> list[Measurement]:
     """The workers in turns, the first one as the reference."""
-    runs: dict[str, Callable[[], Rate]] = {}
-    for name, worker in workers.items():
-        print(f"starting {name}", file=sys.stderr)
-        try:
-            worker.wait_until_ready()
-        except RuntimeError as error:
-            raise Failure(f"--suite={config.suite}: {name} {error}") from None
-        runs[name] = partial(worker, config.seconds)
+    runs = {name: partial(worker, config.seconds) for name, worker in workers.items()}
     return interleave(suite, runs, repeats=config.repeats, reference=next(iter(runs)), what=what)
 
 

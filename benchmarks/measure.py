@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from shardline.benchmarks.processes import Rate
+from shardline.benchmarks.processes import ProcessError, Rate
 from shardline.pipeline.cli import progress
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_cores, memory_limit
 
 CONTROL = "control (reference again)"
@@ -94,6 +94,7 @@ def interleave(
 
     Raises:
       Interrupted: Ctrl-C.
+      Failure: a process that was measured ended too early.
     """
     runs = dict(runs)
     if reference is not None:
@@ -104,7 +105,10 @@ def interleave(
         rates = {}
         for name in reversed(runs) if next(backwards) else runs:
             show(name)
-            rates[name] = runs[name]()
+            try:
+                rates[name] = runs[name]()
+            except ProcessError as error:
+                raise ProcessError(f"{name} {error}") from None
         return {name: rates[name] for name in runs}
 
     return take_turns(suite, turn, repeats=repeats, reference=reference, what=what, settings=settings)
@@ -148,6 +152,8 @@ def take_turns(
                 rates = turn(bar.set_postfix_str)
             except KeyboardInterrupt:
                 raise Interrupted(measurements()) from None
+            except ProcessError as error:
+                raise Failure(f"{suite}: {error}") from None
             if number:  # not the warmup turn
                 taken.append(rates)
             bar.update()

@@ -57,6 +57,10 @@ def repeat_for(seconds: float, work: Callable[[], float]) -> float:
     return done
 
 
+class ProcessError(Exception):
+    """A process that was measured ended too early; with its last message."""
+
+
 class WorkerProcess:
     """A function in a process of its own: `worker(...)` calls there what `make()` returned there.
 
@@ -67,7 +71,7 @@ class WorkerProcess:
       environment: variables beside those of this process.
 
     Raises:
-      RuntimeError: the process ended, with its last line. From `wait_until_ready` and every call.
+      ProcessError: the process ended. From `wait_until_ready` and every call.
     """
 
     def __init__(
@@ -133,7 +137,7 @@ class WorkerProcess:
         except (EOFError, pickle.UnpicklingError):
             code = self._process.wait()
             lines = _text(self._messages).splitlines() or ["no message"]
-            raise RuntimeError(f"ended with exit code {code}: {lines[-1]}") from None
+            raise ProcessError(f"ended with exit code {code}: {lines[-1]}") from None
         return answer
 
 
@@ -170,7 +174,7 @@ def run_time_sliced(
       environment: variables beside those of this process.
 
     Raises:
-      RuntimeError: a command failed; with its last message.
+      ProcessError: a command failed.
     """
     spent: dict[str, Spent] = {}
     running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
@@ -193,7 +197,7 @@ def run_time_sliced(
                 queue.append(name)
             walls[name] += time.perf_counter() - begin
             if process.returncode:
-                raise RuntimeError(f"{' '.join(commands[name][0])}: {_text(messages)[-300:]}")
+                raise ProcessError(f"{' '.join(commands[name][0])}: {_text(messages)[-300:]}")
             if usage is not None:
                 spent[name] = Spent(walls[name], usage.ru_utime + usage.ru_stime)
     finally:

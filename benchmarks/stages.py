@@ -88,8 +88,6 @@ def host_stages(
     paths = files(data, split)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(WorkerProcess(make)) for _ in range(processes)]
-        for worker in workers:
-            worker.wait_until_ready()
 
         def run(stage: str, workers: Sequence[WorkerProcess] = workers, once: bool = False) -> Rate:
             if once:

@@ -14,9 +14,9 @@ from shardline.benchmarks.measure import (
     reference_of,
     table,
 )
-from shardline.benchmarks.processes import Rate
+from shardline.benchmarks.processes import ProcessError, Rate
 from shardline.benchmarks.targets import TARGETS, summary
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
 
 
 def test_runs_take_turns_and_the_warmup_is_not_counted():
@@ -51,6 +51,14 @@ def test_ctrl_c_keeps_the_complete_turns():
     with pytest.raises(Interrupted) as caught:
         interleave("toy", {"a": rate, "b": rate}, repeats=9)
     assert [m.repeats for m in caught.value.measurements] == [(1.0,), (1.0,)]
+
+
+def test_a_process_that_ends_too_early_is_a_failure_that_names_the_row():
+    def dying():
+        raise ProcessError("ended with exit code -9: no message")
+
+    with pytest.raises(Failure, match=r"^toy: b ended with exit code -9: no message$"):
+        interleave("toy", {"a": lambda: Rate(1.0), "b": dying}, repeats=1)
 
 
 def test_ratios_are_taken_turn_by_turn():

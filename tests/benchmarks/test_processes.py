@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardline.benchmarks.processes import (
+    ProcessError,
     Rate,
     WorkerProcess,
     missing_packages,
@@ -59,7 +60,7 @@ def test_a_worker_is_pinned():
     ("make", "message"), [(failing, "no such loader"), (failing_later, "ValueError: out of images")]
 )
 def test_a_worker_that_ends_leaves_its_last_words(make, message):
-    with WorkerProcess(make, environment=HERE) as worker, pytest.raises(RuntimeError, match=f"code 1: {message}"):
+    with WorkerProcess(make, environment=HERE) as worker, pytest.raises(ProcessError, match=f"code 1: {message}"):
         worker()
 
 
@@ -92,7 +93,7 @@ def test_another_python_needs_nothing_of_ours(tmp_path):
 
     make = partial(loaders.loader, "nothing", "", 1, 1, 1)
     other = WorkerProcess(make, python=str(tmp_path / "python"))
-    with other, pytest.raises(RuntimeError, match="KeyError: 'nothing'"):  # it got as far as our function
+    with other, pytest.raises(ProcessError, match="KeyError: 'nothing'"):  # it got as far as our function
         other.wait_until_ready()
     assert missing_packages(str(tmp_path / "python"), ["numpy", "json", "no.such"]) == ["numpy", "no.such"]
     assert missing_packages(sys.executable, ["numpy", "json"]) == []
@@ -141,7 +142,7 @@ def test_a_command_that_fails_in_slices_says_why_and_takes_the_others_along(tmp_
     broken = "import time; time.sleep(1); raise SystemExit('no disk')"
     cores = sorted(os.sched_getaffinity(0))
     commands = {name: ([sys.executable, "-c", code], cores) for name, code in [("1", forever), ("2", broken)]}
-    with pytest.raises(RuntimeError, match="no disk"):
+    with pytest.raises(ProcessError, match="no disk"):
         run_time_sliced(commands, 0.3)
     with pytest.raises(ProcessLookupError):
         os.kill(int(own.read_text()), 0)

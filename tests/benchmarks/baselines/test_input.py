@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shardline.benchmarks.baselines.input import LOADERS, NOT_MEASURED, _crop_box, _pillow, prepare
+from shardline.pipeline.dataset import Dataset
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import ROOT, class_folders, config
 
@@ -55,6 +56,19 @@ def test_our_batches_are_what_they_are_said_to_be(name, folder):
         pixels = next(batches)["image"].numpy()
     assert pixels.dtype == np.uint8 and len(pixels) == 4 and pixels.std() > 0.5
     assert pixels.shape == (4, 32, 32, 3) or "device" in name
+
+
+def test_comparisons_state_their_input_whatever_the_defaults_are(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Dataset, "train_batches", lambda data, split, config: asked.append((split, config)) or [])
+    for name in OURS:
+        LOADERS[name].make(folder, 64, 224, 1)
+    assert {split for split, _ in asked} == {"train"}
+    for _, asked_for in asked:
+        assert (asked_for.global_batch_size, asked_for.image_size) == (64, 224)
+        assert (asked_for.crop_area, asked_for.crop_ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
+        assert asked_for.horizontal_flip and (asked_for.threads, asked_for.workers) == (1, 0)
+    assert [asked_for.augment_on for _, asked_for in asked] == ["host"] * 3 + ["device", "host", "device"]
 
 
 def test_tensorflows_batches_are_what_they_are_said_to_be(folder):
