@@ -134,7 +134,7 @@ class WorkerProcess:
         assert self._process.stdout
         try:
             answer: tuple[float, ...] = pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError):
+        except EOFError:
             code = self._process.wait()
             lines = _text(self._messages).splitlines() or ["no message"]
             raise ProcessError(f"ended with exit code {code}: {lines[-1]}") from None
