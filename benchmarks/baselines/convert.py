@@ -2,7 +2,8 @@
 
     python convert.py NAME SOURCE OUTPUT      # convert SOURCE/CLASS/*.jpg; short side 256, JPEG quality 90
 
-Run by `bench_convert` with the Python that has the packages of NAME, where nothing of ours can be imported.
+Run by `bench_convert` with the Python that has the packages of NAME, where nothing of ours can be imported;
+imports stay inside the functions that need them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loaders to compare with: each a function from a folder of images to endless batches.
 
 A loader runs in a process of its own, which may be another Python (`--baseline_python`), where nothing of ours can be
-imported but `shardline.benchmarks.processes` and this file.
+imported but `shardline.benchmarks.processes` and this file: other imports stay inside the functions that need them.
 
 All of them do the same to the same images, unless their docstring, which the report quotes, says otherwise:
 random resized crop (area 0.08 to 1, ratio 3/4 to 4/3), bilinear, flip, shuffled, batches of uint8 RGB.

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
@@ -21,8 +22,6 @@ from shardline.pipeline.options import narrowed, option
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
-
-    from shardline.pipeline import Dataset
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,21 @@ class KerasFitConfig(InputConfig):
         super().__post_init__()
         if not self.data:
             raise UsageError("--data is missing: name a dataset directory, made by shardline-convert")
+        if self.mixes:
+            raise UsageError("--mixup and --cutmix need soft labels, which this baseline does not use; leave them out")
 
 
 def fit(config: KerasFitConfig) -> dict[str, float]:
     """Train and evaluate: top1, loss, seed, steps, seconds, images_per_second."""
-    import keras
-
-    from shardline import pipeline
+    import keras  # TensorFlow takes seconds to import
 
     keras.utils.set_random_seed(config.seed)
     data, inputs = pipeline.open_dataset(config.data), narrowed(config, InputConfig)
     steps = round(config.epochs * data.num_records("train") / config.global_batch_size)
     model = compiled_model(config, data, steps)
     started = time.perf_counter()
-    model.fit(data.train_batches("train", inputs).map(_triple), steps_per_epoch=steps, epochs=1, verbose=0)
+    batches = data.train_batches("train", inputs).map(_triple)
+    model.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
     seconds = time.perf_counter() - started
     loss, accuracy = model.evaluate(data.eval_batches(config.split, inputs).map(_triple), verbose=0)
     return {
@@ -77,9 +77,9 @@ def fit(config: KerasFitConfig) -> dict[str, float]:
     }
 
 
-def compiled_model(config: KerasFitConfig, data: Dataset, steps: int) -> keras.Model:
+def compiled_model(config: KerasFitConfig, data: pipeline.Dataset, steps: int) -> keras.Model:
     """Our network with its first weights; Keras's loss, optimizer and schedule."""
-    import keras
+    import keras  # TensorFlow takes seconds to import
 
     from shardline.trainer.model import PIXEL_SPREAD, NetworkConfig, create_network, initialize
 
@@ -94,7 +94,7 @@ def compiled_model(config: KerasFitConfig, data: Dataset, steps: int) -> keras.M
     )
     network = create_network(network_config)
     initialize(network, config.seed)
-    model = keras.Model(network.serve.input, network.serve.get_layer("predictions").output)
+    model = keras.Model(network.serve.input, network.serve.get_layer("probabilities").input)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 10, warmup_target=config.learning_rate, warmup_steps=steps // 10
     )

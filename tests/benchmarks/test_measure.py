@@ -39,6 +39,13 @@ def test_runs_take_turns_and_the_warmup_is_not_counted():
     assert reference_of(measured[::-1]).name == "a"
 
 
+def test_every_other_turn_runs_backwards():
+    order = []
+    runs = {name: lambda name=name: order.append(name) or Rate(1.0) for name in ("a", "b", "c")}
+    interleave("toy", runs, repeats=2)
+    assert "".join(order) == "abc" + "cba" + "abc"
+
+
 def test_ctrl_c_keeps_the_complete_turns():
     calls = iter([1.0] * 5)
 

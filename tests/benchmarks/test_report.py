@@ -181,6 +181,21 @@ def test_the_gate_looks_at_ratios_not_rates():
     assert fallen == "input: shardline host fell from 1.13x to 0.90x of DataLoader"
 
 
+def test_the_gate_does_not_look_at_the_control():
+    noisy = [replace(m, repeats=tuple(r / 2 for r in m.repeats)) if m.name == CONTROL else m for m in canned()]
+    assert check(noisy, canned(), 0.1) == []
+
+
+def test_the_title_of_a_comparison_takes_the_ratio_turn_by_turn(tmp_path):
+    # The ratios of the turns are 2, 2 and 1; the medians of the rates are equal.
+    rows = [
+        Measurement("input", name, "images/s", rates)
+        for name, rates in (("shardline", (200.0, 20.0, 60.0)), ("other", (100.0, 10.0, 60.0)))
+    ]
+    write_report(tmp_path, rows)
+    assert "input: shardline 2.00x other, the fastest other" in (tmp_path / "report.html").read_text()
+
+
 def test_the_gate_exits_with_1(tmp_path):
     append_results(tmp_path, canned())
     (tmp_path / "before").mkdir()

@@ -1,0 +1,42 @@
+"""The baseline for accuracy trains our network with Keras's own step, from the same first weights."""
+
+import numpy as np
+import pytest
+
+from shardline.benchmarks.baselines.keras_fit import KerasFitConfig, compiled_model, fit
+from shardline.pipeline import open_dataset
+from shardline.pipeline.errors import UsageError
+from shardline.tools.conversion.run import convert
+from shardline.trainer.model import NetworkConfig, create_network, initialize
+from tests.tools.folders import class_folders, config
+
+TINY = {"split": "train", "image_size": 32, "width": 0.03, "global_batch_size": 4, "precision": "float32", "jit": False}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("keras_fit")
+    convert(config(class_folders(root / "photos", classes=2, images=6), root / "data", size=40))
+    return str(root / "data")
+
+
+def test_it_trains_and_evaluates(dataset):
+    found = fit(KerasFitConfig(data=dataset, epochs=2, **TINY))
+    assert found["steps"] == 6 and 0 <= found["top1"] <= 1 and np.isfinite(found["loss"])
+
+
+def test_it_starts_from_the_trainers_first_weights_and_ends_in_logits(dataset):
+    data = open_dataset(dataset)
+    recipe = KerasFitConfig(data=dataset, seed=3, **TINY)
+    model = compiled_model(recipe, data, steps=20)
+    network = create_network(NetworkConfig(classes=2, image_size=32, dropout=0.5, seed=3, width=0.03))
+    initialize(network, 3)
+    ours = {variable.path: variable.numpy() for variable in network.train.trainable_variables}
+    assert ours and all(np.array_equal(ours[v.path], v.numpy()) for v in model.trainable_variables)
+    image = next(iter(data.eval_batches("train", recipe)))["image"]
+    assert not np.allclose(model(image).numpy().sum(axis=1), 1)
+
+
+def test_mixing_is_refused():
+    with pytest.raises(UsageError, match="soft labels"):
+        KerasFitConfig(data="data", mixup=0.2)
