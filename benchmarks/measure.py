@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -127,37 +128,37 @@ def take_turns(
 
     `show` takes the name of what is running, for the progress bar.
     """
-    taken: list[Mapping[str, Rate]] = []
     control = {CONTROL: f"{reference}, a second time in every turn: how far its ratio strays from 1x is the noise"}
-    texts = {**(what or {}), **control}
     facts = {**(settings or {}), **({"reference": reference} if reference else {})}
-
-    def measurements() -> list[Measurement]:
-        return [
-            Measurement(
-                suite,
-                name,
-                "images/s",
-                tuple(rates[name].rate for rates in taken),
-                texts.get(name, ""),
-                tuple(rates[name].cpu_seconds for rates in taken) if any(r[name].cpu_seconds for r in taken) else (),
-                facts,
-            )
-            for name in (taken[0] if taken else ())
-        ]
-
+    measurements = partial(_measurements, suite, texts={**(what or {}), **control}, settings=facts)
+    taken: list[Mapping[str, Rate]] = []
     with progress(total=repeats + 1, desc=suite, unit="turn") as bar:
         for number in range(repeats + 1):
             try:
                 rates = turn(bar.set_postfix_str)
             except KeyboardInterrupt:
-                raise Interrupted(measurements()) from None
+                raise Interrupted(measurements(taken)) from None
             except ProcessError as error:
                 raise Failure(f"{suite}: {error}") from None
             if number:  # not the warmup turn
                 taken.append(rates)
             bar.update()
-    return measurements()
+    return measurements(taken)
+
+
+def _measurements(
+    suite: str, taken: Sequence[Mapping[str, Rate]], *, texts: Mapping[str, str], settings: Mapping[str, object]
+) -> list[Measurement]:
+    """The rates of all turns, by row."""
+    rows = []
+    for name in taken[0] if taken else ():
+        rates = tuple(turn[name].rate for turn in taken)
+        cpu_seconds = tuple(turn[name].cpu_seconds for turn in taken)
+        row = Measurement(
+            suite, name, "images/s", rates, texts.get(name, ""), cpu_seconds if any(cpu_seconds) else (), settings
+        )
+        rows.append(row)
+    return rows
 
 
 def ratio(measured: Measurement, reference: Measurement) -> tuple[float, float, float]:
