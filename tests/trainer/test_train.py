@@ -180,6 +180,8 @@ def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
         found.append(train(TrainConfig(**thin, workdir=tmp_path / name)))
 
     run("first")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "config.json.host-1-0.tmp").touch()  # of a start that was killed: still an empty directory
     thread = threading.Thread(target=run, args=["second"])
     thread.start()
     thread.join()
