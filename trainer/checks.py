@@ -11,7 +11,7 @@ from pathlib import Path
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option
 from shardline.trainer.checkpoints import list_checkpoints
-from shardline.trainer.run_dir import read_config
+from shardline.trainer.run_dir import CONFIG_FILE, read_config
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ def find_run(run: str, checkpoint: str = "") -> Path:
     """The run directory: `--run`, or the one that `--checkpoint` lies in. Its config.json can be read."""
     if checkpoint and not run:
         parents = Path(checkpoint).absolute().parents
-        run = next((str(parent) for parent in parents if (parent / "config.json").is_file()), "")
+        run = next((str(parent) for parent in parents if (parent / CONFIG_FILE).is_file()), "")
         if not run:
-            raise UsageError(f"--checkpoint={checkpoint} lies in no run directory (no config.json above it); add --run")
+            raise UsageError(
+                f"--checkpoint={checkpoint} lies in no run directory (no {CONFIG_FILE} above it); add --run"
+            )
     if not run:
         raise UsageError("--run is missing: name a run directory written by shardline-train (or a --checkpoint in one)")
     read_config(run)

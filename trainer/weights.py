@@ -24,8 +24,6 @@ IMAGENET = {  # file name and md5 of the weights Keras publishes, without and wi
     False: ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", "6d6bbae143d832006294945121d1f1fc"),
     True: ("vgg16_weights_tf_dim_ordering_tf_kernels.h5", "64373286793e3c8b2b4e3219cbf3544b"),
 }
-
-
 Pair = tuple[np.ndarray, np.ndarray]  # kernel and bias of one layer
 
 
@@ -135,8 +133,8 @@ def _read(weights: str) -> Pretrained:
             return _read_h5(path)
         checkpoint = find_checkpoint(path)
         return _split(list(_pairs(checkpoint.final_weights).values()), checkpoint.header["input_scale"])
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise UsageError(f"--weights={weights}: {error}") from None
     except Exception as error:  # h5py, Keras and zipfile each have their own families
         line = " ".join(str(error).split())[:200]
         raise UsageError(f"--weights={weights}: cannot be read as weights: {type(error).__name__}: {line}") from error

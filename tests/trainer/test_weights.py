@@ -76,12 +76,15 @@ def test_another_network_is_refused_in_one_line(tmp_path):
     write_legacy_h5(tmp_path / "few.h5", {k: v for k, v in source.items() if not k.startswith("block5")})
     write_legacy_h5(tmp_path / "wide.h5", {**source, "block2_conv1/kernel": np.zeros((3, 3, 1, 5), np.float32)})
     (tmp_path / "text.h5").write_text("not weights")
+    header = np.array('{"step": 3, "input_scale": 1.0}')  # as the first format had it, with the averages' other name
+    np.savez(tmp_path / "old.npz", header=header, **{f"average/{name}": array for name, array in source.items()})
     target = randomized(2)
     for name, named in (
         ("few.h5", "10 convolutions where VGG16 has 13"),
         ("wide.h5", "block2_conv1 has shape"),
         ("text.h5", "cannot be read as weights"),
         ("none.h5", "no such file"),
+        ("old.npz", "is a checkpoint of format 1, this version reads format 2; train again"),
     ):
         with pytest.raises(UsageError, match=named) as error:
             load_weights(target, str(tmp_path / name), "fc4096")
