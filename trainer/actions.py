@@ -56,14 +56,15 @@ class StepMonitor(Action):
         self._sums = np.zeros(2)
         self._samples, self._steps, self._skipped, self._waited = 0.0, 0, 0, 0.0
         self._norm = 0.0
-        self._started = time.perf_counter()
+        self._started: float | None = None  # when the first of these steps began
 
     def pause(self) -> Callable[[], None]:
         """Stop the clock, e.g. for an evaluation; call the result to start it again."""
         began = time.perf_counter()
 
         def resume() -> None:
-            self._started += time.perf_counter() - began
+            if self._started is not None:
+                self._started += time.perf_counter() - began
 
         return resume
 
@@ -71,6 +72,7 @@ class StepMonitor(Action):
         """Take in one step, and stop when a host asked to. Raises Failure when the loss is not finite."""
         report = {name: float(value) for name, value in record.report.items() if name != "losses"}
         self._check(record, report)
+        self._started = record.started if self._started is None else self._started
         self._steps += 1
         self._waited += record.wait_seconds
         if report["finite"]:
@@ -90,7 +92,9 @@ class StepMonitor(Action):
         self.bar.close()
 
     def _report(self, record: StepRecord, report: dict[str, float]) -> None:
-        seconds = max(time.perf_counter() - self._started, 1e-9)
+        # From the beginning of a step to that of the next: its report is read when that may be done already.
+        assert self._started is not None
+        seconds = max((record.ended or time.perf_counter()) - self._started, 1e-9)
         images = self._steps * self.setup.config.global_batch_size
         rate = images / seconds
         if not self._warming:
@@ -171,7 +175,10 @@ class SaveCheckpoint(Action):
             return
         key, scale = self.setup.sampler_key, self.network.input_scale
         write_checkpoint(path, {**state.header(), "sampler": key, "input_scale": scale}, state.arrays())
-        for old in list_checkpoints(self.setup.config.workdir)[: -self.setup.config.keep_checkpoints]:
+        # Those after this one could not be read, or the run would have continued from them: they do not count.
+        numbered = list_checkpoints(self.setup.config.workdir)
+        written = numbered[: numbered.index(path) + 1] if path in numbered else []
+        for old in written[: -self.setup.config.keep_checkpoints]:
             old.unlink()
 
 

@@ -104,6 +104,11 @@ def list_checkpoints(workdir: str | os.PathLike[str]) -> list[Path]:
     return [path for _, path in sorted((int(number[1]), path) for number, path in found if number)]
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a file of this name in `checkpoints` is a run's own."""
+    return name == BEST or bool(_NUMBERED.fullmatch(name))
+
+
 def newest_checkpoint(workdir: str | os.PathLike[str]) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be read, and why newer ones could not."""
     damaged: list[str] = []

@@ -22,6 +22,7 @@ RUNTIME_FIELDS = frozenset(
     {
         "data",
         "workdir",
+        "weights_sha256",
         "strategy",
         "logical_cpus",
         "checkpoint_every_steps",
@@ -87,6 +88,9 @@ class TrainConfig(InputConfig):
         "none",
         "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, checkpoint file or run directory",
         group="model",
+    )
+    weights_sha256: str = option(
+        "", "refuse --weights unless the file has this SHA-256; it is printed and kept in config.json", group="model"
     )
     head: str = option(
         "gap",

@@ -10,19 +10,26 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from shardline import pipeline
+from shardline.pipeline import stored
 from shardline.pipeline.cli import progress
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import file_sha256
 from shardline.pipeline.sampler import ReplicaBatches
+from shardline.pipeline.stored import Sha256
 from shardline.trainer.model import Network, num_parameters, weights_digest
 from shardline.trainer.setup import TrainSetup, distribute, endless
 from shardline.trainer.step import Batch
 
+ARRAYS, NOTE = ("features.npy", "labels.npy", "weights.npy"), "cache.json"
+CACHE_FILES = frozenset({NOTE, *ARRAYS})
+FORMAT = "shardline features 2"
 # Settings that change where or how fast images are made, not what they are.
 _RUNTIME_FIELDS = {"global_batch_size", "threads", "cache", "max_bad_records", "augment_on", "workers"}
 
@@ -30,13 +37,31 @@ _RUNTIME_FIELDS = {"global_batch_size", "threads", "cache", "max_bad_records", "
 def open_feature_cache(setup: TrainSetup, network: Network) -> FeatureCache:
     """The cache of this run. Filled first unless it is there: that runs the frozen layers over all stored views."""
     folder, key = Path(setup.config.workdir) / "features", _key(setup, network)
-    key_file = folder / "key"
-    if not (key_file.exists() and key_file.read_text() == key):
+    if not _is_whole(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
-        key_file.unlink(missing_ok=True)
+        (folder / NOTE).unlink(missing_ok=True)
         _fill(folder, setup, network)
-        atomic_write(key_file, key)  # last: without it the files count for nothing
+        files = {name: file_sha256(folder / name) for name in ARRAYS}
+        # Last: without it the files count for nothing.
+        stored.save(folder / NOTE, {"key": key, "files": files}, format=FORMAT)
     return FeatureCache(setup, network, folder)
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What the files of a cache must be: what they were made of, and their SHA-256."""
+
+    key: Sha256
+    files: dict[str, Sha256]
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    """Whether a cache of this key is there, to the last bit as it was written."""
+    try:
+        note = stored.load(folder / NOTE, _Note, format=FORMAT, remedy="")
+        return note.key == key and note.files == {name: file_sha256(folder / name) for name in ARRAYS}
+    except (OSError, UsageError):
+        return False
 
 
 class FeatureCache:

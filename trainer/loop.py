@@ -27,6 +27,7 @@ class StepRecord:
       report: what the step returned.
       records: which records the step trained on, distributed as its batch was.
       wait_seconds: time the loop stood still for input.
+      started: when the loop turned to it, and `ended`, when to the next one, by time.perf_counter; 0: it has not yet.
     """
 
     step: int
@@ -36,6 +37,8 @@ class StepRecord:
     report: dict[str, tf.Tensor]
     records: tf.Tensor
     wait_seconds: float
+    started: float
+    ended: float = 0.0
 
 
 class Action:
@@ -92,9 +95,10 @@ def train_phase(
     span = setup.spans[state.phase]
     pending: StepRecord | None = None
 
-    def finish_step() -> None:
+    def finish_step(ended: float = 0.0) -> None:
         nonlocal pending
         if pending:
+            pending.ended = ended
             for action in actions:
                 action.after_step(pending)
         pending = None
@@ -111,8 +115,8 @@ def train_phase(
         report = step(batch, tf.constant(rate), tf.constant(float(bool(stop.signal))))
         state.step += 1
         state.cursor += setup.config.global_batch_size
-        finish_step()
-        pending = StepRecord(state.step, state.cursor, span, rate, report, batch["record"], waited)
+        finish_step(started)
+        pending = StepRecord(state.step, state.cursor, span, rate, report, batch["record"], waited, started)
         if due := [action for action in actions if action.due(state)]:
             finish_step()
             for action in due:

@@ -6,10 +6,15 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardline.pipeline import stored
+from shardline.pipeline.cli import log
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.stored import Count
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -57,12 +62,40 @@ class MetricsLog:
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics; a line that a kill cut short is left out."""
+    """All whole lines of a run's metrics. What a kill cut short is left out; so are damaged lines, with a warning."""
     path = Path(workdir) / FILE_NAME
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.split("\n")[:-1], 1):  # what follows the last line break was cut short
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            values = json.loads(line)
+            stored.convert(values, _LINES[values["kind"]], what=path, remedy="")
+        except (ValueError, RecursionError, KeyError, TypeError, UsageError):
+            log(f"warning: {path}, line {number} is damaged and left out")
+        else:
+            lines.append(values)
     return lines
+
+
+@dataclass(frozen=True)
+class _TrainLine:
+    """The numbers of a line that are computed with."""
+
+    step: Count
+    epoch: float
+    loss: float
+    top1: float
+    learning_rate: float
+    images_per_second: float
+    waiting_percent: float
+
+
+@dataclass(frozen=True)
+class _EvalLine:
+    step: Count
+    epoch: float
+    loss: float
+    top1: float
+
+
+_LINES = {"train": _TrainLine, "eval": _EvalLine}

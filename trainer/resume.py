@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,47 @@ import tensorflow as tf
 from shardline import pipeline
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import TEMPORARY
-from shardline.trainer.checkpoints import Checkpoint, list_checkpoints, newest_checkpoint
+from shardline.pipeline.files import LOCK, remove_strays
+from shardline.pipeline.wording import count
+from shardline.trainer import metrics_log
+from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_checkpoints, newest_checkpoint
 from shardline.trainer.config import TrainConfig, differences
-from shardline.trainer.run_dir import CONFIG_FILE, read_config, write_config
+from shardline.trainer.feature_cache import CACHE_FILES
+from shardline.trainer.run_dir import CONFIG_FILE, MODEL_FILE, MODEL_NOTE, read_config, write_config
 from shardline.trainer.schedule import PhaseSpan
 from shardline.trainer.setup import TrainSetup
 
 
 def claim_workdir(setup: TrainSetup, allow_changes: bool) -> None:
     """Make the run directory, or check that the one that is there belongs to this run."""
-    config = setup.config
-    if not config.workdir:
-        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
-    workdir, content = Path(config.workdir), config_content(setup)
+    workdir, content = Path(setup.config.workdir), config_content(setup)
+    if setup.cluster.chief:
+        _remove_strays(workdir)
     if (workdir / CONFIG_FILE).exists():
         if list_checkpoints(workdir):
-            check_continues(setup, content, allow_changes)
+            content["starting_weights_sha256"] = check_continues(setup, content, allow_changes)
         else:
             read_config(workdir, "--workdir")  # not of another format
-    elif workdir.exists() and any(not path.name.endswith(TEMPORARY) for path in workdir.iterdir()):
+    elif workdir.exists() and any(path.name != LOCK for path in workdir.iterdir()):
         raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
     if setup.cluster.chief:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            for unfinished in workdir.rglob(f"*{TEMPORARY}"):  # an earlier attempt was killed while it wrote them
-                unfinished.unlink(missing_ok=True)
             write_config(workdir, content)
         except OSError as error:
             raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def _remove_strays(workdir: Path) -> None:
+    """Delete what earlier attempts that were killed while they wrote left of this run's own files."""
+    ours: list[tuple[Path, Callable[[str], bool]]] = [
+        (workdir, {CONFIG_FILE, MODEL_FILE, MODEL_NOTE, metrics_log.FILE_NAME}.__contains__),
+        (workdir / "checkpoints", is_checkpoint_name),
+        (workdir / "plots", "curves.png".__eq__),
+        (workdir / "features", CACHE_FILES.__contains__),
+    ]
+    for folder, is_ours in ours:
+        if folder.is_dir():
+            remove_strays(folder, is_ours)
 
 
 def config_content(setup: TrainSetup) -> dict[str, Any]:
@@ -56,6 +69,7 @@ def config_content(setup: TrainSetup) -> dict[str, Any]:
             "stored": stored_images(setup),
         },
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "starting_weights_sha256": setup.weights_sha256,
     }
 
 
@@ -68,8 +82,8 @@ def stored_images(setup: TrainSetup) -> dict[str, Any]:
     return {"resize": manifest.image.resize, "size": manifest.image.size, **made}
 
 
-def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: bool) -> None:
-    """Refuse a run directory whose run this one does not continue."""
+def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: bool) -> str:
+    """Refuse a run directory whose run this one does not continue; the SHA-256 of the weights it started from."""
     workdir = setup.config.workdir
     old = read_config(workdir, "--workdir")
     check_sampler(f"--workdir={workdir}", old["dataset"], content["dataset"])
@@ -81,6 +95,7 @@ def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: b
             f"--workdir={workdir} was started with other flags: {'; '.join(changes)}; repeat those, choose another "
             "--workdir, or pass --allow_changes to continue with the new ones"
         )
+    return str(old["starting_weights_sha256"])
 
 
 def check_sampler(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -99,6 +114,11 @@ def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
     checkpoint, damaged = newest_checkpoint(setup.config.workdir)
     for line in damaged:
         log(f"warning: {line}; trying the one before")
+    if damaged and not checkpoint:
+        raise UsageError(
+            f"--workdir={setup.config.workdir}: not one of its {count(len(damaged), 'checkpoint')} can be read; "
+            "restore one from a copy, or start in another --workdir"
+        )
     if checkpoint:
         check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key)
     return checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from shardline import pipeline
 from shardline.pipeline.cli import log
-from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import atomic_writer, own_directory
 from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor
 from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops
 from shardline.trainer.config import TrainConfig
@@ -24,12 +24,10 @@ from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
 from shardline.trainer.model import Network, weights_digest
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
-from shardline.trainer.run_dir import load_run
+from shardline.trainer.run_dir import MODEL_FILE, load_run, model_is_whole, note_model
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
 from shardline.trainer.step import Batch, TrainStep
-
-MODEL_FILE = "model.keras"
 
 
 def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any] | None:
@@ -39,13 +37,25 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any]
       The result: step, epoch, images_per_second, weights_sha256 and the last evaluation. None where there was nothing
       to do, where the run was stopped before its end, and on all hosts but the first.
     """
+    if not config.workdir:
+        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     setup = prepare(config)
-    for gap in setup.class_gaps if setup.cluster.chief else ():
-        log(f"note: {gap}")
+    with own_directory(config.workdir, "--workdir") if setup.cluster.chief else nullcontext():
+        return _train(setup, allow_changes)
+
+
+def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
+    """The run, in a directory that is ours alone."""
+    config = setup.config
+    if setup.cluster.chief:
+        for gap in setup.class_gaps:
+            log(f"note: {gap}")
+        if setup.weights_sha256:
+            log(f"--weights={config.weights}: SHA-256 {setup.weights_sha256}")
     claim_workdir(setup, allow_changes)
     checkpoint = checkpoint_to_continue(setup)
     over = checkpoint is not None and is_over(setup, checkpoint)
-    if checkpoint and over and (Path(config.workdir) / MODEL_FILE).exists():
+    if checkpoint and over and model_is_whole(config.workdir, checkpoint.header["step"]):
         log(f"--workdir={config.workdir} is complete at step {checkpoint.header['step']}; nothing to do")
         return None
     first = starting_span(setup, checkpoint)
@@ -120,6 +130,7 @@ def finish(
         run.model.save(Path(folder, MODEL_FILE))  # Keras writes to a path of its own ending only
         with Path(folder, MODEL_FILE).open("rb") as saved:
             shutil.copyfileobj(saved, file)
+    note_model(workdir, state.step)
     log(f"model: {workdir / MODEL_FILE}; curves: {workdir / 'plots' / 'curves.png'}")
     return {
         "step": state.step,

@@ -15,6 +15,8 @@ import msgspec
 
 from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import file_sha256
+from shardline.pipeline.stored import Count, Sha256
 from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints
 from shardline.trainer.config import TrainConfig
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
     from shardline.trainer.model import Network
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, MODEL_FILE = "config.json", "model.keras"
+MODEL_NOTE = "model.json"  # what model.keras must be
 FORMAT = "shardline run 3"
 
 
@@ -80,6 +83,7 @@ class _StoredRun:
     dataset: dict[str, Plain]
     preprocessing: dict[str, Plain | dict[str, Plain]]
     versions: dict[str, str]
+    starting_weights_sha256: str  # of the file named by --weights; "" for fresh weights
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,27 @@ class _Preprocessing:
 
     crop_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)]
     stored: dict[str, Plain]
+
+
+@dataclass(frozen=True)
+class _ModelNote:
+    step: Count
+    sha256: Sha256
+
+
+def note_model(workdir: str | os.PathLike[str], step: int) -> None:
+    """Note the step and the SHA-256 of model.keras, so that it can be vouched for."""
+    content = {"step": step, "sha256": file_sha256(Path(workdir) / MODEL_FILE)}
+    stored.save(Path(workdir) / MODEL_NOTE, content, format=FORMAT)
+
+
+def model_is_whole(workdir: str | os.PathLike[str], step: int) -> bool:
+    """Whether model.keras is there, to the last bit as it was written after this step."""
+    try:
+        note = stored.load(Path(workdir) / MODEL_NOTE, _ModelNote, format=FORMAT, remedy="train again")
+        return note.step == step and file_sha256(Path(workdir) / MODEL_FILE) == note.sha256
+    except (OSError, UsageError):
+        return False
 
 
 def load_run(run_dir: str | os.PathLike[str], checkpoint: str | None = None, precision: str | None = None) -> Run:

@@ -36,6 +36,7 @@ class TrainSetup:
       input: what the batches are made of.
       eval_split: the held-out split to report on; "" for none.
       spans: the phases, over the samples they consume.
+      weights_sha256: of the file with the starting weights; "" for fresh ones.
     """
 
     config: TrainConfig
@@ -44,6 +45,7 @@ class TrainSetup:
     input: InputConfig
     eval_split: str
     spans: tuple[schedule.PhaseSpan, ...]
+    weights_sha256: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -145,7 +147,7 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
         )
     if config.cache_features and cluster.hosts > 1:
         raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
-    check_weights(config.weights, config.head)
+    weights_sha256 = check_weights(config.weights, config.head, config.weights_sha256)
     data = _open(config)
     return TrainSetup(
         config=config,
@@ -154,6 +156,7 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
         input=settings,
         eval_split=_eval_split(config, data),
         spans=schedule.spans(config.phase_list, data.num_records(config.train_split)),
+        weights_sha256=weights_sha256,
     )
 
 

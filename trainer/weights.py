@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import file_sha256
 from shardline.trainer.checkpoints import find_checkpoint
 from shardline.trainer.model import NORMALIZATION, Network
 
@@ -36,15 +37,34 @@ class Pretrained:
     input_scale: float = 1.0  # of the model they were trained in
 
 
-def check_weights(weights: str, head: str) -> None:
-    """Refuse in one line, before any other work, `--weights` that are not there or not what they are called."""
+def check_weights(weights: str, head: str, sha256: str = "") -> str:
+    """Refuse in one line, before any other work, `--weights` that are not there or not what they are called.
+
+    Returns:
+      The SHA-256 of the file, "" for fresh weights.
+    """
+    if weights == "none":
+        if sha256:
+            raise UsageError(f"--weights_sha256={sha256}: there is no file to compare; name it in --weights")
+        return ""
+    path = _weights_file(weights, head)
+    path = find_checkpoint(path).path if path.is_dir() else path
+    found = file_sha256(path)
+    if sha256 and found != sha256.lower():
+        raise UsageError(f"--weights_sha256={sha256}: {path} has {found}; give the file that you mean, or its SHA-256")
+    return found
+
+
+def _weights_file(weights: str, head: str) -> Path:
+    """The file or run directory that `--weights` names."""
     if weights == "imagenet":
-        _imagenet_file(head)
-    elif weights != "none" and not Path(weights).exists():
+        return _imagenet_file(head)
+    if not Path(weights).exists():
         raise UsageError(
             f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, "
             "checkpoint file or run directory"
         )
+    return Path(weights)
 
 
 def load_weights(network: Network, weights: str, head: str) -> list[str]:
@@ -52,8 +72,8 @@ def load_weights(network: Network, weights: str, head: str) -> list[str]:
 
     Convolutions must all match. Dense layers are taken while their shapes match; the rest keep their fresh values.
     """
-    check_weights(weights, head)
-    found = _read_h5(_imagenet_file(head)) if weights == "imagenet" else _read(weights)
+    path = _weights_file(weights, head)
+    found = _read_h5(path) if weights == "imagenet" else _read(weights)
     pairs = _pairs(network.weights)
     convolutions = [name for name in pairs if name.startswith("block")]
     if len(found.convolutions) != len(convolutions):

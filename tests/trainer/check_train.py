@@ -127,7 +127,7 @@ def killed(number):
     """Killed, and continued. A copy of it as it was killed stays in `changed`, for others to continue."""
     killed_at(f"killed{number}", number)
     shutil.copytree(FOLDER / f"killed{number}", FOLDER / "changed", dirs_exist_ok=True)
-    leftover = FOLDER / f"killed{number}" / "config.json.somewhere-1-0.tmp"
+    leftover = FOLDER / f"killed{number}" / "config.json.somewhere-1-01234567.tmp"
     leftover.write_bytes(b"half")  # as a kill in the middle of a write leaves it
     return {**train(f"killed{number}"), "steps": steps_of(f"killed{number}"), "leftover": leftover.exists()}
 

@@ -1,0 +1,173 @@
+"""One owner of a run directory, nothing of strangers deleted in it, and nothing in it vouched for unread."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import exclusive, temporary_path
+from shardline.trainer import actions, selftest
+from shardline.trainer.checkpoints import checkpoint_path, list_checkpoints
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.loop import StepRecord
+from shardline.trainer.train import train
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory):
+    """Settings of a run of six steps on one device of this process."""
+    data = tmp_path_factory.mktemp("data")
+    selftest.write_dataset(data, {"train": 24}, side=32)
+    return {
+        "data": data, "global_batch_size": 8, "image_size": 32, "width": 0.03, "phases": "all:2@0.05", "workers": 0,
+        "precision": "float32", "strategy": "one_device", "peak_tflops": 1.0, "checkpoint_every_steps": 1, "jit": False,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(thin, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return train(TrainConfig(**thin, workdir=workdir)), workdir
+
+
+@pytest.fixture
+def interrupted(thin, tmp_path, monkeypatch):
+    """A run that was killed after its fourth step, while it wrote something."""
+
+    def killed(self, state):
+        if state.step == 5:
+            raise KeyboardInterrupt
+        genuine(self, state)
+
+    genuine = actions.SaveCheckpoint.act
+    monkeypatch.setattr(actions.SaveCheckpoint, "act", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainConfig(**thin, workdir=tmp_path / "run"))
+    monkeypatch.undo()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"step-{n:08d}.npz" for n in (2, 3, 4)]
+    return tmp_path / "run"
+
+
+def test_r3_a_second_trainer_of_a_run_directory_is_refused(thin, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (
+        exclusive(tmp_path / "run" / ".lock", "it"),
+        pytest.raises(Failure, match=f"run is in use by .*{os.getpid()} on"),
+    ):
+        train(TrainConfig(**thin, workdir=tmp_path / "run"))
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_r1_a_damaged_newest_checkpoint_costs_a_step_and_a_line(thin, whole, interrupted, damage, capsys):
+    newest = list_checkpoints(interrupted)[-1]
+    good = newest.read_bytes()
+    at = len(good) - 200  # in the zip directory
+    newest.write_bytes(
+        {"flip": good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :], "cut": good[:at], "empty": b""}[damage]
+    )
+    result = train(TrainConfig(**thin, workdir=interrupted))
+    assert result["weights_sha256"] == whole[0]["weights_sha256"]
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == 1 and told[0].startswith(f"warning: {newest} is damaged or cut")
+
+
+def test_without_one_readable_checkpoint_a_run_does_not_begin_anew(thin, interrupted):
+    for path in list_checkpoints(interrupted):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="not one of its 3 checkpoints can be read; restore one"):
+        train(TrainConfig(**thin, workdir=interrupted))
+
+
+def test_r5_what_a_killed_writer_left_is_removed_and_strangers_files_are_not(thin, whole, interrupted):
+    strays = [
+        temporary_path(interrupted / "config.json"),
+        temporary_path(checkpoint_path(interrupted, 5)),
+        temporary_path(interrupted / "plots" / "curves.png"),
+    ]
+    foreign = [interrupted / "notes.tmp", interrupted / "checkpoints" / "mine.tmp", interrupted / "plots" / "x.npz.tmp"]
+    foreign += [interrupted / "checkpoints" / "step-00000001-copy.npz", temporary_path(interrupted / "notes.txt")]
+    (interrupted / "plots").mkdir(exist_ok=True)
+    for path in strays + foreign:
+        path.write_bytes(b"half")
+    assert train(TrainConfig(**thin, workdir=interrupted))["weights_sha256"] == whole[0]["weights_sha256"]
+    assert not any(path.exists() for path in strays)
+    assert all(path.read_bytes() == b"half" for path in foreign)
+    assert not (interrupted / ".lock").exists()
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.json"])
+def test_a_run_is_complete_only_with_the_model_that_it_wrote(thin, whole, file, capsys):
+    result, workdir = whole
+    config = TrainConfig(**thin, workdir=workdir)
+    assert train(config) is None and "is complete at step 6" in capsys.readouterr().err
+    model = (workdir / "model.keras").read_bytes()
+    (workdir / file).write_bytes((workdir / file).read_bytes()[:-1])
+    assert train(config)["weights_sha256"] == result["weights_sha256"]
+    assert train(config) is None
+    assert abs(len((workdir / "model.keras").read_bytes()) - len(model)) < 100
+
+
+def test_weights_are_told_and_kept_by_their_hash(thin, whole, tmp_path, capsys):
+    file = list_checkpoints(whole[1])[-1]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    settings = {**thin, "phases": "all:0.5@0.05", "weights": str(file)}
+    train(TrainConfig(**settings, weights_sha256=sha256.upper(), workdir=tmp_path / "run"))
+    assert f"weights={file}: SHA-256 {sha256}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["starting_weights_sha256"] == sha256
+    with pytest.raises(UsageError, match=f"^weights_sha256={'0' * 64}: {file} has {sha256}; give the file"):
+        train(TrainConfig(**settings, weights_sha256="0" * 64, workdir=tmp_path / "other"))
+    with pytest.raises(UsageError, match="there is no file to compare"):
+        train(TrainConfig(**thin, weights_sha256="0" * 64, workdir=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("file", ["labels.npy", pytest.param("features.npy", marks=pytest.mark.slow)])
+def test_a_damaged_feature_cache_is_made_again(thin, tmp_path, file):
+    settings = {**thin, "phases": "head:2@0.05", "cache_features": 1}
+    whole = train(TrainConfig(**settings, workdir=tmp_path / "whole"))
+
+    def killed(self, state):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(actions.SaveCheckpoint, "act", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(TrainConfig(**settings, workdir=tmp_path / "run"))
+    path = tmp_path / "run" / "features" / file
+    good = path.read_bytes()
+    path.write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
+    assert train(TrainConfig(**settings, workdir=tmp_path / "run"))["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_r7_speed_is_measured_from_step_to_step(monkeypatch):
+    """Reports are read one step late: that the last two are read at once says nothing about the speed."""
+    monitor = actions.StepMonitor.__new__(actions.StepMonitor)
+    monitor.flops, monitor.peak_tflops, monitor.metrics, monitor.images_per_second = {0: 0.0}, 0.0, None, 0.0
+
+    class Setup:
+        class config:
+            log_every_steps, global_batch_size, precision = 1, 10, "float32"
+
+        @staticmethod
+        def epoch(cursor):
+            return 0.0
+
+    class Bar:
+        def update(self):
+            pass
+
+        def set_postfix_str(self, text):
+            pass
+
+    monitor.setup, monitor.bar = Setup, Bar()
+    monitor.restart()
+    report = {"finite": 1.0, "loss": 1.0, "top1": 1.0, "samples": 10.0, "norm": 1.0, "stop": 0.0}
+    span = type("Span", (), {"index": 0, "phase": type("Phase", (), {"part": "all"})})
+    monkeypatch.setattr(actions.time, "perf_counter", lambda: 102.0)  # when both reports are read
+    for number, (started, ended) in enumerate([(100.0, 101.0), (101.0, 0.0)]):
+        monitor.after_step(StepRecord(number + 1, 10, span, 0.1, report, np.zeros(1), 0.0, started, ended))
+    assert monitor.images_per_second == 10  # images in the second step's second
