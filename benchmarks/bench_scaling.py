@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 from functools import partial
 
+from shardline.benchmarks.bottleneck import SCALING_SUITE
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement, interleave
 from shardline.benchmarks.processes import WorkerProcess
@@ -28,7 +29,7 @@ def cores(config: BenchConfig) -> list[Measurement]:
             worker = WorkerProcess(make, cores=allowed[:count])
             workers[f"shardline, {_plural(count, 'core')}"] = stack.enter_context(worker)
         what = dict.fromkeys(workers, "host batches, as many worker processes as cores")
-        return _measure("scaling", workers, what, config)
+        return _measure(SCALING_SUITE, workers, what, config)
 
 
 def replicas(config: BenchConfig) -> list[Measurement]:

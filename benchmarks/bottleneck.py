@@ -1,9 +1,7 @@
-"""One sentence from the rates of the stages: which one binds, and what would help by how much. Pure arithmetic.
+"""The verdict on measured stages as one sentence, with what would help by how much. Pure arithmetic.
 
-The host's stages run on the same cores one after another, so a stage's cost is the difference between the reciprocal
-rates of the pipeline cut after it and before it; costs add, rates do not. Copying and stepping are measured alone:
-where they run beside the host (an accelerator), the slowest of the three sets the pace; where the step runs on the
-host's own cores, its cost adds to the host's.
+The host's stages run on the same cores one after another, so a stage's cost is what the pipeline cut after it costs
+more than the pipeline cut before it, taken within each turn: costs add, rates do not. `verdict.py` decides.
 """
 
 from __future__ import annotations
@@ -12,17 +10,30 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shardline.benchmarks.measure import Measurement, rate_text
+from shardline.benchmarks.measure import CONTROL, Measurement, comparable, rate_text, ratio
+from shardline.benchmarks.verdict import (
+    HOST_STAGES,
+    Cores,
+    Cost,
+    Strain,
+    Turn,
+    Verdict,
+    input_microseconds,
+    judge,
+    noise,
+    pace,
+    typical_turn,
+)
 
-STAGES_SUITE, VALIDATION_SUITE = "stages", "validation"  # what the measurements are filed under
-HOST_STAGES = ("storage", "records", "parse", "decode", "augment", "batch")
-"""Cumulative: each is the pipeline cut after that stage. All stages: these, then copy, step, end_to_end."""
+STAGES_SUITE, VALIDATION_SUITE, SCALING_SUITE = "stages", "validation", "scaling"  # what measurements are filed under
 STAGES = (*HOST_STAGES, "copy", "step", "end_to_end")
+"""The host's stages are cumulative: each is the pipeline cut after that stage."""
 STAGE_TEXT = {
-    "storage": "read the shards' bytes",
+    "order": "which record comes next, and the random numbers of its augmentation",
+    "storage": "read each record's bytes in training's order",
     "records": "read each record, checksums verified",
     "parse": "find image and label in it",
-    "decode": "decode the whole image",
+    "decode": "decode the part of the image that training crops",
     "augment": "random resized crop, flip and what else the options ask for",
     "batch": "uint8 batches out of tf.data",
     "copy": "batches to the device",
@@ -30,7 +41,9 @@ STAGE_TEXT = {
     "end_to_end": "training step on real input",
 }
 COLD_STORAGE, COLD_AUGMENT = COLD = ("storage (cold)", "augment (cold)")  # after the page cache was dropped
-BALANCED = 0.1  # two limits closer than this: neither is "the" bottleneck
+SEQUENTIAL = "storage (sequential)"  # a megabyte at a time, in stored order, by one process
+LEAST = 1.05  # predicted factors below it are not worth a word: noise is larger
+COLD_SECONDS = 1.0  # a cold pass shorter than this says little
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Facts:
     """What the arithmetic needs to know beside the rates.
 
     Attributes:
-      cores: CPU cores the host stages had.
+      cores: whole CPU cores the host stages had.
       image_bytes: mean stored record, bytes.
       stored_pixels: mean stored image, pixels.
       step_on_host: the training step ran on the same cores as the input (no accelerator).
@@ -46,6 +59,10 @@ class Facts:
       stored_size: the present `--size` of the conversion.
       smaller_size: the next sensible one, when there is one.
       fits_memory: whether the page cache can hold the split.
+      allowed_cores: CPU seconds a second, by affinity and quota; 0: `cores`.
+      visible_cores: by affinity alone; 0: `cores`.
+      threads: processes that shared the host stages; 0: `cores`.
+      records: of the split; 0: not known.
     """
 
     cores: int
@@ -56,6 +73,10 @@ class Facts:
     stored_size: int | None = None
     smaller_size: int | None = None
     fits_memory: bool = True
+    allowed_cores: float = 0.0
+    visible_cores: int = 0
+    threads: int = 0
+    records: int = 0
 
     @property
     def area(self) -> float | None:
@@ -64,118 +85,195 @@ class Facts:
             return (self.smaller_size / self.stored_size) ** 2
         return None
 
+    @property
+    def limits(self) -> Cores:
+        """The cores, for the verdict."""
+        return Cores(self.allowed_cores or self.cores, self.visible_cores or self.cores, self.step_on_host)
+
 
 @dataclass(frozen=True)
 class Advice:
-    """One change and the factor it is predicted to bring end to end."""
+    """One change, the factor it is predicted to bring, and what it brought where it was tried.
 
-    change: str  # a flag, as a person would type it, or a number of cores
-    factor: float  # predicted rate / present rate
-    price: str = ""  # what it costs, such as "6.8x the bytes"
-    input_factor: float = 0.0  # the factor of the input alone, whatever limits training: what a validation measures
+    Attributes:
+      change: a flag, as a person would type it.
+      factor: predicted rate / present rate, end to end.
+      price: what it costs, such as "6.8x the bytes".
+      input_factor: the factor of the input alone, whatever limits training: what a validation measures.
+      error: relative, of the factor.
+      measured: factor of the input alone on a sample that was converted so; None: not tried.
+      beaten: the measured factor is not larger than that of a second unchanged sample.
+    """
+
+    change: str
+    factor: float
+    price: str = ""
+    input_factor: float = 0.0
+    error: float = 0.0
+    measured: float | None = None
+    beaten: bool = False
 
     def __str__(self) -> str:
+        low, high = self.factor / (1 + self.error), self.factor * (1 + self.error)
+        predicted = f"predicted {low:.1f}x" + (f" to {high:.1f}x" if f"{low:.1f}" != f"{high:.1f}" else "")
         price = f", {self.price}" if self.price else ""
-        return f"{self.change} (predicted {self.factor:.1f}x{price})"
+        if self.measured is None:
+            return f"{self.change} ({predicted}{price}; not tried: --validate_advice)"
+        if self.beaten:
+            return f"{self.change} ({predicted}, measured {self.measured:.1f}x: withdrawn)"
+        return f"{self.change} ({predicted}, the input alone measured {self.measured:.1f}x{price})"
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The stage that binds, the pace it sets, and the advice, most helpful first."""
+    """The verdict, the one on the first epoch where the page cache was empty, and the advice, most helpful first."""
 
-    stage: str  # storage, decode, augment, copy, step, or "" where two of them are balanced
-    images_per_second: float
-    advice: tuple[Advice, ...]
-    reason: str
+    verdict: Verdict
+    costs: Mapping[str, Cost]  # of each host stage by itself, medians over the turns
+    advice: tuple[Advice, ...] = ()
+    cold: Verdict | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
-        """storage-bound, decode-bound, augment-bound, copy-bound, step-bound or balanced."""
-        return f"{self.stage}-bound" if self.stage else "balanced"
+        """See `Verdict.word`."""
+        return self.verdict.word
+
+    @property
+    def images_per_second(self) -> float:
+        """The predicted pace."""
+        return self.verdict.images_per_second
 
     def __str__(self) -> str:
+        word = self.word
+        if self.cold and (self.cold.word != word or self.cold.images_per_second < self.images_per_second / LEAST):
+            first, later = (f"{v.word}, {rate_text(v.images_per_second)}/s" for v in (self.cold, self.verdict))
+            word = f"epoch 1: {first}; later: {later}"
         advice = f": {', or '.join(map(str, self.advice))}" if self.advice else ""
-        return f"{self.word}{advice} — {self.reason}"
+        return f"{word}{advice} — {'; '.join((*self.verdict.reasons, *self.notes))}"
 
 
 def bottleneck_of(measurements: Sequence[Measurement]) -> Bottleneck | None:
-    """The bottleneck that measured stages show; None where a host stage is missing or did nothing."""
+    """The bottleneck that measured stages show; None where a host stage is missing or some stage did nothing."""
     stages = {m.name: m for m in measurements if m.suite == STAGES_SUITE}
-    if not set(HOST_STAGES) <= set(stages):
+    if not set(HOST_STAGES) <= set(stages) or not all(all(m.repeats) for m in stages.values()):
         return None
     facts = Facts(**stages["batch"].settings["facts"])
-    rates = {name: stages[name].median for name in STAGES if name in stages}
-    if not facts.fits_memory and COLD_STORAGE in stages:
-        rates["storage"] = stages[COLD_STORAGE].median  # no epoch finds its bytes in memory
-    return find_bottleneck(rates, facts) if all(rates.values()) else None
+    turns, notes = turns_of(stages, facts), []
+    cold = turns_of(stages, facts, cold=True) if COLD_STORAGE in stages else None
+    if cold and facts.records and facts.records / stages[COLD_STORAGE].median < COLD_SECONDS:
+        notes.append(f"cold storage: read in less than {COLD_SECONDS:g} s, too little to tell")
+    if cold and not facts.fits_memory:
+        turns, cold = cold, None  # no epoch finds its bytes in memory
+    verdict = judge(turns, facts.limits)
+    if {"decode", "augment", "batch", "records", "parse", "order"} & set(verdict.stages):
+        notes.append(_cores_text(measurements))
+    advice = find_advice(verdict, turns, facts)
+    return Bottleneck(
+        verdict,
+        typical_turn(turns).host,
+        tuple(_tried(item, measurements) for item in advice),
+        judge(cold, facts.limits) if cold else None,
+        tuple(notes),
+    )
 
 
-def stage_seconds(rates: Mapping[str, float]) -> dict[str, float]:
-    """Seconds an image spends in each host stage, from the cumulative rates (images/s).
+def turns_of(stages: Mapping[str, Measurement], facts: Facts, *, cold: bool = False) -> list[Turn]:
+    """What the rows of the suite say, turn by turn. `cold`: the reads of an epoch that finds nothing in memory."""
+    threads = facts.threads or facts.cores
 
-    Noise can make a longer pipeline look faster than a shorter one; such a stage costs 0.
-    """
-    seconds: dict[str, float] = {}
-    before = 0.0
-    for stage in HOST_STAGES:
-        if stage in rates:
-            total = 1 / rates[stage]
-            seconds[stage] = max(total - before, 0.0)
-            before = max(total, before)
-    return seconds
+    def total(name: str, number: int) -> Cost:
+        m = stages[name]
+        wall = threads * 1e6 / m.repeats[number]
+        cpu = m.cpu_seconds[number] * 1e6 if m.cpu_seconds else wall
+        return Cost(cpu, wall - cpu)
+
+    def more(name: str, before: str, number: int) -> Cost:
+        cut, earlier = total(name, number), total(before, number) if before else Cost(0)
+        return Cost(cut.cpu - earlier.cpu, cut.waiting - earlier.waiting)
+
+    def microseconds(name: str, number: int) -> float | None:
+        return 1e6 / stages[name].repeats[number] if name in stages else None
+
+    def turn(number: int) -> Turn:
+        pairs = zip(HOST_STAGES, ("", *HOST_STAGES), strict=False)
+        host = {stage: more(stage, before, number) for stage, before in pairs}
+        if cold:
+            host["storage"] = more(COLD_STORAGE, "order", number)
+        batch, step, trained = stages["batch"], microseconds("step", number), microseconds("end_to_end", number)
+        waiting = None
+        if step and trained and not cold:
+            # What the step overlaps is no waiting: a device works on while the host fetches its next batch.
+            waiting = max(1 - step / trained, 0.0)
+            if stages["end_to_end"].waiting:
+                waiting = min(waiting, stages["end_to_end"].waiting[number])
+        strains = batch.settings.get("strain", ())
+        return Turn(
+            host,
+            threads,
+            busy_cores=sum(cost.cpu for cost in host.values()) * threads
+            / sum(cost.cpu + cost.waiting for cost in host.values()),
+            copy=microseconds("copy", number),
+            step=step,
+            step_cpu=stages["step"].cpu_seconds[number] * 1e6 if step and stages["step"].cpu_seconds else 0.0,
+            end_to_end=None if cold else trained,
+            waiting_share=waiting,
+            control=stages[CONTROL].repeats[number] / batch.repeats[number] if CONTROL in stages else 1.0,
+            strain=Strain(*strains[number]) if strains else Strain(),
+        )  # fmt: skip
+
+    return [turn(number) for number in range(len(stages["batch"].repeats))]
 
 
-def find_bottleneck(rates: Mapping[str, float], facts: Facts) -> Bottleneck:
-    """Name the bottleneck.
+def find_advice(verdict: Verdict, turns: Sequence[Turn], facts: Facts) -> tuple[Advice, ...]:
+    """What storing the images otherwise would bring where decoding or storage limits; nothing on a doubtful verdict."""
+    if not verdict.confident:
+        return ()
+    turn = typical_turn(turns)
+    decode, storage, (stage,) = turn.host["decode"], turn.host["storage"], verdict.stages
 
-    Args:
-      rates: stage name to images/s; needs every host stage, and copy and step where they were measured.
-      facts: of the images and the machine.
-    """
-    limits = {"storage": rates["storage"], "host": rates["batch"]}
-    limits |= {stage: rates[stage] for stage in ("copy", "step") if stage in rates}
-    lowest, second, *_ = sorted(limits, key=lambda name: limits[name])
-    pace = limits[lowest]
-    if facts.step_on_host and "step" in limits:
-        pace = 1 / (1 / limits["host"] + 1 / limits["step"])
-    reason = ", ".join(f"{name} {rate_text(limits[name])}" for name in sorted(limits, key=lambda n: limits[n]))
-    reason += " images/s"
-    if limits[second] < pace * (1 + BALANCED) and not facts.step_on_host:
-        return Bottleneck("", pace, (), f"{lowest} and {second} are within 10 %: {reason}")
-    if lowest == "host":
-        seconds = stage_seconds(rates)
-        stage = max(("decode", "augment"), key=lambda name: seconds[name])
-        share = seconds[stage] / sum(seconds.values())
-        advice = _host_advice(stage, seconds, facts, limits[second] / limits["host"])
-        return Bottleneck(stage, pace, advice, f"{stage} takes {share:.0%} of the host's time; {reason}")
-    if lowest == "storage" and facts.area:
-        smaller = Advice(f"--size {facts.smaller_size}", 0.0, input_factor=1 / facts.area)  # bytes go with the area
-        return Bottleneck("storage", pace, _limited([smaller], limits[second] / pace), reason)
-    return Bottleneck(lowest, pace, (), reason)
+    def advice(change: str, costs: Mapping[str, Cost], price: str = "") -> Advice:
+        changed = replace(turn, host={**turn.host, **costs})
+        factor = pace(turn, facts.limits) / pace(changed, facts.limits)
+        alone = input_microseconds(turn, facts.limits) / input_microseconds(changed, facts.limits)
+        return Advice(change, factor, price, alone, noise(turns))
 
-
-def _host_advice(stage: str, seconds: Mapping[str, float], facts: Facts, headroom: float) -> tuple[Advice, ...]:
-    """What makes the host faster, where the next limit allows `headroom` times the present rate."""
-    total, decode = sum(seconds.values()), seconds["decode"]
-    more = max(math.ceil(facts.cores * headroom) - facts.cores, 1)
-    # Linear in cores: the host stages share nothing but memory.
-    cores = f"{more} more core{'s' if more > 1 else ''}"
-    advice = [Advice(cores, 0.0, input_factor=(facts.cores + more) / facts.cores)]
+    found = []
+    if facts.area and stage in ("decode", "storage"):  # pixels and bytes go with the area
+        smaller = {"decode": _times(decode, facts.area), "storage": _times(storage, facts.area)}
+        found.append(advice(f"--size {facts.smaller_size}", smaller))
     if stage == "decode" and facts.encoding != "raw":
-        if facts.area:
-            faster = total / (total - decode * (1 - facts.area))
-            advice.append(Advice(f"--size {facts.smaller_size}", 0.0, input_factor=faster))
         growth = 3 * facts.stored_pixels / facts.image_bytes
         # Without decoding, what is left also reads more bytes, at the storage stage's rate a byte.
-        faster = total / (total - decode + seconds["storage"] * (growth - 1))
-        advice.append(Advice("--encoding raw", 0.0, f"{growth:.1f}x the bytes", faster))
-    return _limited(advice, headroom)
+        costs = {"decode": Cost(0), "storage": _times(storage, growth)}
+        found.append(advice("--encoding raw", costs, f"{growth:.1f}x the bytes"))
+    return tuple(item for item in found if item.factor > LEAST)
 
 
-def _limited(advice: Sequence[Advice], headroom: float) -> tuple[Advice, ...]:
-    """With the factors that the next limit allows; those below 5 % are left out: noise is larger."""
-    limited = (replace(item, factor=min(item.input_factor, headroom)) for item in advice)
-    return tuple(item for item in limited if item.factor > 1 + BALANCED / 2)
+def _tried(advice: Advice, measurements: Sequence[Measurement]) -> Advice:
+    """With what was measured, where the change was carried out."""
+    rows = {m.name: m for m in measurements if m.suite == VALIDATION_SUITE}
+    row = rows.get(advice.change)
+    reference = rows.get(row.settings.get("reference", "")) if row else None
+    if row is None or reference is None or not comparable(row, reference):
+        return advice
+    measured = ratio(row, reference)[0]
+    control = rows.get(CONTROL)
+    stray = max(abs(side - 1) for side in ratio(control, reference)) if control else 0.0
+    return replace(advice, measured=measured, beaten=measured <= 1 + stray)
+
+
+def _cores_text(measurements: Sequence[Measurement]) -> str:
+    """The measured curve of cores: nothing is said of more than there are."""
+    rows = [m for m in measurements if m.suite == SCALING_SUITE and m.name != CONTROL]
+    if len(rows) < 2 or not all(comparable(m, rows[0]) for m in rows):
+        return "more cores: not known"
+    curve = ", ".join(f"{m.name.rpartition(', ')[2]} {ratio(m, rows[0])[0]:.1f}x" for m in rows)
+    return f"measured: {curve}; more: not known"
+
+
+def _times(cost: Cost, factor: float) -> Cost:
+    return Cost(cost.cpu * factor, cost.waiting * factor)
 
 
 def cores_for(

@@ -17,16 +17,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shardline.benchmarks import strain
 from shardline.benchmarks.processes import ProcessError, Rate
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.machine import available_cores, memory_limit
+from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit
 
 CONTROL = "control (reference again)"
 RESULTS_FILE = "results.jsonl"
@@ -43,6 +44,7 @@ class Measurement:
     what: str = ""  # what exactly it did, for a reader of the table
     cpu_seconds: tuple[float, ...] = ()  # CPU time per unit of work in each repeat, where it was taken
     settings: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+    waiting: tuple[float, ...] = ()  # share of each repeat that waited for input, where it was taken
 
     @property
     def median(self) -> float:
@@ -129,11 +131,13 @@ def take_turns(
     `show` takes the name of what is running, for the progress bar.
     """
     control = {CONTROL: f"{reference}, a second time in every turn: how far its ratio strays from 1x is the noise"}
-    facts = {**(settings or {}), **({"reference": reference} if reference else {})}
+    strains: list[tuple[float, ...]] = []
+    facts = {**(settings or {}), **({"reference": reference} if reference else {}), "strain": strains}
     measurements = partial(_measurements, suite, texts={**(what or {}), **control}, settings=facts)
     taken: list[Mapping[str, Rate]] = []
     with progress(total=repeats + 1, desc=suite, unit="turn") as bar:
         for number in range(repeats + 1):
+            strained = strain.watch()
             try:
                 rates = turn(bar.set_postfix_str)
             except KeyboardInterrupt:
@@ -142,6 +146,7 @@ def take_turns(
                 raise Failure(f"{suite}: {error}") from None
             if number:  # not the warmup turn
                 taken.append(rates)
+                strains.append(astuple(strained()))
             bar.update()
     return measurements(taken)
 
@@ -154,9 +159,9 @@ def _measurements(
     for name in taken[0] if taken else ():
         rates = tuple(turn[name].rate for turn in taken)
         cpu_seconds = tuple(turn[name].cpu_seconds for turn in taken)
-        row = Measurement(
-            suite, name, "images/s", rates, texts.get(name, ""), cpu_seconds if any(cpu_seconds) else (), settings
-        )
+        waiting = tuple(turn[name].waiting for turn in taken)
+        row = Measurement(suite, name, "images/s", rates, texts.get(name, ""), settings=settings)
+        row = replace(row, cpu_seconds=cpu_seconds if any(cpu_seconds) else (), waiting=waiting if any(waiting) else ())
         rows.append(row)
     return rows
 
@@ -195,6 +200,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": available_cores(),
+        "cpu_quota": cpu_quota(),
         "memory_gib": round(memory_limit() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

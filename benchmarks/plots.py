@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardline.benchmarks.bottleneck import (
-    HOST_STAGES,
     STAGES,
     Advice,
     Bottleneck,
     cores_for,
     cost_per_million,
     scaling_forecast,
-    stage_seconds,
 )
 from shardline.benchmarks.measure import CONTROL, Measurement, comparable, rate_text, ratio, reference_of
+from shardline.benchmarks.verdict import HOST_STAGES, Cost
 from shardline.tools.html_report import HtmlReport
-from shardline.tools.plot_style import BLUE, GRAY, GRID, ORANGE, PALETTE, SKY, new_figure
+from shardline.tools.plot_style import BLUE, GRAY, GRID, ORANGE, SKY, new_figure
 
 DEVICES = (1, 2, 4, 8)
 HEADER = ("suite", "name", "unit", "median", "min", "max", "ratio", "per core", "busy cores", "MB/s", "what it did")
@@ -43,22 +42,20 @@ def row(m: Measurement, rows: Sequence[Measurement]) -> tuple[str | float, ...]:
     )
 
 
-def bottleneck(page: HtmlReport, found: Bottleneck, rows: Sequence[Measurement]) -> None:
-    """The sentence, and whether training kept the predicted pace."""
+def bottleneck(page: HtmlReport, directory: Path, found: Bottleneck, rows: Sequence[Measurement]) -> None:
+    """The sentence, whether training kept the predicted pace, and what an image costs in each host stage."""
     lines = [str(found), f"Predicted training throughput: {rate_text(found.images_per_second)} images/s."]
     measured = next((m for m in rows if m.name == "end_to_end"), None)
     if measured is not None:
         error = found.images_per_second / measured.median - 1
         lines[1] += f" Measured end to end: {rate_text(measured.median)} (the prediction is off by {error:+.0%})."
     page.text("Bottleneck", *lines)
+    _host_costs(page, directory, found.costs)
 
 
 def stages(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -> None:
-    """Where the host's time goes, the rate of each stage by itself, and its share of the two upper bounds."""
+    """The rate of the pipeline cut after each stage, and its share of the two upper bounds."""
     rates = {m.name: m for m in rows if m.median > 0 and m.name != CONTROL}
-    seconds = stage_seconds({name: m.median for name, m in rates.items()})
-    if sum(seconds.values()) > 0:
-        _host_time(page, directory, seconds)
     names = [name for stage in STAGES for name in (stage, f"{stage} (cold)") if name in rates]
     title = "Throughput of each stage by itself"
     if names:
@@ -86,20 +83,25 @@ def _stage_row(m: Measurement, rates: Mapping[str, Measurement]) -> tuple[str | 
     return (m.name, *numbers, use, mega, share("decode"), share("storage"), m.what)
 
 
-def _host_time(page: HtmlReport, directory: Path, seconds: Mapping[str, float]) -> None:
-    heavy = max(seconds, key=lambda stage: seconds[stage])
-    title = f"{heavy} takes {seconds[heavy] / sum(seconds.values()):.0%} of the host's time"
-    figure = new_figure(_PHONE, 2.2)
+def _host_costs(page: HtmlReport, directory: Path, costs: Mapping[str, Cost]) -> None:
+    """CPU time and waiting side by side. What noise made negative is drawn as nothing."""
+    cpu = {stage: max(cost.cpu, 0.0) for stage, cost in costs.items()}
+    waiting = {stage: max(cost.waiting, 0.0) for stage, cost in costs.items()}
+    heavy, total = max(cpu, key=lambda stage: cpu[stage]), sum(cpu.values())
+    if not total:
+        return
+    title = f"{heavy} takes {cpu[heavy] / total:.0%} of the input's CPU time"
+    figure = new_figure(_PHONE, 2.6)
     axes = figure.add_subplot()
-    stages = [stage for stage in HOST_STAGES if stage in seconds]
-    for position, stage in enumerate(stages):
-        width = seconds[stage] * 1e6
-        axes.barh(position, width, color=PALETTE[HOST_STAGES.index(stage) % len(PALETTE)])
-        axes.text(width, position, f" {rate_text(width)}", va="center")
-    axes.set_yticks(range(len(stages)), stages)
+    for position, stage in enumerate(costs):
+        axes.barh(position, cpu[stage], color=BLUE)
+        axes.barh(position, waiting[stage], left=cpu[stage], color=SKY)
+        axes.text(cpu[stage] + waiting[stage], position, f" {rate_text(cpu[stage] + waiting[stage])}", va="center")
+    axes.set_yticks(range(len(costs)), list(costs))
     axes.invert_yaxis()
-    axes.set(xlabel="µs an image (wall clock, all cores together)", xlim=(0, max(seconds.values()) * 1.15e6))
-    alt = ", ".join(f"{stage} {value * 1e6:.0f} µs" for stage, value in seconds.items())
+    widest = max(cpu[stage] + waiting[stage] for stage in costs)
+    axes.set(xlabel="µs an image of one thread (light: waiting)", xlim=(0, widest * 1.15))
+    alt = ", ".join(f"{stage} {cpu[stage]:.0f} µs of CPU and {waiting[stage]:.0f} µs of waiting" for stage in costs)
     page.figure(title, figure, alt=alt, png=directory / "host_time.png")
 
 
@@ -221,7 +223,6 @@ def validation(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -
     errors = [predicted / middle - 1 if middle else math.inf for _, predicted, middle, _, _ in trials]
     title = f"Predictions against measurements: the largest error is {max(errors, key=abs):+.0%}"
     _validation_figure(page, directory, title, trials)
-    untried = "".join(f" Not tried: {what}, {why}." for what, why in reference.settings.get("untried", {}).items())
     page.table(
         title,
         ("change", "predicted", "measured", "min", "max", "error of the prediction"),
@@ -230,7 +231,7 @@ def validation(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -
             for (name, predicted, middle, low, high), error in zip(trials, errors, strict=True)
         ],
         note="Each change was carried out on a sample of the images, and the host's batches were measured in turns "
-        f"with those of the unchanged sample.{untried}",
+        "with those of the unchanged sample.",
     )
 
 

@@ -22,10 +22,14 @@ from typing import IO, NamedTuple
 
 
 class Rate(NamedTuple):
-    """Units of work a second, and CPU seconds per unit; 0 where they were not measured."""
+    """Units of work a second, CPU seconds per unit, and the share of the time spent waiting for input.
+
+    The last two are 0 where they were not measured.
+    """
 
     rate: float
     cpu_seconds: float = 0.0
+    waiting: float = 0.0
 
 
 def timed(work: Callable[[], float]) -> Rate:

@@ -76,7 +76,7 @@ def write_report(directory: Path, measurements: Sequence[Measurement], earlier: 
     suites = {m.suite: [other for other in measurements if other.suite == m.suite] for m in measurements}
     bottleneck = bottleneck_of(measurements)
     if bottleneck is not None:
-        plots.bottleneck(page, bottleneck, suites[STAGES_SUITE])
+        plots.bottleneck(page, directory, bottleneck, suites[STAGES_SUITE])
     for suite, rows in suites.items():
         if suite == STAGES_SUITE:
             plots.stages(page, directory, rows)

@@ -1,4 +1,4 @@
-"""The stages one by one: the input pipeline cut after reading, parsing, decoding, augmenting, batching; copy and step.
+"""The stages one by one: the input pipeline cut after each of its host stages; copy and step.
 
 Each host stage does what the stage before does and one thing more, on the same positions, in as many processes; so the
 difference between two of them is the cost of that one thing. They run the pipeline's own code.
@@ -7,8 +7,10 @@ difference between two of them is the cost of that one thing. They run the pipel
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
+import mmap
 import os
 import sys
 import time
@@ -20,17 +22,21 @@ from pathlib import Path
 import numpy as np
 
 from shardline.benchmarks import profiler_summary
-from shardline.benchmarks.bottleneck import COLD, HOST_STAGES, STAGE_TEXT, STAGES_SUITE, Facts
+from shardline.benchmarks.bottleneck import COLD, SEQUENTIAL, STAGE_TEXT, STAGES_SUITE, Facts
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.images import evenly_spaced
 from shardline.benchmarks.measure import Measurement, interleave
 from shardline.benchmarks.processes import Rate, WorkerProcess, repeat_for, timed
+from shardline.benchmarks.verdict import HOST_STAGES
+from shardline.pipeline.augment_params import AugmentParams
 from shardline.pipeline.batches import BatchBuilder
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import Dataset, augment_on, open_dataset
+from shardline.pipeline.decode import CropBox
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.machine import available_cores, memory_limit
+from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit
+from shardline.pipeline.manifest import UNKNOWN_KERNEL
 from shardline.pipeline.shards import Shards
 
 _CHUNK_BYTES = 1 << 20
@@ -78,7 +84,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
 def host_stages(
     data: Dataset, split: str, config: InputConfig, *, seconds: float
 ) -> Iterator[dict[str, Callable[[], Rate]]]:
-    """A function for each of HOST_STAGES and COLD, which works for about `seconds`; to be used within the context.
+    """A function for each of HOST_STAGES, SEQUENTIAL and COLD, which works for about `seconds`, within the context.
 
     Records that cannot be decoded take their time and do not count.
     """
@@ -99,10 +105,11 @@ def host_stages(
             return Rate(total, sum(rate.rate * rate.cpu_seconds for rate in rates) / total if total else 0.0)
 
         # Once through when cold: a second pass would find the files in memory.
-        cold = (partial(run, "storage", workers[:1], once=True), partial(run, "augment", once=True))
+        cold = (partial(run, "storage", once=True), partial(run, "augment", once=True))
         yield {
             **{stage: partial(run, stage) for stage in HOST_STAGES[:-1]},
             "batch": partial(Batches(str(data.directory), split, config), seconds),
+            SEQUENTIAL: partial(run, SEQUENTIAL, workers[:1]),
             **dict(zip(COLD, cold, strict=True)),
         }
 
@@ -112,40 +119,63 @@ class StageWorker:
 
     def __init__(self, directory: str, split: str, config: InputConfig, on_device: bool) -> None:
         data = open_dataset(directory)
-        shards = Shards(data.manifest, data.directory, split)
-        batches = BatchBuilder(shards, config, data.manifest.image)
-        encoding = ENCODINGS[data.manifest.image.encoding]
-        rows = min(config.global_batch_size, 64)
-        chunks = [(path, at) for path in files(data, split) for at in range(0, path.stat().st_size, _CHUNK_BYTES)]
-        descriptors = {path: os.open(path, os.O_RDONLY) for path, _ in chunks}
-        record_bytes = data.manifest.split(split).bytes / len(shards)
-
-        def read_chunk(number: int) -> float:
-            path, offset = chunks[number % len(chunks)]
-            return len(os.pread(descriptors[path], _CHUNK_BYTES, offset)) / record_bytes
-
-        def positions(number: int) -> np.ndarray:
-            return np.arange(number * rows, (number + 1) * rows)
-
-        def each(work: Callable[[int], object]) -> Callable[[int], float]:
-            def batch(number: int) -> float:
-                good = 0
-                for record in batches.sampler.records(positions(number)).tolist():
-                    with contextlib.suppress(ValueError):
-                        work(record)
-                        good += 1
-                return good
-
-            return batch
-
-        self._work: dict[str, Callable[[int], float]] = {
-            "storage": read_chunk,
-            "records": each(shards.payload),
-            "parse": each(shards.read),
-            "decode": each(lambda record: encoding.decode(shards.read(record))),
-            "augment": lambda number: int(batches.train(positions(number), on_device)["weight"].sum()),
+        self._shards = Shards(data.manifest, data.directory, split)
+        self._batches = BatchBuilder(self._shards, config, data.manifest.image)
+        self._encoding = ENCODINGS[data.manifest.image.encoding]
+        self._checked = data.manifest.image.kernel != UNKNOWN_KERNEL  # as in training
+        self._rows = min(config.global_batch_size, 64)
+        paths = files(data, split)
+        self._files = [os.open(path, os.O_RDONLY) for path in paths]
+        self._chunks = [
+            (file, at)
+            for file, path in zip(self._files, paths, strict=True)
+            for at in range(0, path.stat().st_size, _CHUNK_BYTES)
+        ]
+        self._record_bytes = data.manifest.split(split).bytes / len(self._shards)
+        self._buffer = memoryview(bytearray(int(self._shards.locations(np.arange(len(self._shards)))[:, 2].max())))
+        self._on_device = on_device
+        reads = {
+            "order": lambda record, crop: None,
+            "storage": self._pread,
+            "records": lambda record, crop: self._shards.payload(record),
+            "parse": lambda record, crop: self._shards.read(record, self._shards.pixel_features),
+            "decode": self._decode,
         }
-        self._once = dict.fromkeys(self._work, -(-len(shards) // rows)) | {"storage": len(chunks)}
+        self._work: dict[str, Callable[[int], float]] = {
+            SEQUENTIAL: self._read_chunk,
+            **{stage: partial(self._each, read) for stage, read in reads.items()},
+            "augment": self._augment,
+        }
+        self._once = dict.fromkeys(self._work, -(-len(self._shards) // self._rows)) | {SEQUENTIAL: len(self._chunks)}
+
+    def _read_chunk(self, number: int) -> float:
+        """Images that a megabyte of a shard, in stored order, amounts to."""
+        file, offset = self._chunks[number % len(self._chunks)]
+        return len(os.pread(file, _CHUNK_BYTES, offset)) / self._record_bytes
+
+    def _positions(self, number: int) -> np.ndarray:
+        return np.arange(number * self._rows, (number + 1) * self._rows)
+
+    def _each(self, read: Callable[[int, CropBox], object], number: int) -> float:
+        """Do something with each record of a batch, in training's order; how many of them were readable."""
+        good, positions = 0, self._positions(number)
+        params = AugmentParams(self._batches.config, positions)
+        for row, record in enumerate(self._batches.sampler.records(positions).tolist()):
+            with contextlib.suppress(ValueError):
+                read(record, partial(params.crop, row))
+                good += 1
+        return good
+
+    def _pread(self, record: int, crop: CropBox) -> None:
+        shard, offset, size = self._shards.index[record]
+        os.preadv(self._files[shard], [self._buffer[:size]], offset)
+
+    def _decode(self, record: int, crop: CropBox) -> None:
+        example = self._shards.read(record, self._shards.pixel_features)
+        self._encoding.decode(example, window=crop, checked=self._checked)
+
+    def _augment(self, number: int) -> float:
+        return int(self._batches.train(self._positions(number), self._on_device)["weight"].sum())
 
     def __call__(self, stage: str, seconds: float, first: int, stride: int, once: bool) -> Rate:
         """Images per second of the batches `first`, `first` + `stride`, …; with `once`, of no batch twice."""
@@ -204,6 +234,10 @@ def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts
     stored_bytes = data.manifest.split(split).bytes
     return Facts(
         cores=available_cores(),
+        allowed_cores=min(cpu_quota() or math.inf, len(os.sched_getaffinity(0))),
+        visible_cores=len(os.sched_getaffinity(0)),
+        threads=config.threads or available_cores(),
+        records=len(shards),
         image_bytes=stored_bytes / len(shards),
         stored_pixels=float(np.mean(pixels)),
         step_on_host=step_on_host,
@@ -236,16 +270,36 @@ def drop_page_cache(files: Sequence[Path]) -> float:
         try:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            size = os.fstat(descriptor).st_size
-            for offset in range(0, size, max(size // 8, 1)):  # a few pages of each file tell enough
-                pages += 1
-                with contextlib.suppress(BlockingIOError):
-                    kept += os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+            resident = _resident_pages(descriptor)
         except OSError:
             return math.nan
         finally:
             os.close(descriptor)
+        kept, pages = kept + sum(resident), pages + len(resident)
     return kept / pages if pages else math.nan
+
+
+def _resident_pages(descriptor: int) -> list[bool]:
+    """Which pages of a file are in memory. mincore(2) reads nothing, unlike reads that must not wait: they read ahead.
+
+    Raises:
+      OSError: the kernel does not tell: of files of others it says of each page that it is there.
+    """
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() and os.geteuid():
+        raise PermissionError
+    if not status.st_size:
+        return []
+    with mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE) as memory:
+        flags = (ctypes.c_ubyte * -(-status.st_size // mmap.PAGESIZE))()
+        view = (ctypes.c_char * status.st_size).from_buffer(memory)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(
+            ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(status.st_size), flags
+        )
+        del view  # it keeps the memory mapped
+        if failed:
+            raise OSError(ctypes.get_errno(), "mincore")
+    return [bool(flag & 1) for flag in flags]
 
 
 def cold_cache_text(files: Sequence[Path]) -> str:

@@ -5,6 +5,7 @@ They run the trainer's own step, so they cost what training costs; the width mul
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -87,11 +88,16 @@ class Trainer:
 
     def _train(self, batches: Iterator[Any], seconds: float) -> Rate:
         running: list[Any] = []
+        waited = 0.0
 
         def one() -> int:
+            nonlocal waited
             self._steps += 1
             with tf.profiler.experimental.Trace("train", step_num=self._steps, _r=1):  # names the steps of a profile
-                running.append(self._step(next(batches), _RATE)["loss"])
+                began = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - began
+                running.append(self._step(batch, _RATE)["loss"])
             if len(running) > 1:
                 float(running.pop(0))  # wait for the step before; this one runs while the next batch is fetched
             return self._samples
@@ -101,7 +107,9 @@ class Trainer:
             float(running.pop())
             return done
 
-        return timed(work)
+        began = time.perf_counter()
+        rate = timed(work)
+        return rate._replace(waiting=waited / (time.perf_counter() - began))
 
 
 def replica_step(config: TrainConfig, replicas: int) -> Callable[[float], Rate]:

@@ -1,7 +1,8 @@
 """Advice put to the test: convert a sample of the images as advised, and measure the host's batches again.
 
 The sample is converted twice, as the dataset is and with the one change, and both are read in turns: the ratio is what
-the prediction has to meet. More cores than there are cannot be had, so fewer are tried: the claim is the same.
+the prediction has to meet. The sample lies beside the dataset, on the same file system; if it
+cannot, in the report.
 """
 
 from __future__ import annotations
@@ -37,10 +38,9 @@ SAMPLE = 512  # images
 
 @dataclass(frozen=True)
 class Trial:
-    """A change that was carried out: a dataset, the cores that read it, and the predicted ratio to the unchanged."""
+    """A change that was carried out: a dataset, and the predicted ratio to the unchanged."""
 
     directory: Path
-    cores: int
     predicted: float | None = None
 
 
@@ -52,18 +52,17 @@ def measure(config: BenchConfig) -> list[Measurement]:
     if not bottleneck.advice:
         print(f"--validate_advice: a {bottleneck.word} pipeline gets no advice to validate", file=sys.stderr)
         return []
-    with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
-        trials, untried = carry_out(bottleneck, config, Path(work))
-        if len(trials) < 2:
-            return []
+    beside = Path(config.data).resolve().parent
+    place = beside if os.access(beside, os.W_OK) else config.directory
+    with tempfile.TemporaryDirectory(dir=place, prefix=".shardline-sample-") as work, contextlib.ExitStack() as stack:
+        trials = carry_out(bottleneck, config, Path(work))
         runs: dict[str, Callable[[], Rate]] = {}
         for name, trial in trials.items():
-            make = partial(Batches, str(trial.directory), "train", replace(config.input, threads=trial.cores))
-            pinned = sorted(os.sched_getaffinity(0))[: trial.cores]
-            runs[name] = partial(stack.enter_context(WorkerProcess(make, cores=pinned)), config.seconds)
+            make = partial(Batches, str(trial.directory), "train", config.input)
+            runs[name] = partial(stack.enter_context(WorkerProcess(make)), config.seconds)
         what = {name: f"{name} instead" for name in trials}
         what[UNCHANGED] = "a sample of the images, converted again with the dataset's own options"
-        settings = {"image_size": config.image_size, "sample": SAMPLE, "untried": untried}
+        settings = {"image_size": config.image_size, "sample": SAMPLE}
         measured = interleave(
             VALIDATION_SUITE, runs, repeats=config.repeats, reference=UNCHANGED, what=what, settings=settings
         )  # fmt: skip
@@ -73,13 +72,9 @@ def measure(config: BenchConfig) -> list[Measurement]:
     ]
 
 
-def carry_out(bottleneck: Bottleneck, config: BenchConfig, work: Path) -> tuple[dict[str, Trial], dict[str, str]]:
-    """Convert a sample into `work`, unchanged and with each change.
-
-    Returns:
-      The trials by name, UNCHANGED first, and why the other changes cannot be tried.
-    """
-    data, cores = open_dataset(config.data), len(os.sched_getaffinity(0))
+def carry_out(bottleneck: Bottleneck, config: BenchConfig, work: Path) -> dict[str, Trial]:
+    """Convert a sample into `work`, unchanged and with each change; the trials by name, UNCHANGED first."""
+    data = open_dataset(config.data)
     source = work / "source" / "sample"  # a class folder
     source.mkdir(parents=True)
     if config.raw_images:
@@ -87,20 +82,12 @@ def carry_out(bottleneck: Bottleneck, config: BenchConfig, work: Path) -> tuple[
     else:
         extract_sample(data, config.split, source)
     options = dataset_options(data)
-    trials = {UNCHANGED: Trial(_converted(source.parent, work / "unchanged", options), cores)}
-    untried = {}
+    trials = {UNCHANGED: Trial(_converted(source.parent, work / "unchanged", options))}
     for advice in bottleneck.advice:
-        if advice.change.startswith("--"):
-            flag, value = advice.change.removeprefix("--").split()
-            changed = replace(options, **{flag: type(getattr(options, flag))(value)})
-            trials[advice.change] = Trial(_converted(source.parent, work / flag, changed), cores, advice.input_factor)
-        elif cores > 1:  # N more cores
-            fewer = cores // 2
-            name = f"{fewer} of {cores} cores (for {advice.change})"
-            trials[name] = Trial(trials[UNCHANGED].directory, fewer, fewer / cores)
-        else:
-            untried[advice.change] = "this machine has one core"
-    return trials, untried
+        flag, value = advice.change.removeprefix("--").split()
+        changed = replace(options, **{flag: type(getattr(options, flag))(value)})
+        trials[advice.change] = Trial(_converted(source.parent, work / flag, changed), advice.input_factor)
+    return trials
 
 
 def dataset_options(data: Dataset) -> ImageOptions:

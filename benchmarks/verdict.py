@@ -133,9 +133,9 @@ def judge(turns: Sequence[Turn], cores: Cores) -> Verdict:
     A stage is named if it wins in SURE of the resamples of the turns; the winner of a resample is the largest of the
     medians of its costs.
     """
-    typical = _typical(turns)
+    typical = typical_turn(turns)
     draw = random.Random(0)  # the same turns, the same verdict
-    samples = [_typical(draw.choices(turns, k=len(turns))) for _ in range(_RESAMPLES)]
+    samples = [typical_turn(draw.choices(turns, k=len(turns))) for _ in range(_RESAMPLES)]
     wins = Counter(winners(sample, cores) for sample in samples)
     clear = {names[0]: count for names, count in wins.items() if len(names) == 1}
     best = max(clear, key=lambda name: clear[name], default="")
@@ -228,7 +228,7 @@ def cpu_shares(turn: Turn) -> dict[str, float]:
     return {stage: cost / total for stage, cost in costs.items()} if total else {}
 
 
-def _typical(turns: Sequence[Turn]) -> Turn:
+def typical_turn(turns: Sequence[Turn]) -> Turn:
     """The median of each figure. Differences were taken within the turns, so drift between them does not matter."""
 
     def median(name: str) -> float | None:

@@ -46,6 +46,17 @@ def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:
     return min(quotas, default=None)
 
 
+def throttled_seconds(root: Path = _ROOT, own: Path = _OWN) -> float:
+    """Seconds so far in which a CPU quota stopped this process's control group or one above it; 0 without quotas."""
+    stopped = [0.0]
+    for folder in _groups("cpu", root, own):
+        words = _words(folder / "cpu.stat")
+        facts = dict(zip(words[::2], words[1::2], strict=False))
+        stopped.append(int(facts.get("throttled_usec", 0)) / 1e6)  # version 2
+        stopped.append(int(facts.get("throttled_time", 0)) / 1e9)  # version 1
+    return max(stopped)
+
+
 def memory_limit(root: Path = _ROOT, own: Path = _OWN) -> int:
     """Bytes of memory this process can ever have: the machine's, or its control groups' limit if that is less."""
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _memory(root, own))])

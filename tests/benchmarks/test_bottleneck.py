@@ -1,101 +1,147 @@
-"""Canned rates in, the sentence a person reads out."""
+"""Rows of a suite in, the sentence a person reads out."""
 
 from dataclasses import replace
 
 import pytest
 
 from shardline.benchmarks.bottleneck import (
+    COLD_STORAGE,
     Facts,
+    bottleneck_of,
     cores_for,
     cost_per_million,
-    find_bottleneck,
+    find_advice,
     scaling_forecast,
-    stage_seconds,
+    turns_of,
 )
+from shardline.benchmarks.measure import CONTROL, Measurement
+from shardline.benchmarks.verdict import HOST_STAGES, judge
+from tests.benchmarks.test_verdict import CORES, USUAL, make_turns
 
-DECODE_HEAVY = {
-    "storage": 40_000,
-    "records": 30_000,
-    "parse": 20_000,
-    "decode": 3_000,
-    "augment": 2_500,
-    "batch": 2_400,
-}
 FACTS = Facts(cores=2, image_bytes=29_000, stored_pixels=256 * 340, step_on_host=False)
+COSTS = USUAL | {"decode": 500}  # µs of one thread
+TURNS = (0.9, 1.0, 1.1, 1.0)  # speed of the machine
 
 
-def test_stage_costs_add_up_to_the_whole_pipeline():
-    seconds = stage_seconds(DECODE_HEAVY)
-    assert sum(seconds.values()) == pytest.approx(1 / 2_400)
-    assert seconds["decode"] == pytest.approx(1 / 3_000 - 1 / 20_000)
+def rows(costs=COSTS, waiting=(), facts=FACTS, **others):
+    """The suite of stages on a machine whose speed drifts from turn to turn: cumulative rates, and others in µs."""
+    settings = {"facts": vars(facts)}
+    found, cpu, wall = [], 0.0, 0.0
+    for stage in HOST_STAGES:
+        cpu, wall = cpu + costs[stage], wall + costs[stage] + dict(waiting).get(stage, 0)
+        found.append(row(stage, wall / 2, cpu, settings))
+    found += [row(name, microseconds, 0, settings) for name, microseconds in others.items()]
+    return [*found, replace(found[len(HOST_STAGES) - 1], name=CONTROL)]
 
 
-def test_noise_never_makes_a_negative_cost():
-    assert stage_seconds({**DECODE_HEAVY, "augment": 3_300})["augment"] == 0
-    assert sum(stage_seconds({**DECODE_HEAVY, "augment": 3_300}).values()) == pytest.approx(1 / 2_400)
+def row(name, microseconds, cpu=0.0, settings=None, suite="stages", stretch=True):
+    speeds = TURNS if stretch else (1.0,) * len(TURNS)
+    rates = tuple(1e6 / microseconds * speed for speed in speeds)
+    seconds = tuple(cpu / 1e6 / speed for speed in speeds) if cpu else ()
+    return Measurement(suite, name, "images/s", rates, cpu_seconds=seconds, settings=settings or {})
+
+
+def test_stage_costs_are_differences_within_each_turn():
+    stages = {m.name: m for m in rows(waiting={"records": 40})}
+    for turn, speed in zip(turns_of(stages, FACTS), TURNS, strict=True):
+        assert {name: cost.cpu for name, cost in turn.host.items()} == pytest.approx(
+            {name: cost / speed for name, cost in COSTS.items()}
+        )
+        assert turn.host["records"].waiting == pytest.approx(40 / speed)
+        assert turn.busy_cores == pytest.approx(2 * sum(COSTS.values()) / (sum(COSTS.values()) + 40))
+        assert turn.control == 1
+
+
+def test_a_longer_pipeline_that_was_faster_costs_less_than_nothing_and_shifts_nothing_else():
+    stages = {m.name: m for m in rows(COSTS | {"parse": -5})}
+    costs = turns_of(stages, FACTS)[1].host
+    assert costs["parse"].cpu == pytest.approx(-5) and costs["decode"].cpu == pytest.approx(500)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in HOST_STAGES if stage != "storage"])
+def test_every_stage_can_win(stage):
+    assert bottleneck_of(rows(USUAL | {stage: 900}, step=10)).word == f"{stage}-bound"
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("others", "word"),
     [
-        ({"step": 10_000}, "decode-bound"),
         ({"step": 1_000}, "step-bound"),
-        ({"step": 10_000, "storage": 900}, "storage-bound"),
-        ({"step": 10_000, "copy": 800}, "copy-bound"),
-        ({"step": 2_450}, "balanced"),
-        ({"step": 10_000, "decode": 15_000}, "augment-bound"),
+        ({"step": 10, "copy": 1_000}, "copy-bound"),
+        ({"step": sum(COSTS.values()) / 2}, "balanced"),
+        ({"step": 10}, "decode-bound"),
+        ({}, "decode-bound"),
     ],
 )
-def test_the_word_names_the_slowest_stage(change, word):
-    assert find_bottleneck({**DECODE_HEAVY, **change}, FACTS).word == word
+def test_what_is_slowest_limits(others, word):
+    assert bottleneck_of(rows(**others)).word == word
+
+
+def test_waiting_reads_are_storage_bound_and_storing_smaller_helps():
+    facts = replace(FACTS, stored_size=256, smaller_size=128)
+    found = bottleneck_of(rows(waiting={"storage": 3_000}, facts=facts, step=10))
+    assert found.word == "storage-bound" and "cores busy" in found.verdict.reasons[0]
+    total = sum(COSTS.values()) + 3_000
+    assert found.advice[0].factor == pytest.approx(total / (total - 0.75 * (3_000 + COSTS["storage"] + 500)))
+
+
+def test_the_first_epoch_has_a_verdict_of_its_own():
+    cold = row(COLD_STORAGE, 4_000 / 2, COSTS["order"] + COSTS["storage"])
+    found = bottleneck_of([*rows(step=10), cold])
+    assert found.word == "decode-bound" and found.cold.word == "storage-bound"
+    assert str(found).startswith("epoch 1: storage-bound, 435/s; later: decode-bound, 3,317/s")
+    few = bottleneck_of([*rows(step=10, facts=replace(FACTS, records=100)), cold])
+    assert "too little to tell" in str(few) and "too little to tell" not in str(found)
+
+
+def test_the_step_waits_only_for_what_it_does_not_overlap():
+    trained = row("end_to_end", 410, settings={})
+    stages = {m.name: m for m in [*rows(step=400), replace(trained, waiting=(0.9,) * 4)]}
+    assert turns_of(stages, FACTS)[0].waiting_share == pytest.approx(1 - 400 / 410)
+    stages["end_to_end"] = replace(trained, waiting=(0.01,) * 4)
+    assert turns_of(stages, FACTS)[0].waiting_share == 0.01
 
 
 def test_decode_bound_advice_is_the_arithmetic_of_the_stages():
     facts = replace(FACTS, stored_size=256, smaller_size=128)
-    found = find_bottleneck({**DECODE_HEAVY, "step": 10_000}, facts)
-    cores, size, raw = found.advice
-    assert cores.change == "7 more cores" and cores.factor == pytest.approx(10_000 / 2_400)
-    decode = 1 / 3_000 - 1 / 20_000
-    assert size.factor == pytest.approx((1 / 2_400) / (1 / 2_400 - decode * 0.75))
+    size, raw = bottleneck_of(rows(facts=facts, step=10)).advice
+    total = sum(COSTS.values())
+    assert size.factor == pytest.approx(total / (total - 0.75 * (500 + COSTS["storage"])))
     growth = 3 * 256 * 340 / 29_000
     assert raw.price == f"{growth:.1f}x the bytes"
-    assert raw.factor == pytest.approx((1 / 2_400) / (1 / 2_400 - decode + (growth - 1) / 40_000))
-    assert str(found).startswith("decode-bound: 7 more cores (predicted 4.2x), or --size 128 (predicted ")
+    assert raw.factor == pytest.approx(total / (total - 500 + (growth - 1) * COSTS["storage"]))
+    limited = bottleneck_of(rows(facts=facts, step=200)).advice
+    assert [item.factor for item in limited] == pytest.approx([total / 2 / 200] * 2)
+    assert [item.input_factor for item in limited] == pytest.approx([size.factor, raw.factor])
 
 
-def test_no_advice_exceeds_what_the_next_stage_allows():
-    found = find_bottleneck({**DECODE_HEAVY, "step": 3_000}, FACTS)
-    assert found.advice and all(advice.factor <= 3_000 / 2_400 + 1e-9 for advice in found.advice)
+def test_a_doubtful_verdict_gets_no_advice():
+    busy = make_turns(COSTS, controls=(0.4, 1.0, 1.2))
+    assert find_advice(judge(busy, CORES), busy, FACTS) == ()
+    quiet = make_turns(COSTS)
+    assert find_advice(judge(quiet, CORES), quiet, FACTS) != ()
 
 
-def test_what_a_validation_measures_is_not_limited_by_the_next_stage():
-    (cores, raw) = find_bottleneck({**DECODE_HEAVY, "storage": 400_000, "step": 3_000}, FACTS).advice
-    assert cores.factor == pytest.approx(3_000 / 2_400) and cores.input_factor == (2 + 1) / 2
-    assert raw.factor == pytest.approx(3_000 / 2_400) and raw.input_factor > 2
+def validated(times, control=1.0):
+    settings = {"reference": "unchanged"}
+    rates = {"unchanged": 1.0, "--encoding raw": times, CONTROL: control}
+    return [row(name, 100 / rate, settings=settings, suite="validation") for name, rate in rates.items()]
 
 
-def test_storage_bound_advice_goes_with_the_area():
-    rates = {**DECODE_HEAVY, "storage": 900, "step": 10_000}
-    (advice,) = find_bottleneck(rates, replace(FACTS, stored_size=256, smaller_size=224)).advice
-    assert advice.change == "--size 224" and advice.factor == pytest.approx((256 / 224) ** 2)
-    assert find_bottleneck(rates, FACTS).advice == ()
+def test_advice_that_was_tried_says_what_it_brought():
+    (untried,) = bottleneck_of(rows(step=10)).advice
+    assert "not tried" in str(untried) and untried.measured is None
+    (kept,) = bottleneck_of([*rows(step=10), *validated(2.0)]).advice
+    assert kept.measured == pytest.approx(2.0) and "the input alone measured 2.0x" in str(kept)
+    found = bottleneck_of([*rows(step=10), *validated(1.04, control=1.05)])
+    assert found.advice[0].beaten and "measured 1.0x: withdrawn)" in str(found)
 
 
-def test_advice_that_does_not_help_is_not_given():
-    # Storage so slow that nine times the bytes cost more than decoding does.
-    slow = {"storage": 4_000, "records": 3_900, "parse": 3_800, "decode": 1_500, "augment": 1_400, "batch": 1_400}
-    changes = [advice.change for advice in find_bottleneck({**slow, "step": 9_000}, FACTS).advice]
-    assert changes and "--encoding raw" not in changes
-
-
-def test_a_step_on_the_same_cores_adds_its_cost():
-    found = find_bottleneck({**DECODE_HEAVY, "step": 2.5}, replace(FACTS, step_on_host=True))
-    assert found.word == "step-bound"
-    assert found.images_per_second == pytest.approx(1 / (1 / 2_400 + 1 / 2.5))
-
-
-def test_stages_without_a_step_still_have_a_bottleneck():
-    assert find_bottleneck(DECODE_HEAVY, FACTS).word == "decode-bound"
+def test_nothing_is_said_of_more_cores_than_there_are():
+    assert "more cores: not known" in str(bottleneck_of(rows(step=10)))
+    curve = [row(f"shardline, {name}", cost, suite="scaling") for name, cost in (("1 core", 190), ("2 cores", 100))]
+    assert "measured: 1 core 1.0x, 2 cores 1.9x; more: not known" in str(bottleneck_of([*rows(step=10), *curve]))
+    assert "cores" not in str(bottleneck_of([*rows(step=2_000), *curve]))
 
 
 def test_cores_for_gpus_and_costs():

@@ -11,10 +11,11 @@ from functools import partial
 import pytest
 
 from shardline.benchmarks import bench_convert
-from shardline.benchmarks.bottleneck import COLD, HOST_STAGES
+from shardline.benchmarks.bottleneck import COLD, SEQUENTIAL
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import CONTROL, load_results
 from shardline.benchmarks.processes import Rate
+from shardline.benchmarks.verdict import HOST_STAGES
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config
 
@@ -44,13 +45,13 @@ def test_one_image_one_core_no_gpu_still_give_every_stage(one_image, tmp_path):
     done = run(f"--data={one_image}", f"--output={tmp_path}", *flags, cores=[min(os.sched_getaffinity(0))])
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path, "stages")
-    assert list(found) == [*HOST_STAGES, *COLD, "copy", "step", "end_to_end", CONTROL]
+    assert list(found) == [*HOST_STAGES, SEQUENTIAL, *COLD, "copy", "step", "end_to_end", CONTROL]
     assert all(m.median > 0 for m in found.values())
     assert "width multiplier 0.03, 32 px, batches of 4, float32" in found["step"].what
     assert "no accelerator" in found["copy"].what
     assert list(rows(tmp_path, "scaling")) == ["shardline, 1 core", CONTROL]
     bottleneck, report = done.stdout.splitlines()
-    assert re.match(r"(storage|decode|augment|copy|step)-bound|balanced", bottleneck)
+    assert re.match(r"(epoch 1: )?([a-z]+-bound|balanced|tie: |cannot tell|CPU )", bottleneck)
     assert report == str(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "end to end" in page and "Cost of a million images" in page and "self ms" in page
@@ -67,7 +68,7 @@ def test_ctrl_c_keeps_and_draws_the_complete_turns(turns, one_image, tmp_path, m
             raise KeyboardInterrupt
         return Rate(100.0, 0.01)
 
-    runs = {name: partial(stage, name) for name in (*HOST_STAGES, *COLD)}
+    runs = {name: partial(stage, name) for name in (*HOST_STAGES, SEQUENTIAL, *COLD)}
     fake = contextlib.nullcontext(runs)
     monkeypatch.setattr("shardline.benchmarks.stages.host_stages", lambda *args, **options: fake)
     stopped = Run(

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from shardline.benchmarks import stages
-from shardline.benchmarks.bottleneck import COLD, HOST_STAGES
+from shardline.benchmarks.bottleneck import COLD, SEQUENTIAL
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.processes import Rate
+from shardline.benchmarks.verdict import HOST_STAGES
 from shardline.pipeline import InputConfig, open_dataset
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path, load_index
@@ -42,7 +43,7 @@ def test_every_stage_does_work(dataset):
     with stages.host_stages(open_dataset(dataset), "train", CONFIG, seconds=0.02) as runs:
         for name, run in runs.items():
             assert run().rate > 0, name
-    assert set(runs) == {*HOST_STAGES, *COLD}
+    assert set(runs) == {*HOST_STAGES, SEQUENTIAL, *COLD}
 
 
 def test_damaged_records_take_their_time_and_do_not_count(dataset, capsys, monkeypatch):
@@ -76,10 +77,16 @@ def test_nothing_readable_and_no_records_are_refused(dataset, monkeypatch):
         stages.describe(empty, bench(dataset), step_on_host=False)
 
 
-def test_dropped_pages_are_counted(dataset):
+def test_dropped_pages_are_counted_without_reading_them_again(dataset):
     files = list(dataset.glob("*.tfrecord-*-of-?????"))
+    files[0].read_bytes()
+    with files[0].open("rb") as file:
+        assert all(stages._resident_pages(file.fileno()))
     kept = stages.drop_page_cache(files)
     assert kept != kept or 0 <= kept <= 1  # NaN where the file system does not tell
+    with files[0].open("rb") as file:
+        pages = stages._resident_pages(file.fileno())
+    assert kept != kept or sum(pages) / len(pages) == kept
     assert "cache" in stages.cold_cache_text(files)
 
 
