@@ -183,6 +183,11 @@ def import_tensorflow() -> Any:
 _START_UP_MESSAGES = r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |E\d{4} .*cuInit"
 
 
+def show(text: str) -> None:
+    """Results on stdout, a line or several, with the control characters of names in them escaped."""
+    print("\n".join(map(display, text.split("\n"))))
+
+
 def log(text: str) -> None:
     """A line on stderr, above the progress bar if there is one."""
     from tqdm import tqdm

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -158,7 +157,7 @@ def _read_shards(
             bar.update()
     for content in contents.values():
         for fault in content.faults:
-            print(f"note: {content.shard.file}, {fault}; readers skip it", file=sys.stderr)
+            command_line.log(f"note: {content.shard.file}, {fault}; readers skip it")
     return contents
 
 
@@ -279,10 +278,9 @@ def _label_names(names: list[str], contents: Collection[ShardContent], offset: i
         hint = f"; --label_offset={offset - low} would make the lowest 0" if low else ""
         raise UsageError(f"--label_offset={offset}: labels run from {low} to {high}, expected {expected}{hint}")
     if low > 0:
-        print(
+        command_line.log(
             f"note: no record has label 0, the lowest is {low}; if labels count from {low}, use "
-            f"--label_offset={offset - low} --overwrite",
-            file=sys.stderr,
+            f"--label_offset={offset - low} --overwrite"
         )
     return tuple(names) or tuple(str(number) for number in range(high + 1))
 
@@ -334,8 +332,8 @@ def main(config: AdoptConfig) -> None:
     )
     features = manifest.features
     offset = f"{features.label_offset:+}" if features.label_offset else ""
-    print(f"{config.data}: {splits}; {count(len(manifest.labels), 'class')}")
-    print(f"image {features.image!r} ({manifest.image.encoding}), label {features.label!r}{offset}")
+    command_line.show(f"{config.data}: {splits}; {count(len(manifest.labels), 'class')}")
+    command_line.show(f"image {features.image!r} ({manifest.image.encoding}), label {features.label!r}{offset}")
     print(manifest.digest)
 
 

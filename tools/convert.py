@@ -62,7 +62,7 @@ def estimate(config: ConvertConfig) -> Estimate:
 def main(config: ConvertConfig) -> None:
     """The command: convert and print the digest, or print a dry run's estimate."""
     _stop_on_sigterm()
-    print(estimate(config) if config.dry_run else convert(config).digest)
+    command_line.show(str(estimate(config)) if config.dry_run else convert(config).digest)
 
 
 def _stop_on_sigterm() -> None:

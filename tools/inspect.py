@@ -222,7 +222,7 @@ def _save(save: str, data: bytes) -> None:
 
 def main(config: InspectConfig) -> None:
     """The command: print what `inspect` tells."""
-    print(inspect(config))
+    command_line.show(inspect(config))
 
 
 def cli() -> None:

@@ -255,13 +255,13 @@ def main(config: VerifyConfig) -> None:
     """The command: check one dataset, a line for each fault."""
     result = verify(config)
     for line in result.faults[: config.max_faults]:
-        print(line)
+        command_line.show(line)
     what = f"{result.checked:,} of {count(result.records, 'record')} in {count(result.shards, 'shard')} checked"
     if result.faults:
         hidden = len(result.faults) - config.max_faults
         more = f" ({hidden:,} not shown)" if hidden > 0 else ""
         raise Failure(f"{config.data}: {count(len(result.faults), 'fault')}{more}; {what}")
-    print(f"{config.data}: {what}, no faults")
+    command_line.show(f"{config.data}: {what}, no faults")
 
 
 def cli() -> None:

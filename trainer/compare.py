@@ -92,10 +92,10 @@ def compare(config: CompareConfig) -> Comparison:
 def main(config: CompareConfig) -> None:
     """The command: compare and print the tables."""
     found = compare(config)
-    print(as_text(HEADER, found.results))
-    print(as_text(("flag", *found.names), found.differences) if found.differences else "no flag differs")
+    command_line.show(as_text(HEADER, found.results))
+    command_line.show(as_text(("flag", *found.names), found.differences) if found.differences else "no flag differs")
     for test in found.tests:
-        print(test["line"])
+        command_line.show(test["line"])
     if config.output:
         print(config.output)
 

@@ -110,9 +110,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def main(config: EvaluateConfig) -> None:
     """The command: evaluate and print the headline numbers."""
     evaluation, output = evaluate(config), output_directory(config)
-    print(results.summary(evaluation.metrics))
-    print(evaluation.predictions.count_line)
-    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    command_line.show(results.summary(evaluation.metrics))
+    command_line.show(evaluation.predictions.count_line)
+    command_line.show(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
 
 
 def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, calibration_split: str) -> Evaluation:

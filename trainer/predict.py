@@ -23,6 +23,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import option
+from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_target, find_run
@@ -155,8 +156,7 @@ def as_bytes(rows: Sequence[FilePrediction], form: str, top: int) -> bytes:
     """All rows as a file of this format, with `top` classes each."""
     if form == "parquet":
         return _parquet(rows)
-    # A file name may hold bytes that are no UTF-8: they are written as they are.
-    return (_csv(rows, top) if form == "csv" else _jsonl(rows)).encode("utf-8", "surrogateescape")
+    return (_csv(rows, top) if form == "csv" else _jsonl(rows)).encode()
 
 
 def _csv(rows: Sequence[FilePrediction], top: int) -> str:
@@ -167,7 +167,8 @@ def _csv(rows: Sequence[FilePrediction], top: int) -> str:
     writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in ("label", "probability")), "error"])
     for row in rows:
         pairs = list(zip(row.labels, (f"{p:.6f}" for p in row.probabilities), strict=True)) or [("", "")] * top
-        writer.writerow([row.path, *(value for pair in pairs for value in pair), row.error])
+        cells = [row.path, *(value for pair in pairs for value in pair), row.error]
+        writer.writerow(map(csv_cell, cells))
     return text.getvalue()
 
 
@@ -177,7 +178,7 @@ def _jsonl(rows: Sequence[FilePrediction]) -> str:
         pairs = zip(row.labels, row.probabilities, strict=True)
         top = [{"label": label, "probability": round(p, 6)} for label, p in pairs]
         lines.append(json.dumps({"path": row.path, "top": top, "error": row.error or None}, ensure_ascii=False))
-    return "".join(line + "\n" for line in lines)
+    return "".join(json_display(line) + "\n" for line in lines)
 
 
 def _parquet(rows: Sequence[FilePrediction]) -> bytes:

@@ -9,18 +9,18 @@ from shardline import pipeline
 from shardline.pipeline.profiling import StageTimer, StageTimes, Stopwatch
 
 
-def test_times_are_summed_over_batches_and_shared_out_over_samples():
+def test_times_are_summed_over_batches_and_shared_out_over_samples(monkeypatch):
+    now = iter([0.0, 0.01, 0.04] * 3)
+    monkeypatch.setattr("shardline.pipeline.profiling.time.perf_counter", lambda: next(now))
     timer = StageTimer()
     for _ in range(3):
         watch = Stopwatch()
-        time.sleep(0.01)
         watch.lap("read")
-        time.sleep(0.03)
         watch.lap("decode")
         timer.add(watch.seconds, 5)
     times = timer.times()
     assert times.samples == 15
-    assert times.microseconds["read"] == pytest.approx(2000, rel=0.5)
+    assert times.microseconds["read"] == pytest.approx(2000)
     assert times.bottleneck == "decode"
     assert times.samples_per_second == pytest.approx(1e6 / times.total_microseconds)
     assert "bottleneck: decode" in str(times)
@@ -37,6 +37,7 @@ def test_a_slow_consumer_is_the_bottleneck():
     assert StageTimes(8, stages, 2, batch_seconds=0.01, consumer_seconds=0.001).bottleneck == "decode"
 
 
+@pytest.mark.slow  # compares times, which a busy machine makes any
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 def test_a_running_pipeline_knows_who_waits(tiny, pause):
     data = pipeline.open_dataset(tiny)

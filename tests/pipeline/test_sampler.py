@@ -88,9 +88,9 @@ def test_blocks_keep_stored_neighbors_together():
 def test_seeking_far_costs_no_more_than_starting():
     order = ShuffleSampler(1000, seed=1)
     order.records(np.arange(10))
-    started = time.perf_counter()
+    started = time.thread_time()  # of the CPU: the machine may be busy
     order.records(np.arange(10**13, 10**13 + 64))
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 LABELS = np.array([0] * 20 + [3] * 5 + [7] * 2)  # three of the classes have records

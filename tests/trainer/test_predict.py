@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from shardline.pipeline.text import has_control_characters
 from shardline.trainer import predict
 from shardline.trainer.evaluation.inference import FilePrediction, predict_files
 from shardline.trainer.predict import PredictConfig
@@ -99,9 +100,10 @@ def test_csv_golden():
     )
 
 
-def test_a_file_name_that_is_no_utf8_keeps_its_bytes():
+def test_a_file_name_that_is_no_utf8_is_escaped_and_the_file_is_utf8():
     rows = [FilePrediction(os.fsdecode(b"caf\xe9.jpg"), ("red",), (1.0,))]
-    assert predict.as_bytes(rows, "csv", 1) == b"path,label,probability,error\ncaf\xe9.jpg,red,1.000000,\n"
+    assert predict.as_bytes(rows, "csv", 1) == b"path,label,probability,error\ncaf\\xe9.jpg,red,1.000000,\n"
+    assert os.fsencode(json.loads(predict.as_bytes(rows, "jsonl", 1))["path"]) == b"caf\xe9.jpg"
 
 
 def test_jsonl_golden():
@@ -112,3 +114,21 @@ def test_jsonl_golden():
         "error": None,
     }
     assert second == {"path": 'b,"x".jpg', "top": [], "error": "truncated: after 10 bytes"}
+
+
+def test_pipes_devices_and_hostile_names_are_rows_and_never_commands(tiny_run, tmp_path):
+    """M9 and M10: nothing waits for a pipe, nothing reaches the terminal or a spreadsheet as more than text."""
+    save(tmp_path / "good.png", np.zeros((40, 40, 3), np.uint8))
+    for name in ("x\x1b]0;owned\x07a.png", "=cmd|'calc'!A0.png"):
+        (tmp_path / name).write_bytes((tmp_path / "good.png").read_bytes())
+    os.mkfifo(tmp_path / "pipe.png")
+    arguments = ("--run", tiny_run, "--input", tmp_path, "--input", "/dev/zero")
+    for form in ("csv", "jsonl"):
+        result = command("shardline.trainer.predict", *arguments, "--output", tmp_path / f"out.{form}", "--top", 1)
+        assert "3 predicted, 2 unreadable" in result.stderr
+        text = (tmp_path / f"out.{form}").read_text()
+        assert not has_control_characters(text.replace("\n", "")) and text.count("not-a-file") == 2
+    (_, row) = csv.reader(predict.as_bytes([FilePrediction("=1+1.png", error="x")], "csv", 1).decode().splitlines())
+    assert row == ["'=1+1.png", "", "", "x"]
+    paths = [json.loads(line)["path"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert str(tmp_path / "x\x1b]0;owned\x07a.png") in paths  # JSON keeps the name itself

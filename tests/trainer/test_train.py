@@ -181,7 +181,7 @@ def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
 
     run("first")
     (tmp_path / "second").mkdir()
-    (tmp_path / "second" / "config.json.host-1-0.tmp").touch()  # of a start that was killed: still an empty directory
+    (tmp_path / "second" / "config.json.host-1-01234567.tmp").touch()  # of a killed start: still empty
     thread = threading.Thread(target=run, args=["second"])
     thread.start()
     thread.join()

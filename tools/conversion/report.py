@@ -25,6 +25,7 @@ from shardline.pipeline.files import atomic_write
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
 from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources
+from shardline.pipeline.text import csv_cell
 from shardline.pipeline.tfrecord import read_framed, unframe_record
 from shardline.pipeline.wording import count, shorten, shorten_list
 from shardline.tools.conversion.deduplicate import DedupResult
@@ -393,7 +394,8 @@ def _save_pairs(conversion: Conversion, pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         numbers = (pair.first, pair.second)
         labels = (conversion.manifest.labels[conversion.sources.label[number]] for number in numbers)
-        writer.writerow((*map(conversion.path, numbers), *labels, int(pair.across_splits), pair.bits))
+        names = (*map(conversion.path, numbers), *labels)
+        writer.writerow((*map(csv_cell, names), int(pair.across_splits), pair.bits))
     atomic_write(conversion.directory / PAIRS_FILE, text.getvalue(), durable=False)
 
 

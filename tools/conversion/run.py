@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from shardline.pipeline.class_gaps import class_gaps
-from shardline.pipeline.cli import log
+from shardline.pipeline.cli import log, show
 from shardline.pipeline.cli import progress as progress_bar
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
@@ -294,12 +294,12 @@ def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, se
     """Two lines a person can paste into a ticket; the command adds the digest."""
     ledger = manifest.ledger
     why = ", ".join(f"{reason} {number}" for reason, number in dedup.reasons.most_common(6))
-    print(f"{config.output}: {ledger}" + (f" ({why})" if why else ""))
+    show(f"{config.output}: {ledger}" + (f" ({why})" if why else ""))
     splits = ", ".join(
         f"{name} {split.records:,} in {count(len(split.shards), 'shard')}" for name, split in manifest.splits.items()
     )
     size = sum(split.bytes for split in manifest.splits.values())
-    print(
+    show(
         f"{splits}; {count(len(manifest.labels), 'class')}; {size / 1e6:,.1f} MB in {seconds:.1f} s, "
         f"{(ledger.inputs - resumed) / seconds:,.0f} inputs/s with {count(_workers(config), 'worker')}"
     )

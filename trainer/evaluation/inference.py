@@ -8,10 +8,10 @@ the same row beside the same neighbors, and the replica count cannot matter.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
@@ -23,6 +23,7 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, set_up_process
+from shardline.pipeline.source_files import MachineFault, read_file
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.evaluation.model_input import converter_options, load_image
 
@@ -194,11 +195,11 @@ def predict_files(
 def _load(path: str, run: Run, options: ImageOptions) -> tuple[np.ndarray | None, str]:
     """What the model is shown of a file, or why it cannot be."""
     try:
-        return load_image(Path(path).read_bytes(), run, options), ""
+        return load_image(read_file(os.fsencode(path), int(options.max_megapixels * 8e6) + (1 << 20)), run, options), ""
     except BadImage as error:
         return None, " ".join(str(error).split())
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror or error}"
+    except MachineFault as error:
+        return None, str(error)
     except MemoryError:
         return None, "too large for this machine's memory"
 
