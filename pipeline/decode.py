@@ -1,8 +1,8 @@
 """Stored bytes to RGB pixels. No TensorFlow.
 
 JPEG goes through libjpeg-turbo (simplejpeg) into a buffer that is used again and again: fresh memory for every
-image costs a fifth of the decoding time in page faults. Anything else, and JPEGs that are not plain color or
-gray, go through OpenCV. Orientation tags are not applied: the converter already has.
+image costs a fifth of the decoding time in page faults. Anything else, and JPEGs of others that are turned, have a
+color profile or are not plain color or gray, are decoded as the converter would: one image, whoever reads it.
 
 Nothing below a crop is decoded. libjpeg decodes rows from the top, and a row's pixels depend on no later one when
 color is upsampled without smoothing, so a header that promises fewer rows makes it stop early, with the same pixels.
@@ -17,11 +17,16 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from shardline.pipeline import jpeg
 from shardline.pipeline.buffers import thread_buffer
+from shardline.pipeline.image_headers import only_bad_images, read_header
+from shardline.pipeline.image_pixels import decode_pixels
+from shardline.pipeline.image_types import BadImage
 
 CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
 _BASELINE, _SCAN = 0xC0, 0xDA  # markers
+_MOST_PIXELS = 10**9
 
 
 def decode(
@@ -30,13 +35,14 @@ def decode(
     """The image in the bytes of a file, as uint8 [height, width, 3], RGB; valid until this thread decodes another.
 
     Unless `exact`, JPEGs are decoded a twentieth faster with a rounder transform and blockier color: for training.
-    `window` is asked, with the height and width of the image, which part of it to return; where the image is
-    known to be sound (`checked`), what lies below that part is not even decoded.
+    `checked` images were stored by our converter; others are turned and converted to sRGB as they say. `window` is
+    asked, with the height and width of the image, which part of it to return; what lies below that part of a checked
+    image is not even decoded.
 
     Raises:
       ValueError: the bytes are no image, or a damaged one.
     """
-    if data[:2] == b"\xff\xd8":
+    if data[:2] == b"\xff\xd8" and (checked or _is_plain(data)):
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
@@ -52,7 +58,35 @@ def decode(
                 strict=not fewer,
             )
             return cut(pixels, lambda *_: part)
-    return cut(_any(data), window)
+    return cut(_png(data) if checked else _any(bytes(data)), window)
+
+
+def _is_plain(data: memoryview) -> bool:
+    """Whether a JPEG's pixels are the image: not turned, sRGB as far as it says. Raises BadImage, a ValueError."""
+    whole = bytes(data)
+    if not any(sign in whole for sign in (b"Exif\0\0", b"ICC_PROFILE\0", b"tiff:Orientation")):
+        return True
+    header = jpeg.read_header(whole)
+    return header.orientation == 1 and not header.profile
+
+
+def _png(data: memoryview) -> np.ndarray:
+    """Of our converter: 8-bit RGB, no metadata."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ValueError(f"cannot be decoded ({error.err})") from None
+    if pixels is None:
+        raise ValueError("cannot be decoded")
+    return pixels
+
+
+@only_bad_images()
+def _any(data: bytes) -> np.ndarray:
+    header = read_header(data)
+    if header.height * header.width > _MOST_PIXELS:
+        raise BadImage("too-many-pixels", f"{header.width}x{header.height}")
+    return cv2.cvtColor(decode_pixels(data, header).bgr, cv2.COLOR_BGR2RGB)
 
 
 def cut(pixels: np.ndarray, window: CropBox | None) -> np.ndarray:
@@ -65,7 +99,7 @@ def cut(pixels: np.ndarray, window: CropBox | None) -> np.ndarray:
 
 def _above(data: memoryview, bottom: int, height: int) -> bytearray | None:
     """A JPEG that ends at row `bottom` for one of `height` rows; None if it must be decoded as it is."""
-    at = 2  # the first marker behind the start of the image
+    at = 2  # the first marker after the start of the image
     while bottom < height and at + 8 < len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
         if data[at + 1] == _BASELINE:
             fewer = bytearray(data)
@@ -73,18 +107,3 @@ def _above(data: memoryview, bottom: int, height: int) -> bytearray | None:
             return fewer
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
-
-
-def _any(data: memoryview) -> np.ndarray:
-    try:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise ValueError(f"cannot be decoded ({error.err})") from None
-    if pixels is None:
-        raise ValueError("cannot be decoded")
-    if pixels.dtype == np.uint16:  # OpenCV's own conversion would saturate
-        pixels = (pixels // 257).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"pixels of type {pixels.dtype}")
-    return pixels

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardline.pipeline.image_headers import sniff
+from shardline.pipeline.sniff import sniff
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core.features import FeatureConnector

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shardline.pipeline.encodings import WRITABLE
 from shardline.pipeline.options import check_options, option
+
+
+def parse_depth_range(value: str) -> str:
+    """`full`, `image` or `LOW,HIGH`. Raises ValueError for anything else."""
+    if value in ("full", "image"):
+        return value
+    try:
+        low, high = (float(number) for number in value.split(","))
+    except (ValueError, AttributeError):
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise ValueError("use full, image, or the lowest and the highest level, e.g. 0,4095")
+    return f"{low:g},{high:g}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,11 @@ class ImageOptions:
     )  # fmt: skip
     quality: int = option(90, "JPEG quality; 90 is visually lossless for photographs", low=1, high=100, group="images")
     trim_borders: bool = option(False, "cut uniform frames off", group="images")
+    depth_range: str = option(
+        "full", "levels that become black and white where samples have more than 8 bits: the lowest and highest that "
+        "the format has (full) or that each image uses (image), or the same two numbers for all images (LOW,HIGH)",
+        parse=parse_depth_range, group="images",
+    )  # fmt: skip
     max_megapixels: float = option(
         128.0, "refuse larger images before decoding them, in megapixels; the largest common camera makes 108",
         above=0, high=1000, group="images",

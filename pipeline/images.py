@@ -8,9 +8,10 @@ A pure function of (bytes, options, library versions): the same in every process
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 from dataclasses import dataclass
+from importlib import metadata
 
 import cv2
 import numpy as np
@@ -19,8 +20,11 @@ import xxhash
 
 from shardline.pipeline import jpeg
 from shardline.pipeline.encodings import ENCODINGS
-from shardline.pipeline.image_headers import BadImage, Header, read_header, sniff
+from shardline.pipeline.image_headers import only_bad_images, read_header
 from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.image_pixels import decode_pixels, halve
+from shardline.pipeline.image_types import BadImage, Header
+from shardline.pipeline.sniff import sniff
 
 __all__ = [
     "BadImage",
@@ -38,7 +42,7 @@ __all__ = [
 
 
 KERNEL = "halves, gaussian, cubic"  # how images are made smaller; part of the preprocessing contract
-LARGE_BYTES = 16 << 20  # of decoded pixels; from here on their memory matters more than a copy of the file
+LONGEST_JPEG_SIDE = 65_500  # of libjpeg-turbo
 Extent = tuple[float, float]  # height and width in pixels
 
 
@@ -68,17 +72,28 @@ def set_up_process() -> None:
     """One thread, and no codec chatter on stderr: what a codec says of a bad file goes into its BadImage."""
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    for name in ("tifffile", "imagecodecs", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def versions() -> dict[str, str]:
     """The libraries whose versions decide the stored bytes."""
-    return {"opencv": cv2.__version__, "simplejpeg": simplejpeg.__version__}
+    return {"opencv": cv2.__version__, "simplejpeg": simplejpeg.__version__} | {
+        name: metadata.version(name) for name in ("pillow", "tifffile", "imagecodecs", "pi-heif", "pillow-jxl-plugin")
+    }
 
 
+@only_bad_images()
 def process(data: bytes, options: ImageOptions) -> ProcessedImage:
-    """The stored image of one file's bytes. Raises BadImage (or FilteredImage) with a reason."""
+    """The stored image of one file's bytes.
+
+    Raises:
+      BadImage, FilteredImage: with a reason.
+      MemoryError: the machine has too little memory; says nothing about the image.
+    """
     header = _checked_header(data, options)
-    bgr, extent, target, notes = _load(data, header, options)
+    loaded = _load(data, header, options)
+    bgr, extent, target = loaded.bgr, loaded.extent, loaded.target
     encoding = ENCODINGS[options.encoding]
     if encoding.subsampled:
         luma, blue, red = _ycc(bgr, target, extent)
@@ -90,15 +105,11 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
         luma = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
     height, width = luma.shape
     source_height, source_width = _oriented(header)
-    sharpness = None
-    if options.min_sharpness:
-        sharpness = _sharpness(luma)
-        if sharpness < options.min_sharpness:
-            raise FilteredImage("blurred", f"sharpness {sharpness:.1f} < --min_sharpness={options.min_sharpness:g}")
-    same_size = (height, width) == (source_height, source_width)
-    if header.format == options.encoding and header.passes_through and header.orientation == 1 and same_size:
+    sharpness = _checked_sharpness(luma, options)
+    same = (height, width) == (source_height, source_width) and header.orientation == 1 and not loaded.color_changed
+    if same and isinstance(header, jpeg.JpegHeader) and header.passes_through and options.encoding == header.format:
         stored = jpeg.strip(data, header)
-        notes.append("passed through" if stored is data else f"passed through less {len(data) - len(stored)} bytes")
+        loaded.notes.append("passed through" + (f" less {len(data) - len(stored)} bytes" if stored is not data else ""))
     else:
         stored = encoding.encode(planes, options)
     return ProcessedImage(
@@ -111,29 +122,49 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
         sharpness,
         _pixel_hash(planes),
         _perceptual_hash(luma),
-        "; ".join(notes),
+        "; ".join(loaded.notes),
     )
 
 
+@only_bad_images()
 def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
-    """The image that `process` would store, as uint8 RGB [height, width, 3], before any encoding."""
-    bgr, extent, target, _ = _load(data, _checked_header(data, options), options)
-    return cv2.cvtColor(_crop(_resize(bgr, target, extent), target, options), cv2.COLOR_BGR2RGB)
+    """The image that `process` would store, as uint8 RGB [height, width, 3], before any encoding. Raises likewise."""
+    loaded = _load(data, _checked_header(data, options), options)
+    resized = _resize(loaded.bgr, loaded.target, loaded.extent)
+    return cv2.cvtColor(_crop(resized, loaded.target, options), cv2.COLOR_BGR2RGB)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Loaded:
+    """A decoded image: sRGB, oriented and trimmed.
+
+    What is much larger than its target is reduced by 2, 4 or 8, so it may span a fraction of its last row.
+    """
+
+    bgr: np.ndarray
+    extent: Extent  # how many pixels the image spans
+    target: tuple[int, int]  # height and width to resize to
+    color_changed: bool  # by a color profile
+    notes: list[str]
+
+
 def _checked_header(data: bytes, options: ImageOptions) -> Header:
     header = read_header(data)
-    megapixels = header.height * header.width / 1e6
+    _check_pixels(header.height, header.width, options)
+    _check_side(header.height, header.width, options)
+    return header
+
+
+def _check_pixels(height: int, width: int, options: ImageOptions, what: str = "") -> None:
+    megapixels = height * width / 1e6
     if megapixels > options.max_megapixels:
         raise BadImage(
             "too-many-pixels",
-            f"{header.width}x{header.height}, {megapixels:.4g} million > --max_megapixels={options.max_megapixels:g}",
+            f"{what}{width}x{height}, {megapixels:.4g} million > --max_megapixels={options.max_megapixels:g}",
         )
-    _check_side(header.height, header.width, options)
-    return header
 
 
 def _check_side(height: int, width: int, options: ImageOptions) -> None:
@@ -141,137 +172,41 @@ def _check_side(height: int, width: int, options: ImageOptions) -> None:
         raise FilteredImage("too-small", f"{width}x{height} pixels, short side < --min_side={options.min_side}")
 
 
-def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[np.ndarray, Extent, Extent, list[str]]:
-    """Decode, orient and trim: the pixels, how many of them the image spans, the size to store, and the notes.
-
-    What is much larger than its target comes back reduced by 2, 4 or 8, so it may span a fraction of its last row.
-    """
-    notes = []
-    if header.frames > 1:
-        notes.append(f"first frame of {header.frames}")
-    height, width = _oriented(header)
+def _checked_target(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
+    """The size to store, limited like the source's: enlarged strips become huge."""
     target = _target(height, width, options)
+    _check_pixels(*target, options, f"{width}x{height} becomes ")
+    if options.encoding == "jpeg" and max(target) > LONGEST_JPEG_SIDE and options.resize != "center_crop":
+        raise BadImage(
+            "side-too-long",
+            f"{target[1]}x{target[0]} pixels to store, but a JPEG's sides have up to {LONGEST_JPEG_SIDE}; use "
+            "--encoding=png, or another --resize or --size",
+        )
+    return target
+
+
+def _load(data: bytes, header: Header, options: ImageOptions) -> _Loaded:
+    """Decode, convert to sRGB, orient and trim."""
+    notes = [f"first frame of {header.frames}"] if header.frames > 1 else []
+    height, width = _oriented(header)
+    target = _checked_target(height, width, options)
     halvings = 0 if options.trim_borders else _halvings((height, width), target, most=3)
-    bgr = _decode(data, header, halvings)
-    if header.orientation != 1:
-        if header.format != "tiff":  # libtiff has done it
-            bgr = _orient(bgr, header.orientation)
-        notes.append(f"EXIF orientation {header.orientation} applied")
+    pixels = decode_pixels(data, header, halvings, options.depth_range)
+    bgr = pixels.bgr
+    notes += pixels.notes
     if options.trim_borders:
         bgr = _trim(bgr)
         if bgr.shape[:2] != (height, width):
             notes.append(f"trimmed from {width}x{height}")
             height, width = bgr.shape[:2]
             _check_side(height, width, options)
-            target = _target(height, width, options)
-    return bgr, (height / 2**halvings, width / 2**halvings), target, notes
-
-
-def _decode(data: bytes, header: Header, halvings: int) -> np.ndarray:
-    """All pixels as uint8 BGR, not yet oriented, halved 0 to 3 times."""
-    if header.format == "jpeg":
-        return _decode_jpeg(data, header, 2**halvings)
-    try:
-        pixels = _decode_as_stored(data, header)
-    except cv2.error as error:
-        raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
-    if pixels is None:
-        raise BadImage("corrupt-data", f"{header.format}: damaged, or of a kind that OpenCV cannot decode")
-    return _to_bgr(pixels, header, halvings)
-
-
-def _decode_as_stored(data: bytes, header: Header) -> np.ndarray | None:
-    """What OpenCV makes of it: 16 bits and alpha kept, no orientation applied; None for nothing."""
-    turned = header.format == "tiff" and header.orientation >= 5  # by libtiff: imread then expects another size
-    if turned or header.height * header.width * 3 < LARGE_BYTES:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    # imdecode copies the pixels on their way into Python; imread with a `dst` decodes them in place.
-    with open(os.memfd_create("image"), "wb") as file:
-        file.write(data)
-        file.flush()
-        return cv2.imread(f"/proc/self/fd/{file.fileno()}", dst=None, flags=cv2.IMREAD_UNCHANGED)
-
-
-def _decode_jpeg(data: bytes, header: Header, reduction: int) -> np.ndarray:
-    """libjpeg-turbo through simplejpeg, whose strict mode raises where libjpeg would only warn of corrupt data."""
-    jpeg.check_scan(data, header)
-    size = {
-        "min_height": -(-header.height // reduction),
-        "min_width": -(-header.width // reduction),
-        "min_factor": reduction,
-    }
-    try:
-        if not header.cmyk:
-            return simplejpeg.decode_jpeg(data, "BGR", **size)
-        cmyk = simplejpeg.decode_jpeg(data, "CMYK", **size)
-    except ValueError as error:
-        raise _jpeg_fault(str(error)) from None
-    if header.cmyk == "plain":
-        cmyk = 255 - cmyk
-    black = cmyk[:, :, 3]
-    return cv2.merge([cv2.multiply(cmyk[:, :, ink], black, scale=1 / 255) for ink in (2, 1, 0)])
-
-
-def _jpeg_fault(message: str) -> BadImage:
-    if "remature end" in message:
-        return BadImage("truncated" if "file" in message else "corrupt-scan", f"JPEG: {message}")
-    if "orrupt JPEG data" in message:
-        return BadImage("corrupt-scan", f"JPEG: {message}")
-    return BadImage("corrupt-data", f"JPEG: {message}")
-
-
-def _to_bgr(pixels: np.ndarray, header: Header, halvings: int) -> np.ndarray:
-    """Any integer gray, BGR or BGRA to uint8 BGR: 16 bits scaled (not clipped), alpha over white, then halved.
-
-    In bands of rows: a large image must not need its memory twice.
-    """
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise BadImage("unsupported-samples", f"{header.format} with {pixels.dtype} samples: their range is not known")
-    if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and not halvings:
-        return pixels
-    height, width = (-(-side // 2**halvings) for side in pixels.shape[:2])
-    if pixels.ndim == 3 and not halvings:
-        bgr = pixels.reshape(-1).view(np.uint8)[: height * width * 3].reshape(height, width, 3)  # over what was read
-    else:
-        bgr = np.empty((height, width, 3), np.uint8)
-    scale = 255 / (2 ** max(header.depth, 9) - 1)
-    premultiplied = header.format == "tiff" and header.depth <= 8  # by libtiff, whatever the file holds
-    rows = 64 >> halvings
-    for top in range(0, height, rows):
-        band = pixels[top << halvings : (top + rows) << halvings]
-        if band.dtype == np.uint16:
-            band = cv2.convertScaleAbs(band, alpha=scale)
-        if band.ndim == 2:
-            band = cv2.cvtColor(band, cv2.COLOR_GRAY2BGR)
-        elif band.shape[2] == 4:
-            band = _over_white(band, premultiplied)
-        for _ in range(halvings):
-            band = _halve(band)
-        bgr[top : top + rows] = band
-    return bgr
-
-
-def _over_white(bgra: np.ndarray, premultiplied: bool) -> np.ndarray:
-    color, alpha = bgra[:, :, :3], bgra[:, :, 3:]
-    if (alpha == 255).all():
-        return cv2.cvtColor(bgra, cv2.COLOR_BGRA2BGR)
-    if premultiplied:
-        return np.minimum(color.astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
-    light = color.astype(np.uint16) * alpha + np.uint16(255) * (255 - alpha) + 127
-    return ((light + 1 + (light >> 8)) >> 8).astype(np.uint8)  # light // 255, exact for what 16 bits hold
+            target = _checked_target(height, width, options)
+    return _Loaded(bgr, (height / 2**halvings, width / 2**halvings), target, pixels.color_changed, notes)
 
 
 def _oriented(header: Header) -> tuple[int, int]:
     """Height and width as shown."""
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
-
-
-def _orient(bgr: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: what the camera stored to what the person saw."""
-    if orientation >= 5:
-        bgr = cv2.transpose(bgr)  # first swap rows and columns, then mirror
-    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
-    return bgr if flip is None else cv2.flip(bgr, flip, dst=bgr)  # in place
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------
@@ -336,17 +271,6 @@ def _halvings(extent: Extent, target: Extent, most: int) -> int:
     return min(most, max(0, math.floor(math.log2(ratio / 2))))
 
 
-def _halve(pixels: np.ndarray) -> np.ndarray:
-    """Average 2x2 pixels. An odd last row or column is repeated, to keep the extent: half, rounded up."""
-    height, width = pixels.shape[:2]
-    if min(height, width) < 2:
-        pixels = cv2.copyMakeBorder(pixels, 0, height & 1, 0, width & 1, cv2.BORDER_REPLICATE)
-        return cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    even = pixels[: height & ~1, : width & ~1]
-    half = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    return cv2.copyMakeBorder(half, 0, height & 1, 0, width & 1, cv2.BORDER_REPLICATE) if (height | width) & 1 else half
-
-
 def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = False) -> np.ndarray:
     """Resize what spans `extent` to span `target`: halve, then a low-pass fitted to the rest, then cubic.
 
@@ -358,7 +282,7 @@ def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = F
         return pixels
     size = (math.ceil(target[1]), math.ceil(target[0]))
     for _ in range(_halvings(extent, target, most=99)):
-        pixels, extent = _halve(pixels), (extent[0] / 2, extent[1] / 2)
+        pixels, extent = halve(pixels), (extent[0] / 2, extent[1] / 2)
     down, across = extent[0] / target[0], extent[1] / target[1]
     if max(down, across) > 4.5 or min(size) < 4:  # squashed very unequally, or tiny
         return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
@@ -385,7 +309,7 @@ def _ycc(bgr: np.ndarray, target: Extent, extent: Extent) -> list[np.ndarray]:
     """Y, Cb and Cr planes of a 4:2:0 JPEG, resized: half the samples of RGB, and no conversion inside the encoder."""
     luma = _resize(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), target, extent)
     if extent[0] >= target[0] and extent[1] >= target[1]:
-        bgr, extent = _halve(bgr), (extent[0] / 2, extent[1] / 2)
+        bgr, extent = halve(bgr), (extent[0] / 2, extent[1] / 2)
     color = _resize(bgr, (target[0] / 2, target[1] / 2), extent, chroma=True)
     color = cv2.cvtColor(color, cv2.COLOR_BGR2YCrCb)
     return [luma, cv2.extractChannel(color, 2), cv2.extractChannel(color, 1)]
@@ -404,9 +328,14 @@ def _crop(pixels: np.ndarray, target: Extent, options: ImageOptions, part: int =
 # --- Measuring --------------------------------------------------------------------------------------------
 
 
-def _sharpness(luma: np.ndarray) -> float:
-    """Variance of the Laplacian (Pech-Pacheco et al. 2000): low for blurred images."""
-    return float(cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))[1][0, 0] ** 2)
+def _checked_sharpness(luma: np.ndarray, options: ImageOptions) -> float | None:
+    """Variance of the Laplacian (Pech-Pacheco et al. 2000), low for blurred images; None where nobody asked."""
+    if not options.min_sharpness:
+        return None
+    sharpness = float(cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))[1][0, 0] ** 2)
+    if sharpness < options.min_sharpness:
+        raise FilteredImage("blurred", f"sharpness {sharpness:.1f} < --min_sharpness={options.min_sharpness:g}")
+    return sharpness
 
 
 def _pixel_hash(planes: list[np.ndarray]) -> str:
@@ -420,6 +349,6 @@ def _pixel_hash(planes: list[np.ndarray]) -> str:
 def _perceptual_hash(luma: np.ndarray) -> int:
     """dHash (Krawetz 2013): is each of 8x8 cells darker than its right neighbor?"""
     while min(luma.shape) >= 64:  # whole-number ema_weights first: much faster, and the cells hardly move
-        luma = _halve(luma)
+        luma = halve(luma)
     cells = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA)
     return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")

@@ -1,16 +1,165 @@
-"""A JPEG's compressed data, without decoding it: damage that libjpeg passes over, and what may be cut off."""
+"""JPEG: what its header says, damage that libjpeg passes over, what may be cut out of it, and its pixels."""
 
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
-from shardline.pipeline.image_headers import BadImage, Header
+import cv2
+import simplejpeg
 
+from shardline.pipeline import exif
+from shardline.pipeline.image_types import BadImage, Header, Samples
+
+_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic"}
+_BARE = frozenset(bytes([code]) for code in (0x01, *range(0xD0, 0xD9)))  # markers without a length
+MOST_METADATA = 32  # segments in which an orientation is looked for
+MOST_SEGMENTS = 10_000  # a profile in 255 parts and 100 MB of XMP are 2,000
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _ZERO_RUN = bytes(24)  # longer than anything legal outside a scan that we could meet by accident
 
 
-def check_scan(data: bytes, header: Header) -> None:
+@dataclass(frozen=True)
+class JpegHeader(Header):
+    """What a JPEG says before its first scan."""
+
+    components: int = 3
+    passes_through: bool = False  # every decoder reads it
+    cmyk: str = ""  # "", "adobe" (stored inverted) or "plain" (no Adobe marker: 0 is no ink, as libvips has it)
+    profile: bytes = b""  # ICC
+    metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
+    scan: int = 0  # where the compressed data begins
+    zeros_are_data: bool = True  # False: a run of zero bytes in the scan cannot be image
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Walk the segments up to the first scan."""
+    found = _Segments(data)
+    for code, start, body, end in segments(data):
+        if code == 0xE1:
+            found.add_metadata(start, body, end)
+        elif code == 0xE2:
+            found.add_application2(start, body, end)
+        elif code == 0xEE and data.startswith(b"Adobe", body):
+            found.adobe = data[body + 11]
+        elif code == 0xC4:
+            found.first_ac_symbol.update(_first_ac_symbols(data[body : min(end, body + 8 * 273)]))
+        elif 0xC0 <= code <= 0xCF and code not in (0xC8, 0xCC):
+            found.set_frame(code, body)
+        elif code == 0xDA:
+            return found.header(body, end)
+    raise BadImage("truncated", "JPEG: the file ends before its first scan")
+
+
+class _Segments:
+    """What the segments have told so far."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.orientation = 0
+        self.adobe = -1
+        self.marker = self.width = self.height = self.components = 0
+        self.metadata: list[tuple[int, int]] = []
+        self.first_ac_symbol: dict[int, int] = {}
+        self._xmp = b""
+        self._profile: dict[int, bytes] = {}  # by number of the part
+
+    def add_metadata(self, start: int, body: int, end: int) -> None:
+        if self.data.startswith(b"Exif\0\0", body):
+            if not self.orientation and len(self.metadata) < MOST_METADATA:
+                self.orientation = exif.orientation(self.data[body + 6 : end])
+        elif self.data.startswith(b"http", body):
+            self._xmp = self._xmp or self.data[body:end]
+        elif not self.data.startswith(b"Exif", body):
+            return
+        self.metadata.append((start, end))
+
+    def add_application2(self, start: int, body: int, end: int) -> None:
+        if self.data.startswith(b"ICC_PROFILE\0", body):
+            self._profile[self.data[body + 12]] = self.data[body + 14 : end]
+        elif not self.data.startswith(b"MPF\0", body):  # where the further images of a phone's MPO file lie
+            return
+        self.metadata.append((start, end))
+
+    def set_frame(self, marker: int, body: int) -> None:
+        precision, self.height, self.width, self.components = struct.unpack_from(">BHHB", self.data, body)
+        self.marker = marker
+        if marker not in _FRAMES or precision != 8:
+            kind = f"{precision} bits a sample" if marker in _FRAMES else "lossless or hierarchical coding"
+            raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
+
+    def header(self, body: int, end: int) -> JpegHeader:
+        """All of it, at the head of a scan."""
+        data, components = self.data, self.components
+        if not self.marker:
+            raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
+        if self.height == 0:
+            raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
+        interleaved = data[body] == components
+        tables = [data[body + 2 + 2 * i] & 15 for i in range(data[body])]
+        return JpegHeader(
+            "jpeg",
+            self.width,
+            self.height,
+            self.orientation or (self._xmp and exif.xmp_orientation(self._xmp)) or 1,
+            components=components,
+            passes_through=self.marker in (0xC0, 0xC1, 0xC2) and components in (1, 3),
+            cmyk="" if components != 4 else "plain" if self.adobe < 0 else "adobe",
+            profile=b"".join(self._profile[part] for part in sorted(self._profile)),
+            metadata=tuple(self.metadata),
+            scan=end,
+            zeros_are_data=self.marker == 0xC2
+            or not interleaved
+            or all(self.first_ac_symbol.get(table, 0) == 0 for table in tables),
+        )
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(marker, start, body, end) of each segment up to and with the first SOS."""
+    position = 2
+    for _ in range(MOST_SEGMENTS):
+        if data[position : position + 1] != b"\xff":
+            break
+        code = data[position + 1 : position + 2]
+        if code == b"\xff":  # fill bytes before a marker
+            fill = data[position : position + 65_536]
+            position += len(fill) - len(fill.lstrip(b"\xff")) - 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if code in _BARE:
+            position += 2
+            continue
+        if position + 4 > len(data) or end > len(data) or code == b"\xd9":
+            return
+        yield code[0], position, position + 4, end
+        if code == b"\xda":
+            return
+        position = end
+    else:
+        raise BadImage("unsupported-jpeg", f"JPEG with more than {MOST_SEGMENTS:,} segments before its data")
+    if position < len(data):
+        raise BadImage("corrupt-header", f"JPEG: no marker at byte {position}")
+
+
+@lru_cache(256)  # most files have the tables of the standard
+def _first_ac_symbols(body: bytes) -> dict[int, int]:
+    """Number of each AC Huffman table of a segment: the symbol whose code is all zeros."""
+    found = {}
+    while len(body) >= 17:
+        count = sum(body[1:17])
+        if body[0] >> 4 == 1 and count:
+            found[body[0] & 15] = body[17]
+        body = body[17 + count :]
+    return found
+
+
+# --- Compressed data --------------------------------------------------------------------------------------
+
+
+def check_scan(data: bytes, header: JpegHeader) -> None:
     """Refuse blank stretches in compressed data: what a lost disk block leaves, and libjpeg may decode in silence.
 
     Sequential Huffman data cannot hold such a run unless zeros spell "end of block" for every component of the
@@ -23,14 +172,17 @@ def check_scan(data: bytes, header: Header) -> None:
         raise BadImage("corrupt-scan", f"JPEG: blank stretch in the compressed data at byte {blank}")
 
 
-def scan_end(data: bytes, header: Header) -> int:
+def scan_end(data: bytes, header: JpegHeader) -> int:
     """Where the first scan's compressed data ends: at the next marker that is not a restart."""
     found = _END_OF_SCAN.search(data, header.scan)
     return found.start() if found else len(data)
 
 
-def strip(data: bytes, header: Header) -> bytes:
-    """The same JPEG without EXIF, XMP and what lies after its end; compressed data and the rest byte for byte."""
+def strip(data: bytes, header: JpegHeader) -> bytes:
+    """The same JPEG without EXIF, XMP, color profile, list of images and what lies after its end.
+
+    Compressed data and the rest stay as they are, byte for byte.
+    """
     end = _end_of_image(data, header)
     if not header.metadata and end == len(data):
         return data
@@ -41,7 +193,7 @@ def strip(data: bytes, header: Header) -> bytes:
     return b"".join([*kept, data[position:end]])
 
 
-def _end_of_image(data: bytes, header: Header) -> int:
+def _end_of_image(data: bytes, header: JpegHeader) -> int:
     """Just after the end marker: phones and cameras append films and second images."""
     position = header.scan
     while found := _END_OF_SCAN.search(data, position):
@@ -49,3 +201,36 @@ def _end_of_image(data: bytes, header: Header) -> int:
             return found.end()
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return len(data)
+
+
+# --- Pixels -----------------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
+    """All pixels, reduced 1, 2, 4 or 8 times.
+
+    libjpeg-turbo through simplejpeg, whose strict mode raises where libjpeg would only warn of corrupt data.
+    """
+    check_scan(data, header)
+    channels = "CMYK" if header.cmyk else "GRAY" if header.profile and header.components == 1 else "BGR"
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            channels,
+            min_height=-(-header.height // reduction),
+            min_width=-(-header.width // reduction),
+            min_factor=reduction,
+        )
+    except ValueError as error:
+        raise _fault(str(error)) from None
+    if channels == "GRAY":
+        return Samples(pixels[..., 0], "L", profile=header.profile)
+    return Samples(cv2.bitwise_not(pixels) if header.cmyk == "adobe" else pixels, channels, profile=header.profile)
+
+
+def _fault(message: str) -> BadImage | MemoryError:
+    if "nsufficient memory" in message:
+        return MemoryError(f"JPEG: {message}")
+    if "remature end" in message:
+        return BadImage("truncated" if "file" in message else "corrupt-scan", f"JPEG: {message}")
+    return BadImage("corrupt-scan" if "orrupt JPEG data" in message else "corrupt-data", f"JPEG: {message}")

@@ -88,7 +88,7 @@ class ImageFormat:
     size: Count = 256  # pixels
     max_height: Count = 0  # of the largest stored image; 0: not known
     max_width: Count = 0
-    color: str = "rgb"
+    color: str = "srgb"  # color profiles are gone: their images were converted
     kernel: str = UNKNOWN_KERNEL  # that resized them
 
 

@@ -12,7 +12,7 @@ import socket
 import stat
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.image_headers import BadImage
+from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.text import display
 
 

@@ -16,6 +16,8 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.options import check_options, option
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from shardline.tools.malformed_images import Case
 
 __all__ = ["DoctorConfig", "Row", "doctor"]
@@ -37,71 +39,89 @@ class Row:
 
     name: str
     outcome: str  # "written" or "quarantined: reason"
+    difference: float | None  # from the image it was made from, mean in levels of 255; None where there is none
+    oracles: str  # the same of other decoders: what they are, or whether they refuse the file
     detail: str
     error: str  # "" where all is as it should be
 
 
 def doctor(config: DoctorConfig) -> list[Row]:
-    """Convert every malformed image and hold the outcome against what it must be.
+    """Convert every sound variant and every malformed image, and hold the outcome against what it must be.
 
     Raises:
       UsageError: `corpus` exists and is not an empty folder.
     """
     from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
-    from shardline.tools import malformed_images
+    from shardline.tools import image_variants, malformed_images
 
     set_up_process()
-    if not config.corpus:
-        return [examine(case) for case in malformed_images.cases()]
-    folder = Path(config.corpus)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
-    return [examine(case) for case in malformed_images.write(folder)]
+    cases = [*malformed_images.cases(), *image_variants.variants()]
+    if config.corpus:
+        folder = Path(config.corpus)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
+        malformed_images.write(folder, cases)
+    return [examine(case) for case in cases]
 
 
 def examine(case: Case) -> Row:
     """Convert one case as the converter would, and hold the result against what it must be."""
     from shardline.pipeline.image_options import ImageOptions
-    from shardline.pipeline.images import BadImage, process
+    from shardline.pipeline.images import BadImage, load_rgb, process  # OpenCV: not for --help
 
+    oracles = _oracles(case)
     try:
         image = process(case.data, ImageOptions())
     except BadImage as bad:
         error = "" if bad.reason == case.reason else f"expected {case.reason or 'an image'}"
-        return Row(case.name, f"{bad.status}: {bad.reason}", bad.detail, error)
+        return Row(case.name, f"{bad.status}: {bad.reason}", None, oracles, bad.detail, error)
     faults = [f"expected quarantine for {case.reason}"] if case.reason else []
     if case.note not in image.note:
         faults.append(f"expected the note {case.note!r}")
-    if b"Exif\0\0" in image.data or b"must not survive" in image.data:
-        faults.append("EXIF survived")
+    if any(mark in image.data for mark in (b"Exif\0\0", b"ICC_PROFILE", b"MPF\0", b"must not survive")):
+        faults.append("metadata survived")
+    difference = None
     if case.rgb is not None:
-        faults += _differences(image.data, case)
+        rgb = load_rgb(case.data, ImageOptions(resize="none"))
+        difference = _difference(rgb, case.rgb)
+        if rgb.shape != case.rgb.shape or difference > case.tolerance:
+            faults.append(f"{rgb.shape[0]}x{rgb.shape[1]}, differs by {difference:.1f}, more than {case.tolerance:g}")
     made = f"{image.source_format} {image.source_width}x{image.source_height}"
-    return Row(case.name, "written", f"{made}; {image.note}" if image.note else made, "; ".join(faults))
+    detail = f"{made}; {image.note}" if image.note else made
+    return Row(case.name, "written", difference, oracles, detail, "; ".join(faults))
 
 
-def _differences(stored: bytes, case: Case) -> list[str]:
-    """Compare the stored image, decoded as a reader would that ignores EXIF, with the case's pixels."""
-    import cv2
-    import numpy as np
+def _difference(rgb: np.ndarray, truth: np.ndarray) -> float:
+    return float(abs(rgb.astype(float) - truth).mean()) if rgb.shape == truth.shape else 255.0
 
-    bgr = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if bgr is None or case.rgb is None or bgr.shape != case.rgb.shape:
-        return [f"stored image is {None if bgr is None else bgr.shape}"]
-    difference = float(np.abs(bgr[:, :, ::-1].astype(float) - case.rgb).mean())
-    allowed = case.tolerance + 3  # for being stored as a JPEG
-    return [f"differs by {difference:.1f} levels of 255, more than {allowed:g}"] if difference > allowed else []
+
+def _oracles(case: Case) -> str:
+    """`Pillow 0.1, imagecodecs refuses`; "" where there is no truth to hold them against."""
+    from shardline.tools import image_oracles
+
+    if case.rgb is None:
+        return ""
+    found = image_oracles.verdicts(case.data, case.rgb)
+    return ", ".join(f"{name} {'refuses' if value is None else format(value, '.1f')}" for name, value in found.items())
 
 
 def table(rows: Iterable[Row]) -> str:
-    """One line a file."""
-    rows = list(rows)
-    first, second = (max(len(getattr(row, name)) for row in rows) for name in ("name", "outcome"))
-    return "\n".join(
-        f"{'WRONG' if row.error else 'ok':5}  {row.name:{first}}  {row.outcome:{second}}  {row.detail}"
-        + (f"  << {row.error}" if row.error else "")
+    """One line a file: what became of it, how far ours and those of other decoders are from the truth."""
+    lines = [
+        (
+            "WRONG" if row.error else "ok",
+            row.name,
+            row.outcome,
+            "" if row.difference is None else f"{row.difference:.1f}",
+            row.oracles,
+            row.detail + (f"  << {row.error}" if row.error else ""),
+        )
         for row in rows
-    )
+    ]
+    heads = ("", "file", "outcome", "ours", "others", "detail")
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (heads, *lines))
+    return "\n".join(text.rstrip() for text in texts)
 
 
 def codecs() -> list[str]:
@@ -118,6 +138,7 @@ def main(config: DoctorConfig) -> None:
     rows = doctor(config)
     from shardline.pipeline.images import versions  # OpenCV: not for --help
 
+    print("How far an image is from what it was made from: mean difference in levels of 255.\n")
     print(table(rows))
     print("\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print("\n".join(codecs()))

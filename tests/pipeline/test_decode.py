@@ -11,6 +11,8 @@ from PIL import Image
 from shardline.pipeline.decode import cut
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example
+from shardline.pipeline.images import ImageOptions, load_rgb
+from shardline.tools.image_variants import DISPLAY_P3
 from tests.pipeline.tiny import encode, image
 
 IMAGE = image(3, 40, 56)
@@ -70,11 +72,31 @@ def test_gray_becomes_three_channels():
         assert (found == found[..., :1]).all()
 
 
-def test_the_orientation_tag_is_not_applied_a_second_time():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter
-    for kind in ("jpeg", "png"):
-        assert decode(example(pillow(Image.fromarray(IMAGE), kind, exif=exif)), "any").shape == IMAGE.shape
+@pytest.mark.parametrize("encoding", ["any", "jpeg"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_adopted_images_are_what_the_converter_would_store(encoding, exact):
+    """Turned, over white, in sRGB: training, prediction and inspection see one image."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    transparent = Image.fromarray(np.dstack([IMAGE, np.full(IMAGE.shape[:2], 90, np.uint8)]))
+    files = [
+        pillow(Image.fromarray(IMAGE), "jpeg", exif=turned),
+        pillow(Image.fromarray(IMAGE), "png", exif=turned),
+        pillow(transparent, "png"),
+        pillow(Image.fromarray(IMAGE), "jpeg", icc_profile=DISPLAY_P3),
+    ]
+    for data in files:
+        found = decode(example(data), encoding, exact=exact)
+        np.testing.assert_array_equal(found, load_rgb(data, ImageOptions(resize="none")))
+    assert decode(example(files[0]), encoding, exact=exact).shape == (56, 40, 3)
+
+
+def test_a_window_of_a_turned_image_is_one_of_the_image_as_shown():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = pillow(Image.fromarray(IMAGE), "jpeg", exif=turned)
+    whole = decode(example(data), "jpeg").copy()
+    np.testing.assert_array_equal(decode(example(data), "jpeg", window=lambda *_: (2, 3, 30, 9)), whole[2:32, 3:12])
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw", "any"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import subprocess
 import sys
@@ -13,12 +12,17 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFilter, ImageOps
 
-from shardline.pipeline import images
+from shardline.pipeline import color, image_pixels, images, opencv
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.image_headers import READERS, UNSUPPORTED, read_header, sniff
+from shardline.pipeline.image_headers import FORMATS, read_header
 from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.image_types import Header
 from shardline.pipeline.images import BadImage, FilteredImage, load_rgb, process
+from shardline.pipeline.jpeg import JpegHeader
+from shardline.pipeline.sniff import UNSUPPORTED, sniff
 from shardline.tools import malformed_images
+from shardline.tools.image_variants import profile_of, variants
+from shardline.tools.image_writers import GRAY, tiff
 
 images.set_up_process()
 
@@ -96,12 +100,65 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert load_rgb(save(dark), AS_IS).max() == 1
 
 
+@pytest.mark.parametrize(
+    ("highest", "note"), [(3000, "uses 3,000 of 65,535 levels"), (4080, "uses 4,080 of 65,535 levels"), (40_000, "")]
+)
+def test_a_depth_little_used_is_noted_and_can_be_scaled(highest: int, note: str) -> None:
+    """Reflectance from 0 to 3,000 or CT from 0 to 4,080 in 16 bits is nearly black as it stands."""
+    ramp = np.linspace(0, highest, 64 * 48).astype(np.uint16).reshape(48, 64)
+    for data in (save(ramp, "PNG"), save(ramp, "TIFF")):
+        full, scaled = (process(data, ImageOptions(depth_range=value)) for value in ("full", "image"))
+        assert full.note == note and scaled.note.startswith("levels 0 to")
+        shown = load_rgb(data, ImageOptions(depth_range="image"))
+        assert (shown.min(), shown.max()) == (0, 255) and abs(shown.mean() - 127.5) < 1
+        assert np.array_equal(load_rgb(data, ImageOptions(depth_range=f"0,{highest}")), shown)
+        brighter = load_rgb(data, ImageOptions(depth_range=f"{highest / 4},{highest / 2}"))
+        assert (brighter == 0).mean() > 0.24 and (brighter == 255).mean() > 0.49
+        assert load_rgb(data, AS_IS).max() == round(highest / 257)
+
+
+def test_a_range_is_for_more_than_8_bits_alone() -> None:
+    for rgb in (malformed_images.reference_image(), malformed_images.reference_image()[..., 0]):
+        for depth_range in ("image", "100,200"):
+            assert np.array_equal(
+                load_rgb(save(rgb), ImageOptions(depth_range=depth_range)), load_rgb(save(rgb), AS_IS)
+            )
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i2", "u4"])
+def test_samples_without_a_range_of_their_own_need_one(kind: str) -> None:
+    """Floats, signed and 32-bit numbers: refused by name, or scaled as asked; what is no number is black."""
+    ramp = np.linspace(-1000, 3000, 64 * 48).reshape(48, 64, 1) + (1000 if kind == "u4" else 0)
+    if kind[0] == "f":
+        ramp[0, 0], ramp[0, 1] = np.nan, np.inf
+        data = tiff(ramp.astype(kind), GRAY)
+    else:
+        formats = [(339, 3, [2])] if kind == "i2" else []
+        data = tiff(ramp.astype(np.int64), GRAY, 8 * int(kind[1]), tags=formats)
+    with pytest.raises(BadImage, match=r"unsupported-tiff.*depth_range"):
+        process(data, AS_IS)
+    low, high = (0, 4000) if kind == "u4" else (-1000, 3000)
+    for depth_range in ("image", f"{low},{high}"):
+        shown = load_rgb(data, ImageOptions(depth_range=depth_range))
+        assert abs(shown.mean() - 127.5) < 1.5 and np.ptp(shown[1:]) >= 249
+    assert load_rgb(data, ImageOptions(depth_range="image"))[0, 0, 0] <= 1
+
+
+@pytest.mark.parametrize("value", ["most", "1", "5,5", "9,1", "a,b", "0,inf", "nan,1", ""])
+def test_a_depth_range_that_cannot_be_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"depth_range=.*0,4095"):
+        ImageOptions(depth_range=value)
+    assert ImageOptions(depth_range="0.50,4095").depth_range == "0.5,4095"
+
+
 def test_alpha_is_blended_exactly() -> None:
     color, alpha = np.meshgrid(np.arange(256), np.arange(256))
-    bgra = np.dstack([color, color, color, alpha]).astype(np.uint8)
     straight = np.floor((color * alpha + 255 * (255 - alpha)) / 255 + 0.5)
-    assert np.array_equal(images._over_white(bgra, premultiplied=False)[..., 0], straight)
-    assert np.array_equal(images._over_white(bgra, premultiplied=True)[..., 0], np.minimum(color + 255 - alpha, 255))
+    levels = color.astype(np.uint8)[..., None], alpha.astype(np.uint8)[..., None]
+    assert np.array_equal(image_pixels._over_white(*levels, associated=False)[..., 0], straight)
+    assert np.array_equal(
+        image_pixels._over_white(*levels, associated=True)[..., 0], np.minimum(color + 255 - alpha, 255)
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -115,7 +172,7 @@ def test_large_images_are_decoded_like_small_ones(case: malformed_images.Case, m
             return bad.reason
 
     small = outcome()
-    monkeypatch.setattr(images, "LARGE_BYTES", 0)
+    monkeypatch.setattr(opencv, "LARGE_BYTES", 0)
     assert outcome() == small
 
 
@@ -123,7 +180,7 @@ def test_large_images_are_decoded_like_small_ones(case: malformed_images.Case, m
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_applied_to_large_images(kind: str, orientation: int, monkeypatch) -> None:
     """Reduced before they are turned, and through a file in memory."""
-    monkeypatch.setattr(images, "LARGE_BYTES", 0)
+    monkeypatch.setattr(opencv, "LARGE_BYTES", 0)
     exif = Image.Exif()
     exif[0x0112] = orientation
     rgb = cv2.GaussianBlur(natural(320, 480), (0, 0), 2)
@@ -138,15 +195,14 @@ def test_every_orientation_is_applied_to_large_images(kind: str, orientation: in
 @pytest.mark.parametrize("halvings", [0, 1, 3])
 def test_large_images_are_made_bgr_and_halved_in_bands(depth: int, channels: int, halvings: int) -> None:
     stored = natural(640, 480)[..., [0, 1, 2, 0][:channels]].squeeze()
-    header = read_header(save(stored))
-    pixels = stored if depth == 8 else stored.astype(np.uint16) * 257
+    samples = opencv.samples(stored.copy() if depth == 8 else stored.astype(np.uint16) * 257, b"")
     want = stored[..., None].repeat(3, axis=2) if channels == 1 else stored
     if channels == 4:
-        want = images._over_white(stored, premultiplied=False)
+        want = image_pixels._over_white(stored[..., :3], stored[..., 3:], associated=False)
     for _ in range(halvings):
-        want = images._halve(want)
-    got = images._to_bgr(pixels.copy(), dataclasses.replace(header, depth=depth), halvings)
-    assert np.array_equal(got, want)
+        want = image_pixels.halve(want)
+    got, note = image_pixels._to_bgr(samples, Header("png", 480, 640), color.conversion_of(samples), halvings, "full")
+    assert np.array_equal(got, want) and note == ""
 
 
 def test_ten_bit_avif_is_scaled_by_its_own_depth() -> None:
@@ -165,8 +221,8 @@ def test_xmp_before_exif_hides_no_orientation() -> None:
 
 
 def test_formats_are_told_by_content_and_names_are_unique() -> None:
-    assert {sniff(case.data) for case in SOUND} == set(READERS)
-    assert not set(READERS) & set(UNSUPPORTED)
+    assert {sniff(case.data) for case in [*SOUND, *variants()]} == set(FORMATS)
+    assert not set(FORMATS) & set(UNSUPPORTED)
     assert sniff(b"P6 2 2 255\n") == "pnm" and sniff(b"PNG, not really") == ""
 
 
@@ -180,13 +236,13 @@ def test_a_small_jpeg_passes_through_untouched() -> None:
     assert process(jpeg, ImageOptions(encoding="png")).data[:4] == b"\x89PNG"
 
 
-def test_only_exif_xmp_and_what_follows_the_end_are_taken_from_a_passing_jpeg() -> None:
+def test_only_metadata_and_what_follows_the_end_are_taken_from_a_passing_jpeg() -> None:
     rgb = natural(90, 120)
     exif = Image.Exif()
     exif[0x010E] = "a name"
-    options = {"quality": 97, "icc_profile": b"profile" * 50, "progressive": True}  # many scans to walk
+    options = {"quality": 97, "progressive": True}  # many scans to walk
     bare = save(rgb, "JPEG", **options)
-    dressed = save(rgb, "JPEG", exif=exif, xmp=b"<x:xmpmeta/>", **options)
+    dressed = save(rgb, "JPEG", exif=exif, xmp=b"<x:xmpmeta/>", icc_profile=profile_of("sRGB"), **options)
     assert len(dressed) > len(bare)
     assert process(dressed + b"\xff\xd8 film \xff\xd9", ImageOptions()).data == bare
 
@@ -196,6 +252,7 @@ def test_what_few_decoders_read_is_encoded_anew() -> None:
         case = next(case for case in CASES if case.name == name)
         stored = process(case.data, ImageOptions()).data
         header = read_header(stored)
+        assert isinstance(header, JpegHeader)
         assert (header.cmyk, header.orientation, header.passes_through) == ("", 1, True)
 
 
@@ -490,6 +547,7 @@ _DIGEST = """
 import hashlib, sys, cv2, numpy as np
 from shardline.tools import malformed_images
 from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.image_types import Header
 from shardline.pipeline.images import process, set_up_process
 set_up_process()
 cv2.setNumThreads(int(sys.argv[1]))

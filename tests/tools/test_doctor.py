@@ -12,11 +12,13 @@ import pytest
 
 from shardline.pipeline import images
 from shardline.pipeline.errors import Failure
-from shardline.tools import doctor, malformed_images
+from shardline.tools import doctor, image_variants, malformed_images
 
 images.set_up_process()
 
-CASES = {case.name: case for case in malformed_images.cases()}
+MALFORMED = {case.name: case for case in malformed_images.cases()}
+VARIANTS = {case.name: case for case in image_variants.variants()}
+CASES = MALFORMED | VARIANTS
 
 # What a user may rely on. A change here is a change of the product: say so in the release notes.
 WRITTEN = """
@@ -28,6 +30,7 @@ orientation-6.png orientation-6.webp orientation-6.tif orientation-6.avif gray.j
 cmyk-plain.jpg ycck.jpg palette.png palette-with-transparency.png alpha.png gray-alpha.png 1-bit.png 16-bit.png
 16-bit-alpha.png 16-bit-gray.png alpha.webp alpha.avif alpha.tif alpha.jp2 transparent.gif cmyk.tif palette.tif
 fax.tif 16-bit-gray.tif palette.bmp gray.bmp 16-bit.ppm animated.gif animated.webp animated.png animated.avif
+frame-beyond-the-screen.gif animation-without-frames.png
 """
 QUARANTINED = {
     "empty": "empty.jpg",
@@ -37,26 +40,25 @@ QUARANTINED = {
         cut-in-half-lossy.avif cut-in-half-plain.bmp cut-in-half-plain.gif cut-in-half-lossless.jp2
         cut-in-half-codestream.j2k cut-in-half-plain.ppm cut-in-half-none.tif cut-in-half-LZW.tif
         cut-in-half-Deflate.tif cut-in-half-PackBits.tif cut-in-half-JPEG.tif cut-in-half-two-pages.tif
-        cut-in-the-header.jpg last-two-bytes-missing.jpg""",
+        cut-in-the-header.jpg last-two-bytes-missing.jpg empty.jxl""",
     "corrupt-scan": "40-zeroed-bytes.jpg 200-bytes-lost.jpg",
-    "corrupt-data": "one-bit-flipped.png",
-    "too-many-pixels": "16000x16000.png 60000x60000.gif",
-    "unsupported-heic": "photo.heic",
-    "unsupported-jpeg-xl": "photo.jxl",
+    "corrupt-data": """one-bit-flipped.png damaged-chunk-name.png damaged-text.png empty.heic
+        small-says-the-canvas.webp""",
+    "corrupt-header": "small-says-the-box.avif small-says-the-page.tif endless-digits.pgm",
+    "too-many-pixels": "16000x16000.png 60000x60000.gif frame-of-60000x60000.gif",
+    "side-too-long": "strip.png",
     "unsupported-raw": "photo.cr3",
     "unsupported-video": "movie.mp4",
     "unsupported-psd": "layers.psd",
     "unsupported-svg": "drawing.svg",
     "unsupported-pdf": "document.pdf",
     "unsupported-ico": "icon.ico",
-    "unsupported-bigtiff": "big.tif",
-    "unsupported-tiff": "float.tif gray-alpha.tif",
     "unsupported-jpeg": "12-bit.jpg lossless.jpg",
 }
 
 
 def test_the_table_is_the_promised_one() -> None:
-    rows = {name: doctor.examine(case) for name, case in CASES.items()}
+    rows = {name: doctor.examine(case) for name, case in MALFORMED.items()}
     assert {name: row.error for name, row in rows.items() if row.error} == {}
     expected = dict.fromkeys(WRITTEN.split(), "written")
     for reason, names in QUARANTINED.items():
@@ -64,12 +66,23 @@ def test_the_table_is_the_promised_one() -> None:
     assert {name: row.outcome for name, row in rows.items()} == expected
 
 
+def test_every_variant_is_written_or_refused_by_name_beside_the_verdict_of_others() -> None:
+    for row in (doctor.examine(case) for case in list(VARIANTS.values())[::7]):
+        assert not row.error
+        assert row.outcome == "written" or row.outcome.startswith("quarantined: unsupported-")
+        assert "Pillow" in row.oracles or not VARIANTS[row.name].rgb
+        assert (row.difference is None) == (row.outcome != "written")
+    row = doctor.examine(CASES["gray-12-bit.tif"])
+    assert row.difference is not None and row.difference < 0.1
+    assert "Pillow 112.8" in row.oracles  # it errs, and everybody can see
+
+
 @pytest.mark.parametrize(
     ("name", "change", "complaint"),
     [
         ("plain.png", {"rgb": malformed_images.reference_image()[:, :, ::-1]}, "differs by"),
         ("plain.png", {"rgb": malformed_images.reference_image()[:, ::-1]}, "differs by"),
-        ("plain.png", {"rgb": np.zeros((5, 5, 3), np.uint8)}, "stored image is"),
+        ("plain.png", {"rgb": np.zeros((5, 5, 3), np.uint8)}, "120x160, differs by 255.0"),
         ("plain.png", {"reason": "truncated"}, "expected quarantine for truncated"),
         ("plain.png", {"note": "first frame"}, "expected the note"),
         ("empty.jpg", {"reason": ""}, "expected an image"),
@@ -83,10 +96,11 @@ def test_a_wrong_outcome_is_named(name: str, change: dict, complaint: str) -> No
 def test_a_wrong_row_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     broken = replace(CASES["empty.jpg"], reason="truncated")
     monkeypatch.setattr(malformed_images, "cases", lambda: [CASES["plain.png"], broken])
+    monkeypatch.setattr(image_variants, "variants", list)
     with pytest.raises(Failure, match=r"1 of 2 .*empty\.jpg"):
         doctor.main(doctor.DoctorConfig())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("ok     plain.png") and lines[1].startswith("WRONG  empty.jpg")
+    assert lines[3].startswith("ok     plain.png") and lines[4].startswith("WRONG  empty.jpg")
 
 
 def test_the_command_keeps_the_corpus_and_refuses_a_full_folder(tmp_path: Path) -> None:

@@ -133,12 +133,12 @@ def test_conflicting_labels_and_cross_split_pairs_are_reported_first(tmp_path, c
 
 @pytest.fixture(scope="module")
 def malformed(tmp_path_factory):
-    from shardline.tools.malformed_images import write
+    from shardline.tools.malformed_images import cases, write
 
     folder = tmp_path_factory.mktemp("malformed") / "s"
     class_folders(folder, 1, 4)
     (folder / "corpus").mkdir()
-    write(folder / "corpus")
+    write(folder / "corpus", cases())
     return folder
 
 

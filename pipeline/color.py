@@ -1,0 +1,84 @@
+"""Color profiles: what a file's ICC profile means, in sRGB. LittleCMS through Pillow, imported when a file needs it."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from shardline.pipeline.image_types import Samples
+
+ROWS = 256  # converted at a time: a large image must not need its memory three times
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to do for one profile."""
+
+    note: str  # for people: the profile's name and what became of it
+    mode: str = ""  # of Pillow's, that the transform takes
+    transform: Any = None  # Pillow's, from the profile to sRGB; None to leave the pixels as they are
+
+
+_NOTHING = Conversion("")
+
+
+def conversion_of(samples: Samples) -> Conversion:
+    """What to do with decoded samples."""
+    if not samples.profile:
+        return _NOTHING
+    channels = samples.channels.removesuffix("A")
+    return conversion(samples.profile, {"BGR": "RGB", "P": "RGB"}.get(channels, channels))
+
+
+@lru_cache(32)
+def conversion(profile: bytes, mode: str) -> Conversion:
+    """How pixels of a mode of Pillow's (L, RGB, CMYK) with this profile become sRGB; damaged profiles are ignored."""
+    from PIL import Image, ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = _printable(ImageCms.getProfileDescription(source))
+        if mode == "L" and source.profile.xcolor_space.strip() == "RGB":  # a color profile on a gray image
+            mode = "RGB"
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return Conversion("color profile ignored: damaged, or of another kind of color")
+    if mode != "CMYK":
+        probe = _probe(mode)
+        converted = np.asarray(ImageCms.applyTransform(Image.fromarray(probe), transform)).astype(int)
+        if np.abs(converted - probe.reshape(*probe.shape[:2], -1)).max() <= 2:
+            return Conversion(f"color profile {name} left out: it is sRGB")
+    return Conversion(f"color profile {name} converted to sRGB", mode, transform)
+
+
+def _probe(mode: str) -> np.ndarray:
+    """Pixels over the whole range of a mode."""
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    if mode == "L":
+        return levels[None]
+    return np.stack(np.meshgrid(levels[::3], levels[::3], levels[::3]), axis=-1).reshape(1, -1, 3)
+
+
+def _printable(text: str) -> str:
+    """A profile's description is anybody's text."""
+    return re.sub(r"[^\w .()+-]+", " ", text, flags=re.ASCII).strip()[:40] or "without a name"
+
+
+def to_srgb(pixels: np.ndarray, change: Conversion) -> np.ndarray:
+    """uint8 [height, width] gray, [..., 3] RGB or [..., 4] CMYK to BGR."""
+    from PIL import Image, ImageCms
+
+    bgr = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), ROWS):
+        band = np.ascontiguousarray(pixels[top : top + ROWS])
+        if band.ndim == 2 and change.mode == "RGB":
+            band = cv2.cvtColor(band, cv2.COLOR_GRAY2RGB)
+        rgb = np.asarray(ImageCms.applyTransform(Image.fromarray(band, change.mode), change.transform))
+        bgr[top : top + ROWS] = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return bgr

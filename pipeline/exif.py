@@ -1,0 +1,101 @@
+"""TIFF directories, which EXIF blocks are, too: the orientation of an image and the tags that its pixels need.
+
+Reads the tags that are asked for and no more, follows no loops, and forgives what OpenCV and Pillow forgive: a missing
+pointer to the next directory, other tags with values outside the block, more entries announced than there are.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+ORIENTATION = 0x0112
+_INTEGERS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
+
+
+class Entry(NamedTuple):
+    """One tag of a directory, its values not yet read."""
+
+    tag: int
+    kind: int  # as TIFF numbers the types
+    length: int  # number of values
+    position: int  # of the value, or of the offset where the values lie
+
+
+class Directory:
+    """One directory of a TIFF file or EXIF block, classic or BigTIFF.
+
+    Raises:
+      struct.error: the block ends before the first entry.
+    """
+
+    def __init__(self, data: bytes, offset: int | None = None) -> None:
+        self.data = data
+        self.order = {b"II": "<", b"MM": ">"}[data[:2]]
+        self.big = struct.unpack_from(self.order + "H", data, 2)[0] == 43
+        self._word = "Q" if self.big else "I"
+        if offset is None:
+            (offset,) = struct.unpack_from(self.order + self._word, data, 8 if self.big else 4)
+        if offset > len(data):
+            raise struct.error("the directory lies beyond the end")
+        count: int
+        (count,) = struct.unpack_from(self.order + ("Q" if self.big else "H"), data, offset)
+        self._start = offset + (8 if self.big else 2)
+        self._size = 20 if self.big else 12
+        self._count = max(0, min(count, 0xFFFF, (len(data) - self._start) // self._size))
+        self.whole = self._count == count  # False where the block ends inside the directory
+
+    @property
+    def following(self) -> int:
+        """Offset of the next directory; 0 for none."""
+        end = self._start + self._count * self._size
+        size = 8 if self.big else 4
+        return int.from_bytes(self.data[end : end + size], "little" if self.order == "<" else "big")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Entry]:
+        layout = f"{self.order}HH{self._word}{8 if self.big else 4}x"
+        entries = memoryview(self.data)[self._start : self._start + self._count * self._size]
+        first = self._start + (12 if self.big else 8)
+        for i, (tag, kind, length) in enumerate(struct.iter_unpack(layout, entries)):
+            yield Entry(tag, kind, length, first + i * self._size)
+
+    def values(self, entry: Entry, most: int) -> np.ndarray:
+        """The first values of a tag, at most `most`; fewer where the block ends, none if they are no integers."""
+        kind = np.dtype(self.order + _INTEGERS.get(entry.kind, "V0"))
+        where, count = entry.position, min(entry.length, most)
+        if not kind.itemsize:
+            return np.empty(0, np.int64)
+        if kind.itemsize * entry.length > (8 if self.big else 4):
+            (where,) = struct.unpack_from(self.order + self._word, self.data, where)
+            where = min(where, len(self.data))
+        count = max(0, min(count, (len(self.data) - where) // kind.itemsize))
+        return np.frombuffer(self.data, kind, count, where) if count else np.empty(0, np.int64)
+
+
+def orientation(block: bytes) -> int:
+    """The orientation that an EXIF block or TIFF file gives: 1 to 8, 1 for a value out of range, 0 for no such tag."""
+    found = 0
+    if block[:2] in (b"II", b"MM"):
+        try:
+            directory = Directory(block)
+            for entry in directory:
+                if entry.tag == ORIENTATION:
+                    values = directory.values(entry, 1)
+                    found = int(values[0]) if len(values) and 1 <= values[0] <= 8 else found or 1
+        except struct.error:
+            pass
+    return found
+
+
+def xmp_orientation(packet: bytes) -> int:
+    """The orientation that an XMP packet gives, for files whose EXIF gives none: 1 to 8, 0 for none."""
+    found = _XMP_ORIENTATION.search(packet)
+    return int(found[1]) if found else 0

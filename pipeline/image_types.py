@@ -1,0 +1,58 @@
+"""BadImage, Header and Samples: what the modules of all image formats share. No OpenCV, no TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardline.pipeline.text import display
+
+
+class BadImage(ValueError):
+    """This input cannot become an image. `reason` is a short stable slug to count by; `detail` is for people."""
+
+    status = "quarantined"
+
+    def __init__(self, reason: str, detail: str):
+        detail = display(detail)  # it may quote the file
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.detail)  # crosses process boundaries whole
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before any pixel is decoded. Width and height are as stored, not yet oriented."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1  # EXIF's numbering, 1..8: what is still to be undone after decoding
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Decoded samples, and what they mean.
+
+    Attributes:
+      pixels: [height, width] or [height, width, channels], as the decoder gave them.
+      channels: L (gray), LA, BGR, BGRA, RGB, RGBA, CMYK (0 is no ink) or P (numbers of colors in `palette`).
+      white: the level that means full intensity, of alpha, too; 0 where the format defines none.
+      associated: the color is already multiplied by alpha.
+      palette: uint8 [colors, 4], RGBA.
+      profile: ICC color profile; empty for sRGB.
+      note: what a person may want to know; "" for nothing.
+    """
+
+    pixels: np.ndarray
+    channels: str
+    white: int = 255
+    associated: bool = False
+    palette: np.ndarray | None = None
+    profile: bytes = b""
+    note: str = ""

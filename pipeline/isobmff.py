@@ -1,0 +1,149 @@
+"""Boxes, as AVIF, JPEG 2000 and JPEG XL nest them: no more than it takes to know a size before decoding."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import islice
+
+from shardline.pipeline.image_types import BadImage
+
+MOST_BOXES = 10_000
+MOST_ITEMS = 1_000  # of an AVIF, and chunks of its tracks
+
+
+def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of the bodies of the boxes between two offsets. Raises BadImage for one that runs past."""
+    end = len(data) if end is None else end
+    for _ in range(MOST_BOXES):
+        if start + 8 > end:
+            return
+        size, kind = struct.unpack_from(">I4s", data, start)
+        body = start + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, body)
+            body += 8
+        stop = end if size == 0 else start + size
+        if stop > end or stop < body:
+            raise BadImage("truncated", f"box {kind.decode('ascii', 'replace')!a} at byte {start} runs past the end")
+        yield kind, body, stop
+        start = stop
+    raise BadImage("corrupt-header", f"more than {MOST_BOXES:,} boxes")
+
+
+class Bits:
+    """Numbers of any width from a run of bytes."""
+
+    def __init__(self, data: bytes, *, lowest_first: bool = False) -> None:
+        self._lowest_first = lowest_first
+        self._length = 8 * len(data)
+        self._number = int.from_bytes(data, "little" if lowest_first else "big")
+        self._position = 0
+
+    def read(self, width: int) -> int:
+        """The next number. Raises IndexError behind the end."""
+        self._position += width
+        if self._position > self._length:
+            raise IndexError("out of bits")
+        shift = self._position - width if self._lowest_first else self._length - self._position
+        return self._number >> shift & (1 << width) - 1
+
+
+# --- AV1 in AVIF ------------------------------------------------------------------------------------------
+
+
+def check_av1_sizes(data: bytes, height: int, width: int) -> None:
+    """Refuse an AVIF whose coded images are larger than its header says: libavif would decode, then shrink them."""
+    for start in islice(_av1_starts(data), MOST_ITEMS + 1):
+        size = _av1_size(data[start : start + 256])
+        if size and (size[0] > height + 64 or size[1] > width + 64):
+            raise BadImage("corrupt-header", f"avif: says {width}x{height} pixels, holds {size[1]}x{size[0]}")
+
+
+def _av1_starts(data: bytes) -> Iterator[int]:
+    """Where the items and the first samples of tracks begin."""
+    seen = set()
+    for kind, start, end in boxes(data):
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if kind == b"meta":
+            inner = {kind: (start, end) for kind, start, end in boxes(data, start + 4, end)}
+            if b"iloc" in inner:
+                yield from _item_starts(data, *inner[b"iloc"], inner.get(b"idat", (0, 0))[0])
+        elif kind == b"moov":
+            for name, size in ((b"stco", 4), (b"co64", 8)):
+                at = data.find(name, start, end)
+                while at >= 0:
+                    yield int.from_bytes(data[at + 12 : at + 12 + size], "big")
+                    at = data.find(name, at + 4, end)
+
+
+def _item_starts(data: bytes, start: int, end: int, inside: int) -> Iterator[int]:
+    """First extent of each item of an iloc box; `inside`: where the idat box's body begins."""
+    version, sizes = data[start], int.from_bytes(data[start + 4 : start + 6], "big")
+    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    index_size = sizes & 15 if version else 0
+    id_size = 4 if version == 2 else 2
+    position = start + 6 + id_size  # after the number of items
+    if int.from_bytes(data[start + 6 : position], "big") > MOST_ITEMS:
+        raise BadImage("unsupported-avif", f"AVIF of more than {MOST_ITEMS:,} items")
+    while position + id_size + 4 <= end:
+        position += id_size
+        method = data[position + 1] & 15 if version else 0
+        position += 4 if version else 2
+        base = int.from_bytes(data[position : position + base_size], "big")
+        position += base_size
+        extents = int.from_bytes(data[position : position + 2], "big")
+        first = position + 2 + index_size
+        yield base + int.from_bytes(data[first : first + offset_size], "big") + (inside if method == 1 else 0)
+        position += 2 + extents * (index_size + offset_size + length_size)
+
+
+def _av1_size(data: bytes) -> tuple[int, int] | None:
+    """Largest height and width by the sequence header that begins an AV1 bit stream; None if there is none."""
+    position = 0
+    while position + 2 < len(data) and not data[position] & 0x81:
+        kind, extended, sized = data[position] >> 3, data[position] >> 2 & 1, data[position] >> 1 & 1
+        position += 1 + extended
+        length = shift = 0
+        while sized:
+            length |= (data[position] & 0x7F) << shift
+            shift, position, sized = shift + 7, position + 1, data[position] >> 7
+        if kind == 1:
+            return _sequence_size(Bits(data[position:]))
+        if kind not in (2, 5, 15):  # temporal delimiter, metadata, padding
+            return None
+        position += length
+    return None
+
+
+def _sequence_size(bits: Bits) -> tuple[int, int] | None:
+    """AV1 specification, 5.5.1: all that stands before the size, and the size."""
+    bits.read(4)  # profile, still picture
+    if bits.read(1):  # reduced header
+        bits.read(5)
+    else:
+        delay_bits = 0
+        if bits.read(1):  # timing
+            bits.read(64)
+            if bits.read(1):  # equal intervals
+                zeros = 0
+                while not bits.read(1):
+                    zeros += 1
+                bits.read(zeros)
+            if bits.read(1):  # decoder model
+                delay_bits = bits.read(5) + 1
+                bits.read(42)
+        delayed = bits.read(1)
+        for _ in range(bits.read(5) + 1):  # operating points
+            bits.read(12)
+            if bits.read(5) > 7:
+                bits.read(1)
+            if delay_bits and bits.read(1):
+                bits.read(2 * delay_bits + 1)
+            if delayed and bits.read(1):
+                bits.read(4)
+    width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
+    width = bits.read(width_bits) + 1
+    return bits.read(height_bits) + 1, width

@@ -1,0 +1,41 @@
+"""OpenCV's decoders, for PNG and WebP."""
+
+from __future__ import annotations
+
+import os
+
+import cv2
+import numpy as np
+
+from shardline.pipeline.image_types import BadImage, Header, Samples
+
+LARGE_BYTES = 16 << 20  # of decoded pixels; from here on their memory matters more than a copy of the file
+
+
+def decode(data: bytes, header: Header) -> np.ndarray:
+    """What OpenCV makes of it: 16 bits and alpha kept, no orientation applied."""
+    try:
+        pixels = _decode(data, header)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{header.format}: {error.err}") from None
+        raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
+    if pixels is None:
+        raise BadImage("corrupt-data", f"{header.format}: damaged image data")
+    return pixels
+
+
+def _decode(data: bytes, header: Header) -> np.ndarray | None:
+    if header.height * header.width * 3 < LARGE_BYTES:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    # imdecode copies the pixels on their way into Python; imread with a `dst` decodes them in place.
+    with open(os.memfd_create("image"), "wb") as file:
+        file.write(data)
+        file.flush()
+        return cv2.imread(f"/proc/self/fd/{file.fileno()}", dst=None, flags=cv2.IMREAD_UNCHANGED)
+
+
+def samples(pixels: np.ndarray, profile: bytes) -> Samples:
+    """Gray, gray with alpha, BGR or BGRA of 8 or 16 bits."""
+    channels = {1: "L", 2: "LA", 3: "BGR", 4: "BGRA"}[1 if pixels.ndim == 2 else pixels.shape[2]]
+    return Samples(pixels, channels, int(np.iinfo(pixels.dtype).max), profile=profile)

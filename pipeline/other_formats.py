@@ -1,0 +1,463 @@
+"""GIF, BMP, PNM, WebP, AVIF, HEIC, JPEG 2000 and JPEG XL: size and frames before decoding, then the pixels.
+
+Decoders are imported when a file first needs them: most workers never see one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardline.pipeline import exif, isobmff, jpeg, opencv
+from shardline.pipeline.image_types import BadImage, Header, Samples
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+MOST_BLOCKS = 200_000  # of data in a GIF: 50 MB
+MOST_FRAMES = 10_000  # or extensions or chunks
+
+
+# --- Pillow -----------------------------------------------------------------------------------------------
+
+
+def _pillow(name: str, plugin: type[ImageFile], data: bytes) -> ImageFile:
+    """Open without decoding, and without Pillow's own pixel limit: ours is checked after this."""
+    try:
+        return plugin(io.BytesIO(data))
+    except (OSError, RuntimeError, SyntaxError, ValueError, struct.error) as error:
+        raise _pillow_fault(name, error) from None
+
+
+def _pillow_samples(name: str, image: ImageFile) -> Samples:
+    try:
+        image.load()
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+        raise _pillow_fault(name, error) from None
+    profile = image.info.get("icc_profile") or b""
+    if image.mode == "P":
+        colors = np.zeros((256, 4), np.uint8)
+        table = np.frombuffer(bytes(image.getpalette("RGBA") or ()), np.uint8).reshape(-1, 4)
+        colors[: len(table)] = table
+        return Samples(np.asarray(image), "P", palette=colors, profile=profile)
+    if image.mode == "1":
+        return Samples(np.asarray(image).view(np.uint8), "L", 1)
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        raise BadImage(f"unsupported-{name}", f"{name} of mode {image.mode}; convert it to PNG or JPEG")
+    return Samples(np.asarray(image), image.mode, profile=profile)
+
+
+def _pillow_fault(name: str, error: Exception) -> BadImage | MemoryError:
+    text = str(error)
+    if re.search("out of memory", text, re.IGNORECASE):
+        return MemoryError(f"{name}: {text}")
+    if re.search("unsupported|not supported|unknown", text, re.IGNORECASE):
+        return BadImage(f"unsupported-{name}", f"{text}; convert it to PNG or JPEG")
+    reason = "truncated" if re.search("truncat|negative", text, re.IGNORECASE) else "corrupt-data"
+    return BadImage(reason, f"{name}: {text}")
+
+
+# --- BMP --------------------------------------------------------------------------------------------------
+
+
+def _open_bmp(data: bytes) -> ImageFile:
+    from PIL.BmpImagePlugin import BmpImageFile
+
+    return _pillow("bmp", BmpImageFile, data)
+
+
+def read_bmp(data: bytes) -> Header:
+    """The size, as Pillow reads it."""
+    return Header("bmp", *_open_bmp(data).size)
+
+
+def decode_bmp(data: bytes, header: Header, reduction: int = 1) -> Samples:
+    """By Pillow. Alpha that is 0 everywhere is no alpha: the Windows clipboard leaves it empty."""
+    samples = _pillow_samples("bmp", _open_bmp(data))
+    if samples.channels == "RGBA" and not samples.pixels[..., 3].any():
+        return Samples(samples.pixels[..., :3], "RGB")
+    return samples
+
+
+# --- GIF --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GifHeader(Header):
+    """The first frame of a GIF: where it is in the file, as byte offsets, and on the screen."""
+
+    control: int = 0  # of its graphic control extension; 0 for none
+    frame: int = 0
+    frame_end: int = 0
+    place: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, height, width
+
+
+def read_gif(data: bytes) -> GifHeader:
+    """Walk the blocks to the trailer, or as many as a large file has, counting frames."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+    control = frame = frame_end = frames = 0
+    place = (0, 0, 0, 0)
+    budget = MOST_BLOCKS
+    for _ in range(MOST_FRAMES):
+        block = data[position]
+        if budget <= 0 or (block == 0x3B and frames):
+            break
+        start = position
+        if block == 0x2C:
+            left, top, across, down, local = struct.unpack_from("<HHHHB", data, position + 1)
+            position += 11 + (3 << ((local & 7) + 1) if local & 0x80 else 0)
+        elif block == 0x21:
+            if not frames and data[position + 1] == 0xF9:
+                control = position
+            position += 2
+        else:
+            raise BadImage("corrupt-data", f"GIF: unknown block at byte {position}")
+        position, budget = _after_blocks(data, position, budget)
+        if block == 0x2C:
+            frames += 1
+            if frames == 1:
+                frame, frame_end, place = start, position, (top, left, down, across)
+    # As browsers do, a screen too small for its first frame grows.
+    size = max(width, place[1] + place[3]), max(height, place[0] + place[2])
+    return GifHeader("gif", *size, frames=frames, control=control, frame=frame, frame_end=frame_end, place=place)
+
+
+def _after_blocks(data: bytes, position: int, budget: int) -> tuple[int, int]:
+    """Past a run of data blocks and its end, and what is left of the budget: of 0, nobody knows where the end is."""
+    while budget > 0:
+        length = data[position]
+        position += length + 1
+        budget -= 1
+        if not length:
+            return position, budget
+    return len(data) - 1, 0
+
+
+def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
+    """The first frame by Pillow, on a screen that is transparent if the frame has a transparent color."""
+    from PIL.GifImagePlugin import GifImageFile
+
+    top, left, height, width = header.place
+    colors = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    key = data[header.control + 6] if header.control and data[header.control + 3] & 1 else None
+    descriptor = struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, data[header.frame + 9])
+    body = data[header.frame + 10 : header.frame_end]
+    alone = b"".join([b"GIF89a", struct.pack("<HH", width, height), data[10:colors], descriptor, body, b";"])
+    frame = _pillow_samples("gif", _pillow("gif", GifImageFile, alone))
+    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) if frame.palette is None else frame.palette
+    palette[:, 3] = 255
+    if key is not None:
+        palette[key, 3] = 0
+    if frame.pixels.shape == (header.height, header.width):
+        return Samples(frame.pixels, "P", palette=palette)
+    background = data[11] if data[10] & 0x80 else 0
+    pixels = np.full((header.height, header.width), background if key is None else key, np.uint8)
+    pixels[top : top + height, left : left + width] = frame.pixels
+    return Samples(pixels, "P", palette=palette)
+
+
+# --- PNM --------------------------------------------------------------------------------------------------
+
+_SPACE = rb"(?:\s|#[^\n]*\n)+"
+_PBM = re.compile(rb"P([14])" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})\s")
+_PNM = re.compile(rb"P([2356])" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})\s")
+
+
+@dataclass(frozen=True)
+class PnmHeader(Header):
+    """Of a portable bitmap, graymap or pixmap."""
+
+    kind: int = 6  # 1 to 6 for P1 to P6
+    largest: int = 255  # sample value
+    start: int = 0  # byte offset of the samples
+
+
+def read_pnm(data: bytes) -> PnmHeader:
+    """Size and largest value, from the first 4 KB."""
+    bitmap = data[1:2] in b"14"
+    found = (_PBM if bitmap else _PNM).match(data[:4096])
+    if not found:
+        raise BadImage("corrupt-header", "PNM: no size")
+    largest = 1 if bitmap else int(found[4])
+    if not 1 <= largest <= 65535:
+        raise BadImage("corrupt-header", f"PNM: largest value {largest}")
+    return PnmHeader("pnm", int(found[2]), int(found[3]), kind=int(found[1]), largest=largest, start=found.end())
+
+
+def decode_pnm(data: bytes, header: PnmHeader, reduction: int = 1) -> Samples:
+    """Binary samples as they lie in the file, decimal ones by NumPy."""
+    channels = 3 if header.kind in (3, 6) else 1
+    shape = (header.height, header.width, channels)[: 2 + (channels == 3)]
+    if header.kind == 4:
+        row = (header.width + 7) // 8
+        packed = np.frombuffer(data[header.start : header.start + row * header.height], np.uint8)
+        _check_pnm(len(packed), row * header.height)
+        return Samples(1 - np.unpackbits(packed.reshape(-1, row), axis=1, count=header.width), "L", 1)
+    count = header.height * header.width * channels
+    if header.kind > 3:
+        kind = np.dtype(np.uint8 if header.largest < 256 else ">u2")
+        samples = np.frombuffer(data, kind, min(count, (len(data) - header.start) // kind.itemsize), header.start)
+    else:
+        samples = _decimal(data[header.start :], header, count)
+    _check_pnm(len(samples), count)
+    if samples.max(initial=0) > header.largest:
+        raise BadImage("corrupt-data", f"PNM: a sample of {samples.max()} above the largest value {header.largest}")
+    samples = samples.astype(np.uint8 if header.largest < 256 else np.uint16, copy=False).reshape(shape)
+    samples = 1 - samples if header.kind == 1 else samples
+    return Samples(samples, "RGB" if channels == 3 else "L", header.largest)
+
+
+def _decimal(text: bytes, header: PnmHeader, count: int) -> np.ndarray:
+    text = re.sub(rb"#[^\n]*", b"", text)
+    if header.kind == 1:  # digits need no space between them
+        digits = np.frombuffer(text, np.uint8)
+        return np.asarray(digits[(digits == 0x30) | (digits == 0x31)][:count] - 0x30)
+    numbers = text.split(None, count)[:count]
+    if any(len(number) > 5 or not number.isdigit() for number in numbers):
+        raise BadImage("corrupt-data", "PNM: samples that are no numbers up to 65535")
+    return np.array(numbers, "S5").astype(np.uint32)
+
+
+def _check_pnm(found: int, expected: int) -> None:
+    if found < expected:
+        raise BadImage("truncated", f"PNM: {found:,} of {expected:,} samples")
+
+
+# --- WebP -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WebpHeader(Header):
+    """Of a WebP."""
+
+    profile: bytes = b""
+
+
+def read_webp(data: bytes) -> WebpHeader:
+    """Walk the chunks, counting frames."""
+    last = 8 + int.from_bytes(data[4:8], "little")
+    if len(data) < last:
+        raise BadImage("truncated", "WebP: shorter than its RIFF header says")
+    width = height = frames = orientation = 0
+    profile, xmp, position = b"", b"", 12
+    for _ in range(MOST_FRAMES):
+        if position + 8 > last:
+            break
+        kind, length = struct.unpack_from("<4sI", data, position)
+        body = position + 8
+        if kind == b"VP8X":
+            width = 1 + int.from_bytes(data[body + 4 : body + 7], "little")
+            height = 1 + int.from_bytes(data[body + 7 : body + 10], "little")
+        elif kind == b"VP8 " and not width:
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
+        elif kind == b"VP8L" and not width:
+            bits = int.from_bytes(data[body + 1 : body + 5], "little")
+            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        elif kind == b"ANMF":
+            frames += 1
+        elif kind == b"ICCP":
+            profile = data[body : body + length]
+        elif kind == b"EXIF":
+            orientation = exif.orientation(data[body : body + length].removeprefix(b"Exif\0\0"))
+        elif kind == b"XMP ":
+            xmp = data[body : body + length]
+        position = body + length + (length & 1)
+    orientation = orientation or exif.xmp_orientation(xmp) or 1
+    return WebpHeader("webp", width, height, orientation, max(1, frames), profile)
+
+
+def decode_webp(data: bytes, header: WebpHeader, reduction: int = 1) -> Samples:
+    """By OpenCV: the first frame of an animation on a transparent canvas."""
+    return opencv.samples(opencv.decode(data, header), header.profile)
+
+
+# --- AVIF, HEIC -------------------------------------------------------------------------------------------
+
+
+def _open_avif(data: bytes) -> ImageFile:
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a worker for each core
+    return _pillow("avif", AvifImagePlugin.AvifImageFile, data)
+
+
+def read_avif(data: bytes) -> Header:
+    """As libavif reads it; the orientation is that of the boxes irot and imir, EXIF's does not count."""
+    for _ in isobmff.boxes(data):  # whole, or truncated
+        pass
+    image = _open_avif(data)
+    width, height = image.size
+    isobmff.check_av1_sizes(data, height, width)
+    turn = exif.orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) or 1
+    return Header("avif", width, height, turn, getattr(image, "n_frames", 1))
+
+
+def decode_avif(data: bytes, header: Header, reduction: int = 1) -> Samples:
+    """By libavif in Pillow: 8 bits, whatever the depth."""
+    return _pillow_samples("avif", _open_avif(data))
+
+
+def _open_heic(data: bytes) -> Any:
+    import pi_heif
+
+    pi_heif.options.DECODE_THREADS = 1  # a worker for each core
+    try:
+        return pi_heif.open_heif(data)
+    except (OSError, RuntimeError, ValueError, SyntaxError) as error:
+        raise _heif_fault(error) from None
+
+
+def _heif_fault(error: Exception) -> BadImage | MemoryError:
+    text = str(error)
+    if "emory allocation" in text and "limit" not in text:
+        return MemoryError(f"heic: {text}")
+    if re.search("unsupported|not supported", text, re.IGNORECASE):
+        return BadImage("unsupported-heic", f"{text}; convert it to PNG or JPEG")
+    reason = "truncated" if re.search("end of file|truncat", text, re.IGNORECASE) else "corrupt-data"
+    return BadImage(reason, f"heic: {text}")
+
+
+def read_heic(data: bytes) -> Header:
+    """As libheif reads it: already turned."""
+    for _ in isobmff.boxes(data):  # whole, or truncated
+        pass
+    image = _open_heic(data)
+    width, height = image.size
+    return Header("heic", width, height, frames=len(image))
+
+
+def decode_heic(data: bytes, header: Header, reduction: int = 1) -> Samples:
+    """The primary image by libheif."""
+    image = _open_heic(data)
+    try:
+        pixels = np.array(image)  # a copy: the memory is the image's, and goes with it
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _heif_fault(error) from None
+    mode = image.mode.replace("a", "A").replace("I;16", "L")
+    white = 255 if pixels.dtype == np.uint8 else 65535
+    return Samples(pixels, mode, white, image.premultiplied_alpha, profile=image.info.get("icc_profile") or b"")
+
+
+# --- JPEG 2000 --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jp2Header(Header):
+    """Of a JPEG 2000 file or codestream."""
+
+    channels: str = "RGB"
+    bits: int = 8
+    associated: bool = False
+    profile: bytes = b""
+
+
+def read_jp2(data: bytes) -> Jp2Header:
+    """Size and depth of the codestream; of the boxes around it, what its components mean."""
+    space, associated, profile, seen = 16, False, b"", False
+    for kind, start, end in isobmff.boxes(data):
+        if kind == b"jp2h" and not seen:
+            seen = True
+            for part, first, last in isobmff.boxes(data, start, end):
+                if part == b"colr" and data[first] == 1:
+                    space = int.from_bytes(data[first + 3 : first + 7], "big")
+                elif part == b"colr":
+                    profile = data[first + 3 : last]
+                elif part == b"cdef":
+                    kinds = struct.unpack_from(f">{(last - first - 2) // 2}H", data, first + 2)[1::3]
+                    associated = 2 in kinds
+        elif kind == b"jp2c":
+            return _read_codestream(data, start, "jp2", space, associated, profile)
+    raise BadImage("truncated", "JPEG 2000: no codestream")
+
+
+def read_j2k(data: bytes) -> Jp2Header:
+    """Of a bare codestream: RGB, or gray."""
+    return _read_codestream(data, 0, "j2k", 16, False, b"")
+
+
+def _read_codestream(data: bytes, start: int, name: str, space: int, associated: bool, profile: bytes) -> Jp2Header:
+    right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
+    (components,) = struct.unpack_from(">H", data, start + 40)
+    depths = set(data[start + 42 : start + 42 + 3 * components : 3])
+    channels = {1: "L", 2: "LA", 3: "RGB", 4: "CMYK" if space == 12 else "RGBA"}.get(components, "")
+    if not channels or len(depths) != 1 or max(depths) > 15 or space not in (12, 16, 17, 18):
+        bits = " and ".join(f"{(depth & 127) + 1}{' signed' if depth > 127 else ''}" for depth in sorted(depths))
+        raise BadImage(
+            "unsupported-jp2",
+            f"JPEG 2000 with {components} components of {bits} bits, color space {space}; convert it to PNG or JPEG",
+        )
+    if data.rfind(b"\xff\xd9") < start:
+        raise BadImage("truncated", "JPEG 2000: no end marker")
+    return Jp2Header(name, right - left, bottom - top, channels=channels, bits=depths.pop() + 1, associated=associated,
+                     profile=profile)  # fmt: skip
+
+
+def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
+    """By OpenJPEG in imagecodecs: all bits, palettes applied."""
+    import imagecodecs
+
+    try:
+        pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    except (RuntimeError, ValueError) as error:
+        raise BadImage("corrupt-data", f"JPEG 2000: {error}") from None
+    channels = header.channels
+    if pixels.ndim == 3 and pixels.shape[2] != len(channels):  # a palette
+        channels = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+    return Samples(pixels, channels, (1 << header.bits) - 1, header.associated, profile=header.profile)
+
+
+# --- JPEG XL ----------------------------------------------------------------------------------------------
+
+
+def read_jxl(data: bytes) -> Header:
+    """Size and orientation, from the first bytes of the codestream."""
+    stream, is_jpeg = data[2:64], False
+    if data[:1] == b"\0":
+        parts = b""
+        for kind, start, end in isobmff.boxes(data):
+            is_jpeg = is_jpeg or kind == b"jbrd"
+            if kind in (b"jxlc", b"jxlp") and len(parts) < 64:
+                start += 4 * (kind == b"jxlp")
+                parts += data[start : min(end, start + 64)]
+        stream = parts[2:64]
+    bits = isobmff.Bits(stream, lowest_first=True)
+    small = bits.read(1)
+    height = _jxl_side(bits, small)
+    ratio = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[bits.read(3)]
+    width = height * ratio[0] // ratio[1] if ratio else _jxl_side(bits, small)
+    turn = bits.read(3) + 1 if not bits.read(1) and bits.read(1) else 1  # unless all defaults, or no extra fields
+    if is_jpeg:  # comes out as it was stored
+        return Header("jpeg-xl", width, height, turn)
+    return Header("jpeg-xl", *((height, width) if turn >= 5 else (width, height)))
+
+
+def _jxl_side(bits: isobmff.Bits, small: int) -> int:
+    return 8 * (bits.read(5) + 1) if small else bits.read((9, 13, 18, 30)[bits.read(2)]) + 1
+
+
+def decode_jxl(data: bytes, header: Header, reduction: int = 1) -> Samples:
+    """By libjxl; a JPEG that was packed without loss comes out as that JPEG."""
+    from pillow_jxl import Decoder
+
+    np.empty(24 * header.height * header.width, np.uint8)  # or MemoryError: the decoder ends the process instead
+    try:
+        is_jpeg, facts, decoded, profile, _ = Decoder(num_threads=0)(data)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BadImage("corrupt-data", f"JPEG XL: {error}") from None
+    if is_jpeg:
+        return jpeg.decode(decoded, jpeg.read_header(decoded))
+    channels = {"I;16": "L", "F": "L"}.get(facts.mode, facts.mode)
+    count, profile = facts.height * facts.width * len(channels), profile or b""
+    kind = {count: np.uint8, 2 * count: np.uint16, 4 * count: np.float32}.get(len(decoded))
+    if channels not in ("L", "LA", "RGB", "RGBA") or kind is None:
+        raise BadImage("unsupported-jpeg-xl", f"JPEG XL of mode {facts.mode}; convert it to PNG or JPEG")
+    pixels = np.frombuffer(decoded, kind).reshape(facts.height, facts.width, -1)
+    if kind == np.float32:  # 0 to 1
+        pixels = np.rint(np.clip(pixels, 0, 1) * 65535).astype(np.uint16)
+    return Samples(pixels, channels, int(np.iinfo(pixels.dtype).max), profile=profile)

@@ -1,0 +1,120 @@
+"""PNG: its chunks, and its pixels decoded from those chunks alone that they depend on."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from shardline.pipeline import exif, opencv
+from shardline.pipeline.image_types import BadImage, Header, Samples
+
+_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
+_CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
+_RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
+MOST_CHUNKS = 65_536  # at the usual 8 KB each, half a gigabyte
+MOST_TEXTS = 32  # in which an orientation is looked for
+_MOST_PROFILE = 1 << 22  # bytes of an inflated ICC profile
+_MOST_TEXT = 1 << 17  # of an inflated text
+
+
+@dataclass(frozen=True)
+class PngHeader(Header):
+    """What the chunks of a PNG say."""
+
+    profile: bytes = b""  # ICC
+    chunks: tuple[tuple[bytes, int, int], ...] = ()  # kind, start and end of each
+    gray_key: int | None = None  # the transparent level of a gray PNG, as decoders scale it to 8 or 16 bits
+
+
+def read_header(data: bytes) -> PngHeader:
+    """Walk the chunks to the last."""
+    width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
+    chunks: list[tuple[bytes, int, int]] = []
+    frames, orientation, from_text, texts, profile, gray_key = 1, 0, 0, 0, b"", None
+    for kind, start, end in _chunks(data):
+        chunks.append((kind, start, end))
+        if kind in _PIXELS:
+            if kind == b"tRNS" and color == 0:
+                gray_key = int.from_bytes(data[start + 8 : start + 10], "big") * 255 // ((1 << min(depth, 8)) - 1)
+        elif kind == b"acTL":
+            frames = int.from_bytes(data[start + 8 : start + 12], "big")
+        elif kind == b"eXIf":
+            orientation = exif.orientation(data[start + 8 : end - 4])
+        elif kind == b"iCCP" and not profile:
+            profile = _inflated(data[start + 8 : end - 4].partition(b"\0")[2][1:], _MOST_PROFILE)
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and not from_text and texts < MOST_TEXTS:
+            from_text, texts = _orientation_of_text(kind, data[start + 8 : end - 4]), texts + 1
+    return PngHeader("png", width, height, orientation or from_text or 1, frames, profile, tuple(chunks), gray_key)
+
+
+def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
+    found: list[tuple[bytes, int, int]] = []
+    position = 8
+    while position + 12 <= len(data) and len(found) < MOST_CHUNKS:
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if not _CHUNK_NAME.fullmatch(kind):
+            raise BadImage("corrupt-data", f"PNG: no chunk at byte {position}")
+        if end > len(data):
+            break
+        found.append((kind, position, end))
+        if kind == b"IEND":
+            return found
+        position = end
+    if len(found) == MOST_CHUNKS:
+        raise BadImage("unsupported-png", f"PNG of more than {MOST_CHUNKS:,} chunks")
+    raise BadImage("truncated", "PNG: no IEND chunk")
+
+
+def _orientation_of_text(kind: bytes, body: bytes) -> int:
+    """What XMP, or EXIF in ImageMagick's hexadecimal, says in a text chunk; 0 for nothing."""
+    name, _, text = body.partition(b"\0")
+    if kind == b"iTXt" and name == b"XML:com.adobe.xmp":
+        packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
+        return exif.xmp_orientation(_inflated(text, _MOST_TEXT) if packed else text)
+    if kind != b"iTXt" and _RAW_PROFILE.match(name):
+        text = _inflated(text[1:], _MOST_TEXT) if kind == b"zTXt" else text[:_MOST_TEXT]
+        try:
+            block = bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))
+        except ValueError:
+            return 0
+        return exif.orientation(block.removeprefix(b"Exif\0\0")) or exif.xmp_orientation(block)
+    return 0
+
+
+def _inflated(packed: bytes, most: int) -> bytes:
+    """Empty for what is damaged."""
+    try:
+        return zlib.decompressobj().decompress(packed, most)
+    except zlib.error:
+        return b""
+
+
+def decode(data: bytes, header: PngHeader, reduction: int = 1) -> Samples:
+    """All pixels: 8 or 16 bits, gray, BGR or BGRA; palettes applied."""
+    pixels = opencv.decode(_pixel_chunks(data, header), header)
+    if header.gray_key is not None and pixels.ndim == 2:  # OpenCV takes it for opaque
+        opaque = np.where(pixels == header.gray_key, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+        return opencv.samples(cv2.merge([pixels, opaque]), header.profile)
+    return opencv.samples(pixels, header.profile)
+
+
+def _pixel_chunks(data: bytes, header: PngHeader) -> bytes:
+    """The file without the chunks that pixels do not depend on: text, profiles, frames after the first.
+
+    Raises:
+      BadImage: a chunk's checksum is wrong.
+    """
+    view = memoryview(data)
+    kept = [view[:8]]
+    for kind, start, end in header.chunks:
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise BadImage("corrupt-data", f"PNG: checksum of chunk {kind.decode()} at byte {start}")
+        if kind in _PIXELS:
+            kept.append(view[start:end])
+    return b"".join(kept) if len(kept) <= len(header.chunks) or header.chunks[-1][2] < len(data) else data

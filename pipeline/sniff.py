@@ -1,0 +1,87 @@
+"""What a file is, told by its first bytes, never by its name. No OpenCV, no TensorFlow."""
+
+from __future__ import annotations
+
+
+def sniff(data: bytes) -> str:
+    """Name of the format by content: a key of FORMATS, a name of UNSUPPORTED, or "" for none we know."""
+    for format_name, signature in _SIGNATURES:
+        if data.startswith(signature):
+            return format_name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:8] == b"ftyp":
+        return _sniff_isobmff(data)
+    if len(data) > 2 and data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
+        return "pnm"
+    if data[128:132] == b"DICM":
+        return "dicom"
+    text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
+        return "svg"
+    if text.startswith(b"version https://git-lfs"):
+        return "git-lfs"
+    return ""
+
+
+def _sniff_isobmff(data: bytes) -> str:
+    brands = [data[8:12], *(data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4], "big"), 128), 4))]
+    if any(brand in (b"avif", b"avis") for brand in brands):
+        return "avif"
+    if any(brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1") for brand in brands):
+        return "heic"
+    return "raw" if data[8:12] == b"crx " else "video"
+
+
+_SIGNATURES: tuple[tuple[str, bytes], ...] = (
+    ("jpeg", b"\xff\xd8\xff"),
+    ("png", b"\x89PNG\r\n\x1a\n"),
+    ("gif", b"GIF87a"),
+    ("gif", b"GIF89a"),
+    ("bmp", b"BM"),
+    ("jpeg-xr", b"II\xbc"),
+    ("tiff", b"II*\0"),
+    ("tiff", b"MM\0*"),
+    ("tiff", b"II+\0"),
+    ("tiff", b"MM\0+"),
+    ("jp2", b"\0\0\0\x0cjP  \r\n\x87\n"),
+    ("j2k", b"\xff\x4f\xff\x51"),
+    ("jpeg-xl", b"\xff\x0a"),
+    ("jpeg-xl", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    ("psd", b"8BPS"),
+    ("pdf", b"%PDF"),
+    ("exr", b"\x76\x2f\x31\x01"),
+    ("hdr", b"#?"),
+    ("ico", b"\0\0\x01\0"),
+    ("dds", b"DDS "),
+    ("qoi", b"qoif"),
+    ("pam", b"P7\n"),
+    ("raw", b"FUJIFILMCCD-RAW"),
+    ("zip", b"PK\x03\x04"),
+    ("gzip", b"\x1f\x8b"),
+)
+
+UNSUPPORTED = {
+    "jpeg-xr": "JPEG XR",
+    "psd": "Photoshop (PSD)",
+    "svg": "SVG (vector graphics)",
+    "pdf": "PDF",
+    "exr": "OpenEXR",
+    "hdr": "Radiance HDR",
+    "ico": "Windows icon",
+    "dds": "DirectDraw surface",
+    "qoi": "QOI",
+    "pam": "PAM",
+    "raw": "a camera's raw file",
+    "dicom": "DICOM",
+    "video": "video",
+}
+
+NOT_IMAGES = {
+    "html": "an HTML page, often a saved error message",
+    "git-lfs": "a Git LFS pointer; fetch the real file with `git lfs pull`",
+    "zip": "a ZIP archive",
+    "gzip": "gzip-compressed data",
+}

@@ -1,0 +1,97 @@
+"""Color profiles: sRGB out, whatever came in; nothing of them left in what is stored; no price for images without."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shardline.pipeline import color
+from shardline.pipeline.image_headers import read_header
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import load_rgb, process
+from shardline.pipeline.jpeg import JpegHeader
+from shardline.tools.image_variants import in_space, profile_of
+from shardline.tools.image_writers import icc_profile, rgb_to_xyz
+from shardline.tools.malformed_images import reference_image
+
+AS_IS = ImageOptions(resize="none")
+
+
+def saved(rgb: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, kind, **({"quality": 97, "subsampling": 0} if kind == "JPEG" else {}), **options)
+    return buffer.getvalue()
+
+
+def test_display_p3_as_if_it_were_srgb_would_be_far_off() -> None:
+    """What the conversion is for: the corpus holds the rest."""
+    rgb = reference_image()
+    stored = np.rint(in_space(rgb, "Display P3")).astype(np.uint8)
+    assert np.abs(stored.astype(int) - rgb).mean() > 6
+    assert (
+        np.abs(load_rgb(saved(stored, "PNG", icc_profile=profile_of("Display P3")), AS_IS).astype(int) - rgb).mean() < 1
+    )
+
+
+@pytest.mark.parametrize("space", ["Display P3", "sRGB"])
+@pytest.mark.parametrize("options", [{}, {"size": 64}, {"encoding": "png"}, {"encoding": "raw"}])
+def test_no_profile_is_left_in_what_is_stored(space: str, options: dict) -> None:
+    stored = process(saved(reference_image(), icc_profile=profile_of(space)), ImageOptions(**options))
+    assert not any(mark in stored.data for mark in (b"ICC_PROFILE", b"iCCP", space.encode()))
+    assert "color profile" in stored.note
+
+
+def test_an_image_is_one_whether_it_passes_through_or_not() -> None:
+    for space in ("Display P3", "sRGB"):
+        data = saved(reference_image(), icc_profile=profile_of(space))
+        stored = process(data, ImageOptions())
+        header = read_header(stored.data)
+        assert isinstance(header, JpegHeader) and not header.profile
+        assert ("passed through" in stored.note) == (space == "sRGB")
+        assert np.abs(load_rgb(stored.data, AS_IS).astype(int) - load_rgb(data, AS_IS)).mean() < 2
+
+
+def test_what_is_srgb_is_told_by_what_it_does_not_by_its_name() -> None:
+    renamed = icc_profile("Anything", rgb_to_xyz(((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))), 2.2)
+    assert color.conversion(profile_of("sRGB"), "RGB").transform is None
+    assert color.conversion(renamed, "RGB").transform is not None  # 2.2 is up to 6 levels off in the shadows
+    assert color.conversion(profile_of("Display P3").replace(b"Display P3", b"sRGB IEC61"), "RGB").transform is not None
+
+
+@pytest.mark.parametrize("damaged", [b"x", bytes(5000), profile_of("Display P3")[:200], profile_of("sRGB")[:128]])
+def test_a_damaged_profile_is_ignored_with_a_note(damaged: bytes) -> None:
+    stored = process(saved(reference_image(), icc_profile=damaged), ImageOptions())
+    assert "color profile ignored" in stored.note and "passed through" in stored.note
+    assert b"ICC_PROFILE" not in stored.data
+
+
+def test_a_profile_in_several_segments_is_put_together() -> None:
+    long = profile_of("Display P3") + bytes(150_000)
+    assert len(read_header(saved(reference_image(), icc_profile=long)).profile) == len(long)
+    assert "P3 converted" in process(saved(reference_image(), icc_profile=long), ImageOptions()).note
+
+
+def test_a_profiles_name_cannot_speak_to_the_terminal() -> None:
+    evil = icc_profile("\x1b]0;x\7\n; <b>" + "n" * 99, rgb_to_xyz(((0.68, 0.32), (0.26, 0.69), (0.15, 0.06))), 2.2)
+    note = process(saved(reference_image(), icc_profile=evil), ImageOptions()).note
+    assert note.isprintable() and "<" not in note and note.count(";") == 0 and len(note) < 90
+
+
+def test_images_without_a_profile_never_load_the_color_machinery() -> None:
+    code = """
+import sys
+from shardline.pipeline import images
+images.set_up_process()
+images.process(sys.stdin.buffer.read(), images.ImageOptions(size=32))
+heavy = {"PIL", "tifffile", "imagecodecs", "pi_heif", "pillow_jxl", "tensorflow"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    for kind in ("JPEG", "PNG", "WEBP"):
+        done = subprocess.run([sys.executable, "-c", code], input=saved(reference_image(), kind), capture_output=True,
+                              env={"PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+        assert (done.stdout.strip(), done.stderr) == (b"[]", b"")

@@ -1,0 +1,90 @@
+"""One parser of orientations: what it reads in any container, what it forgives, and that it reads no more."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from shardline.pipeline import exif
+from shardline.pipeline.image_headers import orientation_of, read_header
+from shardline.tools.image_variants import jpeg_segment, sloppy_exif_blocks
+
+ALL = range(1, 9)
+
+
+def saved(kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 40), "teal").save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", ALL)
+@pytest.mark.parametrize("fault", sloppy_exif_blocks())
+def test_sloppy_blocks_give_their_orientation(fault: str, orientation: int) -> None:
+    assert exif.orientation(sloppy_exif_blocks(orientation)[fault]) == orientation
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", ALL)
+def test_big_tiff_directories_are_read(order: str, orientation: int) -> None:
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HHHQ", 43, 8, 0, 16)
+    entry = struct.pack(order + "HHQH6x", 0x112, 3, 1, orientation)
+    assert exif.orientation(head + struct.pack(order + "Q", 1) + entry) == orientation
+
+
+def test_no_tag_is_0_and_a_value_out_of_range_is_1() -> None:
+    assert exif.orientation(b"") == exif.orientation(b"II*\0") == exif.orientation(b"nonsense") == 0
+    empty = b"II*\0" + struct.pack("<IH", 8, 0) + bytes(4)
+    assert exif.orientation(empty) == 0
+    for value in (0, 9, 99):
+        assert exif.orientation(sloppy_exif_blocks(value)["plain"]) == 1
+
+
+def test_a_directory_that_leads_to_itself_ends() -> None:
+    block = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<I", 8)
+    assert exif.orientation(block) == 0
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]))
+def test_any_bytes_give_a_number(rest: bytes, head: bytes) -> None:
+    assert 0 <= exif.orientation(head + rest) <= 8
+
+
+@pytest.mark.parametrize("orientation", ALL)
+def test_xmp_tells_where_exif_does_not(orientation: int) -> None:
+    packet = b'<x:xmpmeta xmlns:tiff="x"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
+    assert exif.xmp_orientation(packet) == orientation
+    assert exif.xmp_orientation(b"<tiff:Orientation>%d</tiff:Orientation>" % orientation) == orientation
+    assert orientation_of(saved("JPEG", xmp=packet)) == orientation
+    both = Image.Exif()
+    both[0x112] = 3
+    assert orientation_of(saved("JPEG", xmp=packet, exif=both)) == 3
+
+
+@pytest.mark.parametrize("orientation", ALL)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pillow_writes_what_is_read(kind: str, orientation: int) -> None:
+    tag = Image.Exif()
+    tag[0x112] = orientation
+    data = saved(kind, exif=tag)
+    assert orientation_of(data) == read_header(data).orientation == orientation
+
+
+def test_orientation_of_never_raises() -> None:
+    """For callers that decode by other means and have their own opinion of broken files."""
+    jpeg = saved("JPEG")
+    for data in (b"", b"text", jpeg[:100], jpeg[:2] + b"\0" + jpeg[2:], saved("GIF")):
+        assert orientation_of(data) == 1
+
+
+def test_the_first_exif_that_tells_counts() -> None:
+    blocks = [sloppy_exif_blocks(6)["plain"], sloppy_exif_blocks(3)["plain"]]
+    untold = b"II*\0" + struct.pack("<IH", 8, 0) + bytes(4)
+    segments = [jpeg_segment(0xE1, b"Exif\0\0" + block) for block in (untold, *blocks)]
+    jpeg = saved("JPEG")
+    assert orientation_of(jpeg[:2] + b"".join(segments) + jpeg[2:]) == 6

@@ -1,0 +1,126 @@
+"""What others see in a sound image file: Pillow, imagecodecs and, where it is installed, ImageMagick.
+
+Independent of our decoding as far as that goes: of the same libraries they use other builds, other calls and their own
+reading of headers. They err, too: their verdicts stand beside ours, the truth is what a variant was made from.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+_PILLOW_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # not by plugins of others
+
+
+def pillow(data: bytes) -> np.ndarray:
+    """RGB as Pillow shows it: turned, in sRGB, over white, 16 bits scaled."""
+    from PIL import Image, ImageCms, ImageOps
+
+    opened = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+    opened.load()
+    profile = opened.info.get("icc_profile")
+    image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return np.repeat(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    alpha = None
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha, image = image.getchannel("A"), image.convert("RGB")
+    image = image.convert("RGB") if image.mode in ("P", "1", "YCbCr") else image
+    if profile:
+        try:
+            source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
+        except ImageCms.PyCMSError:
+            pass
+    image = image.convert("RGB")
+    if alpha is not None:
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        image = Image.composite(image, white, alpha)
+    return np.asarray(image)
+
+
+def codecs(data: bytes) -> np.ndarray:
+    """RGB as imagecodecs decodes it: over white; neither turned nor converted to sRGB."""
+    import imagecodecs
+
+    logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
+    for signature, decode in (
+        (b"\x89PNG", imagecodecs.png_decode), (b"RIFF", imagecodecs.webp_decode), (b"BM", imagecodecs.bmp_decode),
+        (b"GIF8", lambda gif: imagecodecs.gif_decode(gif, index=0)), (b"\xff\xd8", imagecodecs.jpeg8_decode),
+        (b"\xff\x0a", imagecodecs.jpegxl_decode),
+    ):  # fmt: skip
+        if data.startswith(signature):
+            pixels = decode(data)
+            break
+    else:
+        raise ValueError("not one of its formats")
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    color, alpha = (pixels[..., :-1], pixels[..., -1:]) if pixels.shape[2] in (2, 4) else (pixels, 255)
+    shown = np.rint(color * (alpha / 255) + 255 * (1 - alpha / 255)).astype(np.uint8)
+    return np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown
+
+
+def imagemagick(data: bytes) -> np.ndarray:
+    """RGB as ImageMagick shows it: the first frame turned, over white; not converted to sRGB."""
+    program = _imagemagick()
+    assert program is not None
+    flags = [
+        "-[0]",
+        "-auto-orient",
+        "-background",
+        "white",
+        "-alpha",
+        "remove",
+        "-alpha",
+        "off",
+        "-depth",
+        "8",
+        "ppm:-",
+    ]
+    done = subprocess.run([*program, *flags], input=data, capture_output=True, timeout=60)
+    if done.returncode:
+        raise ValueError(done.stderr.decode(errors="replace"))
+    _, size, _, samples = done.stdout.split(b"\n", 3)
+    width, height = map(int, size.split())
+    return np.frombuffer(samples, np.uint8).reshape(height, width, 3)
+
+
+@lru_cache(1)
+def _imagemagick() -> list[str] | None:
+    """The command, if it is what it is called."""
+    for name in ("magick", "convert"):
+        path = shutil.which(name)
+        if path and b"imagemagick.org" in subprocess.run([path, "--version"], capture_output=True).stdout:
+            return [path]
+    return None
+
+
+def installed() -> dict[str, Callable[[bytes], np.ndarray]]:
+    """Name and function of each oracle that is there."""
+    found = {"Pillow": pillow, "imagecodecs": codecs}
+    return found | ({"ImageMagick": imagemagick} if _imagemagick() else {})
+
+
+def verdicts(data: bytes, truth: np.ndarray) -> dict[str, float | None]:
+    """By oracle: how far it is from the truth, in levels of 255 (mean; 255 for another size); None if it refuses."""
+    found: dict[str, float | None] = {}
+    for name, oracle in installed().items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                rgb = oracle(data)
+            except Exception:  # of whatever kind: it does not read this
+                found[name] = None
+                continue
+        found[name] = float(np.abs(rgb.astype(float) - truth).mean()) if rgb.shape == truth.shape else 255.0
+    return found
