@@ -107,6 +107,8 @@ def verify(config: VerifyConfig) -> Verification:
     ]
     results = _check_shards(tasks, config.workers or available_cores())
     faults = _manifest_faults(manifest) + _foreign_files(manifest, config.directory)
+    if not manifest.adopted:
+        faults += _description_faults(manifest, config.directory)
     for task in tasks:
         for offset, what in results[task.shard.file].faults:
             faults.append(f"{task.shard.file}{f' @ {offset}' if offset >= 0 else ''}: {what}")
@@ -143,6 +145,36 @@ def _foreign_files(manifest: Manifest, directory: Path) -> list[str]:
         for name in sorted(os.listdir(directory))
         if name.startswith(f"{manifest.name}-") and ".tfrecord-" in name and name.removesuffix(".idx") not in own
     ]
+
+
+def _description_faults(manifest: Manifest, directory: Path) -> list[str]:
+    """What people and TFDS read beside the manifest: the table of sources, and TFDS's own metadata."""
+    # pyarrow and TFDS: not for --help
+    import pyarrow.compute as pc
+
+    from shardline.pipeline.sources_table import SOURCES_FILE, WRITTEN, read_sources
+    from shardline.tools.conversion.tfds_metadata import tfds_metadata
+
+    try:
+        rows = read_sources(directory, ["status", "height", "width"])
+    except (OSError, ValueError, KeyError) as error:  # of Arrow's errors, too
+        return [f"{SOURCES_FILE}: cannot be read: {error}"]
+    faults = []
+    statuses = {pair["values"]: pair["counts"] for pair in rows["status"].value_counts().to_pylist()}
+    ledger = {name: number for name, number in vars(manifest.ledger).items() if name != "inputs"}
+    names = {"duplicates": "duplicate"}
+    if {names.get(name, name): number for name, number in ledger.items() if number} != statuses:
+        faults.append(f"{SOURCES_FILE}: its rows are not the manifest's ledger, {manifest.ledger}")
+    stored = rows.filter(pc.equal(rows["status"], WRITTEN))
+    sizes = [pc.min_max(stored[name]).as_py() for name in ("height", "width")]
+    common_size = None
+    if all(size["min"] == size["max"] for size in sizes):
+        common_size = (sizes[0]["min"], sizes[1]["min"])
+    for name, content in tfds_metadata(manifest, common_size).items():
+        path = directory / name
+        if not path.is_file() or path.read_bytes() != content:
+            faults.append(f"{name}: not what this dataset's says; TFDS and people would read something else from it")
+    return faults
 
 
 def check_shard(task: CheckTask, on_progress: Callable[[int], None] = lambda position: None) -> CheckResult:

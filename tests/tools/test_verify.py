@@ -111,6 +111,22 @@ def test_files_that_are_wrong(dataset, damage, message):
     assert path.name[:20] in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sources.parquet", lambda path: path.write_bytes(b"junk")),
+        ("sources.parquet", lambda path: path.unlink()),
+        ("features.json", lambda path: path.write_text("{}")),
+        ("dataset_info.json", lambda path: path.unlink()),
+        ("label.labels.txt", lambda path: path.write_text("class1\nclass0\n")),
+    ],
+)
+def test_m7_what_tfds_and_people_read_is_checked_too(dataset, name, change):
+    change(dataset / name)
+    result = run(dataset)
+    assert result.code == 1 and f"{name}: " in result.stdout, result.stdout
+
+
 def test_an_edited_manifest_is_noticed(dataset):
     path = dataset / "manifest.json"
     content = json.loads(path.read_text())

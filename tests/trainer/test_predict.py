@@ -118,11 +118,12 @@ def test_jsonl_golden():
 
 def test_pipes_devices_and_hostile_names_are_rows_and_never_commands(tiny_run, tmp_path):
     """M9 and M10: nothing waits for a pipe, nothing reaches the terminal or a spreadsheet as more than text."""
-    save(tmp_path / "good.png", np.zeros((40, 40, 3), np.uint8))
+    images = tmp_path / "images"
+    save(images / "good.png", np.zeros((40, 40, 3), np.uint8))
     for name in ("x\x1b]0;owned\x07a.png", "=cmd|'calc'!A0.png"):
-        (tmp_path / name).write_bytes((tmp_path / "good.png").read_bytes())
-    os.mkfifo(tmp_path / "pipe.png")
-    arguments = ("--run", tiny_run, "--input", tmp_path, "--input", "/dev/zero")
+        (images / name).write_bytes((images / "good.png").read_bytes())
+    os.mkfifo(images / "pipe.png")
+    arguments = ("--run", tiny_run, "--input", images, "--input", "/dev/zero")
     for form in ("csv", "jsonl"):
         result = command("shardline.trainer.predict", *arguments, "--output", tmp_path / f"out.{form}", "--top", 1)
         assert "3 predicted, 2 unreadable" in result.stderr
@@ -131,4 +132,4 @@ def test_pipes_devices_and_hostile_names_are_rows_and_never_commands(tiny_run, t
     (_, row) = csv.reader(predict.as_bytes([FilePrediction("=1+1.png", error="x")], "csv", 1).decode().splitlines())
     assert row == ["'=1+1.png", "", "", "x"]
     paths = [json.loads(line)["path"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert str(tmp_path / "x\x1b]0;owned\x07a.png") in paths  # JSON keeps the name itself
+    assert str(images / "x\x1b]0;owned\x07a.png") in paths  # JSON keeps the name itself
