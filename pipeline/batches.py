@@ -114,7 +114,7 @@ class BatchBuilder:
             batch["label_share"] = augment_host.mix(batch["image"], batch["weight"] > 0, params)
             batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
             watch.lap("augment")
-        self.timer.add(watch.seconds, len(positions))
+        self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
 
     def evaluation(self, positions: np.ndarray, preprocess: Preprocess) -> Batch:
@@ -129,7 +129,7 @@ class BatchBuilder:
             else:
                 batch["image"][row] = preprocess(pixels)
                 watch.lap("augment")
-        self.timer.add(watch.seconds, len(positions))
+        self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
 
     def _image(

@@ -82,7 +82,7 @@ class Dataset:
         self.manifest = Manifest.load(directory)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far
-        self._timer = StageTimer()
+        self._timers = {"training": StageTimer(), "evaluation": StageTimer()}
         self._caches: dict[tuple[str, str, bool], Cache] = {}
         self._worker_pools: dict[tuple[str, InputConfig, int], Workers] = {}
         self._error: Exception | None = None
@@ -168,14 +168,15 @@ class Dataset:
         steps = -(-num_records // config.global_batch_size)
         return self._graph(make, steps * replicas, _spec(replica_batches.size, config.eval_shape), config)
 
-    def stage_times(self, iterator: tf.data.Iterator | None = None) -> StageTimes:
+    def stage_times(self, iterator: tf.data.Iterator | None = None, *, of: str = "training") -> StageTimes:
         """What each stage has cost so far, and which one limits the rest.
 
         Args:
+          of: training or evaluation, each with batches of its own kind.
           iterator: adds tf.data's view of it (threads, whether the consumer waits). It must be one of batches made
             here, with the option `autotune.enabled`, without which tf.data keeps no model.
         """
-        return self._timer.times(iterator)
+        return self._timers[of].times(iterator)
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
@@ -201,7 +202,7 @@ class Dataset:
             config,
             self.manifest.image,
             bad=self.bad_records,
-            timer=self._timer,
+            timer=self._timers["evaluation" if exact else "training"],
             cache=self._cache(split, config.cache, exact),
             exact=exact,
             sampler=sampler,

@@ -7,11 +7,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+NOT_LIMIT = 0.05  # share of its time that a step may wait before the input limits it
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,11 @@ class StageTimes:
       samples: how many the times are means of.
       microseconds: what one sample costs one thread, by stage: order (with random numbers), read (with checksums),
         decode, augment.
+      cpu_microseconds: how much of that is CPU time; the rest is waiting. Empty where it was not taken.
       threads: of tf.data; like the next two from its model of an iterator, None when there is none.
       batch_seconds: in which all threads together make a batch.
       consumer_seconds: from the time the consumer gets a batch to its request for the next.
+      waiting_share: of its time, in which the training step waited for batches; None where nobody trained.
     """
 
     samples: int
@@ -32,6 +36,8 @@ class StageTimes:
     threads: int | None = None
     batch_seconds: float | None = None
     consumer_seconds: float | None = None
+    cpu_microseconds: Mapping[str, float] = field(default_factory=dict)
+    waiting_share: float | None = None
 
     @property
     def total_microseconds(self) -> float:
@@ -45,14 +51,25 @@ class StageTimes:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that costs most; `consumer` when that is slower than all of them together."""
+        """The stage that costs most; `consumer` when that is slower than all of them together.
+
+        `step` where training waits for less than 5 % of its time: TensorFlow's profiler, too, calls the input no limit
+        then. `storage` where reads wait longer than any stage computes.
+        """
+        if self.waiting_share is not None and self.waiting_share < NOT_LIMIT:
+            return "step"
         if not self.microseconds or (self.consumer_seconds or 0) > (self.batch_seconds or float("inf")):
             return "consumer"
-        return max(self.microseconds, key=self.microseconds.__getitem__)
+        costs = {**self.microseconds, **self.cpu_microseconds}
+        waiting = {stage: self.microseconds[stage] - cpu for stage, cpu in self.cpu_microseconds.items()}
+        if "read" in waiting:  # every stage waits for a CPU and for the interpreter, which is no reading
+            costs["storage"] = waiting.pop("read") - max(waiting.values(), default=0.0)
+        return max(costs, key=costs.__getitem__)
 
     def __str__(self) -> str:
         lines = [
             f"{name:8} {value:8.1f} us a sample {value / self.total_microseconds:6.1%}"
+            + (f", waiting {value - self.cpu_microseconds[name]:.1f} us" if name in self.cpu_microseconds else "")
             for name, value in self.microseconds.items()
         ]
         lines.append(f"{'all':8} {self.total_microseconds:8.1f} us, {self.samples_per_second:,.0f} samples/s a thread")
@@ -61,7 +78,9 @@ class StageTimes:
                 f"{self.threads} threads make a batch in {self.batch_seconds * 1e3:.1f} ms; "
                 f"the consumer takes {self.consumer_seconds * 1e3:.1f} ms"
             )
-        return "\n".join([*lines, f"bottleneck: {self.bottleneck}"])
+        if self.waiting_share is None:
+            return "\n".join([*lines, f"bottleneck: {self.bottleneck}"])
+        return "\n".join([*lines, f"bottleneck: {self.bottleneck} (input waits {100 * self.waiting_share:.0f} %)"])
 
 
 class Stopwatch:
@@ -69,13 +88,15 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._last = time.perf_counter()
+        self.cpu_seconds: defaultdict[str, float] = defaultdict(float)
+        self._last, self._last_cpu = time.perf_counter(), time.thread_time()
 
     def lap(self, stage: str) -> None:
-        """Add the time since the last lap to `stage`."""
-        now = time.perf_counter()
+        """Add the time since the last lap, and this thread's CPU time, to `stage`."""
+        now, cpu = time.perf_counter(), time.thread_time()
         self.seconds[stage] += now - self._last
-        self._last = now
+        self.cpu_seconds[stage] += cpu - self._last_cpu
+        self._last, self._last_cpu = now, cpu
 
 
 class StageTimer:
@@ -84,21 +105,26 @@ class StageTimer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.cpu_seconds: defaultdict[str, float] = defaultdict(float)
         self.samples = 0
 
-    def add(self, stage_seconds: Mapping[str, float], samples: int) -> None:
-        """Add a batch's times."""
+    def add(self, seconds: Mapping[str, float], cpu_seconds: Mapping[str, float], samples: int) -> None:
+        """Add a batch's times, by stage."""
         with self._lock:
-            for stage, seconds in stage_seconds.items():
-                self.seconds[stage] += seconds
+            for stage in seconds:
+                self.seconds[stage] += seconds[stage]
+                self.cpu_seconds[stage] += cpu_seconds[stage]
             self.samples += samples
 
     def times(self, iterator: tf.data.Iterator | None = None) -> StageTimes:
         """All times so far, with those of tf.data's model of an iterator, if one is given."""
         with self._lock:
             samples = self.samples
-            microseconds = {stage: seconds / samples * 1e6 for stage, seconds in self.seconds.items()}
-        return StageTimes(samples, microseconds, **(_model(iterator) if iterator is not None else {}))
+            wall, cpu = (
+                {stage: value / samples * 1e6 for stage, value in seconds.items()}
+                for seconds in (self.seconds, self.cpu_seconds)
+            )
+        return StageTimes(samples, wall, cpu_microseconds=cpu, **(_model(iterator) if iterator is not None else {}))
 
 
 def _model(iterator: tf.data.Iterator) -> dict[str, Any]:

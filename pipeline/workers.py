@@ -78,6 +78,7 @@ class _Answer:
     batch: Batch = field(default_factory=dict)
     bad_records: list[BadRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     error: Exception | None = None
 
 
@@ -124,7 +125,7 @@ class Workers:
             raise answer.error
         for bad in answer.bad_records:
             batches.bad.add(bad, batches.config.max_bad_records)
-        batches.timer.add(answer.seconds, len(positions))
+        batches.timer.add(answer.seconds, answer.cpu_seconds, len(positions))
         return {"image": image, **answer.batch}
 
     def _described(self, batches: BatchBuilder) -> bytes:
@@ -283,4 +284,4 @@ def _answer(task: _Task, setup: _Setup) -> _Answer:
     except Exception as error:
         return _Answer(error=error)
     del batch["image"]  # it is in the shared memory
-    return _Answer(batch, list(bad.records.values()), dict(timer.seconds))
+    return _Answer(batch, list(bad.records.values()), dict(timer.seconds), dict(timer.cpu_seconds))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.cli import log, progress
+from shardline.pipeline.dataset import Dataset
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import atomic_write
+from shardline.pipeline.profiling import StageTimes
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, write_checkpoint
@@ -50,6 +55,7 @@ class StepMonitor(Action):
     def restart(self) -> None:
         """Forget the speed so far: the steps that follow are of another kind."""
         self._total_images, self._total_seconds, self._warming = 0.0, 0.0, True
+        self._stood, self._ran = 0.0, 0.0  # seconds: waiting for input, and all, evaluations left out
         self._reset()
 
     def _reset(self) -> None:
@@ -75,6 +81,9 @@ class StepMonitor(Action):
         self._started = record.started if self._started is None else self._started
         self._steps += 1
         self._waited += record.wait_seconds
+        if not self._warming:
+            self._stood += record.wait_seconds
+            self._ran += (record.ended or time.perf_counter()) - record.started
         if report["finite"]:
             self._sums += np.array([report["loss"], report["top1"]]) * report["samples"]
             self._samples += report["samples"]
@@ -86,6 +95,11 @@ class StepMonitor(Action):
         if record.step % self.setup.config.log_every_steps == 0 or self._warming:
             self._report(record, report)
         self.should_stop = self.should_stop or report["stop"] > 0
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Share of its time in which the step waited for input; None before the second step."""
+        return self._stood / self._ran if self._ran else None
 
     def close(self) -> None:
         """End the bar."""
@@ -255,6 +269,33 @@ class Evaluate(Action):
     def _curves(self) -> Figure:
         phases = [(span.phase.part, self.setup.epoch(span.start)) for span in self.setup.spans]
         return curves.training_curves(metrics_log.read(self.setup.config.workdir), phases, self.setup.eval_split)
+
+
+class InputProfile(Action):
+    """Writes input_profile.json, what each stage of the input costs an image, with each evaluation and at the end."""
+
+    def __init__(self, setup: TrainSetup, monitor: StepMonitor) -> None:
+        self.setup, self.monitor = setup, monitor
+
+    def due(self, state: TrainState) -> bool:
+        """With the evaluations: a run that is killed leaves the newest."""
+        return evaluation_due(self.setup, state)
+
+    def act(self, state: TrainState) -> None:
+        """Write it, on the chief."""
+        if times := self.times():
+            stages = {kind: {"bottleneck": found.bottleneck, **vars(found)} for kind, found in times.items()}
+            text = json.dumps({"step": state.step, **stages}, indent=1)
+            atomic_write(Path(self.setup.config.workdir) / "input_profile.json", text.encode(), durable=False)
+
+    def times(self) -> dict[str, StageTimes]:
+        """Of training and of evaluation, as far as they have happened; nothing on other hosts than the chief."""
+        data = self.setup.data
+        if not self.setup.cluster.chief or not isinstance(data, Dataset):
+            return {}
+        times = {kind: data.stage_times(of=kind) for kind in ("training", "evaluation")}
+        times["training"] = replace(times["training"], waiting_share=self.monitor.waiting_share)
+        return {kind: found for kind, found in times.items() if found.samples}
 
 
 class Profile(Action):

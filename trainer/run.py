@@ -12,11 +12,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from shardline import pipeline
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_writer, own_directory
-from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor
+from shardline.trainer.actions import Evaluate, InputProfile, Profile, SaveCheckpoint, StepMonitor
 from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.feature_cache import open_feature_cache
@@ -70,16 +69,20 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
         stack.enter_context(errors_in_one_line(setup, state))
         save = SaveCheckpoint(setup, network, monitor)
         evaluate = Evaluate(setup, network, monitor, metrics, save)
+        input_profile = InputProfile(setup, monitor)
+        actions = [monitor, Profile(setup), evaluate, save, input_profile]
         for span in setup.spans[first.index :] if not over else ():
             if span is not first:
                 state.begin_phase(setup, network, span)
                 step = create_step(setup, network, state)
             step, batches = phase_input(setup, network, state, step, monitor)
             monitor.restart()
-            if not train_phase(setup, state, step, batches, [monitor, Profile(setup), evaluate, save], stop):
+            if not train_phase(setup, state, step, batches, actions, stop):
                 break
         save.act(state)
-    log_stage_times(setup)
+        input_profile.act(state)
+    for kind, times in input_profile.times().items():
+        log(f"input, {kind}:\n{times}")
     if not (over or state.cursor >= setup.spans[-1].stop or evaluate.should_stop):
         log(f"stopped at step {state.step} with a checkpoint; run the same command to continue")
         return None
@@ -112,12 +115,6 @@ def phase_input(
     cache = open_feature_cache(setup, network)
     monitor.flops[state.phase] = cache.flops
     return create_step(setup, network, state, cache.forward), cache.batches(state.cursor)
-
-
-def log_stage_times(setup: TrainSetup) -> None:
-    """What each stage of the input has cost, on the chief."""
-    if setup.cluster.chief and isinstance(setup.data, pipeline.Dataset) and setup.data.stage_times().samples:
-        log(f"input, training and evaluation:\n{setup.data.stage_times()}")
 
 
 def finish(

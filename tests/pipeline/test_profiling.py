@@ -17,7 +17,7 @@ def test_times_are_summed_over_batches_and_shared_out_over_samples(monkeypatch):
         watch = Stopwatch()
         watch.lap("read")
         watch.lap("decode")
-        timer.add(watch.seconds, 5)
+        timer.add(watch.seconds, watch.cpu_seconds, 5)
     times = timer.times()
     assert times.samples == 15
     assert times.microseconds["read"] == pytest.approx(2000)
@@ -61,3 +61,43 @@ def test_no_tuner_keeps_an_iterator_from_ending(tiny):
     config = pipeline.InputConfig(global_batch_size=4, image_size=32)
     for batches in (data.train_batches("train", config), data.eval_batches("train", config)):
         assert batches.options().autotune.enabled is False
+
+
+def test_a_step_that_hardly_waits_is_the_bottleneck_whatever_the_input_costs():
+    stages = {"order": 5.0, "read": 20.0, "decode": 300.0}
+    trained = StageTimes(8, stages, cpu_microseconds=stages, waiting_share=0.03)
+    assert trained.bottleneck == "step"
+    assert str(trained).endswith("bottleneck: step (input waits 3 %)")
+    waiting = StageTimes(8, stages, cpu_microseconds=stages, waiting_share=0.05)
+    assert waiting.bottleneck == "decode" and "(input waits 5 %)" in str(waiting)
+
+
+def test_waiting_reads_are_storage_and_waiting_for_a_cpu_is_not():
+    cpu = {"order": 5.0, "read": 20.0, "decode": 300.0}
+    slow = StageTimes(8, cpu | {"read": 2_000.0}, cpu_microseconds=cpu)
+    assert slow.bottleneck == "storage" and "waiting 1980.0 us" in str(slow)
+    crowded = StageTimes(8, cpu | {"read": 420.0, "decode": 800.0}, cpu_microseconds=cpu)  # 500 us for a CPU
+    assert crowded.bottleneck == "decode"
+
+
+def test_cpu_time_is_taken_apart_from_waiting():
+    watch = Stopwatch()
+    time.sleep(0.05)
+    watch.lap("read")
+    until = time.thread_time() + 0.02
+    while time.thread_time() < until:
+        pass
+    watch.lap("decode")
+    assert watch.cpu_seconds["read"] < 0.02 <= watch.cpu_seconds["decode"] and watch.seconds["read"] >= 0.05
+
+
+def test_training_and_evaluation_are_timed_apart_also_in_workers(tiny):
+    data = pipeline.open_dataset(tiny)
+    config = pipeline.InputConfig(global_batch_size=4, image_size=32, workers=1)
+    next(iter(data.train_batches("train", config)))
+    trained = data.stage_times()
+    assert trained.samples > 0 and data.stage_times(of="evaluation").samples == 0
+    assert set(trained.cpu_microseconds) == set(trained.microseconds)
+    assert 0 < sum(trained.cpu_microseconds.values()) <= 1.1 * trained.total_microseconds
+    next(iter(data.eval_batches("train", config)))
+    assert data.stage_times(of="evaluation").samples > 0

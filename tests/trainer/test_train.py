@@ -46,7 +46,9 @@ def more(tmp_path_factory):
 
 def test_a_run_leaves_what_its_readers_need(results):
     whole = results["whole"]
-    assert {"config.json", "metrics.jsonl", "checkpoints", "plots", "model.keras"} <= set(whole["files"])
+    assert {"config.json", "metrics.jsonl", "input_profile.json", "checkpoints", "plots", "model.keras"} <= set(
+        whole["files"]
+    )
     assert whole["checkpoints"] == ["step-00000006.npz", "step-00000007.npz"]  # --keep_checkpoints=2
     assert whole["curves_bytes"] > 10_000
     assert whole["steps"] == list(range(1, 8))
@@ -190,6 +192,18 @@ def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert os.environ["XLA_FLAGS"].count("deterministic") == 1
     assert load_run(tmp_path / "second").config == TrainConfig(**thin, workdir=tmp_path / "second")
+
+
+def test_a_run_leaves_and_tells_what_its_input_costs_and_how_long_the_step_waited(thin, tmp_path, capsys):
+    train(TrainConfig(**thin, workdir=tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "input_profile.json").read_text())
+    training = found["training"]
+    assert found["step"] == 3 and training["samples"] >= 24 and 0 <= training["waiting_share"] <= 1
+    assert set(training["cpu_microseconds"]) == set(training["microseconds"]) == {"order", "read", "decode", "augment"}
+    assert (training["bottleneck"] == "step") == (training["waiting_share"] < 0.05)
+    waits = f"{100 * training['waiting_share']:.0f} %"
+    assert f"bottleneck: {training['bottleneck']} (input waits {waits})" in capsys.readouterr().err
+    assert "evaluation" not in found  # there is no split for it
 
 
 @pytest.mark.parametrize(
