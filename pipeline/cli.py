@@ -8,7 +8,8 @@ A command is a frozen dataclass of `pipeline.options` and a function of it:
 Flags exist only while a command runs, in a register of its own, so any number of commands can be imported, and run,
 in one process.
 
-Exit codes: 0 success, 2 usage (a flag, value or input the user can mend), 1 failure while running, 130 Ctrl-C.
+Exit codes: 0 success, 2 usage (a flag, value or input the user can mend), 1 failure while running, 130 Ctrl-C, 143 a
+training run that SIGTERM stopped before its end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from absl import flags, logging
 
-from shardline.pipeline.errors import Failure, UsageError, command_line
+from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line
 from shardline.pipeline.options import Field, options
 from shardline.pipeline.text import display
 
@@ -60,6 +61,8 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
             sys.stdout.flush()
         except UsageError as error:
             _leave(2, error)
+        except Interrupted as error:
+            _leave(128 + error.number, error)
         except (Failure, OSError) as error:
             _leave(1, error)
         except KeyboardInterrupt:

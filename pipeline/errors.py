@@ -1,4 +1,4 @@
-"""The two errors a person can act on. No TensorFlow."""
+"""The errors a person can act on. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ class Failure(RuntimeError):
 
     def __str__(self) -> str:
         return for_caller(display(super().__str__()))
+
+
+class Interrupted(Failure):
+    """A signal ended the work before its end; what was done is kept. Exit code 128 + `number`, as a shell has it."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def for_caller(text: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +22,7 @@ from shardline.trainer import curves, metrics_log
 from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, write_checkpoint
 from shardline.trainer.loop import Action, StepRecord
 from shardline.trainer.model import Network, flops_per_image
+from shardline.trainer.run_dir import write_config
 from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, eval_forward
 from shardline.trainer.state import TrainState
@@ -169,8 +170,12 @@ def evaluation_due(setup: TrainSetup, state: TrainState) -> bool:
 class SaveCheckpoint(Action):
     """Saves the state every --checkpoint_every_steps, or with each evaluation, and keeps the last few."""
 
-    def __init__(self, setup: TrainSetup, network: Network, monitor: StepMonitor) -> None:
-        self.setup, self.network, self.monitor = setup, network, monitor
+    def __init__(
+        self, setup: TrainSetup, network: Network, monitor: StepMonitor, content: dict[str, Any], start_step: int
+    ) -> None:
+        """`content` of config.json; nothing is saved before a step was made after `start_step`."""
+        self.setup, self.network, self.monitor, self.content = setup, network, monitor, content
+        self._saved_step, self._described = start_step, False
 
     def due(self, state: TrainState) -> bool:
         """Every --checkpoint_every_steps, or with each evaluation."""
@@ -180,20 +185,35 @@ class SaveCheckpoint(Action):
     def act(self, state: TrainState) -> None:
         """Save now."""
         resume = self.monitor.pause()
-        self.save(state, checkpoint_path(self.setup.config.workdir, state.step))
+        self.save(state)
         resume()
 
-    def save(self, state: TrainState, path: Path) -> None:
-        """Write one checkpoint (on the chief) and drop the oldest."""
-        if not self.setup.cluster.chief:
+    def save(self, state: TrainState) -> None:
+        """Write the checkpoint of this step (on the chief), unless it is there, and drop the oldest."""
+        if not self.setup.cluster.chief or state.step == self._saved_step:
             return
-        key, scale = self.setup.sampler_key, self.network.input_scale
-        write_checkpoint(path, {**state.header(), "sampler": key, "input_scale": scale}, state.arrays())
+        path = checkpoint_path(self.setup.config.workdir, state.step)
+        self._write(state, path)
+        self._saved_step = state.step
         # Those after this one could not be read, or the run would have continued from them: they do not count.
         numbered = list_checkpoints(self.setup.config.workdir)
         written = numbered[: numbered.index(path) + 1] if path in numbered else []
         for old in written[: -self.setup.config.keep_checkpoints]:
             old.unlink()
+
+    def save_best(self, state: TrainState) -> None:
+        """Keep this step as the best; its numbered checkpoint first, so that no header is older than the best is."""
+        self.save(state)
+        if self.setup.cluster.chief:
+            self._write(state, best_path(self.setup.config.workdir))
+
+    def _write(self, state: TrainState, path: Path) -> None:
+        workdir = self.setup.config.workdir
+        if not self._described:  # now that a step was made under it
+            write_config(workdir, self.content)
+            self._described = True
+        header = {**state.header(), "train": self.content["train"], "sampler": self.setup.sampler_key}
+        write_checkpoint(path, {**header, "input_scale": self.network.input_scale}, state.arrays())
 
 
 class Evaluate(Action):
@@ -208,7 +228,6 @@ class Evaluate(Action):
         checkpoint: SaveCheckpoint,
     ) -> None:
         self.setup, self.monitor, self.metrics, self.checkpoint = setup, monitor, metrics, checkpoint
-        self.last: dict[str, float] = {}
         self._step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.jit)
         self._dataset = setup.eval_batches() if setup.eval_split else None
 
@@ -228,16 +247,17 @@ class Evaluate(Action):
     def _evaluate(self, state: TrainState) -> None:
         totals = self._totals(state)
         n = totals.pop("n")
-        self.last = {name: value / max(n, 1) for name, value in totals.items()}
+        found = {name: value / max(n, 1) for name, value in totals.items()}
         epoch, split = round(self.setup.epoch(state.cursor), 6), self.setup.eval_split
+        state.evaluation = {"step": state.step, "split": split, **found}
         if self.metrics:
             phase = self.setup.spans[state.phase].phase.part
-            line = {"epoch": epoch, "phase": phase, "split": split, **self.last, "n": int(n)}
+            line = {"epoch": epoch, "phase": phase, "split": split, **found, "n": int(n)}
             self.metrics.write(state.step, "eval", line)
         speed = self.monitor.images_per_second
         log(
-            f"epoch {epoch:.3g}, step {state.step}: {split} loss {self.last['loss']:.3f}, "
-            f"top-1 {100 * self.last['top1']:.1f} % (n = {int(n)})"
+            f"epoch {epoch:.3g}, step {state.step}: {split} loss {found['loss']:.3f}, "
+            f"top-1 {100 * found['top1']:.1f} % (n = {int(n)})"
             + (f", training at {speed:.1f} images/s" if speed else "")
         )
         self._keep_best(state)
@@ -258,10 +278,10 @@ class Evaluate(Action):
         config = self.setup.config
         if config.best_metric == "none":
             return
-        value = self.last[config.best_metric] * (-1 if config.best_metric == "loss" else 1)
+        value = state.evaluation[config.best_metric] * (-1 if config.best_metric == "loss" else 1)
         if state.best is None or value > state.best:
-            state.best, state.evals_since_best = value, 0
-            self.checkpoint.save(state, best_path(config.workdir))
+            state.best, state.best_step, state.evals_since_best = value, state.step, 0
+            self.checkpoint.save_best(state)
         else:
             state.evals_since_best += 1
             self.should_stop = 0 < config.early_stop_evals <= state.evals_since_best  # early stopping

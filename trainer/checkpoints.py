@@ -5,6 +5,7 @@ Names of arrays are model/PATH, ema/PATH, slots/PATH/SLOT and loss_scale/NAME.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from shardline.pipeline.stored import Count
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 
 BEST = "best.npz"
-FORMAT = "shardline checkpoint 3"
+FORMAT = "shardline checkpoint 4"
 _NUMBERED = re.compile(r"step-(\d{8,})\.npz", re.ASCII)
 
 
@@ -30,8 +31,8 @@ class Checkpoint:
     """What a checkpoint file holds.
 
     Attributes:
-      header: the plain numbers of `TrainState.header`, `sampler` (the key of `TrainSetup.sampler_key`) and
-        `input_scale`, by which the convolutions' input is divided.
+      header: the plain values of `TrainState.header`, `train` (the TrainConfig of the step it was saved after),
+        `sampler` (the key of `TrainSetup.sampler_key`) and `input_scale`, by which the convolutions' input is divided.
       arrays: `TrainState.arrays`.
     """
 
@@ -47,6 +48,19 @@ class Checkpoint:
             if found:
                 return found
         raise UsageError(f"{self.path} holds no weights; give a checkpoint of shardline-train")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether those are a moving average."""
+        return any(name.startswith("ema/") for name in self.arrays)
+
+
+def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 (hex) over the names and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, array in sorted(weights.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def write_checkpoint(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -82,8 +96,12 @@ class _Header:
     step: Count
     cursor: Count
     phase: Count
+    best_metric: str
     best: float | None
+    best_step: Count
     evals_since_best: Count
+    evaluation: dict[str, str | int | float]
+    train: dict[str, Any]  # checked when it becomes a TrainConfig
     sampler: dict[str, str | int | bool]
     input_scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
@@ -118,20 +136,3 @@ def newest_checkpoint(workdir: str | os.PathLike[str]) -> tuple[Checkpoint | Non
         except UsageError as error:
             damaged.append(str(error))
     return None, damaged
-
-
-def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """A checkpoint file itself; of a run directory, its best checkpoint, or the newest where none was chosen as best.
-
-    Raises:
-      UsageError: there is none that can be read.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return read_checkpoint(path)
-    if best_path(path).exists():
-        return read_checkpoint(best_path(path))
-    newest, damaged = newest_checkpoint(path)
-    if newest is None:
-        raise UsageError(f"{path} holds no checkpoint" + "".join(f"; {line}" for line in damaged))
-    return newest

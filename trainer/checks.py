@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option
 from shardline.trainer.checkpoints import list_checkpoints
-from shardline.trainer.run_dir import CONFIG_FILE, read_config
+from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, read_config
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ def find_run(run: str, checkpoint: str = "") -> Path:
     if not checkpoint and not any((Path(run) / "checkpoints").glob("*.npz")):
         raise UsageError(f"--run={run} holds no checkpoint: train it first, or name a --checkpoint")
     return Path(run)
+
+
+def say_weights(chosen: ChosenWeights) -> None:
+    """Say, before any result, which weights a command uses, and whether they are a finished run's."""
+    log("\n".join([str(chosen), *(f"note: {line}" for line in chosen.notes)]))
 
 
 def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.PathLike[str]) -> None:

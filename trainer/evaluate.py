@@ -19,9 +19,9 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import option
-from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
+from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
-from shardline.trainer.run_dir import read_config
+from shardline.trainer.run_dir import choose_weights, read_config
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -73,12 +73,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     started = time.monotonic()
     directory = find_run(config.run, config.checkpoint)
+    chosen = choose_weights(directory, config.checkpoint)
     data = open_data(config, directory)
+    calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
+    output = make_directory(str(output_directory(config)))
+    say_weights(chosen)
     train_split = read_config(directory)["train"]["train_split"]
     for gap in class_gaps(data.labels, data.manifest.class_counts, train_split, config.split):
         command_line.log(f"note: {gap}")
-    calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
-    output = make_directory(str(output_directory(config)))
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.cluster import create_cluster
@@ -88,11 +90,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     devices = create_cluster("mirrored", config.logical_cpus)
     with devices.strategy.scope():
-        run = load_run(str(directory), config.checkpoint or None)
+        run = load_run(str(directory), chosen)
     evaluation = measure(config, run, devices, data, calibration_split)
     evaluation.metrics.update(
         run=str(directory.absolute()),
         checkpoint=config.checkpoint,
+        weights=chosen.facts(),
         data=str(data.directory.absolute()),
         digest=data.manifest.digest,
         tta=config.tta,
@@ -110,6 +113,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def main(config: EvaluateConfig) -> None:
     """The command: evaluate and print the headline numbers."""
     evaluation, output = evaluate(config), output_directory(config)
+    if not evaluation.metrics["weights"]["finished"]:
+        print(f"unfinished run, step {evaluation.metrics['weights']['step']}")
     command_line.show(results.summary(evaluation.metrics))
     command_line.show(evaluation.predictions.count_line)
     command_line.show(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")

@@ -19,8 +19,8 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import option
-from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory
-from shardline.trainer.run_dir import read_config
+from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
+from shardline.trainer.run_dir import choose_weights, read_config
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -90,20 +90,23 @@ def export(config: ExportConfig) -> Exported:
         raise UsageError(
             f"--data={data.directory}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8"
         )
+    chosen = choose_weights(directory, config.checkpoint)
     paths = prepare(config.output, config.formats, config.overwrite)
     output = Path(config.output)
+    say_weights(chosen)
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.evaluation import exports
     from shardline.trainer.run_dir import load_run
 
-    run = load_run(str(directory), config.checkpoint or None, precision="float32")
+    run = load_run(str(directory), chosen, precision="float32")
     (output / PARITY).unlink(missing_ok=True)  # an earlier export's
     for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit=" formats"):
         exports.write_model(run, form, path, lambda: exports.calibration_images(run, data, config.calibration_images))
     atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
-    trained = load_run(str(directory), config.checkpoint or None)
-    parity = exports.compare(run, trained, paths, data, split, config.parity_images)
+    trained = load_run(str(directory), chosen)
+    compared = exports.compare(run, trained, paths, data, split, config.parity_images)
+    parity = {"weights": chosen.facts(), **compared}
     atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
     if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
         raise Failure(
@@ -139,6 +142,11 @@ def open_data(config: ExportConfig, run: Path) -> tuple[Dataset, str]:
     content = read_config(run)
     if not (where := config.data or content["train"]["data"]):
         raise UsageError("--data is missing: this run was trained without a dataset; name one to compare on")
+    if not config.data and not Path(where).is_dir():
+        raise UsageError(
+            f"--data is missing: this run was trained on {where}, which is not there; name the directory that holds "
+            f"the dataset with digest {content['dataset']['dataset']}"
+        )
     data = pipeline.open_dataset(where)
     check_labels(content["labels"], data.labels, where)
     return data, content["train"]["train_split"]

@@ -23,7 +23,8 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.pipeline.sampler import ReplicaBatches
 from shardline.pipeline.stored import Sha256
-from shardline.trainer.model import Network, num_parameters, weights_digest
+from shardline.trainer.checkpoints import weights_digest
+from shardline.trainer.model import Network, num_parameters
 from shardline.trainer.setup import TrainSetup, distribute, endless
 from shardline.trainer.step import Batch
 
@@ -121,7 +122,7 @@ def _key(setup: TrainSetup, network: Network) -> str:
         "precision": setup.config.precision,
         "head": setup.config.head,
         "input": {name: value for name, value in vars(setup.input).items() if name not in _RUNTIME_FIELDS},
-        "weights": weights_digest(frozen),
+        "weights": weights_digest({name: variable.numpy() for name, variable in frozen.items()}),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

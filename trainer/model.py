@@ -8,7 +8,6 @@ others from learning. The normalization is part of the model, so every caller fe
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,14 +98,6 @@ class Network:
 def num_parameters(variables: Mapping[str, tf.Variable]) -> int:
     """Numbers in all of them."""
     return sum(math.prod(variable.shape) for variable in variables.values())
-
-
-def weights_digest(weights: Mapping[str, tf.Variable]) -> str:
-    """SHA-256 (hex) over the names and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, variable in sorted(weights.items()):
-        digest.update(name.encode() + np.ascontiguousarray(variable.numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def layer_group(path: str) -> str:

@@ -16,8 +16,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
@@ -26,8 +26,8 @@ from shardline.pipeline.options import option
 from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
-from shardline.trainer.checks import ModelConfig, check_target, find_run
-from shardline.trainer.run_dir import read_config
+from shardline.trainer.checks import ModelConfig, check_target, find_run, say_weights
+from shardline.trainer.run_dir import choose_weights, read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,20 +65,22 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
     if config.gallery and not config.gallery.lower().endswith(".png"):
         raise UsageError(f"--gallery={config.gallery}: name a file that ends in .png")
     paths = find_files(config.input)
+    chosen = choose_weights(directory, config.checkpoint)
     for flag, path in (("--output", target), ("--gallery", config.gallery)):
         if path:
             check_target(flag, path)
+    say_weights(chosen)
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.evaluation.inference import predict_files
     from shardline.trainer.run_dir import load_run
 
-    run = load_run(str(directory), config.checkpoint or None)
+    run = load_run(str(directory), chosen)
     rows: list[FilePrediction] = []
     shown: list[tuple[np.ndarray | None, FilePrediction]] = []
     with command_line.progress(total=len(paths), desc="predict", unit=" images") as bar:
         for row, image in predict_files(run, paths, top=num_listed(config), batch_size=config.batch_size):
-            rows.append(row)
+            rows.append(replace(row, weights=chosen.facts()))
             if config.gallery and len(shown) < GALLERY_IMAGES:
                 shown.append((image, row))
             bar.update()
@@ -177,7 +179,9 @@ def _jsonl(rows: Sequence[FilePrediction]) -> str:
     for row in rows:
         pairs = zip(row.labels, row.probabilities, strict=True)
         top = [{"label": label, "probability": round(p, 6)} for label, p in pairs]
-        lines.append(json.dumps({"path": row.path, "top": top, "error": row.error or None}, ensure_ascii=False))
+        line: dict[str, Any] = {"path": row.path, "top": top, "error": row.error or None}
+        line |= {"weights": row.weights} if row.weights else {}
+        lines.append(json.dumps(line, ensure_ascii=False))
     return "".join(json_display(line) + "\n" for line in lines)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,28 +21,40 @@ from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_checkpoints, newest_checkpoint
 from shardline.trainer.config import TrainConfig, differences
 from shardline.trainer.feature_cache import CACHE_FILES
-from shardline.trainer.run_dir import CONFIG_FILE, MODEL_FILE, MODEL_NOTE, read_config, write_config
+from shardline.trainer.run_dir import CONFIG_FILE, MODEL_FILE, MODEL_NOTE, is_finished, read_config, write_config
 from shardline.trainer.schedule import PhaseSpan
 from shardline.trainer.setup import TrainSetup
 
 
-def claim_workdir(setup: TrainSetup, allow_changes: bool) -> None:
-    """Make the run directory, or check that the one that is there belongs to this run."""
+def claim_workdir(setup: TrainSetup, allow_changes: bool) -> dict[str, Any]:
+    """Make the run directory, or check that the one that is there belongs to this run.
+
+    Returns:
+      The content of config.json. Where the run has made steps, it is written with the next checkpoint.
+    """
     workdir, content = Path(setup.config.workdir), config_content(setup)
     if setup.cluster.chief:
         _remove_strays(workdir)
-    if (workdir / CONFIG_FILE).exists():
-        if list_checkpoints(workdir):
-            content["starting_weights_sha256"] = check_continues(setup, content, allow_changes)
-        else:
-            read_config(workdir, "--workdir")  # not of another format
-    elif workdir.exists() and any(path.name != LOCK for path in workdir.iterdir()):
+    continues = (workdir / CONFIG_FILE).exists() and bool(list_checkpoints(workdir))
+    if continues:
+        content["starting_weights_sha256"] = check_continues(setup, content, allow_changes)
+    elif (workdir / CONFIG_FILE).exists():
+        read_config(workdir, "--workdir")  # not of another format
+    elif workdir.exists() and any(not _written_before(path) for path in workdir.iterdir()):
         raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
-    if setup.cluster.chief:
+    if setup.cluster.chief and not continues:  # else when a step was made under it, by SaveCheckpoint
         try:
             write_config(workdir, content)
         except OSError as error:
             raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    return content
+
+
+def _written_before(path: Path) -> bool:
+    """Whether a file of a new run directory is its lock, or an image of --find_lr."""
+    return path.name == LOCK or (
+        path.name == "plots" and path.is_dir() and {item.name for item in path.iterdir()} <= {"find_lr.png"}
+    )
 
 
 def _remove_strays(workdir: Path) -> None:
@@ -58,9 +72,10 @@ def _remove_strays(workdir: Path) -> None:
 
 def config_content(setup: TrainSetup) -> dict[str, Any]:
     """What config.json holds."""
-    manifest = setup.manifest
+    manifest, config = setup.manifest, setup.config
+    # A relative --data would mean something else to whoever stands elsewhere.
     return {
-        "train": setup.config.to_dict(),
+        "train": config.to_dict() | ({"data": os.path.abspath(config.data)} if config.data else {}),
         "labels": list(setup.labels),
         "dataset": {"name": manifest.name if manifest else "synthetic", **setup.sampler_key},
         "preprocessing": {
@@ -121,13 +136,25 @@ def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
         )
     if checkpoint:
         check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key)
+        checkpoint = dataclasses.replace(checkpoint, header=_judged_anew(checkpoint.header, setup.best_metric))
     return checkpoint
+
+
+def _judged_anew(header: dict[str, Any], best_metric: str) -> dict[str, Any]:
+    """The header without its best, where that was chosen by something else: numbers of two metrics do not compare."""
+    if header["best_metric"] == best_metric:
+        return header
+    if header["best"] is not None:
+        log(
+            f"note: the best so far, step {header['best_step']}, was chosen by {header['best_metric']} and is "
+            f"forgotten; now {f'the best is chosen by {best_metric}' if best_metric else 'the last weights count'}"
+        )
+    return header | {"best_metric": best_metric, "best": None, "best_step": 0, "evals_since_best": 0}
 
 
 def is_over(setup: TrainSetup, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint is from the end of its run, or from where early stopping ended it."""
-    cursor, evals_since_best = int(checkpoint.header["cursor"]), int(checkpoint.header["evals_since_best"])
-    return cursor >= setup.spans[-1].stop or 0 < setup.config.early_stop_evals <= evals_since_best
+    return is_finished(setup.config, setup.num_records, checkpoint.header)
 
 
 def starting_span(setup: TrainSetup, checkpoint: Checkpoint | None) -> PhaseSpan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -13,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from shardline.pipeline.cli import log
-from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.errors import Failure, Interrupted, UsageError
 from shardline.pipeline.files import atomic_writer, own_directory
 from shardline.trainer.actions import Evaluate, InputProfile, Profile, SaveCheckpoint, StepMonitor
 from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops
@@ -21,7 +22,7 @@ from shardline.trainer.config import TrainConfig
 from shardline.trainer.feature_cache import open_feature_cache
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
-from shardline.trainer.model import Network, weights_digest
+from shardline.trainer.model import Network
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
 from shardline.trainer.run_dir import MODEL_FILE, load_run, model_is_whole, note_model
 from shardline.trainer.setup import TrainSetup, create_setup
@@ -33,8 +34,11 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any]
     """Train, from the start or from the newest readable checkpoint, and save the model.
 
     Returns:
-      The result: step, epoch, images_per_second, weights_sha256 and the last evaluation. None where there was nothing
-      to do, where the run was stopped before its end, and on all hosts but the first.
+      The result: step, epoch, choice, weights_sha256 and evaluation of the weights in model.keras; last_step and
+      images_per_second of the run. None where there was nothing to do, and on all hosts but the first.
+
+    Raises:
+      Interrupted: SIGINT or SIGTERM stopped it before its end.
     """
     if not config.workdir:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
@@ -51,10 +55,10 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
             log(f"note: {gap}")
         if setup.weights_sha256:
             log(f"--weights={config.weights}: SHA-256 {setup.weights_sha256}")
-    claim_workdir(setup, allow_changes)
+    content = claim_workdir(setup, allow_changes)
     checkpoint = checkpoint_to_continue(setup)
     over = checkpoint is not None and is_over(setup, checkpoint)
-    if checkpoint and over and model_is_whole(config.workdir, checkpoint.header["step"]):
+    if checkpoint and over and model_is_whole(config.workdir):
         log(f"--workdir={config.workdir} is complete at step {checkpoint.header['step']}; nothing to do")
         return None
     first = starting_span(setup, checkpoint)
@@ -67,7 +71,7 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
         monitor = stack.enter_context(closing(StepMonitor(setup, network, metrics, state.step, total_tflops(setup))))
         stop = stack.enter_context(StopRequest())
         stack.enter_context(errors_in_one_line(setup, state))
-        save = SaveCheckpoint(setup, network, monitor)
+        save = SaveCheckpoint(setup, network, monitor, content, state.step)
         evaluate = Evaluate(setup, network, monitor, metrics, save)
         input_profile = InputProfile(setup, monitor)
         actions = [monitor, Profile(setup), evaluate, save, input_profile]
@@ -84,9 +88,9 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
     for kind, times in input_profile.times().items():
         log(f"input, {kind}:\n{times}")
     if not (over or state.cursor >= setup.spans[-1].stop or evaluate.should_stop):
-        log(f"stopped at step {state.step} with a checkpoint; run the same command to continue")
-        return None
-    return finish(setup, state, evaluate.last, monitor.images_per_second) if setup.cluster.chief else None
+        where = f"stopped at step {state.step} with a checkpoint; run the same command to continue"
+        raise Interrupted(stop.signal or signal.SIGTERM, where)  # SIGTERM: another host was told to stop
+    return finish(setup, state, monitor.images_per_second) if setup.cluster.chief else None
 
 
 def prepare(config: TrainConfig) -> TrainSetup:
@@ -117,24 +121,26 @@ def phase_input(
     return create_step(setup, network, state, cache.forward), cache.batches(state.cursor)
 
 
-def finish(
-    setup: TrainSetup, state: TrainState, evaluation: dict[str, float], images_per_second: float
-) -> dict[str, Any]:
-    """Save model.keras; the result of the run."""
+def finish(setup: TrainSetup, state: TrainState, images_per_second: float) -> dict[str, Any]:
+    """Save model.keras; the result of the run: all its numbers are of the weights in that file."""
     workdir = Path(setup.config.workdir)
     run = load_run(workdir, precision="float32")  # plain float32 layers load everywhere
     with tempfile.TemporaryDirectory() as folder, atomic_writer(workdir / MODEL_FILE) as file:
         run.model.save(Path(folder, MODEL_FILE))  # Keras writes to a path of its own ending only
         with Path(folder, MODEL_FILE).open("rb") as saved:
             shutil.copyfileobj(saved, file)
-    note_model(workdir, state.step)
-    log(f"model: {workdir / MODEL_FILE}; curves: {workdir / 'plots' / 'curves.png'}")
+    note_model(workdir, run.chosen)
+    log(f"model: {workdir / MODEL_FILE}, {run.chosen}; curves: {workdir / 'plots' / 'curves.png'}")
+    header = run.chosen.checkpoint.header
+    evaluation = header["evaluation"] if header["evaluation"].get("step") == header["step"] else {}
     return {
-        "step": state.step,
-        "epoch": round(setup.epoch(state.cursor), 6),
+        "step": header["step"],
+        "last_step": state.step,
+        "choice": run.chosen.choice,
+        "epoch": round(setup.epoch(header["cursor"]), 6),
         "images_per_second": round(images_per_second, 2),
-        "weights_sha256": weights_digest(state.weights),
-        **{f"{setup.eval_split}_{name}": value for name, value in evaluation.items()},
+        "weights_sha256": run.chosen.sha256,
+        **{f"{evaluation['split']}_{name}": evaluation[name] for name in ("loss", "top1", "top5") if evaluation},
     }
 
 

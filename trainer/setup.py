@@ -91,6 +91,12 @@ class TrainSetup:
             "balanced_sampling": self.config.balanced_sampling,
         }
 
+    @property
+    def best_metric(self) -> str:
+        """What the best checkpoint is chosen by, e.g. `validation top1`; "" where none is."""
+        metric = self.config.best_metric
+        return "" if metric == "none" else f"{self.eval_split} {metric}"
+
     def epoch(self, cursor: int) -> float:
         """Epochs after `cursor` samples."""
         return cursor / self.num_records

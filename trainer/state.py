@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ class TrainState:
       optimizer: slots of what trains in this phase.
       cursor: samples consumed.
       phase: index of the phase that the optimizer belongs to.
-      best: the best result so far by `--best_metric`, larger is better.
+      best_metric: what the best is chosen by, `TrainSetup.best_metric`.
+      best: the best result so far, larger is better; it was that of the weights after `best_step`.
+      evaluation: the latest: its step, split, loss, top1 and top5; empty before the first.
     """
 
     weights: Mapping[str, tf.Variable]
@@ -36,12 +38,16 @@ class TrainState:
     phase: int
     step: int = 0
     cursor: int = 0
+    best_metric: str = ""
     best: float | None = None
+    best_step: int = 0
     evals_since_best: int = 0
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
         """The plain numbers."""
-        return {name: getattr(self, name) for name in ("step", "cursor", "phase", "best", "evals_since_best")}
+        names = ("step", "cursor", "phase", "best_metric", "best", "best_step", "evals_since_best", "evaluation")
+        return {name: getattr(self, name) for name in names}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every variable's value by its name in a checkpoint."""
@@ -94,6 +100,7 @@ def create_train_state(setup: TrainSetup, span: PhaseSpan) -> tuple[Network, Tra
         ema_weights = {path: tf.Variable(variable, trainable=False) for path, variable in averaged.items()}
         optimizer = create_optimizer(setup, network, span, ema_weights)
         state = TrainState(network.weights, ema_weights, optimizer, LossScale(), span.index)
+        state.best_metric = setup.best_metric
     return network, state, create_step(setup, network, state)
 
 

@@ -39,12 +39,13 @@ def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any]
     """Train, or continue from the newest checkpoint, and save the model in `config.workdir`.
 
     Returns:
-      The result: step, epoch, images_per_second, weights_sha256 and the last evaluation. None where there was nothing
-      to do, where the run was stopped before its end, and on all hosts but the first.
+      The result: step, epoch, choice, weights_sha256 and evaluation of the weights in model.keras; last_step and
+      images_per_second of the run. None where there was nothing to do, and on all hosts but the first.
 
     Raises:
       UsageError: a setting, the data or the run directory is wrong; the message names the field.
       Failure: training broke, e.g. its loss is not finite.
+      Interrupted: SIGINT or SIGTERM stopped it before its end; the same call continues it.
     """
     from shardline.trainer import run  # TensorFlow takes seconds to import
 

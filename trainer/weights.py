@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
-from shardline.trainer.checkpoints import find_checkpoint
 from shardline.trainer.model import NORMALIZATION, Network
+from shardline.trainer.run_dir import find_checkpoint
 
 V = TypeVar("V")
 

@@ -17,10 +17,10 @@ import numpy as np
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import metrics_log, selftest
 from shardline.trainer.actions import StepMonitor
-from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints, read_checkpoint
+from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.run_dir import load_run
+from shardline.trainer.run_dir import find_checkpoint, load_run
 from shardline.trainer.train import train as train_run
 
 FOLDER, SECTIONS = Path(sys.argv[1]), sys.argv[2:]
@@ -210,6 +210,7 @@ def stopping():
     again = train("early", **options)
     return {
         "step": found["step"],
+        "last_step": found["last_step"],
         "best_step": read_checkpoint(best).header["step"],
         "again": {name: again[name] == found[name] for name in ("step", "weights_sha256")},
         "model": (FOLDER / "early" / "model.keras").exists(),

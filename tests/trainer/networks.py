@@ -5,7 +5,8 @@ import numpy as np
 from shardline.trainer.model import NetworkConfig, create_network, initialize
 
 HEADER = {  # of a checkpoint
-    "step": 9, "cursor": 72, "phase": 0, "best": None, "evals_since_best": 0, "sampler": {}, "input_scale": 1.0,
+    "step": 9, "cursor": 72, "phase": 0, "best_metric": "", "best": None, "best_step": 0, "evals_since_best": 0,
+    "evaluation": {}, "train": {}, "sampler": {"records": 40}, "input_scale": 1.0,
 }  # fmt: skip
 THIN = {"classes": 4, "image_size": 32, "width": 0.03}
 

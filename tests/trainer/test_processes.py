@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from shardline.trainer import metrics_log
-from shardline.trainer.checkpoints import find_checkpoint, list_checkpoints, read_checkpoint
+from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
+from shardline.trainer.run_dir import find_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -110,12 +111,12 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(data, tmp_path, jit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_a_checkpoint_and_exit_code_0(data, tmp_path, number):
+def test_a_signal_ends_it_with_a_checkpoint_and_the_exit_code_of_the_signal(data, tmp_path, number):
     process = start(data, tmp_path / "run", "--logical_cpus=2", "--checkpoint_every_steps=1000")
     wait_for_step(tmp_path / "run", 4, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 128 + number
     assert "stopped at step" in err
     header = read_checkpoint(list_checkpoints(tmp_path / "run")[-1]).header
     last = [line["step"] for line in metrics_log.read(tmp_path / "run") if line["kind"] == "train"][-1]
@@ -185,6 +186,6 @@ def test_a_signal_to_one_worker_stops_all_with_one_checkpoint(data, tmp_path):
     second.send_signal(signal.SIGTERM)
     for process in (first, second):
         _, err = process.communicate(timeout=180)
-        assert process.returncode == 0, err[-1000:]
+        assert process.returncode == 143, err[-1000:]
         assert "stopped at step" in err
     assert list_checkpoints(tmp_path / "run")

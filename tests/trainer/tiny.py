@@ -33,7 +33,8 @@ def process(name, *arguments, check=0):
 def refusal(name, *arguments, code=2):
     """The one line with which a command refuses."""
     run = command(name, *arguments, check=code)
-    (line,) = run.stderr.splitlines()
+    *said, line = run.stderr.splitlines()
+    assert all(text.startswith("weights: ") for text in said), run.stderr  # which ones, once they are known to be there
     assert not run.stdout
     return line.partition("error: ")[2]
 

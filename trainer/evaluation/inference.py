@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -160,6 +160,7 @@ class FilePrediction:
     labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    weights: Mapping[str, Any] | None = None  # `ChosenWeights.facts` of the model
 
 
 def predict_files(

@@ -1,0 +1,185 @@
+"""Which weights stand for a run, what is said of them, and that its files change only when a step was made."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import Interrupted, UsageError
+from shardline.trainer import metrics_log, selftest
+from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, read_checkpoint, weights_digest
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.loop import StopRequest
+from shardline.trainer.run_dir import choose_weights, load_run, read_config
+from shardline.trainer.train import train
+from tests.trainer.tiny import command
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Four evaluations, the second of which is the best: the rate of the second phase spoils what the first learned."""
+    data = tmp_path_factory.mktemp("data")
+    selftest.write_dataset(data, {"train": 24, "validation": 9, "test": 5}, side=40)
+    return TrainConfig(
+        data=str(data), workdir=str(data.parent / "run"), global_batch_size=8, image_size=32, width=0.03,
+        phases="head:2@0.05,head:2@30", schedule="constant", warmup_epochs=0, workers=0, precision="float32",
+        strategy="one_device", peak_tflops=1.0, jit=False, dropout=0.0, best_metric="loss",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(config):
+    return train(config)
+
+
+@pytest.fixture
+def copy(config, result, tmp_path):
+    """The finished run, to be spoiled."""
+    shutil.copytree(config.workdir, tmp_path / "run")
+    return dataclasses.replace(config, workdir=str(tmp_path / "run"))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_result_is_of_the_weights_in_the_model(config, result, capsys):
+    """t4: step, metric and digest, each against the model's own weights and the log's own line."""
+    run, lines = load_run(config.workdir), metrics_log.read(config.workdir)
+    evaluations = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval"}
+    best = min(evaluations, key=evaluations.get)
+    assert best < max(evaluations) == 12
+    assert (result["step"], result["last_step"]) == (best, 12)
+    assert result["choice"] == "best by validation loss"
+    assert result["validation_loss"] == evaluations[best]
+    model = keras.models.load_model(f"{config.workdir}/model.keras", compile=False)
+    weights = dict(zip(run.network.weights, (variable.numpy() for variable in model.weights), strict=True))
+    assert result["weights_sha256"] == weights_digest(weights) == run.chosen.sha256
+
+
+def test_evaluate_predict_and_export_say_which_weights(config, result, tmp_path):
+    run, data = config.workdir, config.data
+    evaluated = command("shardline.trainer.evaluate", "--run", run, "--data", data, "--output", tmp_path / "e")
+    exported = command("shardline.trainer.export", "--run", run, "--output", tmp_path / "x", "--formats", "keras")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    files = ("--output", tmp_path / "p.jsonl", tmp_path / "a.png")
+    predicted = command("shardline.trainer.predict", "--run", run, *files, check=1)
+    wanted = {
+        "step": result["step"], "choice": "best by validation loss", "averaged": False,
+        "sha256": result["weights_sha256"], "finished": True,
+    }  # fmt: skip
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"] == wanted
+    assert json.loads((tmp_path / "x" / "parity.json").read_text())["weights"] == wanted
+    assert json.loads((tmp_path / "p.jsonl").read_text())["weights"] == wanted
+    for done in (evaluated, exported, predicted):
+        first = done.stderr.splitlines()[0]
+        assert first.startswith("weights: best.npz, step ") and first.endswith(result["weights_sha256"])
+
+
+@pytest.mark.parametrize("change", [{"image_size": 64}, {"eval_crop_fraction": 0.9}, {"best_metric": "top1"}])
+def test_nothing_to_do_changes_nothing(copy, change, tmp_path):
+    """t1: also under other flags that are allowed; what the weights were made with never changes."""
+    before = content(tmp_path)
+    assert train(dataclasses.replace(copy, **change), allow_changes=True) is None
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("allow_changes", (False, True))
+def test_a_refused_restart_changes_nothing(copy, allow_changes, tmp_path):
+    """t1: the run's own command still works after it."""
+    before = content(tmp_path)
+    with pytest.raises(UsageError, match=r"other flags|another model"):
+        train(dataclasses.replace(copy, width=0.2, phases=f"{copy.phases},head:1@1"), allow_changes=allow_changes)
+    assert content(tmp_path) == before
+    assert train(copy) is None
+
+
+def test_weights_keep_the_config_they_were_made_with(copy):
+    """Continued with larger images, and never better: the best is still of the smaller ones."""
+    longer = dataclasses.replace(copy, image_size=64, phases=f"{copy.phases},head:1@30", eval_crop_fraction=0.9)
+    train(longer, allow_changes=True)
+    assert read_config(copy.workdir)["train"]["image_size"] == 64
+    best, last = load_run(copy.workdir), load_run(copy.workdir, str(list_checkpoints(copy.workdir)[-1]))
+    assert (best.config.image_size, best.preprocessing["crop_fraction"]) == (32, copy.eval_crop_fraction)
+    assert (last.config.image_size, last.preprocessing["crop_fraction"]) == (64, 0.9)
+
+
+def test_another_metric_forgets_the_best_and_says_so(copy, capsys):
+    """t3: minus the loss is no accuracy; the first evaluation by the new metric is the best so far."""
+    longer = dataclasses.replace(copy, best_metric="top1", phases=f"{copy.phases},head:1@0", early_stop_evals=2)
+    found = train(longer, allow_changes=True)
+    assert "was chosen by validation loss and is forgotten" in capsys.readouterr().err
+    assert (found["step"], found["choice"]) == (15, "best by validation top1")
+
+
+def test_a_best_of_before_is_named_and_left_aside(copy):
+    """K16: not what lies there decides, but the header of the newest checkpoint."""
+    longer = dataclasses.replace(copy, best_metric="none", phases=f"{copy.phases},head:1@30")
+    found = train(longer, allow_changes=True)
+    chosen = choose_weights(copy.workdir)
+    assert (found["step"], found["choice"], chosen.choice) == (15, "last", "last")
+    (note,) = chosen.notes
+    assert note.startswith(str(best_path(copy.workdir))) and "left aside" in note
+
+
+def test_a_foreign_best_is_not_taken(copy, result):
+    """The numbered checkpoint of the best step is as good; without it there is no best, and that is said."""
+    last = list_checkpoints(copy.workdir)[-1]
+    best_path(copy.workdir).write_bytes(last.read_bytes())
+    numbered = checkpoint_path(copy.workdir, result["step"])
+    if numbered.exists():
+        assert choose_weights(copy.workdir).sha256 == result["weights_sha256"]
+        numbered.unlink()
+    with pytest.raises(UsageError, match=f"the best weights by validation loss, of step {result['step']}, are not"):
+        choose_weights(copy.workdir)
+
+
+def test_a_signal_raises_and_what_is_used_then_is_called_unfinished(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "signal", signal.SIGTERM) or self)
+    stopped = dataclasses.replace(config, workdir=str(tmp_path / "run"))
+    with pytest.raises(Interrupted, match="stopped at step 2 with a checkpoint") as caught:
+        train(stopped)
+    assert caught.value.number == signal.SIGTERM
+    done = command(
+        "shardline.trainer.evaluate", "--run", stopped.workdir, "--data", config.data, "--output", tmp_path / "e"
+    )
+    assert done.stderr.startswith("the run is not finished; weights: step-00000002.npz, step 2, last")
+    assert done.stdout.startswith("unfinished run, step 2\n")
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"]["finished"] is False
+
+
+def test_the_average_is_what_the_result_is_of(config, tmp_path):
+    averaged = dataclasses.replace(config, workdir=str(tmp_path / "run"), ema=0.9, best_metric="none")
+    found = train(averaged)
+    checkpoint = read_checkpoint(list_checkpoints(averaged.workdir)[-1])
+    average = {name[4:]: array for name, array in checkpoint.arrays.items() if name.startswith("ema/")}
+    assert found["weights_sha256"] == weights_digest(average)
+    last = {name[6:]: array for name, array in checkpoint.arrays.items() if name.startswith("model/")}
+    assert any(not np.array_equal(average[name], last[name]) for name in average)
+
+
+def test_a_learning_rate_is_looked_for_where_training_follows(config, tmp_path):
+    """t16."""
+    folder = tmp_path / "run" / "plots"
+    folder.mkdir(parents=True)
+    (folder / "find_lr.png").write_bytes(b"image")
+    train(dataclasses.replace(config, workdir=str(tmp_path / "run")))
+    (tmp_path / "other" / "plots").mkdir(parents=True)
+    (tmp_path / "other" / "plots" / "mine.png").write_bytes(b"image")
+    with pytest.raises(UsageError, match="not empty and not a run of ours"):
+        train(dataclasses.replace(config, workdir=str(tmp_path / "other")))
+
+
+def test_a_relative_dataset_is_stored_as_absolute_and_looked_for_by_both_names(config, tmp_path, monkeypatch):
+    """t20."""
+    shutil.copytree(config.data, tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    train(dataclasses.replace(config, workdir="run", data="data"))
+    assert read_config("run")["train"]["data"] == str(tmp_path / "here" / "data")
+    (tmp_path / "here" / "data").rename(tmp_path / "moved")
+    line = command("shardline.trainer.export", "--run", "run", "--output", "out", check=2).stderr
+    assert str(tmp_path / "here" / "data") in line and read_config("run")["dataset"]["dataset"] in line
