@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.options import narrowed, option
-from shardline.trainer.config import PRECISIONS
+from shardline.pipeline.options import narrowed, option, options
+from shardline.trainer.config import PRECISIONS, TrainConfig
+from shardline.trainer.run_dir import read_config
 
 SUITES = ("short", "input", "convert", "train", "baselines", "scaling", "all")
 _NEED_IMAGES = ("convert", "baselines", "all")
@@ -27,6 +29,11 @@ class BenchConfig(InputConfig):
     GROUPS: ClassVar = ("benchmark", "input", "augmentation", "recipe", "step", "comparison", "forecast")
 
     data: str = option("", "dataset directory, made by shardline-convert or shardline-adopt", group="benchmark")
+    run: str = option(
+        "", "run directory of shardline-train: measure the input and the step of that run; flags beside it that "
+        "are not at their defaults replace the run's",
+        group="benchmark",
+    )  # fmt: skip
     output: str = option("", "report directory; measurements are added to those it holds", group="benchmark")
     suite: str = option(
         "input", "what to measure; short takes a few minutes: all stages, with the step at width multiplier 1/8, and "
@@ -89,9 +96,9 @@ class BenchConfig(InputConfig):
         super().__post_init__()
         if not self.output:
             raise UsageError("--output is missing: name the directory for results.jsonl and report.html")
-        if not self.data and self.suite != "convert":
+        if not self.data and not self.run and self.suite != "convert":
             raise UsageError(
-                "--data is missing: name a dataset directory, made by shardline-convert or shardline-adopt"
+                "--data is missing: name a dataset directory, made by shardline-convert or shardline-adopt, or a --run"
             )
         if not self.raw_images and self.suite in _NEED_IMAGES:
             raise UsageError(f"--suite={self.suite} converts images: name a folder of them with --raw_images")
@@ -99,6 +106,31 @@ class BenchConfig(InputConfig):
             raise UsageError(f"--raw_images={self.raw_images}: no such folder")
         if self.image_size < 32:
             raise UsageError(f"--image_size={self.image_size}: VGG16 halves the image five times; use at least 32")
+
+    def resolved(self) -> BenchConfig:
+        """With what --run tells in place of the defaults; without --run."""
+        if not self.run:
+            return self
+        trained = TrainConfig.from_dict(read_config(self.run)["train"])
+        told = {field.name: getattr(trained, field.name) for field in fields(InputConfig)}
+        told |= {name: getattr(trained, name) for name in ("data", "precision", "jit", "width")}
+        told["split"] = trained.train_split
+        defaults = {field.name: field.default for field in fields(self)}
+        taken = {name: value for name, value in told.items() if getattr(self, name) == defaults[name]}
+        return replace(self, run="", **taken)
+
+    def command(self) -> str:
+        """The command line that measures this again."""
+        words = ["shardline-benchmark"]
+        for name, field in options(BenchConfig).items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
+            if field.kind is bool:
+                words.append(f"--{name}" if value else f"--no{name}")
+            else:
+                words.append(f"--{name}={field.option.text(value)}")
+        return shlex.join(words)
 
     @property
     def directory(self) -> Path:

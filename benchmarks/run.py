@@ -1,6 +1,7 @@
 """Measure this machine with this dataset: which stage is the bottleneck, and what would help.
 
     shardline-benchmark --data DIR --output REPORT [--raw_images DIR] [--suite input]
+    shardline-benchmark --run RUN --output REPORT
 
 Adds to REPORT/results.jsonl, one line a measurement with every repeat, and draws REPORT/report.html. Ctrl-C keeps what
 was measured. The last lines on stdout are the bottleneck and the report's path.
@@ -31,7 +32,9 @@ def benchmark(config: BenchConfig) -> None:
     Raises:
       UsageError, Failure: a part cannot be measured.
     """
+    config = config.resolved()
     config.directory.mkdir(parents=True, exist_ok=True)
+    print(f"to repeat: {config.command()}", file=sys.stderr)
     try:
         for part in parts(config.suite):
             try:

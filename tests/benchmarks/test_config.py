@@ -1,5 +1,6 @@
 """The benchmark's input is that of a training run: same options, same defaults, same batches."""
 
+import shlex
 from dataclasses import fields, replace
 
 import pytest
@@ -10,6 +11,7 @@ from shardline.pipeline.cli import parse
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import options
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.run_dir import write_config
 
 PLACES = {"data": "data", "output": "report"}
 
@@ -29,6 +31,36 @@ def test_the_step_trains_on_the_input_that_the_stages_measure():
     training = train_config(bench)
     assert training.input_config() == replace(bench.input, global_batch_size=16, max_bad_records=10**9)
     assert (training.precision, training.jit, training.data) == ("mixed_bfloat16", False, "data")
+
+
+def test_a_run_tells_its_input_and_flags_beside_it_replace_that(tmp_path):
+    recipe = {
+        "data": "photos",
+        "randaugment_layers": 2,
+        "crop_area": (0.5, 1.0),
+        "shuffle_block_size": 64,
+        "width": 0.5,
+    }
+    trained = TrainConfig(**recipe, precision="float32", jit=False, train_split="most", seed=3, cache="memory")
+    described = {"crop_fraction": 0.875, "stored": {}}
+    content = {"train": trained.to_dict(), "labels": ["a"], "dataset": {}, "preprocessing": described, "versions": {}}
+    write_config(tmp_path, {**content, "starting_weights_sha256": ""})
+    bench = BenchConfig(run=str(tmp_path), output="report").resolved()
+    assert bench.input == trained.input_config()
+    assert (bench.data, bench.split, bench.precision, bench.jit, bench.step_width) == (
+        "photos", "most", "float32", False, 0.5,
+    )  # fmt: skip
+    other = BenchConfig(run=str(tmp_path), output="report", cache="none", shuffle_block_size=8).resolved()
+    assert other.shuffle_block_size == 8 and other.randaugment_layers == 2
+    assert parse(BenchConfig, shlex.split(bench.command())) == bench  # the command needs the run no longer
+    with pytest.raises(UsageError, match=r"run=.*nowhere: no config.json there"):
+        BenchConfig(run=str(tmp_path / "nowhere"), output="report").resolved()
+
+
+def test_the_command_to_repeat_gives_the_same_benchmark():
+    bench = BenchConfig(data="my photos", output="r", crop_area=(0.5, 1.0), jit=False, validate_advice=True, width=0.25)
+    assert parse(BenchConfig, shlex.split(bench.command())) == bench
+    assert "'--data=my photos'" in bench.command() and "--seconds" not in bench.command()
 
 
 def test_the_short_suite_thins_the_network_unless_the_rate_is_given():
