@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all fuzz lint format bench gpu-compile clean
+.PHONY: demo test test-all fuzz soak lint format bench gpu-compile clean
 
 # The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -37,6 +37,11 @@ FUZZ_SECONDS ?= 600
 fuzz: .venv/.installed
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# The same time of kills, full disks, damage and second owners; `make soak SOAK_SOURCE=DIR` takes images of yours.
+SOAK_SECONDS ?= 600
+soak: .venv/.installed
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(if $(SOAK_SOURCE),--source $(SOAK_SOURCE))
 
 lint: .venv/.installed build/typing/shardline
 	$(BIN)/ruff check --quiet .

@@ -20,12 +20,14 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from types import ModuleType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.source_files import MachineFault
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 MAX_DEATHS = 8  # of workers over one task, at whatever positions
+RAY_PATIENCE_SECONDS = 30  # for tasks that were cancelled
 RAY_RETRIES = 3  # of a task whose worker died
 
 
@@ -229,24 +231,37 @@ def _die_with(parent: int) -> None:
 
 def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
     ray = _start_ray(workers)
-    remote = ray.remote(max_retries=RAY_RETRIES)(_run_remotely)
+    # What one machine cannot read another may, so such a task is tried again, and tasks are spread over the machines.
+    settings = {"max_retries": RAY_RETRIES, "retry_exceptions": [MachineFault], "scheduling_strategy": "SPREAD"}
+    remote = ray.remote(**settings)(_run_remotely)
     running = {remote.remote(work, task): task for task in islice(tasks, workers)}
-    while running:
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        task = running.pop(done)
-        if (following := next(tasks, None)) is not None:
-            running[remote.remote(work, following)] = following
-        try:
-            result = ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
-        except ray.exceptions.RayError as error:
-            raise Failure(
-                f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); run "
-                "again to continue: with --engine=processes, if an image may crash its decoder, to set it aside"
-            ) from None
-        on_progress(len(task))
-        yield result
+    try:
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            task = running.pop(done)
+            if (following := next(tasks, None)) is not None:
+                running[remote.remote(work, following)] = following
+            result = _result_of(ray, done, task)
+            on_progress(len(task))
+            yield result
+    finally:  # nothing of ours goes on writing after an error
+        for unfinished in running:
+            ray.cancel(unfinished, force=True)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=RAY_PATIENCE_SECONDS)
+
+
+def _result_of(ray: ModuleType, done: object, task: Task) -> Any:
+    """What a finished task returned. Raises what it raised."""
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
+    except ray.exceptions.RayError as error:
+        raise Failure(
+            f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); run "
+            "again to continue: with --engine=processes, if an image may crash its decoder, to set it aside"
+        ) from None
 
 
 def _start_ray(workers: int) -> ModuleType:
