@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all fuzz soak lint format bench gpu-compile clean
+.PHONY: demo test test-all fuzz soak lint format bench verdicts gpu-compile clean
 
 # The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -56,6 +56,10 @@ build/typing/shardline: Makefile
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Pipelines of a known bottleneck, measured and judged; fails on a wrong word. Needs an otherwise idle machine.
+verdicts: .venv/.installed
+	$(BIN)/python -m shardline.benchmarks.verdicts
 
 # Which stage binds and what would help, on drawn images; `make bench BENCH_DATA=DIR` takes a dataset of yours.
 BENCH_DATA ?= benchmarks/results/local/data

@@ -1,0 +1,47 @@
+"""The simulated pipelines cost what they say, and a wrong word said with confidence fails."""
+
+from dataclasses import replace
+
+import pytest
+
+from shardline.benchmarks import verdicts
+from shardline.benchmarks.bottleneck import Bottleneck
+from shardline.benchmarks.verdict import HOST_STAGES, Cost, judge
+from shardline.pipeline.errors import Failure
+from tests.benchmarks.test_verdict import CORES, make_turns
+
+
+def test_every_stage_and_every_kind_of_word_has_a_scenario():
+    words = {scenario.words[0] for scenario in verdicts.scenarios()}
+    assert {f"{stage}-bound" for stage in (*HOST_STAGES, "step")} <= words
+    assert len(verdicts.scenarios()) >= 16 and "balanced" in words and any(word.startswith("tie") for word in words)
+
+
+def test_a_pipeline_keeps_the_pace_of_its_costs_and_knows_who_waits():
+    sleepy = verdicts.run_pipeline(Cost(0.0, 5_000.0), Cost(0.0), threads=2, seconds=0.3)
+    assert 100 < sleepy.rate < 500 and sleepy.waiting > 0.5  # 400 images a second, fewer on a busy machine
+    slow = verdicts.run_pipeline(Cost(0.0, 10.0), Cost(0.0, 5_000.0), threads=2, seconds=0.3)
+    assert slow.rate < 220 and slow.waiting < 0.3
+    burning = verdicts.run_pipeline(Cost(2_000.0), Cost(0.0), threads=1, seconds=0.3)
+    assert burning.cpu_seconds == pytest.approx(0.002, rel=0.5)
+
+
+def test_a_scenario_leaves_a_stage_out():
+    scenario = verdicts.Scenario("x", ("decode-bound",), {"decode": 400.0}, {"storage": 70.0})
+    assert scenario.cost("storage") == Cost(16.0, 70.0)
+    assert scenario.cost("batch").cpu - scenario.cost("batch", without="decode").cpu == 400.0
+
+
+def test_the_matrix_is_printed_and_a_wrong_word_fails(monkeypatch, capsys):
+    found = Bottleneck(judge(make_turns(), CORES), {})
+    assert found.word == "decode-bound"
+    right = verdicts.Scenario("photographs", ("decode-bound",))
+    monkeypatch.setattr(verdicts, "measure", lambda scenario, config: (found, (1.5, 1.4, 1.6)))
+    monkeypatch.setattr(verdicts, "scenarios", lambda: [right])
+    verdicts.main(verdicts.VerdictsConfig())
+    out = capsys.readouterr().out
+    assert "1 decode-bound -> decode-bound" in out and "factors within the predicted range: 1 of 1" in out
+    monkeypatch.setattr(verdicts, "scenarios", lambda: [right, replace(right, name="disk", words=("storage-bound",))])
+    with pytest.raises(Failure, match="wrong words said with confidence: disk: decode-bound"):
+        verdicts.main(verdicts.VerdictsConfig())
+    assert "1 storage-bound -> decode-bound" in capsys.readouterr().out
