@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import config as framework_config
 
 from shardline.trainer.model import NetworkConfig, create_network, initialize
 from shardline.trainer.pooling import max_pool_2x2
@@ -12,6 +13,12 @@ MODES = {
     "graph": lambda f: tf.function(f, autograph=False),
     "xla": lambda f: tf.function(f, autograph=False, jit_compile=True),
 }
+
+
+@pytest.fixture(autouse=True)
+def without_op_determinism():
+    """Trainings of other tests in this process switch it on, and with it TensorFlow compiles no pooling of its own."""
+    framework_config.disable_op_determinism()
 
 
 def tensorflow_pool(x):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.stored_arrays import save_arrays
 from shardline.trainer.checkpoints import write_checkpoint
 from shardline.trainer.weights import IMAGENET, load_weights
 from tests.trainer.networks import HEADER, randomized, values
@@ -76,15 +77,15 @@ def test_another_network_is_refused_in_one_line(tmp_path):
     write_legacy_h5(tmp_path / "few.h5", {k: v for k, v in source.items() if not k.startswith("block5")})
     write_legacy_h5(tmp_path / "wide.h5", {**source, "block2_conv1/kernel": np.zeros((3, 3, 1, 5), np.float32)})
     (tmp_path / "text.h5").write_text("not weights")
-    header = np.array('{"step": 3, "input_scale": 1.0}')  # as the first format had it, with the averages' other name
-    np.savez(tmp_path / "old.npz", header=header, **{f"average/{name}": array for name, array in source.items()})
+    earlier = {f"average/{name}": array for name, array in source.items()}  # the averages' name in the first format
+    save_arrays(tmp_path / "old.npz", {"input_scale": 1.0}, earlier, format="shardline checkpoint 1")
     target = randomized(2)
     for name, named in (
         ("few.h5", "10 convolutions where VGG16 has 13"),
         ("wide.h5", "block2_conv1 has shape"),
         ("text.h5", "cannot be read as weights"),
         ("none.h5", "no such file"),
-        ("old.npz", "is a checkpoint of format 1, this version reads format 2; train again"),
+        ("old.npz", "has format shardline checkpoint 1, this program reads shardline checkpoint "),
     ):
         with pytest.raises(UsageError, match=named) as error:
             load_weights(target, str(tmp_path / name), "fc4096")
