@@ -124,5 +124,7 @@ def _converted(source: Path, output: Path, options: ImageOptions) -> Path:
     """The dataset of the sample with these options."""
     quiet = io.StringIO()  # a summary that is not about the user's data
     with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
-        convert(ConvertConfig(source=str(source), output=str(output), name="sample", report=False, **asdict(options)))
+        convert(
+            ConvertConfig(source=(str(source),), output=str(output), name="sample", report=False, **asdict(options))
+        )
     return output

@@ -159,7 +159,7 @@ class BatchBuilder:
             batch["label"][row] = example.label
             if self._cache:
                 self._cache.put(record, pixels, example.label)
-        batch["weight"][row] = 1.0
+        batch["weight"][row] = 0.0 if self.shards.unlabelled else 1.0
         return cut(pixels, window) if self._cache else pixels
 
 

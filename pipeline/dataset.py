@@ -131,6 +131,7 @@ class Dataset:
         """
         if not self.num_records(split):
             raise UsageError(f"--split={split} holds no records to train on")
+        self.manifest.refuse_unlabelled(split, "--split")
         replica_batches = ReplicaBatches(config, host, hosts, replicas, cursor)
         builder = self._builder(split, config, sampler=sampler)
         on_device = augment_on(config) == "device"
@@ -148,6 +149,8 @@ class Dataset:
         self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
     ) -> tf.data.Dataset:
         """Each record once, in stored order; the last batch is padded with elements of weight 0 and record -1.
+
+        Records of a split without labels have label -1 and weight 0.
 
         Every host gets the same number of batches, all of the same size. Elements and arguments are those of
         `train_batches`, without augmentation.

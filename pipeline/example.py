@@ -20,7 +20,7 @@ def encode_example(image: bytes, label: int, filename: str, height: int, width: 
 
     Args:
       image: the encoded image (JPEG or PNG), or height * width * 3 RGB bytes when stored raw.
-      label: class number, 0 or more.
+      label: class number, or -1 for an image without a label.
       filename: path of the source relative to the source folder, with forward slashes.
       height: pixels.
       width: pixels.
@@ -52,7 +52,7 @@ def _before(key: bytes, kind: int, size: int) -> bytes:
 
 @lru_cache(1 << 12)
 def _int_entry(key: bytes, value: int) -> bytes:
-    packed = _varint(value)
+    packed = _varint(value % 2**64)
     return _before(key, _INTS, len(packed)) + packed
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from shardline.pipeline.wording import count
 
 FILE_NAME = "manifest.json"
 FORMAT = "shardline/2"
+NO_LABEL = -1  # stored label of an image that has none, as TFDS's
 UNKNOWN_KERNEL = "unknown"  # images that somebody else stored
 REMEDY = "convert again, or restore it from a copy"
 
@@ -55,6 +57,7 @@ class Split:
 
     name: str
     shards: tuple[Shard, ...]
+    unlabelled: bool = False  # its images have no labels: they are stored with NO_LABEL, to be predicted
 
     @property
     def records(self) -> int:
@@ -125,6 +128,7 @@ class Manifest:
     features: Features = Features()
     image: ImageFormat = ImageFormat()
     class_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # per split, in label order
+    words: tuple[str, ...] = ()  # to show for each label; () or "": the label itself
     options: Mapping[str, Any] = field(default_factory=dict)  # the converter's, for people and for resume
     versions: Mapping[str, str] = field(default_factory=dict)  # of the tools whose change could change bytes
 
@@ -141,6 +145,8 @@ class Manifest:
                 for name, split in self.splits.items()
             },
         }
+        if unlabelled := [name for name, split in self.splits.items() if split.unlabelled]:
+            content["unlabelled"] = unlabelled
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
@@ -148,6 +154,24 @@ class Manifest:
         if name not in self.splits:
             raise UsageError(f"--split={name}: this dataset has {', '.join(self.splits)}")
         return self.splits[name]
+
+    def refuse_unlabelled(self, split: str, flag: str) -> None:
+        """Raise UsageError when a split that needs labels has none; `flag` named it."""
+        if split in self.splits and self.splits[split].unlabelled:
+            labelled = ", ".join(name for name, other in self.splits.items() if not other.unlabelled)
+            raise UsageError(
+                f"{flag}={split}: this split was converted without labels (--unlabelled), so it can only be predicted; "
+                f"name one with labels: {labelled or 'there is none'}"
+            )
+
+    def label_name(self, label: int) -> str:
+        """The class of a stored label; "" for NO_LABEL."""
+        return self.labels[label] if label != NO_LABEL else ""
+
+    @property
+    def shown_labels(self) -> tuple[str, ...]:
+        """What people are shown for each label: the first of its words where it has some, made unlike all others."""
+        return shown_labels(self.labels, self.words)
 
     @property
     def adopted(self) -> bool:
@@ -168,9 +192,11 @@ class Manifest:
                     "records": split.records,
                     "class_counts": self.class_counts.get(name, ()),
                     "shards": [asdict(shard) for shard in split.shards],
+                    **({"unlabelled": True} if split.unlabelled else {}),
                 }
                 for name, split in self.splits.items()
             },
+            **({"words": self.words} if self.words else {}),
             "options": self.options,
             "versions": self.versions,
         }
@@ -192,11 +218,12 @@ class Manifest:
         manifest = cls(
             name=found.name,
             labels=found.labels,
-            splits={name: Split(name, split.shards) for name, split in found.splits.items()},
+            splits={name: Split(name, split.shards, split.unlabelled) for name, split in found.splits.items()},
             ledger=found.ledger,
             features=found.features,
             image=found.image,
             class_counts={name: split.class_counts for name, split in found.splits.items()},
+            words=found.words,
             options=found.options,
             versions=found.versions,
         )
@@ -212,6 +239,7 @@ class _StoredSplit:
     records: Count
     class_counts: tuple[Count, ...]
     shards: tuple[Shard, ...]
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,6 +255,19 @@ class _StoredManifest:
     splits: Mapping[SplitName, _StoredSplit]
     options: Mapping[str, Any]
     versions: Mapping[str, str]
+    words: tuple[str, ...] = ()
+
+
+def shown_labels(labels: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """The first of each class's words, `tench` of `tench, Tinca tinca`; the class is added where two are alike."""
+    if not words:
+        return tuple(labels)
+    first = [meaning.split(",")[0].strip() or label for label, meaning in zip(labels, words, strict=True)]
+    often = Counter(first)
+    return tuple(
+        name if often[name] == 1 or name == label else f"{name} ({label})"
+        for name, label in zip(first, labels, strict=True)
+    )
 
 
 def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
@@ -235,6 +276,8 @@ def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
         return "its digest no longer matches"
     if any(map(has_control_characters, manifest.labels)) or len(set(manifest.labels)) < len(manifest.labels):
         return "a label occurs twice or has control characters"
+    if any(map(has_control_characters, manifest.words)) or len(manifest.words) not in (0, len(manifest.labels)):
+        return "its class words do not fit its labels"
     files = [shard.file for split in manifest.splits.values() for shard in split.shards]
     if len(set(files)) < len(files):
         return "a shard occurs twice"
@@ -242,7 +285,7 @@ def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
         counts = manifest.class_counts[name]
         if found.splits[name].records != split.records:
             return f"split {name} has {split.records:,} records in its shards"
-        if counts and (len(counts) != len(manifest.labels) or sum(counts) > split.records):
+        if counts and (split.unlabelled or len(counts) != len(manifest.labels) or sum(counts) > split.records):
             return f"the class counts of split {name} do not fit its labels and records"
         own = [shard_name(manifest.name, name, number, len(split.shards)) for number in range(len(split.shards))]
         if not manifest.adopted and [shard.file for shard in split.shards] != own:

@@ -20,7 +20,7 @@ import numpy as np
 from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example, parse_example
-from shardline.pipeline.manifest import Features, Manifest, check_files
+from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, check_files
 from shardline.pipeline.tfrecord import unframe_record
 
 _MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards above it are opened for each read
@@ -73,6 +73,7 @@ class Shards:
         if ENCODINGS[manifest.image.encoding].self_describing:
             self.pixel_features = replace(self.pixel_features, height="", width="")
         self.num_labels = len(manifest.labels)
+        self.unlabelled = manifest.split(split).unlabelled
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
@@ -106,11 +107,11 @@ class Shards:
         Its image is valid until this thread reads another.
 
         Raises:
-          ValueError: the record is damaged, or its label is none of the dataset's.
+          ValueError: the record is damaged, or its label is none of the dataset's, or one in a split without labels.
           OSError: the shard cannot be read at all.
         """
         example = parse_example(self.payload(record), features or self.features)
-        if not 0 <= example.label < self.num_labels:
+        if not (example.label == NO_LABEL if self.unlabelled else 0 <= example.label < self.num_labels):
             raise ValueError(f"label {example.label} is not one of {self.num_labels}")
         return example
 

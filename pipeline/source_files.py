@@ -10,10 +10,34 @@ import errno
 import os
 import socket
 import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.text import display
+
+FOLDER, TAR, ZIP = "folder", "tar", "zip"  # kinds of origin
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A folder or an archive that inputs are read from."""
+
+    path: str
+    kind: str
+    shown_as: bytes = b""  # the folder that the inputs' paths begin with, which is not there on disk
+
+
+class Place(NamedTuple):
+    """Where the bytes of one input lie: in a folder at the input's path, in an archive at an offset."""
+
+    origin: int  # number of the origin
+    offset: int = 0  # of a tar member's bytes, of a zip member's local header
+    packed: int = 0  # bytes in a zip archive
+    crc: int = 0  # CRC-32 of the bytes, for a zip member
 
 
 class MachineFault(Failure):
@@ -82,3 +106,55 @@ def _unreadable(path: bytes, error: OSError | ValueError, seen: bool, elsewhere:
             return BadImage("dangling-symlink", f"leads to {display(os.readlink(path))}, which does not exist")
         return BadImage("missing", "no such file")
     return machine_fault(path, what)
+
+
+# Members of archives ------------------------------------------------------------------------------------------------
+
+_LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # signature, flags, method, lengths of name and extra field
+STORED, DEFLATED = 0, 8  # methods of zip members that are read
+
+
+def read_member(origin: Origin, place: Place, size: int, limit_bytes: int) -> bytes:
+    """The bytes of an archive's member, of `size` bytes as the archive's listing says.
+
+    Raises:
+      BadImage: it is too large for an image, or damaged.
+      MachineFault: this machine cannot read the archive.
+    """
+    if size > limit_bytes:
+        raise BadImage("file-too-large", f"{size:,} bytes are more than --max_megapixels can need")
+    try:
+        with open(origin.path, "rb", buffering=0) as file:
+            if origin.kind == TAR:
+                return _exactly(file.fileno(), size, place.offset)
+            return _unzipped(file.fileno(), place, size)
+    except OSError as error:
+        raise machine_fault(origin.path, error.strerror or str(error)) from None
+    except MemoryError:
+        raise machine_fault(origin.path, "out of memory") from None
+
+
+def _unzipped(file: int, place: Place, size: int) -> bytes:
+    header = _exactly(file, _LOCAL_HEADER.size, place.offset)
+    signature, _, method, name, extra = _LOCAL_HEADER.unpack(header)
+    if signature != b"PK\3\4":
+        raise BadImage("damaged-member", "no zip member stands where the archive's directory says")
+    data = _exactly(file, place.packed, place.offset + _LOCAL_HEADER.size + name + extra)
+    if method == DEFLATED:
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # not more than it says: bombs
+        except zlib.error as error:
+            raise BadImage("damaged-member", f"cannot be inflated ({error})") from None
+    if len(data) != size or zlib.crc32(data) != place.crc:
+        raise BadImage("damaged-member", "its size or checksum is not the one in the archive's directory")
+    return data
+
+
+def _exactly(file: int, size: int, offset: int) -> bytes:
+    pieces = []
+    while size and (piece := os.pread(file, size, offset)):
+        pieces.append(piece)
+        size, offset = size - len(piece), offset + len(piece)
+    if size:
+        raise BadImage("damaged-member", "the archive ends within it")
+    return b"".join(pieces)

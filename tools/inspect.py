@@ -21,7 +21,7 @@ from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.files import atomic_write
-from shardline.pipeline.manifest import Manifest, check_files
+from shardline.pipeline.manifest import NO_LABEL, Manifest, check_files
 from shardline.pipeline.options import option
 from shardline.pipeline.tfrecord import read_framed, unframe_record
 from shardline.pipeline.wording import count, shorten
@@ -83,10 +83,11 @@ def describe(manifest: Manifest) -> str:
         mean = f", {split.bytes / split.records / 1e3:,.1f} kB each" if split.records else ""
         lines.append(
             f"  {name}: {count(split.records, 'record')} in {count(len(split.shards), 'shard')}, "
-            f"{split.bytes / 1e6:,.1f} MB{mean}{_spread(manifest.class_counts.get(name, ()))}"
+            f"{split.bytes / 1e6:,.1f} MB{mean}"
+            + (", no labels" if split.unlabelled else _spread(manifest.class_counts.get(name, ())))
         )
     lines.append(f"  ledger: {manifest.ledger}")
-    shown = [f"{number} {label}" for number, label in enumerate(manifest.labels[:12])]
+    shown = [f"{number} {label}" for number, label in enumerate(manifest.shown_labels[:12])]
     lines.append(f"  labels: {', '.join(shown)}" + (", …" if len(manifest.labels) > 12 else ""))
     lines.append(f"  made with: {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}")
     return "\n".join(lines)
@@ -112,11 +113,12 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str)
     shard = split.shards[shard_number].file
     example = _read_example(directory / shard, offset, size, manifest, wanted)
     known = 0 <= example.label < len(manifest.labels)
+    label = manifest.shown_labels[example.label] if known else "none" if split.unlabelled else "out of range"
     pixels = _decode(example, manifest)
     lines = [
         f"record   {name}:{number}",
         f"where    {shard}, byte {offset:,}, {size:,} bytes",
-        f"label    {example.label} ({manifest.labels[example.label] if known else 'out of range'})",
+        f"label    {example.label} ({label})",
         f"source   {example.filename or '(not stored)'}",
         f"image    {pixels.shape[1]}x{pixels.shape[0]}, {len(example.image):,} bytes {manifest.image.encoding}",
     ]
@@ -134,7 +136,7 @@ def save_grid(directory: Path, manifest: Manifest, split: str, save: str) -> Non
         shard = manifest.split(split).shards[shard_number].file
         example = _read_example(directory / shard, offset, size, manifest, f"{split}:{number}")
         images.append(_decode(example, manifest))
-        captions.append(manifest.labels[example.label])
+        captions.append(manifest.shown_labels[example.label] if example.label != NO_LABEL else "no label")
     _draw(images, captions, COLUMNS, f"The first {len(images)} stored images of {manifest.name} {split}", save)
 
 
@@ -168,7 +170,7 @@ def save_augmented(config: InspectConfig, split: str) -> None:
                 if position < (epoch + 1) * records and record < rows and record not in seen:
                     seen.add(int(record))
                     images[record].append(image)
-                    captions[record] = data.labels[label]
+                    captions[record] = data.manifest.shown_labels[label]
             cursor += rows
             if len(seen) == rows or cursor >= (epoch + 1) * records:
                 break

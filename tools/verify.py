@@ -23,7 +23,7 @@ from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import Features, Manifest, Shard, index_path, load_index
+from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard, index_path, load_index
 from shardline.pipeline.options import option
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
@@ -51,6 +51,7 @@ class CheckTask:
     features: Features
     encoding: str
     num_labels: int
+    unlabelled: bool
     every: int  # check each record whose number is a multiple of this
 
     def __len__(self) -> int:
@@ -100,6 +101,7 @@ def verify(config: VerifyConfig) -> Verification:
             features=manifest.features,
             encoding=manifest.image.encoding,
             num_labels=len(manifest.labels),
+            unlabelled=split.unlabelled,
             every=round(1 / config.sample),
         )
         for split in manifest.splits.values()
@@ -243,7 +245,9 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
 
 def _example_faults(example: Example, task: CheckTask) -> list[str]:
     faults = []
-    if not 0 <= example.label < task.num_labels:
+    if task.unlabelled and example.label != NO_LABEL:
+        faults.append(f"label {example.label} in a split without labels")
+    elif not task.unlabelled and not 0 <= example.label < task.num_labels:
         faults.append(f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
     fault = _image_fault(example, ENCODINGS[task.encoding])
     return [*faults, fault] if fault else faults

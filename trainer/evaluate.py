@@ -163,6 +163,8 @@ def open_data(config: EvaluateConfig, run: Path) -> Dataset:
     check_labels(read_config(run)["labels"], data.labels, config.data)
     if not data.num_records(config.split):
         raise UsageError(f"--split={config.split}: this split holds no records; name another one")
+    data.manifest.refuse_unlabelled(config.split, "--split")
+    data.manifest.refuse_unlabelled(config.calibration_split, "--calibration_split")
     return data
 
 
@@ -172,6 +174,7 @@ def choose_calibration_split(wanted: str, evaluated: str, splits: Mapping[str, S
         return ""
     if wanted == "auto":
         held_out = evaluated != "validation" and "validation" in splits and splits["validation"].records
+        held_out = held_out and not splits["validation"].unlabelled
         return "validation" if held_out else ""
     if wanted == evaluated:
         raise UsageError(

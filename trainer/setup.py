@@ -174,6 +174,7 @@ def _open(config: TrainConfig) -> pipeline.Dataset | SyntheticDataset:
     data = pipeline.open_dataset(config.data)
     if config.train_split not in data.manifest.splits:
         raise UsageError(f"--train_split={config.train_split}: this dataset has {', '.join(data.manifest.splits)}")
+    data.manifest.refuse_unlabelled(config.train_split, "--train_split")
     if not data.num_records(config.train_split):
         raise UsageError(f"--train_split={config.train_split} of --data={config.data} holds no records")
     if config.synthetic:
@@ -185,12 +186,13 @@ def _eval_split(config: TrainConfig, data: pipeline.TrainingData) -> str:
     """The held-out split to report on. What is chosen by it must not be the test split."""
     if not isinstance(data, pipeline.Dataset) or config.eval_split == "none":
         return ""
-    splits = [name for name in data.manifest.splits if data.num_records(name)]
+    splits = [name for name, split in data.manifest.splits.items() if split.records and not split.unlabelled]
     if config.eval_split == "auto":
         name = next((name for name in ("validation", "val", "test") if name in splits), "")
     else:
         name = config.eval_split
         if name not in splits:
+            data.manifest.refuse_unlabelled(name, "--eval_split")
             raise UsageError(f"--eval_split={name}: this dataset has {', '.join(splits)}")
     if config.best_metric != "none" and name in ("", "test"):
         raise UsageError(

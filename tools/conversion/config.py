@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.options import check_options, narrowed, option
 from shardline.tools.conversion.executors import EXECUTORS
+
+ARCHIVE = r"\.(zip|tar|tgz|tbz2|txz|tar\.gz|tar\.bz2|tar\.xz)$"  # suffixes of archives that are read
 
 
 def parse_shares(value: str | Mapping[str, float]) -> dict[str, float]:
@@ -53,7 +56,12 @@ class ConvertConfig(ImageOptions):
 
     GROUPS: ClassVar = ("data", "images", "checks", "shards", "run")
 
-    source: str = option("", "folder of class folders, table of path,label, or tfds:NAME[:VERSION]", group="data")
+    source: tuple[str, ...] = option(
+        (),
+        "folder or archive (.zip, .tar, .tar.gz) of class folders or of split folders of class folders; table of "
+        "path,label; or tfds:NAME[:VERSION]; may be repeated, also as SPLIT=SOURCE",
+        group="data",
+    )  # fmt: skip
     output: str = option("", "folder for the dataset; new, empty, or one to continue", group="data")
     name: str = option("", "dataset name, the start of every shard's name; default: the source's", group="data")
     label_from: str = option(
@@ -66,8 +74,40 @@ class ConvertConfig(ImageOptions):
         "",
         "what a label is: a class name, or an index into --class_names; default: names, in numerical order if all are "
         "numbers",
-        choices=("", "name", "index"), group="data",
+        choices=("", "name", "index", "onehot"), group="data",
     )  # fmt: skip
+    class_words: str = option(
+        "",
+        "file of words to show for class names, lines 'n01440764 tench' or a JSON class index; default: the names",
+        group="data",
+    )
+    split_labels: tuple[str, ...] = option(
+        (),
+        "SPLIT=FILE, for a split without class folders: file of its labels, by file name or a line an image; may be "
+        "repeated",
+        group="data",
+    )  # fmt: skip
+    label_order: str = option(
+        "",
+        "file that says which class a number in --split_labels is: lines NUMBER NAME, names counted from 1, or "
+        "ImageNet's meta.mat",
+        group="data",
+    )
+    unlabelled: tuple[str, ...] = option(
+        (), "split whose images have no labels, which is converted for prediction; may be repeated", group="data"
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "file with one path or base name a line to leave out, or such a path, name or pattern; may be repeated",
+        group="data",
+    )
+    path_column: str = option(
+        "", "column of a table that holds the paths; default: path, image, filename, …", group="data"
+    )
+    label_column: str = option("", "column of a table that holds the labels; default: label, class, …", group="data")
+    path_format: str = option(
+        "{}", "what the paths of a table are made of the cells {}, e.g. train/{}.jpg", group="data"
+    )
     merge_similar_labels: bool = option(
         False,
         "make one class of names that differ in case, spaces or Unicode form only; by default they end the run",
@@ -111,12 +151,26 @@ class ConvertConfig(ImageOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not self.source:
-            raise UsageError("--source is missing: name a folder of class folders, a table, or tfds:NAME")
+        if not all(self.source) or not self.source:
+            raise UsageError("--source is missing: name a folder of class folders, an archive, a table, or tfds:NAME")
         if not self.output and not self.dry_run:
             raise UsageError("--output is missing: name the folder to write the dataset to")
-        object.__setattr__(self, "source", self.source.rstrip("/") or self.source)
-        object.__setattr__(self, "name", _name_of(self.name, self.source))
+        if "{}" not in self.path_format:
+            raise UsageError(f"--path_format={self.path_format} has no {{}} for what stands in the column")
+        _ = self.label_files
+        object.__setattr__(self, "source", tuple(source.rstrip("/") or source for source in self.source))
+        object.__setattr__(self, "name", _name_of(self.name, self.source[0]))
+
+    @property
+    def label_files(self) -> dict[str, str]:
+        """File of labels, by split."""
+        files: dict[str, str] = {}
+        for item in self.split_labels:
+            split, _, path = item.partition("=")
+            if not path or split in files:
+                raise UsageError(f"--split_labels={item}: use SPLIT=FILE, once for each split")
+            files[split] = path
+        return files
 
     @property
     def directory(self) -> Path:
@@ -136,11 +190,20 @@ class ConvertConfig(ImageOptions):
 
 def _name_of(name: str, source: str) -> str:
     if not name:
-        stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(source).resolve().stem
+        path = re.sub(ARCHIVE, "", split_and_path(source)[1], flags=re.IGNORECASE)
+        stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(path).resolve().stem
         return dataset_name(stem)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UsageError(f"--name={name}: use lower-case letters, digits and _, a letter first")
     return name
+
+
+def split_and_path(source: str) -> tuple[str, str]:
+    """Both of `SPLIT=PATH`; no split for a path alone, which may have an equals sign in it."""
+    split, mark, path = source.partition("=")
+    if not mark or os.path.lexists(source) or not is_split_name(split):
+        return "", source
+    return split, path
 
 
 def dataset_name(text: str) -> str:

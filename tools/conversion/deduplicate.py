@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.manifest import Ledger
+from shardline.pipeline.manifest import NO_LABEL, Ledger
 from shardline.pipeline.sources_table import FILTERED, QUARANTINED, WRITTEN
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.shard_writer import ShardResult
@@ -33,8 +33,8 @@ class DuplicateGroup:
 
     @property
     def conflicting(self) -> bool:
-        """Whether they carry different labels."""
-        return len(set(self.labels)) > 1
+        """Whether they carry different labels; to have none is no conflict."""
+        return len({*self.labels} - {NO_LABEL}) > 1
 
     @property
     def across_splits(self) -> bool:
@@ -108,7 +108,7 @@ def resolve_duplicates(
         groups=groups,
         dropped=dropped,
         moved=moved,
-        class_counts=np.bincount(sources.label[written], minlength=len(sources.labels)),
+        class_counts=sources.class_counts(written),
         perceptual=PerceptualHashes(facts.perceptual[written], written, _final_splits(plan, moved)[written]),
     )
 

@@ -64,15 +64,22 @@ def finalize(
             if len(stored):
                 name = names[split][len(shards[split])]
                 shards[split].append(_place(results[task], stored, directory / name))
-                counts[split] += np.bincount(stored["label"].to_numpy(), minlength=len(sources.labels))
+                label = stored["label"].to_numpy()
+                counts[split] += np.bincount(label[label >= 0], minlength=len(sources.labels))
                 extent = np.column_stack([stored["height"].to_numpy(), stored["width"].to_numpy()])
                 sizes += [extent.min(axis=0), extent.max(axis=0)]
             write(_located(rows, plan.splits[split], name, next_record[split], sources.labels))
             next_record[split] += len(stored)
     least, greatest = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
     return Finished(
-        {name: Split(name, tuple(shards[split])) for split, name in enumerate(plan.splits)},
-        {name: tuple(counts[split].tolist()) for split, name in enumerate(plan.splits)},
+        {
+            name: Split(name, tuple(shards[split]), unlabelled=name in sources.unlabelled)
+            for split, name in enumerate(plan.splits)
+        },
+        {
+            name: () if name in sources.unlabelled else tuple(counts[split].tolist())
+            for split, name in enumerate(plan.splits)
+        },
         max_height=greatest[0],
         max_width=greatest[1],
         common_size=(greatest[0], greatest[1]) if least == greatest else None,
@@ -143,7 +150,7 @@ def _located(rows: pa.Table, split: str, file: str, first_record: int, labels: S
     size = rows["size"].to_numpy()
     columns = {
         "offset": np.where(stored, np.cumsum(size) - size, -1),
-        "label_name": np.array(labels, object)[rows["label"].to_numpy()],
+        "label_name": np.array([*labels, ""], object)[rows["label"].to_numpy()],
         "split": np.full(len(rows), split, object),
         "shard": np.where(stored, file, ""),
         "record": np.where(stored, first_record + np.cumsum(stored) - 1, -1),

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.wording import shorten_list
+from shardline.tools.conversion.sources import SourcesBuilder
 
 # Names that mean a split, also with a word or number after them: test2017, train_images, "Training Set".
 _SPLITS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "eval": 1, "evaluation": 1}
@@ -291,7 +293,7 @@ def check_spread(different: int, highest: int, what: str) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------ tables' splits
+# ------------------------------------------------------------------------------------------------ splits
 
 
 def check_split(name: str, known: Iterable[str], what: str, options: LabelOptions) -> str:
@@ -307,3 +309,18 @@ def check_split(name: str, known: Iterable[str], what: str, options: LabelOption
             "split of them with --merge_similar_labels"
         )
     return other
+
+
+def label_places(builder: SourcesBuilder, labels: Mapping[str, int], splits: Sequence[str]) -> dict[str, str]:
+    """For each label that is not in all splits, words that say so."""
+    label = np.array(builder.label, np.int64)
+    if len(splits) < 2 or not len(labels):
+        return {}
+    pairs = (np.array(builder.split, np.int64) * len(labels) + label)[label >= 0]
+    counts = np.bincount(pairs, minlength=len(splits) * len(labels)).reshape(len(splits), len(labels))
+    by_split = {split: row.tolist() for split, row in zip(splits, counts, strict=True) if row.any()}
+    places: dict[str, str] = {}
+    for number, name in enumerate(labels):
+        if gaps := class_gaps([name], {split: [row[number]] for split, row in by_split.items()}):
+            places[name] = "; ".join(gaps)
+    return places

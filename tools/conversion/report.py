@@ -131,7 +131,7 @@ def _gather(conversion: Conversion, pairs: Sequence[Pair]) -> _Facts:
     paired = [number for pair in pairs[:SHOWN_PAIRS] for number in (pair.first, pair.second)]
     paired += [number for group in conversion.dedup.groups[:SHOWN_PAIRS] for number in group.inputs[:2]]
     paths = pa.array([conversion.path(number) for number in paired], pa.string())
-    totals = np.sum(list(conversion.manifest.class_counts.values()), axis=0)
+    totals = np.sum([counts for counts in conversion.manifest.class_counts.values() if counts], axis=0)
     facts.samples = {label: [] for label in np.flatnonzero(totals)[:SHEET_CLASSES].tolist()}
     every = -(-conversion.manifest.ledger.inputs // PLOTTED_SIZES)
     for batch in iterate_sources(conversion.directory, COLUMNS):
@@ -168,22 +168,22 @@ def _add_samples(samples: dict[int, list[Row]], written: pa.RecordBatch) -> None
 
 def _add_classes(page: HtmlReport, conversion: Conversion) -> None:
     manifest = conversion.manifest
-    counts = {name: np.array(manifest.class_counts[name]) for name in manifest.splits}
+    counts = {name: np.array(counts) for name, counts in manifest.class_counts.items() if counts}
     total = np.sum(list(counts.values()), axis=0)
-    title = _class_message(manifest.labels, total)
+    title = _class_message(manifest.shown_labels, total)
     figure = _classes_figure(manifest, counts, total)
     alt = f"Images of each class and split. {title}."
     page.figure("Classes", figure, alt, note=title + ".", png=conversion.directory / PLOTS / "classes.png")
     rows = [
         (label, name, *(int(values[label]) for values in counts.values()), int(total[label]))
-        for label, name in enumerate(manifest.labels[:1000])
+        for label, name in enumerate(manifest.shown_labels[:1000])
     ]
     page.table("Classes", ("label", "class", *counts, "all"), rows)
 
 
 def _classes_figure(manifest: Manifest, counts: dict[str, np.ndarray], total: np.ndarray) -> Any:
     """Bars for a few classes, a curve for many."""
-    names, many = manifest.labels, len(manifest.labels) > 40
+    names, many = manifest.shown_labels, len(manifest.labels) > 40
     figure = new_figure(6, 3.5 if many else max(2.0, 0.28 * len(names) * max(1, len(counts)) ** 0.5 + 1.2))
     axes = figure.subplots()
     colors = _split_colors(manifest)
@@ -251,7 +251,7 @@ def _sizes_figure(manifest: Manifest, width: np.ndarray, height: np.ndarray, spl
 
 
 def _add_contact_sheets(page: HtmlReport, conversion: Conversion, facts: _Facts) -> None:
-    labels = conversion.manifest.labels
+    labels = conversion.manifest.shown_labels
     sheets = []
     for label, rows in facts.samples.items():
         thumbs = [_thumb(conversion, row) for row in rows]
@@ -292,11 +292,11 @@ def _add_exact_duplicates(page: HtmlReport, conversion: Conversion, facts: _Fact
         page.text("Exact duplicates", "No two images have the same pixels.")
         return
     page.text("Exact duplicates", " ".join(_duplicate_lines(conversion.dedup)))
-    labels, splits = conversion.manifest.labels, list(conversion.manifest.splits)
+    splits = list(conversion.manifest.splits)
     rows = [
         (
             shorten_list(group.paths, 6),
-            ", ".join(sorted({labels[label] for label in group.labels})),
+            ", ".join(sorted({conversion.manifest.label_name(label) for label in group.labels})),
             "different labels" if group.conflicting else "",
             ", ".join(sorted({splits[split] for split in group.splits})) if group.across_splits else "",
         )
@@ -393,7 +393,7 @@ def _save_pairs(conversion: Conversion, pairs: Sequence[Pair]) -> None:
     writer.writerow(("path", "other_path", "label", "other_label", "across_splits", "bits"))
     for pair in pairs:
         numbers = (pair.first, pair.second)
-        labels = (conversion.manifest.labels[conversion.sources.label[number]] for number in numbers)
+        labels = (conversion.manifest.label_name(int(conversion.sources.label[number])) for number in numbers)
         names = (*map(conversion.path, numbers), *labels)
         writer.writerow((*map(csv_cell, names), int(pair.across_splits), pair.bits))
     atomic_write(conversion.directory / PAIRS_FILE, text.getvalue(), durable=False)

@@ -11,7 +11,8 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -28,19 +29,22 @@ from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest
+from shardline.pipeline.sources_table import QUARANTINED
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion import executors, resume
-from shardline.tools.conversion.config import ConvertConfig
+from shardline.tools.conversion.config import ConvertConfig, split_and_path
 from shardline.tools.conversion.deduplicate import DedupResult, DuplicateGroup, resolve_duplicates
 from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds_text
 from shardline.tools.conversion.finalize import Finished, finalize
+from shardline.tools.conversion.label_files import read_class_words, words_for
 from shardline.tools.conversion.labels import LabelOptions, read_class_names
 from shardline.tools.conversion.report import Conversion, write_report
-from shardline.tools.conversion.scan import scan
+from shardline.tools.conversion.scan import ScanOptions, scan
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, source_sha256, write_shard
 from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan, make_plan
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
+from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 
 SAMPLE = 200  # inputs that --dry_run converts
 
@@ -50,7 +54,8 @@ def convert(config: ConvertConfig) -> Manifest:
     started = time.monotonic()
     _check_places(config)
     sources, plan = prepare(config)
-    request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
+    words = {"class_words": sources.words} if sources.words else {}
+    request = resume.Request(config.stored_options() | words, _versions(), sources.fingerprint(stamps=False))
 
     def finished() -> Manifest | None:
         return resume.finished_already(
@@ -123,15 +128,28 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
     with progress_bar(total=None, desc="scan", unit=" files") as bar:
         sources = scan(
             config.source,
-            label_from=config.label_from,
-            labels=LabelOptions(
-                names=read_class_names(config.class_names) if config.class_names else (),
-                merge_similar=config.merge_similar_labels,
-                kind=config.label_kind,
+            ScanOptions(
+                labels=LabelOptions(
+                    names=read_class_names(config.class_names) if config.class_names else (),
+                    merge_similar=config.merge_similar_labels,
+                    kind=config.label_kind,
+                ),
+                label_from=config.label_from,
+                tfds_dir=config.tfds_dir,
+                unlabelled=config.unlabelled,
+                split_labels=config.label_files,
+                label_order=config.label_order,
+                exclude=config.exclude,
+                path_column=config.path_column,
+                label_column=config.label_column,
+                path_format=config.path_format,
+                spool_beside=config.output,
             ),
-            tfds_dir=config.tfds_dir,
             on_progress=lambda found: bar.update(found - bar.n),
         )
+    if config.class_words:
+        words = words_for(sources.labels, read_class_words(config.class_words), config.class_words)
+        sources = replace(sources, words=words)
     for note in sources.notes:
         log(f"note: {note}")
     record_bytes = _expected_record_bytes(config.image, sources)
@@ -149,6 +167,10 @@ def _task(config: ConvertConfig, sources: Sources, members: np.ndarray, output: 
     return ShardTask(
         root=os.path.abspath(sources.root),
         inputs=tuple((number, sources.path(number), int(sources.label[number])) for number in members.tolist()),
+        places=tuple((sources.place(number), int(sources.size[number])) for number in members.tolist())
+        if sources.origins
+        else (),
+        origins=sources.origins,
         output=output,
         digest=digest,
         options=config.image,
@@ -187,37 +209,51 @@ def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Pat
     if results:
         log(f"continuing: {resumed:,} of {count(len(sources), 'input')} {'is' if resumed == 1 else 'are'} done")
     estimate = None
-    bad = sum(result.quarantined for result in results.values())
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in results)
     workers = _workers(config)
     with progress_bar(total=len(sources), initial=resumed, desc="convert", unit=" images") as bar:
         for result in executors.run(write_shard, tasks, engine=config.engine, workers=workers, on_progress=bar.update):
             results[number_of[result.output]] = result
             estimate = estimate or estimate_from([result], len(sources), min(workers, len(outputs)))
-            bad += result.quarantined
-            _refuse_too_many_bad(config, bad, len(sources))
+            _refuse_too_many_bad(config, results.values(), len(sources))
     return _Progress([results[number] for number in range(len(outputs))], resumed, estimate)
 
 
-def _refuse_too_many_bad(config: ConvertConfig, bad: int, inputs: int) -> None:
+def _refuse_too_many_bad(config: ConvertConfig, results: Iterable[ShardResult], inputs: int) -> None:
     """Held against all inputs, so the outcome does not depend on which shards came first."""
+    results = list(results)
+    bad = sum(result.quarantined for result in results)
     fraction = 0.5 if config.max_bad_fraction is None else config.max_bad_fraction
-    if bad > fraction * inputs and (config.max_bad_fraction is not None or bad >= 50):
-        raise Failure(
-            f"{count(bad, 'bad image')} are more than --max_bad_fraction={fraction:g} of {inputs:,}; "
-            "--dry_run samples the reasons; raise the flag to go on from here"
-        )
+    if bad <= fraction * inputs or (config.max_bad_fraction is None and bad < 50):
+        return
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    suffixes: Counter[str] = Counter()
+    for result in results:
+        rows = result.rows().select(["path", "status", "reason"]).to_pylist()
+        for row in (row for row in rows if row["status"] == QUARANTINED):
+            reasons[row["reason"]] += 1
+            examples.setdefault(row["reason"], row["path"])
+            suffixes[os.path.splitext(row["path"])[1]] += 1
+    told = ", ".join(f"{number:,} {reason} (e.g. {examples[reason]})" for reason, number in reasons.most_common(6))
+    (suffix, number), *_ = suffixes.most_common(1)
+    side_files = suffix and number > 0.9 * bad and not os.fsencode(suffix.lower()).endswith(IMAGE_SUFFIXES)
+    remedy = f"leave these files out with --exclude='*{suffix}', or " if side_files else ""
+    raise Failure(
+        f"{count(bad, 'bad image')} are more than --max_bad_fraction={fraction:g} of {inputs:,}: {told}; {remedy}raise "
+        "the flag to go on from here"
+    )
 
 
 def _refuse_empty_classes(
     config: ConvertConfig, sources: Sources, dedup: DedupResult, results: Sequence[ShardResult]
 ) -> None:
-    had_inputs = np.bincount(sources.label, minlength=len(sources.labels)) > 0
+    had_inputs = sources.class_counts() > 0
     empty = np.flatnonzero(had_inputs & (dedup.class_counts == 0))
     if len(empty):
         names = shorten_list(sources.labels[number] for number in empty)
         raise Failure(
-            f"--source={config.source}: not one image of {names} could be used (e.g. {_first_reason(results, empty)}); "
+            f"{_what(config)}: not one image of {names} could be used (e.g. {_first_reason(results, empty)}); "
             "mend or remove the class, then use --overwrite"
         )
 
@@ -248,6 +284,7 @@ def _manifest(
     return Manifest(
         name=plan.name,
         labels=sources.labels,
+        words=sources.words,
         splits=finished.splits,
         ledger=dedup.ledger,
         image=ImageFormat(
@@ -279,7 +316,7 @@ def _report(config: ConvertConfig, conversion: Conversion, progress: _Progress, 
         conversion,
         performance=performance,
         run=[
-            ("source", config.source),
+            ("source", " ".join(config.source)),
             ("workers", f"{_workers(config)} ({config.engine})"),
             ("rate", f"{(ledger.inputs - progress.resumed) / seconds:,.0f} inputs/s"),
             ("machine", f"{count(available_cores(), 'CPU core')}, {platform.system()} {platform.machine()}"),
@@ -308,14 +345,18 @@ def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, se
 def _check_places(config: ConvertConfig) -> None:
     if re.match(r"[a-z0-9]+:/", str(config.directory)):
         raise UsageError(f"--output={config.output} is no local folder; convert into one and copy it there")
-    if config.source.startswith("tfds:"):
-        return
-    source = Path(config.source).resolve()
     output = config.directory.resolve()
-    if source.is_dir() and (output == source or source in output.parents):
-        raise UsageError(f"--output={config.output} lies inside --source={config.source}; name a folder outside it")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output={config.output} is a file; name a folder")
+    for given in config.source:
+        source = Path(split_and_path(given)[1]).resolve()
+        if not given.startswith("tfds:") and source.is_dir() and (output == source or source in output.parents):
+            raise UsageError(f"--output={config.output} lies inside --source={given}; name a folder outside it")
+
+
+def _what(config: ConvertConfig) -> str:
+    """The sources, for a message."""
+    return f"--source={shorten_list(config.source, 3)}"
 
 
 def _expected_record_bytes(image: ImageOptions, sources: Sources) -> int:

@@ -6,46 +6,78 @@ An input's path is "FILE@OFFSET:SIZE", relative to the version's directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.tfrecord import index_records, unframe_record
+from shardline.pipeline.wording import count
 from shardline.tools.conversion.labels import LabelOptions, order_labels
 from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp
-from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
+from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
+
+UNLABELLED = -1  # TFDS's label of an image that has none
 
 
-def scan_tfds(source: str, tfds_dir: str, labels: LabelOptions, on_progress: Callable[[int], None]) -> Sources:
-    """List the records of `tfds:NAME[/CONFIG][:VERSION]`; each is read once, for its label."""
+def scan_tfds(
+    source: str, tfds_dir: str, labels: LabelOptions, unlabelled: Sequence[str], on_progress: Callable[[int], None]
+) -> Sources:
+    """List the records of `tfds:NAME[/CONFIG][:VERSION]`; each is read once, for its label.
+
+    Records that TFDS gives no label (-1) are left out, but for those of the splits in `unlabelled`.
+    """
     folder = find_dataset(source, tfds_dir)
     layout = read_tfds_metadata(folder, f"--source={source}")
+    if missing := [name for name in unlabelled if name not in layout.splits]:
+        raise UsageError(f"--unlabelled={missing[0]}: the dataset has the splits {', '.join(layout.splits)}")
     builder = SourcesBuilder()
     inside = builder.enter(b"")
-    splits = list(layout.splits)
-    for split, files in enumerate(layout.splits.values()):
+    splits: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
+    for split, files in layout.splits.items():
         for name in files:
-            try:
-                index = index_records(folder / name)
-            except (OSError, ValueError) as error:
-                raise UsageError(f"--source={source}: {folder / name}: {error}") from None
             stamp = file_stamp(os.stat(folder / name))
-            with open(folder / name, "rb") as file:
-                for offset, size in index.tolist():
-                    try:
-                        label = parse_example(unframe_record(file.read(size)), layout.features).label
-                    except ValueError as error:
-                        raise UsageError(f"--source={source}: {name}, byte {offset:,}: {error}") from None
-                    if not 0 <= label < len(layout.labels):
-                        raise UsageError(f"--source={source}: {name}, byte {offset:,}: label {label} has no name")
-                    builder.add(inside, f"{name}@{offset}:{size}".encode(), label, split, size, stamp)
+            for offset, size, label in _labels(source, folder / name, layout):
+                if split in unlabelled:
+                    label = UNLABELLED
+                elif label == UNLABELLED:
+                    left_out[split] += 1
+                    continue
+                number = splits.setdefault(split, len(splits))
+                builder.add(inside, f"{name}@{offset}:{size}".encode(), label, number, size, stamp)
             on_progress(len(builder))
+    notes = [
+        f"left out {count(number, 'record')} of {split} without a label (-1); --unlabelled={split} converts all of it "
+        "as a split without labels"
+        for split, number in left_out.items()
+    ]
     if not len(builder):
-        raise UsageError(f"--source={source}: {folder} holds no records")
+        raise UsageError(f"--source={source}: {folder} holds no records" + " with a label" * bool(left_out))
     # TFDS's own order, unless --class_names says otherwise: label numbers stay what its users know.
     order = order_labels(layout.labels, labels, f"--source={source}", listed=True)
-    return builder.finish(str(folder), order.names, splits, order.relabel, order.notes, layout.features)
+    return builder.finish(
+        str(folder), order.names, list(splits), order.relabel, [*notes, *order.notes], layout.features,
+        unlabelled=unlabelled,
+    )  # fmt: skip
+
+
+def _labels(source: str, path: Path, layout: TfdsLayout) -> Iterator[tuple[int, int, int]]:
+    """Offset, size and label of each record of a file."""
+    try:
+        index = index_records(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--source={source}: {path}: {error}") from None
+    with open(path, "rb") as file:
+        for offset, size in index.tolist():
+            try:
+                label = parse_example(unframe_record(file.read(size)), layout.features).label
+            except ValueError as error:
+                raise UsageError(f"--source={source}: {path.name}, byte {offset:,}: {error}") from None
+            if not UNLABELLED <= label < len(layout.labels):
+                raise UsageError(f"--source={source}: {path.name}, byte {offset:,}: label {label} has no name")
+            yield offset, size, label
 
 
 def find_dataset(source: str, tfds_dir: str) -> Path:

@@ -28,7 +28,7 @@ from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
-from shardline.pipeline.source_files import machine_fault, read_file
+from shardline.pipeline.source_files import FOLDER, Origin, Place, machine_fault, read_file, read_member
 from shardline.pipeline.sources_table import FILTERED, QUARANTINED, ROW, WRITTEN
 from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.tfrecord import frame_record, unframe_record
@@ -50,6 +50,8 @@ class ShardTask:
     output: str  # path of the shard; the receipt lies beside it
     digest: str  # of the plan this task is part of; a receipt with another one is void
     options: ImageOptions = field(default_factory=ImageOptions)
+    origins: tuple[Origin, ...] = ()  # folders and archives that inputs come from; (): the root
+    places: tuple[tuple[Place, int], ...] = ()  # of each input there, and its bytes
     features: Features | None = None  # inputs are records "FILE@OFFSET:SIZE" with these features; None: files
     fail_on_bad_image: bool = False
     unseen: frozenset[int] = frozenset()  # positions at which the scan saw no file
@@ -191,9 +193,16 @@ def _read(task: ShardTask, position: int) -> bytes:
         return _read_record(task.root, path, task.features)
     # More bytes than the pixel limit needs with 16-bit RGBA, uncompressed: not an image we would take.
     limit_bytes = int(task.options.max_megapixels * 8e6) + (1 << 20)
+    root = task.root
+    if task.places:
+        place, size = task.places[position]
+        origin = task.origins[place.origin]
+        if origin.kind != FOLDER:
+            return read_member(origin, place, size, limit_bytes)
+        root, path = origin.path, path.removeprefix(origin.shown_as).lstrip(b"/")
     elsewhere = task.scan_host not in ("", socket.gethostname())
     seen = position not in task.unseen
-    return read_file(os.path.join(os.fsencode(task.root), path), limit_bytes, seen=seen, elsewhere=elsewhere)
+    return read_file(os.path.join(os.fsencode(root), path), limit_bytes, seen=seen, elsewhere=elsewhere)
 
 
 def source_sha256(task: ShardTask, position: int) -> str:

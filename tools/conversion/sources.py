@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Features
+from shardline.pipeline.source_files import Origin, Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,11 @@ class Sources:
     stamp: np.ndarray  # uint64: see `file_stamp`; 0: the scan saw no file
     notes: tuple[str, ...] = ()  # what a person should know, a line each
     features: Features | None = None  # for inputs that are records, "FILE@OFFSET:SIZE": names of their features
+    words: tuple[str, ...] = ()  # to show for each label
+    unlabelled: tuple[str, ...] = ()  # splits whose inputs have no label: -1
+    origins: tuple[Origin, ...] = ()  # where the bytes are, if not at paths below `root`
+    places: Mapping[str, np.ndarray] = field(default_factory=dict)  # the fields of each input's `Place`, if so
+    keep: object = None  # what has to live as long as the sources do
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -44,6 +50,15 @@ class Sources:
         folder = self.folders[self.folder[number]]
         name = self.names[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
         return folder + b"/" + bytes(name) if folder else bytes(name)
+
+    def class_counts(self, inputs: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """int64 by label: how many of some inputs, or all, are of each class."""
+        label = self.label[inputs]
+        return np.bincount(label[label >= 0], minlength=len(self.labels))
+
+    def place(self, number: int) -> Place:
+        """Where the bytes of one input are, if not at its path below the root."""
+        return Place(*(int(self.places[name][number]) for name in Place._fields))
 
     def paths(self) -> Iterator[bytes]:
         """Every path, in order."""
@@ -74,9 +89,12 @@ class SourcesBuilder:
         self.ends, self.size = array("I"), array("I")
         self.stamp, self.group = array("Q"), array("Q")
         self.names = bytearray()
+        self.places = {"origin": array("H"), "offset": array("Q"), "packed": array("Q"), "crc": array("I")}
 
-    def add(self, folder: int, name: bytes, label: int, split: int, size: int, stamp: int) -> None:
-        """One input: split -1 for none, size and stamp 0 when they cannot be told."""
+    def add(
+        self, folder: int, name: bytes, label: int, split: int, size: int, stamp: int, place: Place | None = None
+    ) -> None:
+        """One input: label and split -1 for none, size and stamp 0 when they cannot be told."""
         self.names += name
         if len(self.names) >= 2**32:
             raise UsageError("the names of all files together exceed 4 GB; convert the source in parts")
@@ -86,6 +104,9 @@ class SourcesBuilder:
         self.split.append(split)
         self.size.append(min(size, 2**32 - 1))
         self.stamp.append(stamp)
+        if place:
+            for column, value in zip(self.places.values(), place, strict=True):
+                column.append(value)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -103,8 +124,13 @@ class SourcesBuilder:
         relabel: np.ndarray,
         notes: Sequence[str],
         features: Features | None = None,
+        *,
+        unlabelled: Sequence[str] = (),
+        origins: tuple[Origin, ...] = (),
+        keep: object = None,
     ) -> Sources:
         """`relabel` maps the label numbers used while collecting to their final ones."""
+        label = np.array(self.label, np.int32, copy=None)
         return Sources(
             root=root,
             labels=tuple(labels),
@@ -113,13 +139,17 @@ class SourcesBuilder:
             folder=np.array(self.folder, np.int32, copy=None),
             names=self.names,
             ends=np.array(self.ends, np.uint32, copy=None),
-            label=relabel.astype(np.int32)[np.array(self.label, np.int32, copy=None)],
+            label=np.append(relabel, -1).astype(np.int32)[label],  # no label stays -1
             split=np.array(self.split, np.int8, copy=None),
             group=np.array(self.group, np.uint64, copy=None),
             size=np.array(self.size, np.uint32, copy=None),
             stamp=np.array(self.stamp, np.uint64, copy=None),
             notes=tuple(notes),
             features=features,
+            unlabelled=tuple(unlabelled),
+            origins=origins,
+            places={name: np.array(column, column.typecode) for name, column in self.places.items()} if origins else {},
+            keep=keep,
         )
 
 

@@ -89,7 +89,7 @@ def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> 
         if not sources.splits:
             return ("train",), np.zeros(len(sources), np.int8)
         return sources.splits, sources.split
-    if len(sources.splits) > 1:
+    if len(sources.splits) > 1 or sources.unlabelled:
         raise UsageError(
             f"--splits: the source already names its splits ({', '.join(sources.splits)}); leave the flag out, or give "
             "one of them as --source"
@@ -142,8 +142,8 @@ def _fill_empty_splits(split: np.ndarray, sources: Sources, shares: Mapping[str,
             f"{names[int(np.argmin(counts))]!r} would have none; ask for fewer splits or add images"
         )
     largest = max(range(len(names)), key=lambda number: shares[names[number]])
-    totals = np.bincount(sources.label, minlength=len(sources.labels))
-    in_largest = np.bincount(sources.label[split == largest], minlength=len(sources.labels))
+    totals = sources.class_counts()
+    in_largest = sources.class_counts(split == largest)
     for label in np.flatnonzero((totals > 1) & (in_largest == 0)):
         candidates = np.flatnonzero(sources.label == label)
         crowded = np.bincount(split, minlength=len(names))[split[candidates]] > 1

@@ -15,10 +15,15 @@ from shardline.tools.conversion.labels import (
     similarity_key,
     split_rank,
 )
-from shardline.tools.conversion.scan import scan
+from shardline.tools.conversion.scan import ScanOptions
+from shardline.tools.conversion.scan import scan as scan_sources
 from tests.tools.folders import Run, draw
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def scan(source, **options):
+    return scan_sources(source, ScanOptions(**options))
 
 
 def order(*found, **options):

@@ -7,7 +7,12 @@ import pytest
 
 from shardline.pipeline.errors import UsageError
 from shardline.tools.conversion.labels import LabelOptions, read_class_names
-from shardline.tools.conversion.scan import scan
+from shardline.tools.conversion.scan import ScanOptions
+from shardline.tools.conversion.scan import scan as scan_sources
+
+
+def scan(source, **options):
+    return scan_sources(source, ScanOptions(**options))
 
 
 def touch(root, *names):
@@ -49,7 +54,7 @@ def test_hidden_files_and_those_of_file_managers_are_no_inputs(tmp_path):
 )
 def test_split_folders_are_told_from_class_folders(tmp_path, names, splits):
     if splits is None:
-        with pytest.raises(UsageError, match="train/a is a folder inside a class folder"):
+        with pytest.raises(UsageError, match="bus lies beside the split folder train"):
             scan(touch(tmp_path, *names))
     else:
         assert scan(touch(tmp_path, *names)).splits == splits

@@ -1,0 +1,396 @@
+"""Folders: which are splits and which are classes; what is neither is refused, and each remedy, followed, is right."""
+
+import os
+import re
+import shlex
+
+import pytest
+
+from shardline.pipeline.errors import UsageError, command_line
+from shardline.pipeline.manifest import Manifest
+from shardline.tools.conversion.labels import LabelOptions
+from shardline.tools.conversion.scan import ScanOptions
+from shardline.tools.conversion.scan import scan as scan_sources
+from tests.tools.folders import Run, draw, records
+
+
+def scan(*sources, **options):
+    """The inputs: a dictionary path -> (label or None, split)."""
+    found = scan_sources([str(source) for source in sources], ScanOptions(**options))
+    return found, {
+        path.decode(): (found.labels[label] if label >= 0 else None, found.splits[split] if split >= 0 else "")
+        for path, label, split in zip(found.paths(), found.label.tolist(), found.split.tolist(), strict=True)
+    }
+
+
+def refusal(source, **options):
+    with command_line(), pytest.raises(UsageError) as error:
+        scan(source, **options)
+    with command_line():
+        message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def flags_in(message):
+    """The flags that a message advises, with their values."""
+    _, _, message = message.partition(": ")
+    return dict(flag.split("=", 1) for flag in re.findall(r"--(\w+=(?:'[^']*'|[^\s,;)]+))", message))
+
+
+F12 = tuple(f"{path}/{i}.jpg" for path in ("train/cat", "train/dog", "test") for i in range(4))
+F13 = tuple(
+    f"{path}/{i}.jpg"
+    for path in ("train/cat", "test/cat", "valid/cat", "to_predict/cat", "train/dog", "test/dog")
+    for i in range(4)
+)
+IMAGENET = (
+    *(f"train/n0000000{c}/n0000000{c}_{i}.JPEG" for c in range(1, 4) for i in range(3)),
+    *(f"val/ILSVRC2012_val_0000000{i}.JPEG" for i in range(1, 4)),
+    *(f"test/ILSVRC2012_test_0000000{i}.JPEG" for i in range(1, 4)),
+)
+
+
+# ------------------------------------------------------------------------------------------- flat splits
+
+
+def test_a_flat_test_folder_is_named_with_three_remedies(tmp_path):
+    message = refusal(touch(tmp_path, *F12))
+    assert "test holds 4 images and no class folders" in message
+    assert "--unlabelled=test" in message and "--exclude=test" in message and "--split_labels=test=FILE" in message
+    assert "label_from" not in message
+
+
+def test_each_remedy_for_a_flat_test_folder_is_right(tmp_path):
+    source = touch(tmp_path / "s", *F12)
+    labelled = {f"train/{name}/{i}.jpg": (name, "train") for name in ("cat", "dog") for i in range(4)}
+    found, listed = scan(source, unlabelled=("test",))
+    assert listed == labelled | {f"test/{i}.jpg": (None, "test") for i in range(4)}
+    assert (found.labels, found.unlabelled) == (("cat", "dog"), ("test",))
+    _, listed = scan(source, exclude=("test",))
+    assert listed == labelled
+    (tmp_path / "labels.csv").write_text(
+        "image,label\n" + "".join(f"{i}.jpg,{'cat' if i else 'dog'}\n" for i in range(4))
+    )
+    _, listed = scan(source, split_labels={"test": str(tmp_path / "labels.csv")})
+    assert listed == labelled | {f"test/{i}.jpg": ("cat" if i else "dog", "test") for i in range(4)}
+
+
+def test_the_advice_about_imagenet_never_makes_classes_of_splits(tmp_path):
+    source = touch(tmp_path, *IMAGENET)
+    message = refusal(source)
+    assert "test holds 3 images" in message or "val holds 3 images" in message
+    for label_from in ("parent", "first"):  # what was advised once
+        assert "holds 3 images and no class folders" in refusal(source, label_from=label_from)
+    found, _ = scan(source, unlabelled=("val", "test"))
+    assert (found.labels, found.splits) == (("n00000001", "n00000002", "n00000003"), ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("leftover", ["val/valprep.sh", "val/n00000001/x.JPEG"])
+def test_leftovers_in_a_flat_split_do_not_make_it_another_layout(tmp_path, leftover):
+    source = touch(tmp_path, *IMAGENET, leftover)
+    message = refusal(source, exclude=("test",))
+    assert re.search(
+        "val holds 3 images and no class folders|3 images such as val/.* beside the class folders", message
+    )
+
+
+def test_a_leftover_script_beside_class_folders_is_ignored_and_named(tmp_path):
+    source = touch(tmp_path, *F12[:8], "test/cat/9.jpg", "test/dog/9.jpg", "test/valprep.sh", "train/labels.csv")
+    found, listed = scan(source)
+    assert len(listed) == 10
+    assert "ignored 2 files beside the class folders (test/valprep.sh, train/labels.csv)" in found.notes[0]
+
+
+def test_flat_splits_alone_need_labels_from_a_file(tmp_path):
+    message = refusal(touch(tmp_path, "train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"))
+    assert "train2017 holds 2 images and no class folders" in message
+    assert "--unlabelled" not in message and "--exclude" not in message
+    assert "list path,label" in message
+
+
+def test_an_empty_split_folder_is_named(tmp_path):
+    touch(tmp_path, *F12[:8])
+    (tmp_path / "val").mkdir()
+    message = refusal(tmp_path)
+    assert "val is empty" in message
+    _, listed = scan(tmp_path, exclude=(flags_in(message)["exclude"],))
+    assert len(listed) == 8
+
+
+# ------------------------------------------------------------------------------ folders beside the splits
+
+
+def test_a_folder_beside_the_splits_is_named(tmp_path):
+    source = touch(tmp_path, *F13)
+    message = refusal(source)
+    assert "to_predict lies beside the split folders test, train, valid" in message
+    assert flags_in(message) == {"exclude": "to_predict"}
+    found, listed = scan(source, exclude=("to_predict",))
+    assert (found.splits, found.labels) == (("train", "valid", "test"), ("cat", "dog"))
+    assert len(listed) == 20 and not any(path.startswith("to_predict") for path in listed)
+    assert "left out 1 file or folder that --exclude names" in found.notes
+
+
+def test_a_flat_folder_beside_the_splits_may_become_a_split_without_labels(tmp_path):
+    source = touch(tmp_path, *F12[:8], "test/cat/1.jpg", "test/dog/1.jpg", "to_predict/1.jpg", "to_predict/2.jpg")
+    message = refusal(source)
+    assert flags_in(message) == {"exclude": "to_predict", "unlabelled": "to_predict"}
+    found, listed = scan(source, unlabelled=("to_predict",))
+    assert found.splits == ("train", "test", "to_predict")
+    assert listed["to_predict/2.jpg"] == (None, "to_predict")
+
+
+@pytest.mark.parametrize("label_from", ["", "parent", "first"])
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (("a/train/x/1.jpg", "a/test/x/2.jpg", "b/train/x/3.jpg"), "split"),
+        (("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg"), "cat/test is a split by name"),
+        (("site/test/1.jpg", "site/cat/2.jpg", "other/cat/3.jpg"), "site/test is a split by name"),
+        (("train/1.jpg", "cat/1.jpg"), "cat lies beside the split folder train"),
+        (("train/train/cat/1.jpg", "train/other/cat/2.jpg"), "is a split by name"),
+    ],
+)
+def test_a_class_is_never_named_like_a_split(tmp_path, names, named, label_from):
+    message = refusal(touch(tmp_path, *names), label_from=label_from)
+    assert named in message or (not label_from and "is a folder inside a class folder" in message)
+
+
+def test_a_split_may_be_a_class_when_all_classes_are_listed(tmp_path):
+    source = touch(tmp_path, "bus/1.jpg", "train/2.jpg", "car/3.jpg")  # as CIFAR-100 has them
+    message = refusal(source)
+    assert "list all classes in --class_names if train is one" in message
+    _, listed = scan(source, labels=LabelOptions(("bus", "car", "train")))
+    assert listed["train/2.jpg"] == ("train", "")
+    nested = touch(tmp_path / "n", "train/cat/2.jpg", "test/cat/3.jpg", "more/cat/4.jpg")
+    assert "class_names" not in refusal(nested)
+
+
+def test_a_split_in_a_folder_of_its_own_name_is_entered(tmp_path):
+    source = touch(tmp_path, "training_set/training_set/cat/1.jpg", "test_set/test_set/cat/2.jpg")
+    found, listed = scan(source)
+    assert found.splits == ("training_set", "test_set")
+    assert listed["training_set/training_set/cat/1.jpg"] == ("cat", "training_set")
+
+
+def test_nested_class_folders_are_refused_with_where_the_splits_are(tmp_path):
+    base = "ILSVRC/Data/CLS-LOC"
+    source = touch(tmp_path, *(f"{base}/{name}" for name in IMAGENET), "ILSVRC/Annotations/CLS-LOC/train/n1/x.xml")
+    message = refusal(source)
+    assert f"the split folders test, train, val lie in {base}: give --source={source}/{base}" in message
+    assert "label_from" not in message
+    message = refusal(source / "ILSVRC")
+    assert "annotations is no class but a part of a dataset for detection" in message.lower()
+    assert f"give --source={source}/ILSVRC/Data/CLS-LOC" in message
+    found, _ = scan(source / base, unlabelled=("test", "val"))
+    assert len(found) == 15
+
+
+def test_nested_class_folders_without_splits_need_label_from(tmp_path):
+    source = touch(tmp_path, "site1/cats/1.jpg", "site1/dogs/2.jpg", "site2/cats/3.jpg")
+    assert "--label_from=parent" in refusal(source)
+    assert scan(source, label_from="parent")[0].labels == ("cats", "dogs")
+    assert scan(source, label_from="first")[0].labels == ("site1", "site2")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("JPEGImages/1.jpg", "Annotations/1.xml", "ImageSets/Main/train.txt"),
+        ("images/1.jpg", "labels/1.txt"),
+        ("images/1.jpg", "masks/1.png"),
+        ("img/1.jpg", "mask/1.png"),
+    ],
+)
+def test_the_parts_of_other_datasets_are_no_classes(tmp_path, names):
+    message = refusal(touch(tmp_path, *names))
+    assert "part of a dataset for detection or segmentation" in message and "list path,label in a .csv" in message
+
+
+def test_images_beside_class_folders_are_refused_when_they_are_the_most(tmp_path):
+    few = touch(tmp_path / "few", "a/1.jpg", "a/2.jpg", "b/1.jpg", "sample.jpg", "README.txt")
+    assert "ignored 2 files beside the class folders (README.txt, sample.jpg)" in scan(few)[0].notes[0]
+    many = touch(tmp_path / "many", "a/1.jpg", "x.jpg", "y.jpg")
+    message = refusal(many)
+    assert "2 images such as x.jpg lie beside the class folders, more than in them" in message
+    assert len(scan(many, exclude=("x.jpg", "y.jpg"))[1]) == 1
+
+
+# --------------------------------------------------------------------------------------- what is left behind
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information", "__MACOSX", ".ipynb_checkpoints",
+     ".Trash-1000", ".git", "@eaDir", "#recycle", "__pycache__"],
+)  # fmt: skip
+def test_folders_that_systems_leave_are_no_classes(tmp_path, name):
+    source = touch(tmp_path, "a/1.jpg", "b/2.jpg", f"{name}/3.jpg", f"a/{name}/4.jpg")
+    assert scan(source)[1] == {"a/1.jpg": ("a", ""), "b/2.jpg": ("b", "")}
+    (tmp_path / name / "3.jpg").unlink()
+    os.chmod(tmp_path / name, 0)
+    try:
+        assert len(scan(source)[1]) == 2  # nobody looks into it: lost+found is root's
+    finally:
+        os.chmod(tmp_path / name, 0o755)
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "ehthumbs.db", "desktop.ini", ".DS_Store", "._1.jpg", "Icon\r"])
+def test_files_that_systems_leave_are_no_inputs(tmp_path, name):
+    assert len(scan(touch(tmp_path, "a/1.jpg", f"a/{name}", name))[1]) == 1
+
+
+# ------------------------------------------------------------------------------------------------ exclude
+
+
+def test_exclude_takes_files_of_paths_and_names(tmp_path):
+    source = touch(tmp_path / "s", "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/3.JPEG", "c/4.jpg", "c/5.xml")
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf# known to be wrong\na/1.jpg\r\n\r\n3\n./c/4.jpg\nnowhere.jpg\n")
+    found, listed = scan(source, exclude=(str(tmp_path / "list"), "*.xml"), labels=LabelOptions(("a", "b", "c")))
+    assert sorted(listed) == ["a/2.jpg", "b/1.jpg"]
+    assert "left out 4 files and folders that --exclude names" in found.notes
+    assert "--exclude: 1 line matches nothing: nowhere.jpg" in found.notes
+
+
+def test_a_name_on_the_command_line_that_matches_nothing_is_a_slip(tmp_path):
+    assert "--exclude=lst.txt: no such file, and nothing in the source" in refusal(
+        touch(tmp_path, "a/1.jpg"), exclude=("lst.txt",)
+    )
+
+
+def test_flags_that_name_no_split_are_refused(tmp_path):
+    source = touch(tmp_path, *F12[:8])
+    assert "no folder 'tst'" in refusal(source, unlabelled=("tst",))
+    (tmp_path / "labels").write_text("cat\n")
+    assert "no folder 'val'" in refusal(source, split_labels={"val": str(tmp_path / "labels")}, exclude=("labels",))
+
+
+# ---------------------------------------------------------------------------------------- several sources
+
+
+def test_several_sources_are_one(tmp_path):
+    touch(tmp_path / "one", "a/1.jpg", "b/2.jpg")
+    touch(tmp_path / "two", "a/3.jpg", "c/4.jpg")
+    found, listed = scan(tmp_path / "one", tmp_path / "two")
+    assert listed == {"a/1.jpg": ("a", ""), "a/3.jpg": ("a", ""), "b/2.jpg": ("b", ""), "c/4.jpg": ("c", "")}
+    assert [found.place(i).origin for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_a_file_in_two_sources_is_refused_and_the_remedy_works(tmp_path):
+    touch(tmp_path / "one", "a/1.jpg")
+    touch(tmp_path / "two", "a/1.jpg")
+    with pytest.raises(UsageError, match=r"a/1.jpg is in .*one and in .*two; .*label_from=parent"):
+        scan(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "all").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "all" / name).symlink_to(tmp_path / name)
+    assert scan(tmp_path / "all", label_from="parent")[1] == {"one/a/1.jpg": ("a", ""), "two/a/1.jpg": ("a", "")}
+
+
+def test_a_source_may_be_a_split(tmp_path):
+    split = touch(tmp_path / "split", "train/a/1.jpg", "train/b/2.jpg", "holdout/a/3.jpg", "holdout/b/3.jpg")
+    apart = scan(f"train={split}/train", f"holdout={split}/holdout")
+    assert apart[1]["holdout/b/3.jpg"] == ("b", "holdout")
+    touch(tmp_path / "named", "train/a/1.jpg", "train/b/2.jpg", "test/a/3.jpg", "test/b/3.jpg")
+    one = scan(tmp_path / "named")
+    two = scan(f"train={tmp_path}/named/train", f"test={tmp_path}/named/test")
+    assert one[0].fingerprint(stamps=True) == two[0].fingerprint(stamps=True)
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    touch(tmp_path, "size=160/a/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert scan("size=160")[0].splits == ()
+
+
+def test_tables_are_alone(tmp_path):
+    touch(tmp_path, "a/1.jpg")
+    (tmp_path / "t.csv").write_text("path,label\na/1.jpg,a\n")
+    with pytest.raises(UsageError, match="is the only source"):
+        scan(tmp_path / "t.csv", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def convert(*arguments, code=0):
+    result = Run("shardline.tools.convert", *arguments, "--noreport", "--engine=inline", "--size=16", "--name=x")
+    assert result.code == code, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def flat_test(tmp_path_factory):
+    """Two classes to train with, and a flat test folder."""
+    root = tmp_path_factory.mktemp("kaggle")
+    for number, name in enumerate(F12):
+        draw(root / name, number)
+    return root
+
+
+def test_several_sources_give_the_same_dataset_as_one(flat_test, tmp_path):
+    one = convert(f"--source={flat_test}", f"--output={tmp_path}/one", "--unlabelled=test")
+    two = convert(
+        f"--source=train={flat_test}/train", f"--source=test={flat_test}/test", f"--output={tmp_path}/two",
+        "--unlabelled=test",
+    )  # fmt: skip
+    assert one.stdout.splitlines()[-1] == two.stdout.splitlines()[-1]
+
+
+def test_a_split_without_labels_is_stored_and_verified(flat_test, tmp_path):
+    convert(f"--source={flat_test}", f"--output={tmp_path}/d", "--unlabelled=test")
+    manifest = Manifest.load(tmp_path / "d")
+    assert manifest.split("test").unlabelled and not manifest.split("train").unlabelled
+    assert manifest.class_counts == {"train": (4, 4), "test": ()}
+    assert [example.label for example in records(tmp_path / "d", "test")] == [-1] * 4
+    assert Run("shardline.tools.verify", tmp_path / "d", "--workers=1").code == 0
+    shown = Run("shardline.tools.inspect", tmp_path / "d").stdout
+    assert "no labels" in shown
+    assert "label    -1 (none)" in Run("shardline.tools.inspect", tmp_path / "d", "--record=test:0").stdout
+    again = Run("shardline.tools.convert", f"--source={flat_test}", f"--output={tmp_path}/d", "--unlabelled=test",
+                "--noreport", "--size=16", "--name=x")  # fmt: skip
+    assert "is finished already" in again.stderr
+    relabelled = Manifest.load(tmp_path / "d").digest
+    convert(f"--source={flat_test}", f"--output={tmp_path}/e", "--exclude=test")
+    assert Manifest.load(tmp_path / "e").digest != relabelled
+
+
+def test_the_report_of_a_dataset_with_such_a_split(flat_test, tmp_path):
+    result = Run("shardline.tools.convert", f"--source={flat_test}", f"--output={tmp_path}/d", "--unlabelled=test",
+                 "--engine=inline", "--size=16")  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert (tmp_path / "d" / "report.html").exists()
+
+
+def test_side_files_end_the_run_with_reasons_and_a_remedy_that_works(tmp_path):
+    for c in range(2):
+        for i in range(30):
+            draw(tmp_path / f"s/class{c}/{i}.jpg", 100 * c + i)
+            (tmp_path / f"s/class{c}/{i}.xml").write_text("<annotation/>")
+    (tmp_path / "s/class0/x.xml").write_text("<annotation/>")
+    message = convert(f"--source={tmp_path}/s", f"--output={tmp_path}/d", code=1).stderr
+    assert re.search(r"61 bad images are more than .*: 61 \S+ \(e\.g\. class\d/\w+\.xml\)", message)
+    remedy = re.search(r"--exclude='\*\.xml'", message)[0]
+    convert(f"--source={tmp_path}/s", f"--output={tmp_path}/e", *shlex.split(remedy))
+    assert Manifest.load(tmp_path / "e").ledger.inputs == 60
+
+
+def test_mixed_reasons_are_counted_each_with_an_example(tmp_path):
+    for i in range(3):
+        draw(tmp_path / f"s/a/{i}.jpg", i)
+    for i in range(40):
+        (tmp_path / f"s/a/empty{i}.jpg").write_bytes(b"")
+    for i in range(20):
+        (tmp_path / f"s/a/text{i}.jpg").write_text("no image at all, but text")
+    message = convert(f"--source={tmp_path}/s", f"--output={tmp_path}/d", code=1).stderr
+    assert re.search(r"\d+ empty \(e\.g\. a/empty\d+\.jpg\), \d+ \S+ \(e\.g\. a/text\d+\.jpg\)", message)
+    assert "--exclude" not in message

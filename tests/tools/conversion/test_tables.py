@@ -1,0 +1,205 @@
+"""Tables as people have them: separators, encodings, names of columns, suffixes left out, a column a class."""
+
+import re
+
+import pytest
+
+from shardline.pipeline.errors import UsageError, command_line
+from shardline.tools.conversion.labels import LabelOptions
+from shardline.tools.conversion.scan import ScanOptions
+from shardline.tools.conversion.scan import scan as scan_sources
+
+
+def scan(source, **options):
+    found = scan_sources(str(source), ScanOptions(**options))
+    return found, {
+        path.decode(): (found.labels[label] if label >= 0 else None, found.splits[split] if split >= 0 else "")
+        for path, label, split in zip(found.paths(), found.label.tolist(), found.split.tolist(), strict=True)
+    }
+
+
+def refusal(source, **options):
+    with pytest.raises(UsageError) as error:
+        scan(source, **options)
+    with command_line():
+        message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def images(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    return tmp_path
+
+
+ROWS = (("1.jpg", "cat", "train"), ("2.jpg", "dog", "test"), ("3.jpg", "cat", "train"))
+EXPECTED = {path: (label, split) for path, label, split in ROWS}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_and_encodings(folder, mark, encoding, suffix, end):
+    text = end.join(mark.join(row) for row in [("path", "label", "split"), *ROWS]) + end
+    data = b"\xff\xfe" + text.encode("utf-16-le") if encoding == "utf-16-le-bom" else text.encode(encoding)
+    (folder / f"t{suffix}").write_bytes(data)
+    assert scan(folder / f"t{suffix}")[1] == EXPECTED
+
+
+def test_a_label_with_the_separator_of_others(folder):
+    (folder / "t.csv").write_text('path,label\n1.jpg,"cat; big"\n2.jpg,dog|small\n3.jpg,"a ""b"", c"\n')
+    assert [label for label, _ in scan(folder / "t.csv")[1].values()] == ["cat; big", "dog|small", 'a "b", c']
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path,label", "image,class", "filename,target", "file_name,category", "Image,Label", " image_path , class_name ",
+     "image_id,label", "id,label", "ID,Class"],
+)  # fmt: skip
+def test_columns_by_other_names(folder, header):
+    (folder / "t.csv").write_text(f"{header}\n1.jpg,cat\n2.jpg,dog\n")
+    found, listed = scan(folder / "t.csv")
+    assert listed == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
+    if header != "path,label":
+        assert any("read column" in note for note in found.notes)
+
+
+def test_the_usual_name_goes_before_others(folder):
+    (folder / "t.csv").write_text("id,path,class_id,label\n77,1.jpg,0,cat\n78,2.jpg,1,dog\n")
+    assert scan(folder / "t.csv")[1] == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
+
+
+def test_other_columns_are_named_by_flags(folder):
+    (folder / "t.csv").write_text("Bild,breed\n1.jpg,cat\n2.jpg,dog\n")
+    message = refusal(folder / "t.csv")
+    assert "no column 'path'" in message and "--path_column and --label_column" in message and "Bild,breed" in message
+    message = refusal(folder / "t.csv", path_column="Bild")
+    assert "no column 'label'" in message and "--label_column" in message
+    assert len(scan(folder / "t.csv", path_column="Bild", label_column="breed")[1]) == 2
+    message = refusal(folder / "t.csv", path_column="picture", label_column="breed")
+    assert "--path_column=picture: the table has the columns bild, breed" in message
+
+
+@pytest.mark.parametrize(
+    ("files", "cells", "form"),
+    [
+        (("7.jpg", "8.jpg"), ("7", "8"), "{}.jpg"),
+        (("train_images/a7.JPEG", "train_images/a8.JPEG"), ("a7", "a8"), "train_images/{}.JPEG"),
+        (("train/7.png", "train/8.png"), ("7.png", "8.png"), "train/{}"),
+    ],
+)
+def test_paths_without_suffix_or_folder_are_refused_with_the_flag_that_finds_them(tmp_path, files, cells, form):
+    images(tmp_path, *files)
+    (tmp_path / "t.csv").write_text("image_id,label\n" + "".join(f"{cell},c{i}\n" for i, cell in enumerate(cells)))
+    message = refusal(tmp_path / "t.csv")
+    advised = re.search(r"--path_format='([^']*)'", message)[1]
+    assert advised == form and files[0] in message
+    assert list(scan(tmp_path / "t.csv", path_format=advised)[1]) == list(files)
+
+
+def test_paths_that_are_nowhere_name_the_flag(tmp_path):
+    (tmp_path / "t.csv").write_text("image_id,label\n7,a\n")
+    assert "--path_format='FOLDER/{}.jpg' says what they are made of" in refusal(tmp_path / "t.csv")
+
+
+def test_a_table_without_a_header_is_refused(folder):
+    (folder / "t.csv").write_text("1.jpg,cat\n2.jpg,dog\n")
+    assert "the first line must name the columns path and label" in refusal(folder / "t.csv")
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+@pytest.mark.parametrize("name", ["split", "set", "subset", "partition", "data set"])
+def test_split_columns(folder, name):
+    rows = "".join(f"{path},{label},{split}\n" for path, label, split in ROWS)
+    (folder / "t.csv").write_text(f"path,label,{name}\n{rows}")
+    assert scan(folder / "t.csv")[1] == EXPECTED
+
+
+def test_a_column_that_only_may_be_of_splits_is_none_by_what_it_holds(folder):
+    (folder / "t.csv").write_text("path,label,set\n1.jpg,cat,blue\n2.jpg,dog,red\n")
+    assert scan(folder / "t.csv")[0].splits == ()
+
+
+def test_rows_without_a_label(folder):
+    (folder / "t.csv").write_text("path,label,split\n1.jpg,cat,train\n2.jpg,,test\n3.jpg,dog,train\n")
+    message = refusal(folder / "t.csv")
+    assert "row 3: path and label must not be empty; --unlabelled=test" in message
+    found, listed = scan(folder / "t.csv", unlabelled=("test",))
+    assert listed["2.jpg"] == (None, "test") and found.unlabelled == ("test",)
+    assert found.label.tolist() == [0, -1, 1]
+    assert "the table has the splits train, test" in refusal(folder / "t.csv", unlabelled=("tset", "test"))
+
+
+def test_rows_may_be_excluded(folder):
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat\n2.jpg,dog\n3.jpg,dog\n")
+    assert list(scan(folder / "t.csv", exclude=("2.jpg",))[1]) == ["1.jpg", "3.jpg"]
+
+
+# ----------------------------------------------------------------------------------------------- one-hot
+
+ISIC = "image,MEL,NV,BCC\n1.jpg,1.0,0.0,0.0\n2.jpg,0,1,0\n3.jpg,0,0,1\n"
+
+
+def test_a_column_for_each_class(folder):
+    (folder / "t.csv").write_text(ISIC)
+    assert "--label_kind=onehot takes a column for each class" in refusal(folder / "t.csv")
+    found, listed = scan(folder / "t.csv", labels=LabelOptions(kind="onehot"))
+    assert listed == {"1.jpg": ("MEL", ""), "2.jpg": ("NV", ""), "3.jpg": ("BCC", "")}
+    assert found.labels == ("BCC", "MEL", "NV")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,1,0", "row 2: MEL, NV are set; shardline takes one label an image"),
+        ("0,0,0", "row 2: path and label must not be empty"),
+        ("0.7,0.2,0.1", "row 2: '0.7' in column 'MEL' is not 0 or 1"),
+        ("x,0,1", "row 2: 'x' in column 'MEL' is not 0 or 1"),
+    ],
+)
+def test_rows_that_are_not_one_hot_are_refused(folder, row, message):
+    (folder / "t.csv").write_text(f"image,MEL,NV,BCC\n1.jpg,{row}\n")
+    assert message in refusal(folder / "t.csv", labels=LabelOptions(kind="onehot"))
+
+
+def test_lists_with_a_single_one(folder):
+    (folder / "t.csv").write_text('path,label\n1.jpg,"[0, 0, 1]"\n2.jpg,"[1.0, 0.0, 0.0]"\n')
+    assert "one label an image" in refusal(folder / "t.csv")
+    options = {"label_column": "label", "labels": LabelOptions(names=("a", "b", "c"), kind="onehot")}
+    assert scan(folder / "t.csv", **options)[1] == {"1.jpg": ("c", ""), "2.jpg": ("a", "")}
+    (folder / "t.csv").write_text('path,label\n1.jpg,"[0, 1, 1]"\n')
+    assert "no list of zeros and a single 1" in refusal(folder / "t.csv", **options)
+
+
+def test_a_label_a_row_for_each_of_several_labels_is_told_by_their_kind(folder):
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat|dog\n2.jpg,cat\n3.jpg,dog\n")
+    assert "'cat|dog' is a list; shardline takes one label an image" in refusal(folder / "t.csv")
+
+
+# ----------------------------------------------------------------------------------------------- damaged
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\3\4 a spreadsheet", "save it as .csv"),
+        ("path,label\n1.jpg,café\n".encode("latin-1"), "save it as UTF-8"),
+        ("path,label\n1.jpg,a\n".encode("utf-16")[:-1], "save it as UTF-8"),
+        (b"", "no column 'path'"),
+        (b'path,label\n"1.jpg,a\n', "line 2"),
+    ],
+)
+def test_what_is_no_table_is_said(folder, data, message):
+    (folder / "t.csv").write_bytes(data)
+    assert message in refusal(folder / "t.csv")

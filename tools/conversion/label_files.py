@@ -1,0 +1,243 @@
+"""Labels, class orders and class words that come in files of their own, as ImageNet's do. No TensorFlow.
+
+LOC_val_solution.csv                    ImageId,PredictionString: a name, then its synset first
+synset_labels.txt                       a synset a line, for the images in the order of their names
+ILSVRC2012_validation_ground_truth.txt  a number a line; --label_order says which class a number is
+val.txt                                 "NAME LABEL" a line
+LOC_synset_mapping.txt, words.txt       "SYNSET WORDS" a line
+imagenet_class_index.json               {"0": ["n01440764", "tench"], …}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.source_files import read_member
+from shardline.pipeline.text import has_control_characters
+from shardline.pipeline.wording import count, shorten_list
+from shardline.tools.conversion.archives import archive_in, open_archive
+from shardline.tools.conversion.trees import IMAGE_SUFFIXES
+
+_LIMIT_BYTES = 256 << 20
+_NAME_COLUMNS = {"imageid", "image_id", "image", "id", "filename", "file_name", "file", "path"}
+_LABEL_COLUMNS = {"predictionstring", "label", "class", "category", "target"}
+_SYNSET = re.compile(r"n\d{8}")
+_IMAGENET = re.compile(rb"ILSVRC\d+_val_\d+")  # numbered from 1, as the lines of its label files are
+
+
+def read_text(path: str, flag: str) -> str:
+    """The text of a file, which may lie in an archive. Raises UsageError that names the flag."""
+    try:
+        archive, inner = archive_in(path)
+        data = _member(archive, inner, flag) if inner else Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{flag}={path}: {error.strerror or error}") from None
+    for encoding in ("utf-16",) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{flag}={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    raise AssertionError("an encoding was tried")
+
+
+def _member(archive: str, inner: str, flag: str) -> bytes:
+    folder, name = os.path.split(os.fsencode(inner))
+    tree = open_archive(archive)
+    for entry in tree.entries(folder):
+        if entry.name == name and entry.place:
+            return read_member(tree.origins[0], entry.place, entry.size, _LIMIT_BYTES)
+    raise UsageError(f"{flag}={archive}/{inner}: no such member")
+
+
+# ------------------------------------------------------------------------------------------ labels of a split
+
+
+@dataclass(frozen=True)
+class SplitLabels:
+    """The labels of a split's images: by file name, or a line for each image in the order of their names."""
+
+    what: str  # for messages, e.g. `--split_labels=val=FILE`
+    by_name: Mapping[bytes, str] = field(default_factory=dict)  # file names, with or without suffix
+    in_order: tuple[str, ...] = ()
+
+    def match(self, names: Sequence[bytes], split: str) -> list[str]:
+        """The label of each file. Raises UsageError where a file has none, or nobody can tell which."""
+        if self.by_name:
+            labels = [self.by_name.get(name, self.by_name.get(os.path.splitext(name)[0], "")) for name in names]
+            missing = [name for name, label in zip(names, labels, strict=True) if not label]
+            if missing:
+                example = missing[0].decode(errors="backslashreplace")
+                raise UsageError(
+                    f"{self.what}: no label for {count(len(missing), 'file')} of {split}, e.g. {example}; complete the "
+                    "file, or leave the images out with --exclude"
+                )
+            return labels
+        return [self.in_order[number] for number in self._numbers(names, split)]
+
+    def _numbers(self, names: Sequence[bytes], split: str) -> Sequence[int]:
+        """Which line each file's label is in."""
+        if names and all(map(_IMAGENET.match, names)):
+            numbers = [int(re.findall(rb"\d+", name)[1]) - 1 for name in names]
+            if min(numbers) >= 0 and max(numbers) < len(self.in_order):
+                return numbers
+        elif len(names) == len(self.in_order):
+            order = sorted(range(len(names)), key=lambda number: names[number])
+            ranks = [0] * len(names)
+            for rank, number in enumerate(order):
+                ranks[number] = rank
+            return ranks
+        raise UsageError(
+            f"{self.what}: {count(len(self.in_order), 'line')}, but {count(len(names), 'image')} in {split}: a file "
+            "without names has a line for each image, in the order of the file names"
+        )
+
+
+def read_split_labels(flag: str, path: str, order: Mapping[int, str]) -> SplitLabels:
+    """The labels in a file.
+
+    Args:
+      flag: that named the file, for messages, up to the file.
+      path: of the file.
+      order: which class a number is; empty: labels are names.
+    """
+    what = f"{flag}={path}"
+    lines = [line for line in read_text(path, flag).splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"{what}: the file is empty")
+    pairs = _table(lines, what) or _named_lines(lines)
+    labels = [label for _, label in pairs] if pairs else [line.strip() for line in lines]
+    if order:
+        labels = [_numbered(label, order, what) for label in labels]
+    if not pairs:
+        return SplitLabels(what, in_order=tuple(labels))
+    by_name: dict[bytes, str] = {}
+    for (name, _), label in zip(pairs, labels, strict=True):
+        key = os.fsencode(os.path.basename(name))
+        if by_name.setdefault(key, label) != label:
+            raise UsageError(f"{what}: {name} has two labels, {by_name[key]} and {label}; give each image one")
+    return SplitLabels(what, by_name=by_name)
+
+
+def _table(lines: Sequence[str], what: str) -> list[tuple[str, str]]:
+    """Name and label of each row below a header; [] where there is none."""
+    delimiter = max(",;\t", key=lines[0].count)
+    rows = list(csv.reader(lines, delimiter=delimiter))
+    header = [cell.strip().lower() for cell in rows[0]]
+    names = [i for i, cell in enumerate(header) if cell in _NAME_COLUMNS]
+    labels = [i for i, cell in enumerate(header) if cell in _LABEL_COLUMNS]
+    if not names or not labels:
+        return []
+    if short := [number for number, row in enumerate(rows, 1) if len(row) <= max(names[0], labels[0])]:
+        raise UsageError(f"{what}, line {short[0]}: fewer columns than the first line")
+    boxes = header[labels[0]] == "predictionstring"  # a class and four numbers for each box
+    return [
+        (row[names[0]].strip(), row[labels[0]].strip().split(" ")[0] if boxes else row[labels[0]].strip())
+        for row in rows[1:]
+    ]
+
+
+def _named_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and label of lines that each begin with the name of an image; [] where they do not."""
+    pairs = [re.split(r"[\s,;]+", line.strip(), maxsplit=1) for line in lines]
+    named = all(len(pair) == 2 and os.fsencode(pair[0]).lower().endswith(IMAGE_SUFFIXES) for pair in pairs)
+    return [(pair[0], pair[1].strip()) for pair in pairs] if named else []
+
+
+def _numbered(label: str, order: Mapping[int, str], what: str) -> str:
+    if not label.isdecimal() or int(label) not in order:
+        raise UsageError(f"{what}: {label!r} is no number that --label_order names ({len(order):,} are named)")
+    return order[int(label)]
+
+
+def read_label_order(path: str) -> dict[int, str]:
+    """Which class a number is, from lines `NUMBER NAME`, or a name a line and numbers from 1, or the devkit's meta.mat.
+
+    Raises:
+      UsageError: the file is not so, or it has ImageNet's synsets in sorted order, which is not that of its numbers.
+    """
+    if path.lower().endswith(".mat"):
+        return _meta_mat(path)
+    lines = [line.strip() for line in read_text(path, "--label_order").splitlines() if line.strip()]
+    pairs = [re.fullmatch(r"(\d+)[\s,:;]+(\S.*)", line) for line in lines]
+    if lines and all(pairs):
+        order = {int(pair[1]): pair[2].strip() for pair in pairs if pair}
+    else:
+        names = [line.split()[0] if _SYNSET.match(line) else line for line in lines]
+        order = dict(enumerate(names, 1))
+        if len(names) > 1 and all(map(_SYNSET.fullmatch, names)) and names == sorted(names):
+            raise UsageError(
+                f"--label_order={path}: its synsets are sorted, but ImageNet's ground truth counts in the order of the "
+                "devkit's meta.mat, where 1 is n02119789; give that file, or write lines NUMBER SYNSET"
+            )
+    if not order or len(order) < len(lines) or len(set(order.values())) < len(order):
+        raise UsageError(f"--label_order={path}: " + ("a number or a name occurs twice" if lines else "no lines"))
+    return order
+
+
+def _meta_mat(path: str) -> dict[int, str]:
+    try:
+        from scipy.io import loadmat  # for this one file, which few have
+    except ImportError:
+        raise UsageError(
+            f"--label_order={path} needs SciPy (pip install scipy); or write its lines NUMBER SYNSET into a text file"
+        ) from None
+    try:
+        synsets = loadmat(path, squeeze_me=True)["synsets"]
+        leaves = synsets[synsets["num_children"] == 0]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+    except Exception as error:  # SciPy's own are of many kinds
+        raise UsageError(f"--label_order={path} is no meta.mat of ImageNet's devkit ({error})") from None
+
+
+# ---------------------------------------------------------------------------------------------- class words
+
+
+def read_class_words(path: str) -> dict[str, str]:
+    """Words for people by class name, from `SYNSET WORDS` lines or a JSON class index. Raises UsageError."""
+    text = read_text(path, "--class_words")
+    pairs = _json_words(text, path) if text.lstrip().startswith("{") else _word_lines(text)
+    words: dict[str, str] = {}
+    for name, meaning in pairs:
+        if has_control_characters(name + meaning):
+            raise UsageError(f"--class_words={path}: the words for {name!r} have control characters; rewrite them")
+        if words.setdefault(name, meaning) != meaning:
+            raise UsageError(f"--class_words={path}: {name!r} stands there twice; leave one")
+    if not words:
+        raise UsageError(f"--class_words={path}: no line has a class name and words, as in 'n01440764 tench'")
+    return words
+
+
+def _json_words(text: str, path: str) -> Iterable[tuple[str, str]]:
+    try:
+        content = json.loads(text)
+        for key, value in content.items():
+            name, meaning = value if isinstance(value, list) else (key, value)
+            if not isinstance(name, str) or not isinstance(meaning, str):
+                raise ValueError("names and words have to be text")
+            yield name, meaning.replace("_", " ")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"--class_words={path} is no JSON of classes and words ({error})") from None
+
+
+def _word_lines(text: str) -> Iterable[tuple[str, str]]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    tabs = all("\t" in line for line in lines)
+    for line in lines:
+        name, *meaning = re.split(r"\t" if tabs else r"[\s,:]+", line.strip(), maxsplit=1)
+        if meaning:
+            yield name.strip(), meaning[0].strip()
+
+
+def words_for(names: Sequence[str], words: Mapping[str, str], path: str) -> tuple[str, ...]:
+    """The words of each class, "" for none. Raises UsageError when no class has any."""
+    found = tuple(words.get(name, "") for name in names)
+    if not any(found):
+        raise UsageError(f"--class_words={path} has words for none of the classes ({shorten_list(names, 3)})")
+    return found

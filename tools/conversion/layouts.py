@@ -1,0 +1,427 @@
+"""Which folders of a source are splits, which are classes, and what is refused because it is neither. No TensorFlow.
+
+    CLASS/image.jpg                        class folders
+    SPLIT/CLASS/image.jpg                  split folders of class folders
+    SPLIT/image.jpg                        a split whose labels are in a file, or that has none, when a flag says so
+
+Nothing is guessed: where a wrong guess would make a wrong dataset, one line says what is in the way and which flag
+helps.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.wording import count, shorten_list
+from shardline.tools.conversion.config import is_split_name
+from shardline.tools.conversion.label_files import SplitLabels
+from shardline.tools.conversion.labels import LabelOptions, check_split, label_places, order_labels, split_rank
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, path_text
+from shardline.tools.conversion.trees import Entry, ReducedTree, Tree
+
+OnProgress = Callable[[int], None]
+
+# Folders of datasets for detection and segmentation, which are no classes whatever lies in them.
+_PARTS = {"annotations", "imagesets", "jpegimages", "segmentationclass", "segmentationobject"}
+_PAIRS = ({"images", "labels"}, {"images", "masks"}, {"img", "mask"})
+_SEARCH_DEPTH, _SEARCH_FOLDERS = 4, 20  # how far split folders are looked for, for a hint
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What a person says of a source's folders.
+
+    Attributes:
+      labels: of the classes.
+      label_from: for nested class folders: "parent" takes the folder an image lies in, "first" the outermost one.
+      unlabelled: splits whose images have no labels.
+      split_labels: splits whose labels are in a file.
+      splits: other folders that are splits, whatever they are called.
+    """
+
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    label_from: str = ""
+    unlabelled: tuple[str, ...] = ()
+    split_labels: Mapping[str, SplitLabels] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> set[str]:
+        """Folders that are said to be splits."""
+        return {*self.unlabelled, *self.split_labels, *self.splits}
+
+    def means_split(self, name: bytes) -> bool:
+        """Whether a folder of this name is a split, or would be one outside a class."""
+        text = path_text(name)
+        return text in self.named or (split_rank(text) is not None and text not in self.labels.names)
+
+
+def scan_tree(tree: Tree, root: str, what: str, options: LayoutOptions, on_progress: OnProgress) -> Sources:
+    """The inputs of a tree.
+
+    Args:
+      tree: the folders and files.
+      root: of the paths.
+      what: the source, for messages, e.g. `--source=photos`.
+      options: what a person says of it.
+      on_progress: called now and then with the number of inputs found so far.
+
+    Raises:
+      UsageError: in one line, when there is nothing sensible to convert.
+    """
+    walk = _Walk(tree, what, options, on_progress)
+    splits = _split_folders(tree, what, options)
+    if missing := sorted(options.named - set(map(path_text, splits))):
+        raise UsageError(f"{what}: no folder {missing[0]!r} beside {shorten_list(map(path_text, splits)) or 'classes'}")
+    for folder in splits:
+        walk.add_split(folder)
+    if splits:
+        walk.beside += [entry.name for entry in tree.entries(b"") if not entry.is_folder]
+    else:
+        walk.add_classes(b"", -1)
+    if not len(walk.builder):
+        raise UsageError(f"{what}: the class folders hold no files")
+    walk.refuse_empty_classes()
+    walk.refuse_foreign_labels()
+    places = label_places(walk.builder, walk.labels, list(walk.splits))
+    order = order_labels(list(walk.labels), options.labels, what, places=places)
+    notes = [*walk.notes(), *order.notes, *_order_note(order.names, options.labels)]
+    return walk.builder.finish(
+        root, order.names, list(walk.splits), order.relabel, notes,
+        unlabelled=[name for name in walk.splits if name in options.unlabelled],
+        origins=tree.origins,
+    )  # fmt: skip
+
+
+def unwrapped(tree: Tree, options: LayoutOptions) -> tuple[Tree, bytes]:
+    """An archive's tree, seen from the folder that holds everything, as many have one; and that folder."""
+    wrapper = b""
+    while tree.is_archive and not options.label_from:
+        entries = tree.entries(wrapper)
+        folders = [entry.name for entry in entries if entry.is_folder]
+        if len(folders) != 1 or any(entry.is_image for entry in entries):
+            break
+        name = path_text(folders[0])
+        inside = tree.entries(os.path.join(wrapper, folders[0]))
+        has_meaning = name in options.labels.names or options.means_split(folders[0])
+        if has_meaning or any(entry.is_image for entry in inside) or not any(entry.is_folder for entry in inside):
+            break
+        wrapper = os.path.join(wrapper, folders[0])
+    return ReducedTree(tree, wrapper) if wrapper else tree, wrapper
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+def _split_folders(tree: Tree, what: str, options: LayoutOptions) -> list[bytes]:
+    """The folders at the top if they are splits, in order; [] if they are the classes."""
+    entries = tree.entries(b"")
+    folders = [entry.name for entry in entries if entry.is_folder]
+    _refuse_without_folders(what, entries)
+    splits = [name for name in folders if options.means_split(name)]
+    others = [name for name in folders if name not in splits]
+    if splits and others:
+        _refuse_others(tree, what, splits, others, options)
+    if not splits:
+        _refuse_parts(tree, what, folders, options)
+        return []
+    for name in splits:
+        if not is_split_name(path_text(name)):
+            raise UsageError(
+                f"{what}: the split folder {path_text(name)!r} cannot be a split's name; use letters, digits and _"
+            )
+    _refuse_flat(tree, what, splits, options)
+    ranks = {name: split_rank(path_text(name)) for name in splits}
+    return sorted(splits, key=lambda name: (3 if (rank := ranks[name]) is None else rank, name))
+
+
+def _refuse_without_folders(what: str, entries: Sequence[Entry]) -> None:
+    if any(entry.is_folder for entry in entries):
+        return
+    if images := sum(entry.is_image for entry in entries):
+        raise UsageError(
+            f"{what}: {count(images, 'image')} but no class folders; put the images of each class into a folder of "
+            "their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and give that"
+        )
+    found = f"{count(len(entries), 'file')} and no folders" if entries else "the folder is empty"
+    raise UsageError(f"{what}: {found}; expected one folder a class, with its images inside")
+
+
+def _refuse_others(
+    tree: Tree, what: str, splits: Sequence[bytes], others: Sequence[bytes], options: LayoutOptions
+) -> None:
+    """A folder beside splits is no class, and nobody knows which split it would be."""
+    one, one_split = others[0], len(splits) == 1
+    remedies = [f"leave {'it' if len(others) == 1 else 'each'} out with --exclude={_quoted(one)}"]
+    if is_split_name(path_text(one)) and _is_flat(tree.entries(one)):
+        remedies.append(f"convert it as a split without labels with --unlabelled={_quoted(one)}")
+    if not options.named and all(_is_flat(tree.entries(name)) for name in splits):
+        remedies.append(
+            f"list all classes in --class_names if {_listed(splits)} {'is one' if one_split else 'are some'}"
+        )
+    raise UsageError(
+        f"{what}: {_listed(others)} {'lies' if len(others) == 1 else 'lie'} beside the split "
+        f"{'folder' if one_split else 'folders'} {_listed(splits)} and {'is' if len(others) == 1 else 'are'} "
+        f"no split by name; {', or '.join(remedies)}"
+    )
+
+
+def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: LayoutOptions) -> None:
+    """Splits without class folders have no labels, unless a flag says where they are or that there are none."""
+    unknown = [name for name in splits if path_text(name) not in {*options.unlabelled, *options.split_labels}]
+    flat = [name for name in unknown if _is_flat(tree.entries(name))]
+    if empty := [name for name in unknown if not tree.entries(name)]:
+        raise UsageError(
+            f"{what}: the folder {_listed(empty)} is empty; leave it out with --exclude={_quoted(empty[0])}"
+        )
+    if not flat:
+        return
+    name = path_text(flat[0])
+    images = count(sum(entry.is_image for entry in tree.entries(flat[0])), "image")
+    labels = f"--split_labels={_quoted(flat[0])}=FILE reads their labels from a file"
+    if len(flat) == len(splits):
+        remedy = f"list path,label and perhaps split in a .csv and give that, or {labels}"
+    else:
+        remedy = labels
+        if split_rank(name) != 0:
+            remedy = (
+                f"--unlabelled={_quoted(flat[0])} converts them as a split without labels, {labels}, "
+                f"--exclude={_quoted(flat[0])} leaves them out"
+            )
+    raise UsageError(f"{what}: {name} holds {images} and no class folders, so nothing says their labels; {remedy}")
+
+
+def _refuse_parts(tree: Tree, what: str, folders: Sequence[bytes], options: LayoutOptions) -> None:
+    """Folders of another kind of dataset, which would come out as classes."""
+    names = {path_text(name).lower() for name in folders if path_text(name) not in options.labels.names}
+    parts = sorted(names & _PARTS) or next((sorted(pair) for pair in _PAIRS if pair <= names), [])
+    if parts:
+        raise UsageError(
+            f"{what}: {shorten_list(parts)} {'is' if len(parts) == 1 else 'are'} no class but a part of a dataset for "
+            f"detection or segmentation; {_below_hint(tree, what) or 'list path,label in a .csv and give that'}"
+        )
+
+
+def _is_flat(entries: Iterable[Entry]) -> bool:
+    """Whether there are files and no folders."""
+    entries = list(entries)
+    return bool(entries) and not any(entry.is_folder for entry in entries)
+
+
+def _below_hint(tree: Tree, what: str) -> str:
+    """Where split folders with images lie deeper in the tree, and how to say so; "" for nowhere."""
+    level = [b""]
+    for _ in range(_SEARCH_DEPTH):
+        below = []
+        for folder in level:
+            names = [entry.name for entry in tree.entries(folder) if entry.is_folder]
+            splits = [name for name in names if split_rank(path_text(name)) is not None]
+            alone = len(splits) == len(names) > 1
+            if folder and alone and _holds_images(tree, os.path.join(folder, splits[0])):
+                where = path_text(folder)
+                return f"the split folders {_listed(splits)} lie in {where}: give {what}/{where}"
+            below += [os.path.join(folder, name) for name in names]
+        level = below[:_SEARCH_FOLDERS]
+    return ""
+
+
+def _holds_images(tree: Tree, folder: bytes) -> bool:
+    for _ in range(_SEARCH_DEPTH):
+        entries = tree.entries(folder)
+        if any(entry.is_image for entry in entries):
+            return True
+        folders = [entry.name for entry in entries if entry.is_folder]
+        if not folders:
+            return False
+        folder = os.path.join(folder, folders[0])
+    return False
+
+
+def _listed(names: Iterable[bytes]) -> str:
+    return shorten_list(map(path_text, names))
+
+
+def _quoted(name: bytes) -> str:
+    return shlex.quote(path_text(name))
+
+
+# -------------------------------------------------------------------------------------------------- walk
+
+
+@dataclass(eq=False)
+class _Walk:
+    """Collects the files below the folders of splits and classes."""
+
+    tree: Tree
+    what: str
+    options: LayoutOptions
+    on_progress: OnProgress
+    builder: SourcesBuilder = field(default_factory=SourcesBuilder)
+    labels: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    beside: list[bytes] = field(default_factory=list)  # files that are no inputs
+    empty: list[bytes] = field(default_factory=list)  # class folders
+    from_folders: set[str] = field(default_factory=set)  # labels
+    from_files: dict[str, set[str]] = field(default_factory=dict)  # labels by split
+
+    def add_split(self, folder: bytes) -> None:
+        """Everything in a split's folder."""
+        name = check_split(path_text(folder), self.splits, self.what, self.options.labels)
+        number = self.splits.setdefault(name, len(self.splits))
+        if name in self.options.unlabelled:
+            self._add_files(self._files_below(folder), number, lambda path, position: -1)
+        elif name in self.options.split_labels:
+            self._add_labelled(folder, number, self.options.split_labels[name])
+        else:
+            self.add_classes(self._inner(folder), number)
+
+    def add_classes(self, folder: bytes, split: int) -> None:
+        """The class folders in a folder."""
+        before = len(self.builder)
+        entries = self.tree.entries(folder)
+        self._refuse_splits(folder, [entry.name for entry in entries if entry.is_folder])
+        for entry in entries:
+            if entry.is_folder:
+                self._add_class(os.path.join(folder, entry.name), entry.name, split)
+        loose = [os.path.join(folder, entry.name) for entry in entries if not entry.is_folder]
+        images = sum(entry.is_image for entry in entries)
+        if images > len(self.builder) - before:
+            raise UsageError(
+                f"{self.what}: {count(images, 'image')} such as {path_text(loose[0])} "
+                f"{'lies' if images == 1 else 'lie'} beside the class folders, more than in them; put each into the "
+                f"folder of its class, or leave {'it' if images == 1 else 'them'} out with --exclude"
+            )
+        self.beside += loose
+
+    def _add_class(self, folder: bytes, first: bytes, split: int) -> None:
+        before = len(self.builder)
+        self._add_folder(folder, first, split)
+        if len(self.builder) == before:
+            self.empty.append(folder)
+
+    def _inner(self, folder: bytes) -> bytes:
+        """The split's folder, or the one of a split's name that is all it holds: training_set/training_set."""
+        entries = self.tree.entries(folder)
+        names = [entry.name for entry in entries if entry.is_folder]
+        if len(names) == 1 and not any(entry.is_image for entry in entries) and self.options.means_split(names[0]):
+            return os.path.join(folder, names[0])
+        return folder
+
+    def _add_folder(self, folder: bytes, first: bytes, split: int) -> None:
+        """Every file below `folder`, in sorted order, files before sub-folders."""
+        number = self.builder.enter(folder)
+        class_name = path_text(first if self.options.label_from != "parent" else os.path.basename(folder))
+        below = []
+        for entry in self.tree.entries(folder):
+            if entry.is_folder:
+                below.append(entry.name)
+                continue
+            label = self.labels.setdefault(class_name, len(self.labels))
+            self.from_folders.add(class_name)
+            self.builder.add(number, entry.name, label, split, entry.size, entry.stamp, entry.place)
+        self.on_progress(len(self.builder))
+        if below:
+            self._refuse_below(folder, below)
+        for name in below:
+            self._add_folder(os.path.join(folder, name), first, split)
+
+    def _refuse_below(self, folder: bytes, below: Sequence[bytes]) -> None:
+        """Splits inside a class, whatever flags say, and other folders there unless a flag says what they are."""
+        self._refuse_splits(folder, below)
+        if not self.options.label_from:
+            hint = _below_hint(self.tree, self.what) or (
+                "say --label_from=parent (the folder an image lies in names its class) or --label_from=first (the "
+                "outermost folder does)"
+            )
+            raise UsageError(
+                f"{self.what}: {path_text(os.path.join(folder, below[0]))} is a folder inside a class folder; {hint}"
+            )
+
+    def _refuse_splits(self, folder: bytes, below: Sequence[bytes]) -> None:
+        """A split where a class is expected is never made one."""
+        inside = next((name for name in below if self.options.means_split(name)), None)
+        if inside:
+            hint = _below_hint(self.tree, self.what) or "make splits the outermost folders (train/CLASS/image.jpg)"
+            raise UsageError(
+                f"{self.what}: {path_text(os.path.join(folder, inside))} is a split by name, where a class is "
+                f"expected; {hint}, or list path,label,split in a .csv and give that"
+            )
+
+    # Splits without class folders ------------------------------------------------------------------------------
+
+    def _files_below(self, folder: bytes) -> list[tuple[bytes, Entry]]:
+        """Folder and entry of every file at any depth; other files are left out where some are named like images."""
+        entries = self.tree.entries(folder)
+        found = [(folder, entry) for entry in entries if not entry.is_folder]
+        for entry in entries:
+            if entry.is_folder:
+                found += self._files_below(os.path.join(folder, entry.name))
+        if any(entry.is_image for _, entry in found):
+            self.beside += [os.path.join(where, entry.name) for where, entry in found if not entry.is_image]
+            found = [(where, entry) for where, entry in found if entry.is_image]
+        return found
+
+    def _add_files(
+        self, files: Sequence[tuple[bytes, Entry]], split: int, label_of: Callable[[bytes, int], int]
+    ) -> None:
+        number, inside = -1, None
+        for position, (folder, entry) in enumerate(files):
+            if folder != inside:
+                number, inside = self.builder.enter(folder), folder
+            label = label_of(entry.name, position)
+            self.builder.add(number, entry.name, label, split, entry.size, entry.stamp, entry.place)
+        self.on_progress(len(self.builder))
+
+    def _add_labelled(self, folder: bytes, split: int, labels: SplitLabels) -> None:
+        files = self._files_below(folder)
+        names = labels.match([entry.name for _, entry in files], path_text(folder))
+        self.from_files[labels.what] = set(names)
+        self._add_files(files, split, lambda name, at: self.labels.setdefault(names[at], len(self.labels)))
+
+    # What to say ----------------------------------------------------------------------------------------------
+
+    def refuse_empty_classes(self) -> None:
+        """A class folder without files is a slip, unless all classes are named."""
+        if self.empty and not self.options.labels.names:
+            raise UsageError(
+                f"{self.what}: {_listed(self.empty)} hold{'s' if len(self.empty) == 1 else ''} no images; remove the "
+                "folder or add images, or name every class in --class_names to keep it without images"
+            )
+
+    def refuse_foreign_labels(self) -> None:
+        """Labels of a file that are those of no class folder are of another kind: numbers, or words."""
+        for what, names in self.from_files.items():
+            if self.from_folders and not names & self.from_folders:
+                raise UsageError(
+                    f"{what}: its labels ({shorten_list(sorted(names), 3)}) are none of the class folders "
+                    f"({shorten_list(sorted(self.from_folders), 3)}); if they are numbers, say in --label_order which "
+                    "class each is"
+                )
+
+    def notes(self) -> list[str]:
+        """What a person should know."""
+        lines = []
+        if self.beside:
+            lines.append(
+                f"ignored {count(len(self.beside), 'file')} beside the class folders ({_listed(sorted(self.beside))}): "
+                "only files in one have a class"
+            )
+        if self.empty:
+            lines.append(f"classes without images: {_listed(self.empty)}")
+        return lines
+
+
+def _order_note(names: Sequence[str], options: LabelOptions) -> list[str]:
+    """Where numbers are not in the order that Keras and torchvision give class folders."""
+    as_text = sorted(names)
+    if options.names or list(names) == as_text:
+        return []
+    label = next(label for label, name in enumerate(names) if name != as_text[label])
+    return [
+        f"the classes are numbers and in numerical order: label {label} is {names[label]!r}; Keras and torchvision, "
+        f"which sort folders as text, make it {as_text[label]!r}"
+    ]

@@ -1,0 +1,355 @@
+"""Tables as sources: a .csv, .tsv or .parquet with a row for each image. No TensorFlow.
+
+Columns are known by the names that people give them; flags name others. What a cell means is never guessed from its
+value: the first row that cannot be used ends the scan with its number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.wording import count, shorten_list
+from shardline.tools.conversion.config import is_split_name
+from shardline.tools.conversion.labels import LabelOptions, check_split, label_places, order_labels, split_rank
+from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, hash64, path_text
+from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Exclusions
+
+SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
+_NAMES = {  # of columns, the usual ones first
+    "path": ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name",
+             "img", "img_path", "image_id", "imageid", "img_id", "image index", "id"),
+    "label": ("label", "class", "target", "category", "class_name", "label_name", "class_id", "category_id", "labels"),
+    "split": ("split", "set", "subset", "partition", "data set"),
+    "group": ("group",),
+}  # fmt: skip
+_DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a person says of a table.
+
+    Attributes:
+      labels: of the classes.
+      path_column, label_column: names of columns; "": the usual ones.
+      path_format: what a path is made of the cell `{}`: `train/{}.jpg`.
+      unlabelled: splits whose images have no labels.
+      exclusions: paths and names to leave out.
+    """
+
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    path_column: str = ""
+    label_column: str = ""
+    path_format: str = "{}"
+    unlabelled: tuple[str, ...] = ()
+    exclusions: Exclusions = field(default_factory=Exclusions)
+
+
+class _Row(NamedTuple):
+    """One row of a table; None for a column that the table does not have."""
+
+    path: str
+    label: str
+    split: str | None = None
+    group: str | None = None
+
+
+Line = tuple[int, Sequence[str]]  # number and cells
+
+
+def scan_table(path: Path, options: TableOptions, on_progress: Callable[[int], None]) -> Sources:
+    """The images that a table lists; paths are relative to its folder.
+
+    Raises:
+      UsageError: a column is missing, a row cannot be used, or no path exists.
+    """
+    what = f"--source={path}"
+    lines = _parquet_lines(path) if path.suffix.lower() == ".parquet" else _text_lines(path)
+    header = next(lines)[1]
+    columns = _Columns.find(header, options, what)
+    if not columns.classes and options.labels.kind == "onehot":
+        options = replace(options, labels=replace(options.labels, kind="index"))
+    scan = _TableScan(path, options)
+    for number, cells in lines:
+        if not len(scan.builder):
+            columns = columns.for_first(cells, header)
+        scan.add(number, columns.row(number, cells))
+        if len(scan.builder) % 10_000 == 0:
+            on_progress(len(scan.builder))
+    return scan.finish(columns.notes)
+
+
+@dataclass(eq=False)
+class _TableScan:
+    """Collects rows."""
+
+    path: Path
+    options: TableOptions
+    builder: SourcesBuilder = field(default_factory=SourcesBuilder)
+    folders: dict[bytes, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    spelled: dict[str, int] = field(default_factory=dict)  # number of the split, by each way it is written
+    exist: int = 0
+    excluded: int = 0
+
+    @property
+    def what(self) -> str:
+        return f"--source={self.path}"
+
+    def add(self, line: int, row: _Row) -> None:
+        """One row, checked."""
+        split, label = self._split(line, row), -1
+        if not row.path:
+            raise UsageError(f"{self.what}, row {line}: path and label must not be empty")
+        if not (row.split in self.options.unlabelled and row.split):
+            if not row.label:
+                hint = f"; --unlabelled={row.split} converts that split without labels" if row.split else ""
+                raise UsageError(f"{self.what}, row {line}: path and label must not be empty{hint}")
+            label = self.labels.setdefault(row.label, len(self.labels))
+        path = os.fsencode(self.options.path_format.replace("{}", row.path))
+        if self.options.exclusions.leaves_out(path):
+            return
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = self.builder.enter(folder)
+        size = stamp = 0
+        try:
+            facts = os.stat(os.path.join(os.fsencode(self.path.parent), folder, name))
+            if stat.S_ISREG(facts.st_mode):
+                size, stamp = facts.st_size, file_stamp(facts)
+                self.exist += 1
+        except (OSError, ValueError):
+            pass  # its worker will say so
+        self.builder.add(self.folders[folder], name, label, split, size, stamp)
+        if row.group is not None:
+            self.builder.group.append(hash64(row.group.encode()) if row.group else 0)
+
+    def _split(self, line: int, row: _Row) -> int:
+        """Number of a row's split."""
+        if row.split is None:
+            return -1
+        if row.split not in self.spelled:
+            if not is_split_name(row.split):
+                raise UsageError(f"{self.what}, row {line}: {row.split!r} is no split name; use letters, digits and _")
+            name = check_split(row.split, self.splits, f"{self.what}, row {line}", self.options.labels)
+            if len(self.splits) == 100:
+                raise UsageError(f"{self.what}: the column split has more than 100 values; is it another column?")
+            self.spelled[row.split] = self.splits.setdefault(name, len(self.splits))
+        return self.spelled[row.split]
+
+    def finish(self, notes: Sequence[str]) -> Sources:
+        """All rows; at least one of them is a file."""
+        if not len(self.builder):
+            raise UsageError(f"{self.what}: the table has no rows")
+        if not self.exist:
+            first = os.path.join(self.builder.folders[0], bytes(self.builder.names[: self.builder.ends[0]]))
+            raise UsageError(
+                f"{self.what}: none of its {count(len(self.builder), 'path')} exists (the first is "
+                f"{path_text(first)}); paths are relative to the table's folder, {self.path.parent}"
+                + _format_hint(self.path.parent, os.fsdecode(first), self.options.path_format)
+            )
+        splits = list(self.splits)
+        missing = [name for name in self.options.unlabelled if name not in splits]
+        if missing:
+            raise UsageError(f"--unlabelled={missing[0]}: the table has the splits {shorten_list(splits) or 'of none'}")
+        places = label_places(self.builder, self.labels, splits)
+        order = order_labels(list(self.labels), self.options.labels, self.what, places=places)
+        return self.builder.finish(
+            str(self.path.parent), order.names, splits, order.relabel, [*notes, *order.notes],
+            unlabelled=[name for name in splits if name in self.options.unlabelled],
+        )  # fmt: skip
+
+
+def _format_hint(folder: Path, value: str, given: str) -> str:
+    """The --path_format that would find the first path, where a folder here holds such a file."""
+    if given != "{}":
+        return ""
+    try:
+        prefixes = ["", *sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir())[:100]]
+    except OSError:
+        return ""
+    for prefix in prefixes:
+        for suffix in ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG"):
+            if (folder / f"{prefix}{value}{suffix}").is_file():
+                return f"; {prefix}{value}{suffix} does: use --path_format='{prefix}{{}}{suffix}'"
+    return "; --path_format='FOLDER/{}.jpg' says what they are made of"
+
+
+# ----------------------------------------------------------------------------------------------- columns
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where in a row its parts stand."""
+
+    what: str
+    path: int
+    label: int  # -1: told by the columns of `classes`
+    split: int
+    group: int
+    classes: Mapping[str, int]  # of a table with a column for each class
+    lists: bool  # labels are lists of 0 and one 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many columns a row needs."""
+        return 1 + max(self.path, self.label, self.split, self.group, *self.classes.values())
+
+    @staticmethod
+    def find(header: Sequence[str], options: TableOptions, what: str) -> _Columns:
+        """The columns, by name. Raises UsageError that says which flag helps."""
+        names = [name.strip().lower() for name in header]
+        found = {part: _position(names, options, part) for part in _NAMES}
+        shown = f"it is {','.join(header)[:80]!r}"
+        if found["path"] < 0:
+            raise UsageError(
+                f"{what}: no column 'path'; the first line must name the columns path and label, and may name split "
+                f"and group; {shown}; --path_column and --label_column name others"
+            )
+        classes: dict[str, int] = {}
+        if options.labels.kind == "onehot" and not options.label_column:
+            taken = {found[part] for part in ("path", "split", "group")}
+            classes = {header[i].strip(): i for i in range(len(names)) if i not in taken}
+        elif found["label"] < 0:
+            raise UsageError(
+                f"{what}: no column 'label'; the first line must name the columns path and label, and may name split "
+                f"and group; {shown}; --label_column names another, --label_kind=onehot takes a column for each class"
+            )
+        used = {part: header[i].strip() for part, i in found.items() if i >= 0 and names[i] != part}
+        note = ", ".join(f"column {name!r} as {part}" for part, name in used.items() if part != "label" or not classes)
+        return _Columns(
+            what, found["path"], -1 if classes else found["label"], found["split"], found["group"], classes,
+            options.labels.kind == "onehot" and not classes, (f"read {note}",) if note else (),
+        )  # fmt: skip
+
+    def for_first(self, cells: Sequence[str], header: Sequence[str]) -> _Columns:
+        """The same, but for a column that is called as one of splits may be, and is none by what it holds."""
+        if self.split < 0 or header[self.split].strip().lower() == "split" or len(cells) <= self.split:
+            return self
+        return self if split_rank(cells[self.split]) is not None else replace(self, split=-1)
+
+    def row(self, line: int, cells: Sequence[str]) -> _Row:
+        """The parts of one row."""
+        if len(cells) < self.width:
+            raise UsageError(f"{self.what}, line {line}: {count(len(cells), 'column')}, expected {self.width} or more")
+        label = self._hot(line, cells) if self.classes else cells[self.label].strip()
+        if self.lists:
+            label = _hot_number(label, f"{self.what}, row {line}")
+        optional = (cells[i].strip() if i >= 0 else None for i in (self.split, self.group))
+        return _Row(cells[self.path].strip(), label, *optional)
+
+    def _hot(self, line: int, cells: Sequence[str]) -> str:
+        """The class whose column is 1; the others have to be 0."""
+        hot = []
+        for name, column in self.classes.items():
+            try:
+                value = float(cells[column] or 0)
+            except ValueError:
+                value = -1
+            if value not in (0, 1):
+                raise UsageError(
+                    f"{self.what}, row {line}: {cells[column]!r} in column {name!r} is not 0 or 1; with "
+                    "--label_kind=onehot each column but path, split and group is a class"
+                )
+            if value:
+                hot.append(name)
+        if len(hot) > 1:
+            raise UsageError(
+                f"{self.what}, row {line}: {shorten_list(hot)} are set; shardline takes one label an image"
+            )
+        return hot[0] if hot else ""
+
+
+def _hot_number(cell: str, what: str) -> str:
+    """Where the one 1 of a list stands; "" for an empty cell."""
+    values = re.findall(r"[^\s,;\[\](){}]+", cell)
+    hot = [number for number, value in enumerate(values) if value in ("1", "1.0", "1.")]
+    if values and (len(hot) != 1 or len(set(values)) > 2):
+        raise UsageError(
+            f"{what}: {cell[:80]!r} is no list of zeros and a single 1; shardline takes one label an image"
+        )
+    return str(hot[0]) if hot else ""
+
+
+def _position(names: Sequence[str], options: TableOptions, part: str) -> int:
+    """Where a part of a row stands; -1 for nowhere. Raises UsageError when a flag names a column that is not there."""
+    given = {"path": options.path_column, "label": options.label_column}.get(part, "")
+    if given:
+        if given.strip().lower() not in names:
+            raise UsageError(f"--{part}_column={given}: the table has the columns {', '.join(names)[:80]}")
+        return names.index(given.strip().lower())
+    return next((names.index(name) for name in _NAMES[part] if name in names), -1)
+
+
+# ------------------------------------------------------------------------------------------------- lines
+
+
+def _text_lines(path: Path) -> Iterator[Line]:
+    """The header, then each row, of at least as many cells."""
+    what = f"--source={path}"
+    with open(path, "rb") as file:
+        start = file.read(4)
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start == b"PK\3\4":
+        raise UsageError(f"{what} is a spreadsheet or an archive and no text; save it as .csv")
+    with open(path, newline="", encoding=encoding) as file:
+        try:
+            first = file.readline()
+            delimiter = _delimiter(first, path)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = next(csv.reader(io.StringIO(first), delimiter=delimiter, strict=True), [])
+            yield 1, header
+            for cells in reader:
+                if not cells:
+                    continue
+                yield reader.line_num + 1, cells
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except UnicodeError as error:
+            raise UsageError(f"{what} is damaged UTF-16 ({error}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise UsageError(f"{what}, line {reader.line_num + 1}: {error}") from None
+
+
+def _delimiter(header: str, path: Path) -> str:
+    """What stands between the names of the columns."""
+    if path.suffix.lower() in (".tsv", ".tab") and "\t" in header:
+        return "\t"
+    known = {name for names in _NAMES.values() for name in names}
+    pieces = {mark: [name.strip(' "\r\n').lower() for name in header.split(mark)] for mark in _DELIMITERS}
+    return max(_DELIMITERS, key=lambda mark: (len(known & set(pieces[mark])), len(pieces[mark])))
+
+
+def _parquet_lines(path: Path) -> Iterator[Line]:
+    """The same of a .parquet file."""
+    import pyarrow  # only for such a table: a conversion's start should stay instant
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        yield 0, file.schema_arrow.names
+        line = 0
+        for batch in file.iter_batches(10_000):
+            columns = [column.to_pylist() for column in batch.columns]
+            for cells in zip(*columns, strict=True):
+                line += 1
+                yield line, list(map(_as_text, cells))
+    except pyarrow.ArrowInvalid as error:
+        raise UsageError(f"--source={path}: {error}") from None
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return "" if value is None else str(value)
