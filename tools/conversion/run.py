@@ -128,7 +128,7 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
     with progress_bar(total=None, desc="scan", unit=" files") as bar:
         sources = scan(
             config.source,
-            ScanOptions(
+            options=ScanOptions(
                 labels=LabelOptions(
                     names=read_class_names(config.class_names) if config.class_names else (),
                     merge_similar=config.merge_similar_labels,
