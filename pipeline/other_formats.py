@@ -354,12 +354,12 @@ class Jp2Header(Header):
     channels: str = "RGB"
     bits: int = 8
     associated: bool = False
-    profile: bytes = b""
+    has_profile: bool = False  # ICC
 
 
 def read_jp2(data: bytes) -> Jp2Header:
     """Size and depth of the codestream; of the boxes around it, what its components mean."""
-    space, associated, profile, seen = 16, False, b"", False
+    space, associated, has_profile, seen = 16, False, False, False
     for kind, start, end in isobmff.boxes(data):
         if kind == b"jp2h" and not seen:
             seen = True
@@ -367,21 +367,21 @@ def read_jp2(data: bytes) -> Jp2Header:
                 if part == b"colr" and data[first] == 1:
                     space = int.from_bytes(data[first + 3 : first + 7], "big")
                 elif part == b"colr":
-                    profile = data[first + 3 : last]
+                    has_profile = True
                 elif part == b"cdef":
                     kinds = struct.unpack_from(f">{(last - first - 2) // 2}H", data, first + 2)[1::3]
                     associated = 2 in kinds
         elif kind == b"jp2c":
-            return _read_codestream(data, start, "jp2", space, associated, profile)
+            return _read_codestream(data, start, "jp2", space, associated, has_profile)
     raise BadImage("truncated", "JPEG 2000: no codestream")
 
 
 def read_j2k(data: bytes) -> Jp2Header:
     """Of a bare codestream: RGB, or gray."""
-    return _read_codestream(data, 0, "j2k", 16, False, b"")
+    return _read_codestream(data, 0, "j2k", 16, False, False)
 
 
-def _read_codestream(data: bytes, start: int, name: str, space: int, associated: bool, profile: bytes) -> Jp2Header:
+def _read_codestream(data: bytes, start: int, name: str, space: int, associated: bool, has_profile: bool) -> Jp2Header:
     right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
     (components,) = struct.unpack_from(">H", data, start + 40)
     depths = set(data[start + 42 : start + 42 + 3 * components : 3])
@@ -395,11 +395,11 @@ def _read_codestream(data: bytes, start: int, name: str, space: int, associated:
     if data.rfind(b"\xff\xd9") < start:
         raise BadImage("truncated", "JPEG 2000: no end marker")
     return Jp2Header(name, right - left, bottom - top, channels=channels, bits=depths.pop() + 1, associated=associated,
-                     profile=profile)  # fmt: skip
+                     has_profile=has_profile)  # fmt: skip
 
 
 def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
-    """By OpenJPEG in imagecodecs: all bits, palettes applied."""
+    """By OpenJPEG in imagecodecs: all bits, palettes and color profiles applied."""
     import imagecodecs
 
     try:
@@ -407,9 +407,10 @@ def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
     except (RuntimeError, ValueError) as error:
         raise BadImage("corrupt-data", f"JPEG 2000: {error}") from None
     channels = header.channels
-    if pixels.ndim == 3 and pixels.shape[2] != len(channels):  # a palette
+    if pixels.ndim == 3 and pixels.shape[2] != len(channels):  # a palette, or a profile of gray
         channels = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
-    return Samples(pixels, channels, (1 << header.bits) - 1, header.associated, profile=header.profile)
+    note = "color profile converted to sRGB" if header.has_profile else ""
+    return Samples(pixels, channels, (1 << header.bits) - 1, header.associated, note=note)
 
 
 # --- JPEG XL ----------------------------------------------------------------------------------------------

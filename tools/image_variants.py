@@ -30,8 +30,9 @@ WHITE = 255
 def variants() -> list[Case]:
     """Every variant, by format."""
     kinds = (_tiff_samples, _tiff_alphas, _tiff_layouts, _tiff_compressions, _tiff_refused, _png_samples, _png_palettes,
-             _png_others, _bmp_headers, _bmp_masks, _bmp_run_lengths, _gifs, _pnms, _webps, _jpegs, _jpeg2000s, _avifs,
-             _heics, _jpeg_xls, _sloppy_exifs, _other_orientations, _profiles, _gray_and_cmyk_profiles)  # fmt: skip
+             _png_others, _bmp_headers, _bmp_masks, _bmp_run_lengths, _gifs, _pnms, _webps, _jpegs, _jpeg2000s,
+             _jpeg2000_spaces, _avifs, _heics, _jpeg_xls, _sloppy_exifs, _other_orientations,
+             _profiles, _gray_and_cmyk_profiles)  # fmt: skip
     return [case for kind in kinds for case in kind()]
 
 
@@ -466,6 +467,26 @@ def _jpeg2000s() -> Iterator[Case]:
         yield Case(f"{name}-{bits}-bit.{kind}", data, rgb=truth)
 
 
+def _jpeg2000_spaces() -> Iterator[Case]:
+    """Color spaces of the JP2 container: YCbCr, CMYK, ICC profiles of color and of gray."""
+    note = "color profile converted"
+    for name, samples, body, truth in (
+        ("ycbcr", _ycbcr(_rgb()), b"\1\0\0" + struct.pack(">I", 18), _rgb()),
+        ("cmyk", _quantized(_cmyk(), 8), b"\1\0\0" + struct.pack(">I", 12), _rgb()),
+        ("display", np.rint(in_space(_smooth(), "Display P3")), b"\2\0\0" + profile_of("Display P3"), _smooth()),
+        ("linear-gray", np.rint(_linear(_gray() / WHITE) * WHITE), b"\2\0\0" + _LINEAR_GRAY, None),
+    ):
+        data = _codec("jpeg2k", samples.astype(np.uint8), level=0, reversible=True, codecformat="jp2", mct=False)
+        box, head = data.index(b"colr") - 4, data.index(b"jp2h") - 4
+        old = int.from_bytes(data[box : box + 4], "big")
+        size = int.from_bytes(data[head : head + 4], "big") + 8 + len(body) - old
+        color = struct.pack(">I4s", 8 + len(body), b"colr") + body
+        data = data[:head] + struct.pack(">I", size) + data[head + 4 : box] + color + data[box + old :]
+        if truth is None:
+            truth = _shown(np.rint(_encoded(samples / WHITE, 0.0) * WHITE), 8)
+        yield Case(f"{name}.jp2", data, note=note if body[0] == 2 else "", rgb=truth)
+
+
 def _avifs() -> Iterator[Case]:
     for bits, (name, samples, truth) in itertools.product((8, 10, 12), _contents()):
         levels = _quantized(samples, bits).astype(np.uint8 if bits == 8 else np.uint16)
@@ -675,7 +696,7 @@ def _gray_and_cmyk_profiles() -> Iterator[Case]:
     gray = np.rint(_smooth()[..., 0]).astype(np.uint8)
     stored = np.rint(_encoded(_linear(gray / WHITE), 1.0) * WHITE).astype(np.uint8)
     shown = np.rint(_encoded(stored / WHITE, 0.0) * WHITE).astype(np.uint8)  # 8 bits of linear light are coarse
-    profile, note = w.icc_gray_profile("Linear gray", 1.0), "Linear gray converted"
+    profile, note = _LINEAR_GRAY, "Linear gray converted"
     for suffix, how in {"png": {"kind": "PNG"}, "tif": {"kind": "TIFF"}}.items():
         data = _saved(_pillow(stored), icc_profile=profile, **how)
         yield Case(f"linear-gray.{suffix}", data, note=note, rgb=_shown(shown, 8))
@@ -705,4 +726,5 @@ def _lab_to_srgb(lab: np.ndarray) -> np.ndarray:
     return np.asarray(np.rint(_encoded(light, 0.0) * WHITE), np.uint8)
 
 
+_LINEAR_GRAY = w.icc_gray_profile("Linear gray", 1.0)
 DISPLAY_P3 = profile_of("Display P3")

@@ -52,6 +52,7 @@ PILLOW_ERRS = r"""
     .*-alpha-zero\.bmp                                         | shows nothing where alpha is empty
     (gray|rgb)(-alpha)?-(1|2|4)-bit\.(jp2|j2k)                 | shifts the levels of few bits
     (gray|rgb)-alpha-(10|12|16)-bit\.(jp2|j2k)                 | shifts 8-bit alpha
+    (display|linear-gray)\.jp2                                 | reads no color profile of JPEG 2000
     exif-byte\.jpg                                             | knows orientations as numbers of 16 and 32 bits only
 """
 PILLOW_ERRS = "|".join(
