@@ -63,6 +63,9 @@ class ExportConfig(ModelConfig):
     split: str = option("auto", "split to compare on; auto: test, else validation, else the training split")
     calibration_images: int = option(100, "training images whose activations set the int8 ranges", low=1)
     parity_images: int = option(64, "images on which trainer and exports are compared", low=1)
+    parity_inputs: str = option(
+        "", "directory of image files as they were before the conversion, on which the SavedModel is compared, too"
+    )
     overwrite: bool = option(False, "replace models that are in --output already")
 
 
@@ -91,6 +94,7 @@ def export(config: ExportConfig) -> Exported:
             f"--data={data.directory}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8"
         )
     chosen = choose_weights(directory, config.checkpoint)
+    sources = source_files(config)
     paths = prepare(config.output, config.formats, config.overwrite)
     output = Path(config.output)
     say_weights(chosen)
@@ -105,7 +109,7 @@ def export(config: ExportConfig) -> Exported:
         exports.write_model(run, form, path, lambda: exports.calibration_images(run, data, config.calibration_images))
     atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
     trained = load_run(str(directory), chosen)
-    compared = exports.compare(run, trained, paths, data, split, config.parity_images)
+    compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
     parity = {"weights": chosen.facts(), **compared}
     atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
     if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
@@ -128,10 +132,14 @@ def main(config: ExportConfig) -> None:
 
 def describe(name: str, found: Mapping[str, Any]) -> str:
     """How far an export lies from the trainer, in a line."""
-    return (
+    line = (
         f"{name}: top-1 agrees on {found['top1_agreement']:.1%} of images, "
         f"probabilities within {found['max_difference']:.2g} (bound {found['bound']:g})"
     )
+    if "files" in found:
+        line += f", pixels within {found['levels']:.2g} levels, on {found['compared']} of {found['files']} files"
+        line += "".join(f"; {count} refused: {reason}" for reason, count in found["refused"].items())
+    return line
 
 
 # ------------------------------------------------------------------------------------------- input
@@ -150,6 +158,19 @@ def open_data(config: ExportConfig, run: Path) -> tuple[Dataset, str]:
     data = pipeline.open_dataset(where)
     check_labels(content["labels"], data.labels, where)
     return data, content["train"]["train_split"]
+
+
+def source_files(config: ExportConfig) -> list[Path]:
+    """`--parity_images` files of `--parity_inputs`, spread evenly over all in the order of their paths."""
+    if not config.parity_inputs:
+        return []
+    if "saved_model" not in config.formats:
+        raise UsageError(f"--parity_inputs={config.parity_inputs}: only saved_model takes files; add it to --formats")
+    found = sorted(path for path in Path(config.parity_inputs).rglob("*") if path.is_file())
+    if not found:
+        raise UsageError(f"--parity_inputs={config.parity_inputs}: no files there; name a directory of images")
+    count = min(config.parity_images, len(found))
+    return [found[i * (len(found) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def prepare(path: str, formats: Iterable[str], overwrite: bool) -> dict[str, Path]:

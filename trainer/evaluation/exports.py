@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,24 @@ import tensorflow as tf
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import atomic_write, temporary_path
+from shardline.pipeline.images import BadImage
 from shardline.pipeline.machine import available_cores
-from shardline.trainer.evaluation.model_input import preprocess, stored_images
-from shardline.trainer.evaluation.serving import save_serving, unserved, variables_of
+from shardline.trainer.evaluation.graph_pixels import SERVED
+from shardline.trainer.evaluation.model_input import converter_options, load_image, preprocess, stored_images
+from shardline.trainer.evaluation.serving import save_serving, variables_of
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
     from shardline.trainer.run_dir import Run
 
-JPEG_OR_PNG = (b"\xff\xd8", b"\x89PNG")
+RECORDS, SOURCES = "saved_model (bytes)", "saved_model (source files)"
 
 # Largest difference of any probability, and smallest share of equal top-1, to the trainer's model in float32.
 BOUNDS = {
     "saved_model (uint8)": (1e-4, 0.99),
-    "saved_model (bytes)": (0.01, 0.98),  # another build of the JPEG decoder may round a pixel otherwise
+    # Another build of the JPEG decoder may round a pixel otherwise.
+    RECORDS: (0.005, 0.98),
+    SOURCES: (0.005, 0.98),
     "keras": (1e-4, 0.99),
     "tflite_float32": (1e-4, 0.99),  # reached on photographs: 2e-6
     "tflite_float16": (0.01, 0.98),  # reached: 0.0005 to 0.002, 99.6 to 100 %
@@ -39,6 +44,7 @@ BOUNDS = {
     # 96 % by one that was barely trained (46 %) and so is seldom sure.
     "tflite_int8": (0.2, 0.93),
 }
+MOST_LEVELS = 2.0  # of 255: largest mean difference of what the model is shown of a file, graph to trainer
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -113,31 +119,94 @@ def spread(num_records: int, count: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- comparing
 
 
-def compare(run: Run, trained: Run, paths: Mapping[str, Path], data: Dataset, split: str, count: int) -> dict[str, Any]:
+def compare(
+    run: Run,
+    trained: Run,
+    paths: Mapping[str, Path],
+    data: Dataset,
+    split: str,
+    count: int,
+    sources: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Trainer and exports on the same `count` images: agreement, largest difference, and whether that is in bounds.
 
     Exports are compared with `run`, the model in float32; so is, for information, `trained`, the model in the
     precision it was trained and is evaluated in.
+
+    Args:
+      sources: image files as they were before the conversion, for the SavedModel that takes files.
     """
     images = list(model_inputs(run, data, split, count))
-    files = [file for file, _, _ in data.records(split, spread(data.num_records(split), count).tolist())]
     expected = probabilities(run.model, images)
     exports: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for form, path in progress(list(paths.items()), total=None, desc="compare", unit=" formats"):
-        for name, outputs in run_export(form, path, images, files):
-            bound, agreement_bound = BOUNDS[name]
-            found = differences(outputs, expected)
-            ok = found["max_difference"] <= bound and found["top1_agreement"] >= agreement_bound
-            exports[name] = found | {"bound": bound, "agreement_bound": agreement_bound, "ok": ok}
-    trainer = differences(probabilities(trained.model, images), expected)
-    reason = unserved(run) if "saved_model" in paths else ""
+        name = "saved_model (uint8)" if form == "saved_model" else form
+        exports[name] = judged(name, differences(run_export(form, path, images), expected))
+    if "saved_model" in paths:
+        records = spread(data.num_records(split), count).tolist()
+        stored = zip(
+            map("record {}".format, records), (file for file, _, _ in data.records(split, records)), strict=True
+        )
+        files = {RECORDS: stored} | ({SOURCES: ((str(path), path.read_bytes()) for path in sources)} if sources else {})
+        for name, named in files.items():
+            found = compare_files(run, paths["saved_model"], named)
+            if found["compared"]:
+                exports[name] = judged(name, found)
+            else:
+                left_out[name] = next(iter(found["refused"]), "the converter refuses each of them")
     return {
         "images": len(images),
         "split": split,
         "exports": exports,
-        "left_out": {"saved_model (bytes)": reason} if reason else {},
-        "trainer": {"precision": trained.config.precision, **trainer},
+        "left_out": left_out,
+        "trainer": {
+            "precision": trained.config.precision,
+            **differences(probabilities(trained.model, images), expected),
+        },
     }
+
+
+def judged(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found of an export, with its bounds."""
+    bound, agreement_bound = BOUNDS[name]
+    ok = found["max_difference"] <= bound and found["top1_agreement"] >= agreement_bound
+    ok = ok and found.get("levels", 0) <= MOST_LEVELS
+    return {**found, "bound": bound, "agreement_bound": agreement_bound, "ok": ok}
+
+
+def compare_files(run: Run, saved_model: Path, files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """What a SavedModel, read back from disk, makes of files, and what prediction makes of them.
+
+    Returns:
+      `files`; `compared`, the number of those that both take, and differences over them: `levels` is the largest mean
+      difference of what the model is shown of one, in levels of 255; `refused`, how many the SavedModel refuses for
+      each reason; `unnoticed`, names of files that the converter refuses and the SavedModel does not.
+    """
+    signatures, options = tf.saved_model.load(str(saved_model)).signatures, converter_options(run)
+    refused: Counter[str] = Counter()
+    unnoticed, levels, outputs, expected = [], [], [], []
+    total = 0
+    for name, file in files:
+        total += 1
+        answer = signatures["serving_default"](bytes=tf.constant([file]))
+        status = answer["status"].numpy()[0].decode()
+        if status != SERVED:
+            refused[status] += 1
+            continue
+        try:
+            image = load_image(file, run, options)
+        except BadImage:
+            unnoticed.append(name)
+            continue
+        shown = signatures["preprocess"](bytes=tf.constant([file]))["images"].numpy()[0]
+        levels.append(float(np.abs(shown.astype(int) - image).mean()))
+        outputs.append(answer["probabilities"].numpy())
+        expected.append(probabilities(run.model, [image]))
+    found = {"files": total, "compared": len(levels), "refused": dict(refused.most_common()), "unnoticed": unnoticed}
+    if not levels:
+        return found
+    return found | {"levels": max(levels), **differences(np.concatenate(outputs), np.concatenate(expected))}
 
 
 def probabilities(model: keras.Model, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -154,22 +223,14 @@ def differences(outputs: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     }
 
 
-def run_export(
-    form: str, path: Path, images: Sequence[np.ndarray], files: Sequence[bytes]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """What one exported model, read back from disk, makes of images, and of the files they come from."""
+def run_export(form: str, path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, classes]: what one exported model, read back from disk, makes of images."""
     if form == "keras":
-        yield form, probabilities(keras.models.load_model(path, compile=False), images)
-    elif form == "saved_model":
-        signatures = tf.saved_model.load(str(path)).signatures
-        found = [signatures["serve_images"](images=tf.constant(image[None]))["probabilities"] for image in images]
-        yield "saved_model (uint8)", np.concatenate(found)
-        # Not where records are stored as pixels, or were adopted in another format.
-        if "serving_default" in signatures and all(file.startswith(JPEG_OR_PNG) for file in files):
-            found = [signatures["serving_default"](bytes=tf.constant([file]))["probabilities"] for file in files]
-            yield "saved_model (bytes)", np.concatenate(found)
-    else:
-        yield form, tflite_probabilities(path, images)
+        return probabilities(keras.models.load_model(path, compile=False), images)
+    if form == "saved_model":
+        serve = tf.saved_model.load(str(path)).signatures["serve_images"]
+        return np.concatenate([serve(images=tf.constant(image[None]))["probabilities"] for image in images])
+    return tflite_probabilities(path, images)
 
 
 def tflite_probabilities(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """From bytes to the model's pixels: of stored records and of any image file, for evaluation, prediction and export.
 
-`serving` does the same in TensorFlow ops, for models that leave this project.
+`graph_pixels` does the same in TensorFlow ops, for models that leave this project.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def stored_images(data: Dataset, split: str, records: Iterable[int]) -> Iterator
     encoding = ENCODINGS[data.manifest.image.encoding]
     for record in records:
         try:
-            yield encoding.decode(shards.read(int(record))).copy()
+            yield encoding.decode(shards.read(int(record)), exact=True).copy()
         except ValueError:
             yield None
 

@@ -1,20 +1,22 @@
-"""The exported preprocessing does to a file what the converter and evaluation do, in TensorFlow ops alone."""
+"""The exported preprocessing shows the model of a file what prediction shows it, or refuses the file and says why."""
 
 import functools
 import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageCms
 
 from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import load_rgb
+from shardline.pipeline.images import BadImage, load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
-from shardline.trainer.evaluation import serving
+from shardline.tools.malformed_images import cases
+from shardline.trainer.evaluation import graph_headers, graph_pixels
 
 
 def photo(width=90, height=60):
@@ -29,13 +31,29 @@ def encoded(form, pixels=None, **options):
     return buffer.getvalue()
 
 
-_served = tf.function(serving.image_from_bytes, autograph=False)
-orientation_of = tf.function(serving.exif_orientation, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-as_stored = functools.cache(ImageOptions)  # one object for equal options: another would be traced anew
+orientation_of = tf.function(
+    graph_headers.exif_orientation, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
+)
+BYTES = [tf.TensorSpec([None], tf.string)]
 
 
-def served(data, *arguments):
-    return _served(tf.constant(data), *arguments)  # a tensor, or each file would be traced anew
+@functools.cache
+def carriers(**options):
+    """Both functions of an image file's bytes for a converter's options: in the graph, and on the host."""
+    image_options = ImageOptions(**options)
+    graph = tf.function(
+        lambda files: graph_pixels.images_from_bytes(files, image_options, 32, 0.875), BYTES, autograph=False
+    )
+    return graph, lambda file: eval_geometry(load_rgb(file, image_options), 32, 0.875)
+
+
+def assert_equal(files, mean=0.5, **options):
+    """Both carriers show the model the same of files {name: bytes}."""
+    graph, host = carriers(**options)
+    images, status = graph(tf.constant(list(files.values())))
+    for name, file, image, said in zip(files, files.values(), images.numpy(), status.numpy(), strict=True):
+        assert said == b"ok", (name, said)
+        assert np.abs(image.astype(int) - host(file)).mean() <= mean, name
 
 
 # -------------------------------------------------------------------------------------------- EXIF
@@ -130,58 +148,134 @@ def test_the_variants_hold_every_orientation_in_both_formats():
     assert sum(read_header(data).orientation == 6 for data in VARIANTS.values()) >= 20
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_every_orientation_is_applied(orientation, form):
-    data = VARIANTS[f"II: {form} {orientation}"]
-    options = as_stored(resize="none")
-    pixels = served(data, options, 48, 1.0).numpy()
-    expected = eval_geometry(tf.constant(load_rgb(data, options)), 48, 1.0).numpy()
-    assert np.abs(pixels.astype(int) - expected).mean() < 2  # the decoders round differently
-
-
 # ------------------------------------------------------------------------------------------ pixels
 
-
-@pytest.mark.parametrize("resize", ["short", "squash", "center_crop"])
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_the_same_as_the_converter_for(resize, form):
-    data = encoded(form)
-    options = as_stored(resize=resize, size=40)
-    pixels = served(data, options, 32, 0.875).numpy()
-    expected = eval_geometry(tf.constant(load_rgb(data, options)), 32, 0.875).numpy()
-    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
-    assert np.abs(pixels.astype(int) - expected).mean() < 1.5
+OPTIONS = [
+    {"resize": "short", "size": 40},
+    {"resize": "long", "size": 50, "upscale": True},
+    {"resize": "squash", "size": 40, "upscale": True},
+    {"resize": "squash", "size": 40},
+    {"resize": "center_crop", "size": 40},
+    {"resize": "none"},
+]
 
 
-def test_transparency_is_put_over_white():
-    rgba = np.dstack([photo(), np.full((60, 90), 255, np.uint8)])
-    rgba[:, :45, 3] = 0
-    data = encoded("PNG", rgba)
-    options = as_stored(resize="none")
-    pixels = served(data, options, 32, 1.0).numpy()
-    expected = eval_geometry(tf.constant(load_rgb(data, options)), 32, 1.0).numpy()
-    assert (pixels == expected).all() and pixels[16, 3].tolist() == [255, 255, 255]
+def textured(width, height):
+    """Detail of every scale: another kernel gives other pixels."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    waves = [127 + 60 * np.sin(x / 2.3 + y / 7) + 60 * np.sin(x * y / (211 + 40 * c)) for c in range(3)]
+    return np.stack(waves, -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("transparent", [False, True])
-def test_pngs_of_few_bits_are_as_the_converter_has_them(bits, transparent):
-    levels = (photo()[..., 0].astype(int) * (1 << bits) // 256).astype(np.uint8)
-    image = Image.fromarray(levels, "P")
-    image.putpalette([value for level in range(1 << bits) for value in (40 * level % 256, 255 - level, level)])
+def sources():
+    """Files as they come from cameras, scanners and editors."""
+    random = np.random.default_rng(0)
+    rgb = textured(90, 60)
+    rgba = np.dstack([rgb, random.integers(0, 256, (60, 90), np.uint8)])
+    palette = Image.fromarray(rgb).quantize(200)
+    deep = cv2.resize(random.integers(0, 65536, (6, 9, 3), np.uint16), (90, 60))
+    yield "large.jpg", encoded("JPEG", textured(1301, 903), quality=90)
+    yield "large.png", encoded("PNG", textured(641, 470))
+    yield "huge.png", encoded("PNG", textured(1800, 1400))
+    yield "gray.jpg", encoded("JPEG", rgb[..., 0])
+    yield "progressive, 4:4:4.jpg", encoded("JPEG", rgb, progressive=True, subsampling=0)
+    yield "cmyk.jpg", buffered(Image.fromarray(rgb).convert("CMYK"), "JPEG")
+    yield "alpha.png", encoded("PNG", rgba)
+    yield "gray and alpha.png", buffered(Image.fromarray(rgba[..., [0, 3]], "LA"), "PNG")
+    yield "palette.png", buffered(palette, "PNG")
+    yield "palette with transparency.png", buffered(palette, "PNG", transparency=7)
+    yield "gray.png", encoded("PNG", rgb[..., 0])
+    yield "16 bits.png", cv2.imencode(".png", deep)[1].tobytes()
+    yield "16 bits gray.png", cv2.imencode(".png", deep[..., 0])[1].tobytes()
+    yield "16 bits and alpha.png", cv2.imencode(".png", np.dstack([deep, deep[..., :1]]))[1].tobytes()
+    yield "one bit.png", buffered(Image.fromarray(rgb).convert("1"), "PNG")
+    for bits in (1, 2, 4):
+        levels = Image.fromarray((rgb[..., 0].astype(int) * (1 << bits) // 256).astype(np.uint8), "P")
+        levels.putpalette([value for level in range(1 << bits) for value in (40 * level % 256, 255 - level, level)])
+        yield f"{bits} bits.png", buffered(levels, "PNG", bits=bits)
+        yield f"{bits} bits with transparency.png", buffered(levels, "PNG", bits=bits, transparency=1)
+    for orientation in range(1, 9):
+        yield f"turned {orientation}.jpg", VARIANTS[f"II: JPEG {orientation}"]
+        yield f"turned {orientation}.png", VARIANTS[f"MM: PNG {orientation}"]
+    yield "srgb.jpg", encoded("JPEG", rgb, icc_profile=SRGB)
+    yield "srgb.png", encoded("PNG", rgb, icc_profile=SRGB)
+    for excess in range(4):
+        yield f"{excess} too wide.png", encoded("PNG", textured(40 + 4 + excess, 40))
+        yield f"{excess} too high.jpg", encoded("JPEG", textured(40, 40 + 4 + excess), quality=95)
+    for width, height in ((20, 15), (33, 70), (400, 30), (9, 300), (3, 200), (130, 1), (41, 40), (79, 81)):
+        yield f"{width}x{height}.png", encoded("PNG", textured(width, height))
+
+
+def buffered(image, form, **options):
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", bits=bits, **({"transparency": 1} if transparent else {}))
-    data, options = buffer.getvalue(), as_stored(resize="none")
-    assert data[24] == bits and (b"tRNS" in data) == transparent
-    pixels = served(data, options, 32, 1.0).numpy()
-    assert (pixels == eval_geometry(tf.constant(load_rgb(data, options)), 32, 1.0).numpy()).all()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
-def test_small_images_are_enlarged_only_when_asked():
-    data = encoded("PNG", photo(30, 20))
-    for upscale in (False, True):
-        options = as_stored(resize="short", size=40, upscale=upscale)
-        pixels = served(data, options, 32, 0.875).numpy()
-        expected = eval_geometry(tf.constant(load_rgb(data, options)), 32, 0.875).numpy()
-        assert np.abs(pixels.astype(int) - expected).mean() < 2
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SOURCES = dict(sources())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_source_files_are_shown_as_prediction_shows_them(options):
+    assert_equal(SOURCES, **options)
+
+
+def test_each_malformed_image_is_shown_as_prediction_shows_it_or_refused():
+    graph, host = carriers(resize="short", size=40)
+    found = cases()
+    images, status = graph(tf.constant([case.data for case in found]))
+    shown, unseen = set(), set()
+    for case, image, said in zip(found, images.numpy(), status.numpy(), strict=True):
+        try:
+            expected = host(case.data)
+        except BadImage:
+            unseen |= {case.name} if said == b"ok" else set()
+            continue
+        if said == b"ok":
+            shown.add(case.name)
+            assert np.abs(image.astype(int) - expected).mean() <= 0.5, case.name
+        else:
+            assert not image.any()
+    assert unseen == {"200-bytes-lost.jpg"}  # libjpeg warns of it and goes on, which TensorFlow keeps to itself
+    sound = {case.name for case in found if not case.reason and case.data[:2] in (b"\x89P", b"\xff\xd8")}
+    assert shown == sound and len(sound) >= 20  # none is refused out of caution
+
+
+@pytest.mark.parametrize(
+    "name, file, reason",
+    [
+        ("nothing", b"", "neither JPEG nor PNG"),
+        ("text", b"not an image", "neither JPEG nor PNG"),
+        ("webp", encoded("WEBP"), "neither JPEG nor PNG"),
+        ("cut JPEG", encoded("JPEG")[:700], "damaged"),
+        ("cut PNG", encoded("PNG")[:700], "damaged"),
+        ("large", encoded("PNG", np.zeros((12_000, 12_000), np.uint8)), "more pixels"),
+        (
+            "profile in JPEG",
+            encoded("JPEG", icc_profile=SRGB.replace(b"s\0R\0G\0B", b"P\0 \0\x33\0.")),
+            "color profile",
+        ),
+        ("profile in PNG", encoded("PNG", icc_profile=SRGB.replace(b"s\0R\0G\0B", b"P\0 \0\x33\0.")), "color profile"),
+        ("XMP", jpeg(segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>')), "turned by XMP"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_what_the_graph_cannot_follow_is_refused_and_spoils_no_batch(name, file, reason):
+    sound = encoded("JPEG")
+    graph, host = carriers(resize="short", size=40)
+    images, status = graph(tf.constant([sound, file, sound]))
+    before, said, after = (text.decode() for text in status.numpy())
+    assert (before, after) == ("ok", "ok") and reason in said
+    assert not images[1].numpy().any()
+    assert np.abs(images[2].numpy().astype(int) - host(sound)).mean() <= 0.5
+
+
+def test_no_files_give_no_images():
+    images, status = carriers(resize="short", size=40)[0](tf.constant([], tf.string))
+    assert images.shape == (0, 32, 32, 3) and status.shape == (0,)
+
+
+def test_where_the_converter_trims_borders_every_file_is_refused():
+    _, status = carriers(resize="short", size=40, trim_borders=True)[0](tf.constant([encoded("JPEG")]))
+    assert b"trims borders" in status.numpy()[0]
