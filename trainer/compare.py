@@ -19,7 +19,7 @@ import numpy as np
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, own_directory
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import as_flag, count
 from shardline.tools.html_report import HtmlReport
@@ -85,7 +85,8 @@ def compare(config: CompareConfig) -> Comparison:
         tests=[mcnemar_test(first, second) for first, second in itertools.combinations(runs, 2)],
     )
     if config.output:
-        write(make_directory(config.output), runs, comparison)
+        with own_directory(make_directory(config.output), "--output"):
+            write(Path(config.output), runs, comparison)
     return comparison
 
 

@@ -18,6 +18,7 @@ from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
@@ -69,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
       UsageError: a run, dataset, split or directory that cannot be used.
-      Failure: no record of the split can be read.
+      Failure: no record of the split can be read, or another process writes to the same directory.
     """
     started = time.monotonic()
     directory = find_run(config.run, config.checkpoint)
@@ -82,31 +83,32 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     for gap in class_gaps(data.labels, data.manifest.class_counts, train_split, config.split):
         command_line.log(f"note: {gap}")
 
-    command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
-    from shardline.trainer.cluster import create_cluster
-    from shardline.trainer.evaluation.plots import draw
-    from shardline.trainer.evaluation.report import write_report
-    from shardline.trainer.run_dir import load_run
+    with own_directory(output, "--output"):
+        command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+        from shardline.trainer.cluster import create_cluster
+        from shardline.trainer.evaluation.plots import draw
+        from shardline.trainer.evaluation.report import write_report
+        from shardline.trainer.run_dir import load_run
 
-    devices = create_cluster("mirrored", config.logical_cpus)
-    with devices.strategy.scope():
-        run = load_run(str(directory), chosen)
-    evaluation = measure(config, run, devices, data, calibration_split)
-    evaluation.metrics.update(
-        run=str(directory.absolute()),
-        checkpoint=config.checkpoint,
-        weights=chosen.facts(),
-        data=str(data.directory.absolute()),
-        digest=data.manifest.digest,
-        tta=config.tta,
-        batch_size=config.batch_size,
-        environment={"devices": str(devices), "seconds": round(time.monotonic() - started, 1)},
-    )
-    plots = draw(evaluation)
-    (output / results.METRICS).unlink(missing_ok=True)  # an earlier evaluation's; it comes back when all else is new
-    if config.report:
-        write_report(output, directory, run, data, evaluation, plots)
-    results.write(evaluation, plots, output)
+        devices = create_cluster("mirrored", config.logical_cpus)
+        with devices.strategy.scope():
+            run = load_run(str(directory), chosen)
+        evaluation = measure(config, run, devices, data, calibration_split)
+        evaluation.metrics.update(
+            run=str(directory.absolute()),
+            checkpoint=config.checkpoint,
+            weights=chosen.facts(),
+            data=str(data.directory.absolute()),
+            digest=data.manifest.digest,
+            tta=config.tta,
+            batch_size=config.batch_size,
+            environment={"devices": str(devices), "seconds": round(time.monotonic() - started, 1)},
+        )
+        plots = draw(evaluation)
+        (output / results.METRICS).unlink(missing_ok=True)  # comes back when all else is new
+        if config.report:
+            write_report(output, directory, run, data, evaluation, plots)
+        results.write(evaluation, plots, output)
     return evaluation
 
 

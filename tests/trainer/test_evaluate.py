@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardline import pipeline
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import exclusive
 from shardline.pipeline.manifest import Shard, Split
 from shardline.trainer import evaluate
 from shardline.trainer.checkpoints import write_checkpoint
@@ -145,3 +146,10 @@ def test_an_unreadable_record_is_counted_and_said(tiny_run, tiny_data, tmp_path)
     result = command("shardline.trainer.evaluate", "--run", tiny_run, "--data", data, "--output", output, "--noreport")
     assert "n = 20/21, each once; 1 unreadable" in result.stdout
     assert json.loads((output / "metrics.json").read_text())["n"] == 20
+
+
+def test_a_report_directory_has_one_owner(tiny_run, tiny_data, tmp_path):
+    config = EvaluateConfig(run=tiny_run, data=tiny_data, output=tmp_path, batch_size=8, report=False)
+    with exclusive(tmp_path / ".lock", "it"), pytest.raises(Failure, match=r"^output=.* is in use by process "):
+        evaluate.evaluate(config)
+    assert not list(tmp_path.iterdir())
