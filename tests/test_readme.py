@@ -27,14 +27,26 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks) + "\nprint('cursor', cursor)"],
+        [sys.executable, "-c", "\n".join([*blocks[:2], *LOSS, *blocks[2:]]) + "\nprint('cursor', cursor)"],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
+    printed, true = (float(x) for x in re.search(r"val_loss (\S+) (\S+)", result.stdout).groups())
+    assert abs(printed - true) < 1e-5  # t15: six records in a batch of 32
     assert "cursor 96" in result.stdout and "val_accuracy" in result.stdout
+
+
+LOSS = (  # of the validation images, one by one
+    "import numpy as np",
+    "rows = list(data.eval_batches('validation', config).as_numpy_iterator())",
+    "keep = np.concatenate([b['weight'] for b in rows]) > 0",
+    "images, labels = (np.concatenate([b[name] for b in rows])[keep] for name in ('image', 'label'))",
+    "chosen = model.predict(images, verbose=0)[range(len(labels)), labels]",
+    "print('\\nval_loss', model.history.history['val_loss'][-1], -np.log(chosen).mean())",
+)
 
 
 def environment():

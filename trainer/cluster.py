@@ -49,17 +49,45 @@ class Cluster:
         return f"{self.replicas} × {self.device_kind}{hosts} ({type(self.strategy).__name__})"
 
 
-def num_workers() -> int:
-    """Workers that TF_CONFIG names; 1 without it."""
+@dataclass(frozen=True)
+class Hosts:
+    """What TF_CONFIG says: the address of each host, the chief's first, and which of them this process is."""
+
+    addresses: tuple[str, ...] = ("",)
+    own: int = 0
+
+
+def read_hosts() -> Hosts:
+    """The hosts that TF_CONFIG names: its chief, if it has one, and its workers; this process alone without it.
+
+    Raises:
+      UsageError: it is not of the form that TensorFlow documents, or names tasks that synchronous training has not.
+    """
     text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return Hosts()
     try:
-        workers = json.loads(text)["cluster"].get("worker", []) if text.strip() else []
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        kind, index = task["type"], int(task["index"])
+        addresses = {name: tuple(cluster.get(name, ())) for name in ("chief", "worker")}
+        if not all(isinstance(address, str) for address in (*addresses["chief"], *addresses["worker"])):
+            raise ValueError("an address is no text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             'TF_CONFIG is not {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}: '
             f"{type(error).__name__}: {error}"
         ) from None
-    return max(1, len(workers))
+    if others := sorted({*cluster, kind} - set(addresses)):
+        raise UsageError(f"TF_CONFIG names {', '.join(others)}: hosts train as chief and worker only; leave it out")
+    if len(addresses["chief"]) > 1:
+        raise UsageError(f"TF_CONFIG names {len(addresses['chief'])} chiefs; name one, the others as worker")
+    if not 0 <= index < len(addresses[kind]):
+        raise UsageError(f"TF_CONFIG calls this task {kind} {index}, its cluster has {len(addresses[kind])} {kind}")
+    hosts = addresses["chief"] + addresses["worker"]
+    if len(set(hosts)) < len(hosts):
+        raise UsageError("TF_CONFIG names an address twice; give each host its own")
+    return Hosts(hosts, index + (len(addresses["chief"]) if kind == "worker" else 0))
 
 
 def create_cluster(strategy: str, logical_cpus: int) -> Cluster:
@@ -67,15 +95,16 @@ def create_cluster(strategy: str, logical_cpus: int) -> Cluster:
 
     A process has one strategy for the same arguments: two over the same devices would collide in their collectives.
     """
-    return _create_cluster(strategy, logical_cpus, num_workers())
+    return _create_cluster(strategy, logical_cpus, read_hosts())
 
 
 @cache
-def _create_cluster(strategy: str, logical_cpus: int, workers: int) -> Cluster:
+def _create_cluster(strategy: str, logical_cpus: int, hosts: Hosts) -> Cluster:
     import tensorflow as tf
 
+    workers = len(hosts.addresses)
     if strategy == "multi_worker" and workers == 1:
-        raise UsageError("--strategy=multi_worker needs TF_CONFIG to name at least two workers; see BUILD.md")
+        raise UsageError("--strategy=multi_worker needs TF_CONFIG to name at least two hosts; see BUILD.md")
     if strategy == "auto":
         strategy = "multi_worker" if workers > 1 else "mirrored"
     if logical_cpus > 1:
@@ -91,8 +120,7 @@ def _create_cluster(strategy: str, logical_cpus: int, workers: int) -> Cluster:
         return Cluster(tf.distribute.OneDeviceStrategy(f"/{kind}:0"), 0, 1, 1, kind)
     if strategy == "multi_worker":
         workers_strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        host = workers_strategy.cluster_resolver.task_id
-        return Cluster(workers_strategy, host, workers, workers_strategy.num_replicas_in_sync, kind)
+        return Cluster(workers_strategy, hosts.own, workers, workers_strategy.num_replicas_in_sync, kind)
     # A CPU that an earlier call has split stays split: its other parts are left alone.
     mirrored = _mirrored(kind, len(tf.config.list_logical_devices("GPU")) if gpus else max(1, logical_cpus))
     return Cluster(mirrored, 0, 1, mirrored.num_replicas_in_sync, kind)

@@ -20,6 +20,7 @@ from shardline.trainer.actions import Evaluate, InputProfile, Profile, SaveCheck
 from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.feature_cache import open_feature_cache
+from shardline.trainer.handshake import check_config, check_start
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
 from shardline.trainer.model import Network
@@ -66,6 +67,7 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
     if checkpoint:
         state.restore(checkpoint)
         log(f"continuing {config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
+    check_start(setup, state)
     with ExitStack() as stack:
         metrics = stack.enter_context(closing(MetricsLog(config.workdir, state.step))) if setup.cluster.chief else None
         monitor = stack.enter_context(closing(StepMonitor(setup, network, metrics, state.step, total_tflops(setup))))
@@ -98,6 +100,7 @@ def prepare(config: TrainConfig) -> TrainSetup:
     if config.deterministic:
         make_deterministic(config.jit)
     cluster = create_cluster(config.strategy, config.logical_cpus)
+    check_config(config, cluster)
     keras.utils.set_random_seed(config.seed)
     return create_setup(config, cluster)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from shardline.pipeline.errors import UsageError
-from shardline.trainer import cluster, schedule
+from shardline.trainer import schedule
 from shardline.trainer.config import Phase, TrainConfig, differences, parse_phases
 
 
@@ -104,17 +104,3 @@ def test_constant_keeps_the_rate_and_each_phase_has_its_own():
 def test_the_rate_at_a_cursor_does_not_depend_on_how_it_was_reached():
     (small,), (large,) = rates("all:4@1", batch=10, warmup=0.0), rates("all:4@1", batch=20, warmup=0.0)
     assert small[::2] == large
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": 3}', '{"task": {}}'])
-def test_a_broken_tf_config_is_one_line(monkeypatch, text):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UsageError, match="TF_CONFIG is not"):
-        cluster.num_workers()
-
-
-def test_workers_are_counted_from_tf_config(monkeypatch):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert cluster.num_workers() == 1
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": 0}}))
-    assert cluster.num_workers() == 2

@@ -189,3 +189,56 @@ def test_a_signal_to_one_worker_stops_all_with_one_checkpoint(data, tmp_path):
         assert process.returncode == 143, err[-1000:]
         assert "stopped at step" in err
     assert list_checkpoints(tmp_path / "run")
+
+
+def started(data, workdir, flags, cluster, tasks):
+    """A host for each task, with its own flags."""
+    return [
+        start(data, folder, *more, tf_config={"cluster": cluster, "task": {"type": kind, "index": index}})
+        for folder, more, (kind, index) in zip(workdir, flags, tasks, strict=True)
+    ]
+
+
+@pytest.mark.multihost
+def test_a_chief_and_a_worker_are_one_run(data, tmp_path):
+    """t10: as Kubeflow and Vertex name them."""
+    alone = end(start(data, tmp_path / "alone", "--strategy=one_device"))
+    chief, worker = (f"127.0.0.1:{port}" for port in free_ports(2))
+    cluster = {"chief": [chief], "worker": [worker]}
+    first, second = started(data, [tmp_path / "run"] * 2, [(), ()], cluster, [("chief", 0), ("worker", 0)])
+    assert end(second) == {}
+    assert end(first)["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.multihost
+@pytest.mark.parametrize(
+    "flag, named",
+    [
+        ("--seed=4", "--seed is 3 on host 0 and 4 on host 1"),
+        ("--global_batch_size=10", "--global_batch_size is 8 on host 0 and 10"),
+    ],
+)
+def test_hosts_with_other_flags_are_refused_on_every_host(data, tmp_path, flag, named):
+    """s4."""
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    hosts = started(
+        data, [tmp_path / "run"] * 2, [(), (flag,)], {"worker": workers}, [("worker", 0), ("worker", 1)]
+    )  # fmt: skip
+    for host in hosts:
+        _, err = host.communicate(timeout=120)
+        assert host.returncode == 2 and named in err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.multihost
+def test_hosts_that_would_continue_at_different_steps_are_refused(data, tmp_path):
+    """s5: a --workdir that is not shared."""
+    end(start(data, tmp_path / "a", "--strategy=one_device", "--phases=head:0.5@0.05"))
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    flags = ("--allow_changes",)
+    hosts = started(
+        data, [tmp_path / "a", tmp_path / "b"], [flags] * 2, {"worker": workers}, [("worker", 0), ("worker", 1)]
+    )  # fmt: skip
+    for host in hosts:
+        _, err = host.communicate(timeout=120)
+        assert host.returncode == 2 and "restored step is 3 on host 0 and 0 on host 1" in err.strip().splitlines()[-1]
