@@ -12,11 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.trainer.checkpoints import weights_digest
+from shardline.trainer.checkpoints import Checkpoint, weights_digest
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import RUNTIME_FIELDS, TrainConfig
 from shardline.trainer.setup import TrainSetup
-from shardline.trainer.state import TrainState
 
 _LIMIT_BYTES = 1 << 15  # of a host's facts; a config has 3,000
 _HOST_FIELDS = RUNTIME_FIELDS | {"weights"}  # a path of the host's own; the weights themselves are compared
@@ -29,12 +28,16 @@ def check_config(config: TrainConfig, cluster: Cluster) -> None:
     check_equal(cluster, {f"--{name}": getattr(config, name) for name in fields} | versions)
 
 
-def check_start(setup: TrainSetup, state: TrainState) -> None:
-    """Refuse hosts that read other data, or start from another step or other weights than the first one."""
+def check_start(setup: TrainSetup, checkpoint: Checkpoint | None) -> None:
+    """Refuse hosts that read other data, or start from another step or other weights than the first one.
+
+    Before any variable is made: hosts in different phases would wait for each other's.
+    """
     if setup.cluster.hosts == 1:
         return
-    weights = weights_digest({name: variable.numpy() for name, variable in state.weights.items()})
-    facts = {"dataset": setup.sampler_key["dataset"], "restored step": state.step, "weights' SHA-256": weights}
+    step = checkpoint.header["step"] if checkpoint else 0
+    weights = weights_digest(checkpoint.arrays) if checkpoint else setup.weights_sha256
+    facts = {"dataset": setup.sampler_key["dataset"], "restored step": step, "SHA-256 of the weights": weights}
     check_equal(setup.cluster, facts)
 
 

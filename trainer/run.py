@@ -58,6 +58,7 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
             log(f"--weights={config.weights}: SHA-256 {setup.weights_sha256}")
     content = claim_workdir(setup, allow_changes)
     checkpoint = checkpoint_to_continue(setup)
+    check_start(setup, checkpoint)
     over = checkpoint is not None and is_over(setup, checkpoint)
     if checkpoint and over and model_is_whole(config.workdir):
         log(f"--workdir={config.workdir} is complete at step {checkpoint.header['step']}; nothing to do")
@@ -67,7 +68,6 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
     if checkpoint:
         state.restore(checkpoint)
         log(f"continuing {config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
-    check_start(setup, state)
     with ExitStack() as stack:
         metrics = stack.enter_context(closing(MetricsLog(config.workdir, state.step))) if setup.cluster.chief else None
         monitor = stack.enter_context(closing(StepMonitor(setup, network, metrics, state.step, total_tflops(setup))))

@@ -54,5 +54,5 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch, cluster, kind, index
 )
 def test_a_broken_tf_config_is_one_line(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UsageError, match="^TF_CONFIG is not"):
+    with pytest.raises(UsageError, match=r"^TF_CONFIG is not"):
         read_hosts()
