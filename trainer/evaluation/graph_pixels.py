@@ -11,6 +11,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import LONGEST_JPEG_SIDE
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.trainer.evaluation.graph_headers import exif_orientation, few_bits_without_alpha, image_size, refusal
 
@@ -57,8 +58,11 @@ def _refusal(data: tf.Tensor, options: ImageOptions) -> tf.Tensor:
 
     def by_size() -> tf.Tensor:
         size = _shown_size(data)
-        pixels = tf.reduce_max(tf.stack([tf.reduce_prod(size), tf.reduce_prod(stored_size(size, options))]))
-        return tf.where(pixels > options.max_megapixels * 1e6, TOO_LARGE, SERVED)
+        target = stored_size(size, options)
+        too_large = tf.maximum(tf.reduce_prod(size), tf.reduce_prod(target)) > options.max_megapixels * 1e6
+        if options.encoding == "jpeg" and options.resize != "center_crop":
+            too_large |= tf.reduce_max(target) > LONGEST_JPEG_SIDE
+        return tf.where(too_large, TOO_LARGE, SERVED)
 
     reason = refusal(data)
     return tf.cond(reason == "", by_size, lambda: reason)
