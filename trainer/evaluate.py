@@ -143,6 +143,7 @@ def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, c
         data.labels,
         [filename for _, _, filename in data.records(config.split, predictions.records.tolist())],
         leakage,
+        words=data.manifest.words,
         calibration=predict(calibration_split) if calibration_split else None,
         calibration_split=calibration_split,
     )

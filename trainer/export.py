@@ -2,7 +2,8 @@
 
     shardline-export --run RUN --output DIR
 
-DIR gets saved_model/, model.keras, model_float32.tflite, model_float16.tflite, model_int8.tflite, labels.txt and
+DIR gets saved_model/, model.keras, model_float32.tflite, model_float16.tflite, model_int8.tflite, labels.txt (and
+words.txt, where classes have words) and
 parity.json. What is exported computes in float32 and loads in a process that knows nothing of this project.
 """
 
@@ -108,6 +109,8 @@ def export(config: ExportConfig) -> Exported:
     for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit=" formats"):
         exports.write_model(run, form, path, lambda: exports.calibration_images(run, data, config.calibration_images))
     atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
+    if run.words:
+        atomic_write(output / "words.txt", "".join(f"{label}\n" for label in run.shown_labels))
     trained = load_run(str(directory), chosen)
     compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
     parity = {"weights": chosen.facts(), **compared}

@@ -3,7 +3,10 @@
     shardline-predict --run RUN --input photo.jpg --output csv
     shardline-predict --run RUN --input 'photos/**/*.png' --output predictions.parquet --gallery look.png
 
-Files are read exactly as the converter read the training images. A file that cannot be read becomes a row with the
+    shardline-predict --run RUN --data DATASET --split test --output submission.csv
+
+Files are read exactly as the converter read the training images. The last form predicts the records of a converted
+split, which may be one without labels. A file that cannot be read becomes a row with the
 reason. --input may be repeated; arguments that are not flags are inputs too, so the shell may expand '*'.
 """
 
@@ -19,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
@@ -26,12 +30,15 @@ from shardline.pipeline.options import option
 from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
-from shardline.trainer.checks import ModelConfig, check_target, find_run, say_weights
+from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
 from shardline.trainer.run_dir import choose_weights, read_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
+    from shardline.pipeline.dataset import Dataset
     from shardline.trainer.evaluation.inference import FilePrediction
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -46,6 +53,8 @@ class PredictConfig(ModelConfig):
     input: tuple[str, ...] = option(
         (), "image file, directory (with its subdirectories) or glob; may be repeated", positional=True
     )
+    data: str = option("", "dataset directory: predict the records of --split in it, and no files")
+    split: str = option("test", "split of --data to predict; it needs no labels")
     output: str = option("csv", "csv or jsonl: print in this format; else a file that ends in .csv, .jsonl or .parquet")
     top: int = option(5, "number of classes to list for each image, most probable first", low=1)
     gallery: str = option("", "PNG file for a gallery of the first images with their predictions; empty: none")
@@ -53,7 +62,7 @@ class PredictConfig(ModelConfig):
 
 
 def predict(config: PredictConfig) -> list[FilePrediction]:
-    """A row for each file, in order, with its most probable classes or the reason why it has none.
+    """A row for each file or record, in order, with its most probable classes or the reason why it has none.
 
     Rows are written to `config.output` when that is a file, and a gallery when one is asked for.
 
@@ -64,7 +73,8 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
     form, target = parse_output(config.output)
     if config.gallery and not config.gallery.lower().endswith(".png"):
         raise UsageError(f"--gallery={config.gallery}: name a file that ends in .png")
-    paths = find_files(config.input)
+    data = open_records(config, directory) if config.data else None
+    paths = [] if data else find_files(config.input)
     chosen = choose_weights(directory, config.checkpoint)
     for flag, path in (("--output", target), ("--gallery", config.gallery)):
         if path:
@@ -72,18 +82,23 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
     say_weights(chosen)
 
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
-    from shardline.trainer.evaluation.inference import predict_files
+    from shardline.trainer.evaluation.inference import predict_files, predict_records
     from shardline.trainer.run_dir import load_run
 
     run = load_run(str(directory), chosen)
     rows: list[FilePrediction] = []
     shown: list[tuple[np.ndarray | None, FilePrediction]] = []
-    with command_line.progress(total=len(paths), desc="predict", unit=" images") as bar:
-        for row, image in predict_files(run, paths, top=num_listed(config), batch_size=config.batch_size):
-            rows.append(replace(row, weights=chosen.facts()))
-            if config.gallery and len(shown) < GALLERY_IMAGES:
-                shown.append((image, row))
-            bar.update()
+    settings = {"top": num_listed(config), "batch_size": config.batch_size}
+    if data:
+        rows += predict_records(run, data, config.split, **settings)
+    else:
+        with command_line.progress(total=len(paths), desc="predict", unit=" images") as bar:
+            for row, image in predict_files(run, paths, **settings):
+                rows.append(row)
+                if config.gallery and len(shown) < GALLERY_IMAGES:
+                    shown.append((image, row))
+                bar.update()
+    rows = [replace(row, weights=chosen.facts()) for row in rows]
     if target:
         atomic_write(target, as_bytes(rows, form, num_listed(config)))
     if config.gallery:
@@ -105,6 +120,18 @@ def main(config: PredictConfig) -> None:
 
 
 # ------------------------------------------------------------------------------------------- input
+
+
+def open_records(config: PredictConfig, run: Path) -> Dataset:
+    """The dataset to predict, of the run's classes and with records in the split."""
+    if config.input or config.gallery:
+        flag = "--gallery" if config.gallery else "--input"
+        raise UsageError(f"--data={config.data} and {flag}: predict records or files, and draw files; leave one out")
+    data = pipeline.open_dataset(config.data)
+    check_labels(read_config(run)["labels"], data.labels, config.data)
+    if not data.num_records(config.split):
+        raise UsageError(f"--split={config.split}: this split holds no records; name another one")
+    return data
 
 
 def find_files(inputs: Sequence[str]) -> list[str]:
@@ -162,14 +189,17 @@ def as_bytes(rows: Sequence[FilePrediction], form: str, top: int) -> bytes:
 
 
 def _csv(rows: Sequence[FilePrediction], top: int) -> str:
-    """path, label, probability, then label2, probability2, …, and the error."""
+    """path, label, words where there are any, probability, then label2, words2, probability2, …, and the error."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ["", *map(str, range(2, top + 1))]
-    writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in ("label", "probability")), "error"])
+    names = ("label", "words", "probability") if any(row.words for row in rows) else ("label", "probability")
+    writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in names), "error"])
     for row in rows:
-        pairs = list(zip(row.labels, (f"{p:.6f}" for p in row.probabilities), strict=True)) or [("", "")] * top
-        cells = [row.path, *(value for pair in pairs for value in pair), row.error]
+        words = [row.words] if "words" in names else []
+        columns = [row.labels, *words, [f"{p:.6f}" for p in row.probabilities]]
+        groups = list(zip(*columns, strict=True)) or [("",) * len(names)] * top
+        cells = [row.path, *(value for group in groups for value in group), row.error]
         writer.writerow(map(csv_cell, cells))
     return text.getvalue()
 
@@ -177,8 +207,9 @@ def _csv(rows: Sequence[FilePrediction], top: int) -> str:
 def _jsonl(rows: Sequence[FilePrediction]) -> str:
     lines = []
     for row in rows:
-        pairs = zip(row.labels, row.probabilities, strict=True)
-        top = [{"label": label, "probability": round(p, 6)} for label, p in pairs]
+        words = [{"words": name} for name in row.words] or [{}] * len(row.labels)
+        groups = zip(row.labels, words, row.probabilities, strict=True)
+        top = [{"label": label, **name, "probability": round(p, 6)} for label, name, p in groups]
         line: dict[str, Any] = {"path": row.path, "top": top, "error": row.error or None}
         line |= {"weights": row.weights} if row.weights else {}
         lines.append(json.dumps(line, ensure_ascii=False))
@@ -189,6 +220,7 @@ def _parquet(rows: Sequence[FilePrediction]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    words = [row.words for row in rows]
     table = pa.table(
         {
             "path": pa.array([os.fsencode(row.path).decode("utf-8", "replace") for row in rows], pa.string()),
@@ -196,6 +228,7 @@ def _parquet(rows: Sequence[FilePrediction]) -> bytes:
             "probability": pa.array([row.probabilities[0] if row.labels else None for row in rows], pa.float32()),
             "labels": pa.array([list(row.labels) for row in rows], pa.list_(pa.string())),
             "probabilities": pa.array([list(row.probabilities) for row in rows], pa.list_(pa.float32())),
+            **({"words": pa.array([list(row.words) for row in rows], pa.list_(pa.string()))} if any(words) else {}),
             "error": pa.array([row.error or None for row in rows], pa.string()),
         }
     )
@@ -214,7 +247,9 @@ def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction]], num_
         if row.error:
             tiles.append((None, "unreadable", f"{name}\n{shorten_middle(row.error, 34)}"))
         else:
-            tiles.append((image, f"{shorten_middle(row.labels[0], 20)} {row.probabilities[0]:.0%}", name))
+            tiles.append(
+                (image, f"{shorten_middle((row.words or row.labels)[0], 20)} {row.probabilities[0]:.0%}", name)
+            )
     figure = gallery(tiles, columns=4 if len(tiles) > 6 else 3)
     if num_files > len(shown):
         set_title(figure, f"the first {len(shown)} of {count(num_files, 'file')}")

@@ -77,6 +77,7 @@ def config_content(setup: TrainSetup) -> dict[str, Any]:
     return {
         "train": config.to_dict() | ({"data": os.path.abspath(config.data)} if config.data else {}),
         "labels": list(setup.labels),
+        "words": list(manifest.words) if manifest else [],
         "dataset": {"name": manifest.name if manifest else "synthetic", **setup.sampler_key},
         "preprocessing": {
             **pipeline.PREPROCESSING,

@@ -17,6 +17,7 @@ import msgspec
 from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
+from shardline.pipeline.manifest import shown_labels
 from shardline.pipeline.stored import Sha256
 from shardline.trainer.checkpoints import (
     Checkpoint,
@@ -59,6 +60,12 @@ class Run:
     dataset: dict[str, Any]
     network: Network
     chosen: ChosenWeights
+    words: tuple[str, ...] = ()
+
+    @property
+    def shown_labels(self) -> tuple[str, ...]:
+        """What people are shown for each label."""
+        return shown_labels(self.labels, self.words)
 
 
 def write_config(workdir: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -96,6 +103,7 @@ class _StoredRun:
     preprocessing: dict[str, Plain | dict[str, Plain]]
     versions: dict[str, str]
     starting_weights_sha256: str  # of the file named by --weights; "" for fresh weights
+    words: tuple[str, ...] = ()  # to show for each label; (): the labels
 
 
 @dataclass(frozen=True)
@@ -269,4 +277,4 @@ def load_run(
     for name, variable in network.weights.items():
         variable.assign(weights[name])
     preprocessing = content["preprocessing"] | {"crop_fraction": config.eval_crop_fraction}
-    return Run(network.serve, config, labels, preprocessing, content["dataset"], network, chosen)
+    return Run(network.serve, config, labels, preprocessing, content["dataset"], network, chosen, content["words"])

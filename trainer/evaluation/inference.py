@@ -23,8 +23,9 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, set_up_process
+from shardline.pipeline.manifest import NO_LABEL
 from shardline.pipeline.source_files import MachineFault, read_file
-from shardline.trainer.cluster import Cluster
+from shardline.trainer.cluster import Cluster, create_cluster
 from shardline.trainer.evaluation.model_input import converter_options, load_image
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def predict_split(
         while batches := list(itertools.islice(elements, replicas)):  # one for each replica
             outputs = infer([batch["image"] for batch in batches])
             for batch, output in zip(batches, outputs, strict=True):
-                used = batch["weight"].numpy() > 0
+                used = (batch["weight"].numpy() > 0) | (batch["label"].numpy() == NO_LABEL)
                 parts.append((batch["record"].numpy()[used], batch["label"].numpy()[used], output[used]))
                 bar.update(int(used.sum()))
     records, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -149,6 +150,19 @@ def predict_split(
     return Predictions(records[order], labels[order].astype(np.int64), probabilities[order], num_stored)
 
 
+def predict_records(run: Run, data: Dataset, split: str, *, top: int, batch_size: int) -> Iterator[FilePrediction]:
+    """A prediction for each record of a split, with or without labels, in stored order, named by its source file."""
+    devices = create_cluster("one_device", 0)
+    found = predict_split(run, devices, data, split, batch_size=batch_size)
+    row_of = dict(zip(found.records.tolist(), found.probabilities, strict=True))
+    for record in range(found.num_stored):
+        if record in row_of:
+            _, _, path = next(data.records(split, [record]))
+            yield _best(path or f"{split}:{record}", run, row_of[record], top)
+        else:
+            yield FilePrediction(f"{split}:{record}", error="the record cannot be read")
+
+
 # ------------------------------------------------------------------------------------------- files
 
 
@@ -159,6 +173,7 @@ class FilePrediction:
     path: str
     labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
+    words: tuple[str, ...] = ()  # what people are shown for the labels, where a dataset has such words
     error: str = ""
     weights: Mapping[str, Any] | None = None  # `ChosenWeights.facts` of the model
 
@@ -209,4 +224,6 @@ def _best(path: str, run: Run, probabilities: np.ndarray, top: int) -> FilePredi
     if not np.isfinite(probabilities).all():
         return FilePrediction(path, error="the model's outputs are not finite")
     classes = np.argsort(-probabilities, kind="stable")[:top]
-    return FilePrediction(path, tuple(run.labels[c] for c in classes), tuple(float(probabilities[c]) for c in classes))
+    words = tuple(run.shown_labels[c] for c in classes) if run.words else ()
+    labels = tuple(run.labels[c] for c in classes)
+    return FilePrediction(path, labels, tuple(float(probabilities[c]) for c in classes), words)

@@ -45,7 +45,7 @@ Pairs = Sequence[tuple[int, int, int]]  # true class, predicted class, records
 
 def draw(evaluation: Evaluation) -> dict[str, bytes]:
     """The plots of an evaluation as PNGs, by file name; without `roc_pr` where only one class occurs."""
-    rows, labels, calibrated = evaluation.predictions, evaluation.labels, evaluation.calibrated
+    rows, labels, calibrated = evaluation.predictions, evaluation.shown_labels, evaluation.calibrated
     figures = {
         "confusion": confusion(evaluation.confusion, labels),
         "classes": classes(metrics.class_scores(evaluation.confusion), labels),

@@ -98,7 +98,8 @@ def add_ledger(page: HtmlReport, data: Dataset) -> None:
     page.text("Data ledger", f"{manifest.ledger}.", f"Dataset digest {manifest.digest}.")
     if all(manifest.class_counts.get(name) for name in splits):
         rows = [
-            (label, *(int(manifest.class_counts[name][c]) for name in splits)) for c, label in enumerate(data.labels)
+            (label, *(int(manifest.class_counts[name][c]) for name in splits))
+            for c, label in enumerate(manifest.shown_labels)
         ]
         page.table("Data ledger", ("class", *splits), rows)
     else:
@@ -126,7 +127,7 @@ def add_training(page: HtmlReport, run: Run, log: list[dict[str, Any]]) -> None:
 
 def add_confusion(page: HtmlReport, evaluation: Evaluation, plots: Mapping[str, bytes]) -> None:
     """Which classes are confused, and the table of classes."""
-    matrix, labels = evaluation.confusion, evaluation.labels
+    matrix, labels = evaluation.confusion, evaluation.shown_labels
     pairs = metrics.confused_pairs(matrix, 20)
     worst = "; ".join(f"{labels[a]} predicted as {labels[b]}: {n}" for a, b, n in pairs[:5]) or "no mistakes"
     page.figure("Confusion", plots["confusion"], f"confusion matrix; {worst}")
@@ -185,7 +186,7 @@ def add_label_issues(page: HtmlReport, run: Run, data: Dataset, evaluation: Eval
 
 def gradcam_pairs(run: Run, data: Dataset, evaluation: Evaluation, chosen: np.ndarray) -> list[tuple[bytes, str]]:
     """For some rows of the predictions: the image beside its Grad-CAM overlay, and a caption."""
-    rows, labels = evaluation.predictions, evaluation.labels
+    rows, labels = evaluation.predictions, evaluation.shown_labels
     stored = stored_images(data, evaluation.metrics["split"], rows.records[chosen])
     shown = np.stack([preprocess(image, run) for image in stored if image is not None])  # all: they were evaluated
     heat = GradCam(run.model, run.config.jit)(shown, rows.predicted[chosen])

@@ -16,6 +16,7 @@ import numpy as np
 
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write, atomic_writer
+from shardline.pipeline.manifest import shown_labels
 from shardline.pipeline.wording import count
 from shardline.trainer.evaluation import metrics
 
@@ -40,6 +41,12 @@ class Evaluation:
     labels: tuple[str, ...]
     calibrated: np.ndarray | None  # probabilities after the fitted temperature
     leakage: Leakage
+    words: tuple[str, ...] = ()  # to show for each label; (): the labels
+
+    @property
+    def shown_labels(self) -> tuple[str, ...]:
+        """What people are shown for each label."""
+        return shown_labels(self.labels, self.words)
 
     @property
     def confusion(self) -> np.ndarray:
@@ -58,6 +65,7 @@ def compute(
     paths: list[str],
     leakage: Leakage,
     *,
+    words: tuple[str, ...] = (),
     calibration: Predictions | None = None,
     calibration_split: str = "",
 ) -> Evaluation:
@@ -65,6 +73,7 @@ def compute(
 
     Args:
       paths: source file of each row.
+      words: what people are shown for each label; (): the labels.
       calibration: predictions of `calibration_split`, to fit a temperature on.
     """
     confusion = metrics.confusion_matrix(predictions.labels, predictions.predicted, len(labels))
@@ -89,7 +98,9 @@ def compute(
             "log_loss": metrics.log_loss(calibrated, predictions.labels),
         }
     values["leakage"] = _leakage(predictions, leakage)
-    return Evaluation(values, predictions, paths, labels, calibrated, leakage)
+    for entry, meaning in zip(values["classes"], words, strict=False):
+        entry["words"] = meaning
+    return Evaluation(values, predictions, paths, labels, calibrated, leakage, words)
 
 
 def _overall(rows: Predictions, confusion: np.ndarray, curves: Curves) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def save_serving(run: Run, target: Path) -> None:
     is refused; then its label is empty and its probabilities are 0.
     preprocess: `bytes` string [n] -> `images` uint8 [n, s, s, 3], what the model is shown, and `status`.
     serve_images: `images` uint8 [n, s, s, 3] RGB -> the answer.
-    labels: nothing -> `labels` string [classes].
+    labels: nothing -> `labels` string [classes], and `words` to show for them where the classes have some.
     The answer is `label` string [n], `probability` float32 [n], `probabilities` float32 [n, classes].
     """
     size, options, names = run.config.image_size, converter_options(run), list(run.labels)
@@ -60,7 +60,8 @@ def save_serving(run: Run, target: Path) -> None:
         }
 
     def labels() -> Answer:
-        return {"labels": tf.constant(names)}
+        words = {"words": tf.constant(list(run.shown_labels))} if run.words else {}
+        return {"labels": tf.constant(names), **words}
 
     def traced(function: Callable[..., Answer], *inputs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
         return tf.function(function, autograph=False).get_concrete_function(*inputs)
