@@ -64,7 +64,8 @@ def unsealed(data: bytes, kind: type[T], *, format: str, what: object, remedy: s
     """Inverse of `sealed`. Raises UsageError that names `what`."""
     head = parse(data, _Head, what=what, remedy=remedy)
     if head.format != format:
-        raise UsageError(f"{what} has format {display(str(head.format))}, this program reads {format}; {remedy}")
+        found = "none" if head.format is None else display(str(head.format))
+        raise UsageError(f"{what} has format {found}, this program reads {format}; {remedy}")
     seal = _SEAL.search(data)
     if not seal or hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
         raise UsageError(f"{what} was edited or damaged: its checksum does not match; {remedy}")
