@@ -34,7 +34,6 @@ def benchmark(config: BenchConfig) -> None:
     """
     config = config.resolved()
     config.directory.mkdir(parents=True, exist_ok=True)
-    print(f"to repeat: {config.command()}", file=sys.stderr)
     try:
         for part in parts(config.suite):
             try:
@@ -45,6 +44,7 @@ def benchmark(config: BenchConfig) -> None:
             append_results(config.directory, measured)
             if measured:
                 print(f"\n{measured[0].suite}\n{summary(measured)}", file=sys.stderr)
+        print(f"to repeat: {config.command()}", file=sys.stderr)
     finally:
         _draw(config)
 

@@ -25,6 +25,8 @@ def encode_example(image: bytes, label: int, filename: str, height: int, width: 
       height: pixels.
       width: pixels.
     """
+    if label < -1 or height < 0 or width < 0:
+        raise ValueError(f"a stored number must not be negative: label {label}, {height}x{width} pixels")
     name = filename.encode()
     entries = (  # of the map Features.feature, in the order of their keys
         _before(b"image", _BYTES, len(image)),

@@ -564,7 +564,7 @@ def _exif(orientation: int) -> Any:
     return exif
 
 
-def sloppy_exif_blocks(orientation: int = 6) -> dict[str, bytes]:
+def sloppy_exif_blocks(orientation: int = 6, tags: int = 20) -> dict[str, bytes]:
     """EXIF blocks with faults that OpenCV, Pillow or both forgive, and one that costs memory."""
 
     def block(entries: bytes, count: int, rest: bytes = bytes(4), order: str = "<") -> bytes:
@@ -576,7 +576,7 @@ def sloppy_exif_blocks(orientation: int = 6) -> dict[str, bytes]:
 
     short = entry(3, struct.pack("<H", orientation))
     elsewhere = struct.pack("<HHII", 0xC000, 4, 4, 60_000)
-    overlapping = b"".join(struct.pack("<HHII", 30_000 + i, 1, 60_000, 8) for i in range(5000))
+    overlapping = b"".join(struct.pack("<HHII", 30_000 + i, 1, 60_000, 8) for i in range(tags))
     return {
         "plain": block(short, 1),
         "big-endian": block(entry(3, struct.pack(">H", orientation), ">"), 1, order=">"),
@@ -587,7 +587,7 @@ def sloppy_exif_blocks(orientation: int = 6) -> dict[str, bytes]:
         "long": block(entry(4, struct.pack("<I", orientation)), 1),
         "big-endian-long": block(entry(4, struct.pack(">I", orientation), ">"), 1, order=">"),
         "byte": block(entry(1, bytes([orientation])), 1),
-        "overlapping-tags": block(overlapping + short, 5001),
+        "overlapping-tags": block(overlapping + short, tags + 1),
     }
 
 

@@ -53,7 +53,7 @@ def test_a_worker_calls_what_it_made_whenever_it_is_told_to():
 def test_a_worker_is_pinned():
     last = max(os.sched_getaffinity(0))
     with WorkerProcess(cores, cores=[last], environment=HERE) as worker:
-        assert worker() == (1, last)
+        assert worker() == Rate(1, last)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_a_busy_core_counts_as_one():
             pass
         return 10
 
-    rate, cpu_seconds = timed(spin)
+    rate, cpu_seconds, _ = timed(spin)
     assert cpu_seconds == pytest.approx(0.005, rel=0.1)
     assert 0 < rate * cpu_seconds <= 1.1  # busy cores
 
 
 def test_work_is_done_at_least_once_and_counted():
     assert repeat_for(0, lambda: 3) == 3
-    assert timed(lambda: 0) == (0, 0)
+    assert timed(lambda: 0) == Rate(0, 0)
 
 
 BUSY = """

@@ -65,8 +65,9 @@ def test_every_flipped_byte_of_a_frame_is_noticed():
 
 
 def test_negative_numbers_are_refused():
-    with pytest.raises(ValueError, match="negative"):
-        encode_example(b"", -1, "", 1, 1)
+    for label, height, width in ((-2, 1, 1), (0, -1, 1), (0, 1, -1)):
+        with pytest.raises(ValueError, match="negative"):
+            encode_example(b"", label, "", height, width)
 
 
 # ----------------------------------------------------------------------------------------------- parsing

@@ -180,7 +180,7 @@ def _format_hint(folder: Path, value: str, given: str) -> str:
         return ""
     for prefix in prefixes:
         for suffix in ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG"):
-            if (folder / f"{prefix}{value}{suffix}").is_file():
+            if os.path.isfile(folder / f"{prefix}{value}{suffix}"):  # also of names that no file can have
                 return f"; {prefix}{value}{suffix} does: use --path_format='{prefix}{{}}{suffix}'"
     return "; --path_format='FOLDER/{}.jpg' says what they are made of"
 

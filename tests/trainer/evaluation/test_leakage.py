@@ -23,7 +23,7 @@ def data(tiny_data):
 
 def trained_on(directory, digest):
     """A run, as far as the search for leakage looks at one."""
-    return Run(None, SimpleNamespace(data=str(directory), train_split="train"), (), {}, {"dataset": digest}, None)
+    return Run(None, SimpleNamespace(data=str(directory), train_split="train"), (), {}, {"dataset": digest}, None, None)
 
 
 @pytest.fixture(scope="module")
