@@ -24,7 +24,7 @@ from shardline.trainer.actions import StepMonitor
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import Action, StepRecord, StopRequest, train_phase
-from shardline.trainer.run import phase_input
+from shardline.trainer.run import phase_loop
 from shardline.trainer.setup import create_setup, initial_network
 from shardline.trainer.state import create_train_state
 
@@ -85,11 +85,11 @@ def loop(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
     network, state, step = create_train_state(setup, setup.spans[0])
     monitor = StepMonitor(setup, network, None, 0)
     monitor.bar.disable = True
-    step, batches = phase_input(setup, network, state, step, monitor)
+    train_steps = phase_loop(setup, network, state, step, monitor)
 
     def turn() -> int:
         first = state.cursor
-        train_phase(setup, state, step, batches, [monitor, Deadline(seconds)], StopRequest())
+        train_phase(setup, state, train_steps, [monitor, Deadline(seconds)], StopRequest())
         return state.cursor - first
 
     return partial(timed, turn)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,35 +54,21 @@ class StepMonitor(Action):
     def restart(self) -> None:
         """Forget the speed so far: the steps that follow are of another kind."""
         self._total_images, self._total_seconds, self._warming = 0.0, 0.0, True
-        self._stood, self._ran = 0.0, 0.0  # seconds: waiting for input, and all, evaluations left out
+        self._total_waited = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._sums = np.zeros(2)
         self._samples, self._steps, self._skipped, self._waited = 0.0, 0, 0, 0.0
-        self._norm = 0.0
-        self._started: float | None = None  # when the first of these steps began
-
-    def pause(self) -> Callable[[], None]:
-        """Stop the clock, e.g. for an evaluation; call the result to start it again."""
-        began = time.perf_counter()
-
-        def resume() -> None:
-            if self._started is not None:
-                self._started += time.perf_counter() - began
-
-        return resume
+        self._norm, self._seconds = 0.0, 0.0
 
     def after_step(self, record: StepRecord) -> None:
         """Take in one step, and stop when a host asked to. Raises Failure when the loss is not finite."""
-        report = {name: float(value) for name, value in record.report.items() if name != "losses"}
-        self._check(record, report)
-        self._started = record.started if self._started is None else self._started
+        report = record.report
+        self._check(record)
         self._steps += 1
+        self._seconds += record.seconds
         self._waited += record.wait_seconds
-        if not self._warming:
-            self._stood += record.wait_seconds
-            self._ran += (record.ended or time.perf_counter()) - record.started
         if report["finite"]:
             self._sums += np.array([report["loss"], report["top1"]]) * report["samples"]
             self._samples += report["samples"]
@@ -94,27 +78,30 @@ class StepMonitor(Action):
         self.bar.update()
         # The first step traces and compiles: reported alone, and no measure of speed.
         if record.step % self.setup.config.log_every_steps == 0 or self._warming:
-            self._report(record, report)
+            self._report(record)
         self.should_stop = self.should_stop or report["stop"] > 0
 
     @property
     def waiting_share(self) -> float | None:
         """Share of its time in which the step waited for input; None before the second step."""
-        return self._stood / self._ran if self._ran else None
+        return self._total_waited / self._total_seconds if self._total_seconds else None
+
+    def ends_call(self, state: TrainState) -> bool:
+        """At each line of metrics, and after the first step, which compiles: whole calls are timed."""
+        return self._warming or state.step % self.setup.config.log_every_steps == 0
 
     def close(self) -> None:
         """End the bar."""
         self.bar.close()
 
-    def _report(self, record: StepRecord, report: dict[str, float]) -> None:
-        # From the beginning of a step to that of the next: its report is read when that may be done already.
-        assert self._started is not None
-        seconds = max((record.ended or time.perf_counter()) - self._started, 1e-9)
+    def _report(self, record: StepRecord) -> None:
+        seconds = max(self._seconds, 1e-9)
         images = self._steps * self.setup.config.global_batch_size
         rate = images / seconds
         if not self._warming:
             self._total_images += images
             self._total_seconds += seconds
+            self._total_waited += self._waited
             self.images_per_second = self._total_images / self._total_seconds
         self._warming = False
         loss, top1 = self._sums / max(self._samples, 1)
@@ -135,7 +122,7 @@ class StepMonitor(Action):
         if self.peak_tflops:
             line["mfu"] = round(tflops / self.peak_tflops, 4)
         if self.setup.config.precision == "mixed_float16":
-            line["loss_scale"] = report["scale"]
+            line["loss_scale"] = record.report["scale"]
         if self.metrics and self._samples:
             self.metrics.write(record.step, "train", line)
         self.bar.set_postfix_str(
@@ -143,13 +130,12 @@ class StepMonitor(Action):
         )
         self._reset()
 
-    def _check(self, record: StepRecord, report: dict[str, float]) -> None:
+    def _check(self, record: StepRecord) -> None:
+        report = record.report
         half = self.setup.config.precision == "mixed_float16"
         if np.isfinite(report["loss"]) and (report["finite"] or (half and report["scale"] > MIN_LOSS_SCALE)):
             return
-        local = self.setup.cluster.strategy.experimental_local_results
-        records = np.concatenate([part.numpy() for part in local(record.records)])
-        losses = np.concatenate([part.numpy() for part in local(record.report["losses"])])
+        records, losses = record.samples()
         bad_records = records[~np.isfinite(losses)] if not np.isfinite(losses).all() else records
         what = "gradient" if np.isfinite(report["loss"]) else "loss"
         more = f" and {len(bad_records) - 16} more" if len(bad_records) > 16 else ""
@@ -170,11 +156,9 @@ def evaluation_due(setup: TrainSetup, state: TrainState) -> bool:
 class SaveCheckpoint(Action):
     """Saves the state every --checkpoint_every_steps, or with each evaluation, and keeps the last few."""
 
-    def __init__(
-        self, setup: TrainSetup, network: Network, monitor: StepMonitor, content: dict[str, Any], start_step: int
-    ) -> None:
+    def __init__(self, setup: TrainSetup, network: Network, content: dict[str, Any], start_step: int) -> None:
         """`content` of config.json; nothing is saved before a step was made after `start_step`."""
-        self.setup, self.network, self.monitor, self.content = setup, network, monitor, content
+        self.setup, self.network, self.content = setup, network, content
         self._saved_step, self._described = start_step, False
 
     def due(self, state: TrainState) -> bool:
@@ -184,9 +168,7 @@ class SaveCheckpoint(Action):
 
     def act(self, state: TrainState) -> None:
         """Save now."""
-        resume = self.monitor.pause()
         self.save(state)
-        resume()
 
     def save(self, state: TrainState) -> None:
         """Write the checkpoint of this step (on the chief), unless it is there, and drop the oldest."""
@@ -237,12 +219,10 @@ class Evaluate(Action):
 
     def act(self, state: TrainState) -> None:
         """Evaluate, with the moving average if there is one; keep the best; redraw the curves."""
-        resume = self.monitor.pause()
         if self._dataset is not None:
             self._evaluate(state)
         if self.metrics:
             save_figure(self._curves(), Path(self.setup.config.workdir) / "plots" / "curves.png")
-        resume()
 
     def _evaluate(self, state: TrainState) -> None:
         totals = self._totals(state)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_o
 from shardline.trainer.run_dir import MODEL_FILE, load_run, model_is_whole, note_model
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
-from shardline.trainer.step import Batch, TrainStep
+from shardline.trainer.step import TrainLoop, TrainStep, create_train_loop
 
 
 def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any] | None:
@@ -73,7 +74,7 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
         monitor = stack.enter_context(closing(StepMonitor(setup, network, metrics, state.step, total_tflops(setup))))
         stop = stack.enter_context(StopRequest())
         stack.enter_context(errors_in_one_line(setup, state))
-        save = SaveCheckpoint(setup, network, monitor, content, state.step)
+        save = SaveCheckpoint(setup, network, content, state.step)
         evaluate = Evaluate(setup, network, monitor, metrics, save)
         input_profile = InputProfile(setup, monitor)
         actions = [monitor, Profile(setup), evaluate, save, input_profile]
@@ -81,9 +82,9 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
             if span is not first:
                 state.begin_phase(setup, network, span)
                 step = create_step(setup, network, state)
-            step, batches = phase_input(setup, network, state, step, monitor)
+            train_steps = phase_loop(setup, network, state, step, monitor)
             monitor.restart()
-            if not train_phase(setup, state, step, batches, actions, stop):
+            if not train_phase(setup, state, train_steps, actions, stop):
                 break
         save.act(state)
         input_profile.act(state)
@@ -113,15 +114,25 @@ def total_tflops(setup: TrainSetup) -> float:
     return setup.cluster.replicas * (config.peak_tflops or peak_tflops(setup.cluster.device_kind, config.precision))
 
 
-def phase_input(
+def phase_loop(
     setup: TrainSetup, network: Network, state: TrainState, step: TrainStep, monitor: StepMonitor
-) -> tuple[TrainStep, Iterator[Batch]]:
-    """What the phase trains with: images, or with --cache_features the frozen layers' output for them."""
-    if not (setup.config.cache_features and setup.spans[state.phase].phase.part == "head"):
-        return step, setup.train_batches(state.cursor)
-    cache = open_feature_cache(setup, network)
-    monitor.flops[state.phase] = cache.flops
-    return create_step(setup, network, state, cache.forward), cache.batches(state.cursor)
+) -> TrainLoop:
+    """The steps of the phase, over images or, with --cache_features, over the frozen layers' output for them."""
+    if setup.config.cache_features and setup.spans[state.phase].phase.part == "head":
+        cache = open_feature_cache(setup, network)
+        monitor.flops[state.phase] = cache.flops
+        step, batches = create_step(setup, network, state, cache.forward), cache.batches(state.cursor)
+    else:
+        batches = setup.train_batches(state.cursor)
+    return create_train_loop(setup.cluster.strategy, step, batches, clock(setup))
+
+
+def clock(setup: TrainSetup) -> Callable[[], tf.Tensor] | None:
+    """What times the waits for batches. None on GPUs, which have hardly begun a step when the next one asks."""
+    if setup.cluster.device_kind == "GPU":
+        return None
+    # Without XLA, TensorFlow's own determinism may be on, and refuses its own clock.
+    return tf.timestamp if setup.config.jit else lambda: tf.numpy_function(time.time, [], tf.float64)
 
 
 def finish(setup: TrainSetup, state: TrainState, images_per_second: float) -> dict[str, Any]:

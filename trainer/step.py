@@ -7,8 +7,9 @@ which loses overflows and makes N replicas differ from one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -18,6 +19,7 @@ Batch = dict[str, tf.Tensor]
 Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 logits [b, c], float32 target shares [b, c]
 Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, samples], losses [b]
 TrainStep = Callable[..., dict[str, tf.Tensor]]  # distributed batch, learning rate, stop -> numbers to report
+REPORTED = ("loss", "top1", "samples", "norm", "stop", "finite", "scale")  # columns of `StepReports.numbers`
 EvalStep = Callable[[Batch], dict[str, tf.Tensor]]
 
 
@@ -189,6 +191,72 @@ def create_train_step(
 
     step: TrainStep = train_step
     return step
+
+
+class StepReports(NamedTuple):
+    """What several steps report. Reading it waits for them to finish.
+
+    Attributes:
+      numbers: float32 [k, len(REPORTED)].
+      losses, records: for each replica of this host [k, b], the samples that its steps trained on.
+      waited: float64 [k], seconds that each step waited for its batch; () where the loop has no clock.
+    """
+
+    numbers: tf.Tensor
+    losses: tuple[tf.Tensor, ...]
+    records: tuple[tf.Tensor, ...]
+    waited: tuple[tf.Tensor, ...]
+
+
+TrainLoop = Callable[[tf.Tensor, tf.Tensor], StepReports]  # learning rates [k], stop -> reports of k steps
+
+
+def create_train_loop(
+    strategy: tf.distribute.Strategy,
+    step: TrainStep,
+    batches: Iterator[Batch],
+    clock: Callable[[], tf.Tensor] | None = None,
+) -> TrainLoop:
+    """The next steps over distributed batches as one tf.function, as many as learning rates: no Python in between.
+
+    `clock` tells the time in seconds. On GPUs there must be none: it would wait until they have done all before.
+    """
+    local = strategy.experimental_local_results
+
+    # One trace, however many steps.
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None]), tf.TensorSpec([])])
+    def train_loop(rates: tf.Tensor, stop: tf.Tensor) -> StepReports:
+        def body(i: tf.Tensor, written: StepReports) -> tuple[tf.Tensor, StepReports]:
+            batch, waited = _timed_next(batches, clock)
+            report = step(batch, rates[i], stop)
+            numbers = tf.stack([tf.cast(report[name], tf.float32) for name in REPORTED])
+            row = StepReports(numbers, local(report["losses"]), local(batch["record"]), waited)
+            return i + 1, tf.nest.map_structure(lambda array, value: array.write(i, value), written, row)
+
+        count, replicas = tf.shape(rates)[0], range(len(strategy.extended.worker_devices))
+        empty = StepReports(
+            tf.TensorArray(tf.float32, count),
+            tuple(tf.TensorArray(tf.float32, count) for _ in replicas),
+            tuple(tf.TensorArray(tf.int64, count) for _ in replicas),
+            (tf.TensorArray(tf.float64, count),) if clock else (),
+        )
+        _, written = tf.while_loop(lambda i, _: i < count, body, (tf.constant(0), empty), parallel_iterations=1)
+        stacked: StepReports = tf.nest.map_structure(lambda array: array.stack(), written)
+        return stacked
+
+    loop: TrainLoop = train_loop
+    return loop
+
+
+def _timed_next(batches: Iterator[Batch], clock: Callable[[], tf.Tensor] | None) -> tuple[Batch, tuple[tf.Tensor, ...]]:
+    """The next batch, and the seconds it took to come where there is a clock."""
+    if clock is None:
+        return next(batches), ()
+    began = clock()
+    with tf.control_dependencies([began]):
+        batch = next(batches)
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        return batch, (clock() - began,)
 
 
 def _sums(forward: Forward, variables: Sequence[tf.Variable], config: StepConfig) -> Callable[[Batch, tf.Tensor], Sums]:

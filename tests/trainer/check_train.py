@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.trainer import metrics_log, selftest
+from shardline.trainer import loop, metrics_log, selftest
 from shardline.trainer.actions import StepMonitor
 from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.cluster import create_cluster
@@ -150,6 +150,9 @@ def restarts():
     results["damaged"] = train("damaged")
     killed_at("alone", 4)
     results["alone"] = train("alone", strategy="one_device", logical_cpus=0)
+    loop.CALL_SECONDS = 1e9
+    results["calls"] = train("calls", log_every_steps=100, checkpoint_every_steps=0)  # several steps in a call
+    results["calls"]["lines"] = steps_of("calls")
     two, one = (weights_of(name) for name in ("whole", "alone"))
     results["alone"]["difference"] = max(float(np.abs(two[name] - one[name]).max()) for name in two)
     return results

@@ -148,6 +148,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_records(results
 
 
 @pytest.mark.slow
+def test_steps_that_run_in_one_call_are_the_same_steps(more):
+    calls = more["restarts"]["calls"]
+    assert calls["weights_sha256"] == more["whole"]["result"]["weights_sha256"]
+    assert calls["lines"] == [1, 4]  # the first step of each phase
+
+
+@pytest.mark.slow
 def test_a_head_on_stored_features_is_the_head_trained_through_the_frozen_layers(more):
     features = more["features"]
     assert features["shape"] == [2, 40, 15]

@@ -1,0 +1,196 @@
+"""The loop: several steps a call, cut where something else is due, and the same numbers as step by step."""
+
+import dataclasses
+import signal
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shardline.trainer import loop
+from shardline.trainer.cluster import create_cluster
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.setup import create_setup
+from shardline.trainer.state import create_train_state
+from shardline.trainer.step import REPORTED, StepReports, create_train_loop
+
+BATCH = 4
+THIN = {"synthetic": True, "image_size": 32, "width": 0.03, "precision": "float32", "global_batch_size": BATCH}
+
+
+def create(kind="CPU", hosts=1, **settings):
+    cluster = dataclasses.replace(create_cluster("one_device", 0), device_kind=kind)
+    setup = create_setup(TrainConfig(**{**THIN, "phases": "all:1@0.1", "jit": False, **settings}), cluster)
+    return dataclasses.replace(setup, cluster=dataclasses.replace(cluster, hosts=hosts))
+
+
+@dataclasses.dataclass
+class FakeState:
+    step: int = 0
+    cursor: int = 0
+    phase: int = 0
+
+
+class FakeSteps:
+    """Steps that report their own number as loss, and what they were told about stopping."""
+
+    def __init__(self, log, during=None):
+        self.log, self.step, self.during = log, 0, during or {}
+
+    def __call__(self, rates, stop):
+        count, first = len(rates), self.step + 1
+        self.step += count
+        self.log.append(f"call {first}-{self.step}")
+        for number, act in self.during.items():
+            if first <= number <= self.step:
+                act()
+        numbers = [
+            dict.fromkeys(REPORTED, 0.0) | {"loss": first + i, "stop": float(stop), "finite": 1.0} for i in range(count)
+        ]
+        numbers = tf.constant([[row[name] for name in REPORTED] for row in numbers])
+        rows = tf.reshape(tf.range(count * BATCH), [count, BATCH])
+        return StepReports(numbers, (tf.cast(rows, tf.float32),), (tf.cast(rows, tf.int64),), ())
+
+
+class Log(loop.Action):
+    """Notes each step, ends when told to, and acts at some steps."""
+
+    def __init__(self, log, at=(), lines=()):
+        self.log, self.at, self.lines, self.steps = log, at, lines, []
+
+    def after_step(self, record):
+        self.log.append(f"step {record.step}")
+        self.steps.append(record)
+        self.should_stop = self.should_stop or record.report["stop"] > 0
+
+    def due(self, state):
+        return state.step in self.at
+
+    def act(self, state):
+        self.log.append(f"act {state.step}")
+
+    def ends_call(self, state):
+        return self.due(state) or state.step in self.lines
+
+
+@pytest.fixture(autouse=True)
+def long_calls(monkeypatch):
+    monkeypatch.setattr(loop, "CALL_SECONDS", 1e9)
+
+
+def run(setup, *, at=(), lines=(), during=None, stop=None, steps=10):
+    log = []
+    action, stop = Log(log, at, lines), stop or loop.StopRequest()
+    setup = dataclasses.replace(setup, spans=(dataclasses.replace(setup.spans[0], stop=steps * BATCH),))
+    state = FakeState()
+    whole = loop.train_phase(setup, state, FakeSteps(log, during), [action], stop)
+    assert state.cursor == state.step * BATCH
+    assert [record.step for record in action.steps] == list(range(1, state.step + 1))
+    assert [record.report["loss"] for record in action.steps] == list(range(1, state.step + 1))
+    return log, whole, action
+
+
+def test_a_call_ends_where_something_is_due_and_at_the_end_of_the_phase():
+    log, whole, _ = run(create(), at=(4,), lines=(7,))
+    assert whole
+    assert [line for line in log if "step" not in line] == ["call 1-1", "call 2-4", "act 4", "call 5-7", "call 8-10"]
+
+
+def test_on_gpus_a_call_is_read_while_the_next_one_runs_but_before_an_action():
+    log, _, _ = run(create("GPU"), at=(4,), lines=(1, 2), steps=6)
+    calls = ["call 1-1", "call 2-2", "step 1", "call 3-4", "step 2", "step 3", "step 4", "act 4"]
+    assert log == [*calls, "call 5-6", "step 5", "step 6"]
+
+
+class Slow:
+    """Numbers that a GPU is still working on when they are asked for."""
+
+    def __init__(self, numbers):
+        self.numbers, self.ready = numbers, False
+
+    def numpy(self):
+        if not self.ready:
+            time.sleep(0.02)
+        self.ready = True
+        return self.numbers.numpy()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_gpu_waited_for_input_only_if_it_was_done_with_the_call_before(busy, monkeypatch):
+    def input_takes_its_time():
+        time.sleep(0.01)
+
+    call = FakeSteps.__call__
+    if busy:
+        monkeypatch.setattr(FakeSteps, "__call__", lambda *a: (r := call(*a))._replace(numbers=Slow(r.numbers)))
+    _, _, action = run(create("GPU"), lines=range(10), during=dict.fromkeys(range(10), input_takes_its_time), steps=6)
+    waited = [record.wait_seconds for record in action.steps[1:]]
+    assert all(seconds == 0 if busy else 0.01 <= seconds < 0.02 for seconds in waited), waited
+    assert all(record.wait_seconds <= record.seconds for record in action.steps)
+
+
+def test_each_step_has_its_rate_and_its_own_samples():
+    setup = create(schedule="cosine")
+    _, _, action = run(setup)
+    for i, record in enumerate(action.steps):
+        assert record.cursor == (i + 1) * BATCH
+        assert record.learning_rate == setup.learning_rate(record.span, i * BATCH)
+    records, losses = action.steps[2].samples()  # the second of its call
+    assert records.tolist() == losses.tolist() == [4, 5, 6, 7]
+
+
+def test_a_signal_ends_training_one_step_after_the_call_it_comes_in():
+    stop = loop.StopRequest()
+    log, whole, _ = run(create(), during={4: lambda: setattr(stop, "signal", signal.SIGINT)}, lines=(5,), stop=stop)
+    assert not whole
+    assert [line for line in log if "call" in line] == ["call 1-1", "call 2-5", "call 6-6"]
+
+
+def test_several_hosts_make_the_same_calls_whatever_reaches_one_of_them(monkeypatch):
+    """Else one would wait for the others in a step that they never begin."""
+    calm = run(create(hosts=2), steps=40)[0]
+    monkeypatch.setattr(loop, "CALL_SECONDS", 1e-9)  # a slow host
+    stop = loop.StopRequest()
+    stop.signal = signal.SIGTERM
+    calls = [[line for line in log if "call" in line] for log in (calm, run(create(hosts=2), steps=40, stop=stop)[0])]
+    assert calls == [["call 1-32", "call 33-40"], ["call 1-32"]]
+
+
+def test_calls_are_as_long_as_a_second_is():
+    setup = create()
+    assert loop.most_steps(setup, step_seconds=1e9) == 1
+    assert loop.most_steps(setup, step_seconds=1e8) == 10
+    assert loop.most_steps(setup, step_seconds=1.0) == loop.MOST_STEPS
+
+
+@pytest.mark.parametrize("clock", [None, tf.timestamp])
+def test_several_steps_are_the_same_steps_bit_for_bit(clock):
+    """Weights, reports and records of three steps in one call, against one by one."""
+    found = []
+    for together in (True, False):
+        setup = create(jit=True, dropout=0.3, ema=0.9, clip_norm=0.5)
+        _, state, step = create_train_state(setup, setup.spans[0])
+        batches = setup.train_batches(0)
+        rates = [0.1, 0.05, 0.02]
+        if together:
+            reports = create_train_loop(setup.cluster.strategy, step, batches, clock)(
+                tf.constant(rates), tf.constant(0.0)
+            )
+            numbers, losses, records = reports.numbers, reports.losses[0], reports.records[0]
+            assert len(reports.waited) == (clock is not None)
+            assert all((part >= 0).numpy().all() and (part < 60).numpy().all() for part in reports.waited)
+        else:
+            rows = []
+            for rate in rates:
+                batch = next(batches)
+                report = step(batch, tf.constant(rate), tf.constant(0.0))
+                rows.append(
+                    ([float(report[name]) for name in REPORTED], report["losses"].numpy(), batch["record"].numpy())
+                )
+            numbers, losses, records = map(np.array, zip(*rows, strict=True))
+        weights = [variable.numpy() for variable in [*state.weights.values(), *state.ema_weights.values()]]
+        found.append([np.asarray(numbers), np.asarray(losses), np.asarray(records), *weights])
+    assert found[0][1].shape == (3, BATCH) and found[0][2].tolist() == np.arange(12).reshape(3, 4).tolist()
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
