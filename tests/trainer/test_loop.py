@@ -2,7 +2,6 @@
 
 import dataclasses
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -103,31 +102,41 @@ def test_on_gpus_a_call_is_read_while_the_next_one_runs_but_before_an_action():
     assert log == [*calls, "call 5-6", "step 5", "step 6"]
 
 
-class Slow:
-    """Numbers that a GPU is still working on when they are asked for."""
+class Clock:
+    """Time that passes when it is told to."""
 
-    def __init__(self, numbers):
-        self.numbers, self.ready = numbers, False
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class Slow:
+    """Numbers that a GPU still works on when they are first asked for."""
+
+    def __init__(self, numbers, clock):
+        self.numbers, self.clock, self.ready = numbers, clock, False
 
     def numpy(self):
         if not self.ready:
-            time.sleep(0.02)
+            self.clock.sleep(3)
         self.ready = True
         return self.numbers.numpy()
 
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_gpu_waited_for_input_only_if_it_was_done_with_the_call_before(busy, monkeypatch):
-    def input_takes_its_time():
-        time.sleep(0.01)
-
-    call = FakeSteps.__call__
+    clock, call = Clock(), FakeSteps.__call__
+    monkeypatch.setattr(loop, "time", clock)
     if busy:
-        monkeypatch.setattr(FakeSteps, "__call__", lambda *a: (r := call(*a))._replace(numbers=Slow(r.numbers)))
-    _, _, action = run(create("GPU"), lines=range(10), during=dict.fromkeys(range(10), input_takes_its_time), steps=6)
-    waited = [record.wait_seconds for record in action.steps[1:]]
-    assert all(seconds == 0 if busy else 0.01 <= seconds < 0.02 for seconds in waited), waited
-    assert all(record.wait_seconds <= record.seconds for record in action.steps)
+        monkeypatch.setattr(FakeSteps, "__call__", lambda *a: (r := call(*a))._replace(numbers=Slow(r.numbers, clock)))
+    _, _, action = run(create("GPU"), lines=range(10), during=dict.fromkeys(range(10), lambda: clock.sleep(1)), steps=6)
+    assert [record.wait_seconds for record in action.steps] == [1] + 5 * [0 if busy else 1]
+    assert [record.seconds for record in action.steps] == ([1, 4, 4, 4, 4, 7] if busy else [1] * 6)
 
 
 def test_each_step_has_its_rate_and_its_own_samples():
