@@ -69,6 +69,11 @@ class StepMonitor(Action):
         self._steps += 1
         self._seconds += record.seconds
         self._waited += record.wait_seconds
+        if not self._warming:
+            self._total_images += self.setup.config.global_batch_size
+            self._total_seconds += record.seconds
+            self._total_waited += record.wait_seconds
+            self.images_per_second = self._total_images / self._total_seconds
         if report["finite"]:
             self._sums += np.array([report["loss"], report["top1"]]) * report["samples"]
             self._samples += report["samples"]
@@ -98,11 +103,6 @@ class StepMonitor(Action):
         seconds = max(self._seconds, 1e-9)
         images = self._steps * self.setup.config.global_batch_size
         rate = images / seconds
-        if not self._warming:
-            self._total_images += images
-            self._total_seconds += seconds
-            self._total_waited += self._waited
-            self.images_per_second = self._total_images / self._total_seconds
         self._warming = False
         loss, top1 = self._sums / max(self._samples, 1)
         tflops = rate * self.flops[record.span.index] / 1e12

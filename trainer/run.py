@@ -131,8 +131,8 @@ def clock(setup: TrainSetup) -> Callable[[], tf.Tensor] | None:
     """What times the waits for batches. None on GPUs, which have hardly begun a step when the next one asks."""
     if setup.cluster.device_kind == "GPU":
         return None
-    # Without XLA, TensorFlow's own determinism may be on, and refuses its own clock.
-    return tf.timestamp if setup.config.jit else lambda: tf.numpy_function(time.time, [], tf.float64)
+    # TensorFlow refuses its own clock where its determinism is on.
+    return lambda: tf.numpy_function(time.perf_counter, [], tf.float64)
 
 
 def finish(setup: TrainSetup, state: TrainState, images_per_second: float) -> dict[str, Any]:
