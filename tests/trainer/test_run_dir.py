@@ -141,14 +141,14 @@ def test_a_foreign_best_is_not_taken(copy, result):
 def test_a_signal_raises_and_what_is_used_then_is_called_unfinished(config, tmp_path, monkeypatch):
     monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "signal", signal.SIGTERM) or self)
     stopped = dataclasses.replace(config, workdir=str(tmp_path / "run"))
-    with pytest.raises(Interrupted, match="stopped at step 2 with a checkpoint") as caught:
+    with pytest.raises(Interrupted, match="stopped at step 1 with a checkpoint") as caught:
         train(stopped)
     assert caught.value.number == signal.SIGTERM
     done = command(
         "shardline.trainer.evaluate", "--run", stopped.workdir, "--data", config.data, "--output", tmp_path / "e"
     )
-    assert done.stderr.startswith("the run is not finished; weights: step-00000002.npz, step 2, last")
-    assert done.stdout.startswith("unfinished run, step 2\n")
+    assert done.stderr.startswith("the run is not finished; weights: step-00000001.npz, step 1, last")
+    assert done.stdout.startswith("unfinished run, step 1\n")
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"]["finished"] is False
 
 
