@@ -15,7 +15,7 @@ import tensorflow as tf
 from shardline import pipeline
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import LOCK, remove_strays
+from shardline.pipeline.files import LOCK, TEMPORARY, remove_strays
 from shardline.pipeline.wording import count
 from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_checkpoints, newest_checkpoint
@@ -51,9 +51,12 @@ def claim_workdir(setup: TrainSetup, allow_changes: bool) -> dict[str, Any]:
 
 
 def _written_before(path: Path) -> bool:
-    """Whether a file of a new run directory is its lock, or an image of --find_lr."""
-    return path.name == LOCK or (
-        path.name == "plots" and path.is_dir() and {item.name for item in path.iterdir()} <= {"find_lr.png"}
+    """Whether a file of a new run directory is its lock, a config that another host writes, or a plot of --find_lr."""
+    written_now = path.name.startswith(f"{CONFIG_FILE}.") and path.name.endswith(TEMPORARY)
+    return (
+        path.name == LOCK
+        or written_now
+        or (path.name == "plots" and path.is_dir() and {item.name for item in path.iterdir()} <= {"find_lr.png"})
     )
 
 

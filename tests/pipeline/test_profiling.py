@@ -10,8 +10,9 @@ from shardline.pipeline.profiling import StageTimer, StageTimes, Stopwatch
 
 
 def test_times_are_summed_over_batches_and_shared_out_over_samples(monkeypatch):
-    now = iter([0.0, 0.01, 0.04] * 3)
+    now, cpu = iter([0.0, 0.01, 0.04] * 3), iter([0.0, 0.01, 0.04] * 3)
     monkeypatch.setattr("shardline.pipeline.profiling.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("shardline.pipeline.profiling.time.thread_time", lambda: next(cpu))
     timer = StageTimer()
     for _ in range(3):
         watch = Stopwatch()

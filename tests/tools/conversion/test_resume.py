@@ -231,7 +231,7 @@ def test_an_interrupted_conversion_of_an_older_version_is_refused_in_one_line(tm
     (output / ".convert" / "request.json").write_text('{"plan": "1234", "request": {"size": 16}}')
     old = Run("shardline.tools.convert", *args)
     assert (old.code, len(old.stderr.strip().splitlines())) == (2, 1), old.stderr
-    assert "request.json has format None, this program reads" in old.stderr
+    assert "request.json has format none, this program reads" in old.stderr
     assert "start over with --overwrite" in old.stderr
     assert Run("shardline.tools.convert", *args, "--overwrite").code == 0
     assert Manifest.load(output).ledger.inputs == 10
