@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ from shardline.benchmarks import strain
 from shardline.benchmarks.processes import ProcessError, Rate
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit
+from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit, processor_name
 
 CONTROL = "control (reference again)"
 RESULTS_FILE = "results.jsonl"
@@ -190,15 +189,9 @@ def rate_text(rate: float) -> str:
 
 def machine() -> dict[str, Any]:
     """The facts about this machine and these versions that a rate depends on."""
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
     packages = ("tensorflow", "keras", "numpy", "opencv-python-headless", "simplejpeg", "shardline")
     return {
-        "cpu": model,
+        "cpu": processor_name(),
         "cores": available_cores(),
         "cpu_quota": cpu_quota(),
         "memory_gib": round(memory_limit() / 2**30, 1),

@@ -348,7 +348,7 @@ def _pixel_hash(planes: list[np.ndarray]) -> str:
 
 def _perceptual_hash(luma: np.ndarray) -> int:
     """dHash (Krawetz 2013): is each of 8x8 cells darker than its right neighbor?"""
-    while min(luma.shape) >= 64:  # whole-number ema_weights first: much faster, and the cells hardly move
+    while min(luma.shape) >= 64:  # whole-number averages first: much faster, and the cells hardly move
         luma = halve(luma)
     cells = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA)
     return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")

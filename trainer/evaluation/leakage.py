@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -21,6 +20,7 @@ import numpy as np
 from shardline import pipeline
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.near_duplicates import near_duplicates
+from shardline.pipeline.sources_table import read_sources
 from shardline.pipeline.wording import count
 from shardline.trainer.evaluation.gradcam import clone_functional
 from shardline.trainer.evaluation.inference import predict_split
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from shardline.trainer.cluster import Cluster
     from shardline.trainer.run_dir import Run
 
-SOURCES_FILE = "sources.parquet"  # written by shardline-convert
 HASH_BITS = 6  # of 64 that may differ between copies; of copies cropped by 3 %, 3 bits find 42 %, 6 find 89 %
 CORRELATION = 0.8  # of small gray versions, from which pixels agree; tuned on photographs with known re-crops
 NEIGHBORS = 5  # nearest training images by features that are compared by pixels
@@ -168,13 +167,11 @@ def training_data(run: Run, data: Dataset) -> tuple[Dataset | None, str]:
 
 def read_hashes(data: Dataset, split: str) -> HashedSplit | None:
     """The hashes of a split's records, from the ledger; None without one."""
-    import pyarrow.parquet as pq
-
-    path = Path(data.directory) / SOURCES_FILE
-    if not path.is_file():
-        return None
     columns = ["record", "path", "sha256", "pixel_hash", "perceptual_hash"]
-    table = pq.read_table(path, columns=columns, filters=[("split", "=", split), ("record", ">=", 0)])
+    try:
+        table = read_sources(data.directory, columns, where=[("split", "=", split), ("record", ">=", 0)])
+    except FileNotFoundError:
+        return None
     return HashedSplit(data, split, {name: table[name].to_numpy() for name in columns})
 
 

@@ -47,7 +47,7 @@ def test_what_was_not_evaluated_is_no_leakage(run, data):
 
 
 def test_without_a_ledger_equal_stored_bytes_are_still_found(run, data, monkeypatch):
-    monkeypatch.setattr(leakage, "SOURCES_FILE", "none")
+    monkeypatch.setattr("shardline.pipeline.sources_table.SOURCES_FILE", "none")
     found = leakage.find_leakage(run, None, data, "test", ALL)
     assert [leaked.path for leaked in found.records] == ["test/red/0.png"]
     assert "no ledger" in found.note
