@@ -5,16 +5,19 @@ A cache fills as records are read. It is refused at the start unless all of the 
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import errno
 import os
 import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import exclusive
 from shardline.pipeline.machine import available_memory
 
 _MAX_SHARE = 0.8  # of what is free: training needs the rest
@@ -39,57 +42,72 @@ class MemoryCache:
 class DirectoryCache:
     """Images in one file, and an index in another: int64 [records, 5] of offset + 1, height, width, label, CRC-32C.
 
-    Outlives the process, which may be killed at any time: an index row is written after its pixels, and their checksum
-    is verified when they are read. One process at a time.
+    Outlives the process, which may be killed at any time. The checksum covers the pixels, the rest of the index row and
+    the record's number: whatever is half written, damaged or another record's is decoded again. One process at a time.
     """
 
     def __init__(self, directory: str, name: str, num_records: int, image_bytes: float) -> None:
+        """Raises UsageError where it cannot be written or does not fit, Failure while another process uses it."""
         path = Path(directory)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path / f"{name}.pixels", os.O_RDWR | os.O_CREAT, 0o644)
-            self._lock(path / f"{name}.pixels")
-            self._end = os.fstat(self._file).st_size
-            free = shutil.disk_usage(path).free + self._end
-            _refuse_unless_it_fits(directory, num_records, image_bytes, free, "disk free there")
-            index = path / f"{name}.index"
-            if not index.exists() or index.stat().st_size != num_records * 5 * 8:
-                with open(index, "wb") as file:
-                    file.truncate(num_records * 5 * 8)  # sparse: zeros take no space
-            self._index = np.memmap(index, np.int64, "r+", shape=(num_records, 5))
-        except OSError as error:
-            raise UsageError(f"--cache={directory}: {error.strerror}; use a directory you can write to") from None
-        self._appending = threading.Lock()
+        self._directory, self._appending = directory, threading.Lock()
+        with contextlib.ExitStack() as closing:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                closing.enter_context(exclusive(path / f"{name}.lock", f"--cache={directory}: {name}"))
+                self._file = os.open(path / f"{name}.pixels", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                closing.callback(os.close, self._file)
+                self._end = os.fstat(self._file).st_size
+                free = shutil.disk_usage(path).free + self._end
+                _refuse_unless_it_fits(directory, num_records, image_bytes, free, "disk free there")
+                self._index = _open_index(path / f"{name}.index", num_records)
+            except OSError as error:
+                raise UsageError(f"--cache={directory}: {error.strerror}; use a directory you can write to") from None
+            weakref.finalize(self, closing.pop_all().close)
 
     def get(self, record: int) -> tuple[np.ndarray, int] | None:
         """A cached image and its label; None if there is none, or it is damaged."""
-        offset_plus_1, height, width, label, crc = self._index[record].tolist()
-        if not offset_plus_1:
+        row = self._index[record].copy()
+        offset_plus_1, height, width, label, crc = row.tolist()
+        size = height * width * 3
+        if offset_plus_1 <= 0 or not 0 < size <= self._end - (offset_plus_1 - 1):
             return None
-        data = os.pread(self._file, height * width * 3, offset_plus_1 - 1)
-        if len(data) != height * width * 3 or google_crc32c.value(data) != crc:
+        data = os.pread(self._file, size, offset_plus_1 - 1)
+        if _crc(record, row, data) != crc:
             return None
         return np.frombuffer(data, np.uint8).reshape(height, width, 3), label
 
     def put(self, record: int, pixels: np.ndarray, label: int) -> None:
-        """Append an image."""
+        """Append an image. Raises Failure where the disk does not take it."""
         data = pixels.tobytes()
         with self._appending:
             offset, self._end = self._end, self._end + len(data)
-        os.pwrite(self._file, data, offset)
-        row = self._index[record]
-        row[1:] = *pixels.shape[:2], label, google_crc32c.value(data)
-        row[0] = offset + 1  # last: other threads and a killed run see a whole row or none
-
-    def _lock(self, path: Path) -> None:
+        row = np.array([offset + 1, *pixels.shape[:2], label, 0])
+        row[4] = _crc(record, row, data)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"--cache={path.parent}: another run uses {path.name}; give each its own") from None
+            if os.pwrite(self._file, data, offset) < len(data):  # the beginning of a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise Failure(
+                f"--cache={self._directory} cannot be written: {error.strerror}; make room there, or use another cache"
+            ) from None
+        self._index[record, 1:] = row[1:]
+        self._index[record, 0] = row[0]  # last: other threads see a whole row or none
 
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+
+def _open_index(path: Path, num_records: int) -> np.ndarray:
+    """The rows of an index file, which is made anew if it has another size; zeros where nothing is stored."""
+    size = num_records * 5 * 8
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            file.truncate(0)
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would kill who writes to a hole
+        return np.memmap(file, np.int64, "r+", shape=(num_records, 5))
+
+
+def _crc(record: int, row: np.ndarray, data: bytes) -> int:
+    """CRC-32C of an image, of what its index row says of it, and of whose row it is."""
+    facts = np.array([record, *row[:4]])
+    return int(google_crc32c.extend(google_crc32c.value(data), facts.tobytes()))
 
 
 Cache = MemoryCache | DirectoryCache

@@ -1,5 +1,6 @@
 """Cached images are the decoded ones; a cache that cannot hold them all is refused with the sum. No TensorFlow."""
 
+import os
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ from shardline.pipeline import cache as cache_module
 from shardline.pipeline.batches import BatchBuilder, mean_image_bytes
 from shardline.pipeline.cache import DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import ImageFormat, Manifest
 from shardline.pipeline.shards import Shards
 from tests.pipeline.tiny import image
@@ -71,11 +72,53 @@ def test_damaged_or_half_written_images_on_disk_are_made_again(tmp_path):
     assert again.get(1) is None
 
 
+def test_no_flipped_or_cut_byte_changes_an_image_or_a_label(tmp_path):
+    images = {number: (image(number, 3 + number, 4), number) for number in (0, 2)}  # nothing stored of record 1
+    cache = open_cache("directory", tmp_path, 3)
+    for number, (pixels, label) in images.items():
+        cache.put(number, pixels, label)
+    del cache
+    whole = {path: path.read_bytes() for path in (tmp_path / "x.pixels", tmp_path / "x.index")}
+    tried = noticed = 0
+    for path, data in whole.items():
+        for at in range(len(data)):
+            for damaged in (bytes([*data[:at], data[at] ^ 1 << at % 8, *data[at + 1 :]]), data[:at]):
+                path.write_bytes(damaged)
+                found = {number: open_cache("directory", tmp_path, 3).get(number) for number in range(3)}
+                assert found.pop(1) is None
+                for number, entry in found.items():
+                    if entry is not None:
+                        np.testing.assert_array_equal(entry[0], images[number][0])
+                        assert entry[1] == images[number][1]
+                tried, noticed = tried + 1, noticed + (None in found.values())
+                for other, content in whole.items():
+                    other.write_bytes(content)
+    # All but the flips in the empty row, whose record had nothing to lose.
+    assert noticed == tried - 5 * 8
+
+
+def test_rows_of_another_record_are_not_taken_for_this_one(tmp_path):
+    cache = open_cache("directory", tmp_path)
+    cache.put(3, image(3, 20, 30), 7)
+    cache._index[4] = cache._index[3]
+    assert cache.get(4) is None and cache.get(3)[1] == 7
+
+
+def test_a_disk_that_is_full_ends_the_run_with_the_flag_and_the_remedy(tmp_path, monkeypatch):
+    cache = open_cache("directory", tmp_path)
+    monkeypatch.setattr("os.pwrite", lambda file, data, offset: len(data) - 1)
+    with pytest.raises(Failure, match=f"^cache={tmp_path} cannot be written: No space left on device; make room"):
+        cache.put(0, image(0, 20, 30), 1)
+    assert cache.get(0) is None
+
+
 def test_two_runs_may_not_share_a_cache(tmp_path):
     first = open_cache("directory", tmp_path)
-    with pytest.raises(UsageError, match=f"cache={tmp_path}: another run uses"):
+    with pytest.raises(Failure, match=f"^cache={tmp_path}: x is in use by process {os.getpid()} on .*, started "):
         open_cache("directory", tmp_path)
     del first
+    open_cache("directory", tmp_path)
+    assert not (tmp_path / "x.lock").exists()
 
 
 @pytest.mark.parametrize("kind", ["memory", "directory"])
