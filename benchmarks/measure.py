@@ -8,7 +8,6 @@ control measures it a second time in every turn: how far its ratio strays from 1
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import platform
 import statistics
@@ -20,12 +19,16 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from shardline.benchmarks import strain
 from shardline.benchmarks.processes import ProcessError, Rate
+from shardline.pipeline import stored
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit, processor_name
 
 CONTROL = "control (reference again)"
@@ -39,7 +42,7 @@ class Measurement:
     suite: str  # input, convert, train, …
     name: str  # what was measured
     unit: str  # images/s, MB/s, seconds
-    repeats: tuple[float, ...]
+    repeats: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
     what: str = ""  # what exactly it did, for a reader of the table
     cpu_seconds: tuple[float, ...] = ()  # CPU time per unit of work in each repeat, where it was taken
     settings: Mapping[str, Any] = field(default_factory=dict)  # JSON values
@@ -209,9 +212,9 @@ def append_results(directory: Path, measurements: Sequence[Measurement]) -> None
     if not measurements:
         return
     facts = {"machine": machine(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    with (directory / RESULTS_FILE).open("a", encoding="utf-8") as file:
-        for measurement in measurements:
-            file.write(json.dumps({**asdict(measurement), "median": measurement.median, **facts}) + "\n")
+    lines = [stored.sealed_line({**asdict(m), "median": m.median, **facts}) for m in measurements]
+    path = directory / RESULTS_FILE
+    atomic_write(path, (path.read_bytes() if path.exists() else b"") + "".join(lines).encode())
 
 
 def load_results(path: Path) -> list[Measurement]:
@@ -221,20 +224,44 @@ def load_results(path: Path) -> list[Measurement]:
       UsageError: there is none, or the file is damaged.
     """
     file = path / RESULTS_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{path}: no {RESULTS_FILE} there; make one with shardline-benchmark --output={path}")
-    names = Measurement.__dataclass_fields__
     newest = {}
-    try:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            stored: dict[str, Any] = {name: value for name, value in json.loads(line).items() if name in names}
-            m = Measurement(**stored | {name: tuple(v) for name, v in stored.items() if isinstance(v, list)})
-            newest[m.suite, m.name] = m
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} is damaged ({error}); run shardline-benchmark again") from None
+    for what, line in _lines(file):
+        m = stored.convert(line, Measurement, what=what, remedy=_REMEDY)
+        newest[m.suite, m.name] = m
     if not newest:
-        raise UsageError(f"{file} is empty; run shardline-benchmark again")
+        raise UsageError(f"{file} is empty; {_REMEDY}")
     return list(newest.values())
+
+
+def load_machine(path: Path) -> Machine:
+    """What the newest line says of the machine. Takes and raises what `load_results` does."""
+    what, line = _lines(path / RESULTS_FILE if path.is_dir() else path)[-1]
+    return stored.convert(line.get("machine", {}), Machine, what=what, remedy=_REMEDY)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a report says of the machine that its rates were taken on; older files know less."""
+
+    cpu: str = "unknown CPU"
+    cores: int | None = None
+    memory_gib: float | None = None
+    python: str = "?"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
+
+
+_REMEDY = "restore it from a copy, or make one with shardline-benchmark"
+
+
+def _lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line of a results.jsonl, with its place."""
+    try:
+        text = stored.read_bytes(file, remedy=_REMEDY).decode(errors="replace")
+    except FileNotFoundError:
+        raise UsageError(f"{file} is not there; make one with shardline-benchmark --output={file.parent}") from None
+    places = [(f"{file}, line {number},", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(what, stored.unsealed_line(line, what=what, remedy=_REMEDY)) for what, line in places]
 
 
 def table(measurements: Sequence[Measurement]) -> str:

@@ -21,6 +21,7 @@ from shardline.tools.plot_style import BLUE, GRAY, GRID, ORANGE, SKY, new_figure
 
 DEVICES = (1, 2, 4, 8)
 HEADER = ("suite", "name", "unit", "median", "min", "max", "ratio", "per core", "busy cores", "MB/s", "what it did")
+_FILES = _HOST_TIME, _STAGES, _FORECAST, _VALIDATION = "host_time.png", "stages.png", "forecast.png", "validation.png"
 _OTHERS = "#999999"  # what is not ours
 _PHONE = 4.8  # inches: figures this narrow fit a phone at a legible size
 
@@ -102,7 +103,7 @@ def _host_costs(page: HtmlReport, directory: Path, costs: Mapping[str, Cost]) ->
     widest = max(cpu[stage] + waiting[stage] for stage in costs)
     axes.set(xlabel="µs an image of one thread (light: waiting)", xlim=(0, widest * 1.15))
     alt = ", ".join(f"{stage} {cpu[stage]:.0f} µs of CPU and {waiting[stage]:.0f} µs of waiting" for stage in costs)
-    page.figure(title, figure, alt=alt, png=directory / "host_time.png")
+    page.figure(title, figure, alt=alt, png=directory / _HOST_TIME)
 
 
 def _rates(page: HtmlReport, directory: Path, title: str, rows: Sequence[Measurement]) -> None:
@@ -124,7 +125,7 @@ def _rates(page: HtmlReport, directory: Path, title: str, rows: Sequence[Measure
     axes.margins(x=0.2)
     axes.set(xlabel="images/s, logarithmic (black: smallest to largest repeat)")
     alt = ", ".join(f"{m.name} {rate_text(m.median)}" for m in rows) + " images/s"
-    page.figure(title, figure, alt=alt, png=directory / "stages.png")
+    page.figure(title, figure, alt=alt, png=directory / _STAGES)
 
 
 def _power_text(value: float) -> str:
@@ -192,7 +193,7 @@ def _forecast_figure(
     axes.yaxis.set_major_formatter("{x:,.0f}" if top >= 10 else "{x:g}")
     axes.set(xlabel=f"{device}s (forecast)", ylabel="images/s", xticks=counts, ylim=(0, top), xlim=(0.5, 9))
     alt = ", ".join(f"{n} {device}s {rate_text(rate)}" for n, rate in rates.items()) + " images/s"
-    page.figure(title, figure, alt=f"{alt}; input {rate_text(host)}", png=directory / "forecast.png")
+    page.figure(title, figure, alt=f"{alt}; input {rate_text(host)}", png=directory / _FORECAST)
 
 
 def costs(page: HtmlReport, found: Bottleneck, rows: Sequence[Measurement]) -> None:
@@ -251,7 +252,7 @@ def _validation_figure(
     widest = max(max(predicted, high) for _, predicted, _, _, high in trials)
     axes.set(xlabel="host batches, relative to the unchanged sample", xlim=(0, widest * 1.5))
     alt = ", ".join(f"{name}: predicted {p:.2f}x, measured {m:.2f}x" for name, p, m, *_ in trials)
-    page.figure(title, figure, alt=alt, png=directory / "validation.png")
+    page.figure(title, figure, alt=alt, png=directory / _VALIDATION)
 
 
 def comparison(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -> None:
@@ -278,8 +279,20 @@ def comparison(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -
     for absent, why in reference.settings.get("absent", {}).items():
         note += f" Not measured: {absent} ({why})."
     alt = ", ".join(f"{m.name} {rate_text(m.median)} {unit}" for m in chosen)
-    file = "".join(c if c.isalnum() else "_" for c in f"{suite} {unit.replace('/', ' per ')}")
-    page.figure(_title(suite, chosen, reference), figure, alt=alt, note=note, png=directory / f"{file}.png")
+    page.figure(
+        _title(suite, chosen, reference), figure, alt=alt, note=note, png=directory / comparison_file(suite, unit)
+    )
+
+
+def comparison_file(suite: str, unit: str) -> str:
+    """Name of the PNG that shows a suite."""
+    words = f"{suite} {unit.replace('/', ' per ')}"
+    return "".join(c if c.isalnum() else "_" for c in words) + ".png"
+
+
+def files(measurements: Sequence[Measurement]) -> set[str]:
+    """Names of all PNGs that a report of these measurements can have."""
+    return {*_FILES, *(comparison_file(m.suite, m.unit) for m in measurements)}
 
 
 def _title(suite: str, rows: Sequence[Measurement], reference: Measurement) -> str:

@@ -6,7 +6,6 @@ packages.
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,15 +20,15 @@ def write(work: Callable[[], object], directory: Path) -> Path:
     """Run `work` under TensorFlow's profiler.
 
     Returns:
-      The summary, DIRECTORY/profile.txt; the trace lies in DIRECTORY/profile, in place of an earlier one.
+      The summary, DIRECTORY/profile.txt; the trace lies in DIRECTORY/profile, beside earlier ones.
     """
     import tensorflow as tf  # takes seconds
 
     folder = directory / "profile"
-    shutil.rmtree(folder, ignore_errors=True)
+    earlier = set(folder.rglob("*.xplane.pb"))
     with tf.profiler.experimental.Profile(str(folder)):
         work()
-    traces = sorted(folder.rglob("*.xplane.pb"))
+    traces = sorted(set(folder.rglob("*.xplane.pb")) - earlier)
     text = f"{traces[0].relative_to(directory)}\n\n{summary(traces[0])}" if traces else "the profiler wrote no trace"
     atomic_write(directory / FILE, text + "\n", durable=False)
     return directory / FILE

@@ -8,7 +8,6 @@ fell. Ratios, not rates: another machine, or the same one on a busy day, moves a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from shardline.benchmarks.measure import (
     RESULTS_FILE,
     Measurement,
     comparable,
+    load_machine,
     load_results,
     ratio,
     reference_of,
 )
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import check_options, option
 from shardline.tools.html_report import HtmlReport
 
@@ -49,7 +50,9 @@ def main(config: ReportConfig) -> None:
     """The command: draw, compare, check."""
     directory = Path(config.report)
     measurements = load_results(directory)
-    write_report(directory, measurements, load_results(Path(config.earlier)) if config.earlier else ())
+    earlier = load_results(Path(config.earlier)) if config.earlier else ()
+    with own_directory(directory, "REPORT"):
+        write_report(directory, measurements, earlier)
     print(directory / "report.html")
     if config.check:
         fallen = check(measurements, load_results(Path(config.check)), config.tolerance)
@@ -70,8 +73,8 @@ def check(measurements: Sequence[Measurement], earlier: Sequence[Measurement], t
 
 def write_report(directory: Path, measurements: Sequence[Measurement], earlier: Sequence[Measurement] = ()) -> None:
     """Write report.html and one PNG a figure into `directory`, in place of earlier ones."""
-    for old in directory.glob("*.png"):
-        old.unlink()
+    for name in plots.files(measurements):
+        (directory / name).unlink(missing_ok=True)
     page = HtmlReport("shardline benchmarks", _machine_line(directory))
     suites = {m.suite: [other for other in measurements if other.suite == m.suite] for m in measurements}
     bottleneck = bottleneck_of(measurements)
@@ -110,14 +113,13 @@ def _reference(measurements: Sequence[Measurement], suite: str) -> Measurement:
 
 
 def _machine_line(directory: Path) -> str:
-    path = directory / RESULTS_FILE if directory.is_dir() else directory
-    if not path.is_file():
+    if not (directory / RESULTS_FILE).is_file():
         return ""
-    facts = json.loads(path.read_text(encoding="utf-8").splitlines()[-1]).get("machine", {})
-    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    facts = load_machine(directory)
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return (
-        f"{facts.get('cpu')}, {facts.get('cores')} cores, {facts.get('memory_gib')} GiB; "
-        f"Python {facts.get('python')}, {versions}; commit {facts.get('commit')}"
+        f"{facts.cpu}, {facts.cores} cores, {facts.memory_gib} GiB; Python {facts.python}, {versions}; "
+        f"commit {facts.commit}"
     )
 
 

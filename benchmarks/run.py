@@ -18,6 +18,7 @@ from shardline.benchmarks.measure import RESULTS_FILE, Interrupted, Measurement,
 from shardline.benchmarks.report import write_report
 from shardline.benchmarks.targets import summary
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.files import own_directory
 
 __all__ = ["BenchConfig", "benchmark"]
 
@@ -30,10 +31,14 @@ def benchmark(config: BenchConfig) -> None:
     What was measured is stored and drawn even if a later part fails, or Ctrl-C ends it.
 
     Raises:
-      UsageError, Failure: a part cannot be measured.
+      UsageError, Failure: a part cannot be measured, or another process writes to the same report.
     """
     config = config.resolved()
-    config.directory.mkdir(parents=True, exist_ok=True)
+    with own_directory(config.directory, "--output"):
+        _measure(config)
+
+
+def _measure(config: BenchConfig) -> None:
     try:
         for part in parts(config.suite):
             try:

@@ -78,6 +78,39 @@ def remove_strays(directory: str | os.PathLike[str], ours: Callable[[str], bool]
                     os.unlink(entry.path)
 
 
+def remove_tree(directory: str | os.PathLike[str], ours: Callable[[str], bool]) -> None:
+    """Delete a folder of ours, if it is there.
+
+    Args:
+      ours: whether a file, by its path relative to the folder, is one that we write there.
+
+    Raises:
+      UsageError: something else is in it; nothing was deleted.
+    """
+    refuse_foreign(directory, ours)
+    for folder, folders, files in os.walk(directory, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            os.rmdir(os.path.join(folder, name))
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(directory)
+
+
+def refuse_foreign(directory: str | os.PathLike[str], ours: Callable[[str], bool]) -> None:
+    """Raises UsageError where `remove_tree` would: a file that is not ours, a link, no folder at all."""
+    if os.path.islink(directory) or (os.path.exists(directory) and not os.path.isdir(directory)):
+        raise UsageError(f"{directory} is no folder of ours; move it away, or name another place")
+    for folder, folders, files in os.walk(directory):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in sorted([*files, *links]):
+            path = os.path.relpath(os.path.join(folder, name), directory)
+            if name in links or not ours(path):
+                raise UsageError(
+                    f"{directory} holds {path}, which is not ours to delete; move it away, or name another place"
+                )
+
+
 _STRAY = re.compile(r"(.+)\.[^./]+-[0-9]+-[0-9a-f]{8}\.tmp")  # what `temporary_path` makes
 
 
@@ -134,6 +167,18 @@ def own_directory(directory: str | os.PathLike[str], flag: str) -> Iterator[None
             stack.enter_context(exclusive(Path(directory) / LOCK, f"{flag}={directory}"))
         except OSError as error:
             raise UsageError(f"{flag}={directory} cannot be written: {error.strerror}") from None
+        yield
+
+
+@contextlib.contextmanager
+def own_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
+    """Nobody else writes the file `path` while the context lasts. Raises as `own_directory` does."""
+    with contextlib.ExitStack() as stack:
+        lock = Path(path).with_name(f".{Path(path).name}{LOCK}")
+        try:
+            stack.enter_context(exclusive(lock, f"{flag}={path}"))
+        except OSError as error:
+            raise UsageError(f"{flag}={path} cannot be written: {error.strerror}") from None
         yield
 
 

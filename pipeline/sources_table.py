@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_writer
 
 SOURCES_FILE = "sources.parquet"
@@ -91,15 +92,43 @@ def read_sources(
 
     Raises:
       FileNotFoundError: the dataset has none; it was adopted.
+      UsageError: the file is damaged, or not what a conversion writes.
     """
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    return parquet.read_table(Path(directory) / SOURCES_FILE, columns=list(columns), filters=where)
+    path = Path(directory) / SOURCES_FILE
+    with _readable(path):
+        table = parquet.read_table(path, columns=list(columns), filters=where)
+        _check_columns(table.schema, columns)
+        return table
 
 
 def iterate_sources(directory: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The same for all rows, at most ROW_GROUP at a time. Raises as `read_sources` does."""
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    with parquet.ParquetFile(Path(directory) / SOURCES_FILE) as file:
-        yield from file.iter_batches(ROW_GROUP, columns=list(columns))
+    path = Path(directory) / SOURCES_FILE
+    with _readable(path), parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
+            _check_columns(batch.schema, columns)
+            yield batch
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Within it, whatever Arrow says of a damaged file becomes one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({error}); restore it from a copy, or convert again with --overwrite"
+        ) from None
+
+
+def _check_columns(found: pa.Schema, columns: Sequence[str]) -> None:
+    """Raises ArrowInvalid where a column is missing or of another type."""
+    wanted = pa.schema([SOURCES.field(name) for name in columns])
+    if sorted(map(str, found)) != sorted(map(str, wanted)):
+        raise pa.ArrowInvalid(f"its columns are {', '.join(map(str, found)) or 'missing'}")

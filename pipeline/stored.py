@@ -2,7 +2,8 @@
 
 Directories travel: a manifest, a run's config or a checkpoint may be damaged, edited, or made to do harm. A stored JSON
 file ends with the SHA-256 of all that stands before it, so that any changed bit is found; its values then have the
-types of a dataclass; and a file name in it is one in its own directory. No TensorFlow.
+types of a dataclass; and a file name in it is one in its own directory. Files that grow line by line have a checksum in
+each line. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import google_crc32c
 import msgspec
 
 from shardline.pipeline.errors import UsageError
@@ -31,6 +33,9 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00]+$", max_length=255)]
 T = TypeVar("T")
 
 _SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
+
+
+_LINE_SEAL = re.compile(r', "crc32c": "([0-9a-f]{8})"}\n?\Z')
 
 
 class _Head(msgspec.Struct):
@@ -70,6 +75,31 @@ def unsealed(data: bytes, kind: type[T], *, format: str, what: object, remedy: s
     if not seal or hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
         raise UsageError(f"{what} was edited or damaged: its checksum does not match; {remedy}")
     return parse(data, kind, what=what, remedy=remedy)
+
+
+def sealed_line(values: Mapping[str, Any]) -> str:
+    """An object as a line of a JSON Lines file, its checksum last."""
+    body = json.dumps(values).removesuffix("}")
+    return f'{body}, "crc32c": "{_line_crc(body)}"}}\n'
+
+
+def unsealed_line(line: str, *, what: object, remedy: str) -> dict[str, Any]:
+    """Inverse of `sealed_line`; a line without a checksum, as others write it, is taken as it is. Raises UsageError."""
+    seal = _LINE_SEAL.search(line)
+    if seal and _line_crc(line[: seal.start()]) != seal[1]:
+        raise UsageError(f"{what} was edited or damaged: its checksum does not match; {remedy}")
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{what} is damaged ({display(str(error))}); {remedy}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{what} is damaged (it is no object); {remedy}")
+    values.pop("crc32c", None)
+    return values
+
+
+def _line_crc(body: str) -> str:
+    return str(google_crc32c.Checksum(body.encode(errors="replace")).hexdigest().decode())
 
 
 def read_bytes(path: str | os.PathLike[str], *, remedy: str, limit_bytes: int = LIMIT_BYTES) -> bytes:

@@ -22,6 +22,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.encodings import recognize
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import feature_kinds, parse_example
+from shardline.pipeline.files import LOCK, own_directory
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import (
     FILE_NAME,
@@ -107,10 +108,15 @@ def adopt(config: AdoptConfig) -> Manifest:
 
     Raises:
       UsageError: the directory or an option cannot work, or the labels do not fit the class names.
-      Failure: a file is damaged, or not one record can be read.
+      Failure: a file is damaged, not one record can be read, or another process writes there.
     """
-    directory = config.directory
     _check_place(config)
+    with own_directory(config.directory, "--data"):
+        return _adopt(config)
+
+
+def _adopt(config: AdoptConfig) -> Manifest:
+    directory = config.directory
     layout = _tfds_layout(directory)
     splits = dict(layout.splits) if layout else find_splits(directory, config.split_pattern)
     missing = [file for files in splits.values() for file in files if not (directory / file).is_file()]
@@ -167,7 +173,9 @@ def find_splits(directory: Path, pattern: str = "") -> dict[str, tuple[str, ...]
         patterns = [re.compile(pattern)] if pattern else [re.compile(text) for text in PATTERNS]
     except re.error as error:
         raise UsageError(f"--split_pattern={pattern}: {error}") from None
-    files = sorted(entry.name for entry in os.scandir(directory) if entry.is_file() and not entry.name.endswith(".idx"))
+    files = sorted(
+        entry.name for entry in os.scandir(directory) if entry.is_file() and not entry.name.endswith((".idx", LOCK))
+    )
     for candidate in patterns:
         if "split" not in candidate.groupindex:
             raise UsageError(f"--split_pattern={pattern}: needs a group (?P<split>...)")

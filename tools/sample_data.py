@@ -9,6 +9,7 @@ one that a camera stored sideways, a CMYK JPEG and a PNG named .jpg.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import struct
 from collections.abc import Callable
@@ -69,6 +70,7 @@ def sample_data(config: SampleDataConfig) -> tuple[int, int]:
     cv2.setNumThreads(1)  # one thread an image does more than several threads on one
     partial = output / ".partial"
     is_new = _claim(output)
+    partial.mkdir()
     try:
         for folder in folders:
             (partial / folder).mkdir(parents=True)
@@ -76,7 +78,10 @@ def sample_data(config: SampleDataConfig) -> tuple[int, int]:
         for folder in folders:
             (partial / folder).rename(output / folder)
     except BaseException:
-        shutil.rmtree(output if is_new else partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # which this process made
+        if is_new:
+            with contextlib.suppress(OSError):
+                output.rmdir()
         raise
     partial.rmdir()
     return len(tasks), len(DIFFICULT)

@@ -19,7 +19,7 @@ import numpy as np
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.encodings import ENCODINGS, Encoding
-from shardline.pipeline.errors import Failure
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
@@ -159,7 +159,7 @@ def _description_faults(manifest: Manifest, directory: Path) -> list[str]:
 
     try:
         rows = read_sources(directory, ["status", "height", "width"])
-    except (OSError, ValueError, KeyError) as error:  # of Arrow's errors, too
+    except (OSError, UsageError) as error:
         return [f"{SOURCES_FILE}: cannot be read: {error}"]
     faults = []
     statuses = {pair["values"]: pair["counts"] for pair in rows["status"].value_counts().to_pylist()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ def make_directory(path: str) -> Path:
     """`--output` as a writable directory."""
     _make(Path(path), f"--output={path}")
     return Path(path)
+
+
+def is_saved_model_file(path: str) -> bool:
+    """Whether TensorFlow writes a file of this name in a SavedModel's folder."""
+    return re.fullmatch(r"(saved_model|fingerprint|keras_metadata)\.pb|variables/variables\.\S+", path) is not None
 
 
 def check_target(flag: str, path: str) -> None:

@@ -155,7 +155,7 @@ def result_row(run: EvaluatedRun) -> tuple[str | float, ...]:
         "" if held_out is None else round(held_out, 4),
         round(found["top1"], 4) if found else "",
         "{:.3f}–{:.3f}".format(*found["interval95"]["top1"]) if found else "not evaluated",
-        *(round(found[key], 4) if found else "" for key in ("top5", "macro_f1", "ece")),
+        *("" if found.get(key) is None else round(found[key], 4) for key in ("top5", "macro_f1", "ece")),
         found["n"] if found else "",
     )
 

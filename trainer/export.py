@@ -12,20 +12,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, own_directory, refuse_foreign
 from shardline.pipeline.options import option
-from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
+from shardline.trainer.checks import (
+    ModelConfig,
+    check_labels,
+    find_run,
+    is_saved_model_file,
+    make_directory,
+    say_weights,
+)
 from shardline.trainer.run_dir import choose_weights, read_config
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
     from shardline.pipeline.manifest import Split
+    from shardline.trainer.run_dir import Run
 
 FORMATS = {
     "saved_model": "saved_model",
@@ -99,28 +108,34 @@ def export(config: ExportConfig) -> Exported:
     paths = prepare(config.output, config.formats, config.overwrite)
     output = Path(config.output)
     say_weights(chosen)
+    with own_directory(output, "--output"):
+        command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+        from shardline.trainer.evaluation import exports
+        from shardline.trainer.run_dir import load_run
 
-    command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
-    from shardline.trainer.evaluation import exports
-    from shardline.trainer.run_dir import load_run
-
-    run = load_run(str(directory), chosen, precision="float32")
-    (output / PARITY).unlink(missing_ok=True)  # an earlier export's
-    for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit=" formats"):
-        exports.write_model(run, form, path, lambda: exports.calibration_images(run, data, config.calibration_images))
-    atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
-    if run.words:
-        atomic_write(output / "words.txt", "".join(f"{label}\n" for label in run.shown_labels))
-    trained = load_run(str(directory), chosen)
-    compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
-    parity = {"weights": chosen.facts(), **compared}
-    atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
+        run = load_run(str(directory), chosen, precision="float32")
+        (output / PARITY).unlink(missing_ok=True)  # an earlier export's
+        for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit=" formats"):
+            images = partial(exports.calibration_images, run, data, config.calibration_images)
+            exports.write_model(run, form, path, images)
+        write_labels(output, run)
+        trained = load_run(str(directory), chosen)
+        compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
+        parity = {"weights": chosen.facts(), **compared}
+        atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
     if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
         raise Failure(
             f"{'; '.join(failed)}: further from the trainer than the bound allows; do not deploy it "
             f"(all numbers in {output / PARITY})"
         )
     return Exported(paths, parity)
+
+
+def write_labels(output: Path, run: Run) -> None:
+    """labels.txt and, where classes have words, words.txt."""
+    atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
+    if run.words:
+        atomic_write(output / "words.txt", "".join(f"{label}\n" for label in run.shown_labels))
 
 
 def main(config: ExportConfig) -> None:
@@ -183,6 +198,11 @@ def prepare(path: str, formats: Iterable[str], overwrite: bool) -> dict[str, Pat
     present = [path.name for path in paths.values() if path.exists()]
     if present and not overwrite:
         raise UsageError(f"--output={path} holds {present[0]} already; add --overwrite or name another directory")
+    for form, target in paths.items():
+        if form == "saved_model":
+            refuse_foreign(target, is_saved_model_file)
+        elif target.is_dir():
+            raise UsageError(f"--output={path}: {target.name} is a folder there; move it away, or name another place")
     return paths
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class MetricsLog:
         """Lines after `resumed_step` are dropped: those steps will be run, and written, again."""
         self._path = Path(workdir) / FILE_NAME
         kept = [line for line in read(workdir) if line["step"] <= resumed_step]
-        atomic_write(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        atomic_write(self._path, "".join(map(stored.sealed_line, kept)))
         self._file = self._path.open("a", encoding="utf-8")
         self._board: tf.summary.SummaryWriter | None = None
         if importlib.util.find_spec("tensorboard"):
@@ -39,7 +38,7 @@ class MetricsLog:
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One line, flushed, so that a reader never waits and a kill loses nothing."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.write(stored.sealed_line({"step": step, "kind": kind, **values}))
         self._file.flush()
         if self._board:
             import tensorflow as tf
@@ -68,9 +67,9 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for number, line in enumerate(text.split("\n")[:-1], 1):  # what follows the last line break was cut short
         try:
-            values = json.loads(line)
+            values = stored.unsealed_line(line, what=path, remedy="")
             stored.convert(values, _LINES[values["kind"]], what=path, remedy="")
-        except (ValueError, RecursionError, KeyError, TypeError, UsageError):
+        except (KeyError, TypeError, UsageError):
             log(f"warning: {path}, line {number} is damaged and left out")
         else:
             lines.append(values)

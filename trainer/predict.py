@@ -12,6 +12,7 @@ reason. --input may be repeated; arguments that are not flags are inputs too, so
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
@@ -25,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, own_file
 from shardline.pipeline.options import option
 from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
-from shardline.trainer.run_dir import choose_weights, read_config
+from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,23 +69,32 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
 
     Raises:
       UsageError: a run, input or target that cannot be used.
+      Failure: another process writes to the same target.
     """
     directory = find_run(config.run, config.checkpoint)
-    form, target = parse_output(config.output)
+    _, target = parse_output(config.output)
     if config.gallery and not config.gallery.lower().endswith(".png"):
         raise UsageError(f"--gallery={config.gallery}: name a file that ends in .png")
     data = open_records(config, directory) if config.data else None
     paths = [] if data else find_files(config.input)
     chosen = choose_weights(directory, config.checkpoint)
-    for flag, path in (("--output", target), ("--gallery", config.gallery)):
-        if path:
-            check_target(flag, path)
-    say_weights(chosen)
+    with contextlib.ExitStack() as owned:
+        for flag, path in (("--output", target), ("--gallery", config.gallery)):
+            if path:
+                check_target(flag, path)
+                owned.enter_context(own_file(path, flag))
+        say_weights(chosen)
+        return _predict(config, directory, chosen, data, paths)
 
+
+def _predict(
+    config: PredictConfig, directory: Path, chosen: ChosenWeights, data: Dataset | None, paths: Sequence[str]
+) -> list[FilePrediction]:
     command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.evaluation.inference import predict_files, predict_records
     from shardline.trainer.run_dir import load_run
 
+    form, target = parse_output(config.output)
     run = load_run(str(directory), chosen)
     rows: list[FilePrediction] = []
     shown: list[tuple[np.ndarray | None, FilePrediction]] = []

@@ -1,5 +1,7 @@
 """Canned rates in, the table's numbers out; what is compared really takes turns."""
 
+import json
+
 import pytest
 
 from shardline.benchmarks.measure import (
@@ -82,6 +84,32 @@ def test_measurements_survive_the_file_with_every_repeat(tmp_path):
     append_results(tmp_path, measurements)
     assert load_results(tmp_path) == load_results(tmp_path / "results.jsonl") == measurements
     assert machine()["cpu"] and machine()["cores"] >= 1
+
+
+def test_no_flipped_bit_of_the_file_changes_a_number(tmp_path):
+    append_results(tmp_path, [Measurement("s", "a", "images/s", (1.5, 2.5), "did it", (0.5,), {"size": 224})])
+    path = tmp_path / "results.jsonl"
+    good, wanted = path.read_bytes(), load_results(tmp_path)
+    noticed = 0
+    for i in range(len(good)):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+        try:
+            assert load_results(tmp_path) == wanted
+        except UsageError as error:
+            assert "results.jsonl" in str(error) and "\n" not in str(error)
+            noticed += 1
+    assert noticed > 0.95 * len(good)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repeats", []), ("repeats", ["x"]), ("repeats", 3), ("name", 5), ("settings", []), ("cpu_seconds", [None])],
+)
+def test_values_of_other_types_are_refused_by_line(tmp_path, name, value):
+    line = {"suite": "s", "name": "a", "unit": "x/s", "repeats": [1.0]}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {name: value}) + "\n")
+    with pytest.raises(UsageError, match=r"results.jsonl, line 2, is damaged \(.*; restore it from a copy"):
+        load_results(tmp_path)
 
 
 def test_only_the_newest_measurement_of_a_row_counts(tmp_path):

@@ -1,15 +1,21 @@
 """Stored numbers in, pages and gates out; nothing is measured here."""
 
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from shardline.benchmarks.bottleneck import bottleneck_of
+from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import CONTROL, Measurement, append_results, load_results
-from shardline.benchmarks.report import check, write_report
+from shardline.benchmarks.report import ReportConfig, check, main, write_report
+from shardline.benchmarks.run import benchmark
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import exclusive
 
 FACTS = {
     "cores": 2,
@@ -230,3 +236,20 @@ def test_any_one_dead_stage_still_leaves_a_report(dead, tmp_path):
     rows = [replace(m, repeats=(0.0,) * 3) if m.name == dead else m for m in canned() if m.suite == "stages"]
     write_report(tmp_path, rows)
     assert f">{dead}<" in (tmp_path / "report.html").read_text()
+
+
+def test_only_figures_of_a_report_are_removed(tmp_path):
+    for name in ("mine.png", "stages.png", "forecast.png"):
+        (tmp_path / name).write_bytes(b"x")
+    rows = [Measurement("convert", "plain loop", "images/s", (1.0,))]
+    write_report(tmp_path, rows)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"mine.png", "convert_images_per_s.png"}
+
+
+def test_a_report_directory_has_one_owner(tmp_path):
+    append_results(tmp_path, [Measurement("convert", "plain loop", "images/s", (1.0,))])
+    with exclusive(tmp_path / ".lock", "it"):
+        for act in (partial(main, ReportConfig(report=str(tmp_path))),
+                    partial(benchmark, BenchConfig(data="data", output=str(tmp_path)))):  # fmt: skip
+            with pytest.raises(Failure, match=f"={tmp_path} is in use by process {os.getpid()} on "):
+                act()

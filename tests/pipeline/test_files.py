@@ -1,6 +1,7 @@
 """A file is there whole or not at all, and durable before it has its name."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shardline.pipeline import files
-from shardline.pipeline.files import TEMPORARY, atomic_write, atomic_writer, temporary_path
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import TEMPORARY, atomic_write, atomic_writer, remove_tree, temporary_path
 
 
 def test_content_is_there_after_the_block_and_nothing_before(tmp_path):
@@ -128,3 +130,30 @@ def test_a_killed_writer_leaves_the_old_content_and_a_file_that_says_whose_it_wa
     assert (tmp_path / "file").read_bytes() == b"before"
     (left,) = tmp_path.glob(f"*{TEMPORARY}")
     assert f"-{process.pid}-" in left.name and left.read_bytes() == b"half"
+
+
+def test_a_folder_is_removed_only_if_all_in_it_is_ours(tmp_path):
+    for content, link in ({"a/b/x": "", "a/y": ""}, ""), ({"a/b/x": "", "a/mine": ""}, ""), ({"a/b/x": ""}, "a/b/l"):
+        for path in content:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text("")
+        victim = tmp_path / "victim" / "x"
+        victim.parent.mkdir(exist_ok=True)
+        victim.write_text("")
+        if link:
+            (tmp_path / link).symlink_to(victim.parent)
+        before = sorted(tmp_path.rglob("*"))
+        if link or "a/mine" in content:
+            with pytest.raises(UsageError, match=r"/a holds (mine|b/l), which is not ours to delete; move it away"):
+                remove_tree(tmp_path / "a", {"b/x", "y"}.__contains__)
+            assert sorted(tmp_path.rglob("*")) == before
+            shutil.rmtree(tmp_path / "a")
+        else:
+            remove_tree(tmp_path / "a", {"b/x", "y"}.__contains__)
+            assert not (tmp_path / "a").exists()
+    remove_tree(tmp_path / "a", lambda name: True)  # not there
+    for other in ("link", "file"):
+        (tmp_path / "link").symlink_to(tmp_path / "victim") if other == "link" else (tmp_path / "file").write_text("")
+        with pytest.raises(UsageError, match="is no folder of ours"):
+            remove_tree(tmp_path / other, lambda name: True)
+    assert victim.exists()

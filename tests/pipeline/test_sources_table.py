@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.sources_table import ROW_GROUP, SOURCES, SOURCES_FILE, iterate_sources, read_sources
 from shardline.pipeline.sources_table import sources_writer as writer
 
@@ -37,6 +38,29 @@ def test_it_is_whole_or_absent(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):
         read_sources(tmp_path, ["path"])
+
+
+def test_damage_is_one_line(tmp_path):
+    with writer(tmp_path) as write:
+        write(rows(50))
+    path = tmp_path / SOURCES_FILE
+    whole = path.read_bytes()
+    for damaged in (b"", b"x" * 100, whole[:-30], whole[: len(whole) // 2], whole[:4] + bytes(40) + whole[44:]):
+        path.write_bytes(damaged)
+        for read in (read_sources, lambda *args: list(iterate_sources(*args))):
+            with pytest.raises(UsageError, match=rf"{SOURCES_FILE} cannot be read \(.*; restore it") as refusal:
+                read(tmp_path, SOURCES.names)
+            assert "\n" not in str(refusal.value)
+
+
+def test_columns_of_other_types_are_refused(tmp_path):
+    parquet.write_table(pa.table({"record": ["a"], "split": ["train"]}), tmp_path / SOURCES_FILE)
+    for columns in (["record"], ["split", "sha256"]):
+        for read in (read_sources, lambda *args: list(iterate_sources(*args))):
+            with pytest.raises(
+                UsageError, match=rf"{SOURCES_FILE} cannot be read \(.*(its columns are|No match).*; restore it"
+            ):
+                read(tmp_path, columns)
 
 
 def test_rows_of_other_types_are_refused(tmp_path):

@@ -7,8 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import exclusive
 from shardline.pipeline.manifest import Manifest, check_files, load_index
 from shardline.pipeline.tfrecord import frame_record
+from shardline.tools.adopt import AdoptConfig, adopt
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config, draw, records
 
@@ -169,3 +172,10 @@ def test_adopted_data_can_be_read_in_random_order(imagenet):
     manifest = Manifest.load(imagenet)
     assert len(check_files(manifest, imagenet, "train")) == 12
     assert json.loads((imagenet / "manifest.json").read_text())["features"]["image"] == "image/encoded"
+
+
+def test_a_directory_has_one_owner(tmp_path):
+    (tmp_path / "train.tfrecord").write_bytes(frame_record(example(image=feature("bytes", b"x"))))
+    with exclusive(tmp_path / ".lock", "it"), pytest.raises(Failure, match=f"^data={tmp_path} is in use by process"):
+        adopt(AdoptConfig(data=str(tmp_path), split_pattern="(?P<split>.*)"))
+    assert [path.name for path in tmp_path.iterdir()] == ["train.tfrecord"]

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shardline.pipeline.files import file_sha256
 from shardline.trainer import compare
 from shardline.trainer.compare import CompareConfig
 from tests.pipeline.tiny import edit_stored
@@ -21,12 +22,12 @@ def other_run(tiny_run, tiny_evaluation, tmp_path_factory):
     edit_stored(other / "config.json", lambda content: content["train"].update(momentum=0.5))
     evaluation = other / "evaluation-test"
     shutil.copytree(tiny_evaluation, evaluation)
-    found = json.loads((evaluation / "metrics.json").read_text())
-    (evaluation / "metrics.json").write_text(json.dumps(found | {"run": str(other), "top1": 1.0}))
     table = pq.read_table(evaluation / "predictions.parquet")
     right = pa.array([True] * len(table))
     table = table.set_column(table.schema.get_field_index("correct"), "correct", right)
     pq.write_table(table, evaluation / "predictions.parquet")
+    changes = {"run": str(other), "top1": 1.0, "predictions_sha256": file_sha256(evaluation / "predictions.parquet")}
+    edit_stored(evaluation / "metrics.json", lambda content: content.update(changes))
     return other
 
 

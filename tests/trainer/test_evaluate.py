@@ -9,7 +9,7 @@ import pytest
 
 from shardline import pipeline
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import exclusive
+from shardline.pipeline.files import exclusive, file_sha256
 from shardline.pipeline.manifest import Shard, Split
 from shardline.trainer import evaluate
 from shardline.trainer.checkpoints import write_checkpoint
@@ -75,19 +75,20 @@ def test_two_replicas_give_the_same_digits(tiny_run, tiny_data, jit, tmp_path):
     command("shardline.trainer.evaluate", *arguments, tmp_path / "one")
     process("shardline.trainer.evaluate", *arguments, tmp_path / "two", "--logical_cpus", 2)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert one.pop("environment") != two.pop("environment")
+    assert one.pop("environment") != two.pop("environment") and one.pop("checksum") != two.pop("checksum")
     assert one == two
     first, second = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
     assert first.equals(second)
 
 
-def test_from_python_it_returns_what_it_writes_again_and_again(tiny_run, tiny_data, tiny_metrics, tmp_path):
+def test_from_python_it_returns_what_it_writes_again_and_again(tiny_run, tiny_data, tiny_evaluation, tmp_path):
     for name in ("one", "two"):
         config = EvaluateConfig(run=tiny_run, data=tiny_data, output=tmp_path / name, batch_size=8, report=False)
         evaluation = evaluate.evaluate(config)
-        written = json.loads((tmp_path / name / "metrics.json").read_text())
+        written = results.read_metrics(tmp_path / name)
+        assert written | {"environment": 0} == results.read_metrics(tiny_evaluation) | {"environment": 0}
+        assert written.pop("predictions_sha256") == file_sha256(tmp_path / name / "predictions.parquet")
         assert json.loads(json.dumps(evaluation.metrics)) == written
-        assert written | {"environment": 0} == tiny_metrics | {"environment": 0}
         assert len(evaluation.predictions.records) == 21
 
 

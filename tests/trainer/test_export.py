@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import exclusive
 from shardline.tools.malformed_images import cases
 from shardline.trainer import export
 from shardline.trainer.evaluation import exports
@@ -202,3 +203,22 @@ def test_an_interrupted_export_leaves_the_old_model_and_nothing_half(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         exports.write_model(SimpleNamespace(model=SimpleNamespace(save=save)), "keras", target, lambda: iter(()))
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"] and target.read_bytes() == b"the old model"
+
+
+def test_models_of_others_are_not_deleted(exported, tiny_run, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    mine = folder / "saved_model" / "variables" / "notes" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("")
+    config = ExportConfig(run=tiny_run, output=folder, formats="saved_model", overwrite=True)
+    with pytest.raises(UsageError, match=r"saved_model holds variables/notes/mine.txt, which is not ours to delete"):
+        export.export(config)
+    assert mine.exists()
+
+
+def test_an_output_directory_has_one_owner(exported, tiny_run, tmp_path):
+    config = ExportConfig(run=tiny_run, output=tmp_path, formats="saved_model")
+    with exclusive(tmp_path / ".lock", "it"), pytest.raises(Failure, match=f"^output={tmp_path} is in use by process"):
+        export.export(config)
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.files import exclusive
 from shardline.pipeline.text import has_control_characters
 from shardline.trainer import predict
 from shardline.trainer.evaluation.inference import FilePrediction, predict_files
@@ -133,3 +135,13 @@ def test_pipes_devices_and_hostile_names_are_rows_and_never_commands(tiny_run, t
     assert row == ["'=1+1.png", "", "", "x"]
     paths = [json.loads(line)["path"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert str(images / "x\x1b]0;owned\x07a.png") in paths  # JSON keeps the name itself
+
+
+@pytest.mark.parametrize("flag", ["output", "gallery"])
+def test_a_target_has_one_owner(photos, tiny_run, tmp_path, flag):
+    targets = {"output": str(tmp_path / "rows.csv"), "gallery": str(tmp_path / "look.png")}
+    config = PredictConfig(run=tiny_run, input=photos, **targets)
+    lock = tmp_path / f".{os.path.basename(targets[flag])}.lock"
+    with exclusive(lock, "it"), pytest.raises(Failure, match=f"^{flag}={targets[flag]} is in use by process"):
+        predict.predict(config)
+    assert not list(tmp_path.iterdir())

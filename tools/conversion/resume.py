@@ -125,7 +125,7 @@ def _changed_content(output: Path, sources: Sources, hash_input: Callable[[int],
         batches = iterate_sources(output, ["path", "sha256"])
         rows = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in batches)
         then = _content_keys(rows)
-    except (OSError, ValueError) as error:  # of Arrow's errors, too
+    except (OSError, UsageError) as error:
         return [f"its {SOURCES_FILE}, by which changed sources could be told, cannot be read: {error}"]
     with (
         ThreadPoolExecutor(available_cores()) as pool,

@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import atomic_write, temporary_path
+from shardline.pipeline.files import atomic_write, remove_tree, temporary_path
 from shardline.pipeline.images import BadImage
 from shardline.pipeline.machine import available_cores
+from shardline.trainer.checks import is_saved_model_file
 from shardline.trainer.evaluation.graph_pixels import SERVED
 from shardline.trainer.evaluation.model_input import converter_options, load_image, preprocess, stored_images
 from shardline.trainer.evaluation.serving import save_serving, variables_of
@@ -67,7 +68,8 @@ def write_model(run: Run, form: str, target: Path, calibration: Callable[[], Ite
             run.model.save(made)
         else:
             save_serving(run, made)
-        shutil.rmtree(target, ignore_errors=True)  # a folder is not replaced by another one
+        if form == "saved_model":  # a folder is not replaced by another one
+            remove_tree(target, is_saved_model_file)
         made.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

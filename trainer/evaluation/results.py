@@ -1,22 +1,26 @@
 """The values of one evaluation: computed from predictions alone, written to its directory, read back. No TensorFlow.
 
-metrics.json is written last, so a directory that holds one is whole.
+metrics.json is written last, so a directory that holds one is whole; it carries the SHA-256 of predictions.parquet.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 
-from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import atomic_write, atomic_writer
+from shardline.pipeline import stored
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import atomic_write, atomic_writer, file_sha256
 from shardline.pipeline.manifest import shown_labels
+from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.wording import count
 from shardline.trainer.evaluation import metrics
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 Curves = Sequence[metrics.BinaryCurves | None]  # one a class
 
+FORMAT = "shardline evaluation 1"
 METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
 
 
@@ -181,20 +186,55 @@ def write(evaluation: Evaluation, plots: Mapping[str, bytes], output: Path) -> N
     for name, png in plots.items():
         atomic_write(output / f"{name}.png", png, durable=False)
     write_predictions(evaluation, output / PREDICTIONS)
-    atomic_write(output / METRICS, json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n")
+    content = {**_plain(evaluation.metrics), "predictions_sha256": file_sha256(output / PREDICTIONS)}
+    stored.save(output / METRICS, content, format=FORMAT)
+
+
+def _plain(value: Any) -> Any:
+    """A value of metrics.json; None for what is no number, as of a model that diverged."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class _Interval:
+    top1: tuple[Share, Share]
+
+
+@dataclass(frozen=True)
+class _StoredMetrics:
+    """Those values of metrics.json that other commands use."""
+
+    run: str
+    split: str
+    n: Count
+    top1: Share
+    top5: Share
+    macro_f1: Share
+    ece: float | None
+    interval95: _Interval
+    predictions_sha256: Sha256
+
+
+_REMEDY = "run shardline-evaluate again"
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
     """metrics.json of an evaluation. Raises UsageError in one line."""
     path = directory / METRICS
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        values["run"], values["split"], values["top1"], values["leakage"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is damaged, or of another version ({error!r}); run shardline-evaluate again"
-        ) from None
-    return values
+        data = stored.read_bytes(path, remedy=_REMEDY)
+    except FileNotFoundError:
+        raise UsageError(f"{directory} holds no {METRICS}; run shardline-evaluate first") from None
+    stored.unsealed(data, _StoredMetrics, format=FORMAT, what=path, remedy=_REMEDY)
+    values: dict[str, Any] = stored.parse(data, dict[str, Any], what=path, remedy=_REMEDY)
+    return {name: value for name, value in values.items() if name not in ("format", "checksum")}
 
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
@@ -204,16 +244,15 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
 
     rows, names = evaluation.predictions, np.array(evaluation.labels, dtype=object)
     flat = pa.array(rows.probabilities.ravel(), pa.float32())
-    table = pa.table(
-        {
-            "id": pa.array(rows.records, pa.int64()),
-            "path": pa.array(evaluation.paths, pa.string()),
-            "label": pa.array(names[rows.labels], pa.string()),
-            "predicted": pa.array(names[rows.predicted], pa.string()),
-            "correct": pa.array(rows.predicted == rows.labels, pa.bool_()),
-            "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(names)),
-        }
-    )
+    columns = {
+        "id": rows.records,
+        "path": evaluation.paths,
+        "label": names[rows.labels],
+        "predicted": names[rows.predicted],
+        "correct": rows.predicted == rows.labels,
+        "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(names)),
+    }
+    table = pa.table(columns, schema=_schema(len(names)))
     metadata = {
         "labels": json.dumps(evaluation.labels, ensure_ascii=False),
         "split": evaluation.metrics["split"],
@@ -224,15 +263,34 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
 
 
 def read_predictions(directory: str | os.PathLike[str]) -> tuple[pa.Table, dict[str, str]]:
-    """The table and metadata of an evaluation directory. Raises UsageError or Failure in one line."""
+    """The table and metadata of an evaluation directory. Raises UsageError in one line."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(directory) / PREDICTIONS
-    if not path.is_file():
-        raise UsageError(f"{directory} holds no {PREDICTIONS}; run shardline-evaluate first")
+    sha256 = read_metrics(Path(directory))["predictions_sha256"]
     try:
+        if file_sha256(path) != sha256:
+            raise UsageError(f"{path} was edited or damaged: its SHA-256 is not that in {METRICS}; {_REMEDY}")
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise Failure(f"{path} is damaged ({error}); run shardline-evaluate again") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read ({error}); {_REMEDY}") from None
+    if table.schema.names != _schema(1).names or table.schema.types[:-1] != _schema(1).types[:-1]:
+        raise UsageError(f"{path} has other columns than shardline-evaluate writes; {_REMEDY}")
     return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def _schema(classes: int) -> pa.Schema:
+    """The columns of predictions.parquet."""
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "id": pa.int64(),
+            "path": pa.string(),
+            "label": pa.string(),
+            "predicted": pa.string(),
+            "correct": pa.bool_(),
+            "probabilities": pa.list_(pa.float32(), classes),
+        }
+    )

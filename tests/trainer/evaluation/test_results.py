@@ -1,16 +1,21 @@
 """An evaluation's values: defined for any split, whatever occurs in it; written whole, read back, damage named."""
 
+import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import file_sha256
 from shardline.trainer.evaluation import results
 from shardline.trainer.evaluation.inference import Predictions
 from shardline.trainer.evaluation.leakage import Leakage, LeakedRecord
+from tests.pipeline.tiny import edit_stored
 
 NOT_SEARCHED = Leakage((), "not searched for")
 
@@ -70,7 +75,9 @@ def test_what_is_written_is_read_back(tmp_path):
     evaluation = computed(predictions(7, 3), 3)
     results.write(evaluation, {"confusion": b"png"}, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "predictions.parquet", "metrics.json"}
-    assert results.read_metrics(tmp_path) == json.loads(json.dumps(evaluation.metrics))
+    sha256 = hashlib.sha256((tmp_path / "predictions.parquet").read_bytes()).hexdigest()
+    wanted = json.loads(json.dumps({**evaluation.metrics, "predictions_sha256": sha256}))
+    assert results.read_metrics(tmp_path) == wanted
     table, metadata = results.read_predictions(tmp_path)
     assert np.array(table["probabilities"].to_pylist(), np.float32) == pytest.approx(
         evaluation.predictions.probabilities
@@ -91,13 +98,52 @@ def test_an_interrupted_write_leaves_no_metrics_and_nothing_half(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
 
 
-def test_damaged_and_missing_files_are_named(tmp_path):
-    with pytest.raises(UsageError, match="evaluate first"):
-        results.read_predictions(tmp_path)
-    (tmp_path / "predictions.parquet").write_bytes(b"x" * 100)
-    with pytest.raises(Failure, match="is damaged"):
-        results.read_predictions(tmp_path)
-    for content in ("{", '{"top1": 1}', "[]"):
-        (tmp_path / "metrics.json").write_text(content)
-        with pytest.raises(UsageError, match=r"metrics.json is damaged, or of another version .*; run shardline-eval"):
-            results.read_metrics(tmp_path)
+def test_numbers_of_a_model_that_diverged_are_stored_as_none(tmp_path):
+    evaluation = computed(predictions(7, 3), 3)
+    evaluation.metrics["ece"] = evaluation.metrics["classes"][0]["f1"] = float("nan")
+    results.write(evaluation, {}, tmp_path)
+    found = results.read_metrics(tmp_path)
+    assert found["ece"] is None and found["classes"][0]["f1"] is None
+
+
+def test_a_missing_evaluation_is_named(tmp_path):
+    for read in (results.read_predictions, results.read_metrics):
+        with pytest.raises(UsageError, match=f"{tmp_path} holds no metrics.json; run shardline-evaluate first"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
+def test_every_flipped_or_cut_byte_is_noticed_in_one_line(tmp_path, name):
+    results.write(computed(predictions(3, 2), 2), {}, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for damaged in (whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :], whole[:at]):
+            path.write_bytes(damaged)
+            with pytest.raises(UsageError, match=rf"{name} .*; run shardline-evaluate again") as refusal:
+                results.read_predictions(tmp_path)
+            assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top1": 2}, {"top1": "1"}, {"run": 5}, {"n": -1}, {"interval95": {}}, {"interval95": {"top1": [0.5]}},
+        {"predictions_sha256": "../victim"}, {"ece": []},
+    ],
+)  # fmt: skip
+def test_values_of_other_types_and_ranges_are_refused(tmp_path, change):
+    results.write(computed(predictions(3, 2), 2), {}, tmp_path)
+    edit_stored(tmp_path / "metrics.json", lambda content: content.update(change))
+    with pytest.raises(UsageError, match=r"metrics.json is damaged \(.*; run shardline-evaluate again"):
+        results.read_metrics(tmp_path)
+
+
+def test_another_table_with_the_right_hash_is_refused(tmp_path):
+    results.write(computed(predictions(3, 2), 2), {}, tmp_path)
+    path = tmp_path / "predictions.parquet"
+    for table in (pa.table({"path": ["a"]}), pq.read_table(path).drop_columns(["correct"])):
+        pq.write_table(table, path)
+        edit_stored(tmp_path / "metrics.json", lambda content: content.update(predictions_sha256=file_sha256(path)))
+        with pytest.raises(UsageError, match="has other columns than shardline-evaluate writes"):
+            results.read_predictions(tmp_path)
