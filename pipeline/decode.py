@@ -81,7 +81,7 @@ def _png(data: memoryview) -> np.ndarray:
     return pixels
 
 
-@only_bad_images()
+@only_bad_images
 def _any(data: bytes) -> np.ndarray:
     header = read_header(data)
     if header.height * header.width > _MOST_PIXELS:

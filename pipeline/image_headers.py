@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 from shardline.pipeline.sniff import NOT_IMAGES, UNSUPPORTED, sniff
 
 __all__ = ["FORMATS", "BadImage", "Header", "decode", "only_bad_images", "orientation_of", "read_header", "sniff"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,28 @@ FORMATS = {
 }
 
 
+_OUT_OF_MEMORY = re.compile("out of memory|insufficient memory|bad_alloc|cannot allocate", re.IGNORECASE)
+
+
+def only_bad_images(function: Callable[P, R]) -> Callable[P, R]:
+    """Whatever a decoder raises becomes BadImage; but want of memory is the machine's fault, and stays MemoryError."""
+
+    @wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (BadImage, MemoryError):
+            raise
+        except Exception as error:
+            no_memory = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+            if no_memory or _OUT_OF_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
+            detail = " ".join(str(error).split())[:200]
+            raise BadImage("decoder-error", f"{type(error).__name__}: {detail}") from error
+
+    return guarded
+
+
 def read_header(data: bytes) -> Header:
     """Sniff and parse. Raises BadImage for what is empty, unknown, unsupported by name or visibly incomplete."""
     if not data:
@@ -65,14 +90,18 @@ def read_header(data: bytes) -> Header:
         raise BadImage("not-an-image", f"begins with {data[:12]!r}, no image format known here")
     if name not in FORMATS:
         raise BadImage(f"unsupported-{name}", f"{UNSUPPORTED.get(name, name)} is not read; convert it to PNG or JPEG")
-    with only_bad_images():
-        try:
-            header = FORMATS[name].read(data)
-        except (struct.error, IndexError):
-            raise BadImage("truncated", f"{name}: the file ends inside its header") from None
+    header = _read(name, data)
     if header.width < 1 or header.height < 1:
         raise BadImage("corrupt-header", f"{name}: {header.width}x{header.height} pixels")
     return header
+
+
+@only_bad_images
+def _read(name: str, data: bytes) -> Header:
+    try:
+        return FORMATS[name].read(data)
+    except (struct.error, IndexError):
+        raise BadImage("truncated", f"{name}: the file ends inside its header") from None
 
 
 def orientation_of(data: bytes) -> int:
@@ -87,8 +116,7 @@ def decode(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """The samples of the first frame, a JPEG's reduced. Raises BadImage, and MemoryError where that is the reason."""
     expected = -(-header.height // reduction), -(-header.width // reduction)
     try:
-        with only_bad_images():
-            samples = FORMATS[header.format].decode(data, header, reduction)
+        samples = _decode(data, header, reduction)
     except BadImage:
         _check_memory(header)
         raise
@@ -99,24 +127,11 @@ def decode(data: bytes, header: Header, reduction: int = 1) -> Samples:
     return samples
 
 
+@only_bad_images
+def _decode(data: bytes, header: Header, reduction: int) -> Samples:
+    return FORMATS[header.format].decode(data, header, reduction)
+
+
 def _check_memory(header: Header) -> None:
     """Raises MemoryError if there was not the memory to decode this: several decoders call that damage."""
     np.empty(24 * header.height * header.width, np.uint8)  # address space only: nothing touches it
-
-
-_OUT_OF_MEMORY = re.compile("out of memory|insufficient memory|bad_alloc|cannot allocate", re.IGNORECASE)
-
-
-@contextmanager
-def only_bad_images() -> Iterator[None]:
-    """Whatever a decoder raises becomes BadImage; but want of memory is the machine's fault, and stays MemoryError."""
-    try:
-        yield
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:
-        no_memory = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
-        if no_memory or _OUT_OF_MEMORY.search(str(error)):
-            raise MemoryError(str(error)) from error
-        detail = " ".join(str(error).split())[:200]
-        raise BadImage("decoder-error", f"{type(error).__name__}: {detail}") from error

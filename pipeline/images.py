@@ -83,7 +83,7 @@ def versions() -> dict[str, str]:
     }
 
 
-@only_bad_images()
+@only_bad_images
 def process(data: bytes, options: ImageOptions) -> ProcessedImage:
     """The stored image of one file's bytes.
 
@@ -126,7 +126,7 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
     )
 
 
-@only_bad_images()
+@only_bad_images
 def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
     """The image that `process` would store, as uint8 RGB [height, width, 3], before any encoding. Raises likewise."""
     loaded = _load(data, _checked_header(data, options), options)

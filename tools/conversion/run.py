@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
 import socket
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,6 +78,7 @@ def convert(config: ConvertConfig) -> Manifest:
 def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resume.Request, started: float) -> Manifest:
     """The work, in a folder that is ours alone."""
     work = resume.workspace(config.directory, plan, request, sources)
+    _load_ahead("tensorflow_datasets", *(["matplotlib.figure"] if config.report else []))
     progress = _write_shards(config, sources, plan, work)
     dedup = resolve_duplicates(progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits))
     _note_duplicates(config, dedup)
@@ -93,6 +96,11 @@ def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resum
     resume.remove_work(config.directory)
     _summarize(config, manifest, dedup, seconds, progress.resumed)
     return manifest
+
+
+def _load_ahead(*modules: str) -> None:
+    """Import what the last steps need while workers convert: a second that nobody then waits for."""
+    threading.Thread(target=lambda: [importlib.import_module(name) for name in modules], daemon=True).start()
 
 
 def dry_run(config: ConvertConfig) -> Estimate:
