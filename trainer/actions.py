@@ -195,7 +195,8 @@ class SaveCheckpoint(Action):
             write_config(workdir, self.content)
             self._described = True
         header = {**state.header(), "train": self.content["train"], "sampler": self.setup.sampler_key}
-        write_checkpoint(path, {**header, "input_scale": self.network.input_scale}, state.arrays())
+        header |= {"labels": self.setup.labels, "input_scale": self.network.input_scale}
+        write_checkpoint(path, header, state.arrays())
 
 
 class Evaluate(Action):

@@ -32,7 +32,8 @@ class Checkpoint:
 
     Attributes:
       header: the plain values of `TrainState.header`, `train` (the TrainConfig of the step it was saved after),
-        `sampler` (the key of `TrainSetup.sampler_key`) and `input_scale`, by which the convolutions' input is divided.
+        `sampler` (the key of `TrainSetup.sampler_key`), `labels` (the classes) and `input_scale`, by which the
+        convolutions' input is divided.
       arrays: `TrainState.arrays`.
     """
 
@@ -104,6 +105,7 @@ class _Header:
     train: dict[str, Any]  # checked when it becomes a TrainConfig
     sampler: dict[str, str | int | bool]
     input_scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    labels: tuple[str, ...] = ()  # (): of a run before they were kept here
 
 
 def checkpoint_path(workdir: str | os.PathLike[str], step: int) -> Path:

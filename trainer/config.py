@@ -86,7 +86,8 @@ class TrainConfig(InputConfig):
     )
     weights: str = option(
         "none",
-        "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, checkpoint file or run directory",
+        "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, .safetensors, checkpoint file or "
+        "run directory",
         group="model",
     )
     weights_sha256: str = option(

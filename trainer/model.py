@@ -220,15 +220,22 @@ def _convolutions(size: int, width: float) -> list[keras.Layer]:
         vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
         return list(vgg16.layers[1:])
     layers: list[keras.Layer] = []
+    for name, shape in convolution_shapes(width).items():
+        if layers and name.endswith("conv1"):
+            layers.append(keras.layers.MaxPooling2D(name=f"{layers[-1].name[:6]}_pool"))
+        layers.append(keras.layers.Conv2D(shape[-1], 3, padding="same", activation="relu", name=name))
+    return [*layers, keras.layers.MaxPooling2D(name=f"{layers[-1].name[:6]}_pool")]
+
+
+def convolution_shapes(width: float = 1.0) -> dict[str, tuple[int, int, int, int]]:
+    """Kernel shape [3, 3, in, out] of every convolution by its name, from the input on."""
+    shapes, channels = {}, 3
     for block, (filters, count) in enumerate(zip(FILTERS, CONVOLUTIONS, strict=True), 1):
         for index in range(1, count + 1):
-            layers.append(
-                keras.layers.Conv2D(
-                    max(1, int(filters * width)), 3, padding="same", activation="relu", name=f"block{block}_conv{index}"
-                )
-            )
-        layers.append(keras.layers.MaxPooling2D(name=f"block{block}_pool"))
-    return layers
+            outputs = max(1, int(filters * width))
+            shapes[f"block{block}_conv{index}"] = (3, 3, channels, outputs)
+            channels = outputs
+    return shapes
 
 
 def initialize(network: Network, seed: int) -> None:

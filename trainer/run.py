@@ -55,8 +55,6 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
     if setup.cluster.chief:
         for gap in setup.class_gaps:
             log(f"note: {gap}")
-        if setup.weights_sha256:
-            log(f"--weights={config.weights}: SHA-256 {setup.weights_sha256}")
     content = claim_workdir(setup, allow_changes)
     checkpoint = checkpoint_to_continue(setup)
     check_start(setup, checkpoint)
@@ -65,7 +63,7 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
         log(f"--workdir={config.workdir} is complete at step {checkpoint.header['step']}; nothing to do")
         return None
     first = starting_span(setup, checkpoint)
-    network, state, step = create_train_state(setup, first)
+    network, state, step = create_train_state(setup, first, restored=checkpoint is not None)
     if checkpoint:
         state.restore(checkpoint)
         log(f"continuing {config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")

@@ -14,7 +14,7 @@ import tensorflow as tf
 from shardline import pipeline
 from shardline.pipeline import InputConfig
 from shardline.pipeline.class_gaps import class_gaps
-from shardline.pipeline.cli import progress
+from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest
 from shardline.trainer import schedule
@@ -153,7 +153,7 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
         )
     if config.cache_features and cluster.hosts > 1:
         raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
-    weights_sha256 = check_weights(config.weights, config.head, config.weights_sha256)
+    weights_sha256 = check_weights(config.weights, config.head, config.width, config.weights_sha256)
     data = _open(config)
     return TrainSetup(
         config=config,
@@ -202,13 +202,18 @@ def _eval_split(config: TrainConfig, data: pipeline.TrainingData) -> str:
     return name
 
 
-def initial_network(setup: TrainSetup) -> Network:
-    """The network this run trains, with fresh weights or those of `--weights`. Call inside the strategy's scope."""
+def initial_network(setup: TrainSetup, *, restored: bool = False) -> Network:
+    """The network this run trains, with fresh weights or those of `--weights`, of which the chief says what was taken.
+
+    Call inside the strategy's scope. `restored`: a checkpoint will replace the weights, so `--weights` are not read.
+    """
     config = setup.config
     network = create_network(NetworkConfig.of(config, len(setup.labels)))
     initialize(network, config.seed)
-    if config.weights != "none":
-        load_weights(network, config.weights, config.head)
+    if config.weights != "none" and not restored:
+        loaded = load_weights(network, config.weights, setup.labels)
+        if setup.cluster.chief:
+            log(f"--weights={config.weights}: SHA-256 {setup.weights_sha256}; {loaded}")
     return network
 
 

@@ -92,10 +92,16 @@ class TrainState:
         self.optimizer, self.phase = create_optimizer(setup, network, span, self.ema_weights), span.index
 
 
-def create_train_state(setup: TrainSetup, span: PhaseSpan) -> tuple[Network, TrainState, TrainStep]:
-    """What training from `span` on needs: the network with its starting weights, the state, and the compiled step."""
+def create_train_state(
+    setup: TrainSetup, span: PhaseSpan, *, restored: bool = False
+) -> tuple[Network, TrainState, TrainStep]:
+    """What training from `span` on needs: the network with its starting weights, the state, and the compiled step.
+
+    Args:
+      restored: a checkpoint will replace the weights.
+    """
     with setup.cluster.strategy.scope():
-        network = initial_network(setup)
+        network = initial_network(setup, restored=restored)
         averaged = network.weights if setup.config.ema else {}
         ema_weights = {path: tf.Variable(variable, trainable=False) for path, variable in averaged.items()}
         optimizer = create_optimizer(setup, network, span, ema_weights)

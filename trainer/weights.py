@@ -1,43 +1,45 @@
-"""Starting weights: every kind of file that `--weights` may name, as kernels and biases of a VGG16 in order."""
+"""Starting weights: what `--weights` names, which of its layers a network takes, and what is said of it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
-from shardline.trainer.model import NORMALIZATION, Network
+from shardline.pipeline.text import display
+from shardline.pipeline.wording import count
+from shardline.trainer.model import Network, convolution_shapes
 from shardline.trainer.run_dir import find_checkpoint
-
-V = TypeVar("V")
+from shardline.trainer.weight_files import Layer, Pretrained, names_digest, read_weights
 
 IMAGENET = {  # file name and md5 of the weights Keras publishes, without and with the top
     False: ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", "6d6bbae143d832006294945121d1f1fc"),
     True: ("vgg16_weights_tf_dim_ordering_tf_kernels.h5", "64373286793e3c8b2b4e3219cbf3544b"),
 }
-Pair = tuple[np.ndarray, np.ndarray]  # kernel and bias of one layer
+# `names_digest` of the classes of the weights with the top: the 1,000 synsets of ILSVRC 2012, sorted.
+IMAGENET_CLASSES = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """Kernels and biases read from a file, in the order they are applied."""
+class LoadedWeights:
+    """Which layers of a network got a file's values, and what is to be said of the others."""
 
-    convolutions: Sequence[Pair]
-    dense: Sequence[Pair]
-    input_scale: float = 1.0  # of the model they were trained in
+    layers: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        convolutions = [name for name in self.layers if name.startswith("block")]
+        dense = [name for name in self.layers if name not in convolutions]
+        return "; ".join([", ".join([f"loaded {count(len(convolutions), 'convolution')}", *dense]), *self.notes])
 
 
-def check_weights(weights: str, head: str, sha256: str = "") -> str:
+def check_weights(weights: str, head: str, width: float, sha256: str = "") -> str:
     """Refuse in one line, before any other work, `--weights` that are not there or not what they are called.
 
     Returns:
@@ -47,76 +49,113 @@ def check_weights(weights: str, head: str, sha256: str = "") -> str:
         if sha256:
             raise UsageError(f"--weights_sha256={sha256}: there is no file to compare; name it in --weights")
         return ""
-    path = _weights_file(weights, head)
+    path = _weights_file(weights, head == "fc4096")
     path = find_checkpoint(path).path if path.is_dir() else path
     found = file_sha256(path)
     if sha256 and found != sha256.lower():
         raise UsageError(f"--weights_sha256={sha256}: {path} has {found}; give the file that you mean, or its SHA-256")
+    _read(weights, head == "fc4096", convolution_shapes(width))
     return found
 
 
-def _weights_file(weights: str, head: str) -> Path:
-    """The file or run directory that `--weights` names."""
+def _weights_file(weights: str, top: bool) -> Path:
+    """The file or run directory that `--weights` names; of ImageNet's files the one with or without the `top`."""
     if weights == "imagenet":
-        return _imagenet_file(head)
+        return _imagenet_file(top)
     if not Path(weights).exists():
         raise UsageError(
-            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, "
+            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, .safetensors, "
             "checkpoint file or run directory"
         )
     return Path(weights)
 
 
-def load_weights(network: Network, weights: str, head: str) -> list[str]:
-    """Assign the weights named by `--weights`; return the layers that got them.
+def _read(weights: str, top: bool, shapes: Mapping[str, tuple[int, ...]]) -> Pretrained:
+    """What `--weights` names. Its convolutions have these shapes, else it is refused."""
+    path = _weights_file(weights, top)
+    try:
+        found = read_weights(path)
+        _check_convolutions(found.convolutions, shapes)
+    except UsageError as error:
+        raise UsageError(f"--weights={weights}: {error}") from None
+    except Exception as error:  # h5py, json and zipfile each have their own families
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(f"--weights={weights}: cannot be read as weights: {type(error).__name__}: {line}") from error
+    return replace(found, classes=IMAGENET_CLASSES) if _is_published_top(path) else found
 
-    Convolutions must all match. Dense layers are taken while their shapes match; the rest keep their fresh values.
-    """
-    path = _weights_file(weights, head)
-    found = _read_h5(path) if weights == "imagenet" else _read(weights)
-    pairs = _pairs(network.weights)
-    convolutions = [name for name in pairs if name.startswith("block")]
-    if len(found.convolutions) != len(convolutions):
+
+def _is_published_top(path: Path) -> bool:
+    """Whether a file is Keras's own of all VGG16, whose classes are known."""
+    return path.suffix == ".h5" and _md5(path) == IMAGENET[True][1]
+
+
+def _check_convolutions(layers: Sequence[Layer], expected: Mapping[str, tuple[int, ...]]) -> None:
+    if len(layers) != len(expected):
         raise UsageError(
-            f"--weights={weights}: holds {len(found.convolutions)} convolutions where VGG16 has {len(convolutions)}; "
-            "give the weights of a VGG16"
+            f"holds {len(layers)} convolutions of 3x3 where VGG16 has {len(expected)}; give the weights of a VGG16"
         )
-    for name, arrays in zip(convolutions, found.convolutions, strict=True):
-        if not _fits(pairs[name], arrays):
+    for (name, shape), layer in zip(expected.items(), layers, strict=True):
+        if layer.kernel.shape != shape:
             raise UsageError(
-                f"--weights={weights}: {name} has shape {arrays[0].shape} where the model has "
-                f"{tuple(pairs[name][0].shape)}; give the weights of a VGG16"
+                f"{name} has shape {layer.kernel.shape} where the model has {shape}; give the weights of a VGG16, or "
+                "the --width they were trained with"
             )
-        _assign(pairs[name], arrays)
-    first = pairs[convolutions[0]][0]
+
+
+def load_weights(network: Network, weights: str, labels: Sequence[str]) -> LoadedWeights:
+    """Assign the weights named by `--weights`, and tell which layers got them.
+
+    All convolutions are taken; of the dense layers the hidden ones while their shapes match, and the last one if its
+    classes are `labels`, in this order. The others keep their fresh values.
+    """
+    names = list(dict.fromkeys(path.split("/")[0] for path in network.weights))
+    convolutions = [name for name in names if name.startswith("block")]
+    shapes = {name: tuple(network.weights[f"{name}/kernel"].shape) for name in names}
+    found = _read(weights, "fc1" in names, {name: shapes[name] for name in convolutions})
+    for name, layer in zip(convolutions, found.convolutions, strict=True):
+        _assign(network, name, layer)
+    first = network.weights[f"{convolutions[0]}/kernel"]
     first.assign(first * (network.input_scale / found.input_scale))
-    loaded = list(convolutions)
-    dense = [name for name in pairs if not name.startswith("block")]
-    for name, arrays in zip(dense, found.dense, strict=False):
-        if not _fits(pairs[name], arrays):
+    *hidden, last = names[len(convolutions) :]
+    loaded, notes = list(convolutions), list(found.notes)
+    for name, layer in zip(hidden, found.dense[:-1], strict=False):
+        if layer.kernel.shape != shapes[name]:
+            notes.append(f"{name} starts fresh: {layer.name} has the shape {layer.kernel.shape}")
             break
-        _assign(pairs[name], arrays)
+        _assign(network, name, layer)
         loaded.append(name)
-    return loaded
+    if reason := _unlike(found, shapes[last], labels):
+        notes.append(f"{last} starts fresh: {reason}")
+    else:
+        _assign(network, last, found.dense[-1])
+        loaded.append(last)
+    others = [layer.name for layer in found.layers if layer.kernel.shape[:-2] not in ((), (3, 3))]
+    if ignored := [*others, *found.ignored]:
+        more = f" and {len(ignored) - 8} more" if len(ignored) > 8 else ""
+        notes.append(f"ignored {display(', '.join(ignored[:8]))}{more}, for which VGG16 has no place")
+    return LoadedWeights(tuple(loaded), tuple(notes))
 
 
-def _pairs(weights: Mapping[str, V]) -> dict[str, tuple[V, V]]:
-    names = dict.fromkeys(path.split("/")[0] for path in weights)
-    return {name: (weights[f"{name}/kernel"], weights[f"{name}/bias"]) for name in names}
+def _unlike(found: Pretrained, wanted: tuple[int, ...], labels: Sequence[str]) -> str:
+    """Why the file's last layer is not that of `labels`, with a kernel of the `wanted` shape; "" where it is."""
+    if not found.dense:
+        return "the file has no head"
+    if not found.classes:
+        return "the file does not tell the names of its classes"
+    if found.classes != names_digest(labels):
+        return "its classes are others, or in another order"
+    shape = found.dense[-1].kernel.shape
+    return "" if shape == wanted else f"its shape is {shape}, not {wanted}"
 
 
-def _fits(variables: tuple[tf.Variable, tf.Variable], arrays: Pair) -> bool:
-    return all(tuple(v.shape) == a.shape for v, a in zip(variables, arrays, strict=True))
+def _assign(network: Network, name: str, layer: Layer) -> None:
+    network.weights[f"{name}/kernel"].assign(layer.kernel)
+    network.weights[f"{name}/bias"].assign(layer.bias)
 
 
-def _assign(variables: tuple[tf.Variable, tf.Variable], arrays: Pair) -> None:
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array.astype(np.float32))
-
-
-def _imagenet_file(head: str) -> Path:
+def _imagenet_file(top: bool) -> Path:
     """The published file, downloaded where it is missing, and checked by hash."""
-    name, md5 = IMAGENET[head == "fc4096"]
+    name, md5 = IMAGENET[top]
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
     path = folder / name
     if not path.exists():
@@ -125,7 +164,7 @@ def _imagenet_file(head: str) -> Path:
         try:
             keras.utils.get_file(
                 name,
-                vgg16.WEIGHTS_PATH if head == "fc4096" else vgg16.WEIGHTS_PATH_NO_TOP,
+                vgg16.WEIGHTS_PATH if top else vgg16.WEIGHTS_PATH_NO_TOP,
                 cache_subdir="models",
                 file_hash=md5,
                 cache_dir=str(folder.parent),
@@ -135,57 +174,14 @@ def _imagenet_file(head: str) -> Path:
                 f"--weights=imagenet: {name} could not be downloaded; fetch it on a machine that can, with "
                 f"keras.applications.VGG16(), and put it in {folder}"
             ) from error
-    with path.open("rb") as file:
-        if (found := hashlib.file_digest(file, "md5").hexdigest()) != md5:
-            raise UsageError(
-                f"--weights=imagenet: {path} is damaged or another file: md5 {found}, expected {md5}; "
-                "delete it and try again, or pass its path as --weights if you mean it"
-            )
+    if (found := _md5(path)) != md5:
+        raise UsageError(
+            f"--weights=imagenet: {path} is damaged or another file: md5 {found}, expected {md5}; "
+            "delete it and try again, or pass its path as --weights if you mean it"
+        )
     return path
 
 
-def _read(weights: str) -> Pretrained:
-    path = Path(weights)
-    try:
-        if path.suffix == ".keras":
-            return _from_layers(keras.models.load_model(path, compile=False))
-        if path.suffix == ".h5":
-            return _read_h5(path)
-        checkpoint = find_checkpoint(path)
-        return _split(list(_pairs(checkpoint.final_weights).values()), checkpoint.header["input_scale"])
-    except UsageError as error:
-        raise UsageError(f"--weights={weights}: {error}") from None
-    except Exception as error:  # h5py, Keras and zipfile each have their own families
-        line = " ".join(str(error).split())[:200]
-        raise UsageError(f"--weights={weights}: cannot be read as weights: {type(error).__name__}: {line}") from error
-
-
-def _from_layers(model: keras.Model) -> Pretrained:
-    layers = [layer for layer in model._flatten_layers(include_self=False) if len(layer.get_weights()) == 2]
-    ours = next((layer for layer in model.layers if layer.name == NORMALIZATION), None)
-    return _split([tuple(layer.get_weights()) for layer in layers], 1 / ours.scale if ours else 1.0)
-
-
-def _read_h5(path: Path) -> Pretrained:
-    """Both layouts: Keras 1 and 2 list their layers by name; Keras 3 numbers layers of a class, conv2d_12."""
-    import h5py
-
-    with h5py.File(path) as file:
-        if "layer_names" in file.attrs:
-            groups = [file[name] for name in file.attrs["layer_names"]]
-            lists = [[np.array(group[name]) for name in group.attrs["weight_names"]] for group in groups]
-        else:
-            found: list[str] = []
-            file.visititems(lambda name, item: found.append(name) if name.endswith("vars/0") else None)
-            found = sorted((n for n in found if not n.startswith("optimizer")), key=_natural)
-            lists = [[np.array(item) for _, item in sorted(file[name[:-2]].items())] for name in found]
-    return _split([(arrays[0], arrays[1]) for arrays in lists if len(arrays) == 2])
-
-
-def _natural(text: str) -> list[int | str]:
-    # "conv2d" before "conv2d_1" before "conv2d_10".
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text.replace("/", "_0/"))]
-
-
-def _split(pairs: Sequence[Pair], input_scale: float = 1.0) -> Pretrained:
-    return Pretrained([p for p in pairs if p[0].ndim == 4], [p for p in pairs if p[0].ndim == 2], input_scale)
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

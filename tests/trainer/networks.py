@@ -4,9 +4,11 @@ import numpy as np
 
 from shardline.trainer.model import NetworkConfig, create_network, initialize
 
+LABELS = ("a", "b", "c", "d")
 HEADER = {  # of a checkpoint
     "step": 9, "cursor": 72, "phase": 0, "best_metric": "", "best": None, "best_step": 0, "evals_since_best": 0,
     "evaluation": {}, "train": {}, "sampler": {"records": 40}, "input_scale": 1.0,
+    "labels": LABELS,
 }  # fmt: skip
 THIN = {"classes": 4, "image_size": 32, "width": 0.03}
 
@@ -16,7 +18,7 @@ def values(network):
 
 
 def randomized(seed=0, head="fc4096", **options):
-    network = create_network(NetworkConfig(head=head, **THIN, **options))
+    network = create_network(NetworkConfig(head=head, **THIN | options))
     initialize(network, seed)
     random = np.random.default_rng(seed)
     for path, variable in network.weights.items():
