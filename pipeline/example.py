@@ -7,10 +7,12 @@ https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from shardline.pipeline.manifest import Features
+from shardline.pipeline.manifest import NO_LABEL, Features
 
 # ---------------------------------------------------------------------------------------------- encoding
 
@@ -90,7 +92,7 @@ def parse_example(payload: bytes | memoryview, features: Features) -> Example:
     """The image in a serialized `tf.train.Example`: inverse of `encode_example`, for foreign feature names too.
 
     Raises:
-      ValueError: the bytes are no Example, or the image or the label is missing.
+      ValueError: the bytes are no Example, or the image or the label is missing or of another kind.
     """
     try:
         image, label, filename, height, width = _wanted_values(payload, features)
@@ -99,14 +101,94 @@ def parse_example(payload: bytes | memoryview, features: Features) -> Example:
     if not isinstance(image, memoryview):
         raise ValueError(f"feature {features.image!r} holds no bytes")
     if not isinstance(label, int):
-        raise ValueError(f"feature {features.label!r} holds no integer")
+        label = _other_label(payload, features)
     return Example(
         image=image,
-        label=label + features.label_offset,
+        label=label + features.label_offset if features.label else NO_LABEL,
         filename=str(filename, errors="replace") if isinstance(filename, memoryview) else "",
         height=height if isinstance(height, int) else 0,
         width=width if isinstance(width, int) else 0,
     )
+
+
+def _other_label(payload: bytes | memoryview, features: Features) -> int:
+    """A label that is not simply the first integer of its feature, before the offset."""
+    if not features.label:
+        return NO_LABEL
+    values = feature_values(payload, features.label)
+    if features.label_kind == "onehot":
+        hot = [number for number, value in enumerate(values) if value == 1]
+        if len(hot) == 1 and all(value in (0, 1) for value in values):
+            return hot[0]
+        raise ValueError(f"feature {features.label!r} is not one-hot: {len(hot)} of its {len(values)} numbers are 1")
+    if len(values) != 1 or not features.label_kind:
+        raise ValueError(f"feature {features.label!r} holds no integer")
+    if features.label_kind == "name":
+        name = label_text(values[0])
+        if name not in features.names:
+            raise ValueError(f"label {name!r} is none of the dataset's classes")
+        return features.names.index(name)
+    try:
+        number = float(values[0])
+    except ValueError:
+        number = 0.5
+    if not number.is_integer():
+        raise ValueError(f"feature {features.label!r} holds {label_text(values[0])!r}, no whole number")
+    return int(number)
+
+
+def label_text(value: bytes | float) -> str:
+    """A stored class name; bytes that are no UTF-8 are escaped."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def feature_values(payload: bytes | memoryview, name: str) -> Sequence[int] | Sequence[float] | Sequence[bytes]:
+    """All values of one feature; none where it is missing or empty.
+
+    Raises:
+      ValueError: the bytes are no Example.
+    """
+    try:
+        at, end = _delimited(payload, 0, 0x0A)
+        while at < end:
+            entry, at = _delimited(payload, at, 0x0A)
+            key, key_end = _delimited(payload, entry, 0x0A)
+            if bytes(payload[key:key_end]) != name.encode():
+                continue
+            feature, feature_end = _delimited(payload, key_end, 0x12)
+            return _all_values(payload, feature) if feature < feature_end else ()
+    except (IndexError, struct.error):
+        raise ValueError("the Example ends in the middle of a field") from None
+    return ()
+
+
+def _all_values(payload: bytes | memoryview, feature: int) -> Sequence[int] | Sequence[float] | Sequence[bytes]:
+    kind = payload[feature]
+    at, end = _delimited(payload, feature, kind)
+    if kind == 0x0A:  # bytes_list
+        texts = []
+        while at < end:
+            start, at = _delimited(payload, at, 0x0A)
+            texts.append(bytes(payload[start:at]))
+        return texts
+    if kind == 0x12:  # float_list: packed, or one tag for each number
+        packed = at < end and payload[at] == 0x0A
+        floats: list[float] = []
+        while at < end:
+            start, at = _delimited(payload, at, 0x0A) if packed else (at + 1, at + 5)
+            floats += struct.unpack(f"<{(at - start) // 4}f", payload[start:at])
+        return floats
+    numbers: list[int] = []
+    while at < end:
+        if payload[at] == 0x0A:
+            start, stop = _delimited(payload, at, 0x0A)
+        else:
+            start, stop = at + 1, at + 2
+        while start < stop:
+            number, start = _varint_at(payload, start)
+            numbers.append(number - (1 << 64) if number >> 63 else number)
+        at = start
+    return numbers
 
 
 def feature_kinds(payload: bytes | memoryview) -> dict[str, str]:
@@ -154,7 +236,8 @@ def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memo
 
 @lru_cache(maxsize=8)
 def _slots(features: Features) -> dict[bytes, int]:
-    names = (features.image, features.label, features.filename, features.height, features.width)
+    label = "" if features.label_kind else features.label
+    names = (features.image, label, features.filename, features.height, features.width)
     return {name.encode(): slot for slot, name in enumerate(names) if name}
 
 

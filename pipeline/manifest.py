@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from shardline.pipeline import stored
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write
-from shardline.pipeline.stored import Count, FileName, Sha256
+from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.tfrecord import FRAME_BYTES
 from shardline.pipeline.wording import count
@@ -35,13 +35,16 @@ REMEDY = "convert again, or restore it from a copy"
 Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f\x7f]+$", max_length=200)]  # of a dataset: starts file names
 SplitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
 EncodingName = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(ENCODINGS)})$")]
+# Of an adopted shard it may lie in a folder of the dataset's: Kaggle's train/00-192x192-798.tfrec.
+ShardFile = Annotated[str, msgspec.Meta(pattern=r"^([^/\x00.][^/\x00]*/)?[^/\x00]+$", max_length=511)]
+LabelKind = Annotated[str, msgspec.Meta(pattern="^(|index|name|onehot)$")]
 
 
 @dataclass(frozen=True)
 class Shard:
     """One TFRecord file: its name, its count, and what its bytes must be."""
 
-    file: FileName
+    file: ShardFile
     records: Count
     bytes: Count
     sha256: Sha256
@@ -72,7 +75,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """Names of the `tf.train.Example` features. An empty name: foreign records do not have it."""
+    """Names of the `tf.train.Example` features. An empty name: foreign records do not have it.
+
+    Without a label's name, all records have NO_LABEL.
+    """
 
     image: str = "image"
     label: str = "label"
@@ -80,6 +86,14 @@ class Features:
     height: str = "image/height"
     width: str = "image/width"
     label_offset: int = 0  # added to the stored label; ImageNet's shards count from 1, so -1 there
+    label_kind: LabelKind = ""  # "": an integer; "index": a number of any type; "name": text; "onehot": a list
+    names: tuple[str, ...] = ()  # of the classes, where labels are names: the manifest's labels, not stored twice
+
+    def stored(self) -> dict[str, Any]:
+        """As the manifest has them; what is at its default there since format 2 began, is left out."""
+        facts = asdict(self)
+        del facts["names"]
+        return facts if self.label_kind else {name: value for name, value in facts.items() if name != "label_kind"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ class Manifest:
         content = {
             "format": FORMAT,
             "labels": self.labels,
-            "features": asdict(self.features),
+            "features": self.features.stored(),
             "image": asdict(self.image),
             "splits": {
                 name: [(shard.file, shard.records, shard.bytes, shard.sha256) for shard in split.shards]
@@ -185,7 +199,7 @@ class Manifest:
             "digest": self.digest,
             "ledger": asdict(self.ledger),
             "labels": self.labels,
-            "features": asdict(self.features),
+            "features": self.features.stored(),
             "image": asdict(self.image),
             "splits": {
                 name: {
@@ -220,7 +234,7 @@ class Manifest:
             labels=found.labels,
             splits={name: Split(name, split.shards, split.unlabelled) for name, split in found.splits.items()},
             ledger=found.ledger,
-            features=found.features,
+            features=replace(found.features, names=found.labels if found.features.label_kind == "name" else ()),
             image=found.image,
             class_counts={name: split.class_counts for name, split in found.splits.items()},
             words=found.words,
@@ -328,7 +342,7 @@ def check_files(
             continue
         if size != shard.bytes:
             faults.append(f"{shard.file} has {size:,} bytes, not {shard.bytes:,}")
-        elif not _tiles(index, records=shard.records, size_bytes=shard.bytes):
+        elif not _fits(index, shard, gaps=manifest.adopted):
             faults.append(f"{index_path(path).name} does not fit its shard")
         else:
             start, end = end, end + len(index)
@@ -340,16 +354,14 @@ def check_files(
     return rows
 
 
-def _tiles(index: np.ndarray, *, records: int, size_bytes: int) -> bool:
-    """Whether the records lie end to end from byte 0 to the last."""
+def _fits(index: np.ndarray, shard: Shard, *, gaps: bool) -> bool:
+    """Whether the records lie end to end from byte 0 to the last; with gaps, where adoption left records out."""
     ends = index.sum(axis=1)
-    return (
-        len(index) == records
-        and bool(np.all(index >= 0))  # sums that overflow come out negative
-        and bool(np.all(index[:, 1] >= FRAME_BYTES))
-        and bool(np.array_equal(index[:, 0], np.concatenate(([0], ends))[:-1]))
-        and (int(ends[-1]) if records else 0) == size_bytes
-    )
+    if len(index) != shard.records or np.any(index < 0) or np.any(index[:, 1] < FRAME_BYTES):
+        return False  # sums that overflow come out negative
+    between = index[:, 0] - np.concatenate(([0], ends))[:-1]
+    rest = shard.bytes - (int(ends[-1]) if len(index) else 0)
+    return bool(np.all(between >= 0)) and rest >= 0 if gaps else not (np.any(between) or rest)
 
 
 def shard_name(name: str, split: str, number: int, count: int) -> str:
@@ -358,8 +370,10 @@ def shard_name(name: str, split: str, number: int, count: int) -> str:
 
 
 def shard_path(directory: str | os.PathLike[str], shard: Shard) -> Path:
-    """Where a shard lies: in the dataset's own directory, whatever its manifest says."""
-    return stored.stored_path(directory, shard.file, r"(?!\.).+", what=FILE_NAME)
+    """Where a shard lies: in the dataset's own directory or a folder of it, whatever its manifest says."""
+    folder, _, name = shard.file.rpartition("/")
+    place = stored.stored_path(directory, folder, r"(?!\.).+", what=FILE_NAME) if folder else directory
+    return stored.stored_path(place, name, r"(?!\.).+", what=FILE_NAME)
 
 
 def index_path(shard: str | os.PathLike[str]) -> Path:

@@ -67,13 +67,15 @@ class Shards:
         self.index: Index | Mapping[int, RecordLocation] = Index(
             check_files(manifest, directory, split), [shard.records for shard in shards]
         )
-        self.features = manifest.features
+        self.unlabelled = manifest.split(split).unlabelled
+        # Whatever a split without labels has for one: somebody else's may have none, or zeros.
+        foreign = self.unlabelled and manifest.adopted
+        self.features = replace(manifest.features, label="") if foreign else manifest.features
         # What batches need: not the file name, and the size only where the image does not tell it.
-        self.pixel_features = replace(manifest.features, filename="")
+        self.pixel_features = replace(self.features, filename="")
         if ENCODINGS[manifest.image.encoding].self_describing:
             self.pixel_features = replace(self.pixel_features, height="", width="")
         self.num_labels = len(manifest.labels)
-        self.unlabelled = manifest.split(split).unlabelled
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()

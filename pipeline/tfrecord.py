@@ -62,14 +62,25 @@ def index_records(path: str | os.PathLike[str]) -> np.ndarray:
             if length > size - offset - FRAME_BYTES:
                 if masked_crc(data[offset : offset + 8]) == data[offset + 8 : offset + 12]:
                     raise ValueError(f"truncated: the record at byte {offset:,} ends after the file does")
-                what = (
-                    "gzip-compressed, decompress it first" if data[:2] == b"\x1f\x8b" else "damaged or no TFRecord file"
-                )
-                raise ValueError(f"no record header at byte {offset:,}: {what}")
+                raise ValueError(f"no record header at byte {offset:,}: {_what_else(data[:2])}")
             offsets.append(offset)
             offset += length + FRAME_BYTES
     begins = np.array(offsets, np.int64)
     return np.column_stack((begins, np.diff(begins, append=size)))
+
+
+def _what_else(start: bytes) -> str:
+    """What a file is that does not begin with a record, by its first bytes."""
+    if start == b"\x1f\x8b":
+        return "gzip-compressed, decompress it first"
+    if start[:1] == b"\x78" and int.from_bytes(start, "big") % 31 == 0:  # RFC 1950
+        return "zlib-compressed, decompress it first"
+    return "damaged or no TFRecord file"
+
+
+def is_tfrecord(start: bytes) -> bool:
+    """Whether a file that begins with these 12 bytes begins with a record."""
+    return len(start) >= 12 and masked_crc(start[:8]) == start[8:12]
 
 
 def read_framed(path: str | os.PathLike[str], offset: int, size: int) -> bytes:

@@ -2,57 +2,50 @@
 
     shardline-adopt tensorflow_datasets/oxford_flowers102/2.1.1
     shardline-adopt imagenet --label_offset=-1 --class_names=names.txt
+    shardline-adopt kaggle/tfrecords-jpeg-192x192 --unlabelled=test   # train/00-192x192-798.tfrec, val/…, test/…
 
-Directories prepared by TFDS describe themselves. Otherwise splits are taken from the file names (train-00000-of-01024,
-flowers-train.tfrecord-00000-of-00016, train.tfrecord) and features from the first record. Every record is read once,
-for its checksum, label and size. The last line on stdout is the dataset's digest.
+Directories prepared by TFDS describe themselves. Otherwise splits are taken from the names of files and folders
+(train-00000-of-01024, flowers-train.tfrecord-00000-of-00016, val.tfrecord, train/00-192x192-798.tfrec) and features
+from the first record of each split. Every record is read once, for its checksum, label and image header; the pixels of
+some are decoded, in processes of their own. The last line on stdout is the dataset's digest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from shardline.pipeline import cli as command_line
-from shardline.pipeline.encodings import recognize
+from shardline.pipeline import executors
+from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.example import feature_kinds, parse_example
-from shardline.pipeline.files import LOCK, own_directory
+from shardline.pipeline.files import own_directory
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import (
-    FILE_NAME,
-    Features,
-    ImageFormat,
-    Ledger,
-    Manifest,
-    Shard,
-    Split,
-    index_path,
-    write_index,
-)
+from shardline.pipeline.manifest import FILE_NAME, Features, ImageFormat, Ledger, Manifest, Split
 from shardline.pipeline.options import option
-from shardline.pipeline.tfrecord import index_records, read_framed, unframe_record
 from shardline.pipeline.wording import count, shorten_list
-from shardline.tools.conversion import executors
+from shardline.tools.adopt_features import FeatureOptions, find_features
+from shardline.tools.adopt_shard import ShardContent, ShardFile, read_shard
 from shardline.tools.conversion.config import dataset_name
-from shardline.tools.conversion.labels import read_class_names
-from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
-from shardline.tools.dataset_config import DatasetConfig
-
-PATTERNS = (
-    r"(?P<name>.+)-(?P<split>[A-Za-z_]\w*)\.tfrecords?-\d+-of-\d+",  # TFDS
-    r"(?P<split>[A-Za-z_]\w*)-\d+-of-\d+(\.tfrecords?)?",  # ImageNet's scripts
-    r"(?P<split>[A-Za-z_]\w*)\.tfrecords?-\d+-of-\d+",
-    r"(?P<split>[A-Za-z_]\w*?)(?:[-_]?\d+)?\.(tfrecords?|tfrec)",
+from shardline.tools.conversion.labels import (
+    LabelOptions,
+    are_numbers,
+    check_names,
+    check_spread,
+    order_labels,
+    read_class_names,
 )
-IMAGES = ("image", "image/encoded", "image_raw", "encoded", "jpeg", "png", "data")
-LABELS = ("label", "image/class/label", "image/label", "class", "image/class", "labels")
-FILENAMES = ("image/filename", "file_name", "filename", "image/source_id")
+from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
+from shardline.tools.conversion.trees import Exclusions, read_exclusions
+from shardline.tools.dataset_config import DatasetConfig
+from shardline.tools.shard_files import SplitOptions, find_splits, tfrecord_files
+
+NAME_FILES = ("labels.txt", "label.txt", "classes.txt", "class_names.txt")  # that others put beside their shards
+Splits = Mapping[str, tuple[str, ...]]  # relative paths of the files of each split
 
 
 @dataclass(frozen=True)
@@ -61,46 +54,34 @@ class AdoptConfig(DatasetConfig):
 
     name: str = option("", "dataset name; default: TFDS's, or the directory's")
     image_feature: str = option("", "name of the feature with the encoded image; default: found in the first record")
-    label_feature: str = option("", "name of the feature with the integer label; default: found in the first record")
+    label_feature: str = option("", "name of the feature with the label; default: found in the first record")
+    label_kind: str = option(
+        "",
+        "what a label is: index, a number; name, the text of a class name; onehot, a list with a 1 for the class; "
+        "default: an integer, and anything else is refused",
+        choices=("", "index", "name", "onehot"),
+    )
     label_offset: int = option(0, "number added to every stored label; ImageNet's shards count from 1: -1")
     class_names: str = option("", "file with one class name a line, in label order; default: TFDS's, or the numbers")
+    split: str = option("", "split that all files belong to; default: told by the names of files and folders")
     split_pattern: str = option(
         "", "regular expression over file names whose group 'split' names the split; default: the usual names"
+    )
+    unlabelled: tuple[str, ...] = option(
+        (), "split whose images have no labels, which is adopted for prediction; may be repeated"
+    )
+    exclude: tuple[str, ...] = option(
+        (), "path, name or pattern of files to leave out, or a file with one a line; may be repeated"
     )
     workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
     overwrite: bool = option(False, "replace the manifest and the indexes that are there")
 
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One file to adopt: the task of a worker."""
-
-    path: str
-    features: Features
-
-    def __len__(self) -> int:
-        return 1
-
-    def without(self, position: int) -> ShardFile:
-        """There is nothing to leave out."""
-        return self
-
-    def describe(self, position: int) -> str:
-        """Its path."""
-        return self.path
-
-
-@dataclass(frozen=True)
-class ShardContent:
-    """What one file holds."""
-
-    path: str
-    shard: Shard
-    labels: Mapping[int, int]  # label -> records
-    encodings: frozenset[str]
-    max_height: int
-    max_width: int
-    faults: tuple[str, ...] = ()  # records that cannot be read, at most ten
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split and self.split_pattern:
+            raise UsageError(f"--split={self.split} and --split_pattern: give one of them")
+        if self.label_offset and self.label_kind in ("name", "onehot"):
+            raise UsageError(f"--label_offset={self.label_offset}: labels of --label_kind={self.label_kind} have none")
 
 
 def adopt(config: AdoptConfig) -> Manifest:
@@ -118,23 +99,31 @@ def adopt(config: AdoptConfig) -> Manifest:
 def _adopt(config: AdoptConfig) -> Manifest:
     directory = config.directory
     layout = _tfds_layout(directory)
-    splits = dict(layout.splits) if layout else find_splits(directory, config.split_pattern)
-    missing = [file for files in splits.values() for file in files if not (directory / file).is_file()]
-    if missing:
-        raise UsageError(f"--data={directory}: {shorten_list(missing, 1)} missing")
-    features = layout.features if layout else find_features(config, splits)
+    splits = _find_splits(config, layout)
+    if missing := [name for name in config.unlabelled if name not in splits]:
+        raise UsageError(f"--unlabelled={missing[0]}: the directory has the splits {', '.join(splits)}")
+    features = layout.features if layout else find_features(directory, splits, _feature_options(config))
     features = replace(features, label_offset=config.label_offset)
     contents = _read_shards(config, splits, features)
+    splits = _with_records(splits, contents)
     names = list(read_class_names(config.class_names)) if config.class_names else list(layout.labels) if layout else []
+    if layout and not config.class_names:
+        check_names(names, f"--data={directory}", "--class_names names the classes anew")
+    labels = _label_names(config, names, [contents[file] for files in splits.values() for file in files])
     manifest = _manifest(
         name=config.name or (layout.name if layout else dataset_name(directory.resolve().name)),
-        splits=splits,
+        splits={split: (files, split in config.unlabelled) for split, files in splits.items()},
         contents=contents,
-        labels=_label_names(names, contents.values(), config.label_offset),
+        labels=labels,
         features=features,
     )
+    _note_classes(config, manifest, named=bool(names))
     manifest.save(directory)
     return manifest
+
+
+def _feature_options(config: AdoptConfig) -> FeatureOptions:
+    return FeatureOptions(config.image_feature, config.label_feature, config.label_kind, config.unlabelled)
 
 
 def _check_place(config: AdoptConfig) -> None:
@@ -148,178 +137,204 @@ def _check_place(config: AdoptConfig) -> None:
         )
 
 
-def _read_shards(
-    config: AdoptConfig, splits: Mapping[str, tuple[str, ...]], features: Features
-) -> dict[str, ShardContent]:
-    """What every file holds, by its name; damaged records are noted on stderr."""
+def _find_splits(config: AdoptConfig, layout: TfdsLayout | None) -> Splits:
+    """The files of each split: TFDS's, or those that names tell."""
+    exclusions = read_exclusions(config.exclude)
+    if layout:
+        splits = _described_splits(config, layout, exclusions)
+    else:
+        splits = find_splits(config.directory, SplitOptions(config.split, config.split_pattern, exclusions))
+    for note in exclusions.notes():
+        command_line.log(f"note: {note}")
+    return splits
+
+
+def _described_splits(config: AdoptConfig, layout: TfdsLayout, exclusions: Exclusions) -> dict[str, tuple[str, ...]]:
+    for flag in ("image_feature", "label_feature", "label_kind", "split", "split_pattern"):
+        if value := getattr(config, flag):
+            raise UsageError(
+                f"--{flag}={value}: {config.data} describes itself (dataset_info.json); leave the flag out"
+            )
+    known = [file for files in layout.splits.values() for file in files]
+    kept = {file for file in known if not exclusions.leaves_out(os.fsencode(file))}
+    splits = {split: tuple(file for file in files if file in kept) for split, files in layout.splits.items()}
+    splits = {split: files for split, files in splits.items() if files}
+    missing = [file for file in known if file in kept and not (config.directory / file).is_file()]
+    if missing or not splits:
+        raise UsageError(f"--data={config.data}: {shorten_list(missing, 1) or 'every file'} missing; restore it")
+    if others := sorted(set(tfrecord_files(config.directory)) - set(known)):
+        command_line.log(f"note: left out {shorten_list(others, 3)}: dataset_info.json does not name them")
+    return splits
+
+
+def _read_shards(config: AdoptConfig, splits: Splits, features: Features) -> dict[str, ShardContent]:
+    """What every file holds, by its name; what a person should know is noted on stderr."""
     workers = config.workers or available_cores()
-    files = [ShardFile(str(config.directory / file), features) for names in splits.values() for file in names]
+    tasks = [
+        ShardFile(config.data, file, features, split in config.unlabelled)
+        for split, files in splits.items()
+        for file in files
+    ]
     contents = {}
-    with command_line.progress(total=len(files), desc="adopt", unit=" shards") as bar:
+    with command_line.progress(total=sum(map(len, tasks)), desc="adopt", unit="B", unit_scale=True) as bar:
         for content in executors.run(
-            read_shard, files, engine="inline" if workers == 1 else "processes", workers=min(workers, len(files))
+            read_shard,
+            tasks,
+            engine="inline" if config.workers == 1 else "processes",
+            workers=min(workers, len(tasks)),
+            on_progress=bar.update,
         ):
-            contents[os.path.relpath(content.path, config.directory)] = content
-            bar.update()
-    for content in contents.values():
-        for fault in content.faults:
-            command_line.log(f"note: {content.shard.file}, {fault}; readers skip it")
+            contents[content.shard.file] = content
+    for file in sorted(contents):
+        _note_faults(config, contents[file])
+    if turned := sum(content.turned for content in contents.values()):
+        verb = "has" if turned == 1 else "have"
+        command_line.log(f"note: {count(turned, 'image')} {verb} an EXIF orientation; readers turn them upright")
     return contents
 
 
-def find_splits(directory: Path, pattern: str = "") -> dict[str, tuple[str, ...]]:
-    """Group the directory's TFRecord files by the split in their names. Raises UsageError when there are none."""
-    try:
-        patterns = [re.compile(pattern)] if pattern else [re.compile(text) for text in PATTERNS]
-    except re.error as error:
-        raise UsageError(f"--split_pattern={pattern}: {error}") from None
-    files = sorted(
-        entry.name for entry in os.scandir(directory) if entry.is_file() and not entry.name.endswith((".idx", LOCK))
-    )
-    for candidate in patterns:
-        if "split" not in candidate.groupindex:
-            raise UsageError(f"--split_pattern={pattern}: needs a group (?P<split>...)")
-        found: dict[str, list[str]] = {}
-        for file in files:
-            match = candidate.fullmatch(file)
-            if match:
-                found.setdefault(match["split"], []).append(file)
-        if found:
-            _refuse_gaps(directory, found)
-            return {split: tuple(members) for split, members in found.items()}
-    raise UsageError(
-        f"--data={directory}: no TFRecord files by name ({', '.join(files[:3]) or 'the directory is empty'}); "
-        "--split_pattern tells how theirs are built, e.g. '(?P<split>\\w+)_\\d+\\.records'"
-    )
+def _note_faults(config: AdoptConfig, content: ShardContent) -> None:
+    """Note faulty records. Raises UsageError for a file in which not one record can be used."""
+    file = content.shard.file
+    if content.faulty and not content.encodings and not content.without_label:
+        raise UsageError(
+            f"--data={config.data}: not one record of {file} can be used (the first, {content.faults[0]}); name other "
+            f"features, or leave the file out with --exclude={file}"
+        )
+    for fault in content.faults:
+        command_line.log(f"note: {file}, {fault}; readers skip it")
+    if (more := content.faulty - len(content.faults)) > 0:
+        command_line.log(f"note: {file}: {count(more, 'more record')} like that; shardline-verify lists all")
 
 
-def _refuse_gaps(directory: Path, found: Mapping[str, list[str]]) -> None:
-    """A directory with 1023 of 1024 shards is no dataset."""
-    for split, files in found.items():
-        counts = {int(text[1]) for file in files if (text := re.search(r"-of-(\d+)", file))}
-        if counts and counts != {len(files)}:
-            wanted = ", ".join(map(str, sorted(counts)))
-            raise UsageError(
-                f"--data={directory}: split {split!r} has {count(len(files), 'shard')}, their names say {wanted}"
+def _with_records(splits: Splits, contents: Mapping[str, ShardContent]) -> Splits:
+    """The splits without those whose images have no labels, which is noted."""
+    kept = {}
+    for split, files in splits.items():
+        left_out = sum(contents[file].without_label for file in files)
+        if left_out:
+            command_line.log(
+                f"note: left out {count(left_out, 'record')} of {split} without a label (-1); --unlabelled={split} "
+                "--overwrite adopts all of it for prediction"
             )
+        if not left_out or any(contents[file].shard.records for file in files):
+            kept[split] = files
+    return kept
 
 
-def find_features(config: AdoptConfig, splits: Mapping[str, tuple[str, ...]]) -> Features:
-    """The features' names, from the first record. Raises UsageError that lists what there is."""
-    kinds = _first_record_features(config.directory, splits)
-    texts = [name for name, kind in kinds.items() if kind == "bytes"]
-    numbers = [name for name, kind in kinds.items() if kind == "int64"]
-    return Features(
-        image=_choose("image_feature", config.image_feature, IMAGES, texts, kinds),
-        label=_choose("label_feature", config.label_feature, LABELS, numbers, kinds),
-        filename=next((name for name in FILENAMES if name in texts), ""),
-        height="image/height" if "image/height" in numbers else "",
-        width="image/width" if "image/width" in numbers else "",
-    )
+# ------------------------------------------------------------------------------------------------ classes
 
 
-def _first_record_features(directory: Path, splits: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Name and kind (bytes, int64, float) of each feature of the first record there is."""
-    for files in splits.values():
-        for file in files:
-            try:
-                index = index_records(directory / file)
-            except ValueError as error:
-                raise UsageError(f"{directory / file}: {error}") from None
-            if not len(index):
-                continue
-            try:
-                return feature_kinds(unframe_record(read_framed(directory / file, *index[0].tolist())))
-            except ValueError as error:
-                raise UsageError(
-                    f"{directory / file}: its first record is damaged or no tf.train.Example ({error})"
-                ) from None
-    raise UsageError(f"--data={directory}: all files are empty")
-
-
-def _choose(flag: str, wanted: str, usual: tuple[str, ...], fitting: list[str], kinds: Mapping[str, str]) -> str:
-    for name in [wanted] if wanted else usual:
-        if name in fitting:
-            return name
-    listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
-    what = f"--{flag}={wanted}: no such feature of the right kind" if wanted else f"--{flag} is needed"
-    raise UsageError(f"{what}; the first record has {listed}")
-
-
-def read_shard(file: ShardFile, on_progress: Callable[[int], None] = lambda position: None) -> ShardContent:
-    """Index one file, check every record's checksum, count labels, and write the index beside it."""
-    try:
-        index = index_records(file.path)
-    except ValueError as error:
-        raise Failure(f"{file.path}: {error}") from None
-    digest = hashlib.sha256()
-    labels: dict[int, int] = {}
-    encodings: set[str] = set()
-    faults: list[str] = []
-    height = width = 0
-    with open(file.path, "rb") as data:
-        for number, (offset, size) in enumerate(index.tolist()):
-            framed = data.read(size)
-            digest.update(framed)
-            try:
-                example = parse_example(unframe_record(framed), file.features)
-            except ValueError as error:
-                faults.append(f"byte {offset:,}: {error}")
-                continue
-            labels[example.label] = labels.get(example.label, 0) + 1
-            height, width = max(height, example.height), max(width, example.width)
-            if number < 8:
-                encodings.add(recognize(example))
-    write_index(index_path(file.path), index)
-    shard = Shard(os.path.basename(file.path), len(index), os.path.getsize(file.path), digest.hexdigest())
-    return ShardContent(file.path, shard, labels, frozenset(encodings), height, width, tuple(faults[:10]))
-
-
-def _label_names(names: list[str], contents: Collection[ShardContent], offset: int) -> tuple[str, ...]:
-    """The label names: those given, or as many numbers as the labels need."""
-    used = {label for content in contents for label in content.labels}
+def _label_names(config: AdoptConfig, names: list[str], contents: Sequence[ShardContent]) -> tuple[str, ...]:
+    """The class names: those given, those stored, or as many numbers as the labels need."""
+    used: Counter[int | str] = Counter()
+    for content in contents:
+        used.update(content.labels)
     if not used:
-        raise Failure("not one record could be read")
-    low, high = min(used), max(used)
+        raise Failure("not one record with a label could be read")
+    if texts := [label for label in used if isinstance(label, str)]:
+        return _stored_names(config, names, texts)
+    numbers = [label for label in used if isinstance(label, int)]
+    widths = {width for content in contents for width in content.widths}
+    if len(widths) > 1:
+        raise UsageError(
+            f"--label_kind=onehot: labels have {shorten_list(map(str, sorted(widths)))} numbers; all need as many"
+        )
+    _check_range(config, names, numbers, widths)
+    return tuple(names) or tuple(str(number) for number in range(max([*numbers, *(width - 1 for width in widths)]) + 1))
+
+
+def _stored_names(config: AdoptConfig, names: list[str], texts: list[str]) -> tuple[str, ...]:
+    """Class names that the records hold, ordered as a conversion orders them."""
+    what = f"--data={config.data}"
+    if not names:
+        check_names(
+            sorted(texts), what, "write the records again, or list all names in --class_names to keep them apart"
+        )
+        if are_numbers(texts):
+            names = sorted(texts, key=lambda text: int(text.partition(".")[0]))
+    return order_labels(texts, LabelOptions(tuple(names), kind="name"), what).names
+
+
+def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widths: Iterable[int]) -> None:
+    """Refuse numbers that are no labels of these classes."""
+    low, high, offset = min(numbers), max(numbers), config.label_offset
     if low < 0 or (names and high >= len(names)):
         expected = f"0 to {len(names) - 1}" if names else "0 or more"
         hint = f"; --label_offset={offset - low} would make the lowest 0" if low else ""
-        raise UsageError(f"--label_offset={offset}: labels run from {low} to {high}, expected {expected}{hint}")
+        raise UsageError(f"--label_offset={offset}: labels run from {low} to {high:,}, expected {expected}{hint}")
+    for width in widths:
+        if names and width != len(names):
+            raise UsageError(
+                f"--class_names={config.class_names} lists {count(len(names), 'class')}, but one-hot labels have "
+                f"{count(width, 'number')}"
+            )
+        return
+    if not names:
+        check_spread(len(set(numbers)), high, f"--data={config.data}")
     if low > 0:
         command_line.log(
             f"note: no record has label 0, the lowest is {low}; if labels count from {low}, use "
             f"--label_offset={offset - low} --overwrite"
         )
-    return tuple(names) or tuple(str(number) for number in range(high + 1))
+
+
+def _note_classes(config: AdoptConfig, manifest: Manifest, *, named: bool) -> None:
+    """Note what a person may want to know of the classes."""
+    counts = [row for row in manifest.class_counts.values() if row]
+    empty = [name for label, name in enumerate(manifest.labels) if not any(row[label] for row in counts)]
+    if empty:
+        verb = "has" if len(empty) == 1 else "have"
+        command_line.log(
+            f"note: {len(empty):,} of {count(len(manifest.labels), 'class')} {verb} no record: {shorten_list(empty)}"
+        )
+    for gap in class_gaps(manifest.labels, manifest.class_counts):
+        command_line.log(f"note: {gap}")
+    beside = [name for name in NAME_FILES if (config.directory / name).is_file()]
+    if beside and not named and manifest.features.label_kind != "name":
+        path = config.directory / beside[0]
+        command_line.log(
+            f"note: classes are called by their numbers; if {path} lists their names, use --class_names={path} "
+            "--overwrite"
+        )
 
 
 def _manifest(
     *,
     name: str,
-    splits: Mapping[str, tuple[str, ...]],
+    splits: Mapping[str, tuple[tuple[str, ...], bool]],  # files, whether unlabelled
     contents: Mapping[str, ShardContent],
     labels: tuple[str, ...],
     features: Features,
 ) -> Manifest:
-    encodings = {encoding for content in contents.values() for encoding in content.encodings}
-    encoding = encodings.pop() if len(encodings) == 1 else "any"
-    records = sum(content.shard.records for content in contents.values())
+    used = [contents[file] for files, _ in splits.values() for file in files]
+    encodings = {encoding for content in used for encoding in content.encodings}
+    records = sum(content.shard.records for content in used)
+    named = features.label_kind == "name"
     return Manifest(
         name=name,
         labels=labels,
-        splits={split: Split(split, tuple(contents[file].shard for file in files)) for split, files in splits.items()},
+        splits={
+            split: Split(split, tuple(contents[file].shard for file in files), unlabelled)
+            for split, (files, unlabelled) in splits.items()
+        },
         ledger=Ledger(inputs=records, written=records),
-        features=features,
+        features=replace(features, names=labels if named else ()),
         image=ImageFormat(
-            encoding=encoding,
+            encoding=encodings.pop() if len(encodings) == 1 else "any",
             resize="none",
             size=0,
-            max_height=max(content.max_height for content in contents.values()),
-            max_width=max(content.max_width for content in contents.values()),
+            max_height=max(content.max_height for content in used),
+            max_width=max(content.max_width for content in used),
         ),
         class_counts={
-            split: tuple(sum(contents[file].labels.get(label, 0) for file in files) for label in range(len(labels)))
-            for split, files in splits.items()
+            split: ()
+            if unlabelled
+            else tuple(
+                sum(contents[file].labels[text if named else label] for file in files)
+                for label, text in enumerate(labels)
+            )
+            for split, (files, unlabelled) in splits.items()
         },
         options={"adopted": True},
         versions={"shardline": metadata.version("shardline")},
@@ -341,7 +356,8 @@ def main(config: AdoptConfig) -> None:
     features = manifest.features
     offset = f"{features.label_offset:+}" if features.label_offset else ""
     command_line.show(f"{config.data}: {splits}; {count(len(manifest.labels), 'class')}")
-    command_line.show(f"image {features.image!r} ({manifest.image.encoding}), label {features.label!r}{offset}")
+    kind = f" ({features.label_kind})" if features.label_kind else ""
+    command_line.show(f"image {features.image!r} ({manifest.image.encoding}), label {features.label!r}{offset}{kind}")
     print(manifest.digest)
 
 

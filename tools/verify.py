@@ -11,23 +11,24 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline import executors
 from shardline.pipeline.encodings import ENCODINGS, Encoding
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import Example, parse_example
+from shardline.pipeline.executors import Show, no_show
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard, index_path, load_index
 from shardline.pipeline.options import option
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
-from shardline.tools.conversion import executors
 from shardline.tools.dataset_config import DatasetConfig
 
 Fault = tuple[int, str]  # byte offset (-1: the file as a whole), what is wrong
@@ -52,14 +53,16 @@ class CheckTask:
     encoding: str
     num_labels: int
     unlabelled: bool
+    adopted: bool
     every: int  # check each record whose number is a multiple of this
+    unsafe: tuple[tuple[int, str], ...] = ()  # records whose decoder ended the process, or did not end, and why
 
     def __len__(self) -> int:
         return self.shard.records
 
-    def without(self, position: int) -> CheckTask:
-        """A record that kills its decoder is a fault we must not hide: give up instead."""
-        raise Failure(f"{self.shard.file}, record {position}: its decoder ended the process")
+    def without(self, position: int, reason: str) -> CheckTask:
+        """The same with the image of one record found faulty, undecoded."""
+        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Shard and record."""
@@ -91,23 +94,25 @@ def verify(config: VerifyConfig) -> Verification:
 
     Raises:
       UsageError: there is no dataset.
-      Failure: a record kills the process that decodes it.
     """
     manifest = Manifest.load(config.directory)
     tasks = [
         CheckTask(
             directory=config.data,
             shard=shard,
-            features=manifest.features,
+            features=replace(manifest.features, label="")
+            if manifest.adopted and split.unlabelled
+            else manifest.features,
             encoding=manifest.image.encoding,
             num_labels=len(manifest.labels),
             unlabelled=split.unlabelled,
+            adopted=manifest.adopted,
             every=round(1 / config.sample),
         )
         for split in manifest.splits.values()
         for shard in split.shards
     ]
-    results = _check_shards(tasks, config.workers or available_cores())
+    results = _check_shards(tasks, config.workers)
     faults = _manifest_faults(manifest) + _foreign_files(manifest, config.directory)
     if not manifest.adopted:
         faults += _description_faults(manifest, config.directory)
@@ -125,7 +130,7 @@ def verify(config: VerifyConfig) -> Verification:
 
 
 def _check_shards(tasks: list[CheckTask], workers: int) -> dict[str, CheckResult]:
-    engine, workers = "inline" if workers == 1 else "processes", min(workers, len(tasks))
+    engine, workers = "inline" if workers == 1 else "processes", min(workers or available_cores(), len(tasks))
     with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit=" records") as bar:
         results = executors.run(check_shard, tasks, engine=engine, workers=workers, on_progress=bar.update)
         return {result.file: result for result in results}
@@ -179,7 +184,7 @@ def _description_faults(manifest: Manifest, directory: Path) -> list[str]:
     return faults
 
 
-def check_shard(task: CheckTask, on_progress: Callable[[int], None] = lambda position: None) -> CheckResult:
+def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
     """Check one shard against the manifest, and each of its records against itself."""
     from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
 
@@ -197,7 +202,7 @@ def check_shard(task: CheckTask, on_progress: Callable[[int], None] = lambda pos
         for number, (offset, length) in enumerate(index.tolist()):
             if number % task.every:
                 continue
-            on_progress(number)
+            show(number, decoding=True)
             checked += 1
             file.seek(offset)
             try:
@@ -206,7 +211,7 @@ def check_shard(task: CheckTask, on_progress: Callable[[int], None] = lambda pos
                 faults.append((offset, str(error)))
                 continue
             labels[example.label] += 1
-            faults += [(offset, what) for what in _example_faults(example, task)]
+            faults += [(offset, what) for what in _example_faults(example, task, number)]
     return CheckResult(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
 
 
@@ -234,6 +239,8 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
         found = index_records(path)
     except ValueError as error:
         faults.append((-1, str(error)))
+    if found is not None and stored is not None and task.adopted:  # which may have left records out
+        found = found[np.isin(found[:, 0], stored[:, 0])]
     if found is not None and stored is not None and not np.array_equal(found, stored):
         faults.append((-1, f"its index {index_path(path).name} does not fit"))
     if found is not None and len(found) != task.shard.records:
@@ -243,13 +250,16 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
     return found, faults
 
 
-def _example_faults(example: Example, task: CheckTask) -> list[str]:
+def _example_faults(example: Example, task: CheckTask, number: int) -> list[str]:
     faults = []
     if task.unlabelled and example.label != NO_LABEL:
         faults.append(f"label {example.label} in a split without labels")
     elif not task.unlabelled and not 0 <= example.label < task.num_labels:
         faults.append(f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
-    fault = _image_fault(example, ENCODINGS[task.encoding])
+    unsafe = dict(task.unsafe).get(number)
+    fault = (
+        f"{unsafe}: its image ends or keeps its decoder" if unsafe else _image_fault(example, ENCODINGS[task.encoding])
+    )
     return [*faults, fault] if fault else faults
 
 

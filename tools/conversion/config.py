@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from shardline.pipeline import executors
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.options import check_options, narrowed, option
-from shardline.tools.conversion.executors import EXECUTORS
 
 ARCHIVE = r"\.(zip|tar|tgz|tbz2|txz|tar\.gz|tar\.bz2|tar\.xz)$"  # suffixes of archives that are read
 
@@ -140,7 +140,12 @@ class ConvertConfig(ImageOptions):
     workers: int = option(0, "processes (Ray: tasks) at a time; 0: one for each core", low=0, group="run")
     engine: str = option(
         "processes", "executor of the work: worker processes, this process alone, or a Ray cluster",
-        choices=tuple(EXECUTORS), group="run",
+        choices=tuple(executors.EXECUTORS), group="run",
+    )  # fmt: skip
+    image_timeout: float = option(
+        executors.IMAGE_TIMEOUT,
+        "seconds that decoding one image may take before it is set aside, in worker processes; 0: any time",
+        low=0, group="run",
     )  # fmt: skip
     verify: bool = option(
         False, "if the dataset is finished already, read all of it and compare the SHA-256 of each shard", group="run"

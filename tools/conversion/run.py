@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shardline.pipeline import executors
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.cli import log, show
 from shardline.pipeline.cli import progress as progress_bar
@@ -33,7 +34,7 @@ from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest
 from shardline.pipeline.sources_table import QUARANTINED
 from shardline.pipeline.wording import count, shorten_list
-from shardline.tools.conversion import executors, resume
+from shardline.tools.conversion import resume
 from shardline.tools.conversion.config import ConvertConfig, split_and_path
 from shardline.tools.conversion.deduplicate import DedupResult, DuplicateGroup, resolve_duplicates
 from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds_text
@@ -113,7 +114,9 @@ def dry_run(config: ConvertConfig) -> Estimate:
         task = _task(config, sources, sample, output=os.path.join(folder, "sample"))
         # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
         with progress_bar(total=len(task), desc="sample", unit=" images") as bar:
-            (result,) = executors.run(write_shard, [task], workers=1, on_progress=bar.update)
+            (result,) = executors.run(
+                write_shard, [task], workers=1, on_progress=bar.update, image_timeout=config.image_timeout
+            )
         bad = [row for row in result.rows().select(["path", "reason", "detail"]).to_pylist() if row["reason"]]
         estimate = estimate_from([result], len(sources), min(_workers(config), plan.num_tasks))
     splits = ", ".join(
@@ -220,7 +223,14 @@ def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Pat
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in results)
     workers = _workers(config)
     with progress_bar(total=len(sources), initial=resumed, desc="convert", unit=" images") as bar:
-        for result in executors.run(write_shard, tasks, engine=config.engine, workers=workers, on_progress=bar.update):
+        for result in executors.run(
+            write_shard,
+            tasks,
+            engine=config.engine,
+            workers=workers,
+            on_progress=bar.update,
+            image_timeout=config.image_timeout,
+        ):
             results[number_of[result.output]] = result
             estimate = estimate or estimate_from([result], len(sources), min(workers, len(outputs)))
             _refuse_too_many_bad(config, results.values(), len(sources))

@@ -13,7 +13,6 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +23,7 @@ import pyarrow as pa
 from shardline.pipeline import stored
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import encode_example, parse_example
+from shardline.pipeline.executors import CRASH, TIMEOUT, Show, no_show
 from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
@@ -56,14 +56,14 @@ class ShardTask:
     fail_on_bad_image: bool = False
     unseen: frozenset[int] = frozenset()  # positions at which the scan saw no file
     scan_host: str = ""  # where the scan ran
-    crash_positions: frozenset[int] = frozenset()  # positions whose decoder killed the worker before
+    unsafe: tuple[tuple[int, str], ...] = ()  # positions whose decoder ended the worker before, or did not end, and why
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def without(self, position: int) -> ShardTask:
-        """The same task, with one input quarantined unseen because it kills the process."""
-        return replace(self, crash_positions=self.crash_positions | {position})
+    def without(self, position: int, reason: str) -> ShardTask:
+        """The same task, with one input quarantined undecoded because it kills the process or keeps it for ever."""
+        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Path of an input, for a message."""
@@ -100,12 +100,12 @@ class ShardResult:
         return Counter(filter(None, self.rows()["reason"].to_pylist()))
 
 
-def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda position: None) -> ShardResult:
+def write_shard(task: ShardTask, show: Show = no_show) -> ShardResult:
     """Convert the task's inputs into one TFRecord file and leave a receipt beside it.
 
     Args:
       task: the work.
-      on_progress: called with the position of the input about to be worked on.
+      show: called with the position of the input about to be read, and again before it is decoded.
 
     Raises:
       Failure: an image is bad and the task says that this ends the run.
@@ -115,7 +115,7 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
     started = time.monotonic()
     set_up_process()
     with atomic_writer(task.output) as file:
-        columns, sha256 = _write_records(task, file, on_progress)
+        columns, sha256 = _write_records(task, file, show)
     result = ShardResult(
         task.output,
         task.digest,
@@ -131,16 +131,13 @@ def write_shard(task: ShardTask, on_progress: Callable[[int], None] = lambda pos
     return result
 
 
-def _write_records(
-    task: ShardTask, file: BinaryIO, on_progress: Callable[[int], None]
-) -> tuple[dict[str, list[Any]], str]:
+def _write_records(task: ShardTask, file: BinaryIO, show: Show) -> tuple[dict[str, list[Any]], str]:
     """Convert every input; returns what became of them, a list for each column of ROW, and the SHA-256 of the file."""
     columns: dict[str, list[Any]] = {name: [] for name in ROW.names}
     digest = hashlib.sha256()
     offset = 0
     for position in range(len(task.inputs)):
-        on_progress(position)
-        row, framed = _convert(task, position)
+        row, framed = _convert(task, position, show)
         if framed:
             row |= {"offset": offset, "size": len(framed)}
             file.write(framed)
@@ -151,15 +148,23 @@ def _write_records(
     return columns, digest.hexdigest()
 
 
-def _convert(task: ShardTask, position: int) -> tuple[dict[str, Any], bytes]:
+_UNSAFE = {
+    CRASH: "its decoder ended the process, twice",
+    TIMEOUT: "its decoder did not end within --image_timeout, twice",
+}
+
+
+def _convert(task: ShardTask, position: int, show: Show) -> tuple[dict[str, Any], bytes]:
     """One input's row and its framed record, empty when there is none."""
     number, path, label = task.inputs[position]
     row: dict[str, Any] = {"input": number, "path": path_text(path), "label": label}
+    show(position)
     try:
         data = _read(task, position)
         row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        if position in task.crash_positions:
-            raise BadImage("crashes-decoder", "its decoder ended the process, twice")
+        if task.unsafe and (reason := dict(task.unsafe).get(position)):
+            raise BadImage(reason, _UNSAFE[reason])
+        show(position, decoding=True)
         image = process(data, task.options)
     except MemoryError:
         raise machine_fault(path, "out of memory; use fewer --workers") from None

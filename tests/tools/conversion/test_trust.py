@@ -317,7 +317,7 @@ def test_two_attempts_of_one_shard_at_once_cannot_meet(source, tmp_path):
     task = task_of(source, tmp_path / "shard")
     second = []
 
-    def overtake(position):
+    def overtake(position, decoding=False):
         if position == 5 and not second:
             second.append(None)
             second[0] = write_shard(task)

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shardline.pipeline import executors
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.tools.conversion import executors
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Toy:
     def __len__(self):
         return len(self.does)
 
-    def without(self, position):
-        return replace(self, left_out=self.left_out | {position})
+    def without(self, position, reason):
+        return replace(self, left_out=self.left_out | {(position, reason)})
 
     def describe(self, position):
         return f"toy{self.number}[{position}]"
@@ -36,7 +36,7 @@ def work(task, show):
     """Module-level, so that a spawned process can import it."""
     for position, what in enumerate(task.does):
         show(position)
-        if position in task.left_out:
+        if position in dict(task.left_out):
             continue
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -44,6 +44,11 @@ def work(task, show):
             os.kill(os.getpid(), signal.SIGSEGV)
         if what == "die once" and first_time(task, position):
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "read":
+            time.sleep(1.5)
+        if what in ("hang", "hang once") and (what == "hang" or first_time(task, position)):
+            show(position, decoding=True)
+            time.sleep(60)
         if what == "fail":
             raise Failure("as asked")
         if what == "bug":
@@ -82,7 +87,20 @@ def test_a_killed_worker_costs_one_task_which_is_run_again(tmp_path):
 
 
 def test_an_input_that_crashes_the_decoder_is_left_out_and_named():
-    assert run([Toy(0), Toy(1, does=("", "crash", "")), Toy(2)], workers=1) == [(0, []), (1, [1]), (2, [])]
+    tasks = [Toy(0), Toy(1, does=("", "crash", "")), Toy(2)]
+    assert run(tasks, workers=1) == [(0, []), (1, [(1, "crashes-decoder")]), (2, [])]
+
+
+def test_an_input_whose_decoder_hangs_twice_is_left_out_and_named(tmp_path):
+    tasks = [Toy(0, does=("", "hang", "")), Toy(1, str(tmp_path), ("hang once", "", "")), Toy(2)]
+    found = run(tasks, workers=2, image_timeout=0.3)
+    assert found == [(0, [(1, "decoder-timeout")]), (1, []), (2, [])]
+
+
+def test_reading_is_not_timed(tmp_path):
+    """A server that answers late says nothing about the image."""
+    tasks = [Toy(0, str(tmp_path), ("read", "")), Toy(1, does=("hang",))]
+    assert run(tasks, workers=2, image_timeout=0.3) == [(0, []), (1, [(0, "decoder-timeout")])]
 
 
 def test_a_worker_killed_again_and_again_ends_the_run_with_the_input():

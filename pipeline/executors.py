@@ -2,7 +2,8 @@
 
 The executor of processes is a pool of its own, because `concurrent.futures` blames every task in flight when one worker
 dies and cannot say what the dead one was working on. Here a worker holds one task at a time and shows its position
-in shared memory, so the loss of a worker costs one task, which is run again, and a decoder crash names its image.
+in shared memory, so the loss of a worker costs one task, which is run again, and a decoder that crashes or hangs costs
+one image, which it names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -26,7 +28,10 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.source_files import MachineFault
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+CRASH, TIMEOUT = "crashes-decoder", "decoder-timeout"  # why a position is left out
+IMAGE_TIMEOUT = 60.0  # seconds, where nobody says otherwise
 MAX_DEATHS = 8  # of workers over one task, at whatever positions
+TICK_SECONDS = 0.2  # between two looks at the workers
 RAY_PATIENCE_SECONDS = 30  # for tasks that were cancelled
 RAY_RETRIES = 3  # of a task whose worker died
 
@@ -36,8 +41,11 @@ class Task(Protocol):
 
     def __len__(self) -> int: ...
 
-    def without(self, position: int) -> Self:
-        """The same task with the input at `position` left out."""
+    def without(self, position: int, reason: str) -> Self:
+        """The same task with the input at `position` left out: its decoder ended the process, or did not end, twice.
+
+        `reason` is CRASH or TIMEOUT.
+        """
 
     def describe(self, position: int) -> str:
         """What stands at `position`, for a message."""
@@ -46,7 +54,20 @@ class Task(Protocol):
 T = TypeVar("T", bound=Task)
 R = TypeVar("R")
 OnProgress = Callable[[int], None]
-Work = Callable[[T, OnProgress], R]
+
+
+class Show(Protocol):
+    """How work tells what it is doing."""
+
+    def __call__(self, position: int, decoding: bool = False) -> None:
+        """Say that the input at `position` is worked on: read, or `decoding`, which is what `image_timeout` watches."""
+
+
+Work = Callable[[T, Show], R]
+
+
+def no_show(position: int, decoding: bool = False) -> None:
+    """A `Show` for work that nobody watches."""
 
 
 def run(
@@ -56,15 +77,17 @@ def run(
     engine: str = "processes",
     workers: int = 1,
     on_progress: OnProgress = lambda done: None,
+    image_timeout: float = IMAGE_TIMEOUT,
 ) -> Iterator[R]:
     """Yield `work(task, show)` of every task, in the order they finish.
 
     Args:
-      work: a module-level function of a task and of a callable that takes the position being worked on.
+      work: a module-level function of a task and of a `Show`.
       tasks: consumed as workers get free.
       engine: a name of EXECUTORS.
       workers: how many at a time.
       on_progress: called now and then with the number of inputs worked on since the last call.
+      image_timeout: seconds that a process may decode one input before it is ended; 0: any. Only processes are watched.
 
     Raises:
       Failure: a worker was lost again and again over the same task.
@@ -74,14 +97,16 @@ def run(
         raise UsageError(f"--engine={engine}: use {', '.join(EXECUTORS)}")
     if workers < 1:
         raise UsageError(f"--workers={workers}: use 1 or more")
-    return EXECUTORS[engine](work, iter(tasks), workers, on_progress)
+    return EXECUTORS[engine](work, iter(tasks), workers, on_progress, image_timeout)
 
 
-def _inline(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
+def _inline(
+    work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress, image_timeout: float
+) -> Iterator[R]:
     for task in tasks:
         shown = 0
 
-        def show(position: int) -> None:
+        def show(position: int, decoding: bool = False) -> None:
             nonlocal shown
             on_progress(position - shown)
             shown = position
@@ -98,8 +123,10 @@ class _Worker(Generic[T]):
 
     def __init__(self, context: SpawnContext, work: Work[T, R], task: T, deaths: Sequence[int] = ()) -> None:
         self.position = context.RawValue(ctypes.c_int64, 0)
+        self.decoding = context.RawValue(ctypes.c_bool, False)
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs, self.position, os.getpid()), daemon=True)
+        shown = (self.position, self.decoding)
+        self.process = context.Process(target=_serve, args=(work, theirs, *shown, os.getpid()), daemon=True)
         with _hidden_main():
             self.process.start()
         theirs.close()
@@ -108,12 +135,26 @@ class _Worker(Generic[T]):
     def give(self, task: T, deaths: Sequence[int] = ()) -> None:
         """Have it work on a task, over which earlier workers died at these positions."""
         self.task, self.deaths, self.shown, self.position.value = task, list(deaths), 0, 0
+        self.decoding.value = self.hangs = False
+        self.watched, self.waited = 0, 0.0  # position whose decoding was seen, and for how many seconds
         self.pipe.send(task)
 
     def progress(self, position: int | None = None) -> int:
         """Inputs worked on since the last call, up to its own position or another."""
         before, self.shown = self.shown, self.position.value if position is None else position
         return self.shown - before
+
+    def watch(self, seconds: float, image_timeout: float) -> None:
+        """Count the time that passed for the input it decodes, and end the process when that is too long.
+
+        The time is counted here, look by look: it stands still while all of us are stopped.
+        """
+        position, decoding = self.position.value, self.decoding.value
+        self.waited = self.waited + seconds if decoding and position == self.watched else 0.0
+        self.watched = position
+        if image_timeout and self.waited > image_timeout:
+            self.hangs = True
+            self.process.kill()
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -125,17 +166,22 @@ class _Worker(Generic[T]):
             self.process.join()
 
 
-def _processes(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
+def _processes(
+    work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress, image_timeout: float
+) -> Iterator[R]:
     context = multiprocessing.get_context("spawn")  # never fork: OpenCV and pyarrow hold threads
     pool: list[_Worker[T]] = []
     try:
         while len(pool) < workers and (task := next(tasks, None)) is not None:
             pool.append(_Worker(context, work, task))
+        looked = time.monotonic()
         while pool:
-            ready = wait([worker.pipe for worker in pool], timeout=0.2)
+            ready = wait([worker.pipe for worker in pool], timeout=TICK_SECONDS)
+            before, looked = looked, time.monotonic()
             for worker in list(pool):
                 if worker.pipe not in ready:
                     on_progress(worker.progress())
+                    worker.watch(min(looked - before, 2 * TICK_SECONDS), image_timeout)
                     continue
                 try:
                     result, error = worker.pipe.recv()
@@ -180,8 +226,8 @@ def _after_death(worker: _Worker[T]) -> tuple[T, list[int]]:
     task, position, code = worker.task, worker.position.value, worker.process.exitcode or 0
     deaths = [*worker.deaths, position]
     again = position in worker.deaths
-    if again and -code in CRASHES:
-        return task.without(position), []
+    if again and (worker.hangs or -code in CRASHES):
+        return task.without(position, TIMEOUT if worker.hangs else CRASH), []
     if again or len(deaths) > MAX_DEATHS:
         how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise Failure(
@@ -191,14 +237,14 @@ def _after_death(worker: _Worker[T]) -> tuple[T, list[int]]:
     return task, deaths
 
 
-def _serve(work: Work[T, R], pipe: Connection, position: ctypes.c_int64, parent: int) -> None:
+def _serve(work: Work[T, R], pipe: Connection, at: ctypes.c_int64, decodes: ctypes.c_bool, parent: int) -> None:
     """Body of a worker process: tasks in, (result, error) out, until the pipe closes."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def show(now: int) -> None:
-        position.value = now
+    def show(position: int, decoding: bool = False) -> None:
+        at.value, decodes.value = position, decoding
 
     while True:
         try:
@@ -229,7 +275,9 @@ def _die_with(parent: int) -> None:
 # ------------------------------------------------------------------------------------------------------ ray
 
 
-def _ray(work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress) -> Iterator[R]:
+def _ray(
+    work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress, image_timeout: float
+) -> Iterator[R]:
     ray = _start_ray(workers)
     # What one machine cannot read another may, so such a task is tried again, and tasks are spread over the machines.
     settings = {"max_retries": RAY_RETRIES, "retry_exceptions": [MachineFault], "scheduling_strategy": "SPREAD"}
@@ -288,7 +336,7 @@ def _start_ray(workers: int) -> ModuleType:
 
 
 def _run_remotely(work: Work[T, R], task: T) -> R:
-    return work(task, lambda position: None)
+    return work(task, no_show)
 
 
 EXECUTORS = {"processes": _processes, "inline": _inline, "ray": _ray}  # --engine's choices

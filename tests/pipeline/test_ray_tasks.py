@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from shardline.pipeline import executors
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.source_files import MachineFault
-from shardline.tools.conversion import executors
 
 
 class Task:

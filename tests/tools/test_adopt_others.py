@@ -1,0 +1,418 @@
+"""Adopting what people really have: labels of other kinds, splits of other names, records that are no images.
+
+Field reports: tensorflow/models#4396 (one-hot labels), tensorflow/datasets#3202 (EXIF), Kaggle's flowers (folders).
+"""
+
+import struct
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.example import feature_values
+from shardline.pipeline.manifest import NO_LABEL, Manifest
+from shardline.pipeline.shards import Shards
+from shardline.pipeline.tfrecord import frame_record
+from shardline.tools.adopt import AdoptConfig, adopt
+from shardline.tools.shard_files import split_of_name
+from shardline.tools.verify import VerifyConfig, verify
+from tests.tools.test_adopt import example, tag, varint
+
+
+def jpeg(seed):
+    coarse = np.random.default_rng(seed).integers(0, 255, (4, 6, 3), np.uint8)
+    return cv2.imencode(".jpg", cv2.resize(coarse, (48, 32)))[1].tobytes()
+
+
+def ints(*numbers):
+    return tag(3, tag(1, b"".join(varint(number % 2**64) for number in numbers)))
+
+
+def unpacked_ints(*numbers):
+    return tag(3, b"".join(b"\x08" + varint(number) for number in numbers))
+
+
+def floats(*numbers):
+    return tag(2, tag(1, struct.pack(f"<{len(numbers)}f", *numbers)))
+
+
+def texts(*values):
+    return tag(1, b"".join(tag(1, value) for value in values))
+
+
+def put(path, labels, **more):
+    """A shard with an image for each label; None: a record without the feature."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    for number, label in enumerate(labels):
+        features = {"image": texts(jpeg(number)), **more} | ({} if label is None else {"label": label})
+        records.append(frame_record(example(**features)))
+    path.write_bytes(b"".join(records))
+    return path
+
+
+def adopted(folder, **options):
+    return adopt(AdoptConfig(data=folder, workers=1, **options))
+
+
+def refusal(folder, **options):
+    with pytest.raises(UsageError) as error:
+        adopted(folder, **options)
+    assert "\n" not in str(error.value) and not (folder / "manifest.json").exists()
+    return str(error.value)
+
+
+def labels(folder, split="train"):
+    """As a reader sees them."""
+    shards = Shards(Manifest.load(folder), folder, split)
+    return [shards.read(record).label for record in range(len(shards))]
+
+
+def sound(folder):
+    result = verify(VerifyConfig(data=folder, workers=1))
+    assert result.faults == ()
+    return result.records
+
+
+# --------------------------------------------------------------------------------------------- kinds of labels
+
+
+@pytest.mark.parametrize("kind", [ints, unpacked_ints, floats])
+def test_one_hot_labels_are_refused_until_they_are_called_so(tmp_path, kind):
+    hot = np.eye(5, dtype=int)[[0, 1, 2, 3, 4, 2]].tolist()
+    put(tmp_path / "train.tfrecord", [kind(*row) for row in hot])
+    message = refusal(tmp_path)
+    assert "feature 'label' holds 5 numbers, one of them 1" in message and "label_kind=onehot" in message
+    manifest = adopted(tmp_path, label_kind="onehot")
+    assert labels(tmp_path) == [0, 1, 2, 3, 4, 2]
+    assert manifest.labels == ("0", "1", "2", "3", "4") and manifest.class_counts["train"] == (1, 1, 2, 1, 1)
+    assert sound(tmp_path) == 6
+
+
+def test_a_one_hot_label_keeps_classes_that_no_record_has(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(1, 0, 0), ints(0, 1, 0)])
+    assert adopted(tmp_path, label_kind="onehot").labels == ("0", "1", "2")
+    assert "1 of 3 classes has no record: 2" in capsys.readouterr().err
+
+
+def test_several_labels_an_image_are_refused_in_words(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(3, 4), ints(1)])
+    assert "several labels; shardline takes one label an image" in refusal(tmp_path)
+    put(tmp_path / "train.tfrecord", [ints(1), ints(0), ints(3, 4)])  # K4: not only in the first record
+    assert adopted(tmp_path).class_counts["train"] == (1, 1)
+    assert (
+        "feature 'label' holds 2 labels; shardline takes one label an image; readers skip it" in capsys.readouterr().err
+    )
+
+
+def test_one_hot_labels_that_are_not(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(0, 1, 0), ints(1, 1, 0), ints(0, 0, 0), ints(2, 1, 0)])
+    assert adopted(tmp_path, label_kind="onehot").class_counts["train"] == (0, 1, 0)
+    assert capsys.readouterr().err.count("is not one-hot") == 3
+    put(tmp_path / "train.tfrecord", [ints(0, 1, 0), ints(1, 0)])
+    with pytest.raises(UsageError, match="labels have 2, 3 numbers"):
+        adopted(tmp_path, label_kind="onehot", overwrite=True)
+
+
+def test_labels_that_are_names_are_ordered_as_the_converter_orders_them(tmp_path):
+    put(tmp_path / "train.tfrecord", [texts(name) for name in (b"dog", b"cat", "café".encode(), b"dog")])
+    assert "feature 'label' holds text; if that is the class's name, use label_kind=name" in refusal(tmp_path)
+    manifest = adopted(tmp_path, label_kind="name")
+    assert manifest.labels == ("café", "cat", "dog") and manifest.class_counts["train"] == (1, 1, 2)
+    assert labels(tmp_path) == [2, 1, 0, 2]
+    assert sound(tmp_path) == 4
+    (tmp_path / "names.txt").write_text("0:dog\n1:café\n2:cat\n3:owl\n")
+    adopted(tmp_path, label_kind="name", class_names=tmp_path / "names.txt", overwrite=True)
+    assert labels(tmp_path) == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((b"cat", b"Cat"), "'Cat' and 'cat' differ in case or spaces only"),
+        ((b"cat", b"cat "), "differ in characters only (SPACE)"),
+        (("caf\u00e9".encode(), "cafe\u0301".encode()), "look the same"),
+        ((b"a\nb", b"c"), "has control characters"),
+        ((b"nan", b"c"), "is no class but a missing value"),
+        ((b"train", b"c"), "is the name of a split and no class"),
+        ((b"[1, 2]", b"c"), "one label an image"),
+        ((b"01", b"1"), "are the same number"),
+    ],
+)  # fmt: skip
+def test_names_that_the_converter_refuses_are_refused(tmp_path, names, message):
+    put(tmp_path / "train.tfrecord", [texts(name) for name in names])
+    found = refusal(tmp_path, label_kind="name")
+    assert message in found and "merge_similar" not in found  # which adopt does not have
+
+
+def test_names_that_are_alike_are_kept_apart_by_listing_them(tmp_path):
+    put(tmp_path / "train.tfrecord", [texts(b"cat"), texts(b"Cat")])
+    assert "list all names in class_names" in refusal(tmp_path, label_kind="name")
+    (tmp_path / "names.txt").write_text("cat\nCat\n")
+    adopted(tmp_path, label_kind="name", class_names=tmp_path / "names.txt")
+    assert labels(tmp_path) == [0, 1]
+
+
+def test_numbers_stored_as_text_are_ordered_as_numbers(tmp_path):
+    put(tmp_path / "train.tfrecord", [texts(b"%d" % number) for number in range(12)])
+    assert adopted(tmp_path, label_kind="name").labels[2:11] == ("2", "3", "4", "5", "6", "7", "8", "9", "10")
+    assert labels(tmp_path) == list(range(12))
+
+
+@pytest.mark.parametrize("kind", [lambda n: floats(n), lambda n: texts(b"%d" % n), lambda n: texts(b"%d.0" % n)])
+def test_numbers_of_other_types_are_read_when_called_an_index(tmp_path, kind):
+    put(tmp_path / "train.tfrecord", [kind(number) for number in (3, 0, 10, 1)])
+    assert "label_kind=" in refusal(tmp_path)
+    assert len(adopted(tmp_path, label_kind="index").labels) == 11
+    assert labels(tmp_path) == [3, 0, 10, 1]
+
+
+def test_numbers_that_are_none_are_no_labels(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [floats(0), floats(1), floats(float("nan")), floats(0.5)])
+    assert adopted(tmp_path, label_kind="index").class_counts["train"] == (1, 1)
+    assert capsys.readouterr().err.count("no whole number; readers skip it") == 2
+
+
+@pytest.mark.parametrize("highest", [20240115, 2**33, 2**62])
+def test_numbers_that_are_no_class_numbers_are_refused(tmp_path, highest):
+    put(tmp_path / "train.tfrecord", [ints(0), ints(1), ints(highest)])
+    assert f"labels run to {highest:,} but only 3 differ" in refusal(tmp_path)
+
+
+def test_flags_that_contradict_the_labels(tmp_path):
+    put(tmp_path / "train.tfrecord", [ints(0), ints(1)])
+    assert "label_feature is needed; the first record has image (bytes), label (int64)" in refusal(
+        tmp_path, label_kind="name"
+    )
+    with pytest.raises(UsageError, match="labels of label_kind=onehot have none"):
+        adopted(tmp_path, label_kind="onehot", label_offset=1)
+
+
+# ----------------------------------------------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-01024", "train"),
+        ("train-00000-of-00002.tfrecord", "train"),
+        ("train.record-00000-of-00010", "train"),  # the object detection API's
+        ("flowers-train.tfrecord-00000-of-00016", "train"),  # TFDS's
+        ("flowers_train_00000-of-00005.tfrecord", "train"),  # slim's
+        ("flowers_validation_00000-of-00005.tfrecord", "validation"),
+        ("val.tfrecord", "val"),
+        ("test.tfrecords", "test"),
+        ("train00-2071.tfrec", "train"),  # Kaggle's melanoma
+        ("ld_test00-1.tfrec", "test"),  # Kaggle's cassava
+        ("cifar10_train.tfrecord", "train"),
+        ("mnist-train-00000.tfrecord", "train"),
+        ("train_part_3.tfrecord", "train"),
+        ("val-images.tfrecords.gz", "val"),
+        ("Train-0.TFRecord", "train"),
+        ("train2017.tfrecord", "train"),
+        ("extra-00000-of-00004", "extra"),
+        ("svhn_cropped-extra.tfrecord-00000-of-00004", "extra"),
+        ("train_clean-00000-of-00004", "train_clean"),
+        ("flowers.tfrecord", "flowers"),
+        ("00-192x192-798.tfrec", ""),
+        ("part-r-00000", ""),
+        ("train_test_split.tfrecord", ""),  # which of the two?
+        ("data.tfrecord", ""),
+    ],
+)
+def test_the_split_that_a_name_tells(name, split):
+    assert split_of_name(name) == split
+
+
+def test_splits_of_different_forms_of_name_are_all_found(tmp_path):
+    for name in ("train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord", "val.tfrecord", "test.tfrecords"):
+        put(tmp_path / name, [ints(number % 3) for number in range(6)])
+    (tmp_path / "README.md").write_text("flowers")
+    manifest = adopted(tmp_path)
+    assert {name: split.records for name, split in manifest.splits.items()} == {"test": 6, "train": 12, "val": 6}
+
+
+def test_folders_that_are_splits(tmp_path):
+    for split in ("train", "val"):
+        put(tmp_path / split / "00-192x192-6.tfrec", [ints(number % 3) for number in range(6)])
+        put(tmp_path / split / "01-192x192-6.tfrec", [ints(number % 3) for number in range(6)])
+    manifest = adopted(tmp_path)
+    assert {name: split.records for name, split in manifest.splits.items()} == {"train": 12, "val": 12}
+    assert manifest.splits["val"].shards[0].file == "val/00-192x192-6.tfrec"
+    assert labels(tmp_path, "val") == [0, 1, 2, 0, 1, 2] * 2
+    assert sound(tmp_path) == 24
+
+
+def test_a_folder_of_one_split_whose_files_do_not_name_it(tmp_path):
+    put(tmp_path / "00-192x192-6.tfrec", [ints(0), ints(1)])
+    assert "--split=train" not in (found := refusal(tmp_path)) and "split=train takes all files" in found
+    assert list(adopted(tmp_path, split="train").splits) == ["train"]
+
+
+def test_files_are_known_by_content_too(tmp_path):
+    put(tmp_path / "train.bin", [ints(0), ints(1)])
+    (tmp_path / "train.txt").write_bytes(b"no record at all")
+    assert adopted(tmp_path).splits["train"].shards[0].file == "train.bin"
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (["train.tfrecord", "00-6.tfrec"], {}, "the split of 00-6.tfrec (1 file of 2) is not told by its name"),
+        (["train/val-0.tfrecord"], {}, "the split of train/val-0.tfrecord"),
+        (["train-0.tfrecord", "copy/train-0.tfrecord"], {}, "has files in ., copy; leave a copy out with exclude=copy"),
+        (["deep/er/train/0.tfrecord"], {}, "deep/er: give that as data"),
+        (["a-train.tfrecord-0-of-1", "b-train.tfrecord-0-of-1"], {}, "split 'train' has 2 shards, their names say 1"),
+        (["extra.tfrecord", "Extra.tfrecord"], {}, "the splits 'Extra' and 'extra' differ in case only"),
+        (["train.tfrecord", "x.tfrecord"], {"split_pattern": r"(?P<split>train).*"}, "does not match x.tfrecord"),
+        (["train.tfrecord"], {"split": "train", "split_pattern": "x"}, "give one of them"),
+        (["train.tfrecord"], {"unlabelled": "test"}, "unlabelled=test: the directory has the splits train"),
+        (["train.tfrecord"], {"exclude": "tset.tfrecord"}, "exclude=tset.tfrecord: no such file"),
+    ],
+)  # fmt: skip
+def test_files_that_are_in_no_split_or_in_two_end_the_adoption(tmp_path, files, options, message):
+    for name in files:
+        put(tmp_path / name, [ints(0), ints(1)])
+    assert message in refusal(tmp_path, **options)
+
+
+def test_compressed_shards_are_named_as_such(tmp_path):
+    import gzip
+    import zlib
+
+    data = put(tmp_path / "x", [ints(0)]).read_bytes()
+    (tmp_path / "x").unlink()
+    for packed, name in ((gzip.compress(data), "gzip"), (zlib.compress(data), "zlib")):
+        (tmp_path / "train.tfrecord").write_bytes(packed)
+        assert f"{name}-compressed, decompress it first" in refusal(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ splits without labels
+
+
+@pytest.fixture
+def without_labels(tmp_path):
+    put(tmp_path / "train.tfrecord", [ints(number % 3) for number in range(6)])
+    put(tmp_path / "test.tfrecord", [None] * 3)
+    return tmp_path
+
+
+def test_a_split_without_labels_is_named_with_two_ways_on(without_labels):
+    message = refusal(without_labels)
+    assert "the first record of test.tfrecord has no label" in message
+    assert "unlabelled=test adopts" in message and "exclude=test.tfrecord leaves the file out" in message
+    manifest = adopted(without_labels, unlabelled="test")
+    assert manifest.splits["test"].unlabelled and labels(without_labels, "test") == [NO_LABEL] * 3
+    assert sound(without_labels) == 9
+    adopted(without_labels, exclude="test.tfrecord", overwrite=True)
+    assert list(Manifest.load(without_labels).splits) == ["train"]
+
+
+def test_labels_of_minus_one_are_left_out_and_never_made_class_0(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(number % 3) for number in range(6)])
+    put(tmp_path / "test.tfrecord", [ints(-1)] * 3)
+    manifest = adopted(tmp_path)
+    assert "left out 3 records of test without a label (-1); " in (said := capsys.readouterr().err)
+    assert "unlabelled=test" in said and "label_offset" not in said
+    assert list(manifest.splits) == ["train"] and manifest.labels == ("0", "1", "2")
+    manifest = adopted(tmp_path, unlabelled="test", overwrite=True)
+    assert manifest.splits["test"].records == 3 and labels(tmp_path, "test") == [NO_LABEL] * 3
+
+
+def test_labels_of_minus_one_among_others(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(number) for number in (-1, 0, -1, 1, 2, -1)])
+    manifest = adopted(tmp_path)
+    assert "left out 3 records of train" in capsys.readouterr().err
+    assert (manifest.splits["train"].records, manifest.class_counts["train"]) == (3, (1, 1, 1))
+    assert labels(tmp_path) == [0, 1, 2]
+    assert sound(tmp_path) == 3
+
+
+def test_labels_of_minus_one_are_class_0_when_asked(tmp_path):
+    put(tmp_path / "train.tfrecord", [ints(number) for number in (-1, 0, 1)])
+    assert adopted(tmp_path, label_offset=1).class_counts["train"] == (1, 1, 1)
+    assert labels(tmp_path) == [0, 1, 2]
+
+
+# --------------------------------------------------------------------------------------------------- images
+
+
+def test_raw_pixels_are_read_when_they_are_rgb_bytes_and_refused_in_words_otherwise(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (28, 30, 3), np.uint8)
+
+    def raw(data, **sides):
+        features = {name: ints(side) for name, side in sides.items()}
+        record = example(image_raw=texts(data), label=ints(0), **features)
+        (tmp_path / "train.tfrecords").write_bytes(frame_record(record))
+
+    raw(pixels[..., 0].tobytes(), height=28, width=30)
+    assert "perhaps 28x30x1 samples of 1 byte; of raw pixels, only height*width*3 bytes" in refusal(tmp_path)
+    raw(pixels.astype(np.float32).tobytes(), height=28, width=30)
+    assert "perhaps 28x30x3 samples of 4 bytes" in refusal(tmp_path)
+    raw(pixels.tobytes())
+    assert "in records with features height and width" in refusal(tmp_path)
+    raw(pixels.tobytes(), height=28, width=30)
+    assert adopted(tmp_path).image.encoding == "raw"
+    stored = Shards(Manifest.load(tmp_path), tmp_path, "train").read(0)
+    assert bytes(stored.image) == pixels.tobytes() and (stored.height, stored.width) == (28, 30)
+
+
+def test_all_records_decide_the_encoding_and_bad_ones_are_named(tmp_path, capsys):
+    png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    images = [*map(jpeg, range(10)), png, b"<html>"]
+    records = (frame_record(example(image=texts(image), label=ints(0))) for image in images)
+    (tmp_path / "train.tfrecord").write_bytes(b"".join(records))
+    assert adopted(tmp_path).image.encoding == "any"
+    assert "not-an-image: an HTML page" in capsys.readouterr().err
+
+
+def test_turned_images_are_told_of(tmp_path, capsys):
+    turned = (
+        jpeg(1)[:2]
+        + b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+        + jpeg(1)[2:]
+    )
+    record = frame_record(example(image=texts(turned), label=ints(0)))
+    (tmp_path / "train.tfrecord").write_bytes(record * 2)
+    image = adopted(tmp_path).image
+    assert (image.max_height, image.max_width) == (48, 32)  # as readers show them
+    assert "2 images have an EXIF orientation; readers turn them upright" in capsys.readouterr().err
+
+
+def test_two_features_that_may_be_the_image_are_told_of(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(0)], png=texts(b"mask"))
+    adopted(tmp_path)
+    assert "image_feature is 'image'; there is png too" in capsys.readouterr().err
+
+
+def test_classes_that_a_split_lacks_are_told_of(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(0), ints(1)])
+    put(tmp_path / "test.tfrecord", [ints(1), ints(2)])
+    (tmp_path / "labels.txt").write_text("0:daisy\n1:rose\n2:tulip\n")
+    adopted(tmp_path)
+    said = capsys.readouterr().err
+    assert "classes in test but not in train: 2" in said and f"class_names={tmp_path / 'labels.txt'}" in said
+    adopted(tmp_path, class_names=tmp_path / "labels.txt", overwrite=True)
+    assert Manifest.load(tmp_path).labels == ("daisy", "rose", "tulip")
+
+
+def test_every_value_of_a_feature_is_read():
+    record = example(a=ints(1, -2, 300), b=unpacked_ints(7, 8), c=floats(0.5, 2), d=texts(b"x", b"y"), e=b"")
+    found = {name: list(feature_values(record, name)) for name in "abcdef"}
+    assert found == {"a": [1, -2, 300], "b": [7, 8], "c": [0.5, 2.0], "d": [b"x", b"y"], "e": [], "f": []}
+
+
+@pytest.mark.parametrize(
+    "file", ["../victim", "train/../../victim", "a/b/c", "/etc/passwd", "train/..", "train/.x", ".."]
+)
+def test_a_shard_of_an_adopted_dataset_lies_in_it_or_in_a_folder_of_it(tmp_path, file):
+    put(tmp_path / "data" / "train" / "0.tfrec", [ints(0), ints(1)])
+    (tmp_path / "victim").write_bytes((tmp_path / "data" / "train" / "0.tfrec").read_bytes())
+    manifest = adopted(tmp_path / "data")
+    split = manifest.splits["train"]
+    shard = replace(split.shards[0], file=file)
+    replace(manifest, splits={"train": replace(split, shards=(shard,))}).save(tmp_path / "data")
+    with pytest.raises(UsageError, match=r"is damaged|which is not its own"):
+        Shards(Manifest.load(tmp_path / "data"), tmp_path / "data", "train")
