@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all fuzz soak lint format bench verdicts gpu-compile clean
+.PHONY: demo test test-all fuzz soak lint format bench verdicts gpu-compile gpu-report clean
 
 # The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -79,6 +79,11 @@ bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/res
 
 gpu-compile: .venv/.installed .venv-xla/.installed
 	$(BIN)/python -m shardline.benchmarks.gpu.compile
+
+# Eight minutes on a machine with a GPU: every figure as JSON; `make gpu-report DATA=DIR` with a dataset of some thousand.
+OUTPUT ?= benchmarks/results/local/gpu
+gpu-report: .venv/.installed
+	$(BIN)/python -m shardline.benchmarks.gpu.report --output $(OUTPUT) $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf .venv .venv-xla build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -39,7 +39,9 @@ from typing import Any, TypeAlias
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
+from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import list_checkpoints
 
 Facts: TypeAlias = dict[str, Any]  # JSON values by name
@@ -168,9 +170,7 @@ def measure(report: Report, name: str, seconds: float) -> list[Facts]:
     found: list[Facts] = []
     limit = report.seconds_left(seconds)
     messages = report.work / f"{name}.txt"
-    job = {"data": report.config.data, "tiny": report.config.tiny, "work": str(report.work)}
-    command = [sys.executable, "-m", "shardline.benchmarks.gpu.measurements", name, json.dumps(job)]
-    with process(command, messages) as running:
+    with process(child_command(report, name), messages) as running:
         try:
             for line in lines_of(running, limit):
                 found.append(json.loads(line))
@@ -180,6 +180,12 @@ def measure(report: Report, name: str, seconds: float) -> list[Facts]:
         except TimeoutError:
             report.fail(name, f"stopped after {limit:.0f} seconds", messages)
     return found
+
+
+def child_command(report: Report, name: str) -> list[str]:
+    """The command that writes the figures of a function of `measurements`."""
+    job = {"data": report.config.data, "tiny": report.config.tiny, "work": str(report.work)}
+    return [sys.executable, "-m", "shardline.benchmarks.gpu.measurements", name, json.dumps(job)]
 
 
 def train(
@@ -206,6 +212,7 @@ def train(
         *(f"--{name}={value}" for name, value in values.items()),
     ]
     messages, limit = report.work / f"{folder.name}.txt", report.seconds_left(seconds)
+    (folder / metrics_log.FILE_NAME).unlink(missing_ok=True)  # of the run that this one continues
     started, result, error = time.monotonic(), b"", ""
     lines: list[tuple[float, Facts]] = []
     with process(command, messages, environment) as running:
@@ -234,7 +241,7 @@ def train(
 
 def train_lines(workdir: Path) -> list[Facts]:
     """The whole lines about training in a run's metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
+    path = workdir / metrics_log.FILE_NAME
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     values = [json.loads(line) for line in text.split("\n")[:-1]]
     return [line for line in values if line["kind"] == "train"]
@@ -310,9 +317,14 @@ def nondeterministic(report: Report) -> None:
 
 
 def same_bits(report: Report) -> None:
-    """Whether two runs, and one that is killed and continued, end with the same weights."""
-    steps, batch = (40, 8) if report.config.tiny else (60, 64)
-    flags = {"phases": phases(steps, batch), "global_batch_size": batch, "checkpoint_every_steps": 10}
+    """Whether two runs, and one that is killed and continued, end with the same weights; on DATA if there is any."""
+    config, records = report.config, 1280
+    steps, batch = (40, 8) if config.tiny else (60, 64)
+    flags: dict[str, object] = {"global_batch_size": batch, "checkpoint_every_steps": 10}
+    if config.data:
+        records = Manifest.load(config.data).split("train").records
+        flags |= {"data": config.data, "synthetic": False, "randaugment_layers": 2}
+    flags["phases"] = phases(steps, batch, records)
     whole = [train(report, f"run {number} of two equal ones", flags).get("weights_sha256") for number in (1, 2)]
     train(report, "a run that is killed", flags, workdir="killed", kill=True)
     continued = train(report, "the killed run, continued", flags, workdir="killed").get("weights_sha256")
