@@ -18,6 +18,8 @@ from shardline.benchmarks.measure import RESULTS_FILE, Interrupted, Measurement,
 from shardline.benchmarks.report import write_report
 from shardline.benchmarks.targets import summary
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.dataset import open_dataset
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
 
 __all__ = ["BenchConfig", "benchmark"]
@@ -33,7 +35,7 @@ def benchmark(config: BenchConfig) -> None:
     Raises:
       UsageError, Failure: a part cannot be measured, or another process writes to the same report.
     """
-    config = config.resolved()
+    config = check(config)
     with own_directory(config.directory, "--output"):
         _measure(config)
 
@@ -52,6 +54,20 @@ def _measure(config: BenchConfig) -> None:
         print(f"to repeat: {config.command()}", file=sys.stderr)
     finally:
         _draw(config)
+
+
+def check(config: BenchConfig) -> BenchConfig:
+    """What will be measured, with what --run tells; refused if it is not there.
+
+    Raises:
+      UsageError: no such run, dataset or split, or no records.
+    """
+    config = config.resolved()
+    if config.data:
+        data = open_dataset(config.data)
+        if not data.num_records(config.split):
+            raise UsageError(f"--split={config.split} of --data={config.data} holds no records; name another split")
+    return config
 
 
 def parts(suite: str) -> tuple[Part, ...]:
@@ -95,6 +111,7 @@ def _draw(config: BenchConfig) -> None:
 
 def main(config: BenchConfig) -> None:
     """The command: measure."""
+    check(config)  # at once: TensorFlow takes seconds to import
     command_line.import_tensorflow()
     benchmark(config)
 

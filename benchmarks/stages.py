@@ -34,7 +34,7 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import Dataset, augment_on, open_dataset
 from shardline.pipeline.decode import CropBox
 from shardline.pipeline.encodings import ENCODINGS
-from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.errors import Failure
 from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit
 from shardline.pipeline.manifest import UNKNOWN_KERNEL
 from shardline.pipeline.shards import Shards
@@ -211,12 +211,9 @@ def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts
     """The facts about the stored images, from a sample of them.
 
     Raises:
-      UsageError: the split has no records.
       Failure: nothing of the sample can be decoded.
     """
     split, image = config.split, data.manifest.image
-    if not data.num_records(split):
-        raise UsageError(f"--split={split} of --data={data.directory} holds no records; name another split")
     shards = Shards(data.manifest, data.directory, split)
     pixels, faults = [], []
     sample = evenly_spaced(len(shards), 64)

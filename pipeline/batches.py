@@ -128,7 +128,7 @@ class BatchBuilder:
                 batch["image"][row] = 0
             else:
                 batch["image"][row] = preprocess(pixels)
-                watch.lap("augment")
+                watch.lap("preprocess")
         self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
 

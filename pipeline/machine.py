@@ -67,6 +67,15 @@ def available_memory(root: Path = _ROOT, own: Path = _OWN) -> int:
     return max(0, min([int(psutil.virtual_memory().available), *(limit - used for limit, used in _memory(root, own))]))
 
 
+def peak_memory(status: Path = Path("/proc/self/status")) -> int:
+    """Most bytes of memory that this program has had at once, since it was started.
+
+    Not getrusage(2): its maximum begins at what the process had that started the program, before exec(2).
+    """
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
     """Limit of every control group that has one, and what is used of it and cannot be reclaimed, in bytes.
 

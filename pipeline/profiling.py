@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class StageTimes:
     Attributes:
       samples: how many the times are means of.
       microseconds: what one sample costs one thread, by stage: order (with random numbers), read (with checksums),
-        decode, augment.
+        decode, augment; of evaluation preprocess, the resize and crop, in place of the last.
       cpu_microseconds: how much of that is CPU time; the rest is waiting. Empty where it was not taken.
       threads: of tf.data; like the next two from its model of an iterator, None when there is none.
       batch_seconds: in which all threads together make a batch.
@@ -66,21 +66,48 @@ class StageTimes:
             costs["storage"] = waiting.pop("read") - max(waiting.values(), default=0.0)
         return max(costs, key=costs.__getitem__)
 
+    @property
+    def limit(self) -> str:
+        """The bottleneck, and how long the step waited where one was trained, in words."""
+        waits = "" if self.waiting_share is None else f" (input waits {100 * self.waiting_share:.0f} %)"
+        return f"bottleneck: {self.bottleneck}{waits}"
+
+    @property
+    def table(self) -> dict[str, dict[str, float]]:
+        """Microseconds an image by stage: CPU time, and waiting, which is the rest of the time on the clock."""
+        return {
+            stage: {"cpu": round(cpu, 1), "waiting": round(max(self.microseconds[stage] - cpu, 0.0), 1)}
+            for stage, cpu in self.cpu_microseconds.items()
+        }
+
+    def since(self, earlier: StageTimes) -> StageTimes:
+        """What was added after an earlier reading of the same timer."""
+        samples = self.samples - earlier.samples
+
+        def added(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+            totals = {stage: now[stage] * self.samples - before.get(stage, 0.0) * earlier.samples for stage in now}
+            return {stage: total / samples for stage, total in totals.items()} if samples else {}
+
+        return replace(
+            self,
+            samples=samples,
+            microseconds=added(self.microseconds, earlier.microseconds),
+            cpu_microseconds=added(self.cpu_microseconds, earlier.cpu_microseconds),
+        )
+
     def __str__(self) -> str:
         lines = [
-            f"{name:8} {value:8.1f} us a sample {value / self.total_microseconds:6.1%}"
+            f"{name:10} {value:8.1f} us a sample {value / self.total_microseconds:6.1%}"
             + (f", waiting {value - self.cpu_microseconds[name]:.1f} us" if name in self.cpu_microseconds else "")
             for name, value in self.microseconds.items()
         ]
-        lines.append(f"{'all':8} {self.total_microseconds:8.1f} us, {self.samples_per_second:,.0f} samples/s a thread")
+        lines.append(f"{'all':10} {self.total_microseconds:8.1f} us, {self.samples_per_second:,.0f} samples/s a thread")
         if self.batch_seconds is not None and self.consumer_seconds is not None:
             lines.append(
                 f"{self.threads} threads make a batch in {self.batch_seconds * 1e3:.1f} ms; "
                 f"the consumer takes {self.consumer_seconds * 1e3:.1f} ms"
             )
-        if self.waiting_share is None:
-            return "\n".join([*lines, f"bottleneck: {self.bottleneck}"])
-        return "\n".join([*lines, f"bottleneck: {self.bottleneck} (input waits {100 * self.waiting_share:.0f} %)"])
+        return "\n".join([*lines, self.limit])
 
 
 class Stopwatch:

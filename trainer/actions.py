@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +9,28 @@ import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.cli import log, progress
-from shardline.pipeline.dataset import Dataset
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import atomic_write
-from shardline.pipeline.profiling import StageTimes
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, write_checkpoint
+from shardline.trainer.handshake import gather
+from shardline.trainer.input_profile import (
+    HostProfile,
+    InputProfile,
+    StageLaps,
+    from_text,
+    host_profile,
+    slowest_first,
+    to_text,
+)
 from shardline.trainer.loop import Action, StepRecord
 from shardline.trainer.model import Network, flops_per_image
+from shardline.trainer.overlap import InputWaits, one_late
 from shardline.trainer.run_dir import write_config
 from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, eval_forward
 from shardline.trainer.state import TrainState
-from shardline.trainer.step import create_eval_step, swap
+from shardline.trainer.step import EVAL_SUMS, create_eval_step, swap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +55,8 @@ class StepMonitor(Action):
         self.bar = progress(total=steps, initial=start_step, desc="train", unit="step")
         self.flops = {span.index: flops_per_image(network, span.phase.part) for span in setup.spans}
         self.images_per_second = 0.0  # evaluations and checkpoints left out
+        self.last_line = 0  # step of the newest line of metrics
+        self._stages = StageLaps(setup.data, "training")
         self.restart()
 
     def restart(self) -> None:
@@ -89,7 +97,7 @@ class StepMonitor(Action):
     @property
     def waiting_share(self) -> float | None:
         """Share of its time in which the step waited for input; None before the second step."""
-        return self._total_waited / self._total_seconds if self._total_seconds else None
+        return min(self._total_waited / self._total_seconds, 1.0) if self._total_seconds else None
 
     def ends_call(self, state: TrainState) -> bool:
         """At each line of metrics, and after the first step, which compiles: whole calls are timed."""
@@ -106,8 +114,8 @@ class StepMonitor(Action):
         self._warming = False
         loss, top1 = self._sums / max(self._samples, 1)
         tflops = rate * self.flops[record.span.index] / 1e12
-        waiting = 100 * self._waited / seconds
-        line = {
+        waiting = min(100 * self._waited / seconds, 100.0)  # two clocks, so that rounding could exceed it
+        line: dict[str, Any] = {
             "epoch": round(self.setup.epoch(record.cursor), 6),
             "phase": record.span.phase.part,
             "loss": loss,
@@ -123,8 +131,11 @@ class StepMonitor(Action):
             line["mfu"] = round(tflops / self.peak_tflops, 4)
         if self.setup.config.precision == "mixed_float16":
             line["loss_scale"] = record.report["scale"]
+        if stages := self._stages.lap():
+            line["stage_microseconds"] = stages
         if self.metrics and self._samples:
             self.metrics.write(record.step, "train", line)
+        self.last_line = record.step
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, top-1 {100 * top1:.1f} %, {rate:.1f} images/s, {waiting:.0f} % waiting for input"
         )
@@ -211,6 +222,7 @@ class Evaluate(Action):
         checkpoint: SaveCheckpoint,
     ) -> None:
         self.setup, self.monitor, self.metrics, self.checkpoint = setup, monitor, metrics, checkpoint
+        self.waits, self._stages = InputWaits(), StageLaps(setup.data, "evaluation")
         self._step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.jit)
         self._dataset = setup.eval_batches() if setup.eval_split else None
 
@@ -234,6 +246,8 @@ class Evaluate(Action):
         if self.metrics:
             phase = self.setup.spans[state.phase].phase.part
             line = {"epoch": epoch, "phase": phase, "split": split, **found, "n": int(n)}
+            if stages := self._stages.lap():
+                line["stage_microseconds"] = stages
             self.metrics.write(state.step, "eval", line)
         speed = self.monitor.images_per_second
         log(
@@ -245,15 +259,14 @@ class Evaluate(Action):
 
     def _totals(self, state: TrainState) -> dict[str, float]:
         """Sums over the split of loss, top-1, top-5 and the records."""
-        strategy, totals = self.setup.cluster.strategy, dict.fromkeys(("loss", "top1", "top5", "n"), 0.0)
+        strategy, totals = self.setup.cluster.strategy, np.zeros(len(EVAL_SUMS))
         if state.ema_weights:
             swap(strategy, state.weights, state.ema_weights)
-        for batch in self._dataset or ():
-            for name, value in self._step(batch).items():
-                totals[name] += float(value)
+        for _, sums in one_late(self._step, self.waits.over(self._dataset or ())):
+            totals += sums.numpy()
         if state.ema_weights:
             swap(strategy, state.weights, state.ema_weights)
-        return totals
+        return dict(zip(EVAL_SUMS, totals.tolist(), strict=True))
 
     def _keep_best(self, state: TrainState) -> None:
         config = self.setup.config
@@ -272,31 +285,43 @@ class Evaluate(Action):
         return curves.training_curves(metrics_log.read(self.setup.config.workdir), phases, self.setup.eval_split)
 
 
-class InputProfile(Action):
-    """Writes input_profile.json, what each stage of the input costs an image, with each evaluation and at the end."""
+class WriteInputProfile(Action):
+    """Keeps RUN/input_profile.json: this host's stage times with each line of metrics, all hosts' with evaluations."""
 
-    def __init__(self, setup: TrainSetup, monitor: StepMonitor) -> None:
-        self.setup, self.monitor = setup, monitor
+    def __init__(self, setup: TrainSetup, monitor: StepMonitor, evaluate: Evaluate) -> None:
+        self.setup, self.monitor, self.evaluate = setup, monitor, evaluate
+        self._others: list[HostProfile] = []
+
+    def after_step(self, record: StepRecord) -> None:
+        """With each line: a run that is killed leaves what it measured."""
+        if self.monitor.last_line == record.step and self.setup.cluster.chief:
+            self._write(record.step)
 
     def due(self, state: TrainState) -> bool:
-        """With the evaluations: a run that is killed leaves the newest."""
+        """With the evaluations."""
         return evaluation_due(self.setup, state)
 
     def act(self, state: TrainState) -> None:
-        """Write it, on the chief."""
-        if times := self.times():
-            stages = {kind: {"bottleneck": found.bottleneck, **vars(found)} for kind, found in times.items()}
-            text = json.dumps({"step": state.step, **stages}, indent=1)
-            atomic_write(Path(self.setup.config.workdir) / "input_profile.json", text.encode(), durable=False)
+        """Collect the profiles of all hosts, and write them on the chief."""
+        cluster = self.setup.cluster
+        if cluster.hosts > 1:
+            profiles = [from_text(text) for text in gather(cluster, to_text(self._own()))]
+            self._others = [profile for profile in profiles if profile.host != cluster.host]
+        if cluster.chief:
+            self._write(state.step)
 
-    def times(self) -> dict[str, StageTimes]:
-        """Of training and of evaluation, as far as they have happened; nothing on other hosts than the chief."""
-        data = self.setup.data
-        if not self.setup.cluster.chief or not isinstance(data, Dataset):
-            return {}
-        times = {kind: data.stage_times(of=kind) for kind in ("training", "evaluation")}
-        times["training"] = replace(times["training"], waiting_share=self.monitor.waiting_share)
-        return {kind: found for kind, found in times.items() if found.samples}
+    def profile(self, step: int) -> InputProfile:
+        """Of all hosts, as far as they have told it; the slowest first."""
+        return InputProfile(step, tuple(slowest_first([self._own(), *self._others])))
+
+    def _own(self) -> HostProfile:
+        waits = self.monitor.waiting_share, self.evaluate.waits.share
+        return host_profile(self.setup.data, self.setup.cluster.host, *waits)
+
+    def _write(self, step: int) -> None:
+        profile = self.profile(step)
+        if any(any(host.tables) for host in profile.hosts):  # synthetic batches have no stages
+            profile.save(self.setup.config.workdir)
 
 
 class Profile(Action):

@@ -25,6 +25,7 @@ from shardline.pipeline.sampler import ReplicaBatches
 from shardline.pipeline.stored import Sha256
 from shardline.trainer.checkpoints import weights_digest
 from shardline.trainer.model import Network, num_parameters
+from shardline.trainer.overlap import one_late
 from shardline.trainer.setup import TrainSetup, distribute, endless
 from shardline.trainer.step import Batch
 
@@ -150,9 +151,9 @@ def _first_batches(setup: TrainSetup, network: Network, samples: int) -> Iterato
     compute = create_feature_function(setup, network)
     batches, steps = setup.train_batches(0), math.ceil(samples / setup.config.global_batch_size)
     names = ("position", "record", "label", "weight")
-    for _ in progress(range(steps), total=steps, desc="features", unit="step"):
-        batch = next(batches)
-        columns = {name: batch[name] for name in names} | {"features": compute(batch)}
+    bar = progress(range(steps), total=steps, desc="features", unit="step")
+    for batch, features in one_late(compute, (next(batches) for _ in bar)):
+        columns = {name: batch[name] for name in names} | {"features": features}
         parts = [strategy.experimental_local_results(column) for column in columns.values()]
         for values in zip(*parts, strict=True):
             yield {name: value.numpy() for name, value in zip(columns, values, strict=True)}

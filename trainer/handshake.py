@@ -1,4 +1,7 @@
-"""Before the first step: do all hosts train the same run, from the same weights? Else all are refused, naming what."""
+"""Before the first step: do all hosts train the same run, from the same weights? Else all are refused, naming what.
+
+And `gather`, by which hosts tell each other.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,12 @@ def check_equal(cluster: Cluster, facts: Mapping[str, Any]) -> None:
     """
     if cluster.hosts == 1:
         return
-    first, *others = (json.loads(text) for text in _gather(cluster, json.dumps(facts)))
+    try:
+        first, *others = (json.loads(text) for text in gather(cluster, json.dumps(facts)))
+    except tf.errors.OpError as error:
+        raise Failure(
+            f"another host was lost before the first step ({type(error).__name__}); its own message says why"
+        ) from error
     for host, other in enumerate(others, 1):
         for name, value in first.items():
             if other.get(name) != value:
@@ -60,14 +68,13 @@ def check_equal(cluster: Cluster, facts: Mapping[str, Any]) -> None:
                 )
 
 
-def _gather(cluster: Cluster, text: str) -> list[str]:
-    """The text of every host, in their order."""
+def gather(cluster: Cluster, text: str) -> list[str]:
+    """The text of every host, in their order. All hosts must call it at the same point.
+
+    Raises:
+      tf.errors.OpError: a host was lost meanwhile.
+    """
     data = text.encode().ljust(_LIMIT_BYTES)
     strategy, row = cluster.strategy, tf.constant(np.frombuffer(data, np.uint8).astype(np.int32)[None])
-    try:
-        rows = strategy.gather(strategy.run(lambda: tf.identity(row)), axis=0).numpy()
-    except tf.errors.OpError as error:
-        raise Failure(
-            f"another host was lost before the first step ({type(error).__name__}); its own message says why"
-        ) from error
+    rows = strategy.gather(strategy.run(lambda: tf.identity(row)), axis=0).numpy()
     return [row.astype(np.uint8).tobytes().decode().rstrip() for row in rows[:: cluster.local_replicas]]

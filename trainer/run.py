@@ -17,7 +17,7 @@ import tensorflow as tf
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, Interrupted, UsageError
 from shardline.pipeline.files import atomic_writer, own_directory
-from shardline.trainer.actions import Evaluate, InputProfile, Profile, SaveCheckpoint, StepMonitor
+from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor, WriteInputProfile
 from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.feature_cache import open_feature_cache
@@ -74,7 +74,7 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
         stack.enter_context(errors_in_one_line(setup, state))
         save = SaveCheckpoint(setup, network, content, state.step)
         evaluate = Evaluate(setup, network, monitor, metrics, save)
-        input_profile = InputProfile(setup, monitor)
+        input_profile = WriteInputProfile(setup, monitor, evaluate)
         actions = [monitor, Profile(setup), evaluate, save, input_profile]
         for span in setup.spans[first.index :] if not over else ():
             if span is not first:
@@ -86,8 +86,8 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
                 break
         save.act(state)
         input_profile.act(state)
-    for kind, times in input_profile.times().items():
-        log(f"input, {kind}:\n{times}")
+    if setup.cluster.chief and (costs := str(input_profile.profile(state.step))):
+        log(costs)
     if not (over or state.cursor >= setup.spans[-1].stop or evaluate.should_stop):
         where = f"stopped at step {state.step} with a checkpoint; run the same command to continue"
         raise Interrupted(stop.signal or signal.SIGTERM, where)  # SIGTERM: another host was told to stop

@@ -20,7 +20,8 @@ Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 log
 Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, samples], losses [b]
 TrainStep = Callable[..., dict[str, tf.Tensor]]  # distributed batch, learning rate, stop -> numbers to report
 REPORTED = ("loss", "top1", "samples", "norm", "stop", "finite", "scale")  # columns of `StepReports.numbers`
-EvalStep = Callable[[Batch], dict[str, tf.Tensor]]
+EvalStep = Callable[[Batch], tf.Tensor]  # distributed batch -> sums of EVAL_SUMS over its records
+EVAL_SUMS = ("loss", "top1", "top5", "n")
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,7 @@ def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def create_eval_step(strategy: tf.distribute.Strategy, forward: Forward, jit: bool) -> EvalStep:
-    """A tf.function that sums loss, top-1, top-5 and weight of one distributed batch over all replicas."""
+    """A tf.function that sums EVAL_SUMS of one distributed batch over all replicas: one tensor, read at once."""
 
     def score(batch: Batch) -> tf.Tensor:
         logits, targets = forward(batch)
@@ -353,9 +354,8 @@ def create_eval_step(strategy: tf.distribute.Strategy, forward: Forward, jit: bo
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, score(batch))
 
     @tf.function(autograph=False)
-    def eval_step(batch: Batch) -> dict[str, tf.Tensor]:
-        loss, top1, top5, n = tf.unstack(strategy.experimental_local_results(strategy.run(replica_score, (batch,)))[0])
-        return {"loss": loss, "top1": top1, "top5": top5, "n": n}
+    def eval_step(batch: Batch) -> tf.Tensor:
+        return strategy.experimental_local_results(strategy.run(replica_score, (batch,)))[0]
 
     step: EvalStep = eval_step
     return step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import tensorflow as tf
 
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.machine import available_memory
+from shardline.pipeline.machine import available_memory, peak_memory
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
 from shardline.trainer.config import TrainConfig
@@ -166,7 +165,7 @@ def _measure(text: str) -> None:
     for _ in range(2):
         float(step(next(batches), tf.constant(1e-3))["loss"])
     gpu = tf.config.experimental.get_memory_info("GPU:0") if _has_gpu() else None
-    print(gpu["peak"] if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(gpu["peak"] if gpu else peak_memory())
 
 
 def _extrapolate(used: dict[int, float], batch: int) -> float:

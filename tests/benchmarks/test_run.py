@@ -11,11 +11,13 @@ from functools import partial
 import pytest
 
 from shardline.benchmarks import bench_convert
+from shardline.benchmarks import run as run_module
 from shardline.benchmarks.bottleneck import COLD, SEQUENTIAL
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import CONTROL, load_results
 from shardline.benchmarks.processes import Rate
 from shardline.benchmarks.verdict import HOST_STAGES
+from shardline.pipeline.errors import UsageError
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config
 
@@ -153,3 +155,26 @@ def test_what_cannot_be_measured_is_refused_in_one_line(flags, said, tmp_path):
     done = Run("shardline.benchmarks.run", *(flag.replace("OUT", str(tmp_path / "out")) for flag in flags))
     assert done.code == 2 and said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_dataset_or_split_is_refused_before_tensorflow_is_imported(one_image, tmp_path):
+    code = (
+        "import sys\n"
+        "from shardline.benchmarks import run\n"
+        "try: run.cli()\n"
+        "finally: assert 'tensorflow' not in sys.modules\n"
+    )
+    for flags, said in (
+        (["--data=nowhere"], "--data=nowhere: no such directory"),
+        ([f"--data={one_image}", "--split=tset"], "--split=tset: this dataset has train"),
+    ):
+        command = [sys.executable, "-c", code, f"--output={tmp_path / 'out'}", *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_split_without_records_is_refused(one_image, tmp_path, monkeypatch):
+    monkeypatch.setattr("shardline.pipeline.dataset.Dataset.num_records", lambda self, split: 0)
+    with pytest.raises(UsageError, match=r"split=train of .* holds no records"):
+        run_module.check(BenchConfig(data=str(one_image), output=str(tmp_path)))

@@ -1,11 +1,14 @@
 """Cores and memory that this process may use, of control groups as version 1 and version 2 lay them out."""
 
 import os
+import subprocess
+import sys
 
+import numpy as np
 import psutil
 import pytest
 
-from shardline.pipeline.machine import available_cores, available_memory, cpu_quota, memory_limit
+from shardline.pipeline.machine import available_cores, available_memory, cpu_quota, memory_limit, peak_memory
 
 GB = 1 << 30
 
@@ -132,3 +135,13 @@ def test_affinity_is_kept(tmp_path, monkeypatch):
 def test_this_machine():
     assert 1 <= available_cores() <= 8
     assert 0 < available_memory() <= memory_limit() <= 64 * GB
+
+
+def test_peak_memory_is_this_program_s_own_whatever_started_it():
+    """getrusage's maximum begins at the peak of the process that called exec(2), as a shell or a test does."""
+    held = np.ones(200 << 20, np.uint8)
+    code = "from shardline.pipeline.machine import peak_memory; print(peak_memory())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 2**22 < child < held.nbytes < peak_memory()
+    del held
+    assert peak_memory() > 200 << 20

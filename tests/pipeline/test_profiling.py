@@ -64,6 +64,18 @@ def test_no_tuner_keeps_an_iterator_from_ending(tiny):
         assert batches.options().autotune.enabled is False
 
 
+def test_times_since_an_earlier_reading_are_those_of_the_samples_between():
+    timer = StageTimer()
+    timer.add({"read": 0.1, "decode": 0.3}, {"read": 0.02, "decode": 0.3}, 10)
+    earlier = timer.times()
+    timer.add({"read": 0.2}, {"read": 0.1}, 40)
+    added = timer.times().since(earlier)
+    assert added.samples == 40
+    assert added.microseconds == pytest.approx({"read": 5_000, "decode": 0})
+    assert added.table == {"read": {"cpu": 2_500.0, "waiting": 2_500.0}, "decode": {"cpu": 0.0, "waiting": 0.0}}
+    assert timer.times().since(timer.times()).table == {}
+
+
 def test_a_step_that_hardly_waits_is_the_bottleneck_whatever_the_input_costs():
     stages = {"order": 5.0, "read": 20.0, "decode": 300.0}
     trained = StageTimes(8, stages, cpu_microseconds=stages, waiting_share=0.03)

@@ -197,11 +197,11 @@ def evaluation():
     weight = np.ones((2, BATCH), np.float32)
     weight[1, 5:] = 0
     run = step.create_eval_step(TWO, lambda b: (b["logits"], tf.one_hot(b["label"], 7)), jit=True)
-    totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0, "n": 0.0}
+    totals = dict.fromkeys(step.EVAL_SUMS, 0.0)
     for i in range(2):
         values = {"logits": logits[i], "label": label[i], "weight": weight[i]}
-        for name, value in run(spread(TWO, values)).items():
-            totals[name] += float(value)
+        for name, value in zip(step.EVAL_SUMS, run(spread(TWO, values)).numpy().tolist(), strict=True):
+            totals[name] += value
     rank = (logits >= np.take_along_axis(logits, label[..., None], -1)).sum(-1)
     log_sum = np.log(np.exp(logits).sum(-1))
     loss = log_sum - np.take_along_axis(logits, label[..., None], -1)[..., 0]

@@ -15,6 +15,7 @@ import pytest
 
 from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
+from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import find_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +161,10 @@ def test_two_workers_train_like_one_process(data, tmp_path):
         for name in ("alone", "two")
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+    hosts = InputProfile.load(tmp_path / "two").hosts
+    assert sorted(profile.host for profile in hosts) == [0, 1]
+    waits = [profile.training.waiting_share for profile in hosts]
+    assert waits == sorted(waits, reverse=True) and all(profile.evaluation.samples for profile in hosts)
 
 
 @pytest.mark.multihost

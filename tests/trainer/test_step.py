@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from shardline.trainer.evaluation import metrics
-from shardline.trainer.step import create_eval_step
+from shardline.trainer.step import EVAL_SUMS, create_eval_step
 
 OPTIONS = (
     "plain",
@@ -124,6 +124,7 @@ def test_evaluation_while_training_gives_the_top_k_of_shardline_evaluate(jit):
     step = create_eval_step(
         tf.distribute.get_strategy(), lambda batch: (batch["logits"], tf.one_hot(batch["label"], CLASSES)), jit
     )
-    totals = step({"logits": logits, "label": labels, "weight": np.ones(len(labels), np.float32)})
+    sums = step({"logits": logits, "label": labels, "weight": np.ones(len(labels), np.float32)}).numpy()
+    totals = dict(zip(EVAL_SUMS, sums, strict=True))
     ranks = metrics.label_ranks(logits, labels)
     assert (int(totals["top1"]), int(totals["top5"])) == (np.sum(ranks < 1), np.sum(ranks < 5))

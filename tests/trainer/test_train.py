@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from shardline.pipeline.errors import UsageError
-from shardline.trainer import selftest
+from shardline.trainer import metrics_log, selftest
+from shardline.trainer.actions import SaveCheckpoint
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import CONFIG_FILE, load_run
 from shardline.trainer.train import train
 
@@ -202,15 +204,34 @@ def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
 
 
 def test_a_run_leaves_and_tells_what_its_input_costs_and_how_long_the_step_waited(thin, tmp_path, capsys):
-    train(TrainConfig(**thin, workdir=tmp_path / "run"))
-    found = json.loads((tmp_path / "run" / "input_profile.json").read_text())
-    training = found["training"]
-    assert found["step"] == 3 and training["samples"] >= 24 and 0 <= training["waiting_share"] <= 1
-    assert set(training["cpu_microseconds"]) == set(training["microseconds"]) == {"order", "read", "decode", "augment"}
-    assert (training["bottleneck"] == "step") == (training["waiting_share"] < 0.05)
-    waits = f"{100 * training['waiting_share']:.0f} %"
-    assert f"bottleneck: {training['bottleneck']} (input waits {waits})" in capsys.readouterr().err
-    assert "evaluation" not in found  # there is no split for it
+    train(TrainConfig(**{**thin, "eval_split": "train", "log_every_steps": 1}, workdir=tmp_path / "run"))
+    found = InputProfile.load(tmp_path / "run")
+    (host,) = found.hosts
+    assert found.step == 3 and host.training.samples >= 24 and host.evaluation.samples >= 24
+    stages = {"training": {"order", "read", "decode", "augment"}, "evaluation": {"read", "decode", "preprocess"}}
+    for name, times in host.tables:
+        assert set(times.cpu_microseconds) == set(times.microseconds) == stages[name]
+        assert 0 <= times.waiting_share <= 1
+    err = capsys.readouterr().err
+    assert f"input, training:\n{host.training}" in err and f"input, evaluation:\n{host.evaluation}" in err
+    assert "(input waits " in err
+    lines = metrics_log.read(tmp_path / "run")
+    assert {line["kind"] for line in lines if "stage_microseconds" in line} == {"train", "eval"}
+    for line in lines:
+        for cost in line.get("stage_microseconds", {}).values():
+            assert cost["cpu"] >= 0 <= cost["waiting"]
+    assert all(0 <= line["waiting_percent"] <= 100 for line in lines if line["kind"] == "train")
+
+
+def test_a_run_that_breaks_leaves_what_its_input_had_cost(thin, tmp_path, monkeypatch):
+    def broken(self, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SaveCheckpoint, "act", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainConfig(**{**thin, "log_every_steps": 1}, workdir=tmp_path / "run"))
+    found = InputProfile.load(tmp_path / "run")
+    assert found.step == 3 and found.hosts[0].training.samples >= 24
 
 
 @pytest.mark.parametrize(

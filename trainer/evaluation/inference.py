@@ -27,6 +27,7 @@ from shardline.pipeline.manifest import NO_LABEL
 from shardline.pipeline.source_files import MachineFault, read_file
 from shardline.trainer.cluster import Cluster, create_cluster
 from shardline.trainer.evaluation.model_input import converter_options, load_image
+from shardline.trainer.overlap import one_late
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -87,15 +88,15 @@ class DistributedModel:
             lambda images: devices.strategy.run(on_each_replica, args=(images,)), autograph=False
         )
 
-    def __call__(self, batches: Sequence[tf.Tensor]) -> list[np.ndarray]:
+    def __call__(self, batches: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Outputs in the order of the batches, which are as many as replicas and all of one shape."""
         strategy = self._devices.strategy
         if self._devices.replicas == 1:
-            return [strategy.experimental_local_results(self.function(batches[0]))[0].numpy()]
+            return [strategy.experimental_local_results(self.function(batches[0]))[0]]
         placed = strategy.experimental_distribute_values_from_function(
             lambda ctx: batches[ctx.replica_id_in_sync_group]
         )
-        return [part.numpy() for part in strategy.experimental_local_results(self.function(placed))]
+        return list(strategy.experimental_local_results(self.function(placed)))
 
 
 def input_config(run: Run, *, batch_size: int, replicas: int, tta: str = "none") -> InputConfig:
@@ -133,12 +134,12 @@ def predict_split(
     infer = DistributedModel(model or run.model, devices, tta, run.config.jit)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     elements = iter(data.eval_batches(split, config, replicas=replicas))
+    steps = iter(lambda: list(itertools.islice(elements, replicas)), [])  # a batch for each replica
     with progress(total=num_stored, desc=f"evaluate {split}", unit=" images") as bar:
-        while batches := list(itertools.islice(elements, replicas)):  # one for each replica
-            outputs = infer([batch["image"] for batch in batches])
+        for batches, outputs in one_late(lambda step: infer([batch["image"] for batch in step]), steps):
             for batch, output in zip(batches, outputs, strict=True):
                 used = (batch["weight"].numpy() > 0) | (batch["label"].numpy() == NO_LABEL)
-                parts.append((batch["record"].numpy()[used], batch["label"].numpy()[used], output[used]))
+                parts.append((batch["record"].numpy()[used], batch["label"].numpy()[used], output.numpy()[used]))
                 bar.update(int(used.sum()))
     records, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(records):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores, processor_name
 from shardline.pipeline.wording import as_flag, count
 from shardline.tools.html_report import HtmlReport
@@ -21,6 +22,7 @@ from shardline.trainer.evaluation.gradcam import GradCam, overlay, side_by_side
 from shardline.trainer.evaluation.label_issues import label_issues
 from shardline.trainer.evaluation.leakage import training_data
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
+from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import read_config
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def write_report(
     add_settings(page, run.config)
     add_ledger(page, data)
     add_training(page, run, log)
+    add_input(page, directory)
     add_confusion(page, evaluation, plots)
     add_mistakes(page, run, data, evaluation)
     add_label_issues(page, run, data, evaluation)
@@ -123,6 +126,31 @@ def add_training(page: HtmlReport, run: Run, log: list[dict[str, Any]]) -> None:
     throughput = curves.throughput_curves(log, phases)
     if throughput is not None:
         page.figure("Throughput", throughput, "images per second and share of time waiting for input, over epochs")
+
+
+def add_input(page: HtmlReport, directory: Path) -> None:
+    """What each stage of the run's input cost, on each host."""
+    try:
+        profile = InputProfile.load(directory)
+    except FileNotFoundError:
+        page.text("Input", "This run directory holds no input_profile.json: it was trained on no dataset on a disk.")
+        return
+    except UsageError as error:
+        page.text("Input", f"{error}.")
+        return
+    limits = [
+        f"Host {host.host}, {name}, {count(times.samples, 'image')}: {times.limit}"
+        for host in profile.hosts
+        for name, times in host.tables
+    ]
+    rows = [
+        (host.host, name, stage, cost["cpu"], cost["waiting"])
+        for host in profile.hosts
+        for name, times in host.tables
+        for stage, cost in times.table.items()
+    ]
+    note = f"Up to step {profile.step}; the slowest host first. {'. '.join(limits)}."
+    page.table("Input", ("host", "batches", "stage", "CPU µs an image", "waiting µs an image"), rows, note=note)
 
 
 def add_confusion(page: HtmlReport, evaluation: Evaluation, plots: Mapping[str, bytes]) -> None:

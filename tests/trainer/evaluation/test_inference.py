@@ -28,9 +28,10 @@ def test_crops_of_an_image_are_averaged(model, jit):
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), dtype=np.uint8)
     single = np.stack([model(images[:, crop]).numpy() for crop in range(5)], 1)
     flipped_crops = np.stack([model(images[:, crop, :, ::-1]).numpy() for crop in range(5)], 1)
-    (plain,) = DistributedModel(model, devices, "none", jit)([images[:, 0]])
-    (five,) = DistributedModel(model, devices, "5", jit)([images])
-    (flipped,) = DistributedModel(model, devices, "flip", jit)([images[:, 0]])
+    plain, five, flipped = (
+        DistributedModel(model, devices, tta, jit)([shown])[0].numpy()
+        for tta, shown in (("none", images[:, 0]), ("5", images), ("flip", images[:, 0]))
+    )
     assert plain == pytest.approx(single[:, 0], abs=1e-5)
     assert five == pytest.approx(single.mean(1), abs=1e-5)
     assert flipped == pytest.approx((single[:, 0] + flipped_crops[:, 0]) / 2, abs=1e-5)

@@ -7,9 +7,12 @@ import subprocess
 
 import pytest
 
+from shardline.tools.html_report import HtmlReport
+from shardline.trainer.evaluation.report import add_input
+
 SECTIONS = (
-    "Result", "Settings", "Data ledger", "Training", "Throughput", "Confusion", "Classes", "ROC and precision-recall",
-    "Most confident mistakes", "Label issues", "Calibration", "Leakage", "Environment",
+    "Result", "Settings", "Data ledger", "Training", "Throughput", "Input", "Confusion", "Classes",
+    "ROC and precision-recall", "Most confident mistakes", "Label issues", "Calibration", "Leakage", "Environment",
 )  # fmt: skip
 
 
@@ -36,6 +39,24 @@ def test_it_tells_the_numbers_the_phases_and_the_copies(page, tiny_metrics):
     assert "66 inputs = 66 written + 0 quarantined" in page
     assert "test/red/0.png = train/red/5.png (same file)" in page
     assert "without copies of training images (n = 19)" in page
+
+
+def test_it_tells_what_the_input_of_the_run_cost(page):
+    section = html.unescape(page[page.index("<h2>Input<") : page.index("<h2>Confusion<")])
+    assert "Host 0, training, " in section and "(input waits " in section and "Host 0, evaluation, " in section
+    assert section.count(">decode<") == 2 and "the slowest host first" in section
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "holds no input_profile.json"), (b"{}", "has format none, this program reads")]
+)
+def test_a_run_without_a_profile_or_with_a_damaged_one_has_a_page_all_the_same(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "input_profile.json").write_bytes(content)
+    page = HtmlReport("x")
+    add_input(page, tmp_path)
+    page.save(tmp_path / "page.html")
+    assert said in (tmp_path / "page.html").read_text()
 
 
 PROBE = """<script>
