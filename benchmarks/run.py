@@ -18,7 +18,6 @@ from shardline.benchmarks.measure import RESULTS_FILE, Interrupted, Measurement,
 from shardline.benchmarks.report import write_report
 from shardline.benchmarks.targets import summary
 from shardline.pipeline import cli as command_line
-from shardline.pipeline.dataset import open_dataset
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
 
@@ -62,6 +61,8 @@ def check(config: BenchConfig) -> BenchConfig:
     Raises:
       UsageError: no such run, dataset or split, or no records.
     """
+    from shardline.pipeline.dataset import open_dataset  # OpenCV: not for --help
+
     config = config.resolved()
     if config.data:
         data = open_dataset(config.data)
