@@ -28,13 +28,23 @@ class BenchConfig(InputConfig):
 
     GROUPS: ClassVar = ("benchmark", "input", "augmentation", "recipe", "step", "comparison", "forecast")
 
-    data: str = option("", "dataset directory, made by shardline-convert or shardline-adopt", group="benchmark")
+    data: str = option(
+        "",
+        "dataset directory, made by shardline-convert or shardline-adopt",
+        group="benchmark",
+        path="folder",
+    )
     run: str = option(
         "", "run directory of shardline-train: measure the input and the step of that run; flags beside it that "
         "are not at their defaults replace the run's",
-        group="benchmark",
+        group="benchmark", path="folder",
     )  # fmt: skip
-    output: str = option("", "report directory; measurements are added to those it holds", group="benchmark")
+    output: str = option(
+        "",
+        "report directory; measurements are added to those it holds",
+        group="benchmark",
+        path="folder",
+    )
     suite: str = option(
         "input", "what to measure; short takes a few minutes: all stages, with the step at width multiplier 1/8, and "
         "reading on 1 to all cores",
@@ -44,7 +54,7 @@ class BenchConfig(InputConfig):
     raw_images: str = option(
         "", "folder of photographs to convert, for the suites convert, scaling, baselines and all, and for the sample "
         "of --validate_advice",
-        group="benchmark",
+        group="benchmark", path="folder",
     )  # fmt: skip
     repeats: int = option(5, "turns that count, after one warmup turn; everything runs once a turn", low=1,
                           group="benchmark")  # fmt: skip
@@ -78,7 +88,10 @@ class BenchConfig(InputConfig):
         low=0, group="step",
     )  # fmt: skip
     baseline_python: str = option(
-        "", "Python that has the packages of the other tools (the extra bench); default: this one", group="comparison"
+        "",
+        "Python that has the packages of the other tools (the extra bench); default: this one",
+        group="comparison",
+        path="file",
     )
     convert_images: int = option(
         3200, "images that the fastest tool converts in a turn, copies where the folder holds fewer", low=10,

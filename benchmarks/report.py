@@ -35,9 +35,11 @@ from shardline.tools.html_report import HtmlReport
 class ReportConfig:
     """A report to draw, and others to compare it with."""
 
-    report: str = option("", "report directory of shardline-benchmark", positional=True)
-    earlier: str = option("", "an earlier report's directory: its rates are shown beside these")
-    check: str = option("", "a report's directory or results.jsonl: fail where a ratio fell below the one there")
+    report: str = option("", "report directory of shardline-benchmark", positional=True, path="folder")
+    earlier: str = option("", "an earlier report's directory: its rates are shown beside these", path="folder")
+    check: str = option(
+        "", "a report's directory or results.jsonl: fail where a ratio fell below the one there", path="any"
+    )
     tolerance: float = option(0.1, "share by which a ratio may fall before --check fails", low=0)
 
     def __post_init__(self) -> None:

@@ -8,15 +8,17 @@ A command is a frozen dataclass of `pipeline.options` and a function of it:
 Flags exist only while a command runs, in a register of its own, so any number of commands can be imported, and run,
 in one process.
 
-Exit codes: 0 success, 2 usage (a flag, value or input the user can mend), 1 failure while running, 130 Ctrl-C, 143 a
-training run that SIGTERM stopped before its end.
+Exit codes: 0 success, 2 usage (a flag, value or input the user can mend), 1 failure while running, 130 Ctrl-C, 141 who
+read the output has gone (`| head`), 143 a training run that SIGTERM stopped before its end.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import textwrap
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from absl import flags, logging
 
-from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line
+from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line, explain
 from shardline.pipeline.options import Field, options
 from shardline.pipeline.text import display
 
@@ -48,7 +50,8 @@ def program() -> str:
 def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn:
     """Parse the command line into a `config`, call `main` with it, and leave with an exit code and no traceback.
 
-    Exceptions that are neither `UsageError`, `Failure` nor `OSError` are our own bugs: they keep their traceback.
+    Exceptions that are neither `UsageError` nor `Failure`, nor the machine's (`OSError`, `MemoryError`), are our own
+    bugs: they keep their traceback.
     """
     _quiet_start_up()
     with command_line():
@@ -63,8 +66,12 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
             _leave(2, error)
         except Interrupted as error:
             _leave(128 + error.number, error)
-        except (Failure, OSError) as error:
+        except Failure as error:
             _leave(1, error)
+        except (OSError, MemoryError) as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                _leave(128 + signal.SIGPIPE)
+            _leave(1, explain(error))
         except KeyboardInterrupt:
             _leave(130, "interrupted")
     sys.exit(0)
@@ -223,8 +230,23 @@ def _set_verbosity(register: flags.FlagValues) -> None:
         logging.set_stderrthreshold("warning")
 
 
-def _leave(code: int, error: BaseException | str) -> NoReturn:
-    """End the process with one line on stderr, harmless on a terminal."""
+def _nobody_reads() -> bool:
+    """Whether what stdout or stderr is piped to has ended."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _leave(code: int, error: BaseException | str = "") -> NoReturn:
+    """End the process with one line on stderr, harmless on a terminal; with none for no error."""
     message = " ".join(str(error).split()) or type(error).__name__
-    print(display(f"{program()}: error: {message}"), file=sys.stderr)
+    try:
+        if error:
+            print(display(f"{program()}: error: {message}"), file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:  # a full disk, or nobody reads: what is left would be tried again at exit, with a traceback
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
     sys.exit(code)

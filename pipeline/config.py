@@ -74,7 +74,7 @@ class InputConfig:
         1, "crops of each evaluated image: 1: center; 5: corners too; 10: those flipped too", group="input", flag=False
     )
     cache: str = option(
-        "none", "where decoded images are kept: none, memory, or a directory on a local disk", group="input"
+        "none", "where decoded images are kept: none, memory, or a directory on a local disk", group="input", path="any"
     )
     max_bad_records: int = option(10, "distinct unreadable records after which the run stops", low=0, group="input")
     threads: int = option(0, "threads that read and decode; 0: one for each core", low=0, group="input")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,38 @@ class Interrupted(Failure):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def explain(error: OSError | MemoryError) -> str:
+    """What the operating system refused, where, and what to do about it."""
+    if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+        words = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
+        return f"out of memory{words}; end other programs, or ask for less at once: fewer workers, smaller batches"
+    if error.strerror is None:
+        return str(error)
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return f"{place}{': ' if place else ''}{error.strerror}{'; ' if remedy else ''}{remedy}"
+
+
+_UNREACHABLE = "the disk or its mount does not answer: look at it (dmesg, df), then run the same command again"
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EACCES: "get the permission, or name another place",
+    errno.EPERM: "get the permission, or name another place",
+    errno.EROFS: "it cannot be written; name another place",
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room there, or name another place",
+    errno.EFBIG: "this file system takes no larger files; name another place",
+    errno.ENAMETOOLONG: "use shorter names",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers",
+    errno.ENFILE: "end other programs, or use fewer workers",
+    errno.EAGAIN: "end other programs, or use fewer workers",
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.ENODEV), _UNREACHABLE
+    ),
+}
 
 
 def for_caller(text: str) -> str:

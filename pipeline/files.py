@@ -48,9 +48,11 @@ def atomic_writer(path: str | os.PathLike[str], *, durable: bool = True) -> Iter
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            error.filename = os.fspath(path)  # a full disk names no file, and nobody knows the temporary one
         raise
     if durable:
         sync_directory(Path(path).parent)

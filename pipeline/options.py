@@ -25,6 +25,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeVar
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.paths import local_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -44,6 +45,7 @@ class Option:
       also: allowed values outside these bounds, e.g. -1 for "automatic".
       parse: text from the command line, or a value from Python -> the field's value; raises ValueError with the
         remedy. For fields that are no plain bool, int, float, str or tuple of str.
+      path: what a text names, one of `paths.KINDS`; "": nothing on disk. `paths.local_path` takes it apart.
       text: value -> text, for --help; the default of such a field may be text, too.
       positional: arguments that are no flags go to this field.
       group: heading under which --help lists the flag.
@@ -59,6 +61,7 @@ class Option:
     also: tuple[float, ...] = ()
     parse: Callable[[Any], Any] | None = None
     text: Callable[[Any], str] = str
+    path: str = ""
     positional: bool = False
     group: str = ""
     flag: bool = True
@@ -184,11 +187,29 @@ def _checked(field: Field, value: object) -> object:
         converted = option.parse(value) if option.parse else _converted(field, value)
     except ValueError as error:
         raise UsageError(f"--{field.name}={value}: {error}") from None
+    if option.path:
+        converted = _located(field, converted)
     if option.choices and converted not in option.choices:
         raise UsageError(f"--{field.name}={value}: use one of {', '.join(filter(None, option.choices))}")
     if isinstance(converted, (int, float)) and field.kind in (int, float) and not option.allows(converted):
         raise UsageError(f"--{field.name}={value}: use {field.wanted}")
     return converted
+
+
+def _located(field: Field, value: object) -> object:
+    """The paths that a text or several name on this machine; the default may be ""."""
+    if isinstance(value, tuple):
+        return tuple(_located(field, name) for name in value)
+    if value == field.default == "" or not isinstance(value, str):
+        return value
+    try:
+        if not value:
+            raise ValueError(
+                f"is empty; name a {'file or folder' if field.option.path == 'any' else field.option.path}"
+            )
+        return local_path(value, field.option.path)
+    except ValueError as error:
+        raise UsageError(f"--{field.name}={value}: {error}") from None
 
 
 def _converted(field: Field, value: object) -> object:

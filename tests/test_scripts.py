@@ -1,8 +1,10 @@
 """The installed console scripts under a pseudo-terminal: what a person who types them sees."""
 
 import fcntl
+import importlib
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -10,12 +12,30 @@ import sys
 import termios
 import tomllib
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from shardline.pipeline import cli as command_line
+from shardline.pipeline.options import options
+
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
+ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+SCRIPTS = sorted(ENTRIES)
 BIN = Path(sys.executable).parent
+
+
+def command(script):
+    """The function behind a script."""
+    module, _, function = ENTRIES[script].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def config_of(script):
+    """The config class whose fields are a script's flags."""
+    with patch.object(command_line, "run") as run:
+        command(script)()
+    return run.call_args.args[1]
 
 
 def type_in(*command, columns=80, cwd=None):
@@ -72,3 +92,44 @@ def test_no_arguments_is_one_line_with_exit_code_2(script, tmp_path):
     code, shown = type_in(BIN / script, cwd=tmp_path)
     assert code == 2 and shown.count("\n") == 1 and "error" in shown, shown
     assert not list(tmp_path.iterdir())
+
+
+PATHS = [(script, field) for script in SCRIPTS for field in options(config_of(script)).values() if field.option.path]
+
+
+def test_every_flag_that_names_a_file_or_folder_is_marked_as_one():
+    """So that a new one is taken apart where all are."""
+    words = re.compile(r"\b(files?|folders?|director(y|ies))\b")
+    not_names = {"name", "split_pattern", "weights_sha256"}  # what is in a file or a name
+    for script in SCRIPTS:
+        for name, field in options(config_of(script)).items():
+            if field.kind in (str, tuple) and not field.option.choices and words.search(field.option.help):
+                assert field.option.path or name in not_names, f"{script} --{name}: {field.option.help}"
+
+
+@pytest.mark.parametrize(("script", "field"), PATHS, ids=[f"{script}-{field.name}" for script, field in PATHS])
+def test_no_path_flag_takes_an_object_store_for_a_local_folder(script, field, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, f"--{field.name}=s3://b/x"])
+    with pytest.raises(SystemExit) as stop:
+        command(script)()
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "") and err.count("\n") == 1
+    assert f"--{field.name}=s3://b/x: s3: cannot be read or written yet; name a local place" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_installed_scripts_refuse_an_object_store_in_one_line(script, tmp_path):
+    """All path flags of a command at once, as a person types them."""
+    given = [f"--{field.name}=s3://b/x" for other, field in PATHS if other == script]
+    code, shown = type_in(BIN / script, *given, columns=400, cwd=tmp_path)
+    assert code == 2 and shown.count("\n") == 1 and "s3: cannot be read or written yet" in shown, shown
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_into_a_pipe_that_closes_is_quiet(script, tmp_path):
+    line = f"{BIN / script} --help | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode in (0, 141) and result.stderr == "" and result.stdout.count("\n") == 1

@@ -62,7 +62,9 @@ class AdoptConfig(DatasetConfig):
         choices=("", "index", "name", "onehot"),
     )
     label_offset: int = option(0, "number added to every stored label; ImageNet's shards count from 1: -1")
-    class_names: str = option("", "file with one class name a line, in label order; default: TFDS's, or the numbers")
+    class_names: str = option(
+        "", "file with one class name a line, in label order; default: TFDS's, or the numbers", path="file"
+    )
     split: str = option("", "split that all files belong to; default: told by the names of files and folders")
     split_pattern: str = option(
         "", "regular expression over file names whose group 'split' names the split; default: the usual names"

@@ -14,7 +14,7 @@ class DatasetConfig:
     """A config with the field `data`, which a command also takes as its one argument: `shardline-verify DIR`."""
 
     data: str = option(
-        "", "dataset directory; may also be given without the flag, as the one argument", positional=True
+        "", "dataset directory; may also be given without the flag, as the one argument", positional=True, path="folder"
     )
 
     def __post_init__(self) -> None:

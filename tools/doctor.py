@@ -27,7 +27,9 @@ __all__ = ["DoctorConfig", "Row", "doctor"]
 class DoctorConfig:
     """One examination of this installation."""
 
-    corpus: str = option("", "new or empty folder to keep the malformed images in; default: none are kept")
+    corpus: str = option(
+        "", "new or empty folder to keep the malformed images in; default: none are kept", path="folder"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

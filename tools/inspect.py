@@ -36,7 +36,7 @@ class InspectConfig(DatasetConfig):
     """What to look at: `inspect(InspectConfig(data=…))`. One field, one flag."""
 
     record: str = option("", "record to show, as SPLIT:NUMBER, e.g. train:17")
-    save: str = option("", "PNG file to write: the record's image, or else a grid of images")
+    save: str = option("", "PNG file to write: the record's image, or else a grid of images", path="file")
     split: str = option("", "split whose first images the grid shows; default: the dataset's first")
     augmented: bool = option(False, "draw the grid from training batches, one epoch a column")
     image_size: int = option(224, "side of the images of --augmented, in pixels", low=8)

@@ -32,7 +32,7 @@ MAX_CLASSES = 12
 class SampleDataConfig:
     """What to draw: `sample_data(SampleDataConfig(output=…))`. One field, one flag."""
 
-    output: str = option("", "folder to draw into; new or empty")
+    output: str = option("", "folder to draw into; new or empty", path="folder")
     classes: int = option(6, "number of classes; an even number keeps the pairs of one hue", low=2, high=MAX_CLASSES)
     images_per_class: int = option(120, "images in each class; names have four digits", low=1, high=9999)
     seed: int = option(0, "another number draws other images of the same classes", low=0)

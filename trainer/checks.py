@@ -20,8 +20,8 @@ from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, read_config
 class ModelConfig:
     """Which trained model a command uses: what evaluate, predict and export have in common."""
 
-    run: str = option("", "run directory written by shardline-train; optional with --checkpoint")
-    checkpoint: str = option("", "checkpoint file to use instead of the run's best or newest one")
+    run: str = option("", "run directory written by shardline-train; optional with --checkpoint", path="folder")
+    checkpoint: str = option("", "checkpoint file to use instead of the run's best or newest one", path="file")
 
     def __post_init__(self) -> None:
         check_options(self)

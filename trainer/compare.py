@@ -38,10 +38,10 @@ class CompareConfig:
     """Which runs to compare, and on what."""
 
     runs: tuple[str, ...] = option(
-        (), "run directories, or output directories of shardline-evaluate, two or more", positional=True
+        (), "run directories, or output directories of shardline-evaluate, two or more", positional=True, path="folder"
     )
     split: str = option("test", "split whose predictions are compared")
-    output: str = option("", "directory for compare.html, compare.json and curves.png; empty: none")
+    output: str = option("", "directory for compare.html, compare.json and curves.png; empty: none", path="folder")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -76,9 +76,14 @@ class TrainConfig(InputConfig):
 
     GROUPS: ClassVar = ("run", "model", "recipe", "augmentation", "input", "devices", "cadence")
 
-    data: str = option("", "dataset directory written by shardline-convert or shardline-adopt", group="run")
+    data: str = option(
+        "", "dataset directory written by shardline-convert or shardline-adopt", group="run", path="folder"
+    )
     workdir: str = option(
-        "", "run directory: config, metrics, checkpoints, plots and the model are written there", group="run"
+        "",
+        "run directory: config, metrics, checkpoints, plots and the model are written there",
+        group="run",
+        path="folder",
     )
     train_split: str = option("train", "split to train on", group="run")
     eval_split: str = option(
@@ -89,6 +94,7 @@ class TrainConfig(InputConfig):
         "starting weights: none (He-normal), imagenet, or a .h5, .keras, .weights.h5, .safetensors, checkpoint file or "
         "run directory",
         group="model",
+        path="any",
     )
     weights_sha256: str = option(
         "", "refuse --weights unless the file has this SHA-256; it is printed and kept in config.json", group="model"

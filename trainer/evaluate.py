@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class EvaluateConfig(ModelConfig):
     """What to evaluate, on which records, and how much to look into."""
 
-    data: str = option("", "directory of the dataset to evaluate on", positional=True)
+    data: str = option("", "directory of the dataset to evaluate on", positional=True, path="folder")
     split: str = option("test", "split to evaluate")
-    output: str = option("", "directory for the results; empty: RUN/evaluation-SPLIT")
+    output: str = option("", "directory for the results; empty: RUN/evaluation-SPLIT", path="folder")
     batch_size: int = option(32, "images per forward pass on each device", low=1)
     logical_cpus: int = option(
         0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0

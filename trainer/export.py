@@ -61,7 +61,7 @@ def parse_formats(value: str | Iterable[str]) -> tuple[str, ...]:
 class ExportConfig(ModelConfig):
     """What to export, and what to compare it on."""
 
-    output: str = option("", "directory for the exported models")
+    output: str = option("", "directory for the exported models", path="folder")
     formats: tuple[str, ...] = option(
         tuple(FORMATS), "formats to write, separated by commas", parse=parse_formats, text=",".join
     )
@@ -69,12 +69,15 @@ class ExportConfig(ModelConfig):
         "",
         "dataset whose images calibrate int8 and are compared; empty: the one the run was trained on",
         positional=True,
+        path="folder",
     )
     split: str = option("auto", "split to compare on; auto: test, else validation, else the training split")
     calibration_images: int = option(100, "training images whose activations set the int8 ranges", low=1)
     parity_images: int = option(64, "images on which trainer and exports are compared", low=1)
     parity_inputs: str = option(
-        "", "directory of image files as they were before the conversion, on which the SavedModel is compared, too"
+        "",
+        "directory of image files as they were before the conversion, on which the SavedModel is compared, too",
+        path="folder",
     )
     overwrite: bool = option(False, "replace models that are in --output already")
 

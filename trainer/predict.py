@@ -52,13 +52,17 @@ class PredictConfig(ModelConfig):
     """Which files to predict, and where the rows go."""
 
     input: tuple[str, ...] = option(
-        (), "image file, directory (with its subdirectories) or glob; may be repeated", positional=True
+        (), "image file, directory (with its subdirectories) or glob; may be repeated", positional=True, path="any"
     )
-    data: str = option("", "dataset directory: predict the records of --split in it, and no files")
+    data: str = option("", "dataset directory: predict the records of --split in it, and no files", path="folder")
     split: str = option("test", "split of --data to predict; it needs no labels")
-    output: str = option("csv", "csv or jsonl: print in this format; else a file that ends in .csv, .jsonl or .parquet")
+    output: str = option(
+        "csv", "csv or jsonl: print in this format; else a file that ends in .csv, .jsonl or .parquet", path="any"
+    )
     top: int = option(5, "number of classes to list for each image, most probable first", low=1)
-    gallery: str = option("", "PNG file for a gallery of the first images with their predictions; empty: none")
+    gallery: str = option(
+        "", "PNG file for a gallery of the first images with their predictions; empty: none", path="file"
+    )
     batch_size: int = option(32, "images per forward pass", low=1)
 
 

@@ -30,7 +30,7 @@ class KerasFitConfig(InputConfig):
 
     GROUPS: ClassVar = ("run", "recipe", "augmentation", "input")
 
-    data: str = option("", "dataset directory, made by shardline-convert", group="run")
+    data: str = option("", "dataset directory, made by shardline-convert", group="run", path="folder")
     split: str = option("test", "split to evaluate on at the end", group="run")
     image_size: int = option(64, "side of the square the model sees, in pixels", low=32, group="input")
     augment_on: str = option("host", "where images are augmented", choices=("host",), group="augmentation", flag=False)

@@ -49,7 +49,7 @@ class CompileConfig:
     """What to compile, for what, and where the results are."""
 
     xla_python: str = option(
-        ".venv-xla/bin/python", "Python that has jax and its CUDA plugin; `make gpu-compile` makes it"
+        ".venv-xla/bin/python", "Python that has jax and its CUDA plugin; `make gpu-compile` makes it", path="file"
     )
     suite: str = option(
         "usual", "few: two small programs; usual: the usual step and what differs from it in one respect; all: hours",
@@ -59,6 +59,7 @@ class CompileConfig:
     output: str = option(
         "benchmarks/results/gpu_compile.json",
         "results, also the baseline of memory; a table of the same name beside it",
+        path="file",
     )
     accept: bool = option(False, "take this run's memory as the new baseline, even where it is more")
 

@@ -5,12 +5,15 @@
 A second paragraph that is longer than eighty characters, so that a narrow terminal has to see it wrapped to its width.
 """
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import check_options, option, pair, pair_text
 
 
@@ -40,8 +43,21 @@ class CommandConfig(BaseConfig):
     fail: str = option("", "what goes wrong", group="work")
     quiet: bool = option(False, "say nothing", group="work")
     limit: int | None = option(None, "records at most; default: all", low=1, group="work")
-    inputs: tuple[str, ...] = option((), "files to read", positional=True, group="work")
+    inputs: tuple[str, ...] = option((), "files to read", positional=True, group="work", path="any")
+    folder: str = option("", "folder to write to", group="work", path="folder")
+    table: str = option("none", "file to write, or none", group="work", path="file")
     hidden: int = option(7, "for Python only", flag=False)
+
+
+ERRORS = {
+    "memory": MemoryError(),
+    "no-space": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file"),
+    "read-only": OSError(errno.EROFS, os.strerror(errno.EROFS), Path("/a/file")),
+    "permission": PermissionError(errno.EACCES, os.strerror(errno.EACCES), b"/a/\x1b[31m"),
+    "stale": OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/a/file"),
+    "odd": OSError("words of a library\nin two lines"),
+    "pipe": BrokenPipeError(errno.EPIPE, "Broken pipe"),  # of another program than the one that reads us
+}
 
 
 def main(config: CommandConfig) -> None:
@@ -52,6 +68,13 @@ def main(config: CommandConfig) -> None:
         raise Failure("it broke; try --fail=usage")
     if config.fail == "os":
         Path("/nonexistent/file").read_bytes()
+    if config.fail in ERRORS:
+        raise ERRORS[config.fail]
+    if config.fail == "full":
+        atomic_write("/dev/shm/" + 300 * "x", "")
+    if config.fail == "talk":
+        for line in range(10**6):
+            print(line)
     if config.fail == "stop":
         raise KeyboardInterrupt
     if config.fail == "bug":

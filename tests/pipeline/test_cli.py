@@ -37,7 +37,24 @@ def run_alone(*args):
     [
         (["--fail=usage"], 2, "--fail=usage: wrong; use another \\x1b[31m"),
         (["--fail=failure"], 1, "it broke; try --fail=usage"),
-        (["--fail=os"], 1, "[Errno 2] No such file or directory: '/nonexistent/file'"),
+        (["--fail=os"], 1, "/nonexistent/file: No such file or directory; check the path"),
+        (
+            ["--fail=memory"],
+            1,
+            "out of memory; end other programs, or ask for less at once: fewer workers, smaller batches",
+        ),
+        (["--fail=no-space"], 1, "/a/file: No space left on device; make room there, or name another place"),
+        (["--fail=read-only"], 1, "/a/file: Read-only file system; it cannot be written; name another place"),
+        (["--fail=permission"], 1, "/a/\\x1b[31m: Permission denied; get the permission, or name another place"),
+        (
+            ["--fail=stale"],
+            1,
+            "/a/file: Stale file handle; the disk or its mount does not answer: look at it (dmesg, df), "
+            "then run the same command again",
+        ),
+        (["--fail=odd"], 1, "words of a library in two lines"),
+        (["--fail=full"], 1, f"/dev/shm/{300 * 'x'}: File name too long; use shorter names"),
+        (["--fail=pipe"], 1, "Broken pipe"),
         (["--fail=stop"], 130, "interrupted"),
         (["--size=x"], 2, "--size=x: use a whole number from 1 to 1000"),
         (["--size="], 2, "--size=: use a whole number from 1 to 1000"),
@@ -70,10 +87,32 @@ def test_a_bug_keeps_its_traceback():
     assert result.returncode == 1 and "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr
 
 
-def test_a_closed_pipe_is_no_traceback():
-    command = f"{sys.executable} -m tests.pipeline.command --help | true; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize(
+    ("arguments", "end", "code"),
+    [
+        ("--fail=talk", "| head -2", 141),
+        ("--fail=talk", "2>&1 | head -2", 141),
+        ("--fail=talk", "| true", 141),
+        ("--fail=usage", "2>&1 | sleep 0", 2),
+        ("--fail=failure", "2>&1 >&- | true", 1),
+    ],
+)
+def test_who_stops_reading_gets_no_traceback(arguments, end, code):
+    command = f"{sys.executable} -m tests.pipeline.command {arguments} {end}; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
-    assert "Traceback" not in result.stderr and result.returncode in (0, 1)
+    assert (result.returncode, result.stderr) == (code, "")
+    assert result.stdout in ("", "0\n1\n")
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tests.pipeline.command"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "tests.pipeline.command: error: No space left on device; make room there, or name another place\n"
+    )
 
 
 def test_success_is_quiet_on_stderr():

@@ -1,5 +1,6 @@
 """A file is there whole or not at all, and durable before it has its name."""
 
+import errno
 import os
 import shutil
 import signal
@@ -157,3 +158,16 @@ def test_a_folder_is_removed_only_if_all_in_it_is_ours(tmp_path):
         with pytest.raises(UsageError, match="is no folder of ours"):
             remove_tree(tmp_path / other, lambda name: True)
     assert victim.exists()
+
+
+def test_a_full_disk_is_told_with_the_name_that_was_to_be_written(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as refusal:
+        atomic_write(tmp_path / "x", b"1")
+    assert refusal.value.filename == str(tmp_path / "x")
+    with pytest.raises(FileNotFoundError) as refusal:
+        atomic_write(tmp_path / "missing" / "x", b"1")
+    assert refusal.value.filename == str(tmp_path / "missing" / "x")

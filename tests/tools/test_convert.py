@@ -147,7 +147,7 @@ def refusals():
 @pytest.mark.parametrize(
     ("source", "output", "extra", "code", "message"),
     [
-        ("", "out", [], 2, "--source is missing"),
+        ("", "out", [], 2, "--source=: is empty; name a file or folder"),
         ("good", "", [], 2, "--output is missing"),
         ("nowhere", "out", [], 2, "no such folder"),
         ("file.txt", "out", [], 2, "is a file"),
@@ -185,7 +185,7 @@ def test_bad_input_ends_in_one_line_and_nothing_that_looks_whole(tmp_path, sourc
 def test_an_address_is_no_output_folder(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = Run("shardline.tools.convert", "--source", source, "--output", "s3://bucket/data")
-    assert result.code == 2 and "is no local folder" in result.stderr
+    assert result.code == 2 and "s3: cannot be read or written yet" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -60,15 +60,15 @@ class ConvertConfig(ImageOptions):
         (),
         "folder or archive (.zip, .tar, .tar.gz) of class folders or of split folders of class folders; table of "
         "path,label; or tfds:NAME[:VERSION]; may be repeated, also as SPLIT=SOURCE",
-        group="data",
+        group="data", path="any",
     )  # fmt: skip
-    output: str = option("", "folder for the dataset; new, empty, or one to continue", group="data")
+    output: str = option("", "folder for the dataset; new, empty, or one to continue", group="data", path="folder")
     name: str = option("", "dataset name, the start of every shard's name; default: the source's", group="data")
     label_from: str = option(
         "", "which folder of a nested class folder names the class", choices=("", "parent", "first"), group="data"
     )
     class_names: str = option(
-        "", "file with one class name a line, in label order; default: sorted names", group="data"
+        "", "file with one class name a line, in label order; default: sorted names", group="data", path="file"
     )
     label_kind: str = option(
         "",
@@ -80,18 +80,20 @@ class ConvertConfig(ImageOptions):
         "",
         "file of words to show for class names, lines 'n01440764 tench' or a JSON class index; default: the names",
         group="data",
+        path="file",
     )
     split_labels: tuple[str, ...] = option(
         (),
         "SPLIT=FILE, for a split without class folders: file of its labels, by file name or a line an image; may be "
         "repeated",
-        group="data",
+        group="data", path="any",
     )  # fmt: skip
     label_order: str = option(
         "",
         "file that says which class a number in --split_labels is: lines NUMBER NAME, names counted from 1, or "
         "ImageNet's meta.mat",
         group="data",
+        path="file",
     )
     unlabelled: tuple[str, ...] = option(
         (), "split whose images have no labels, which is converted for prediction; may be repeated", group="data"
@@ -100,6 +102,7 @@ class ConvertConfig(ImageOptions):
         (),
         "file with one path or base name a line to leave out, or such a path, name or pattern; may be repeated",
         group="data",
+        path="any",
     )
     path_column: str = option(
         "", "column of a table that holds the paths; default: path, image, filename, …", group="data"
@@ -114,7 +117,10 @@ class ConvertConfig(ImageOptions):
         group="data",
     )
     tfds_dir: str = option(
-        "", "where prepared TFDS datasets lie; default: $TFDS_DATA_DIR or ~/tensorflow_datasets", group="data"
+        "",
+        "where prepared TFDS datasets lie; default: $TFDS_DATA_DIR or ~/tensorflow_datasets",
+        group="data",
+        path="folder",
     )
     splits: Mapping[str, float] = option(
         "", "shares, e.g. train=0.9,validation=0.1; default: the source's splits, or all in train",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import re
 import socket
 import tempfile
 import threading
@@ -361,11 +360,7 @@ def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, se
 
 
 def _check_places(config: ConvertConfig) -> None:
-    if re.match(r"[a-z0-9]+:/", str(config.directory)):
-        raise UsageError(f"--output={config.output} is no local folder; convert into one and copy it there")
     output = config.directory.resolve()
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output={config.output} is a file; name a folder")
     for given in config.source:
         source = Path(split_and_path(given)[1]).resolve()
         if not given.startswith("tfds:") and source.is_dir() and (output == source or source in output.parents):

@@ -1,0 +1,57 @@
+"""Where a flag may point: the one place that takes a file or folder's name apart. No TensorFlow.
+
+Names are local so far. One of an object store or a web address is refused before any work, so that no command ever
+makes a local folder called `s3:`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote, urlsplit
+
+KINDS = ("folder", "file", "any")  # what a field's name may be of; any: either, or a word or pattern of its own
+
+_REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs"
+# With or without slashes (pathlib merges them), also after a folder or SPLIT=; and SCHEME:/ or HOST:/ of any kind.
+_ADDRESS = re.compile(rf"^({_REMOTE}):|[/=]({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/", re.IGNORECASE)
+_COPY = {
+    "s3": "`aws s3 sync`, or mount it with mountpoint-s3",
+    "gs": "`gcloud storage rsync`, or mount it with gcsfuse",
+    "http": "`curl` or `wget`",
+    "https": "`curl` or `wget`",
+}
+
+
+def local_path(name: str, kind: str) -> str:
+    """The path that a name given by a user means on this machine: `~` and `file://` are resolved.
+
+    Raises:
+      ValueError: what to do instead, for an address, a NUL, an unknown user's home, a file where `kind` says folder, or
+        the other way round.
+    """
+    if "\0" in name:
+        raise ValueError("holds a NUL character, which no file's name can; leave it out")
+    if name.lower().startswith("file://"):
+        name = _of_url(name)
+    if found := _ADDRESS.search(name):
+        scheme = found[found.lastindex or 0].lower()
+        copy = _COPY.get(scheme, "a program that knows the place")
+        raise ValueError(f"{scheme}: cannot be read or written yet; name a local place, and copy with {copy}")
+    if name.startswith("~") and not os.path.lexists(name):
+        home = os.path.expanduser(name)
+        if home.startswith("~"):
+            raise ValueError(f"no user is called {name[1:].partition('/')[0]!r}; give the path in full, or ./{name}")
+        name = home
+    if kind == "folder" and os.path.exists(name) and not os.path.isdir(name):
+        raise ValueError("is a file; name a folder")
+    if kind == "file" and os.path.isdir(name):
+        raise ValueError("is a folder; name a file")
+    return name
+
+
+def _of_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"is a file of another host, {parts.netloc!r}; copy or mount it")
+    return unquote(parts.path)
