@@ -68,12 +68,14 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
             _leave(128 + error.number, error)
         except Failure as error:
             _leave(1, error)
-        except (OSError, MemoryError) as error:
-            if isinstance(error, BrokenPipeError) and _nobody_reads():
-                _leave(128 + signal.SIGPIPE)
-            _leave(1, explain(error))
         except KeyboardInterrupt:
             _leave(130, "interrupted")
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                _leave(128 + signal.SIGPIPE)
+            if not (reason := explain(error)):
+                raise
+            _leave(1, reason)
     sys.exit(0)
 
 

@@ -40,13 +40,19 @@ class Interrupted(Failure):
         self.number = number
 
 
-def explain(error: OSError | MemoryError) -> str:
-    """What the operating system refused, where, and what to do about it."""
-    if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+def explain(error: Exception) -> str:
+    """What the machine refused, where, and what to do about it; "" for an error that is not the machine's."""
+    if type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+        return "the memory of the device does not suffice; use smaller batches"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return f"{error}; {_REMEDIES[errno.EAGAIN]}"
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         words = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
         return f"out of memory{words}; end other programs, or ask for less at once: fewer workers, smaller batches"
+    if not isinstance(error, OSError):
+        return ""
     if error.strerror is None:
-        return str(error)
+        return str(error) or type(error).__name__
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     remedy = _REMEDIES.get(error.errno or 0, "")
     return f"{place}{': ' if place else ''}{error.strerror}{'; ' if remedy else ''}{remedy}"

@@ -203,10 +203,6 @@ def _located(field: Field, value: object) -> object:
     if value == field.default == "" or not isinstance(value, str):
         return value
     try:
-        if not value:
-            raise ValueError(
-                f"is empty; name a {'file or folder' if field.option.path == 'any' else field.option.path}"
-            )
         return local_path(value, field.option.path)
     except ValueError as error:
         raise UsageError(f"--{field.name}={value}: {error}") from None

@@ -27,9 +27,11 @@ def local_path(name: str, kind: str) -> str:
     """The path that a name given by a user means on this machine: `~` and `file://` are resolved.
 
     Raises:
-      ValueError: what to do instead, for an address, a NUL, an unknown user's home, a file where `kind` says folder, or
-        the other way round.
+      ValueError: what to do instead, for an empty name, an address, a NUL, an unknown user's home, a file where `kind`
+        says folder, or the other way round.
     """
+    if not name:
+        raise ValueError(f"is empty; name a {'file or folder' if kind == 'any' else kind}")
     if "\0" in name:
         raise ValueError("holds a NUL character, which no file's name can; leave it out")
     if name.lower().startswith("file://"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,8 @@ def _fill(folder: Path, setup: TrainSetup, network: Network) -> None:
     count, views = setup.num_records, setup.config.cache_features
     shape = (views, count, network.backbone.output.shape[-1])
     features = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+    with open(folder / "features.npy", "r+b") as file:  # a disk that is full later would kill who writes to a hole
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     labels, weights = np.zeros(count, np.int32), np.zeros((views, count), np.float32)
     for batch in _first_batches(setup, network, views * count):
         inside = batch["position"] < views * count  # the last batch may run into the next epoch

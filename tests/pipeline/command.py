@@ -55,6 +55,8 @@ ERRORS = {
     "read-only": OSError(errno.EROFS, os.strerror(errno.EROFS), Path("/a/file")),
     "permission": PermissionError(errno.EACCES, os.strerror(errno.EACCES), b"/a/\x1b[31m"),
     "stale": OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/a/file"),
+    "device": type("ResourceExhaustedError", (Exception,), {})("OOM when allocating a tensor\n2nd line"),
+    "threads": RuntimeError("can't start new thread"),
     "odd": OSError("words of a library\nin two lines"),
     "pipe": BrokenPipeError(errno.EPIPE, "Broken pipe"),  # of another program than the one that reads us
 }

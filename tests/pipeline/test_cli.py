@@ -52,6 +52,8 @@ def run_alone(*args):
             "/a/file: Stale file handle; the disk or its mount does not answer: look at it (dmesg, df), "
             "then run the same command again",
         ),
+        (["--fail=device"], 1, "the memory of the device does not suffice; use smaller batches"),
+        (["--fail=threads"], 1, "can't start new thread; end other programs, or use fewer workers"),
         (["--fail=odd"], 1, "words of a library in two lines"),
         (["--fail=full"], 1, f"/dev/shm/{300 * 'x'}: File name too long; use shorter names"),
         (["--fail=pipe"], 1, "Broken pipe"),

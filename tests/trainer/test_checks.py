@@ -48,7 +48,7 @@ CASES = [
     ("evaluate", ("--run", "{run}", "--data", "{hollow}", "--split", "hollow"), "--split=hollow: this split holds no"),
     ("evaluate", (*RUN_DATA, "--calibration_split", "test"), "--calibration_split=test is the evaluated split"),
     ("evaluate", (*RUN_DATA, "--calibration_split", "tset"), "--calibration_split=tset: this dataset has"),
-    ("evaluate", (*RUN_DATA, "--output", "{file}"), "--output={file}: File exists"),
+    ("evaluate", (*RUN_DATA, "--output", "{file}"), "--output={file}: is a file; name a folder"),
     ("evaluate", (*RUN_DATA, "--output", "/proc/none/here"), "--output=/proc/none/here: No such file"),
     ("evaluate", (*RUN_DATA, "--tta", "7"), "--tta=7: use one of none, flip, 5, 10"),
     ("predict", ("--input", "{file}"), "--run is missing"),
