@@ -73,7 +73,7 @@ class AdoptConfig(DatasetConfig):
         (), "split whose images have no labels, which is adopted for prediction; may be repeated"
     )
     exclude: tuple[str, ...] = option(
-        (), "path, name or pattern of files to leave out, or a file with one a line; may be repeated"
+        (), "path, name or pattern of files to leave out, or a file with one a line; may be repeated", path="any"
     )
     workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
     overwrite: bool = option(False, "replace the manifest and the indexes that are there")
