@@ -3,7 +3,7 @@
     shardline-inspect data
     shardline-inspect data --record train:17 --save image.png
     shardline-inspect data --save grid.png               # the first images of a split
-    shardline-inspect data --augmented --save seen.png   # the same images over several epochs of training
+    shardline-inspect --run run --augmented --save seen.png   # what that run is shown of some images, epoch by epoch
 
 Records and images that are damaged are refused; shardline-verify lists them all.
 """
@@ -17,12 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.config import InputConfig
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.manifest import NO_LABEL, Manifest, check_files
-from shardline.pipeline.options import option
+from shardline.pipeline.options import check_options, option
+from shardline.pipeline.run_input import RunInput, read_run_input
+from shardline.pipeline.sampler import BalancedSampler, Sampler
+from shardline.pipeline.shards import Shards
 from shardline.pipeline.tfrecord import read_framed, unframe_record
 from shardline.pipeline.wording import count, shorten
 from shardline.tools.dataset_config import DatasetConfig
@@ -38,12 +42,23 @@ class InspectConfig(DatasetConfig):
     record: str = option("", "record to show, as SPLIT:NUMBER, e.g. train:17")
     save: str = option("", "PNG file to write: the record's image, or else a grid of images", path="file")
     split: str = option("", "split whose first images the grid shows; default: the dataset's first")
-    augmented: bool = option(False, "draw the grid from training batches, one epoch a column")
-    image_size: int = option(224, "side of the images of --augmented, in pixels", low=8)
-    seed: int = option(0, "seed of the augmentation of --augmented")
+    augmented: bool = option(
+        False, "draw what training shows, one epoch a column: of --run, else with shardline-train's defaults"
+    )
+    run: str = option("", "run directory of shardline-train, whose dataset and augmentation --augmented draws")
+    image_size: int | None = option(
+        None, "side of the images of --augmented, in pixels; default: that of --run, else 224", low=8
+    )
+    seed: int | None = option(None, "seed of the order and augmentation of --augmented; default: that of --run, else 0")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if not self.run:
+            super().__post_init__()
+        check_options(self)
+        if self.run and not self.augmented:
+            raise UsageError(f"--run={self.run} is for --augmented: add that, or leave it out")
+        if self.run and (self.image_size, self.seed) != (None, None):
+            raise UsageError(f"--run={self.run} tells image size and seed: leave out --image_size and --seed")
         if self.save and not self.save.lower().endswith(".png"):
             raise UsageError(f"--save={self.save}: name a .png file")
         if self.save and not Path(self.save).parent.is_dir():
@@ -58,16 +73,18 @@ def inspect(config: InspectConfig) -> str:
     Raises:
       UsageError: there is no such dataset, split or record, or the record is damaged.
     """
-    manifest = Manifest.load(config.directory)
+    run = read_run_input(config.run) if config.run else None
+    directory = Path(config.data or (run.data if run else ""))
+    manifest = Manifest.load(directory)
     if config.record:
-        return describe_record(config.directory, manifest, config.record, config.save)
+        return describe_record(directory, manifest, config.record, config.save)
     text = describe(manifest)
     if config.save:
-        split = manifest.split(config.split or next(iter(manifest.splits))).name
+        split = manifest.split(config.split or (run.split if run else next(iter(manifest.splits)))).name
         if config.augmented:
-            save_augmented(config, split)
+            save_augmented(config, run, manifest, Shards(manifest, directory, split))
         else:
-            save_grid(config.directory, manifest, split, config.save)
+            save_grid(directory, manifest, split, config.save)
         text += f"\nsaved {config.save}"
     return text
 
@@ -140,45 +157,51 @@ def save_grid(directory: Path, manifest: Manifest, split: str, save: str) -> Non
     _draw(images, captions, COLUMNS, f"The first {len(images)} stored images of {manifest.name} {split}", save)
 
 
-def save_augmented(config: InspectConfig, split: str) -> None:
-    """A row for each of a few records, a column for each epoch: what `train_batches` shows of it."""
-    command_line.import_tensorflow()
-    from shardline import pipeline  # imports TensorFlow
+def save_augmented(config: InspectConfig, run: RunInput | None, manifest: Manifest, shards: Shards) -> None:
+    """A row for each of the first records that training shows, a column for each epoch, pixel for pixel."""
+    from shardline.pipeline.batches import BatchBuilder  # OpenCV: not for --help
 
-    data = pipeline.open_dataset(config.directory)
-    records = data.num_records(split)
-    rows = min(ROWS, records)
-    batches = pipeline.InputConfig(
-        global_batch_size=rows,
-        image_size=config.image_size,
-        seed=config.seed,
-        shuffle=False,
-        brightness=0.2,
-        contrast=0.2,
-        saturation=0.2,
-    )
-    images: list[list[np.ndarray]] = [[] for _ in range(rows)]
-    captions: list[str] = [""] * rows
-    for epoch in range(COLUMNS):
-        # Unshuffled, an epoch's stream is a rotation of the stored order: walk it until the wanted records came by.
-        seen: set[int] = set()
-        cursor = epoch * records
-        for batch in data.train_batches(split, batches, cursor=cursor).as_numpy_iterator():
-            for image, label, record, position in zip(
-                batch["image"], batch["label"], batch["record"], batch["position"], strict=True
-            ):
-                if position < (epoch + 1) * records and record < rows and record not in seen:
-                    seen.add(int(record))
-                    images[record].append(image)
-                    captions[record] = data.manifest.shown_labels[label]
-            cursor += rows
-            if len(seen) == rows or cursor >= (epoch + 1) * records:
-                break
-    columns = min(map(len, images))
-    flat = [image for row in images for image in row[:columns]]
-    names = [caption if column == 0 else "" for caption in captions for column in range(columns)]
-    title = f"What training shows of {count(rows, 'image')} in {count(columns, 'epoch')}: crop, flip, color"
-    _draw(flat, names, columns, title, config.save)
+    if run and manifest.digest != run.digest:
+        raise UsageError(
+            f"--run={config.run} was trained on a dataset of digest {run.digest}, not {manifest.digest}; give that one"
+        )
+    manifest.refuse_unlabelled(shards.split, "--split")
+    given = {name: value for name in ("image_size", "seed") if (value := getattr(config, name)) is not None}
+    batches = run.config if run else InputConfig(**given)
+    sampler = None
+    if run and run.balanced:
+        try:
+            labels = np.array([shards.read(record).label for record in range(len(shards))])
+        except ValueError as error:
+            raise UsageError(f"a record is damaged ({error}); shardline-verify lists every fault") from None
+        sampler = BalancedSampler(labels, batches.seed)
+    builder = BatchBuilder(shards, batches, manifest.image, sampler=sampler)
+    rows = appearances(builder.sampler, len(shards))
+    images: list[np.ndarray] = []
+    captions: list[str] = []
+    for column, position in ((column, position) for row in rows for column, position in enumerate(row)):
+        at = position % 2
+        batch = builder.train(position - at + np.arange(2), on_device=False)  # two: they may be mixed with each other
+        if not batch["weight"][at]:
+            raise UsageError(f"record {batch['record'][at]} is damaged; shardline-verify lists every fault")
+        images.append(batch["image"][at].copy())
+        captions.append("" if column else manifest.shown_labels[batch["label"][at]])
+    title = f"What {config.run or 'training'} shows of {count(len(rows), 'image')} in {count(len(rows[0]), 'epoch')}"
+    _draw(images, captions, len(rows[0]), title, config.save)
+
+
+def appearances(sampler: Sampler, num_records: int) -> list[list[int]]:
+    """Of each of the first records that a stream shows, its position in every epoch.
+
+    A stream that is balanced over classes shows some records seldom: then fewer epochs, as many of each record.
+    """
+    epochs = [epoch * num_records + np.arange(num_records) for epoch in range(COLUMNS)]
+    orders = [sampler.records(positions) for positions in epochs]
+    rows: list[list[int]] = []
+    for record in list(dict.fromkeys(orders[0].tolist()))[:ROWS]:
+        places = [np.flatnonzero(order == record) for order in orders]
+        rows.append([int(epoch[at[0]]) for epoch, at in zip(epochs, places, strict=True) if len(at)])
+    return [row[: min(map(len, rows))] for row in rows]
 
 
 def _read_example(path: Path, offset: int, size: int, manifest: Manifest, record: str) -> Example:

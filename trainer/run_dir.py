@@ -18,6 +18,7 @@ from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.pipeline.manifest import shown_labels
+from shardline.pipeline.run_input import CONFIG_FILE, RUN_FORMAT
 from shardline.pipeline.stored import Sha256
 from shardline.trainer.checkpoints import (
     Checkpoint,
@@ -36,9 +37,8 @@ if TYPE_CHECKING:
 
     from shardline.trainer.model import Network
 
-CONFIG_FILE, MODEL_FILE = "config.json", "model.keras"
+MODEL_FILE = "model.keras"
 MODEL_NOTE = "model.json"  # what model.keras must be
-FORMAT = "shardline run 3"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Run:
 
 def write_config(workdir: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write config.json, whole or not at all."""
-    stored.save(Path(workdir) / CONFIG_FILE, content, format=FORMAT)
+    stored.save(Path(workdir) / CONFIG_FILE, content, format=RUN_FORMAT)
 
 
 def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[str, Any]:
@@ -81,7 +81,7 @@ def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[st
     """
     path, remedy = Path(workdir) / CONFIG_FILE, "restore it from a copy, or train again"
     try:
-        content = vars(stored.load(path, _StoredRun, format=FORMAT, remedy=remedy))
+        content = vars(stored.load(path, _StoredRun, format=RUN_FORMAT, remedy=remedy))
     except FileNotFoundError:
         raise UsageError(
             f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give a --workdir of shardline-train"
@@ -234,13 +234,13 @@ class _ModelNote:
 def note_model(workdir: str | os.PathLike[str], chosen: ChosenWeights) -> None:
     """Note the SHA-256 of model.keras and of the weights in it, so that it can be vouched for."""
     content = {"weights_sha256": chosen.sha256, "sha256": file_sha256(Path(workdir) / MODEL_FILE)}
-    stored.save(Path(workdir) / MODEL_NOTE, content, format=FORMAT)
+    stored.save(Path(workdir) / MODEL_NOTE, content, format=RUN_FORMAT)
 
 
 def model_is_whole(workdir: str | os.PathLike[str]) -> bool:
     """Whether model.keras is there, to the last bit as it was written, with the weights that stand for the run."""
     try:
-        note = stored.load(Path(workdir) / MODEL_NOTE, _ModelNote, format=FORMAT, remedy="train again")
+        note = stored.load(Path(workdir) / MODEL_NOTE, _ModelNote, format=RUN_FORMAT, remedy="train again")
         whole = file_sha256(Path(workdir) / MODEL_FILE) == note.sha256
         return whole and choose_weights(workdir).sha256 == note.weights_sha256
     except (OSError, UsageError):

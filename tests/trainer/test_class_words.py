@@ -10,13 +10,14 @@ import pytest
 
 from shardline.pipeline import stored
 from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.run_input import RUN_FORMAT
 from shardline.trainer import predict
 from shardline.trainer.checks import find_run
 from shardline.trainer.evaluation import plots, results
 from shardline.trainer.evaluation.inference import FilePrediction
 from shardline.trainer.evaluation.leakage import Leakage
 from shardline.trainer.resume import config_content
-from shardline.trainer.run_dir import FORMAT, read_config
+from shardline.trainer.run_dir import read_config
 from shardline.trainer.setup import create_setup
 from tests.trainer.tiny import command
 
@@ -35,7 +36,7 @@ def named(tiny_data, tiny_run, tmp_path_factory):
     replace(Manifest.load(tiny_data), words=WORDS).save(root / "data")
     (root / "run/config.json").unlink()
     content = read_config(tiny_run) | {"words": WORDS}
-    stored.save(root / "run/config.json", content, format=FORMAT)
+    stored.save(root / "run/config.json", content, format=RUN_FORMAT)
     return root
 
 
