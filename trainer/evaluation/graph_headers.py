@@ -14,6 +14,7 @@ UNKNOWN = "neither JPEG nor PNG: convert it first, and call serve_images"
 PROFILE = "its color profile is not sRGB: convert it first, and call serve_images"
 BLANK = "damaged: a blank stretch in its compressed data"
 XMP = "turned by XMP, which a TensorFlow graph does not read: turn it first, and call serve_images"
+HIDDEN = "may be turned by what a TensorFlow graph does not read: turn it first, and call serve_images"
 
 # Profiles of these names have the colors and the curve of sRGB.
 _SRGB = ("sRGB IEC61966-2", "sRGB built-in", "GIMP built-in sRGB")
@@ -26,10 +27,25 @@ def refusal(encoded: tf.Tensor) -> tf.Tensor:
     profile = tf.cond(jpeg, lambda: _jpeg_profile(encoded), lambda: _png_profile(encoded))
     names = "|".join(name + "|" + r"\x00".join(name) for name in _SRGB)  # as ASCII, or in UTF-16
     foreign = (tf.strings.length(profile) > 0) & ~_holds(profile, names)
-    by_xmp = _holds(encoded, "tiff:Orientation(=[\"']|>)[2-8]") & (exif_orientation(encoded) == 1)
+    untold = _first_orientation(encoded) == 0
+    by_xmp = untold & _holds(encoded, r"tiff:Orientation\s*(=\s*[\"']|>)\s*[2-8]\b")
+    hidden = (untold & _holds(encoded, _HIDDEN)) | _holds(encoded, r"eXIf(II|MM)\C*eXIf(II|MM)")
     blank = tf.cond(jpeg, lambda: _jpeg_blank(encoded), lambda: False)
-    reasons = tf.where(blank, BLANK, tf.where(by_xmp, XMP, tf.where(foreign, PROFILE, "")))
-    return tf.where(known, reasons, UNKNOWN)
+    told = ((blank, BLANK), (by_xmp, XMP), (hidden, HIDDEN), (foreign, PROFILE))
+    reason = tf.constant("")
+    for is_so, words in reversed(told):
+        reason = tf.where(is_so, words, reason)
+    return tf.where(known, reason, UNKNOWN)
+
+
+# Text of a PNG that is packed or in hexadecimal; a JPEG's EXIF behind an EXIF without orientation.
+_HIDDEN = "|".join(
+    (
+        r"(tEXt|zTXt)Raw profile type (exif|APP1)\x00",
+        r"iTXtXML:com\.adobe\.xmp\x00\x01",
+        r"Exif\x00\x00\C*Exif\x00\x00(II|MM)",
+    )
+)
 
 
 def _holds(data: tf.Tensor, pattern: str) -> tf.Tensor:
@@ -55,8 +71,13 @@ def few_bits_without_alpha(encoded: tf.Tensor) -> tf.Tensor:
 
 def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     """int64 1 to 8: the EXIF orientation of a JPEG or PNG file, 1 when it has none or a malformed one."""
+    return tf.maximum(_first_orientation(encoded), 1)
+
+
+def _first_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """The same, 0 when it has none."""
     block = tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_exif(encoded), lambda: _chunk(encoded, "eXIf"))
-    return tf.maximum(_tiff_orientation(block), 1)
+    return _tiff_orientation(block)
 
 
 # -------------------------------------------------------------------------------- segments and chunks

@@ -86,11 +86,11 @@ def exif(block):
     return segment(0xE1, b"Exif\0\0" + block)
 
 
-def png(block, late=False):
-    """A PNG with the chunk eXIf, before or after the pixels."""
-    plain = encoded("PNG")
+def png(block, late=False, kind=b"eXIf", plain=b""):
+    """A PNG with one chunk more, before or after the pixels."""
+    plain = plain or encoded("PNG")
     at = plain.index(b"IEND" if late else b"IDAT") - 4
-    chunk = b"eXIf" + block
+    chunk = kind + block
     return plain[:at] + struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + plain[at:]
 
 
@@ -243,6 +243,46 @@ def test_each_malformed_image_is_shown_as_prediction_shows_it_or_refused():
     assert unseen == UNNOTICED
     sound = {case.name for case in found if not case.reason and case.data[:2] in (b"\x89P", b"\xff\xd8")}
     assert shown == sound and len(sound) >= 20  # none is refused out of caution
+
+
+def hidden(orientation):
+    """Files by where their orientation stands, so that the converter reads it and a graph does not."""
+    block = tiff("<", entry("<", 0x0112, 3, 1, orientation))
+    other = tiff("<", entry("<", 0x0110, 4, 1, 7))
+    profile = b"\nexif\n%8d\n%s\n" % (len(block), block.hex().encode())
+    xmp = b'<x tiff:Orientation="%d"/>' % orientation
+    yield "hexadecimal text", png(b"Raw profile type exif\0" + profile, kind=b"tEXt")
+    yield "packed text", png(b"Raw profile type exif\0\0" + zlib.compress(profile), kind=b"zTXt")
+    yield "packed APP1", png(b"Raw profile type APP1\0\0" + zlib.compress(profile), late=True, kind=b"zTXt")
+    yield "packed XMP", png(b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp), kind=b"iTXt")
+    yield "spaced XMP", png(b"XML:com.adobe.xmp\0\0\0\0\0" + xmp.replace(b"=", b" = "), kind=b"iTXt")
+    yield "second EXIF", jpeg(exif(other), exif(block))
+    packed = b"Raw profile type exif\0\0" + zlib.compress(profile)
+    yield "text beside EXIF without", png(packed, kind=b"zTXt", plain=png(other))
+    yield "second eXIf", png(block, plain=png(other))
+
+
+def test_what_may_be_turned_where_a_graph_does_not_look_is_refused():
+    graph, _ = carriers(resize="short", size=40)
+    files = dict(hidden(6))
+    assert {name: read_header(file).orientation for name, file in files.items()} == dict.fromkeys(files, 6)
+    images, status = graph(tf.constant(list(files.values())))
+    said = {name: text.decode() for name, text in zip(files, status.numpy(), strict=True)}
+    assert all("turned" in text and "turn it first, and call serve_images" in text for text in said.values()), said
+    assert not images.numpy().any()
+
+
+def test_an_orientation_that_is_plainly_told_wins_over_texts():
+    """As in the converter: nothing is refused out of caution."""
+    told = tiff("<", entry("<", 0x0112, 3, 1, 3))
+    text = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+    files = {
+        "png": png(text, kind=b"iTXt", plain=png(told)),
+        "jpeg": jpeg(exif(told), segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>')),
+        "upright": png(text, kind=b"iTXt", plain=png(tiff("<", entry("<", 0x0112, 3, 1, 1)))),
+    }
+    assert [read_header(file).orientation for file in files.values()] == [3, 3, 1]
+    assert_equal(files, resize="short", size=40)
 
 
 @pytest.mark.parametrize(
