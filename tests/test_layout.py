@@ -25,6 +25,7 @@ NO_TENSORFLOW = [
     "tools.conversion.run",
     "tools.conversion.scan",
     "tools.conversion.shard_writer",
+    "trainer.callbacks",
     "trainer.config",
     "trainer.schedule",
 ]

@@ -25,7 +25,7 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
     subprocess.run(convert, cwd=tmp_path, check=True, env=environment(), capture_output=True)
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     result = subprocess.run(
         [sys.executable, "-c", "\n".join([*blocks[:2], *LOSS, *blocks[2:]]) + "\nprint('cursor', cursor)"],
         cwd=tmp_path,
@@ -37,6 +37,7 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
     printed, true = (float(x) for x in re.search(r"val_loss (\S+) (\S+)", result.stdout).groups())
     assert abs(printed - true) < 1e-5  # t15: six records in a batch of 32
     assert "cursor 96" in result.stdout and "val_accuracy" in result.stdout
+    assert [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().split()] == ["epoch", "0", "1"]
 
 
 LOSS = (  # of the validation images, one by one

@@ -12,8 +12,9 @@ from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, metrics_log
+from shardline.trainer.callbacks import Callbacks, Report
 from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, write_checkpoint
-from shardline.trainer.handshake import gather
+from shardline.trainer.exchange import gather
 from shardline.trainer.input_profile import (
     HostProfile,
     InputProfile,
@@ -45,12 +46,12 @@ class StepMonitor(Action):
         self,
         setup: TrainSetup,
         network: Network,
-        metrics: metrics_log.MetricsLog | None,
+        callbacks: Callbacks | None,
         start_step: int,
         peak_tflops: float = 0.0,
     ) -> None:
         """`peak_tflops` of all devices, for the MFU; 0: unknown."""
-        self.setup, self.metrics, self.peak_tflops = setup, metrics, peak_tflops
+        self.setup, self.callbacks, self.peak_tflops = setup, callbacks, peak_tflops
         steps = steps_between(0, setup.spans[-1].stop, setup.config.global_batch_size)
         self.bar = progress(total=steps, initial=start_step, desc="train", unit="step")
         self.flops = {span.index: flops_per_image(network, span.phase.part) for span in setup.spans}
@@ -115,8 +116,7 @@ class StepMonitor(Action):
         loss, top1 = self._sums / max(self._samples, 1)
         tflops = rate * self.flops[record.span.index] / 1e12
         waiting = min(100 * self._waited / seconds, 100.0)  # two clocks, so that rounding could exceed it
-        line: dict[str, Any] = {
-            "epoch": round(self.setup.epoch(record.cursor), 6),
+        line: dict[str, object] = {
             "phase": record.span.phase.part,
             "loss": loss,
             "top1": top1,
@@ -133,8 +133,8 @@ class StepMonitor(Action):
             line["loss_scale"] = record.report["scale"]
         if stages := self._stages.lap():
             line["stage_microseconds"] = stages
-        if self.metrics and self._samples:
-            self.metrics.write(record.step, "train", line)
+        if self.callbacks and self._samples:
+            self.callbacks.report(Report(record.step, round(self.setup.epoch(record.cursor), 6), "train", line))
         self.last_line = record.step
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, top-1 {100 * top1:.1f} %, {rate:.1f} images/s, {waiting:.0f} % waiting for input"
@@ -218,10 +218,10 @@ class Evaluate(Action):
         setup: TrainSetup,
         network: Network,
         monitor: StepMonitor,
-        metrics: metrics_log.MetricsLog | None,
+        callbacks: Callbacks | None,
         checkpoint: SaveCheckpoint,
     ) -> None:
-        self.setup, self.monitor, self.metrics, self.checkpoint = setup, monitor, metrics, checkpoint
+        self.setup, self.monitor, self.callbacks, self.checkpoint = setup, monitor, callbacks, checkpoint
         self.waits, self._stages = InputWaits(), StageLaps(setup.data, "evaluation")
         self._step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.jit)
         self._dataset = setup.eval_batches() if setup.eval_split else None
@@ -232,30 +232,29 @@ class Evaluate(Action):
 
     def act(self, state: TrainState) -> None:
         """Evaluate, with the moving average if there is one; keep the best; redraw the curves."""
-        if self._dataset is not None:
-            self._evaluate(state)
-        if self.metrics:
+        line = self._evaluate(state) if self._dataset is not None else {}
+        if self.callbacks:
+            self.callbacks.report(Report(state.step, round(self.setup.epoch(state.cursor), 6), "eval", line))
+        if line:
+            self._keep_best(state)
+        if self.setup.cluster.chief:
             save_figure(self._curves(), Path(self.setup.config.workdir) / "plots" / "curves.png")
 
-    def _evaluate(self, state: TrainState) -> None:
+    def _evaluate(self, state: TrainState) -> dict[str, object]:
+        """Set `state.evaluation`; the line of metrics."""
         totals = self._totals(state)
         n = totals.pop("n")
         found = {name: value / max(n, 1) for name, value in totals.items()}
-        epoch, split = round(self.setup.epoch(state.cursor), 6), self.setup.eval_split
+        split, speed = self.setup.eval_split, self.monitor.images_per_second
         state.evaluation = {"step": state.step, "split": split, **found}
-        if self.metrics:
-            phase = self.setup.spans[state.phase].phase.part
-            line = {"epoch": epoch, "phase": phase, "split": split, **found, "n": int(n)}
-            if stages := self._stages.lap():
-                line["stage_microseconds"] = stages
-            self.metrics.write(state.step, "eval", line)
-        speed = self.monitor.images_per_second
         log(
-            f"epoch {epoch:.3g}, step {state.step}: {split} loss {found['loss']:.3f}, "
+            f"epoch {self.setup.epoch(state.cursor):.3g}, step {state.step}: {split} loss {found['loss']:.3f}, "
             f"top-1 {100 * found['top1']:.1f} % (n = {int(n)})"
             + (f", training at {speed:.1f} images/s" if speed else "")
         )
-        self._keep_best(state)
+        phase, stages = self.setup.spans[state.phase].phase.part, self._stages.lap()
+        costs = {"stage_microseconds": stages} if stages else {}
+        return {"phase": phase, "split": split, **found, "n": int(n), **costs}
 
     def _totals(self, state: TrainState) -> dict[str, float]:
         """Sums over the split of loss, top-1, top-5 and the records."""
@@ -325,10 +324,10 @@ class WriteInputProfile(Action):
 
 
 class Profile(Action):
-    """Writes a profiler trace of the steps FIRST to LAST."""
+    """Writes a profiler trace of the chief's steps FIRST to LAST."""
 
     def __init__(self, setup: TrainSetup) -> None:
-        self.first, self.last = setup.config.profile_range()
+        self.chief, (self.first, self.last) = setup.cluster.chief, setup.config.profile_range()
         self.folder = str(Path(setup.config.workdir) / "profile")
 
     def due(self, state: TrainState) -> bool:
@@ -336,7 +335,9 @@ class Profile(Action):
         return self.last > 0 and state.step in (self.first - 1, self.last)
 
     def act(self, state: TrainState) -> None:
-        """Start or stop."""
+        """Start or stop, on the chief."""
+        if not self.chief:  # calls of several steps end here on all hosts
+            return
         if state.step == self.first - 1:
             tf.profiler.experimental.start(self.folder)
         elif state.step == self.last:

@@ -1,27 +1,34 @@
-"""Before the first step: do all hosts train the same run, from the same weights? Else all are refused, naming what.
+"""Before the first step: do all hosts train the same run, from the same data and weights? Else all are refused.
 
-And `gather`, by which hosts tell each other.
+And what the chief alone reads of the run directory, handed to all hosts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.trainer.checkpoints import Checkpoint, weights_digest
+from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import RUNTIME_FIELDS, TrainConfig
+from shardline.trainer.exchange import broadcast, gather, lost_hosts
 from shardline.trainer.setup import TrainSetup
 
-_LIMIT_BYTES = 1 << 15  # of a host's facts; a config has 3,000
-_HOST_FIELDS = RUNTIME_FIELDS | {"weights"}  # a path of the host's own; the weights themselves are compared
+# Free to differ between hosts: what is a host's own, and the paths of weights, which are compared themselves. Hosts of
+# another cadence would stop after other steps.
+_HOST_FIELDS = RUNTIME_FIELDS - {"log_every_steps", "checkpoint_every_steps", "profile_steps"} | {"weights"}
+T = TypeVar("T")
+_HEADER = "header"  # beside names of arrays, which hold a slash
+_ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (UsageError, Failure)}
 
 
 def check_config(config: TrainConfig, cluster: Cluster) -> None:
@@ -31,17 +38,10 @@ def check_config(config: TrainConfig, cluster: Cluster) -> None:
     check_equal(cluster, {f"--{name}": getattr(config, name) for name in fields} | versions)
 
 
-def check_start(setup: TrainSetup, checkpoint: Checkpoint | None) -> None:
-    """Refuse hosts that read other data, or start from another step or other weights than the first one.
-
-    Before any variable is made: hosts in different phases would wait for each other's.
-    """
-    if setup.cluster.hosts == 1:
-        return
-    step = checkpoint.header["step"] if checkpoint else 0
-    weights = weights_digest(checkpoint.arrays) if checkpoint else setup.weights_sha256
-    facts = {"dataset": setup.sampler_key["dataset"], "restored step": step, "SHA-256 of the weights": weights}
-    check_equal(setup.cluster, facts)
+def check_data(setup: TrainSetup) -> None:
+    """Refuse hosts that read other data, or start from other weights, than the first one."""
+    dataset, weights = setup.sampler_key["dataset"], setup.weights_sha256
+    check_equal(setup.cluster, {"dataset": dataset, "SHA-256 of --weights": weights})
 
 
 def check_equal(cluster: Cluster, facts: Mapping[str, Any]) -> None:
@@ -53,28 +53,61 @@ def check_equal(cluster: Cluster, facts: Mapping[str, Any]) -> None:
     """
     if cluster.hosts == 1:
         return
-    try:
-        first, *others = (json.loads(text) for text in gather(cluster, json.dumps(facts)))
-    except tf.errors.OpError as error:
-        raise Failure(
-            f"another host was lost before the first step ({type(error).__name__}); its own message says why"
-        ) from error
+    with lost_hosts():
+        first, *others = map(json.loads, gather(cluster, json.dumps(facts)))
     for host, other in enumerate(others, 1):
         for name, value in first.items():
             if other.get(name) != value:
                 raise UsageError(
-                    f"the hosts do not train the same run: {name} is {value!r} on host 0 and {other.get(name)!r} on "
-                    f"host {host}; start all with the same flags, dataset and packages, and a --workdir that all share"
+                    f"the hosts do not work on the same: {name} is {value!r} on host 0 and {other.get(name)!r} on "
+                    f"host {host}; start all with the same flags, dataset and packages"
                 )
 
 
-def gather(cluster: Cluster, text: str) -> list[str]:
-    """The text of every host, in their order. All hosts must call it at the same point.
+def from_chief(
+    cluster: Cluster,
+    make: Callable[[], T],
+    pack: Callable[[T], bytes] = lambda value: json.dumps(value).encode(),
+    unpack: Callable[[bytes], T] = json.loads,
+) -> T:
+    """What `make` returns on the chief, where alone it is called, on every host; what it raises, on every host.
 
-    Raises:
-      tf.errors.OpError: a host was lost meanwhile.
+    Args:
+      pack, unpack: value to bytes and back; plain values are JSON.
     """
-    data = text.encode().ljust(_LIMIT_BYTES)
-    strategy, row = cluster.strategy, tf.constant(np.frombuffer(data, np.uint8).astype(np.int32)[None])
-    rows = strategy.gather(strategy.run(lambda: tf.identity(row)), axis=0).numpy()
-    return [row.astype(np.uint8).tobytes().decode().rstrip() for row in rows[:: cluster.local_replicas]]
+    if cluster.hosts == 1:
+        return make()
+    if not cluster.chief:
+        with lost_hosts():
+            kind, _, content = broadcast(cluster, b"").partition(b"\n")
+        if kind:
+            raise _ERRORS[kind.decode()](content.decode())
+        return unpack(content)
+    try:
+        value = make()
+    except (UsageError, Failure) as error:
+        broadcast(cluster, f"{'UsageError' if isinstance(error, UsageError) else 'Failure'}\n{error.args[0]}".encode())
+        raise
+    with lost_hosts():
+        broadcast(cluster, b"\n" + pack(value))
+    return value
+
+
+def pack(checkpoint: Checkpoint | None) -> bytes:
+    """A checkpoint as bytes for other hosts; inverse of `unpack`."""
+    if checkpoint is None:
+        return b""
+    file, header = io.BytesIO(), {"path": str(checkpoint.path), "header": checkpoint.header}
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(file, allow_pickle=False, **{_HEADER: text, **checkpoint.arrays})
+    return file.getvalue()
+
+
+def unpack(data: bytes) -> Checkpoint | None:
+    """Inverse of `pack`."""
+    if not data:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = dict(file)
+    header = json.loads(arrays.pop(_HEADER).tobytes())
+    return Checkpoint(Path(header["path"]), header["header"], arrays)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from shardline.pipeline.errors import Failure
 from shardline.trainer.schedule import PhaseSpan
 from shardline.trainer.setup import TrainSetup
 from shardline.trainer.state import TrainState
@@ -74,14 +75,26 @@ class Action:
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a flag, so that a run ends with a checkpoint. A second signal is obeyed at once.
+    """Who wants the run to end, with a checkpoint: a signal or a callback.
 
-    Python lets only the main thread handle signals; a run in another thread leaves them to their owner.
+    SIGTERM and SIGINT become flags here; a second signal is obeyed at once. Python lets only the main thread handle
+    signals; a run in another thread leaves them to their owner.
+
+    Attributes:
+      signal: number of the signal; 0 for none.
+      by: the callback that asked; "" for none.
+      failure: what a callback failed with.
     """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.by = 0, ""
+        self.failure: Failure | None = None
         self._previous: dict[int, Any] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody wants it."""
+        return bool(self.signal or self.by or self.failure)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -102,7 +115,7 @@ class StopRequest:
 def train_phase(
     setup: TrainSetup, state: TrainState, train: TrainLoop, actions: Sequence[Action], stop: StopRequest
 ) -> bool:
-    """Train until the state's phase ends. False if it was stopped before, by a signal to any host or by an action."""
+    """Train until the state's phase ends. False if a signal to any host, a callback or an action stopped it."""
     span, on_gpu = setup.spans[state.phase], setup.cluster.device_kind == "GPU"
     pending: _Call | None = None
     step_seconds = CALL_SECONDS  # the first call is of one step
@@ -120,7 +133,8 @@ def train_phase(
                 action.after_step(record)
 
     def stopped() -> bool:
-        return any(action.should_stop for action in actions)
+        asked = setup.cluster.hosts == 1 and bool(stop.by or stop.failure)
+        return asked or any(action.should_stop for action in actions)
 
     while state.cursor < span.stop and not stopped():
         hasten = bool(stop.signal) and setup.cluster.hosts == 1
@@ -129,7 +143,7 @@ def train_phase(
         rates = [setup.learning_rate(span, cursor) for cursor in cursors[:-1]]
         started = time.perf_counter()
         # Every host learns of every host's wish to stop, with the gradients, and so all stop after the same step.
-        reports = train(tf.constant(rates), tf.constant(float(bool(stop.signal))))
+        reports = train(tf.constant(rates), tf.constant(float(stop.wanted)))
         call = _Call(state.step + 1, cursors[1:], span, rates, reports, started)
         if on_gpu and (pending is None or pending.wait() < READY_SECONDS):
             call.waited = time.perf_counter() - started  # at most: the GPU had nothing else to do when the call ended

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from shardline.pipeline import stored
 from shardline.pipeline.cli import log
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.stored import Count
+from shardline.trainer.callbacks import Callback, Report
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 FILE_NAME = "metrics.jsonl"
 
 
-class MetricsLog:
-    """Appends one JSON object a line, and the same numbers to TensorBoard where it is installed."""
+class MetricsLog(Callback):
+    """The run's own callback: one JSON object a line, and the same numbers for TensorBoard where it is installed."""
 
     def __init__(self, workdir: str, resumed_step: int) -> None:
         """Lines after `resumed_step` are dropped: those steps will be run, and written, again."""
@@ -36,10 +37,19 @@ class MetricsLog:
 
             self._board = tf.summary.create_file_writer(str(Path(workdir) / "tensorboard"))
 
-    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+    def report(self, report: Report) -> None:
         """One line, flushed, so that a reader never waits and a kill loses nothing."""
-        self._file.write(stored.sealed_line({"step": step, "kind": kind, **values}))
-        self._file.flush()
+        if not report.metrics:  # there is no split to evaluate
+            return
+        values = {"epoch": report.epoch, **report.metrics}
+        try:
+            self._file.write(stored.sealed_line({"step": report.step, "kind": report.kind, **values}))
+            self._file.flush()
+        except OSError as error:
+            raise Failure(f"{self._path} cannot be written: {error.strerror}; free some space") from None
+        self._write_scalars(report.step, report.kind, values)
+
+    def _write_scalars(self, step: int, kind: str, values: Mapping[str, object]) -> None:
         if self._board:
             import tensorflow as tf
 
@@ -53,7 +63,7 @@ class MetricsLog:
                         tf.summary.write(f"{kind}/{name}", number, step=step, metadata=metadata)
             self._board.flush()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Flush and close."""
         self._file.close()
         if self._board:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +18,86 @@ from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, Interrupted, UsageError
 from shardline.pipeline.files import atomic_writer, own_directory
 from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor, WriteInputProfile
-from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops
+from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
+from shardline.trainer.checkpoints import Checkpoint
+from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops, read_hosts
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.exchange import gather, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
-from shardline.trainer.handshake import check_config, check_start
+from shardline.trainer.handshake import check_config, check_data, from_chief, pack, unpack
+from shardline.trainer.keras_callbacks import adapted
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
 from shardline.trainer.model import Network
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
-from shardline.trainer.run_dir import MODEL_FILE, load_run, model_is_whole, note_model
+from shardline.trainer.run_dir import MODEL_FILE, ChosenWeights, choose_weights, load_run, model_is_whole, note_model
+from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
 from shardline.trainer.step import TrainLoop, TrainStep, create_train_loop
 
 
-def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any] | None:
-    """Train, from the start or from the newest readable checkpoint, and save the model.
-
-    Returns:
-      The result: step, epoch, choice, weights_sha256 and evaluation of the weights in model.keras; last_step and
-      images_per_second of the run. None where there was nothing to do, and on all hosts but the first.
-
-    Raises:
-      Interrupted: SIGINT or SIGTERM stopped it before its end.
-    """
-    if not config.workdir:
+def train(
+    config: TrainConfig,
+    *,
+    allow_changes: bool = False,
+    callbacks: Sequence[Callback | keras.callbacks.Callback] = (),
+) -> dict[str, Any] | None:
+    """Train, from the start or from the newest readable checkpoint, and save the model: see `train.train`."""
+    told = adapted(callbacks)
+    check_callbacks(told)
+    if not config.workdir and read_hosts().own == 0:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     setup = prepare(config)
-    with own_directory(config.workdir, "--workdir") if setup.cluster.chief else nullcontext():
-        return _train(setup, allow_changes)
+    check_data(setup)
+    with ExitStack() as stack:
+        # The chief alone: other hosts need no run directory.
+        content = from_chief(setup.cluster, lambda: _claim(setup, allow_changes, stack))
+        checkpoint = from_chief(setup.cluster, lambda: checkpoint_to_continue(setup), pack, unpack)
+        if checkpoint and is_over(setup, checkpoint):
+            return _complete(setup, checkpoint.header["step"])
+        return _train(setup, content, checkpoint, told)
 
 
-def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
-    """The run, in a directory that is ours alone."""
+def _claim(setup: TrainSetup, allow_changes: bool, stack: ExitStack) -> dict[str, Any]:
+    """Make the run directory this process's alone until the stack is closed; the content of its config.json."""
     config = setup.config
-    if setup.cluster.chief:
-        for gap in setup.class_gaps:
-            log(f"note: {gap}")
-    content = claim_workdir(setup, allow_changes)
-    checkpoint = checkpoint_to_continue(setup)
-    check_start(setup, checkpoint)
-    over = checkpoint is not None and is_over(setup, checkpoint)
-    if checkpoint and over and model_is_whole(config.workdir):
-        log(f"--workdir={config.workdir} is complete at step {checkpoint.header['step']}; nothing to do")
-        return None
+    stack.enter_context(own_directory(config.workdir, "--workdir"))
+    for gap in setup.class_gaps:
+        log(f"note: {gap}")
+    return claim_workdir(setup, allow_changes)
+
+
+def _complete(setup: TrainSetup, step: int) -> dict[str, Any] | None:
+    """A run that is over: its model saved, if it was killed before that, and its result."""
+    if setup.cluster.chief and not model_is_whole(setup.config.workdir):
+        return finish(setup, step, images_per_second=0.0)
+    log(f"--workdir={setup.config.workdir} is complete at step {step}; nothing to do")
+    return None
+
+
+def _train(
+    setup: TrainSetup, content: dict[str, Any], checkpoint: Checkpoint | None, told: Sequence[Callback]
+) -> dict[str, Any] | None:
+    """The run from where it stands, in a directory that is ours alone."""
     first = starting_span(setup, checkpoint)
     network, state, step = create_train_state(setup, first, restored=checkpoint is not None)
     if checkpoint:
         state.restore(checkpoint)
-        log(f"continuing {config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
+        log(f"continuing {setup.config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
     with ExitStack() as stack:
-        metrics = stack.enter_context(closing(MetricsLog(config.workdir, state.step))) if setup.cluster.chief else None
-        monitor = stack.enter_context(closing(StepMonitor(setup, network, metrics, state.step, total_tflops(setup))))
         stop = stack.enter_context(StopRequest())
+        own = [MetricsLog(setup.config.workdir, state.step)] if setup.cluster.chief else []
+        callbacks = Callbacks([*own, *told] if setup.cluster.chief else [], stop)
+        monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, total_tflops(setup))))
         stack.enter_context(errors_in_one_line(setup, state))
+        stack.callback(callbacks.end)
         save = SaveCheckpoint(setup, network, content, state.step)
-        evaluate = Evaluate(setup, network, monitor, metrics, save)
+        evaluate = Evaluate(setup, network, monitor, callbacks, save)
         input_profile = WriteInputProfile(setup, monitor, evaluate)
         actions = [monitor, Profile(setup), evaluate, save, input_profile]
-        for span in setup.spans[first.index :] if not over else ():
+        callbacks.begin(start_of(setup, network, state))
+        for span in setup.spans[first.index :]:
             if span is not first:
                 state.begin_phase(setup, network, span)
                 step = create_step(setup, network, state)
@@ -88,10 +109,46 @@ def _train(setup: TrainSetup, allow_changes: bool) -> dict[str, Any] | None:
         input_profile.act(state)
     if setup.cluster.chief and (costs := str(input_profile.profile(state.step))):
         log(costs)
-    if not (over or state.cursor >= setup.spans[-1].stop or evaluate.should_stop):
-        where = f"stopped at step {state.step} with a checkpoint; run the same command to continue"
-        raise Interrupted(stop.signal or signal.SIGTERM, where)  # SIGTERM: another host was told to stop
-    return finish(setup, state, monitor.images_per_second) if setup.cluster.chief else None
+    if state.cursor >= setup.spans[-1].stop or evaluate.should_stop:
+        found = finish(setup, state.step, monitor.images_per_second) if setup.cluster.chief else None
+        if stop.failure:
+            raise Failure(f"{stop.failure}; the run itself is complete") from stop.failure
+        return found
+    return _stopped(setup, state, monitor.images_per_second, stop)
+
+
+def _stopped(
+    setup: TrainSetup, state: TrainState, images_per_second: float, stop: StopRequest
+) -> dict[str, Any] | None:
+    """The result so far of a run that a callback ended. Raises what else ended it, here or on another host."""
+    own = json.dumps([str(stop.failure or ""), stop.signal, stop.by])
+    with lost_hosts():
+        reasons = zip(*map(json.loads, gather(setup.cluster, own)), strict=True)
+    failure, number, by = (next(filter(None, told), told[0]) for told in reasons)
+    kept = " with a checkpoint" if state.step else ""
+    where = f"stopped at step {state.step}{kept}; run the same command to continue"
+    if failure:
+        raise Failure(f"{failure}; {where}") from stop.failure
+    if number:
+        raise Interrupted(number, where)
+    log(f"{by}: {where}")
+    if not setup.cluster.chief:
+        return None
+    return result(setup, choose_weights(setup.config.workdir), state.step, images_per_second) | {"stopped_by": by}
+
+
+def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:
+    """What callbacks are told before the first step."""
+    end = setup.spans[-1].stop
+    return Start(
+        config=setup.config,
+        step=state.step,
+        steps=steps_between(0, end, setup.config.global_batch_size),
+        epoch=setup.epoch(state.cursor),
+        epochs=setup.epoch(end),
+        learning_rate=setup.learning_rate(setup.spans[state.phase], state.cursor),
+        model=network.serve,
+    )
 
 
 def prepare(config: TrainConfig) -> TrainSetup:
@@ -133,7 +190,7 @@ def clock(setup: TrainSetup) -> Callable[[], tf.Tensor] | None:
     return lambda: tf.numpy_function(time.perf_counter, [], tf.float64)
 
 
-def finish(setup: TrainSetup, state: TrainState, images_per_second: float) -> dict[str, Any]:
+def finish(setup: TrainSetup, last_step: int, images_per_second: float) -> dict[str, Any]:
     """Save model.keras; the result of the run: all its numbers are of the weights in that file."""
     workdir = Path(setup.config.workdir)
     run = load_run(workdir, precision="float32")  # plain float32 layers load everywhere
@@ -143,15 +200,21 @@ def finish(setup: TrainSetup, state: TrainState, images_per_second: float) -> di
             shutil.copyfileobj(saved, file)
     note_model(workdir, run.chosen)
     log(f"model: {workdir / MODEL_FILE}, {run.chosen}; curves: {workdir / 'plots' / 'curves.png'}")
-    header = run.chosen.checkpoint.header
+    return result(setup, run.chosen, last_step, images_per_second)
+
+
+def result(setup: TrainSetup, chosen: ChosenWeights, last_step: int, images_per_second: float) -> dict[str, Any]:
+    """What `train` returns of the weights that stand for the run."""
+    header = chosen.checkpoint.header
     evaluation = header["evaluation"] if header["evaluation"].get("step") == header["step"] else {}
     return {
         "step": header["step"],
-        "last_step": state.step,
-        "choice": run.chosen.choice,
+        "last_step": last_step,
+        "finished": chosen.finished,
+        "choice": chosen.choice,
         "epoch": round(setup.epoch(header["cursor"]), 6),
         "images_per_second": round(images_per_second, 2),
-        "weights_sha256": run.chosen.sha256,
+        "weights_sha256": chosen.sha256,
         **{f"{evaluation['split']}_{name}": evaluation[name] for name in ("loss", "top1", "top5") if evaluation},
     }
 

@@ -9,13 +9,19 @@ images in, probabilities out.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option
 from shardline.trainer.config import TrainConfig
+
+if TYPE_CHECKING:
+    import keras
+
+    from shardline.trainer.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,32 @@ class TrainCommand(TrainConfig):
             raise UsageError(f"--{' and --'.join(chosen)}: choose one of them")
 
 
-def train(config: TrainConfig, *, allow_changes: bool = False) -> dict[str, Any] | None:
+def train(
+    config: TrainConfig,
+    *,
+    allow_changes: bool = False,
+    callbacks: Sequence[Callback | keras.callbacks.Callback] = (),
+) -> dict[str, Any] | None:
     """Train, or continue from the newest checkpoint, and save the model in `config.workdir`.
 
+    In any thread, in a notebook, and as often as wanted in one process. Only the main thread hears signals.
+
+    Args:
+      callbacks: are told of metrics and may end the run: see `callbacks.Callback`. Those of Keras work as they are.
+
     Returns:
-      The result: step, epoch, choice, weights_sha256 and evaluation of the weights in model.keras; last_step and
-      images_per_second of the run. None where there was nothing to do, and on all hosts but the first.
+      The result: step, finished, epoch, choice, weights_sha256 and evaluation of the weights in model.keras; last_step
+      and images_per_second of the run. Of a run that a callback ended the same, of its last or best checkpoint, and
+      `stopped_by`; the same call continues it. None where there was nothing to do, and on all hosts but the first.
 
     Raises:
       UsageError: a setting, the data or the run directory is wrong; the message names the field.
-      Failure: training broke, e.g. its loss is not finite.
+      Failure: training broke, e.g. its loss is not finite, or a callback did, which the message names.
       Interrupted: SIGINT or SIGTERM stopped it before its end; the same call continues it.
     """
     from shardline.trainer import run  # TensorFlow takes seconds to import
 
-    return run.train(config, allow_changes=allow_changes)
+    return run.train(config, allow_changes=allow_changes, callbacks=callbacks)
 
 
 def main(command: TrainCommand) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from shardline.trainer import metrics_log
+from shardline.trainer.callbacks import Report
 
 LINE = dict.fromkeys(("epoch", "top1", "learning_rate", "images_per_second", "waiting_percent"), 0.5)
 
@@ -14,8 +15,8 @@ LINE = dict.fromkeys(("epoch", "top1", "learning_rate", "images_per_second", "wa
 def write(folder, resumed, *steps):
     log = metrics_log.MetricsLog(str(folder), resumed)
     for step in steps:
-        log.write(step, "train", LINE | {"loss": step / 10, "phase": "head"})
-    log.close()
+        log.report(Report(step, 0.5, "train", LINE | {"loss": step / 10, "phase": "head"}))
+    log.end()
 
 
 def test_a_restart_drops_the_steps_it_will_run_again(tmp_path):

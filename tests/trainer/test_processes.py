@@ -233,17 +233,3 @@ def test_hosts_with_other_flags_are_refused_on_every_host(data, tmp_path, flag, 
         _, err = host.communicate(timeout=120)
         assert host.returncode == 2 and named in err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.multihost
-def test_hosts_that_would_continue_at_different_steps_are_refused(data, tmp_path):
-    """s5: a --workdir that is not shared."""
-    end(start(data, tmp_path / "a", "--strategy=one_device", "--phases=head:0.5@0.05"))
-    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    flags = ("--allow_changes",)
-    hosts = started(
-        data, [tmp_path / "a", tmp_path / "b"], [flags] * 2, {"worker": workers}, [("worker", 0), ("worker", 1)]
-    )  # fmt: skip
-    for host in hosts:
-        _, err = host.communicate(timeout=120)
-        assert host.returncode == 2 and "restored step is 3 on host 0 and 0 on host 1" in err.strip().splitlines()[-1]

@@ -145,7 +145,7 @@ def test_a_damaged_feature_cache_is_made_again(thin, tmp_path, file):
 def test_r7_speed_is_measured_by_the_time_of_the_steps():
     """Reports are read later, several at once: when they are says nothing about the speed."""
     monitor = actions.StepMonitor.__new__(actions.StepMonitor)
-    monitor.flops, monitor.peak_tflops, monitor.metrics, monitor.images_per_second = {0: 0.0}, 0.0, None, 0.0
+    monitor.flops, monitor.peak_tflops, monitor.callbacks, monitor.images_per_second = {0: 0.0}, 0.0, None, 0.0
 
     class Setup:
         class config:
@@ -162,7 +162,11 @@ def test_r7_speed_is_measured_by_the_time_of_the_steps():
         def set_postfix_str(self, text):
             pass
 
-    monitor.setup, monitor.bar = Setup, Bar()
+    class Laps:
+        def lap(self):
+            return {}
+
+    monitor.setup, monitor.bar, monitor._stages = Setup, Bar(), Laps()
     monitor.restart()
     report = {"finite": 1.0, "loss": 1.0, "top1": 1.0, "samples": 10.0, "norm": 1.0, "stop": 0.0}
     span = type("Span", (), {"index": 0, "phase": type("Phase", (), {"part": "all"})})
