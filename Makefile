@@ -69,7 +69,7 @@ benchmarks/results/local/data/manifest.json: .venv/.installed
 	$(BIN)/shardline-convert --source benchmarks/results/local/photos --output benchmarks/results/local/data --overwrite
 
 bench: .venv/.installed $(if $(filter benchmarks/%,$(BENCH_DATA)),benchmarks/results/local/data/manifest.json)
-	$(BIN)/shardline-benchmark --data $(BENCH_DATA) --suite short --repeats 3 --validate_advice --output benchmarks/results/local
+	$(BIN)/shardline-benchmark --data $(BENCH_DATA) --suite short --repeats 3 --output benchmarks/results/local
 
 # The trainer's programs, compiled for GPUs that are not here (takes 1.2 GB, in a Python of its own).
 .venv-xla/.installed: requirements-xla.txt

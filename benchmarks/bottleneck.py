@@ -25,7 +25,9 @@ from shardline.benchmarks.verdict import (
     typical_turn,
 )
 
-STAGES_SUITE, VALIDATION_SUITE, SCALING_SUITE = "stages", "validation", "scaling"  # what measurements are filed under
+# What measurements are filed under.
+STAGES_SUITE, WHAT_IF_SUITE, VALIDATION_SUITE, SCALING_SUITE = "stages", "what-ifs", "validation", "scaling"
+UNCHANGED = "unchanged"  # the reference of what-ifs and validations
 STAGES = (*HOST_STAGES, "copy", "step", "end_to_end")
 """The host's stages are cumulative: each is the pipeline cut after that stage."""
 STAGE_TEXT = {
@@ -44,6 +46,12 @@ COLD_STORAGE, COLD_AUGMENT = COLD = ("storage (cold)", "augment (cold)")  # afte
 SEQUENTIAL = "storage (sequential)"  # a megabyte at a time, in stored order, by one process
 LEAST = 1.05  # predicted factors below it are not worth a word: noise is larger
 COLD_SECONDS = 1.0  # a cold pass shorter than this says little
+PRICES = {  # of the what-ifs, by flag
+    "cache": "the decoded images in memory",
+    "global_batch_size": "another recipe",
+    "shuffle_block_size": "neighbors stay together",
+    "augment_on": "the device works instead",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,10 @@ class Facts:
       stored_pixels: mean stored image, pixels.
       step_on_host: the training step ran on the same cores as the input (no accelerator).
       encoding: how the images are stored.
-      stored_size: the present `--size` of the conversion.
-      smaller_size: the next sensible one, when there is one.
+      stored_size: short side of the stored images, median.
+      smaller_sizes: sensible values of `--size` below it.
+      smaller_size: the one that earlier reports had.
+      resize: what `--size` set when they were stored.
       fits_memory: whether the page cache can hold the split.
       allowed_cores: CPU seconds a second, by affinity and quota; 0: `cores`.
       visible_cores: by affinity alone; 0: `cores`.
@@ -72,6 +82,8 @@ class Facts:
     encoding: str = "jpeg"
     stored_size: int | None = None
     smaller_size: int | None = None
+    smaller_sizes: Sequence[int] = ()
+    resize: str = "short"
     fits_memory: bool = True
     allowed_cores: float = 0.0
     visible_cores: int = 0
@@ -79,11 +91,12 @@ class Facts:
     records: int = 0
 
     @property
-    def area(self) -> float | None:
-        """The share of the pixels that images of the smaller size have; None where there is no such size."""
-        if self.smaller_size and self.stored_size and self.smaller_size < self.stored_size:
-            return (self.smaller_size / self.stored_size) ** 2
-        return None
+    def smaller(self) -> dict[str, float]:
+        """Flags that store smaller images, and the share of the pixels that these have."""
+        sizes = self.smaller_sizes or ([self.smaller_size] if self.smaller_size else [])
+        flags = "" if self.resize in ("short", "squash", "center_crop") else "--resize short "
+        stored = self.stored_size or 0
+        return {f"{flags}--size {size}": (size / stored) ** 2 for size in sizes if size < stored}
 
     @property
     def limits(self) -> Cores:
@@ -99,10 +112,11 @@ class Advice:
       change: a flag, as a person would type it.
       factor: predicted rate / present rate, end to end.
       price: what it costs, such as "6.8x the bytes".
-      input_factor: the factor of the input alone, whatever limits training: what a validation measures.
+      input_factor: predicted factor of the input alone, whatever limits training: what a validation measures; 0: there
+        was no prediction.
       error: relative, of the factor.
-      measured: factor of the input alone on a sample that was converted so; None: not tried.
-      beaten: the measured factor is not larger than that of a second unchanged sample.
+      measured: factor of the input alone, under this flag or on a sample that was converted so; None: not tried.
+      beaten: the measured factor is not larger than that of the same thing unchanged, a second time.
     """
 
     change: str
@@ -114,11 +128,13 @@ class Advice:
     beaten: bool = False
 
     def __str__(self) -> str:
+        price = f", {self.price}" if self.price else ""
+        if not self.input_factor:
+            return f"{self.change} (the input alone measured {self.measured:.1f}x{price})"
         low, high = self.factor / (1 + self.error), self.factor * (1 + self.error)
         predicted = f"predicted {low:.1f}x" + (f" to {high:.1f}x" if f"{low:.1f}" != f"{high:.1f}" else "")
-        price = f", {self.price}" if self.price else ""
         if self.measured is None:
-            return f"{self.change} ({predicted}{price}; not tried: --validate_advice)"
+            return f"{self.change} ({predicted}{price}; not tried)"
         if self.beaten:
             return f"{self.change} ({predicted}, measured {self.measured:.1f}x: withdrawn)"
         return f"{self.change} ({predicted}, the input alone measured {self.measured:.1f}x{price})"
@@ -168,11 +184,12 @@ def bottleneck_of(measurements: Sequence[Measurement]) -> Bottleneck | None:
     verdict = judge(turns, facts.limits)
     if {"decode", "augment", "batch", "records", "parse", "order"} & set(verdict.stages):
         notes.append(_cores_text(measurements))
-    advice = find_advice(verdict, turns, facts)
+    advice = [_tried(item, measurements) for item in find_advice(verdict, turns, facts)]
+    advice += what_if_advice(verdict, turns, facts, measurements)
     return Bottleneck(
         verdict,
         typical_turn(turns).host,
-        tuple(_tried(item, measurements) for item in advice),
+        tuple(sorted(advice, key=lambda item: (item.beaten, -item.factor))),
         judge(cold, facts.limits) if cold else None,
         tuple(notes),
     )
@@ -239,15 +256,35 @@ def find_advice(verdict: Verdict, turns: Sequence[Turn], facts: Facts) -> tuple[
         return Advice(change, factor, price, alone, noise(turns))
 
     found = []
-    if facts.area and stage in ("decode", "storage"):  # pixels and bytes go with the area
-        smaller = {"decode": _times(decode, facts.area), "storage": _times(storage, facts.area)}
-        found.append(advice(f"--size {facts.smaller_size}", smaller))
+    if stage in ("decode", "storage"):  # pixels and bytes go with the area
+        for flags, area in facts.smaller.items():
+            found.append(advice(flags, {"decode": _times(decode, area), "storage": _times(storage, area)}))
     if stage == "decode" and facts.encoding != "raw":
         growth = 3 * facts.stored_pixels / facts.image_bytes
         # Without decoding, what is left also reads more bytes, at the storage stage's rate a byte.
         costs = {"decode": Cost(0), "storage": _times(storage, growth)}
         found.append(advice("--encoding raw", costs, f"{growth:.1f}x the bytes"))
     return tuple(item for item in found if item.factor > LEAST)
+
+
+def what_if_advice(
+    verdict: Verdict, turns: Sequence[Turn], facts: Facts, measurements: Sequence[Measurement]
+) -> list[Advice]:
+    """The flags that made the input faster than the control, where it is the input that limits."""
+    rows = {m.name: m for m in measurements if m.suite == WHAT_IF_SUITE}
+    if not verdict.limits_input or not {UNCHANGED, CONTROL} <= set(rows):
+        return []
+    reference, turn, found = rows[UNCHANGED], typical_turn(turns), []
+    stray = max(abs(side - 1) for side in ratio(rows[CONTROL], reference))
+    for name, row in rows.items():
+        measured = ratio(row, reference)[0]
+        if name == CONTROL or measured <= max(1 + stray, LEAST):
+            continue
+        changed = replace(turn, host={stage: _times(cost, 1 / measured) for stage, cost in turn.host.items()})
+        factor = pace(turn, facts.limits) / pace(changed, facts.limits)
+        price = PRICES.get(name.split()[0].removeprefix("--"), "")
+        found.append(Advice(name, factor, price, error=stray, measured=measured))
+    return found
 
 
 def _tried(advice: Advice, measurements: Sequence[Measurement]) -> Advice:

@@ -63,7 +63,9 @@ class BenchConfig(InputConfig):
         group="benchmark",
     )  # fmt: skip
     validate_advice: bool = option(
-        False, "carry the advice out on a sample of the images and measure what it brings", group="benchmark"
+        True,
+        "convert a sample of the images as advised, beside the dataset, and measure what it brings",
+        group="benchmark",
     )
     profile: bool = option(
         False, "write a profiler trace of training, or of reading with --gpu_step_rate, and a summary of it",

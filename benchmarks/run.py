@@ -74,24 +74,32 @@ def check(config: BenchConfig) -> BenchConfig:
 def parts(suite: str) -> tuple[Part, ...]:
     """The functions that measure a suite, each in turns of its own."""
     # TensorFlow and OpenCV: not for --help.
-    from shardline.benchmarks import bench_convert, bench_image, bench_input, bench_scaling, bench_train, stages
+    from shardline.benchmarks import (
+        bench_convert,
+        bench_image,
+        bench_input,
+        bench_scaling,
+        bench_train,
+        stages,
+        what_ifs,
+    )
     from shardline.benchmarks import validate_advice as validation
 
-    advised = (stages.measure, validation.measure)
+    advised = (stages.measure, what_ifs.measure, validation.measure, bench_scaling.cores)
     convert = (
         bench_image.photographs,
         bench_image.large_images,
         bench_convert.photographs,
         bench_convert.large_images,
     )
-    scaling = (bench_scaling.cores, bench_scaling.replicas, bench_convert.scaling)
+    scaling = (bench_scaling.replicas, bench_convert.scaling)
     train = (bench_train.measure, bench_train.measure_head)
     suites: dict[str, tuple[Part, ...]] = {
-        "short": (*advised, bench_scaling.cores),
+        "short": advised,
         "input": (*advised, bench_input.measure),
         "convert": convert,
         "baselines": (bench_input.measure, *convert),
-        "scaling": scaling,
+        "scaling": (bench_scaling.cores, *scaling),
         "train": train,
         "all": (*advised, *scaling, bench_input.measure, *train, *convert),
     }

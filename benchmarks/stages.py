@@ -39,6 +39,7 @@ from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit
 from shardline.pipeline.manifest import UNKNOWN_KERNEL
 from shardline.pipeline.shards import Shards
 
+PREPROCESSED_SHARE = 0.875  # of the resized short side that evaluation's center crop has, as usual
 _CHUNK_BYTES = 1 << 20
 _USUAL_SIZES = (512, 384, 320, 256, 224, 192, 160, 128, 96, 72, 64)
 
@@ -200,11 +201,19 @@ class Batches:
         self._batches = open_dataset(directory).train_batches(split, config)
 
     def __call__(self, seconds: float) -> Rate:
-        """Images per second; records that cannot be decoded do not count."""
+        """Images per second from the first batch on; records that cannot be decoded do not count."""
         elements = iter(self._batches)
         for _ in range(2 * self._processes):  # the first elements also fill the buffers
             next(elements)
         return timed(lambda: repeat_for(seconds, lambda: int(next(elements)["weight"].numpy().sum())))
+
+    def read(self, records: int) -> None:
+        """Read the batches that hold so many records, to fill a cache."""
+        read = 0
+        for batch in self._batches:
+            read += len(batch["weight"])
+            if read >= records:
+                return
 
 
 def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts:
@@ -215,20 +224,23 @@ def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts
     """
     split, image = config.split, data.manifest.image
     shards = Shards(data.manifest, data.directory, split)
-    pixels, faults = [], []
+    sides, faults = [], []
     sample = evenly_spaced(len(shards), 64)
     for record in sample:
         try:
-            pixels.append(ENCODINGS[image.encoding].decode(shards.read(record)).size / 3)
+            sides.append(ENCODINGS[image.encoding].decode(shards.read(record)).shape[:2])
         except ValueError as error:
             faults.append(f"record {record}: {error}")
     if faults:
         line = f"--data={data.directory}: {len(faults)} of {len(sample)} sampled records of {split} cannot be decoded "
         line += f"({faults[0]}); shardline-verify names the faults"
-        if not pixels:
+        if not sides:
             raise Failure(line)
         print(f"note: {line}", file=sys.stderr)
     stored_bytes = data.manifest.split(split).bytes
+    # Of the pixels, not of the converter's option: it enlarges nothing, and images from elsewhere have no such option.
+    short_side = round(float(np.median([min(height_width) for height_width in sides])))
+    smaller = smaller_sizes(short_side, config.image_size)
     return Facts(
         cores=available_cores(),
         allowed_cores=min(cpu_quota() or math.inf, len(os.sched_getaffinity(0))),
@@ -236,18 +248,21 @@ def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts
         threads=config.threads or available_cores(),
         records=len(shards),
         image_bytes=stored_bytes / len(shards),
-        stored_pixels=float(np.mean(pixels)),
+        stored_pixels=float(np.mean(np.prod(sides, axis=1))),
         step_on_host=step_on_host,
         encoding=image.encoding,
-        stored_size=image.size,
-        smaller_size=smaller_size(image.size, config.image_size),
+        stored_size=short_side,
+        smaller_sizes=smaller,
+        resize=image.resize,
         fits_memory=stored_bytes < 0.7 * memory_limit(),
     )
 
 
-def smaller_size(stored_size: int, image_size: int) -> int | None:
-    """The next usual `--size` below the stored one that still covers the training size."""
-    return next((size for size in _USUAL_SIZES if image_size <= size < stored_size), None)
+def smaller_sizes(stored_size: int, image_size: int) -> tuple[int, ...]:
+    """The next usual `--size` below the stored one, and the least that leaves the usual margin around a crop."""
+    covering = [size for size in _USUAL_SIZES if image_size <= size < stored_size]
+    ample = [size for size in covering if size * PREPROCESSED_SHARE >= image_size]
+    return tuple(dict.fromkeys([*covering[:1], *ample[-1:]]))
 
 
 def files(data: Dataset, split: str) -> list[Path]:

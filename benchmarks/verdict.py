@@ -119,6 +119,11 @@ class Verdict:
         return len(self.stages) == 1 and self.explained
 
     @property
+    def limits_input(self) -> bool:
+        """The stages that are named, or cannot be told apart, are the input's."""
+        return bool(self.stages) and not {"copy", "step"} & set(self.stages)
+
+    @property
     def images_per_second(self) -> float:
         """The predicted pace."""
         return 1e6 / self.microseconds[0]

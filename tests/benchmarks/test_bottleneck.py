@@ -104,7 +104,7 @@ def test_the_step_waits_only_for_what_it_does_not_overlap():
 
 def test_decode_bound_advice_is_the_arithmetic_of_the_stages():
     facts = replace(FACTS, stored_size=256, smaller_size=128)
-    size, raw = bottleneck_of(rows(facts=facts, step=10)).advice
+    raw, size = bottleneck_of(rows(facts=facts, step=10)).advice
     total = sum(COSTS.values())
     assert size.factor == pytest.approx(total / (total - 0.75 * (500 + COSTS["storage"])))
     growth = 3 * 256 * 340 / 29_000
@@ -130,11 +130,42 @@ def validated(times, control=1.0):
 
 def test_advice_that_was_tried_says_what_it_brought():
     (untried,) = bottleneck_of(rows(step=10)).advice
-    assert "not tried" in str(untried) and untried.measured is None
+    assert "not tried)" in str(untried) and untried.measured is None
     (kept,) = bottleneck_of([*rows(step=10), *validated(2.0)]).advice
     assert kept.measured == pytest.approx(2.0) and "the input alone measured 2.0x" in str(kept)
     found = bottleneck_of([*rows(step=10), *validated(1.04, control=1.05)])
     assert found.advice[0].beaten and "measured 1.0x: withdrawn)" in str(found)
+
+
+def tried(control=1.0, **flags):
+    settings = {"reference": "unchanged"}
+    rates = {"unchanged": 1.0, **{f"--{name} 8": rate for name, rate in flags.items()}, CONTROL: control}
+    return [row(name, 100 / rate, settings=settings, suite="what-ifs") for name, rate in rates.items()]
+
+
+def test_of_the_what_ifs_only_those_that_beat_the_control_are_printed_the_best_first():
+    found = bottleneck_of([*rows(step=10), *tried(control=1.15, workers=1.1, cache=3.0, shuffle_block_size=0.9)])
+    raw, cache = found.advice
+    assert str(cache) == "--cache 8 (the input alone measured 3.0x, the decoded images in memory)"
+    assert cache.factor == pytest.approx(3.0) and raw.change == "--encoding raw"
+    assert "workers" not in str(found) and "shuffle" not in str(found)
+    limited = bottleneck_of([*rows(step=200), *tried(cache=3.0)])
+    assert limited.advice[0].factor == pytest.approx(sum(COSTS.values()) / 2 / 200)  # then the step limits
+    assert bottleneck_of([*rows(step=2_000), *tried(cache=3.0)]).advice == ()
+    assert (
+        bottleneck_of([*rows(COSTS | {"augment": 500}, step=10), *tried(workers=1.5)]).advice[0].change == "--workers 8"
+    )
+
+
+def test_a_refuted_change_is_named_last():
+    found = bottleneck_of([*rows(step=10), *validated(0.9), *tried(workers=1.2)])
+    assert [item.beaten for item in found.advice] == [False, True] and "withdrawn" in str(found)
+
+
+def test_images_that_were_not_resized_get_their_size_by_the_short_side():
+    facts = replace(FACTS, stored_size=1024, smaller_sizes=[512, 256], resize="none")
+    changes = [item.change for item in bottleneck_of(rows(facts=facts, step=10)).advice]
+    assert changes == ["--resize short --size 256", "--encoding raw", "--resize short --size 512"]
 
 
 def test_nothing_is_said_of_more_cores_than_there_are():

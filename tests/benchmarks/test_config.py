@@ -58,7 +58,9 @@ def test_a_run_tells_its_input_and_flags_beside_it_replace_that(tmp_path):
 
 
 def test_the_command_to_repeat_gives_the_same_benchmark():
-    bench = BenchConfig(data="my photos", output="r", crop_area=(0.5, 1.0), jit=False, validate_advice=True, width=0.25)
+    bench = BenchConfig(
+        data="my photos", output="r", crop_area=(0.5, 1.0), jit=False, validate_advice=False, width=0.25
+    )
     assert parse(BenchConfig, shlex.split(bench.command())) == bench
     assert "'--data=my photos'" in bench.command() and "--seconds" not in bench.command()
 

@@ -87,7 +87,20 @@ def test_dropped_pages_are_counted_without_reading_them_again(dataset):
 
 
 @pytest.mark.parametrize(
-    ("stored", "image", "smaller"), [(256, 224, 224), (512, 224, 384), (224, 224, None), (40, 32, None)]
+    ("stored", "image", "smaller"),
+    [(256, 224, (224,)), (512, 224, (384, 256)), (4000, 224, (512, 256)), (224, 224, ()), (40, 32, ())],
 )
-def test_the_next_smaller_size_covers_the_training_size(stored, image, smaller):
-    assert stages.smaller_size(stored, image) == smaller
+def test_smaller_sizes_cover_the_training_size(stored, image, smaller):
+    assert stages.smaller_sizes(stored, image) == smaller
+
+
+def test_advice_on_sizes_goes_by_the_stored_pixels_and_not_by_the_option(tmp_path):
+    photos = class_folders(tmp_path / "photos", classes=1, images=3, height=100, width=140)
+    for folder, size, flags, found in (("enlarged", 512, "--size 96", 100), ("small", 80, "--size 72", 80)):
+        convert(config(photos, tmp_path / folder, size=size))
+        facts = stages.describe(
+            open_dataset(tmp_path / folder), replace(bench(tmp_path), image_size=64), step_on_host=False
+        )
+        assert facts.stored_size == found and next(iter(facts.smaller)) == flags
+    assert facts.smaller["--size 72"] == pytest.approx((72 / 80) ** 2)
+    assert facts.smaller.keys() == {"--size 72"}  # 64 would leave no margin

@@ -1,12 +1,13 @@
 """Made-up advice on a tiny dataset: what was advised is what is converted."""
 
 import cv2
+import numpy as np
 import pytest
 
 from shardline.benchmarks import validate_advice
-from shardline.benchmarks.bottleneck import Advice, Bottleneck
+from shardline.benchmarks.bottleneck import UNCHANGED, Advice, Bottleneck
 from shardline.benchmarks.config import BenchConfig
-from shardline.benchmarks.validate_advice import UNCHANGED
+from shardline.benchmarks.measure import Measurement
 from shardline.benchmarks.verdict import Cores, Cost, Turn, judge
 from shardline.pipeline import open_dataset
 from shardline.pipeline.manifest import Manifest
@@ -37,6 +38,16 @@ def stored(trial):
     return manifest.image.encoding, manifest.image.size, manifest.split("train").records, image
 
 
+def test_images_that_were_not_resized_are_stored_at_a_size(folders):
+    convert(config(folders / "photos", folders / "whole", image={"resize": "none"}))
+    (folders / "data").rename(folders / "sized")
+    (folders / "whole").rename(folders / "data")
+    trials = carry_out((Advice("--resize short --size 48", 1.2, input_factor=1.5), Advice("--workers 4", 1.1)), folders)
+    assert list(trials) == [UNCHANGED, "--resize short --size 48"]
+    shapes = [cv2.imdecode(np.frombuffer(stored(trial)[3], np.uint8), 1).shape for trial in trials.values()]
+    assert shapes == [(100, 120, 3), (48, 58, 3)]
+
+
 @pytest.mark.parametrize("source", ["shards", "raw images"])
 def test_each_change_is_converted(folders, source):
     advice = (Advice("--size 48", 1.2, input_factor=1.5), Advice("--encoding raw", 1.3, "9x the bytes", 2.5))
@@ -64,7 +75,8 @@ def test_raw_pixels_can_be_the_source(folders):
 def test_each_trial_is_measured_beside_the_unchanged_sample(folders, monkeypatch):
     advice = (Advice("--size 48", 1.2, input_factor=1.5),)
     found = Bottleneck(judge([TURN], Cores(2, 2)), TURN.host, advice)
-    monkeypatch.setattr(validate_advice, "load_results", lambda path: [])
+    stages = Measurement("stages", "batch", "images/s", (1.0,), settings={"facts": {"stored_pixels": 80 * 96}})
+    monkeypatch.setattr(validate_advice, "load_results", lambda path: [stages])
     monkeypatch.setattr(validate_advice, "bottleneck_of", lambda measurements: found)
     values = {"validate_advice": True, "global_batch_size": 4, "image_size": 32, "seconds": 0.02, "repeats": 1}
     bench = BenchConfig(data=str(folders / "data"), output=str(folders / "report"), **values)
