@@ -353,11 +353,6 @@ def flags(report: Report) -> None:
         report.add({"what": f"files stored by the {start} start", **stored})
 
 
-def pooling(report: Report) -> None:
-    """Max pooling's own gradient against TensorFlow's."""
-    measure(report, "pooling", 110)
-
-
 def trace(report: Report) -> None:
     """Keep the profiler's trace, if it is small enough to be carried home."""
     found = sorted(report.work.rglob("*.xplane.pb"))
@@ -420,11 +415,12 @@ PARTS: dict[str, Callable[[Report], None]] = {
     "flags": flags,
     "fc4096": measured("fc4096", 60),
     "evaluation": measured("evaluation", 70),
+    "pooling": measured("pooling", 90),
     "augmentation": measured("augmentation", 60),
-    "pooling": pooling,
     "verdict": verdict,
+    "real_others": measured("real_others", 60),
 }
-NEED_DATA = {"real", "evaluation", "augmentation", "verdict"}
+NEED_DATA = {"real", "evaluation", "augmentation", "verdict", "real_others"}
 
 
 def gpu_report(config: ReportConfig) -> list[Facts]:
