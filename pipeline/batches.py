@@ -21,6 +21,8 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.decode import CropBox, cut
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.executors import CRASH, WHY
+from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
 from shardline.pipeline.profiling import StageTimer, Stopwatch
 from shardline.pipeline.sampler import Sampler, ShuffleSampler
@@ -37,6 +39,7 @@ class BadRecords:
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, int], BadRecord] = {}
+        self.unsafe: set[tuple[str, int]] = set()  # splits and records that nobody may decode: it ended a process twice
         self.failure: Failure | None = None
         self._lock = threading.Lock()
 
@@ -74,6 +77,7 @@ class BatchBuilder:
         exact: bool = False,  # decoding, for evaluation
         sampler: Sampler | None = None,  # None: the shuffle that the config describes
         buffers: Buffers | None = None,  # where the images are put
+        on_record: Callable[[int], None] = lambda record: None,  # called with each record before it is decoded
     ) -> None:
         self.shards = shards
         self.config = config
@@ -82,6 +86,7 @@ class BatchBuilder:
         self._checked = image.kernel != UNKNOWN_KERNEL  # our converter has decoded every image to its last row
         self.bad = BadRecords() if bad is None else bad
         self.timer = StageTimer() if timer is None else timer
+        self._on_record = on_record
         self._cache = cache
         self._exact = exact
         self._buffers: Buffers = buffers or BufferPool()
@@ -144,6 +149,9 @@ class BatchBuilder:
             try:
                 example = self.shards.read(record, self.shards.pixel_features)
                 watch.lap("read")
+                self._on_record(record)
+                if self.bad.unsafe and (self.shards.split, record) in self.bad.unsafe:
+                    raise BadImage(CRASH, WHY[CRASH])
                 pixels = self._encoding.decode(
                     example,
                     exact=self._exact,

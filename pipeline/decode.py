@@ -29,6 +29,7 @@ _BASELINE, _SCAN = 0xC0, 0xDA  # markers
 _MOST_PIXELS = 10**9
 
 
+@only_bad_images
 def decode(
     data: memoryview, *, exact: bool = False, window: CropBox | None = None, checked: bool = False
 ) -> np.ndarray:
@@ -40,7 +41,8 @@ def decode(
     image is not even decoded.
 
     Raises:
-      ValueError: the bytes are no image, or a damaged one.
+      BadImage: the bytes are no image, or a damaged one.
+      MemoryError: the machine has too little memory; says nothing about the image.
     """
     if data[:2] == b"\xff\xd8" and (checked or _is_plain(data)):
         try:
@@ -72,16 +74,12 @@ def _is_plain(data: memoryview) -> bool:
 
 def _png(data: memoryview) -> np.ndarray:
     """Of our converter: 8-bit RGB, no metadata."""
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        raise ValueError(f"cannot be decoded ({error.err})") from None
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
-        raise ValueError("cannot be decoded")
+        raise BadImage("corrupt-data", "cannot be decoded")
     return pixels
 
 
-@only_bad_images
 def _any(data: bytes) -> np.ndarray:
     header = read_header(data)
     if header.height * header.width > _MOST_PIXELS:

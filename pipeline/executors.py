@@ -28,7 +28,8 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.source_files import MachineFault
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
-CRASH, TIMEOUT = "crashes-decoder", "decoder-timeout"  # why a position is left out
+CRASH, TIMEOUT = "crashes-decoder", "decoder-timeout"  # why a position is left out, and in words:
+WHY = {CRASH: "its decoder ended the process, twice", TIMEOUT: "its decoder did not end in time, twice"}
 IMAGE_TIMEOUT = 60.0  # seconds, where nobody says otherwise
 MAX_DEATHS = 8  # of workers over one task, at whatever positions
 TICK_SECONDS = 0.2  # between two looks at the workers
@@ -256,6 +257,9 @@ def _serve(work: Work[T, R], pipe: Connection, at: ctypes.c_int64, decodes: ctyp
             answer = (work(task, show), None)
         except (Failure, UsageError, OSError) as error:
             answer = (None, error)
+        except MemoryError:
+            where = task.describe(at.value)
+            answer = (None, Failure(f"out of memory at {where}; use fewer --workers, or close other programs"))
         except BaseException:
             answer = (None, RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
         try:

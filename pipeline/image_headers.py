@@ -5,17 +5,15 @@ To add a format: a signature in `sniff.py`, an entry in FORMATS, and a case for 
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import cv2
 import numpy as np
 
-from shardline.pipeline import jpeg, png, tiff
+from shardline.pipeline import jpeg, opencv, png, tiff
 from shardline.pipeline import other_formats as other
 from shardline.pipeline.image_types import BadImage, Header, Samples
 from shardline.pipeline.sniff import NOT_IMAGES, UNSUPPORTED, sniff
@@ -55,9 +53,6 @@ FORMATS = {
 }
 
 
-_OUT_OF_MEMORY = re.compile("out of memory|insufficient memory|bad_alloc|cannot allocate", re.IGNORECASE)
-
-
 def only_bad_images(function: Callable[P, R]) -> Callable[P, R]:
     """Whatever a decoder raises becomes BadImage; but want of memory is the machine's fault, and stays MemoryError."""
 
@@ -68,8 +63,7 @@ def only_bad_images(function: Callable[P, R]) -> Callable[P, R]:
         except (BadImage, MemoryError):
             raise
         except Exception as error:
-            no_memory = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
-            if no_memory or _OUT_OF_MEMORY.search(str(error)):
+            if opencv.out_of_memory(error):
                 raise MemoryError(str(error)) from error
             detail = " ".join(str(error).split())[:200]
             raise BadImage("decoder-error", f"{type(error).__name__}: {detail}") from error

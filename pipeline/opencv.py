@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import cv2
 import numpy as np
@@ -12,12 +13,21 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 LARGE_BYTES = 16 << 20  # of decoded pixels; from here on their memory matters more than a copy of the file
 
 
+_OUT_OF_MEMORY = re.compile("out of memory|insufficient memory|bad_alloc|cannot allocate", re.IGNORECASE)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a codec failed for want of memory, which says nothing about the image."""
+    no_memory = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+    return no_memory or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
 def decode(data: bytes, header: Header) -> np.ndarray:
     """What OpenCV makes of it: 16 bits and alpha kept, no orientation applied."""
     try:
         pixels = _decode(data, header)
     except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
+        if out_of_memory(error):
             raise MemoryError(f"{header.format}: {error.err}") from None
         raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
     if pixels is None:

@@ -4,7 +4,8 @@ Threads of one process take turns at the Python interpreter, for a tenth of the 
 two threads were 1.58 times as fast as one, two workers 1.91 times, and two programs that share nothing 1.94 times.
 
 A batch is a pure function of its positions, so it does not matter which process makes it, and nothing waits for a
-worker: while one starts, when all are busy, and when one was killed, the thread that needs a batch makes it itself.
+worker: while one starts, when all are busy, and when one was killed, the thread that needs a batch makes it itself. But
+where a decoder ended a worker, another worker tries; the record that ends that one, too, is bad, and decoded no more.
 
 A worker holds no index and no sampler: each task names its records and where they lie. A worker ends with the process
 that started it, whose end closes the worker's standard input.
@@ -24,6 +25,8 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -31,6 +34,7 @@ import numpy as np
 
 from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
 from shardline.pipeline.buffers import SharedBufferPool
+from shardline.pipeline.executors import CRASHES
 from shardline.pipeline.profiling import StageTimer
 from shardline.pipeline.shards import BadRecord
 
@@ -40,6 +44,7 @@ _SPARE_BATCHES = 16  # on their way to the device, or held by the consumer
 _MIN_SAMPLES = 4096  # some seconds of work: shorter runs do not repay the start of workers
 _TIMEOUT_SECONDS = 5.0  # for a worker to end
 _MAX_SETUPS = 4  # that a worker keeps
+_MARK_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class _Task:
     records: np.ndarray
     locations: np.ndarray  # rows of the index
     on_device: bool
+    unsafe: frozenset[tuple[str, int]]  # records not to decode
 
 
 class _Setup:
@@ -112,15 +118,24 @@ class Workers:
         image, start = found
         records = batches.sampler.records(positions)
         locations = batches.shards.locations(records)
-        task = _Task(self._key, None, start, positions, records, locations, on_device)
-        try:
-            answer = _ask(worker, task) or _ask(worker, replace(task, setup=self._described(batches)))
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            if not _pool.closed:
-                _log.warning("an input worker ended (exit code %s); its work is done without it", worker.wait())
-            return None
+        unsafe = batches.bad.unsafe
+        task = _Task(self._key, None, start, positions, records, locations, on_device, frozenset(unsafe))
+        deaths: Counter[int] = Counter()
+        while not (answer := self._answer(worker, task, batches)):
+            record = worker.crashed_at(records)
+            if record is None:
+                worker.warn("its work is done without it")
+                return None
+            worker.warn(f"it decoded record {record} of {batches.shards.split}")
+            deaths[record] += 1
+            successor = _pool.replace()
+            if deaths[record] == 2 or successor is None:
+                unsafe.add((batches.shards.split, record))
+                task = replace(task, unsafe=frozenset(unsafe))
+            if successor is None:
+                return None
+            worker = successor
         _pool.put(worker)
-        assert answer  # it now knows the setup
         if answer.error:
             raise answer.error
         for bad in answer.bad_records:
@@ -128,10 +143,44 @@ class Workers:
         batches.timer.add(answer.seconds, answer.cpu_seconds, len(positions))
         return {"image": image, **answer.batch}
 
+    def _answer(self, worker: _Worker, task: _Task, batches: BatchBuilder) -> _Answer | None:
+        """A worker's answer; None if it ended instead."""
+        try:
+            answer = worker.ask(task) or worker.ask(replace(task, setup=self._described(batches)))
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+        assert answer  # it now knows the setup
+        return answer
+
     def _described(self, batches: BatchBuilder) -> bytes:
         if not self._setup:
             self._setup = pickle.dumps(_Setup(batches, self._buffers))
         return self._setup
+
+
+class _Worker:
+    """One process, its pipes, and what it decodes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], mark: mmap.mmap) -> None:
+        self.process, self._mark = process, mark
+
+    def ask(self, task: _Task) -> _Answer | None:
+        """Its answer; None when it does not know the task's setup."""
+        assert self.process.stdin and self.process.stdout
+        pickle.dump(task, self.process.stdin)
+        self.process.stdin.flush()
+        answer: _Answer | None = pickle.load(self.process.stdout)
+        return answer
+
+    def warn(self, what: str) -> None:
+        """Say that it ended, unless all are to end."""
+        if not _pool.closed:
+            _log.warning("an input worker ended (exit code %s); %s", self.process.wait(), what)
+
+    def crashed_at(self, records: np.ndarray) -> int | None:
+        """The one of these records whose decoder ended the process; None if it ended otherwise."""
+        record = int.from_bytes(self._mark[:8], "little")
+        return record if -self.process.wait() in CRASHES and record in records else None
 
 
 class _Pool:
@@ -141,28 +190,32 @@ class _Pool:
         self.closed = False
         self._count = 0
         self._growing = threading.Lock()
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def grow(self, count: int, wait: bool) -> None:
-        """Start workers until `count` were started. One that ended is not replaced: its successor would end, too."""
+        """Start workers until `count` were started. One that ended is not replaced here: its successor would, too."""
         if self._count >= count:
             return
         with self._growing:
-            starters = [threading.Thread(target=self._start, daemon=True) for _ in range(self._count, count)]
+            starters = [threading.Thread(target=self._grow_by_one, daemon=True) for _ in range(self._count, count)]
             for starter in starters:
                 starter.start()
             for starter in starters if wait else ():
                 starter.join()
             self._count = max(self._count, count)
 
-    def take(self) -> subprocess.Popen[bytes] | None:
+    def replace(self) -> _Worker | None:
+        """A new worker for one whose decoder ended it; None if it does not start."""
+        return None if self.closed else self._start()
+
+    def take(self) -> _Worker | None:
         """A worker that has nothing to do."""
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         return None
 
-    def put(self, worker: subprocess.Popen[bytes]) -> None:
+    def put(self, worker: _Worker) -> None:
         """Give it back."""
         self._idle.put(worker)
 
@@ -182,39 +235,41 @@ class _Pool:
                 process.wait()
             process.stdout.close()
 
-    def _start(self) -> None:
+    def _grow_by_one(self) -> None:
+        if worker := self._start():
+            self._idle.put(worker)
+
+    def _start(self) -> _Worker | None:
         paths = os.pathsep.join(filter(None, sys.path))  # it finds what this process found
+        file = os.memfd_create("shardline worker")
         try:
+            os.ftruncate(file, _MARK_BYTES)
             process = subprocess.Popen(
                 # Not -m: the classes of a module that runs as __main__ are unknown to this process.
-                [sys.executable, "-P", "-c", "from shardline.pipeline import workers; workers.work()"],
+                [sys.executable, "-P", "-c", f"from shardline.pipeline import workers; workers.work({file})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C is for the parent; a worker ends with it
+                pass_fds=(file,),
             )
+            mark = mmap.mmap(file, _MARK_BYTES)
         except OSError as error:
             _log.warning("an input worker cannot be started (%s); its work is done without it", error)
-            return
+            return None
+        finally:
+            os.close(file)
         self._processes.append(process)
         assert process.stdout
         if process.stdout.read(1):
-            self._idle.put(process)
-        elif not self.closed:
+            return _Worker(process, mark)
+        if not self.closed:
             _log.warning("an input worker did not start (exit code %s); its work is done without it", process.wait())
+        return None
 
 
 _pool = _Pool()
 atexit.register(lambda: _pool.close())
-
-
-def _ask(worker: subprocess.Popen[bytes], task: _Task) -> _Answer | None:
-    """A worker's answer; None when it does not know the task's setup."""
-    assert worker.stdin and worker.stdout
-    pickle.dump(task, worker.stdin)
-    worker.stdin.flush()
-    answer: _Answer | None = pickle.load(worker.stdout)
-    return answer
 
 
 # ------------------------------------------------------------------------------------------ in the worker
@@ -241,13 +296,20 @@ class _TaskBuffers:
         return np.frombuffer(self.memory, np.uint8, math.prod(shape), self.task.start).reshape(shape)
 
 
-def work() -> None:
-    """Make batches for the process at the other end of standard input and output, until it closes them."""
-    with contextlib.suppress(BrokenPipeError):  # the parent ended
-        _work()
+def work(mark: int) -> None:
+    """Make batches for the process at the other end of standard input and output, until it closes them.
+
+    `mark` is an open file of eight bytes, which always hold the number of the record that is decoded.
+    """
+    with mmap.mmap(mark, _MARK_BYTES) as shared, contextlib.suppress(BrokenPipeError):  # the parent ended
+
+        def show(record: int) -> None:
+            shared[:] = record.to_bytes(_MARK_BYTES, "little")
+
+        _work(show)
 
 
-def _work() -> None:
+def _work(show: Callable[[int], None]) -> None:
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not reach the pipe
     logging.disable()  # the parent reports bad records, once
@@ -263,13 +325,14 @@ def _work() -> None:
             while len(known) >= _MAX_SETUPS:
                 del known[next(iter(known))]  # the oldest
             known[task.key] = pickle.loads(task.setup)
-        pickle.dump(_answer(task, known[task.key]) if task.key in known else None, outbox)
+        pickle.dump(_answer(task, known[task.key], show) if task.key in known else None, outbox)
         outbox.flush()
 
 
-def _answer(task: _Task, setup: _Setup) -> _Answer:
+def _answer(task: _Task, setup: _Setup, show: Callable[[int], None]) -> _Answer:
     setup.shards.locate(task.records, task.locations)
     bad, timer = BadRecords(), StageTimer()
+    bad.unsafe.update(task.unsafe)
     batches = BatchBuilder(
         setup.shards,
         setup.config,
@@ -278,6 +341,7 @@ def _answer(task: _Task, setup: _Setup) -> _Answer:
         timer=timer,
         sampler=_TaskSampler(task),
         buffers=_TaskBuffers(task, setup.memory),
+        on_record=show,
     )
     try:
         batch = batches.train(task.positions, task.on_device)

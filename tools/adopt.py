@@ -204,7 +204,7 @@ def _note_faults(config: AdoptConfig, content: ShardContent) -> None:
             f"features, or leave the file out with --exclude={file}"
         )
     for fault in content.faults:
-        command_line.log(f"note: {file}, {fault}; readers skip it")
+        command_line.log(f"note: {file}, {fault}{'' if fault.endswith('left out') else '; readers skip it'}")
     if (more := content.faulty - len(content.faults)) > 0:
         command_line.log(f"note: {file}: {count(more, 'more record')} like that; shardline-verify lists all")
 

@@ -12,7 +12,7 @@ import numpy as np
 from shardline.pipeline.encodings import recognize
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import Example, feature_values, label_text, parse_example
-from shardline.pipeline.executors import Show, no_show
+from shardline.pipeline.executors import WHY, Show, no_show
 from shardline.pipeline.manifest import NO_LABEL, Features, Shard, index_path, write_index
 from shardline.pipeline.source_files import machine_fault
 from shardline.pipeline.tfrecord import index_records, unframe_record
@@ -29,7 +29,7 @@ class ShardFile:
     file: str  # relative path
     features: Features
     unlabelled: bool
-    crashes: frozenset[int] = frozenset()  # offsets of records whose decoder ended the process
+    unsafe: tuple[tuple[int, str], ...] = ()  # offsets of records whose decoder ended the process, or did not end
 
     def __len__(self) -> int:
         return os.path.getsize(self.path)
@@ -41,7 +41,7 @@ class ShardFile:
 
     def without(self, position: int, reason: str) -> ShardFile:
         """The same with one record left out."""
-        return replace(self, crashes=self.crashes | {position})
+        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """File and offset."""
@@ -98,8 +98,8 @@ def read_shard(task: ShardFile, show: Show = no_show) -> ShardContent:
             show(offset, decoding=True)
             framed = data.read(size)
             digest.update(framed)
-            if offset in task.crashes:
-                content.add_fault(offset, "its image ends the process that decodes it; left out")
+            if reason := dict(task.unsafe).get(offset):
+                content.add_fault(offset, f"{reason}: {WHY[reason]}; left out")
                 kept[number] = False
                 continue
             try:

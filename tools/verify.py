@@ -22,7 +22,7 @@ from shardline.pipeline import executors
 from shardline.pipeline.encodings import ENCODINGS, Encoding
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import Example, parse_example
-from shardline.pipeline.executors import Show, no_show
+from shardline.pipeline.executors import WHY, Show, no_show
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard, index_path, load_index
@@ -257,9 +257,7 @@ def _example_faults(example: Example, task: CheckTask, number: int) -> list[str]
     elif not task.unlabelled and not 0 <= example.label < task.num_labels:
         faults.append(f"label {example.label} is not one of {task.num_labels} (0 to {task.num_labels - 1})")
     unsafe = dict(task.unsafe).get(number)
-    fault = (
-        f"{unsafe}: its image ends or keeps its decoder" if unsafe else _image_fault(example, ENCODINGS[task.encoding])
-    )
+    fault = f"{unsafe}: {WHY[unsafe]}" if unsafe else _image_fault(example, ENCODINGS[task.encoding])
     return [*faults, fault] if fault else faults
 
 

@@ -9,9 +9,10 @@ import simplejpeg
 from PIL import Image
 
 from shardline.pipeline.decode import cut
+from shardline.pipeline.decode import decode as decode_bytes
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example
-from shardline.pipeline.images import ImageOptions, load_rgb
+from shardline.pipeline.images import BadImage, ImageOptions, load_rgb
 from shardline.tools.image_variants import DISPLAY_P3
 from tests.pipeline.tiny import encode, image
 
@@ -145,3 +146,33 @@ def test_below_the_window_nothing_is_decoded_of_a_checked_image_alone():
     assert decode(example(data), "jpeg", window=top, checked=True).shape == (32, 96, 3)
     with pytest.raises(ValueError, match="Corrupt JPEG"):
         decode(example(data), "jpeg", window=top)
+
+
+@pytest.mark.parametrize("encoding", [".jpg", ".png"])
+@pytest.mark.parametrize("error", [RuntimeError("odd"), TypeError("odd"), OverflowError("odd"), cv2.error("odd")])
+def test_whatever_a_decoder_raises_is_a_bad_image(monkeypatch, encoding, error):
+    failing_decoders(monkeypatch, error)
+    data = memoryview(cv2.imencode(encoding, np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    for checked in (True, False):
+        with pytest.raises(BadImage, match=rf"decoder-error: {type(error).__name__}: odd|corrupt-data"):
+            decode_bytes(data, checked=checked)
+
+
+@pytest.mark.parametrize("encoding", [".jpg", ".png"])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ValueError("Insufficient memory (case 4)"), cv2.error("std::bad_alloc")]
+)
+def test_want_of_memory_is_never_blamed_on_the_image(monkeypatch, encoding, error):
+    failing_decoders(monkeypatch, error)
+    data = memoryview(cv2.imencode(encoding, np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    for checked in (True, False):
+        with pytest.raises(MemoryError):
+            decode_bytes(data, checked=checked)
+
+
+def failing_decoders(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
+    monkeypatch.setattr(cv2, "imdecode", fail)

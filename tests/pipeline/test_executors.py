@@ -51,6 +51,8 @@ def work(task, show):
             time.sleep(60)
         if what == "fail":
             raise Failure("as asked")
+        if what == "memory":
+            raise MemoryError
         if what == "bug":
             raise ZeroDivisionError
         if what == "sleep":
@@ -109,7 +111,12 @@ def test_a_worker_killed_again_and_again_ends_the_run_with_the_input():
 
 
 @pytest.mark.parametrize(
-    ("does", "error", "message"), [("fail", Failure, "as asked"), ("bug", RuntimeError, "ZeroDivision")]
+    ("does", "error", "message"),
+    [
+        ("fail", Failure, "as asked"),
+        ("bug", RuntimeError, "ZeroDivision"),
+        ("memory", Failure, r"out of memory at toy1\[1\]; use fewer workers"),
+    ],
 )
 def test_errors_in_a_worker_end_the_run_and_every_worker(tmp_path, does, error, message):
     tasks = [Toy(0, str(tmp_path), ("sleep",)), Toy(1, str(tmp_path), ("", does))]

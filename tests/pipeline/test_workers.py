@@ -9,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import simplejpeg
 
 from shardline import pipeline
 from shardline.pipeline import workers as workers_module
 from shardline.pipeline.batches import BadRecords
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.example import encode_example
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.shards import Shards
 from shardline.pipeline.workers import Workers
+from tests.pipeline.deadly import make_deadly
 from tests.pipeline.test_batches import EVERYTHING, reader
 from tests.pipeline.tiny import payloads, write_dataset
 
@@ -155,6 +159,7 @@ import os, signal, sys
 import numpy as np
 from shardline.pipeline import workers as module
 from shardline.pipeline.workers import Workers
+from tests.pipeline.deadly import make_deadly
 from tests.pipeline.test_batches import reader
 workers = Workers(2, 1 << 16, at_once=True)
 workers.train(reader(sys.argv[1]), np.arange(8), False)
@@ -190,3 +195,28 @@ def test_caches_are_filled_by_one_process_and_no_negative_number_of_workers(tiny
     assert not alive(pool)
     with pytest.raises(UsageError, match="workers=-2"):
         pipeline.InputConfig(workers=-2)
+
+
+def adopted_reader(folder, images):
+    """A reader of a dataset that somebody else stored, whose images nobody has checked."""
+    stored = [encode_example(image, number % 3, "", 0, 0) for number, image in enumerate(images)]
+    write_dataset(folder, {"train": stored}, shards=1)
+    return reader(folder)
+
+
+def test_a_record_that_ends_two_workers_is_bad_and_never_decoded_here(tmp_path, monkeypatch, pool, caplog):
+    images = [cv2.imencode(".jpg", np.full((40, 40, 3), 25 * number, np.uint8))[1].tobytes() for number in range(8)]
+    batches = adopted_reader(tmp_path / "data", images)
+    make_deadly(monkeypatch, tmp_path / "site", images[5])
+    decoded = []
+    real = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, **k: decoded.append(bytes(data)) or real(data, **k))
+    workers = Workers(1, BYTES, at_once=True)
+    found = workers.train(batches, positions(0), False)
+    assert found is not None and not decoded
+    assert (found["weight"] == (found["record"] != 5)).all() and len(pool._processes) == 3
+    (bad,) = batches.bad.records.values()
+    assert bad.record == 5 and "its decoder ended the process, twice" in bad.reason
+    assert caplog.text.count("exit code -11); it decoded record 5 of train") == 2
+    assert workers.train(batches, positions(8), False) is not None and len(pool._processes) == 3
+    assert (batches.train(positions(16), False)["record"] == 5).sum() == 1 and images[5] not in decoded

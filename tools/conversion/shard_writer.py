@@ -23,7 +23,7 @@ import pyarrow as pa
 from shardline.pipeline import stored
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import encode_example, parse_example
-from shardline.pipeline.executors import CRASH, TIMEOUT, Show, no_show
+from shardline.pipeline.executors import TIMEOUT, WHY, Show, no_show
 from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
@@ -148,12 +148,6 @@ def _write_records(task: ShardTask, file: BinaryIO, show: Show) -> tuple[dict[st
     return columns, digest.hexdigest()
 
 
-_UNSAFE = {
-    CRASH: "its decoder ended the process, twice",
-    TIMEOUT: "its decoder did not end within --image_timeout, twice",
-}
-
-
 def _convert(task: ShardTask, position: int, show: Show) -> tuple[dict[str, Any], bytes]:
     """One input's row and its framed record, empty when there is none."""
     number, path, label = task.inputs[position]
@@ -163,7 +157,7 @@ def _convert(task: ShardTask, position: int, show: Show) -> tuple[dict[str, Any]
         data = _read(task, position)
         row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if task.unsafe and (reason := dict(task.unsafe).get(position)):
-            raise BadImage(reason, _UNSAFE[reason])
+            raise BadImage(reason, WHY[reason] + (" (--image_timeout)" if reason == TIMEOUT else ""))
         show(position, decoding=True)
         image = process(data, task.options)
     except MemoryError:

@@ -8,9 +8,7 @@ the same row beside the same neighbors, and the replica count cannot matter.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +19,10 @@ import tensorflow as tf
 from shardline.pipeline.cli import progress
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, set_up_process
+from shardline.pipeline.image_files import load_files
 from shardline.pipeline.manifest import NO_LABEL
-from shardline.pipeline.source_files import MachineFault, read_file
 from shardline.trainer.cluster import Cluster, create_cluster
-from shardline.trainer.evaluation.model_input import converter_options, load_image
+from shardline.trainer.evaluation.model_input import converter_options, preprocess
 from shardline.trainer.overlap import one_late
 
 if TYPE_CHECKING:
@@ -180,45 +176,46 @@ class FilePrediction:
 
 
 def predict_files(
-    run: Run, paths: Sequence[str], *, top: int, batch_size: int
+    run: Run, paths: Sequence[str], *, top: int, batch_size: int, images: int = 0
 ) -> Iterator[tuple[FilePrediction, np.ndarray | None]]:
-    """A prediction for each path, in order, and the image the model was shown (None for an unreadable file)."""
-    set_up_process()
-    options = converter_options(run)
-    size = run.config.image_size
-    chunks = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    """A prediction for each path, in order; and for the first `images` paths what the model was shown, where readable.
+
+    Files are decoded in processes of their own, which hand them over in any order: of those that wait for an earlier
+    one, only the rows are kept.
+    """
     rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once
+    size = run.config.image_size
     infer = tf.function(
-        lambda images: run.model(images, training=False), jit_compile=run.config.jit, autograph=False
+        lambda batch: run.model(batch, training=False), jit_compile=run.config.jit, autograph=False
     ).get_concrete_function(tf.TensorSpec((rows, size, size, 3), tf.uint8))
-    with ThreadPoolExecutor() as pool:
+    loading: dict[int, dict[int, np.ndarray | str]] = {}  # by batch and row: what the model is shown, or why not
+    done: dict[int, list[tuple[FilePrediction, np.ndarray | None]]] = {}
+    following = 0
+    for number, loaded in load_files(paths, converter_options(run)):
+        batch, row = divmod(number, batch_size)
+        members = loading.setdefault(batch, {})
+        members[row] = loaded if isinstance(loaded, str) else preprocess(loaded, run)
+        first = batch * batch_size
+        names = paths[first : first + batch_size]
+        if len(members) == len(names):
+            del loading[batch]
+            shown = np.zeros((rows, size, size, 3), np.uint8)
+            for i, image in members.items():
+                shown[i] = 0 if isinstance(image, str) else image
+            outputs = infer(tf.constant(shown)).numpy()
+            found = [_file_row(name, members[i], outputs[i], run, top) for i, name in enumerate(names)]
+            done[batch] = [(line, image if first + i < images else None) for i, (line, image) in enumerate(found)]
+        while following in done:
+            yield from done.pop(following)
+            following += 1
 
-        def start(chunk: Sequence[str]) -> list[Future[tuple[np.ndarray | None, str]]]:
-            return [pool.submit(_load, path, run, options) for path in chunk]
 
-        loading = start(chunks[0])
-        for number, chunk in enumerate(chunks):
-            loaded = [future.result() for future in loading]
-            loading = start(chunks[number + 1]) if number + 1 < len(chunks) else []  # while the model runs
-            batch = np.zeros((rows, size, size, 3), np.uint8)
-            for i, (image, _) in enumerate(loaded):
-                if image is not None:
-                    batch[i] = image
-            probabilities = infer(tf.constant(batch)).numpy()
-            for path, (image, error), row in zip(chunk, loaded, probabilities, strict=False):
-                yield (_best(path, run, row, top) if image is not None else FilePrediction(path, error=error)), image
-
-
-def _load(path: str, run: Run, options: ImageOptions) -> tuple[np.ndarray | None, str]:
-    """What the model is shown of a file, or why it cannot be."""
-    try:
-        return load_image(read_file(os.fsencode(path), int(options.max_megapixels * 8e6) + (1 << 20)), run, options), ""
-    except BadImage as error:
-        return None, " ".join(str(error).split())
-    except MachineFault as error:
-        return None, str(error)
-    except MemoryError:
-        return None, "too large for this machine's memory"
+def _file_row(
+    path: str, image: np.ndarray | str, probabilities: np.ndarray, run: Run, top: int
+) -> tuple[FilePrediction, np.ndarray | None]:
+    if isinstance(image, str):
+        return FilePrediction(path, error=image), None
+    return _best(path, run, probabilities, top), image
 
 
 def _best(path: str, run: Run, probabilities: np.ndarray, top: int) -> FilePrediction:
