@@ -1,14 +1,16 @@
-"""Export a trained run: SavedModel that takes JPEG and PNG bytes, .keras, and TFLite; each compared with the trainer.
+"""Export a trained run: SavedModel that takes JPEG and PNG bytes, .keras, TFLite, ONNX; each compared with the trainer.
 
     shardline-export --run RUN --output DIR
 
 DIR gets saved_model/, model.keras, model_float32.tflite, model_float16.tflite, model_int8.tflite, labels.txt (and
-words.txt, where classes have words) and
-parity.json. What is exported computes in float32 and loads in a process that knows nothing of this project.
+words.txt, where classes have words), parity.json and preprocessing.json, which says how to make the uint8 images that
+all but the SavedModel take. `--formats onnx` writes model.onnx and needs the extra onnx. What is exported computes in
+float32 and loads in a process that knows nothing of this project.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -42,9 +44,11 @@ FORMATS = {
     "tflite_float32": "model_float32.tflite",
     "tflite_float16": "model_float16.tflite",
     "tflite_int8": "model_int8.tflite",
+    "onnx": "model.onnx",
 }  # and where each lies in the output directory
 
-PARITY = "parity.json"
+PARITY, PREPROCESSING = "parity.json", "preprocessing.json"
+ONNX_PACKAGES = ("onnx", "onnxruntime", "tf2onnx")  # the extra onnx
 
 
 def parse_formats(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -63,7 +67,10 @@ class ExportConfig(ModelConfig):
 
     output: str = option("", "directory for the exported models", path="folder")
     formats: tuple[str, ...] = option(
-        tuple(FORMATS), "formats to write, separated by commas", parse=parse_formats, text=",".join
+        tuple(form for form in FORMATS if form != "onnx"),
+        f"formats to write, separated by commas, of {', '.join(FORMATS)}",
+        parse=parse_formats,
+        text=",".join,
     )
     data: str = option(
         "",
@@ -106,6 +113,9 @@ def export(config: ExportConfig) -> Exported:
         raise UsageError(
             f"--data={data.directory}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8"
         )
+    missing = [name for name in ONNX_PACKAGES if "onnx" in config.formats and not importlib.util.find_spec(name)]
+    if missing:
+        raise UsageError(f"--formats=onnx needs {', '.join(missing)}: pip install 'shardline[onnx]', or leave it out")
     chosen = choose_weights(directory, config.checkpoint)
     sources = source_files(config)
     paths = prepare(config.output, config.formats, config.overwrite)
@@ -114,6 +124,7 @@ def export(config: ExportConfig) -> Exported:
     with own_directory(output, "--output"):
         command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
         from shardline.trainer.evaluation import exports
+        from shardline.trainer.evaluation.model_input import describe_preprocessing
         from shardline.trainer.run_dir import load_run
 
         run = load_run(str(directory), chosen, precision="float32")
@@ -122,6 +133,7 @@ def export(config: ExportConfig) -> Exported:
             images = partial(exports.calibration_images, run, data, config.calibration_images)
             exports.write_model(run, form, path, images)
         write_labels(output, run)
+        atomic_write(output / PREPROCESSING, json.dumps(describe_preprocessing(run), indent=1) + "\n")
         trained = load_run(str(directory), chosen)
         compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
         parity = {"weights": chosen.facts(), **compared}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive
@@ -115,7 +117,7 @@ def test_source_files_that_cannot_be_compared_are_refused_before_any_work(tiny_r
 def test_every_format_agrees_with_the_trainer_within_its_bound(exported):
     parity = json.loads((exported / "parity.json").read_text())
     assert parity["images"] == 8
-    assert set(parity["exports"]) == set(exports.BOUNDS) - {exports.SOURCES}
+    assert set(parity["exports"]) == set(exports.BOUNDS) - {exports.SOURCES, "onnx"}
     for name, result in parity["exports"].items():
         assert result["ok"], name
         assert result["max_difference"] <= result["bound"]
@@ -126,10 +128,68 @@ def test_every_format_agrees_with_the_trainer_within_its_bound(exported):
 def test_what_is_written(exported):
     names = {path.name for path in exported.iterdir()}
     assert names == {"saved_model", "model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite",
-                     "labels.txt", "parity.json"}  # fmt: skip
+                     "labels.txt", "parity.json", "preprocessing.json"}  # fmt: skip
     sizes = {form: (exported / f"model_{form}.tflite").stat().st_size for form in ("float32", "float16", "int8")}
     assert sizes["int8"] < sizes["float16"] < sizes["float32"]
     assert (exported / "labels.txt").read_text() == "blue\ngreen\nred\n"
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tiny_run, tmp_path_factory):
+    for name in export.ONNX_PACKAGES:
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp("onnx")
+    command("shardline.trainer.export", "--run", tiny_run, "--output", folder, "--formats", "onnx", "--parity_images",
+            8)  # fmt: skip
+    return folder
+
+
+def test_onnx_agrees_with_the_trainer(onnx_folder, loaded_run):
+    import onnxruntime
+
+    parity = json.loads((onnx_folder / "parity.json").read_text())
+    assert parity["exports"]["onnx"]["ok"] and parity["exports"]["onnx"]["max_difference"] < 2e-5
+    session = onnxruntime.InferenceSession(onnx_folder / "model.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    (found,) = session.run(None, {"images": images})
+    np.testing.assert_allclose(found, loaded_run.model(images), atol=2e-5)
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["labels"]) == ["blue", "green", "red"]
+    assert json.loads(told["preprocessing"]) == json.loads((onnx_folder / "preprocessing.json").read_text())
+
+
+def test_a_stranger_follows_the_description_and_gets_the_predictions(onnx_folder, loaded_run, tiny_data):
+    """With Pillow, whose filters are as wide as the reduction, and onnxruntime alone."""
+    import onnxruntime
+
+    told = json.loads((onnx_folder / "preprocessing.json").read_text())
+    text = " ".join(told["steps"])
+    stored, shown = (int(n) for n in re.findall(r"short side to (\d+) pixels", text))
+    size = int(re.search(r"center of (\d+)x", text)[1])
+    assert (stored, shown, size) == (40, 37, 32) and "smaller images keep their size" in text
+    session = onnxruntime.InferenceSession(onnx_folder / "model.onnx", providers=["CPUExecutionProvider"])
+    files = sorted((tiny_data.parent / "raw" / "test").rglob("*.*"))
+    for file, (row, image) in zip(
+        files, predict_files(loaded_run, list(map(str, files)), top=3, batch_size=8), strict=True
+    ):
+        pixels = Image.open(file).convert("RGB")
+        for side, kernel in ((stored, Image.Resampling.BICUBIC), (shown, Image.Resampling.BILINEAR)):
+            scale = side / min(pixels.size)
+            if scale < 1 or side == shown:
+                pixels = pixels.resize([round(length * scale) for length in pixels.size], kernel)
+        left, top = ((length - size) // 2 for length in pixels.size)
+        pixels = np.asarray(pixels.crop((left, top, left + size, top + size)))
+        assert np.abs(pixels.astype(int) - image).mean() < 2
+        (found,) = session.run(None, {told["input"]["name"]: pixels[None]})
+        assert row.labels[0] == ("blue", "green", "red")[int(np.argmax(found))]
+        assert row.probabilities[0] == pytest.approx(float(found.max()), abs=0.02)  # Pillow's cubic is another one
+
+
+def test_onnx_without_its_packages_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(UsageError, match=r"formats=onnx needs no_such_package: pip install 'shardline\[onnx\]'"):
+        export.export(ExportConfig(run=tiny_run, output=tmp_path / "x", formats="keras,onnx"))
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_process_without_this_project_loads_it_and_gets_the_predictions(exported, loaded_run, tiny_data, tmp_path):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,3 +54,32 @@ def converter_options(run: Run) -> ImageOptions:
         return ImageOptions(resize="none")
     given = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
     return ImageOptions(resize=stored["resize"], size=stored.get("size"), **given)
+
+
+def describe_preprocessing(run: Run) -> dict[str, Any]:
+    """How to make what the models take, for those that take no files: plain values and sentences."""
+    size, fraction = run.config.image_size, run.preprocessing["crop_fraction"]
+    stored, short = run.preprocessing["stored"], max(size, round(size / fraction))
+    made = {
+        "none": "",
+        "short": "short side to {0} pixels",
+        "long": "long side to {0} pixels",
+        "squash": "both sides to {0} pixels",
+        "center_crop": "short side to {0} pixels, then the center of {0}x{0}",
+    }[stored.get("resize", "none")].format(stored.get("size"))
+    steps = ["decode: sRGB, transparent pixels over white, turned as EXIF says; uint8 [height, width, 3], RGB"]
+    steps += ["cut off borders of one color"] if stored.get("trim_borders") else []
+    if made:
+        larger = "" if stored.get("upscale") else "; smaller images keep their size"
+        steps.append(f"as the converter: resize the {made}, by averaging or an antialiased cubic filter{larger}")
+    steps += [
+        f"resize the short side to {short} pixels, bilinear with antialiasing (a triangle filter as wide as the "
+        "reduction), rounded to uint8",
+        f"cut out the center of {size}x{size} pixels",
+    ]
+    return {
+        "input": {"name": "images", "dtype": "uint8", "shape": ["batch", size, size, 3], "color": "RGB, 0 to 255"},
+        "steps": steps,
+        "normalization": "none: the model subtracts the mean by itself",
+        "output": {"name": "probabilities", "dtype": "float32", "shape": ["batch", len(run.labels)]},
+    }
