@@ -42,7 +42,9 @@ class Interrupted(Failure):
 
 def explain(error: Exception) -> str:
     """What the machine refused, where, and what to do about it; "" for an error that is not the machine's."""
-    if type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+    if type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's, for memory and for disks
+        if (full := os.strerror(errno.ENOSPC)) in str(error):
+            return f"{full}; {_REMEDIES[errno.ENOSPC]}"
         return "the memory of the device does not suffice; use smaller batches"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"{error}; {_REMEDIES[errno.EAGAIN]}"

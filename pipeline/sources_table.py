@@ -121,7 +121,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # ValueError: names that are no UTF-8, too
         raise UsageError(
             f"{path} cannot be read ({error}); restore it from a copy, or convert again with --overwrite"
         ) from None

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardline.pipeline.files import atomic_write
+
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
     from PIL.PngImagePlugin import PngInfo
@@ -353,7 +355,7 @@ def write(directory: Path, made: Iterable[Case]) -> None:
     """Write each case as a file, and beside them what is no readable file at all though it is named like an image."""
     directory.mkdir(parents=True, exist_ok=True)
     for case in made:
-        (directory / case.name).write_bytes(case.data)
+        atomic_write(directory / case.name, case.data, durable=False)
     (directory / "a-directory.jpg").mkdir(exist_ok=True)
     os.symlink("nowhere.jpg", directory / "dangling-link.jpg")
     os.symlink("looping-link.jpg", directory / "looping-link.jpg")

@@ -21,6 +21,7 @@ import numpy as np
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import count
@@ -133,7 +134,7 @@ def _draw_file(folder: Path, task: Task, seed: int) -> None:
 
     rng = np.random.default_rng([seed, list(KINDS).index(task.class_name), task.number])
     image = paint(KINDS[task.class_name], rng)
-    (folder / task.path).write_bytes(task.encode(image, int(rng.integers(60, 96))))
+    atomic_write(folder / task.path, task.encode(image, int(rng.integers(60, 96))), durable=False)
 
 
 # --- Encoders: (image [height, width, 3] in RGB, JPEG quality) -> bytes of a file ---------------------------------

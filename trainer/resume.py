@@ -46,7 +46,9 @@ def claim_workdir(setup: TrainSetup, allow_changes: bool) -> dict[str, Any]:
         try:
             write_config(workdir, content)
         except OSError as error:
-            raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+            raise UsageError(
+                f"--workdir={workdir} cannot be written: {error.strerror}; name a place that can"
+            ) from None
     return content
 
 

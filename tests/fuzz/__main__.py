@@ -56,7 +56,7 @@ def main() -> int:
 
 def run(name: str, seconds: float, engine: str) -> tuple[int, list[str], str]:
     """Inputs tried, new files in the corpus, and the last words of the process that tried them."""
-    from tests.fuzz.targets import CORPUS
+    from tests.fuzz.target import CORPUS
 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.fuzz", "--worker", name, "--folder", folder]

@@ -1,25 +1,25 @@
 """What the fuzzer feeds: every reader of bytes that may come from elsewhere, with seeds and the errors it may raise.
 
-A target may raise `allowed`, and nothing else, and it must come to an end. Some hold the result against a second
-opinion, so that a wrong answer counts as a crash, too.
+This file has the readers of images and datasets, trained.py those of runs, evaluations and reports. A target may raise
+`allowed`, and nothing else, and it must come to an end. Some hold the result against a second opinion, so that a wrong
+answer counts as a crash, too.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
 
-from shardline.pipeline import stored
+from shardline.pipeline.cache import DirectoryCache
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import encode_example, feature_kinds, parse_example
 from shardline.pipeline.image_headers import BadImage, read_header
@@ -35,45 +35,24 @@ from shardline.pipeline.manifest import (
     load_index,
     shard_name,
 )
+from shardline.pipeline.sources_table import ROW, SOURCES, SOURCES_FILE, read_sources, sources_writer
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 from shardline.pipeline.tfrecord import frame_record, index_records, unframe_record
 from shardline.tools import malformed_images
 from shardline.tools.conversion.labels import read_class_names
 from shardline.tools.conversion.scan import scan
+from shardline.tools.conversion.shard_writer import (
+    _HEAD_BYTES,
+    RECEIPT_FORMAT,
+    ShardResult,
+    load_receipt,
+    receipt_path,
+    write_receipt,
+)
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
+from tests.fuzz import trained
+from tests.fuzz.target import WORK, Target, sealed, written
 from tests.pipeline.tiny import write_dataset
-
-_FOLDER = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-WORK = Path(_FOLDER.name)
-CORPUS = Path(__file__).parents[1] / "corpus"
-
-
-@dataclass(frozen=True)
-class Target:
-    """One reader."""
-
-    run: Callable[[bytes], object]
-    seeds: Callable[[], Iterable[bytes]]
-    allowed: tuple[type[Exception], ...]
-
-    def corpus(self, name: str) -> list[bytes]:
-        """Seeds, then what earlier rounds kept and crashed on."""
-        return [*self.seeds(), *(path.read_bytes() for path in sorted((CORPUS / name).glob("*")))]
-
-    def __call__(self, data: bytes) -> None:
-        """Raise what the reader must not raise."""
-        try:
-            self.run(data)
-        except self.allowed as error:
-            assert "\n" not in str(error), f"not in one line: {error}"
-
-
-def written(name: str, data: bytes) -> Path:
-    """A file of these bytes, the same one each time."""
-    path = WORK / name
-    path.write_bytes(data)
-    return path
-
 
 # ------------------------------------------------------------------------------------------------ images
 
@@ -158,9 +137,7 @@ def bodies() -> list[bytes]:
 
 def sealed_manifest(data: bytes) -> None:
     """The same for somebody who knows how checksum and digest are made."""
-    try:
-        stored.save(dataset() / FILE_NAME, json.loads(data), format=FORMAT, durable=False)
-    except (ValueError, TypeError, RecursionError):
+    if not sealed(dataset() / FILE_NAME, FORMAT, data):
         return
     found = Forged.load(dataset())
     for name, split in found.splits.items():
@@ -253,6 +230,63 @@ def tfds_metadata(data: bytes) -> None:
         assert not any(re.search(r"[/\0]", file) for file in files)
 
 
+# ------------------------------------------------------------------------------------ unfinished and kept
+
+
+@cache
+def receipts() -> list[bytes]:
+    """Without the line that carries the checksum."""
+    (WORK / "shard").write_bytes(b"x" * 30)
+    values = {name: pa.nulls(3, kind) for name, kind in zip(ROW.names, ROW.types, strict=True)}
+    rows = pa.table({**values, "input": pa.array([4, 5, 6], pa.uint32())}, schema=ROW)
+    sha256 = hashlib.sha256(b"x" * 30).hexdigest()
+    result = ShardResult(str(WORK / "shard"), "0" * 64, 3, 30, sha256, 3, 0, 0, 0.5)
+    write_receipt(result, rows)
+    return [receipt_path(result.output).read_bytes()[_HEAD_BYTES:]]
+
+
+def receipt(data: bytes) -> None:
+    """A receipt that is taken is that of this shard, these inputs and this plan."""
+    head = f"{RECEIPT_FORMAT} {hashlib.sha256(data).hexdigest()}".ljust(_HEAD_BYTES - 1) + "\n"
+    receipt_path(WORK / "shard").write_bytes(head.encode() + data)
+    found = load_receipt(str(WORK / "shard"), "0" * 64, np.array([4, 5, 6]))
+    if found:
+        assert (found.bytes, found.sha256) == (30, hashlib.sha256(b"x" * 30).hexdigest())
+        found.rows()
+
+
+@cache
+def source_tables() -> list[bytes]:
+    values = {name: pa.nulls(2, kind) for name, kind in zip(SOURCES.names, SOURCES.types, strict=True)}
+    with sources_writer(WORK) as write:
+        write(pa.table(values, schema=SOURCES))
+    return [(WORK / SOURCES_FILE).read_bytes()]
+
+
+def sources_table(data: bytes) -> None:
+    written(SOURCES_FILE, data)
+    read_sources(WORK, SOURCES.names)
+
+
+@cache
+def pixel_caches() -> list[bytes]:
+    """The index, then the pixels, of a cache of one image out of two."""
+    kept = DirectoryCache(str(WORK), "kept", 2, 1)
+    kept.put(1, np.arange(24, dtype=np.uint8).reshape(2, 4, 3), 7)
+    del kept
+    return [(WORK / "kept.index").read_bytes() + (WORK / "kept.pixels").read_bytes()]
+
+
+def pixel_cache(data: bytes) -> None:
+    """What a damaged cache gives is what was stored, or nothing."""
+    written("kept.index", data[:80])
+    written("kept.pixels", data[80:])
+    kept = DirectoryCache(str(WORK), "kept", 2, 1)
+    assert kept.get(0) is None
+    found = kept.get(1)
+    assert found is None or (found[1] == 7 and found[0].tobytes() == bytes(range(24)))
+
+
 TARGETS: dict[str, Target] = {
     "image_header": Target(read_header, images, (BadImage,)),
     "image": Target(decode, images, (BadImage,)),
@@ -268,4 +302,8 @@ TARGETS: dict[str, Target] = {
     "tfds_metadata": Target(
         tfds_metadata, lambda: [json.dumps(INFO).encode() + b"\0" + json.dumps(FEATURES).encode()], (UsageError,)
     ),
+    "receipt": Target(receipt, receipts, ()),
+    "sources_table": Target(sources_table, source_tables, (UsageError,)),
+    "pixel_cache": Target(pixel_cache, pixel_caches, ()),
+    **trained.TARGETS,
 }

@@ -6,7 +6,7 @@ from tests.soak.__main__ import CONVERSION, SHORT, TRAINING, Soak, run
 
 
 def test_kills_damage_and_second_owners_change_no_bit(tmp_path, capsys):
-    assert run(Soak(tmp_path, None, 5, train=False), SHORT, 0, 5) == 0, capsys.readouterr()
+    assert run(Soak(tmp_path, None, 5, train=False, images=6), SHORT, 0, 5) == 0, capsys.readouterr()
 
 
 @pytest.mark.slow

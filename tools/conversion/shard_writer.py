@@ -255,10 +255,13 @@ def read_receipt(output: str) -> pa.Table:
     head, content = content[:_HEAD_BYTES].to_pybytes(), content[_HEAD_BYTES:]
     if head != f"{RECEIPT_FORMAT} {hashlib.sha256(content).hexdigest()}".ljust(_HEAD_BYTES - 1).encode() + b"\n":
         raise ValueError("its checksum does not match")
-    rows = pa.ipc.open_file(content).read_all()
+    try:
+        rows = pa.ipc.open_file(content).read_all()
+        rows.validate(full=True)
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
     if not rows.schema.equals(ROW):
         raise ValueError("it has other columns")
-    rows.validate(full=True)
     return rows
 
 

@@ -273,11 +273,11 @@ def read_predictions(directory: str | os.PathLike[str]) -> tuple[pa.Table, dict[
         if file_sha256(path) != sha256:
             raise UsageError(f"{path} was edited or damaged: its SHA-256 is not that in {METRICS}; {_REMEDY}")
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        if table.schema.names != _schema(1).names or table.schema.types[:-1] != _schema(1).types[:-1]:
+            raise UsageError(f"{path} has other columns than shardline-evaluate writes; {_REMEDY}")
+        return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are no UTF-8
         raise UsageError(f"{path} cannot be read ({error}); {_REMEDY}") from None
-    if table.schema.names != _schema(1).names or table.schema.types[:-1] != _schema(1).types[:-1]:
-        raise UsageError(f"{path} has other columns than shardline-evaluate writes; {_REMEDY}")
-    return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def _schema(classes: int) -> pa.Schema:
