@@ -45,6 +45,7 @@ STAGE_TEXT = {
 COLD_STORAGE, COLD_AUGMENT = COLD = ("storage (cold)", "augment (cold)")  # after the page cache was dropped
 SEQUENTIAL = "storage (sequential)"  # a megabyte at a time, in stored order, by one process
 LEAST = 1.05  # predicted factors below it are not worth a word: noise is larger
+MOST_KEPT = 0.1  # of the pages: a stage that finds more of them in memory is no cold one
 COLD_SECONDS = 1.0  # a cold pass shorter than this says little
 PRICES = {  # of the what-ifs, by flag
     "cache": "the decoded images in memory",
@@ -179,6 +180,8 @@ def bottleneck_of(measurements: Sequence[Measurement]) -> Bottleneck | None:
     cold = turns_of(stages, facts, cold=True) if COLD_STORAGE in stages else None
     if cold and facts.records and facts.records / stages[COLD_STORAGE].median < COLD_SECONDS:
         notes.append(f"cold storage: read in less than {COLD_SECONDS:g} s, too little to tell")
+    if cold and (doubt := _warm_text(stages[COLD_STORAGE].settings.get("page_cache_kept", ()))):
+        notes, cold = [doubt], None
     if cold and not facts.fits_memory:
         turns, cold = cold, None  # no epoch finds its bytes in memory
     verdict = judge(turns, facts.limits)
@@ -307,6 +310,15 @@ def _cores_text(measurements: Sequence[Measurement]) -> str:
         return "more cores: not known"
     curve = ", ".join(f"{m.name.rpartition(', ')[2]} {ratio(m, rows[0])[0]:.1f}x" for m in rows)
     return f"measured: {curve}; more: not known"
+
+
+def _warm_text(kept: Sequence[float]) -> str:
+    """Why cold stages were not cold: what the page cache kept when told to drop the shards; empty if nothing much."""
+    if min(kept, default=0.0) < 0:
+        return "epoch 1: not known, this file system does not tell whether it dropped its page cache"
+    if max(kept, default=0.0) > MOST_KEPT:
+        return f"epoch 1: not known, the page cache kept {max(kept):.0%} of the shards"
+    return ""
 
 
 def _times(cost: Cost, factor: float) -> Cost:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from shardline.pipeline.shards import Shards
 
 PREPROCESSED_SHARE = 0.875  # of the resized short side that evaluation's center crop has, as usual
 _CHUNK_BYTES = 1 << 20
+_MOST_BATCHES = 32  # in one call, as in training
 _USUAL_SIZES = (512, 384, 320, 256, 224, 192, 160, 128, 96, 72, 64)
 
 
@@ -51,8 +53,8 @@ def measure(config: BenchConfig) -> list[Measurement]:
     data = open_dataset(config.data)
     on_gpu = bool(config.gpu_step_rate or step_stages.num_gpus())
     facts = describe(data, config, step_on_host=not on_gpu)
-    cold = cold_cache_text(files(data, config.split))
-    what = STAGE_TEXT | {name: f"{STAGE_TEXT[name.split()[0]]}; {cold}" for name in COLD}
+    what = STAGE_TEXT | {name: f"{STAGE_TEXT[name.split()[0]]}; page cache dropped" for name in COLD}
+    kept: list[float] = []
     # The step first: it claims the devices.
     steps, step_texts = ({}, {}) if config.gpu_step_rate else step_stages.step_stages(config)
     settings = {
@@ -61,8 +63,9 @@ def measure(config: BenchConfig) -> list[Measurement]:
         "seconds": config.seconds,
         "dataset": data.manifest.digest,
         "forecast": step_stages.forecast_facts(config, len(data.labels), on_gpu),
+        "page_cache_kept": kept,
     }
-    with host_stages(data, config.split, config.input, seconds=config.seconds) as host:
+    with host_stages(data, config.split, config.input, seconds=config.seconds, kept=kept) as host:
         measured = interleave(
             STAGES_SUITE,
             {**host, **steps},
@@ -83,13 +86,15 @@ def measure(config: BenchConfig) -> list[Measurement]:
 
 @contextlib.contextmanager
 def host_stages(
-    data: Dataset, split: str, config: InputConfig, *, seconds: float
+    data: Dataset, split: str, config: InputConfig, *, seconds: float, kept: list[float] | None = None
 ) -> Iterator[dict[str, Callable[[], Rate]]]:
     """A function for each of HOST_STAGES, SEQUENTIAL and COLD, which works for about `seconds`, within the context.
 
-    Records that cannot be decoded take their time and do not count.
+    Records that cannot be decoded take their time and do not count. `kept` gets what `drop_page_cache` returned before
+    each cold run: only that run's own drop tells whether it was cold.
     """
     config = replace(config, max_bad_records=data.num_records(split))
+    kept = [] if kept is None else kept
     processes = config.threads or available_cores()
     make = partial(StageWorker, str(data.directory), split, config, augment_on(config) == "device")
     paths = files(data, split)
@@ -98,7 +103,7 @@ def host_stages(
 
         def run(stage: str, workers: Sequence[WorkerProcess] = workers, once: bool = False) -> Rate:
             if once:
-                drop_page_cache(paths)
+                kept.append(drop_page_cache(paths))
             for number, worker in enumerate(workers):
                 worker.start(stage, seconds, number, len(workers), once)
             rates = [worker.result() for worker in workers]
@@ -199,13 +204,19 @@ class Batches:
         if config.workers < 0:
             config = replace(config, workers=self._processes if self._processes > 1 else 0)
         self._batches = open_dataset(directory).train_batches(split, config)
+        self._take = _taker()
 
     def __call__(self, seconds: float) -> Rate:
         """Images per second from the first batch on; records that cannot be decoded do not count."""
         elements = iter(self._batches)
-        for _ in range(2 * self._processes):  # the first elements also fill the buffers
+        for number in range(2 * self._processes):  # the first elements also fill the buffers
+            if number == self._processes:
+                began = time.perf_counter()  # workers have started
             next(elements)
-        return timed(lambda: repeat_for(seconds, lambda: int(next(elements)["weight"].numpy().sum())))
+        each = (time.perf_counter() - began) / self._processes
+        # As training does: several batches in one call. Python between batches would be charged to them.
+        count = max(1, min(_MOST_BATCHES, int(seconds / 8 / max(each, 1e-6))))
+        return timed(lambda: repeat_for(seconds, lambda: float(self._take(elements, count))))
 
     def read(self, records: int) -> None:
         """Read the batches that hold so many records, to fill a cache."""
@@ -214,6 +225,21 @@ class Batches:
             read += len(batch["weight"])
             if read >= records:
                 return
+
+
+def _taker() -> Callable[[Iterator[Any], int], Any]:
+    """A function of an iterator and a count: the readable images in so many of its batches."""
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def take(elements: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
+        def body(i: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return i + 1, images + tf.reduce_sum(next(elements)["weight"])
+
+        start = (tf.constant(0), tf.constant(0.0))
+        return tf.while_loop(lambda i, _: i < count, body, start, parallel_iterations=1)[1]
+
+    return lambda elements, count: take(elements, tf.constant(count))
 
 
 def describe(data: Dataset, config: BenchConfig, *, step_on_host: bool) -> Facts:
@@ -274,7 +300,7 @@ def drop_page_cache(files: Sequence[Path]) -> float:
     """Ask the kernel to forget the files' pages, so that the next read comes from the disk.
 
     Returns:
-      The share of the pages that it kept nevertheless (NaN where it does not tell): some file systems do not let go.
+      The share of the pages that it kept nevertheless (-1 where it does not tell): some file systems do not let go.
     """
     kept, pages = 0, 0
     for path in files:
@@ -284,11 +310,11 @@ def drop_page_cache(files: Sequence[Path]) -> float:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             resident = _resident_pages(descriptor)
         except OSError:
-            return math.nan
+            return -1.0
         finally:
             os.close(descriptor)
         kept, pages = kept + sum(resident), pages + len(resident)
-    return kept / pages if pages else math.nan
+    return kept / pages if pages else -1.0
 
 
 def _resident_pages(descriptor: int) -> list[bool]:
@@ -312,13 +338,3 @@ def _resident_pages(descriptor: int) -> list[bool]:
         if failed:
             raise OSError(ctypes.get_errno(), "mincore")
     return [bool(flag & 1) for flag in flags]
-
-
-def cold_cache_text(files: Sequence[Path]) -> str:
-    """What a cold stage is worth on this file system, for the reader of its row."""
-    kept = drop_page_cache(files)
-    if math.isnan(kept):
-        return "page cache dropped; the file system does not tell whether it obeyed"
-    if kept < 0.9:
-        return f"page cache dropped{f', but for {kept:.0%} of it' if kept else ''}"
-    return f"the kernel kept {kept:.0%} of the page cache: as warm as the others"

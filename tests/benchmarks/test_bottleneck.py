@@ -94,6 +94,19 @@ def test_the_first_epoch_has_a_verdict_of_its_own():
     assert "too little to tell" in str(few) and "too little to tell" not in str(found)
 
 
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ([0.0, 0.5], "epoch 1: not known, the page cache kept 50%"),
+        ([0.0, -1.0], "does not tell"),
+        ([0.02], "epoch 1: s"),
+    ],
+)
+def test_a_cache_that_was_not_dropped_gives_no_verdict_on_the_first_epoch(kept, said):
+    cold = row(COLD_STORAGE, 4_000 / 2, COSTS["order"] + COSTS["storage"], {"page_cache_kept": kept})
+    assert said in str(bottleneck_of([*rows(step=10), cold]))
+
+
 def test_the_step_waits_only_for_what_it_does_not_overlap():
     trained = row("end_to_end", 410, settings={})
     stages = {m.name: m for m in [*rows(step=400), replace(trained, waiting=(0.9,) * 4)]}

@@ -79,11 +79,27 @@ def test_dropped_pages_are_counted_without_reading_them_again(dataset):
     with files[0].open("rb") as file:
         assert all(stages._resident_pages(file.fileno()))
     kept = stages.drop_page_cache(files)
-    assert kept != kept or 0 <= kept <= 1  # NaN where the file system does not tell
+    assert kept == -1 or 0 <= kept <= 1  # -1 where the file system does not tell
     with files[0].open("rb") as file:
         pages = stages._resident_pages(file.fileno())
-    assert kept != kept or sum(pages) / len(pages) == kept
-    assert "cache" in stages.cold_cache_text(files)
+    assert kept == -1 or sum(pages) / len(pages) == kept
+
+
+def test_each_cold_run_is_preceded_by_a_drop_whose_success_is_noted(dataset, monkeypatch):
+    monkeypatch.setattr(stages, "drop_page_cache", lambda files: 0.25)
+    kept = []
+    with stages.host_stages(open_dataset(dataset), "train", CONFIG, seconds=0.02, kept=kept) as runs:
+        for name in (*COLD, "storage"):
+            runs[name]()
+    assert kept == [0.25, 0.25]
+
+
+def test_batches_are_counted_by_their_readable_images(dataset):
+    damage(dataset, 1)
+    batches = stages.Batches(str(dataset), "train", CONFIG)
+    rate = batches(0.02).rate
+    assert rate > 0
+    assert batches._take(iter(batches._batches), 3) == 9.0  # an epoch of four is a batch, with one damaged
 
 
 @pytest.mark.parametrize(

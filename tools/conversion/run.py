@@ -78,7 +78,8 @@ def convert(config: ConvertConfig) -> Manifest:
 def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resume.Request, started: float) -> Manifest:
     """The work, in a folder that is ours alone."""
     work = resume.workspace(config.directory, plan, request, sources)
-    _load_ahead("tensorflow_datasets", *(["matplotlib.figure"] if config.report else []))
+    if config.report:
+        _load_ahead("matplotlib.figure")
     progress = _write_shards(config, sources, plan, work)
     dedup = resolve_duplicates(progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits))
     _note_duplicates(config, dedup)
@@ -98,9 +99,13 @@ def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resum
     return manifest
 
 
-def _load_ahead(*modules: str) -> None:
-    """Import what the last steps need while workers convert: a second that nobody then waits for."""
-    threading.Thread(target=lambda: [importlib.import_module(name) for name in modules], daemon=True).start()
+def _load_ahead(module: str) -> None:
+    """Import what the last steps need while workers convert: time that nobody then waits for.
+
+    Not TensorFlow Datasets: while it is imported, it replaces Python's own import for all threads by one that refuses
+    relative imports.
+    """
+    threading.Thread(target=importlib.import_module, args=[module], daemon=True).start()
 
 
 def dry_run(config: ConvertConfig) -> Estimate:
