@@ -27,13 +27,15 @@ class BenchConfig(InputConfig):
     """
 
     GROUPS: ClassVar = ("benchmark", "input", "augmentation", "recipe", "step", "comparison", "forecast")
+    COMMON: ClassVar = (
+        *("data", "run", "output", "suite", "split", "raw_images", "repeats", "validate_advice", "gpu_step_rate"),
+        *("global_batch_size", "image_size", "width", "precision", "price_per_hour"),
+    )
 
     data: str = option(
-        "",
-        "dataset directory, made by shardline-convert or shardline-adopt",
-        group="benchmark",
-        path="folder",
-    )
+        "", "dataset directory, made by shardline-convert or shardline-adopt; also the one argument without a flag",
+        positional=True, path="folder", group="benchmark",
+    )  # fmt: skip
     run: str = option(
         "", "run directory of shardline-train: measure the input and the step of that run; flags beside it that "
         "are not at their defaults replace the run's",

@@ -120,7 +120,8 @@ def _draw(config: BenchConfig) -> None:
 
 def main(config: BenchConfig) -> None:
     """The command: measure."""
-    check(config)  # at once: TensorFlow takes seconds to import
+    checked = check(config)  # at once: TensorFlow takes seconds to import
+    command_line.log(f"suite {checked.suite} of {checked.data or checked.raw_images}; writes to: {checked.output}")
     command_line.import_tensorflow()
     benchmark(config)
 

@@ -17,28 +17,30 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import tempfile
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from absl import flags, logging
 
+from shardline.pipeline.command_help import FLAGS_OF_EVERY_COMMAND, help_text, version_text
+from shardline.pipeline.config_file import read_config_file, write_config_text
 from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line, explain
-from shardline.pipeline.options import Field, options
+from shardline.pipeline.habits import unknown
+from shardline.pipeline.options import Field, from_text, options
+from shardline.pipeline.progress import log, progress
 from shardline.pipeline.text import display
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from tqdm import tqdm
+
+__all__ = ["help_text", "import_tensorflow", "log", "parse", "program", "progress", "run", "show"]
 
 C = TypeVar("C", bound="DataclassInstance")
-T = TypeVar("T")
 
-_HELP = {"--help", "-help", "-h", "--helpfull"}
+_HELP, _FULL_HELP, _VERSION = {"--help", "-help", "-h"}, {"--helpfull", "-helpfull"}, {"--version", "-version"}
 
 
 def program() -> str:
@@ -53,13 +55,20 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
     Exceptions that are neither `UsageError` nor `Failure`, nor the machine's (`OSError`, `MemoryError`), are our own
     bugs: they keep their traceback.
     """
+    words = set(sys.argv[1:])
+    if words & (_HELP | _FULL_HELP):
+        exit_code_of(lambda: print(help_text(config, doc, full=bool(words & _FULL_HELP))))
+    if words & _VERSION:
+        exit_code_of(lambda: print(version_text()))
+    exit_code_of(lambda: _run(main, config))
+
+
+def exit_code_of(work: Callable[[], None]) -> NoReturn:
+    """Do a command's work, and leave with an exit code and at most one line on stderr."""
     _quiet_start_up()
     with command_line():
         try:
-            if _HELP & set(sys.argv[1:]):
-                print(help_text(config, doc))
-            else:
-                main(parse(config, sys.argv))
+            work()
             # Flushed here, so that a closed pipe or a full disk is reported like any other failure.
             sys.stdout.flush()
         except UsageError as error:
@@ -79,22 +88,40 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
     sys.exit(0)
 
 
+def _run(main: Callable[[C], None], config: type[C]) -> None:
+    register, values = _read(config, sys.argv)
+    if register["print_config"].value:
+        show(write_config_text(config, values))
+    else:
+        main(config(**values))
+
+
 def parse(config: type[C], argv: Sequence[str]) -> C:
     """The config that a command line describes; `argv[0]` is the command's name.
 
     Raises:
       UsageError: an unknown flag or argument, or a value that cannot work.
     """
+    return config(**_read(config, argv)[1])
+
+
+def _read(config: type[DataclassInstance], argv: Sequence[str]) -> tuple[flags.FlagValues, dict[str, Any]]:
+    """The flags, and the fields of the config that they, the arguments and the file of `--config` give."""
     register = _define(config)
     try:
         arguments = register(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [*(field.name for field in _flags(config)), *FLAGS_OF_EVERY_COMMAND]
+        raise UsageError(f"--{error.flagname}: {unknown(error.flagname, known)} (--help lists the flags)") from None
     except (flags.Error, ValueError) as error:  # ValueError: --noflag=value
         raise UsageError(f"{error} (--help lists the flags)") from None
     _set_verbosity(register)
     # Flags that are not given are left to the class: as text, a default may have lost digits.
     given = [field for field in _flags(config) if not register[field.name].using_default_value]
-    values = {field.name: _value(field, register[field.name].value) for field in given}
-    return config(**_with_arguments(config, values, arguments))
+    values = {field.name: from_text(field, register[field.name].value) for field in given}
+    values = _with_arguments(config, values, arguments)
+    file = register["config"].value
+    return register, read_config_file(file, config) | values if file is not None else values
 
 
 def _flags(config: type[DataclassInstance]) -> list[Field]:
@@ -109,20 +136,12 @@ def _define(config: type[DataclassInstance]) -> flags.FlagValues:
         if field.kind in (bool, tuple):
             define = flags.DEFINE_boolean if field.kind is bool else flags.DEFINE_multi_string
         define(field.name, None, field.option.help, flag_values=register)
+    flags.DEFINE_string("config", None, "file of settings", flag_values=register)
+    flags.DEFINE_boolean("print_config", False, "print the settings", flag_values=register)
     flags.FLAGS["verbosity"].unparse()
     register["verbosity"] = flags.FLAGS["verbosity"]  # absl's own
     flags.FLAGS.mark_as_parsed()  # libraries may ask it
     return register
-
-
-def _value(field: Field, given: str | bool | list[str] | None) -> object:
-    """What the config's class takes for the text of a flag."""
-    if field.kind not in (int, float) or not isinstance(given, str):
-        return given
-    try:
-        return int(given) if field.kind is int else float(given)
-    except ValueError:
-        raise UsageError(f"--{field.name}={given}: use {field.wanted}") from None
 
 
 def _with_arguments(config: type[DataclassInstance], values: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
@@ -140,41 +159,13 @@ def _with_arguments(config: type[DataclassInstance], values: dict[str, Any], arg
     return values | {taker.name: arguments[0]}
 
 
-def help_text(config: type[DataclassInstance], doc: str | None) -> str:
-    """What the command does and each flag with its default, grouped, for a terminal of the present width."""
-    width = min(shutil.get_terminal_size().columns, 120)
-    groups: dict[str, list[str]] = {name: [] for name in getattr(config, "GROUPS", ())}
-    for field in _flags(config):
-        groups.setdefault(field.option.group or "flags", []).append(_flag_help(field, width))
-    paragraphs = [_fill(paragraph, width) for paragraph in (doc or "").strip().split("\n\n")]
-    listed = [f"{group.capitalize()}:\n" + "\n".join(lines) for group, lines in groups.items() if lines]
-    return "\n\n".join([*paragraphs, *listed])
-
-
-def _flag_help(field: Field, width: int) -> str:
-    option = field.option
-    if field.kind is bool:
-        head = f"--[no]{field.name}  (default: {'on' if field.default else 'off'})"
-    else:
-        head = f"--{field.name}" + (f"={field.default_text}" if field.default_text else "")
-    text = option.help
-    if option.choices:
-        text += f"; one of {', '.join(filter(None, option.choices))}"
-    if option.high is not None or option.below is not None:
-        text += f"; {field.wanted}"
-    return f"  {head}\n" + textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-
-
-def _fill(paragraph: str, width: int) -> str:
-    """A paragraph of a docstring in lines of a width; lists and examples, which are indented, as they are."""
-    return paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width, break_on_hyphens=False)
-
-
 def import_tensorflow() -> Any:
     """The module `tensorflow`, imported without the start-up messages that no setting of its own can silence.
 
     Other lines are passed on. For command lines; a library module imports TensorFlow as usual.
     """
+    if "tensorflow" not in sys.modules:
+        log("loading TensorFlow …")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
@@ -198,25 +189,6 @@ _START_UP_MESSAGES = r"WARNING: All log messages before absl::InitializeLog|[IW]
 def show(text: str) -> None:
     """Results on stdout, a line or several, with the control characters of names in them escaped."""
     print("\n".join(map(display, text.split("\n"))))
-
-
-def log(text: str) -> None:
-    """A line on stderr, above the progress bar if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write("\n".join(map(display, text.split("\n"))), file=sys.stderr)
-
-
-def progress(
-    iterable: Iterable[T] | None = None, *, total: int | None, desc: str, unit: str, **settings: Any
-) -> tqdm[T]:
-    """A tqdm bar with rate and time left, on stderr; silent when stderr is not a terminal."""
-    from tqdm import tqdm
-
-    settings.setdefault("dynamic_ncols", True)
-    return tqdm(
-        iterable, total=total, desc=desc, unit=unit, disable=not sys.stderr.isatty(), file=sys.stderr, **settings
-    )
 
 
 def _quiet_start_up() -> None:

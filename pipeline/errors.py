@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shardline.pipeline.commands import as_typed
 from shardline.pipeline.text import display
 
 _command_line = False
@@ -81,8 +82,8 @@ _REMEDIES = {
 
 
 def for_caller(text: str) -> str:
-    """`text` with `--flag` as it is within a command, and as the name of a field elsewhere."""
-    return text if _command_line else re.sub(r"(?<![\w-])--(?=[a-z])", "", text)
+    """`text` with flags and commands as the user types them within a command, with fields' names elsewhere."""
+    return as_typed(text) if _command_line else re.sub(r"(?<![\w-])--(?=[a-z])", "", text)
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class Field:
             return self.default or ""
         if self.option.parse:
             return self.option.text(self.default)
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
         return " ".join(self.default) if isinstance(self.default, tuple) else str(self.default)
 
     @property
@@ -171,9 +173,7 @@ def check_options(config: DataclassInstance) -> None:
       UsageError: a value that cannot work; the message names the field, the value and what would work.
     """
     for name, field in options(type(config)).items():
-        value = getattr(config, name)
-        if value is not None or not field.optional:
-            object.__setattr__(config, name, _checked(field, value))
+        object.__setattr__(config, name, value_of(field, getattr(config, name)))
 
 
 def narrowed(config: DataclassInstance, base: type[C]) -> C:
@@ -181,7 +181,28 @@ def narrowed(config: DataclassInstance, base: type[C]) -> C:
     return base(**{field.name: getattr(config, field.name) for field in dataclasses.fields(base)})
 
 
-def _checked(field: Field, value: object) -> object:
+def from_text(field: Field, given: object) -> object:
+    """A number for the text of one, as a command line gives it, and YAML for 1e-3; anything else as it is.
+
+    Raises:
+      UsageError: the field is a number and this text is none.
+    """
+    if field.kind not in (int, float) or not isinstance(given, str):
+        return given
+    try:
+        return int(given) if field.kind is int else float(given)
+    except ValueError:
+        raise UsageError(f"--{field.name}={given}: use {field.wanted}") from None
+
+
+def value_of(field: Field, value: object) -> object:
+    """What a config of this field's class holds for a value.
+
+    Raises:
+      UsageError: a value that cannot work.
+    """
+    if value is None and field.optional:
+        return None
     option = field.option
     try:
         converted = option.parse(value) if option.parse else _converted(field, value)

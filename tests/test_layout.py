@@ -27,6 +27,7 @@ NO_TENSORFLOW = [
     "tools.conversion.shard_writer",
     "trainer.callbacks",
     "trainer.config",
+    "trainer.data",
     "trainer.schedule",
 ]
 

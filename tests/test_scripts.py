@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
 
@@ -62,46 +63,69 @@ def type_in(*command, columns=80, cwd=None):
     return process.wait(60), shown.decode(errors="replace").replace("\r\n", "\n")
 
 
+@pytest.fixture(params=[80, 140])
+def columns(request):
+    return request.param
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_tells_what_the_command_does_and_its_flags(script):
-    code, shown = type_in(BIN / script, "--help")
+def test_help_tells_what_the_command_does_and_its_flags(script, columns):
+    code, shown = type_in(BIN / script, "--help", columns=columns)
     assert code == 0
     assert script in shown.split("\n  --")[0]  # an example to copy
-    assert shown.count("\n  --") >= 1
-    assert all("\n      " + line.strip() in shown for line in shown.splitlines() if line.startswith("      "))
+    if script == "shardline":
+        assert all(f"\n  {name[len('shardline-') :]} " in shown for name in SCRIPTS if name != script)
+        return
+    heads = re.findall("\n  (--.*)", shown)
+    assert all(re.search(r"=.|\(default: |\(no default\)|^--version|^--helpfull", head) or told_default(shown, head)
+               for head in heads), heads  # fmt: skip
+    assert max(map(len, shown[shown.index("\n  --") :].splitlines())) <= columns
+    assert script == "shardline-doctor" or len(heads) > 5
 
 
-@pytest.mark.parametrize("columns", [80, 140])
-def test_help_fits_the_terminal(columns):
-    for script in ("shardline-convert", "shardline-train"):
-        code, shown = type_in(BIN / script, "--help", columns=columns)
-        flags = shown[shown.index("\n  --") :]
-        assert code == 0 and max(map(len, flags.splitlines())) <= columns
+def told_default(shown, head):
+    """Whether the text below a flag says what leaving it out means."""
+    text = shown[shown.index(f"  {head}\n") :].split("\n  --")[0]
+    return "default: " in text or "empty: " in " ".join(text.split())
+
+
+def test_help_of_many_flags_shows_common_ones_and_helpfull_the_rest():
+    short, full = (type_in(BIN / "shardline-train", flag)[1] for flag in ("--help", "--helpfull"))
+    assert "--phases=" in short and "--peak_tflops" not in short and "--peak_tflops" in full
+    assert [group for group in ("Run:", "Model:", "Recipe:", "Augmentation:", "Input:", "Devices:", "Cadence:")
+            if f"\n{group}\n" not in short] == []  # fmt: skip
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_mistyped_flag_is_one_line_with_exit_code_2(script, tmp_path):
-    code, shown = type_in(BIN / script, "--no_such_flag=1", cwd=tmp_path)
+def test_version_is_told(script, columns):
+    code, shown = type_in(BIN / script, "--version", columns=columns)
+    assert code == 0 and shown.startswith(f"shardline {metadata.version('shardline')}\nPython 3.")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_mistyped_flag_is_one_line_with_exit_code_2(script, columns, tmp_path):
+    code, shown = type_in(BIN / script, "--no_such_flag=1", cwd=tmp_path, columns=columns)
     assert code == 2 and shown.count("\n") == 1, shown
     assert script in shown and "no_such_flag" in shown and "Traceback" not in shown
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "shardline-doctor"])
-def test_no_arguments_is_one_line_with_exit_code_2(script, tmp_path):
-    code, shown = type_in(BIN / script, cwd=tmp_path)
+def test_no_arguments_is_one_line_with_exit_code_2(script, columns, tmp_path):
+    code, shown = type_in(BIN / script, cwd=tmp_path, columns=columns)
     assert code == 2 and shown.count("\n") == 1 and "error" in shown, shown
     assert not list(tmp_path.iterdir())
 
 
-PATHS = [(script, field) for script in SCRIPTS for field in options(config_of(script)).values() if field.option.path]
+OWN = [script for script in SCRIPTS if script != "shardline"]  # that one has no flags of its own
+PATHS = [(script, field) for script in OWN for field in options(config_of(script)).values() if field.option.path]
 
 
 def test_every_flag_that_names_a_file_or_folder_is_marked_as_one():
     """So that a new one is taken apart where all are."""
     words = re.compile(r"\b(files?|folders?|director(y|ies))\b")
     not_names = {"name", "split", "split_pattern", "weights_sha256"}  # tell of files and name none
-    for script in SCRIPTS:
+    for script in OWN:
         for name, field in options(config_of(script)).items():
             if field.kind in (str, tuple) and not field.option.choices and words.search(field.option.help):
                 assert field.option.path or name in not_names, f"{script} --{name}: {field.option.help}"
@@ -119,7 +143,7 @@ def test_no_path_flag_takes_an_object_store_for_a_local_folder(script, field, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", OWN)
 def test_installed_scripts_refuse_an_object_store_in_one_line(script, tmp_path):
     """All path flags of a command at once, as a person types them."""
     given = [f"--{field.name}=s3://b/x" for other, field in PATHS if other == script]
@@ -133,3 +157,39 @@ def test_help_into_a_pipe_that_closes_is_quiet(script, tmp_path):
     line = f"{BIN / script} --help | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode in (0, 141) and result.stderr == "" and result.stdout.count("\n") == 1
+
+
+# Whatever a command reads, named as a file that is not there. TensorFlow is loaded by none of them.
+MISSING = {
+    "shardline": ["nowhere"],
+    "shardline-adopt": ["nowhere"],
+    "shardline-benchmark": ["nowhere", "--output=out"],
+    "shardline-compare": ["nowhere", "elsewhere"],
+    "shardline-convert": ["--source=nowhere", "--output=out"],
+    "shardline-doctor": ["--config=nowhere.toml"],
+    "shardline-evaluate": ["--run=nowhere"],
+    "shardline-export": ["--run=nowhere", "--output=out"],
+    "shardline-inspect": ["nowhere"],
+    "shardline-predict": ["--run=nowhere", "x.jpg"],
+    "shardline-sample-data": ["--config=nowhere.toml"],
+    "shardline-train": ["nowhere", "--workdir=run"],
+    "shardline-verify": ["nowhere"],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_missing_file_is_one_line_with_exit_code_2_before_tensorflow(script, columns, tmp_path):
+    code, shown = type_in(BIN / script, *MISSING[script], cwd=tmp_path, columns=columns)
+    assert code == 2 and shown.count("\n") == 1 and "nowhere" in shown and "Traceback" not in shown, shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_command_has_all_the_others(tmp_path):
+    for typed, said in (
+        (("train", "--epochs=3"), "shardline train: error: --epochs: no such flag; use --phases="),
+        (("inspect", "nowhere"), "no such directory; make one with shardline convert\n"),
+        (("trian",), "shardline: error: trian: no such command; use train "),
+    ):
+        code, shown = type_in(BIN / "shardline", *typed, cwd=tmp_path)
+        assert code == 2 and shown.count("\n") == 1 and said in shown, shown
+    assert type_in(BIN / "shardline", "help", "verify") == type_in(BIN / "shardline", "verify", "--help")

@@ -75,10 +75,17 @@ class TrainConfig(InputConfig):
     """Every setting of a run, beside those of its input. One field, one flag of the same name; checked once, here."""
 
     GROUPS: ClassVar = ("run", "model", "recipe", "augmentation", "input", "devices", "cadence")
+    COMMON: ClassVar = (
+        *("data", "workdir", "eval_split", "dry_run", "find_lr", "find_batch", "selftest", "allow_changes"),
+        *("weights", "head", "dropout", "phases", "optimizer", "weight_decay", "label_smoothing", "ema", "seed"),
+        *("crop_area", "horizontal_flip", "randaugment_layers", "mixup", "global_batch_size", "image_size"),
+        *("cache_features", "micro_batches", "precision", "strategy", "eval_every_epochs", "best_metric"),
+    )
 
     data: str = option(
-        "", "dataset directory written by shardline-convert or shardline-adopt", group="run", path="folder"
-    )
+        "", "dataset directory written by shardline-convert or shardline-adopt; also the one argument without a flag",
+        positional=True, path="folder", group="run",
+    )  # fmt: skip
     workdir: str = option(
         "",
         "run directory: config, metrics, checkpoints, plots and the model are written there",

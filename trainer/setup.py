@@ -20,6 +20,7 @@ from shardline.pipeline.manifest import Manifest
 from shardline.trainer import schedule
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.data import choose_eval_split, open_data
 from shardline.trainer.model import Network, NetworkConfig, create_network, initialize
 from shardline.trainer.step import Batch, Forward, StepConfig
 from shardline.trainer.synthetic import SyntheticDataset
@@ -154,52 +155,25 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
     if config.cache_features and cluster.hosts > 1:
         raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
     weights_sha256 = check_weights(config.weights, config.head, config.width, config.weights_sha256)
-    data = _open(config)
+    found = open_data(config)
+    data = _training_data(config, found)
     return TrainSetup(
         config=config,
         cluster=cluster,
         data=data,
         input=settings,
-        eval_split=_eval_split(config, data),
+        eval_split=choose_eval_split(config, found),
         spans=schedule.spans(config.phase_list, data.num_records(config.train_split)),
         weights_sha256=weights_sha256,
     )
 
 
-def _open(config: TrainConfig) -> pipeline.Dataset | SyntheticDataset:
-    if config.synthetic and not config.data:
+def _training_data(config: TrainConfig, data: pipeline.Dataset | None) -> pipeline.Dataset | SyntheticDataset:
+    if data is None:
         return SyntheticDataset(tuple(map(str, range(SYNTHETIC_CLASSES))), SYNTHETIC_RECORDS)
-    if not config.data:
-        raise UsageError("--data is missing: give a dataset directory made by shardline-convert, or --synthetic")
-    data = pipeline.open_dataset(config.data)
-    if config.train_split not in data.manifest.splits:
-        raise UsageError(f"--train_split={config.train_split}: this dataset has {', '.join(data.manifest.splits)}")
-    data.manifest.refuse_unlabelled(config.train_split, "--train_split")
-    if not data.num_records(config.train_split):
-        raise UsageError(f"--train_split={config.train_split} of --data={config.data} holds no records")
     if config.synthetic:
         return SyntheticDataset(data.labels, data.num_records(config.train_split))
     return data
-
-
-def _eval_split(config: TrainConfig, data: pipeline.TrainingData) -> str:
-    """The held-out split to report on. What is chosen by it must not be the test split."""
-    if not isinstance(data, pipeline.Dataset) or config.eval_split == "none":
-        return ""
-    splits = [name for name, split in data.manifest.splits.items() if split.records and not split.unlabelled]
-    if config.eval_split == "auto":
-        name = next((name for name in ("validation", "val", "test") if name in splits), "")
-    else:
-        name = config.eval_split
-        if name not in splits:
-            data.manifest.refuse_unlabelled(name, "--eval_split")
-            raise UsageError(f"--eval_split={name}: this dataset has {', '.join(splits)}")
-    if config.best_metric != "none" and name in ("", "test"):
-        raise UsageError(
-            f"--best_metric={config.best_metric} would choose the model by {name or 'nothing'}: convert with a "
-            "validation split (--splits), or leave it out; a model chosen on test has no honest test result"
-        )
-    return name
 
 
 def initial_network(setup: TrainSetup, *, restored: bool = False) -> Network:

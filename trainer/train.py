@@ -1,6 +1,7 @@
 """Train a VGG16 on a dataset made by shardline-convert, on one device or many; run again after any kill, it continues.
 
     shardline-train --data DIR --workdir RUN --weights imagenet --phases "head:5@1e-2,all:10@1e-3"
+    shardline-train --config RUN/config.json --workdir RUN2     # that run again; without --workdir, continue it
 
 The run directory gets config.json, metrics.jsonl, checkpoints/, plots/ and, at the end, model.keras: uint8 RGB
 images in, probabilities out.
@@ -11,12 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option
+from shardline.trainer.cluster import read_hosts
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.data import banner, choose_eval_split, open_data
 
 if TYPE_CHECKING:
     import keras
@@ -39,6 +43,12 @@ class TrainCommand(TrainConfig):
         chosen = [name for name in ("dry_run", "find_lr", "find_batch", "selftest") if getattr(self, name)]
         if len(chosen) > 1:
             raise UsageError(f"--{' and --'.join(chosen)}: choose one of them")
+
+    @classmethod
+    def from_stored(cls, content: dict[str, Any], path: str) -> dict[str, Any]:
+        """The settings in a file of `--config`; of a run's config.json, those of the run, in its own directory."""
+        run = content.get("train")
+        return run | {"workdir": str(Path(path).parent)} if isinstance(run, dict) else content
 
 
 def train(
@@ -71,10 +81,12 @@ def train(
 
 def main(command: TrainCommand) -> None:
     """The command: train, or carry out the one search or check that was asked for."""
+    config = narrowed(command, TrainConfig)
+    if not command.selftest:
+        announce(config, needs_workdir=not (command.dry_run or command.find_batch))
     command_line.import_tensorflow()
     from shardline.trainer import selftest, tuning  # TensorFlow takes seconds to import
 
-    config = narrowed(command, TrainConfig)
     if command.selftest:
         selftest.selftest(config)
     elif command.dry_run:
@@ -85,6 +97,19 @@ def main(command: TrainCommand) -> None:
         print(json.dumps(tuning.find_batch(config)))
     elif result := train(config, allow_changes=command.allow_changes):
         print(json.dumps(result))
+
+
+def announce(config: TrainConfig, *, needs_workdir: bool) -> None:
+    """Refuse what can be refused without TensorFlow, and say what will be done.
+
+    Of many hosts, all together refuse what only one of them lacks: later.
+    """
+    if len(read_hosts().addresses) > 1:
+        return
+    if needs_workdir and not config.workdir:
+        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
+    data = open_data(config)
+    command_line.log(banner(config, data, choose_eval_split(config, data)))
 
 
 def cli() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -69,8 +70,8 @@ def run_alone(*args):
         (["--ratio=1"], 2, "--ratio=1: needs two numbers, e.g. 0.35,1"),
         (["--noquiet=3"], 2, "--noquiet=3 does not take an argument (--help lists the flags)"),
         (["--size"], 2, "Missing value for flag --size (--help lists the flags)"),
-        (["--seeds=1"], 2, "Unknown command line flag 'seeds'. Did you mean: seed ? (--help lists the flags)"),
-        (["--hidden=1"], 2, "Unknown command line flag 'hidden' (--help lists the flags)"),
+        (["--seeds=1"], 2, "--seeds: no such flag; use --seed (--help lists the flags)"),
+        (["--hidden=1"], 2, "--hidden: no such flag (--help lists the flags)"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(run, args, code, line):
@@ -119,7 +120,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
 
 def test_success_is_quiet_on_stderr():
     result = run_alone("--size=3", "--fail=tensorflow", "--quiet")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "loading TensorFlow …\n")
 
 
 def test_flags_and_arguments_reach_the_config(run):
@@ -152,6 +153,19 @@ def test_help_goes_to_stdout_and_ends_with_0(run, flag):
     code, out, err = run("--size=0", flag)
     assert (code, err) == (0, "")
     assert out.startswith("A command with a field of every kind")
+
+
+def test_help_shows_the_common_flags_and_says_how_many_more_there_are(run, monkeypatch):
+    monkeypatch.setattr(CommandConfig, "COMMON", ("mode", "size"), raising=False)
+    short, full = run("--help")[1], run("--helpfull")[1]
+    assert short.count("\n  --") == 2 + 5 and "these and 8 more flags" in " ".join(short.split())
+    assert full.count("\n  --") == 2 + 5 + 8 and "--rate" in full and "--rate" not in short
+
+
+def test_version_names_what_a_ticket_needs(run):
+    code, out, _ = run("--version", "--size=0")
+    assert code == 0 and out.startswith(f"shardline {metadata.version('shardline')}\nPython 3.")
+    assert f"TensorFlow {metadata.version('tensorflow')}, " in out and "Linux" in out
 
 
 @pytest.mark.parametrize("width", [60, 120])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import re
 import signal
 import sys
 from pathlib import Path
@@ -75,4 +76,9 @@ class Run:
             sys.argv = argv
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        self.stdout, self.stderr = out.getvalue(), err.getvalue()
+        self.stdout, self.stderr = out.getvalue(), without_progress(err.getvalue())
+
+
+def without_progress(stderr):
+    """The messages, without the lines that tell what is being worked on: `convert: 60 images`."""
+    return re.sub(r"^[a-z][\w ]*: [\d,]+ \w+\n", "", stderr, flags=re.MULTILINE)

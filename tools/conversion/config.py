@@ -55,6 +55,10 @@ class ConvertConfig(ImageOptions):
     """One conversion: `shardline.tools.convert.convert(ConvertConfig(source=…, output=…))`. One field, one flag."""
 
     GROUPS: ClassVar = ("data", "images", "checks", "shards", "run")
+    COMMON: ClassVar = (
+        *("source", "output", "splits", "name", "class_names", "label_from", "exclude", "resize", "size", "upscale"),
+        *("encoding", "quality", "duplicates", "on_bad_image", "shard_mb", "seed", "workers", "overwrite", "dry_run"),
+    )
 
     source: tuple[str, ...] = option(
         (),

@@ -140,7 +140,7 @@ def _workers(config: ConvertConfig) -> int:
 
 def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
     """Find the inputs and decide what to do with them."""
-    with progress_bar(total=None, desc="scan", unit=" files") as bar:
+    with progress_bar(total=None, desc="scan", unit=" files", leave=False) as bar:
         sources = scan(
             config.source,
             options=ScanOptions(

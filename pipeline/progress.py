@@ -1,0 +1,77 @@
+"""How far work has come, on stderr: a bar on a terminal; elsewhere (Slurm, nohup, Colab) a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shardline.pipeline.text import display
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
+
+LINE_SECONDS = 30.0  # a line is due after this,
+STEP_PERCENT, STEP_SECONDS = 5, 5.0  # or after this much progress, but not sooner than this
+now: Callable[[], float] = time.monotonic  # a test's clock goes its own way
+
+
+def log(text: str) -> None:
+    """A line on stderr, or several, above the progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write("\n".join(map(display, text.split("\n"))), file=sys.stderr)
+
+
+def progress(
+    iterable: Iterable[T] | None = None, *, total: int | None, desc: str, unit: str, **settings: Any
+) -> tqdm[T]:
+    """A tqdm bar with rate and time left, on stderr; lines where stderr is no terminal."""
+    from tqdm import tqdm
+
+    kind = tqdm if sys.stderr.isatty() else _lines()
+    settings.setdefault("dynamic_ncols", True)
+    return kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, **settings)
+
+
+def _lines() -> type[tqdm[Any]]:
+    """A class made when it is needed: tqdm is not for `--help`."""
+    from tqdm import tqdm
+
+    class Lines(tqdm):
+        """A bar that writes a line at its start, and then when one is due."""
+
+        _last: tuple[float, float] | None = None  # when the last line was written, and how far things were then
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+            """Write a line if one is due; called whenever a bar would be drawn again."""
+            at, share = now(), 100 * self.n / self.total if self.total else 0.0
+            if self._last is None:
+                # A search of unknown length, which most wrong inputs end at once, is told of when it lasts.
+                if self.total is not None:
+                    self.fp.write(f"{display(self.desc.removesuffix(': '))}: {self.total:,}{self.unit}\n")
+            else:
+                passed = at - self._last[0]
+                if passed < LINE_SECONDS and (passed < STEP_SECONDS or share - self._last[1] < STEP_PERCENT):
+                    return True
+                facts = self.format_dict | {"bar_format": LINE}
+                self.fp.write(display(tqdm.format_meter(**facts)) + "\n")
+            self.fp.flush()
+            self._last = at, share
+            return True
+
+        def clear(self, nolock: bool = False) -> None:
+            """A line that was written stays."""
+
+        def close(self) -> None:
+            """Nothing is left to draw over."""
+            self.disable = True
+            self._decr_instances(self)
+
+    return Lines
+
+
+LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {percentage:.0f} %, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"

@@ -1,0 +1,68 @@
+"""Which dataset and splits a run trains and reports on, checked before TensorFlow is started. No TensorFlow."""
+
+from __future__ import annotations
+
+from shardline import pipeline
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.wording import count
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.schedule import spans, steps_between
+
+
+def open_data(config: TrainConfig) -> pipeline.Dataset | None:
+    """The dataset to train on, with records and labels in the training split; None where batches are synthetic.
+
+    Raises:
+      UsageError: there is none, or it lacks the split.
+    """
+    if config.synthetic and not config.data:
+        return None
+    if not config.data:
+        raise UsageError("--data is missing: give a dataset directory made by shardline-convert, or --synthetic")
+    data = pipeline.open_dataset(config.data)
+    if config.train_split not in data.manifest.splits:
+        raise UsageError(f"--train_split={config.train_split}: this dataset has {', '.join(data.manifest.splits)}")
+    data.manifest.refuse_unlabelled(config.train_split, "--train_split")
+    if not data.num_records(config.train_split):
+        raise UsageError(f"--train_split={config.train_split} of --data={config.data} holds no records")
+    return data
+
+
+def choose_eval_split(config: TrainConfig, data: pipeline.Dataset | None) -> str:
+    """The held-out split to report on, "" for none. What is chosen by it must not be the test split."""
+    if data is None or config.synthetic or config.eval_split == "none":
+        return ""
+    splits = [name for name, split in data.manifest.splits.items() if split.records and not split.unlabelled]
+    if config.eval_split == "auto":
+        name = next((name for name in ("validation", "val", "test") if name in splits), "")
+    else:
+        name = config.eval_split
+        if name not in splits:
+            data.manifest.refuse_unlabelled(name, "--eval_split")
+            raise UsageError(f"--eval_split={name}: this dataset has {', '.join(splits)}")
+    if config.best_metric != "none" and name in ("", "test"):
+        raise UsageError(
+            f"--best_metric={config.best_metric} would choose the model by {name or 'nothing'}: convert with a "
+            "validation split (--splits), or leave it out; a model chosen on test has no honest test result"
+        )
+    return name
+
+
+def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) -> str:
+    """What a run is about to do, in lines a person reads while TensorFlow is loaded."""
+    lines = []
+    if data is not None:
+        sizes = ", ".join(f"{split.records:,} {name}" for name, split in data.manifest.splits.items())
+        lines.append(f"data: {config.data}, {count(len(data.labels), 'class')}, records: {sizes}")
+    if data is None or config.synthetic:
+        lines.append("data: synthetic batches from memory")
+    else:
+        records, batch = data.num_records(config.train_split), config.global_batch_size
+        steps = steps_between(0, spans(config.phase_list, records)[-1].stop, batch)
+        on = f"evaluation on {eval_split}" if eval_split else "no evaluation"
+        lines.append(f"run: {config.phases}, {count(steps, 'step')} of {count(batch, 'sample')}, {on}")
+    lines.append(f"model: VGG16, head {config.head}, {config.image_size} px, {config.precision}")
+    lines[-1] += f", weights {config.weights}"
+    if config.workdir:
+        lines.append(f"writes to: {config.workdir}")
+    return "\n".join(lines)
