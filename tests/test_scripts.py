@@ -85,8 +85,8 @@ def test_help_tells_what_the_command_does_and_its_flags(script, columns):
 
 def told_default(shown, head):
     """Whether the text below a flag says what leaving it out means."""
-    text = shown[shown.index(f"  {head}\n") :].split("\n  --")[0]
-    return "default: " in text or "empty: " in " ".join(text.split())
+    text = " ".join(shown[shown.index(f"  {head}\n") :].split("\n  --")[0].split())
+    return "default: " in text or "empty: " in text
 
 
 def test_help_of_many_flags_shows_common_ones_and_helpfull_the_rest():
