@@ -45,7 +45,9 @@ class InspectConfig(DatasetConfig):
     augmented: bool = option(
         False, "draw what training shows, one epoch a column: of --run, else with shardline-train's defaults"
     )
-    run: str = option("", "run directory of shardline-train, whose dataset and augmentation --augmented draws")
+    run: str = option(
+        "", "run directory of shardline-train, whose dataset and augmentation --augmented draws", path="folder"
+    )
     image_size: int | None = option(
         None, "side of the images of --augmented, in pixels; default: that of --run, else 224", low=8
     )
