@@ -283,17 +283,24 @@ def _ray(
     work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress, image_timeout: float
 ) -> Iterator[R]:
     ray = _start_ray(workers)
-    # What one machine cannot read another may, so such a task is tried again, and tasks are spread over the machines.
-    settings = {"max_retries": RAY_RETRIES, "retry_exceptions": [MachineFault], "scheduling_strategy": "SPREAD"}
-    remote = ray.remote(**settings)(_run_remotely)
-    running = {remote.remote(work, task): task for task in islice(tasks, workers)}
+    remote = ray.remote(max_retries=RAY_RETRIES)(_run_remotely)
+    running: dict[object, tuple[T, frozenset[str]]] = {}  # with the nodes that could not read the task's inputs
+
+    def start(task: T, failed: frozenset[str], place: object = "SPREAD") -> None:
+        running[remote.options(scheduling_strategy=place).remote(work, task)] = (task, failed)
+
     try:
+        for task in islice(tasks, workers):
+            start(task, frozenset())
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
-            task = running.pop(done)
+            task, failed = running.pop(done)
+            node, result = _result_of(ray, done, task)
+            if isinstance(result, MachineFault):
+                start(task, failed | {node}, _place_elsewhere(ray, failed | {node}, result))
+                continue
             if (following := next(tasks, None)) is not None:
-                running[remote.remote(work, following)] = following
-            result = _result_of(ray, done, task)
+                start(following, frozenset())
             on_progress(len(task))
             yield result
     finally:  # nothing of ours goes on writing after an error
@@ -303,10 +310,21 @@ def _ray(
             ray.wait(list(running), num_returns=len(running), timeout=RAY_PATIENCE_SECONDS)
 
 
-def _result_of(ray: ModuleType, done: object, task: Task) -> Any:
-    """What a finished task returned. Raises what it raised."""
+def _place_elsewhere(ray: ModuleType, failed: frozenset[str], fault: MachineFault) -> object:
+    """Another node for a task that could not be read on these. Raises the fault when there is none left."""
+    nodes = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    others = sorted(node["NodeID"] for node in nodes if node["NodeID"] not in failed)
+    if not others:
+        raise fault
+    # Not only there: it may be gone by then.
+    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(others[0], soft=True)
+
+
+def _result_of(ray: ModuleType, done: object, task: Task) -> tuple[str, Any]:
+    """The node of a finished task, and what it returned or the MachineFault that it met. Raises what else it raised."""
     try:
-        return ray.get(done)
+        found: tuple[str, Any] = ray.get(done)
+        return found
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
     except ray.exceptions.RayError as error:
@@ -320,6 +338,7 @@ def _start_ray(workers: int) -> ModuleType:
     """The module, connected to the cluster of RAY_ADDRESS, or to one on this machine where there is none."""
     try:
         ray = importlib.import_module("ray")
+        importlib.import_module("ray.util.scheduling_strategies")
     except ImportError:
         raise UsageError("--engine=ray needs Ray: pip install 'shardline[ray]'") from None
 
@@ -339,8 +358,13 @@ def _start_ray(workers: int) -> ModuleType:
     return ray
 
 
-def _run_remotely(work: Work[T, R], task: T) -> R:
-    return work(task, no_show)
+def _run_remotely(work: Work[T, R], task: T) -> tuple[str, R | MachineFault]:
+    """What `work` makes of a task, or the fault of this node, and which node this is."""
+    node: str = importlib.import_module("ray").get_runtime_context().get_node_id()
+    try:
+        return node, work(task, no_show)
+    except MachineFault as fault:
+        return node, fault
 
 
 EXECUTORS = {"processes": _processes, "inline": _inline, "ray": _ray}  # --engine's choices

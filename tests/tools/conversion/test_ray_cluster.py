@@ -1,0 +1,88 @@
+"""Two Ray nodes here, one of which cannot see the source: the bytes of a conversion without Ray, or one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from shardline.tools.conversion.run import convert
+from tests.tools.conversion.test_resume import SHARDS, receipts, start, wait_for
+from tests.tools.folders import class_folders, config, shard_hashes
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="hides a mount: needs root"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return class_folders(tmp_path_factory.mktemp("cluster") / "source", 3, 20)
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "d"
+    convert(config(source, output, shards=SHARDS))
+    return shard_hashes(output)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head without CPUs, so that all work goes to the nodes that a test adds."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def blind_node(cluster, source):
+    """A node that finds an empty folder where the source is."""
+    script = 'mount -t tmpfs none "$1" && exec "$2" -m ray.scripts.scripts start --address="$3" --num-cpus=2 --block'
+    command = ["unshare", "--mount", "bash", "-c", script, "bash", source, sys.executable, cluster.address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: process.poll() is not None or alive_nodes(cluster) == 2, 120)
+        assert process.poll() is None, process.stdout.read()
+        yield process
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.wait()
+
+
+def alive_nodes(cluster):
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def test_a_node_without_the_source_and_a_killed_worker_change_no_byte(cluster, blind_node, source, whole, tmp_path):
+    cluster.add_node(num_cpus=2)
+    process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "4")
+    wait_for(lambda: process.poll() is not None or len(receipts(tmp_path / "d")) >= 2, 120)
+    busy = [
+        found
+        for found in psutil.process_iter(["cmdline"])
+        if "ray::_run_remotely" in " ".join(found.info["cmdline"] or ())
+    ]
+    for worker in busy[:1]:
+        worker.kill()
+    message = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, message
+    assert shard_hashes(tmp_path / "d") == whole
+
+
+def test_where_no_node_sees_the_source_the_run_ends_in_one_line(blind_node, source, tmp_path):
+    process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "2")
+    message = process.communicate(timeout=240)[1]
+    assert process.returncode == 1 and "Traceback" not in message, message
+    assert "cannot be read on" in message.strip().splitlines()[-1]
+    assert not (tmp_path / "d" / "manifest.json").exists()
