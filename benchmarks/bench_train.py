@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -25,8 +24,9 @@ from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import Action, StepRecord, StopRequest, train_phase
 from shardline.trainer.run import phase_loop
-from shardline.trainer.setup import create_setup, initial_network
-from shardline.trainer.state import create_train_state
+from shardline.trainer.setup import TrainSetup, create_setup, initial_network
+from shardline.trainer.state import TrainState, create_train_state
+from shardline.trainer.step import TrainLoop
 
 LOOP, REAL, BARE = "loop, synthetic input", "loop, real input", "bare tf.function, one batch"
 FROZEN, STORED = "head, through the frozen layers", "head, on stored features"
@@ -85,14 +85,24 @@ def loop(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
     network, state, step = create_train_state(setup, setup.spans[0])
     monitor = StepMonitor(setup, network, None, 0)
     monitor.bar.disable = True
-    train_steps = phase_loop(setup, network, state, step, monitor)
+    return turns(setup, state, phase_loop(setup, network, state, step, monitor), monitor, seconds)
+
+
+def turns(
+    setup: TrainSetup, state: TrainState, train_steps: TrainLoop, monitor: StepMonitor, seconds: float
+) -> Callable[[], Rate]:
+    """Some seconds of a training loop at each call, and the share of them that its steps waited for batches."""
 
     def turn() -> int:
         first = state.cursor
         train_phase(setup, state, train_steps, [monitor, Deadline(seconds)], StopRequest())
         return state.cursor - first
 
-    return partial(timed, turn)
+    def timed_turn() -> Rate:
+        monitor.restart()
+        return timed(turn)._replace(waiting=monitor.waiting_share or 0.0)
+
+    return timed_turn
 
 
 class Deadline(Action):

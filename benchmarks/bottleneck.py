@@ -27,6 +27,7 @@ from shardline.benchmarks.verdict import (
 
 # What measurements are filed under.
 STAGES_SUITE, WHAT_IF_SUITE, VALIDATION_SUITE, SCALING_SUITE = "stages", "what-ifs", "validation", "scaling"
+SIMULATED_SUITE = "simulated GPUs"
 UNCHANGED = "unchanged"  # the reference of what-ifs and validations
 STAGES = (*HOST_STAGES, "copy", "step", "end_to_end")
 """The host's stages are cumulative: each is the pipeline cut after that stage."""

@@ -196,6 +196,33 @@ def _forecast_figure(
     page.figure(title, figure, alt=f"{alt}; input {rate_text(host)}", png=directory / _FORECAST)
 
 
+def simulated(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -> None:
+    """What replicas reach whose step sleeps as long as a GPU would work, beside as many times one GPU's rate."""
+    rate = rows[0].settings["step_rate"]
+    reached = {int(m.name.split()[1]): m for m in rows if m.name != CONTROL and "real" not in m.name}
+    most = max(reached)
+    share = reached[most].median / (most * rate)
+    title = f"Around steps that sleep, {most} GPUs of {rate_text(rate)} images/s reach {share:.0%} of that"
+    figure = new_figure(_PHONE, 3)
+    axes = figure.add_subplot()
+    axes.plot(list(reached), [n * rate for n in reached], color=_OTHERS, linestyle="--")
+    axes.annotate("replicas x rate ", (most, most * rate), ha="right", va="bottom", color=GRAY)
+    axes.plot(list(reached), [m.median for m in reached.values()], color=BLUE, marker="o")
+    for n, m in reached.items():
+        axes.plot((n, n), m.spread, color="black", linewidth=1.5)
+        axes.annotate(rate_text(m.median), (n, m.median), (5, -4), textcoords="offset points", va="top", color=BLUE)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="replicas that sleep", ylabel="images/s", xticks=list(reached), xlim=(0.5, most + 1.5))
+    axes.set_ylim(bottom=0)
+    alt = ", ".join(f"{n} replicas {rate_text(m.median)}" for n, m in reached.items()) + " images/s"
+    page.figure(title, figure, alt=alt, png=directory / "simulated_gpu.png")
+    page.table(
+        title, ("what", "images/s", "min", "max", "busy cores", "of replicas x rate"),
+        [(m.name, _cell(m.median), *map(_cell, m.spread), m.busy_cores or "", m.what) for m in rows],
+        note="No GPU was used. Workers sleep, too, in all rows but that of real input.",
+    )  # fmt: skip
+
+
 def costs(page: HtmlReport, found: Bottleneck, rows: Sequence[Measurement]) -> None:
     """What a million images cost at the predicted pace, unchanged and as advised."""
     price = next((m.settings["forecast"]["price_per_hour"] for m in rows if "forecast" in m.settings), 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardline.benchmarks import plots, profiler_summary
-from shardline.benchmarks.bottleneck import STAGES_SUITE, VALIDATION_SUITE, bottleneck_of
+from shardline.benchmarks.bottleneck import SIMULATED_SUITE, STAGES_SUITE, VALIDATION_SUITE, bottleneck_of
 from shardline.benchmarks.measure import (
     CONTROL,
     RESULTS_FILE,
@@ -88,6 +88,8 @@ def write_report(directory: Path, measurements: Sequence[Measurement], earlier: 
             if bottleneck is not None:
                 plots.forecast(page, directory, rows)
                 plots.costs(page, bottleneck, rows)
+        elif suite == SIMULATED_SUITE:
+            plots.simulated(page, directory, rows)
         elif suite == VALIDATION_SUITE:
             plots.validation(page, directory, rows)
         else:

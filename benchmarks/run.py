@@ -80,6 +80,7 @@ def parts(suite: str) -> tuple[Part, ...]:
         bench_input,
         bench_scaling,
         bench_train,
+        simulated_gpu,
         stages,
         what_ifs,
     )
@@ -101,6 +102,7 @@ def parts(suite: str) -> tuple[Part, ...]:
         "baselines": (bench_input.measure, *convert),
         "scaling": (bench_scaling.cores, *scaling),
         "train": train,
+        "simulated_gpu": (simulated_gpu.measure,),
         "all": (*advised, *scaling, bench_input.measure, *train, *convert),
     }
     return suites[suite]

@@ -100,7 +100,7 @@ class BatchBuilder:
         """The training samples at consecutive positions; `on_device` leaves the rest of augmentation to the device."""
         watch = Stopwatch()
         side = self.side(on_device)
-        batch = _unfilled(
+        batch = unfilled(
             positions, self.sampler.records(positions), self._buffers.empty((len(positions), side, side, 3))
         )
         params = AugmentParams(self.config, positions)
@@ -126,7 +126,7 @@ class BatchBuilder:
         """The stored records at `positions`, in stored order; padding after the last one."""
         watch = Stopwatch()
         records = np.where(positions < len(self.shards), positions, PADDING)
-        batch = _unfilled(positions, records, self._buffers.empty((len(positions), *self.config.eval_shape)))
+        batch = unfilled(positions, records, self._buffers.empty((len(positions), *self.config.eval_shape)))
         for row, record in enumerate(records.tolist()):
             pixels = self._image(batch, row, record, watch) if record != PADDING else None
             if pixels is None:
@@ -182,7 +182,7 @@ def mean_image_bytes(shards: Shards, encoding: str) -> float:
     return float(np.mean(sizes)) if sizes else 0.0
 
 
-def _unfilled(positions: np.ndarray, records: np.ndarray, image: np.ndarray) -> Batch:
+def unfilled(positions: np.ndarray, records: np.ndarray, image: np.ndarray) -> Batch:
     """A batch of weight 0, its images and labels not filled in yet."""
     rows = len(positions)
     return {

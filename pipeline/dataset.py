@@ -26,7 +26,7 @@ from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.profiling import StageTimer, StageTimes
 from shardline.pipeline.sampler import ReplicaBatches, Sampler
 from shardline.pipeline.shards import Shards
-from shardline.pipeline.workers import Workers
+from shardline.pipeline.workers import PREFETCHED, Workers, pieces_in_flight
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -75,7 +75,13 @@ class TrainingData(Protocol):
 
 
 class Dataset:
-    """A dataset on disk: its manifest, and batches of its splits."""
+    """A dataset on disk: its manifest, and batches of its splits.
+
+    Attributes:
+      builder: what makes its batches.
+    """
+
+    builder = BatchBuilder
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -142,7 +148,7 @@ class Dataset:
             return made or builder.train(positions, on_device)
 
         size, side = replica_batches.size, builder.side(on_device)
-        workers = self._workers(split, config, size * side * side * 3)
+        workers = self._workers(split, config, size * side * side * 3, replicas)
         return self._graph(make, _ENDLESS, _train_spec(size, side, config, on_device), config)
 
     def eval_batches(
@@ -200,7 +206,7 @@ class Dataset:
     def _builder(
         self, split: str, config: InputConfig, *, exact: bool = False, sampler: Sampler | None = None
     ) -> BatchBuilder:
-        return BatchBuilder(
+        return self.builder(
             self._shards[split],
             config,
             self.manifest.image,
@@ -211,7 +217,7 @@ class Dataset:
             sampler=sampler,
         )
 
-    def _workers(self, split: str, config: InputConfig, batch_bytes: int) -> Workers | None:
+    def _workers(self, split: str, config: InputConfig, batch_bytes: int, replicas: int) -> Workers | None:
         """The processes that make a split's training batches, the same ones for every cursor; None for threads."""
         automatic = config.workers < 0
         count = _threads(config) if automatic else config.workers
@@ -219,7 +225,8 @@ class Dataset:
             return None  # one process fills a cache, and one core has no use for a second process
         key = (split, config, batch_bytes)
         if key not in self._worker_pools:
-            self._worker_pools[key] = Workers(count, batch_bytes, at_once=not automatic)
+            pieces = pieces_in_flight(max(_threads(config), count), replicas, batch_bytes)
+            self._worker_pools[key] = Workers(count, batch_bytes, not automatic, pieces)
         return self._worker_pools[key]
 
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
@@ -263,7 +270,7 @@ class Dataset:
         # Batches are split over hosts by position: if tf.distribute split them again, samples would be lost.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
-        return dataset.prefetch(2).with_options(options)
+        return dataset.prefetch(PREFETCHED).with_options(options)
 
 
 def _threads(config: InputConfig) -> int:

@@ -35,12 +35,17 @@ import numpy as np
 from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
 from shardline.pipeline.buffers import SharedBufferPool
 from shardline.pipeline.executors import CRASHES
+from shardline.pipeline.machine import available_memory
 from shardline.pipeline.profiling import StageTimer
 from shardline.pipeline.shards import BadRecord
 
 _log = logging.getLogger(__name__)
 
-_SPARE_BATCHES = 16  # on their way to the device, or held by the consumer
+PREFETCHED = 2  # batches that tf.data holds ready
+_HELD_BY_A_REPLICA = (
+    4  # on the way to it: one in host memory, one beside the one it works on, and one that is asked for
+)
+_MEMORY_SHARE = 0.5  # of what is free, that batches in flight may take
 _MIN_SAMPLES = 4096  # some seconds of work: shorter runs do not repay the start of workers
 _TIMEOUT_SECONDS = 5.0  # for a worker to end
 _MAX_SETUPS = 4  # that a worker keeps
@@ -65,7 +70,7 @@ class _Setup:
     """What the tasks of one stream have in common; pickled by this process, opened by a worker."""
 
     def __init__(self, batches: BatchBuilder, buffers: SharedBufferPool) -> None:
-        self.shards, self.image = batches.shards, batches.image
+        self.kind, self.shards, self.image = type(batches), batches.shards, batches.image
         # A worker names every bad record it meets: how many are too many is decided by the process that asks.
         self.config = replace(batches.config, cache="none", max_bad_records=sys.maxsize)
         self._path, self._bytes = f"/proc/{os.getpid()}/fd/{buffers.file}", buffers.bytes
@@ -95,11 +100,16 @@ class Workers:
       count: how many workers there should be at least, for all streams together.
       batch_bytes: pixels of a batch.
       at_once: start them, and wait for them, with the first batch; otherwise in the background, in long runs.
+      pieces: of shared memory, each for one batch: see `pieces_in_flight`.
+
+    Attributes:
+      missed: batches that no worker made, by what was wanting: a worker, or a piece of memory.
     """
 
-    def __init__(self, count: int, batch_bytes: int, at_once: bool) -> None:
+    def __init__(self, count: int, batch_bytes: int, at_once: bool, pieces: int = 16) -> None:
         self._count, self._at_once = count, at_once
-        self._buffers = SharedBufferPool(count + _SPARE_BATCHES, batch_bytes)
+        self._buffers = SharedBufferPool(pieces, batch_bytes)
+        self.missed: Counter[str] = Counter()
         self._key = uuid.uuid4().hex
         self._setup = b""
 
@@ -109,10 +119,12 @@ class Workers:
             _pool.grow(self._count, wait=self._at_once)
         worker = _pool.take()
         if worker is None:
+            self.missed["worker"] += 1
             return None
         side = batches.side(on_device)
         found = self._buffers.empty((len(positions), side, side, 3))
         if found is None:
+            self.missed["memory"] += 1
             _pool.put(worker)
             return None
         image, start = found
@@ -156,6 +168,20 @@ class Workers:
         if not self._setup:
             self._setup = pickle.dumps(_Setup(batches, self._buffers))
         return self._setup
+
+
+def pieces_in_flight(threads: int, replicas: int, batch_bytes: int) -> int:
+    """Batches that can be under way at once: one for each thread that makes or has made one, those that wait, and
+    those that replicas hold; fewer where that would take more than half of the memory that is free."""
+    wanted = threads + PREFETCHED + _HELD_BY_A_REPLICA * replicas
+    fit = int(_MEMORY_SHARE * available_memory() / max(batch_bytes, 1))
+    if fit < wanted:
+        _log.warning(
+            "%d batches of %.3g MB may be under way, more than %.0f %% of the free memory: workers make %d at a time; "
+            "use a smaller batch, or fewer --threads",
+            wanted, batch_bytes / 1e6, 100 * _MEMORY_SHARE, max(1, fit),
+        )  # fmt: skip
+    return max(1, min(wanted, fit))
 
 
 class _Worker:
@@ -333,7 +359,7 @@ def _answer(task: _Task, setup: _Setup, show: Callable[[int], None]) -> _Answer:
     setup.shards.locate(task.records, task.locations)
     bad, timer = BadRecords(), StageTimer()
     bad.unsafe.update(task.unsafe)
-    batches = BatchBuilder(
+    batches = setup.kind(
         setup.shards,
         setup.config,
         setup.image,

@@ -71,14 +71,26 @@ def test_other_encodings_too(tmp_path, encoding):
 
 
 def test_a_batch_in_use_keeps_its_pixels_and_others_are_made_by_threads(tiny, monkeypatch):
-    monkeypatch.setattr(workers_module, "_SPARE_BATCHES", 1)
-    batches, workers = reader(tiny), Workers(1, BYTES, at_once=True)
+    batches, workers = reader(tiny), Workers(1, BYTES, at_once=True, pieces=2)
     held = [workers.train(batches, positions(start), False) for start in (0, 8)]
     assert workers.train(batches, positions(16), False) is None, "both pieces of memory are in use"
+    assert workers.missed == {"memory": 1}
     assert_same(held[0], batches.train(positions(0), False))
     del held[1]
     assert_same(workers.train(batches, positions(16), False), batches.train(positions(16), False))
     assert_same(held[0], batches.train(positions(0), False))
+
+
+@pytest.mark.parametrize(
+    ("threads", "replicas", "free", "pieces"),
+    [(2, 1, 2**40, 8), (16, 8, 2**40, 50), (192, 8, 10 * 25e6, 5), (2, 1, 0, 1)],
+)
+def test_there_is_a_piece_for_each_batch_under_way_within_half_of_the_memory(
+    threads, replicas, free, pieces, monkeypatch, caplog
+):
+    monkeypatch.setattr(workers_module, "available_memory", lambda: free)
+    assert workers_module.pieces_in_flight(threads, replicas, 25_000_000) == pieces
+    assert ("use a smaller batch" in caplog.text) == (free < 2**40)
 
 
 def test_bad_records_are_counted_here_and_stop_the_run_when_too_many(tmp_path):
