@@ -11,7 +11,7 @@ import logging
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -124,3 +124,37 @@ def verdicts(data: bytes, truth: np.ndarray) -> dict[str, float | None]:
                 continue
         found[name] = float(np.abs(rgb.astype(float) - truth).mean()) if rgb.shape == truth.shape else 255.0
     return found
+
+
+def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and RGB of each oracle that reads a file and whose view of it counts.
+
+    The others neither turn images nor convert colors: they are asked where Pillow finds nothing of that kind.
+    """
+    plain = True
+    for name, oracle in installed().items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                if name == "Pillow":
+                    plain = not _turned_or_profiled(data)
+                elif not plain:
+                    continue
+                yield name, oracle(data)
+            except Exception:  # of whatever kind: it does not read this
+                continue
+
+
+def has_profile(data: bytes) -> bool:
+    """Whether Pillow finds a color profile."""
+    from PIL import Image
+
+    return bool(Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS).info.get("icc_profile"))
+
+
+def _turned_or_profiled(data: bytes) -> bool:
+    from PIL import Image, ImageOps
+
+    opened = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+    turned = opened.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) != 1
+    return turned or bool(opened.info.get("icc_profile"))

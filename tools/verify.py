@@ -1,6 +1,7 @@
 """Check a dataset to the last byte: hashes, checksums, counts, indexes, labels, and that every image decodes.
 
     shardline-verify data                 # exit code 1 if anything is wrong
+    shardline-verify data --sources photos   # also compares images with the files they were made of
     shardline-verify data --sample=0.05   # a part of the records, chosen by number; shard hashes are left out
 
 Each fault is a line on stdout with the shard and the byte offset. Records are checked in several processes.
@@ -30,6 +31,7 @@ from shardline.pipeline.options import option
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 from shardline.tools.dataset_config import DatasetConfig
+from shardline.tools.verify_sources import Comparison, compare_sources, read_table, table_faults
 
 Fault = tuple[int, str]  # byte offset (-1: the file as a whole), what is wrong
 
@@ -39,6 +41,12 @@ class VerifyConfig(DatasetConfig):
     """What to check: `verify(VerifyConfig(data=…))`. One field, one flag."""
 
     sample: float = option(1.0, "share of the records to read and decode", above=0, high=1)
+    sources: tuple[str, ...] = option(
+        (),
+        "folder that was converted: compare stored images with the files they were made of, as other decoders read "
+        "them; may be repeated",
+    )
+    source_images: int = option(200, "images to compare with --sources, spread evenly over the dataset", low=1)
     workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
     max_faults: int = option(100, "faults to print; the rest are counted", low=1)
 
@@ -87,6 +95,8 @@ class Verification:
     records: int
     checked: int  # records that were read
     faults: tuple[str, ...]
+    compared: int = 0  # images compared with their sources
+    not_compared: tuple[str, ...] = ()  # with why
 
 
 def verify(config: VerifyConfig) -> Verification:
@@ -121,11 +131,16 @@ def verify(config: VerifyConfig) -> Verification:
             faults.append(f"{task.shard.file}{f' @ {offset}' if offset >= 0 else ''}: {what}")
     if config.sample == 1.0:
         faults += _count_faults(manifest, results)
+    sources = Comparison(0, (), ())
+    if config.sources:
+        sources = compare_sources(manifest, config.directory, config.sources, config.source_images)
     return Verification(
         shards=len(tasks),
         records=sum(len(task) for task in tasks),
         checked=sum(result.checked for result in results.values()),
-        faults=tuple(faults),
+        faults=(*faults, *sources.faults),
+        compared=sources.compared,
+        not_compared=sources.not_compared,
     )
 
 
@@ -156,27 +171,15 @@ def _foreign_files(manifest: Manifest, directory: Path) -> list[str]:
 
 def _description_faults(manifest: Manifest, directory: Path) -> list[str]:
     """What people and TFDS read beside the manifest: the table of sources, and TFDS's own metadata."""
-    # pyarrow and TFDS: not for --help
-    import pyarrow.compute as pc
-
-    from shardline.pipeline.sources_table import SOURCES_FILE, WRITTEN, read_sources
+    from shardline.pipeline.sources_table import SOURCES_FILE  # pyarrow and TFDS: not for --help
     from shardline.tools.conversion.tfds_metadata import tfds_metadata
 
     try:
-        rows = read_sources(directory, ["status", "height", "width"])
+        table = read_table(directory)
     except (OSError, UsageError) as error:
         return [f"{SOURCES_FILE}: cannot be read: {error}"]
-    faults = []
-    statuses = {pair["values"]: pair["counts"] for pair in rows["status"].value_counts().to_pylist()}
-    ledger = {name: number for name, number in vars(manifest.ledger).items() if name != "inputs"}
-    names = {"duplicates": "duplicate"}
-    if {names.get(name, name): number for name, number in ledger.items() if number} != statuses:
-        faults.append(f"{SOURCES_FILE}: its rows are not the manifest's ledger, {manifest.ledger}")
-    stored = rows.filter(pc.equal(rows["status"], WRITTEN))
-    sizes = [pc.min_max(stored[name]).as_py() for name in ("height", "width")]
-    common_size = None
-    if all(size["min"] == size["max"] for size in sizes):
-        common_size = (sizes[0]["min"], sizes[1]["min"])
+    faults = [f"{SOURCES_FILE}: {fault}" for fault in table_faults(table, manifest)]
+    common_size = next(iter(table.sizes)) if len(table.sizes) == 1 else None
     for name, content in tfds_metadata(manifest, common_size).items():
         path = directory / name
         if not path.is_file() or path.read_bytes() != content:
@@ -196,6 +199,8 @@ def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
         return CheckResult(task.shard.file, faults=((-1, f"cannot be read: {error.strerror}"),))
     index, index_faults = _records_index(task, path)
     faults += index_faults
+    rows, row_faults = _table_rows(task, index)
+    faults += row_faults
     labels: Counter[int] = Counter()
     checked = 0
     with open(path, "rb") as file:
@@ -211,6 +216,10 @@ def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
                 faults.append((offset, str(error)))
                 continue
             labels[example.label] += 1
+            if rows and (example.label, example.filename) != rows[number]:
+                faults.append(
+                    (offset, f"sources.parquet has label {rows[number][0]} and path {rows[number][1]} for it")
+                )
             faults += [(offset, what) for what in _example_faults(example, task, number)]
     return CheckResult(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
 
@@ -248,6 +257,23 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
     if found is None:  # a broken header: the index may still find the other records
         found = np.empty((0, 2), np.int64) if stored is None else stored
     return found, faults
+
+
+def _table_rows(task: CheckTask, index: np.ndarray) -> tuple[list[tuple[int, str]], list[Fault]]:
+    """Label and path of each record of a shard as sources.parquet has them; none where its rows do not fit."""
+    from shardline.pipeline.sources_table import read_sources  # pyarrow: not for --help
+
+    if task.adopted:
+        return [], []
+    try:
+        rows = read_sources(
+            task.directory, ["offset", "size", "label", "path"], [("shard", "=", task.shard.file)]
+        ).to_pydict()
+    except (OSError, UsageError):
+        return [], []  # which is told once
+    if not np.array_equal(np.column_stack((rows["offset"], rows["size"])).reshape(-1, 2), index):
+        return [], [(-1, "its records do not lie where sources.parquet says")]
+    return list(zip(rows["label"], rows["path"], strict=True)), []
 
 
 def _example_faults(example: Example, task: CheckTask, number: int) -> list[str]:
@@ -300,7 +326,11 @@ def main(config: VerifyConfig) -> None:
     result = verify(config)
     for line in result.faults[: config.max_faults]:
         command_line.show(line)
+    for line in result.not_compared[: config.max_faults]:
+        command_line.log(f"note: not compared with its source: {line}")
     what = f"{result.checked:,} of {count(result.records, 'record')} in {count(result.shards, 'shard')} checked"
+    if config.sources:
+        what += f", {count(result.compared, 'image')} compared with the source"
     if result.faults:
         hidden = len(result.faults) - config.max_faults
         more = f" ({hidden:,} not shown)" if hidden > 0 else ""
