@@ -20,7 +20,7 @@ demo: .venv/.installed
 	$(BIN)/shardline-sample-data --output demo/photos
 	$(BIN)/shardline-convert --source demo/photos --output demo/data --size 54 --splits train=0.75,validation=0.05,test=0.2
 	$(BIN)/shardline-train --data demo/data --workdir demo/run --weights none --head gap --dropout 0 --phases "all:6@2e-2" \
-	  --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 --global_batch_size 32 --precision mixed_bfloat16 --logical_cpus 2
+	  --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 --global_batch_size 32 --logical_cpus 2
 	$(BIN)/shardline-evaluate --run demo/run --data demo/data --split test --output demo/evaluation
 	$(BIN)/shardline-predict --run demo/run --input 'demo/photos/*/*0001.*' --output demo/predictions.csv --gallery demo/predictions.png
 	@echo; echo "Look at these:"; ls demo/data/report.html demo/run/plots/*.png demo/evaluation/*.png demo/predictions.png

@@ -35,16 +35,17 @@ _PHASES, _HEAD = "all:999999@1e-4", "head:999999@1e-4"
 
 def measure(config: BenchConfig) -> list[Measurement]:
     """The training loop and what bounds it, in float32 and in --precision."""
-    real = replace(train_config(config), precision="float32", phases=_PHASES)
+    plain = replace(config, precision="float32")
+    real = replace(train_config(plain), phases=_PHASES)
     synthetic = replace(real, synthetic=True)
     runs = {
         LOOP: loop(synthetic, config.seconds),
         REAL: loop(real, config.seconds),
         BARE: bare(synthetic, config.seconds),
     }
-    if config.precision != "float32":
-        other = replace(synthetic, precision=config.precision)
-        runs[f"{LOOP}, {config.precision}"] = loop(other, config.seconds)
+    other = replace(train_config(config), phases=_PHASES, synthetic=True)
+    if other != synthetic:
+        runs[f"{LOOP}, {other.precision}"] = loop(other, config.seconds)
     return interleave(
         "train",
         runs,
@@ -63,7 +64,7 @@ def measure_head(config: BenchConfig) -> list[Measurement]:
     """A head's training with and without stored features; filling the cache is left out."""
     if not config.cache_features:
         return []
-    frozen = replace(train_config(config), precision="float32", phases=_HEAD)
+    frozen = replace(train_config(replace(config, precision="float32")), phases=_HEAD)
     with tempfile.TemporaryDirectory() as folder:
         stored = replace(frozen, cache_features=config.cache_features, workdir=folder)
         return interleave(

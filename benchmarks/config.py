@@ -11,7 +11,7 @@ from typing import ClassVar
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option, options
-from shardline.trainer.config import PRECISIONS, TrainConfig
+from shardline.trainer.config import AUTO, PRECISIONS, TrainConfig
 from shardline.trainer.run_dir import read_config
 
 SUITES = ("short", "input", "convert", "train", "baselines", "scaling", "simulated_gpu", "all")
@@ -85,8 +85,8 @@ class BenchConfig(InputConfig):
         None, "width multiplier of VGG16 in the measured step; default: 1, in the suite short 0.125",
         above=0, high=1, group="step",
     )  # fmt: skip
-    precision: str = option("mixed_bfloat16", "arithmetic of the layers", choices=PRECISIONS, group="step")
-    jit: bool = option(True, "compile the step with XLA, as shardline-train does", group="step")
+    precision: str = option(AUTO, "as shardline-train's", choices=(AUTO, *PRECISIONS), group="step")
+    jit: bool | None = option(None, "as shardline-train's", group="step")
     cache_features: int = option(
         0, "suite train: views of each image to store for training a head on stored features; 0: leave this out",
         low=0, group="step",

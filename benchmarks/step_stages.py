@@ -18,6 +18,7 @@ from shardline.benchmarks.bottleneck import STAGE_TEXT
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.processes import Rate, repeat_for, timed
 from shardline.pipeline.config import InputConfig
+from shardline.trainer.arithmetic import decided
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.model import NetworkConfig, create_network, num_parameters
@@ -52,7 +53,7 @@ def train_config(config: BenchConfig) -> TrainConfig:
         "precision": config.precision,
         "jit": config.jit,
     }
-    return TrainConfig(**fields)
+    return decided(TrainConfig(**fields))
 
 
 def text(config: TrainConfig, replicas: int = 1) -> str:
@@ -61,7 +62,7 @@ def text(config: TrainConfig, replicas: int = 1) -> str:
     devices = f", {replicas} replicas" if replicas > 1 else ""
     return (
         f"VGG16{width}, {config.image_size} px, batches of {config.global_batch_size}{devices}, {config.precision}"
-        f"{', XLA' if config.jit else ''}"
+        f"{', XLA' if config.uses_xla else ''}"
     )
 
 

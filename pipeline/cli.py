@@ -132,6 +132,9 @@ def _define(config: type[DataclassInstance]) -> flags.FlagValues:
     """One absl flag for each field; absl only takes the command line apart, the config checks the values."""
     register = flags.FlagValues()
     for field in _flags(config):
+        if field.is_switch:
+            flags.DEFINE_flag(_Switch(field.name, None, field.option.help), register)
+            continue
         define: Callable[..., object] = flags.DEFINE_string
         if field.kind in (bool, tuple):
             define = flags.DEFINE_boolean if field.kind is bool else flags.DEFINE_multi_string
@@ -142,6 +145,13 @@ def _define(config: type[DataclassInstance]) -> flags.FlagValues:
     register["verbosity"] = flags.FLAGS["verbosity"]  # absl's own
     flags.FLAGS.mark_as_parsed()  # libraries may ask it
     return register
+
+
+class _Switch(flags.BooleanFlag):
+    """`--name`, `--noname` or `--name=auto`."""
+
+    def _parse(self, argument: str | bool) -> bool | None:
+        return None if argument == "auto" else super()._parse(argument)
 
 
 def _with_arguments(config: type[DataclassInstance], values: dict[str, Any], arguments: list[str]) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def help_text(config: type[DataclassInstance], doc: str | None, *, full: bool = 
 def _flag_help(field: Field, width: int) -> str:
     option, text = field.option, field.option.help
     if field.kind is bool:
-        head = f"--[no]{field.name}  (default: {'on' if field.default else 'off'})"
+        default = "auto" if field.default is None else "on" if field.default else "off"
+        head = f"--[no]{field.name}  (default: {default})"
     elif field.default_text:
         head = f"--{field.name}={field.default_text}"
     else:  # "empty: …" in a text says what it means to give nothing

@@ -91,7 +91,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Field:
-    """An option with what its dataclass says of it.
+    """An option with what its dataclass says of it. A bool that may be None is a switch with a third state, "auto".
 
     Attributes:
       name: of the field and of the flag.
@@ -108,8 +108,15 @@ class Field:
     default: object
 
     @property
+    def is_switch(self) -> bool:
+        """Whether it is on, off or None: automatic."""
+        return self.kind is bool and self.optional
+
+    @property
     def default_text(self) -> str:
         """The default as a person would type it; "" for none."""
+        if self.is_switch and self.default is None:
+            return "auto"
         if self.default is None or isinstance(self.default, str):
             return self.default or ""
         if self.option.parse:
@@ -234,6 +241,8 @@ def _converted(field: Field, value: object) -> object:
     try:
         if field.kind is bool and isinstance(value, bool):
             return value
+        if field.is_switch and value == "auto":
+            return None
         if field.kind is int and isinstance(value, SupportsIndex) and not isinstance(value, bool):
             return operator.index(value)
         if field.kind is float and isinstance(value, (SupportsFloat, SupportsIndex)) and not isinstance(value, bool):

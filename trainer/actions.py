@@ -223,7 +223,7 @@ class Evaluate(Action):
     ) -> None:
         self.setup, self.monitor, self.callbacks, self.checkpoint = setup, monitor, callbacks, checkpoint
         self.waits, self._stages = InputWaits(), StageLaps(setup.data, "evaluation")
-        self._step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.jit)
+        self._step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.uses_xla)
         self._dataset = setup.eval_batches() if setup.eval_split else None
 
     def due(self, state: TrainState) -> bool:

@@ -15,6 +15,7 @@ PARTS = ("head", "block5", "block4", "block3", "all")
 HEADS = ("gap", "flatten256", "fc4096")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")
+AUTO = "auto"
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 # Settings that change how a run is carried out or watched, never what it computes: free to differ at a restart.
@@ -177,8 +178,8 @@ class TrainConfig(InputConfig):
         low=0, group="input",
     )  # fmt: skip
     precision: str = option(
-        "mixed_bfloat16", "dtype policy of the layers; weights and the softmax stay float32", choices=PRECISIONS,
-        group="devices",
+        AUTO, "dtype policy of the layers; weights and the softmax stay float32; auto: what the devices are fastest in",
+        choices=(AUTO, *PRECISIONS), group="devices",
     )  # fmt: skip
     strategy: str = option(
         "auto", "tf.distribute strategy; auto: multi_worker if TF_CONFIG names several workers, else mirrored",
@@ -187,7 +188,10 @@ class TrainConfig(InputConfig):
     logical_cpus: int = option(
         0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0, group="devices"
     )
-    jit: bool = option(True, "compile the forward and backward passes with XLA", group="devices")
+    jit: bool | None = option(
+        None, "compile the forward and backward passes with XLA; auto: on GPUs, and on CPUs that are faster with it",
+        group="devices",
+    )  # fmt: skip
     deterministic: bool = option(
         True, "give the same bits in every run on the same devices; off may be faster on GPUs", group="devices"
     )
@@ -233,6 +237,12 @@ class TrainConfig(InputConfig):
             raise UsageError("--early_stop_evals needs --best_metric=loss, top1 or top5 to judge by")
         if self.best_metric != "none" and self.eval_split == "none":
             raise UsageError(f"--best_metric={self.best_metric} needs an --eval_split to judge by")
+
+    @property
+    def uses_xla(self) -> bool:
+        """Whether the step is compiled: of a config whose --jit `arithmetic.decided` has settled."""
+        assert self.jit is not None
+        return self.jit
 
     def input_config(self) -> InputConfig:
         """What the batches are made of: the fields that are InputConfig's."""

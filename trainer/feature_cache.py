@@ -169,6 +169,6 @@ def create_feature_function(setup: TrainSetup, network: Network) -> tf.types.exp
         batch = pipeline.augment_on_device(batch, setup.input)
         return tf.cast(network.backbone(batch["image"], training=False), tf.float32)
 
-    compiled = tf.function(backbone, jit_compile=setup.config.jit, autograph=False)
+    compiled = tf.function(backbone, jit_compile=setup.config.uses_xla, autograph=False)
     strategy = setup.cluster.strategy
     return tf.function(lambda batch: strategy.run(lambda own: compiled(own), args=(batch,)), autograph=False)

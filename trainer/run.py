@@ -18,6 +18,7 @@ from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, Interrupted, UsageError
 from shardline.pipeline.files import atomic_writer, own_directory
 from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor, WriteInputProfile
+from shardline.trainer.arithmetic import decided
 from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops, read_hosts
@@ -153,8 +154,9 @@ def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:
 
 def prepare(config: TrainConfig) -> TrainSetup:
     """Claim the devices, fix the sources of randomness, and check the config against both."""
+    config = decided(config)
     if config.deterministic:
-        make_deterministic(config.jit)
+        make_deterministic(config.uses_xla)
     cluster = create_cluster(config.strategy, config.logical_cpus)
     check_config(config, cluster)
     keras.utils.set_random_seed(config.seed)

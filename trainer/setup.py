@@ -18,6 +18,7 @@ from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest
 from shardline.trainer import schedule
+from shardline.trainer.arithmetic import decided
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.data import choose_eval_split, open_data
@@ -144,6 +145,7 @@ def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
     """Check the config against the devices and the data. Raises UsageError for what cannot work."""
+    config = decided(config)
     settings = config.input_config()
     size = settings.replica_batch_size(cluster.replicas)
     if size % config.micro_batches or (settings.mixes and size // config.micro_batches % 2):

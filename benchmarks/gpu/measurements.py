@@ -250,7 +250,7 @@ def evaluation(job: Job) -> Iterator[Facts]:
         evaluate.act(state)
         seconds = time.perf_counter() - started
         yield {"what": what, "seconds": round(seconds, 3), "images_per_second": round(setup.num_records / seconds, 1)}
-    step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.jit)
+    step = create_eval_step(setup.cluster.strategy, eval_forward(setup, network), setup.config.uses_xla)
     synthetic = prepare(job.config()).data.eval_batches("train", setup.input)
     batch = next(iter(synthetic))
     yield {"what": "evaluation step alone", **call_rate(job, lambda: step(batch)["loss"], job.batch)}

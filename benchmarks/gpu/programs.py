@@ -79,6 +79,7 @@ class Program:
             phases=f"{self.part}:1@1e-3",
             head=self.head,
             precision=self.precision,
+            jit=True,
             global_batch_size=self.batch,
             micro_batches=self.micro_batches,
             **(AUGMENTATION if self.augmented else {}),
@@ -152,7 +153,7 @@ def trace(program: Program) -> ConcreteFunction:
     if program.kind == "step":
         return trace_step(setup)
     network = initial_network(setup)
-    strategy, jit = setup.cluster.strategy, setup.config.jit
+    strategy, jit = setup.cluster.strategy, setup.config.uses_xla
     batch = setup.data.eval_batches("train", setup.input).element_spec
     if program.kind == "evaluation":
         return concrete(create_eval_step(strategy, eval_forward(setup, network), jit), batch)

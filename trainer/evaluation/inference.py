@@ -127,7 +127,7 @@ def predict_split(
     """
     num_stored, replicas = data.num_records(split), devices.replicas
     config = input_config(run, batch_size=batch_size, replicas=replicas, tta=tta)
-    infer = DistributedModel(model or run.model, devices, tta, run.config.jit)
+    infer = DistributedModel(model or run.model, devices, tta, run.config.uses_xla)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     elements = iter(data.eval_batches(split, config, replicas=replicas))
     steps = iter(lambda: list(itertools.islice(elements, replicas)), [])  # a batch for each replica
@@ -186,7 +186,7 @@ def predict_files(
     rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once
     size = run.config.image_size
     infer = tf.function(
-        lambda batch: run.model(batch, training=False), jit_compile=run.config.jit, autograph=False
+        lambda batch: run.model(batch, training=False), jit_compile=run.config.uses_xla, autograph=False
     ).get_concrete_function(tf.TensorSpec((rows, size, size, 3), tf.uint8))
     loading: dict[int, dict[int, np.ndarray | str]] = {}  # by batch and row: what the model is shown, or why not
     done: dict[int, list[tuple[FilePrediction, np.ndarray | None]]] = {}

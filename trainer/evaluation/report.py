@@ -217,7 +217,7 @@ def gradcam_pairs(run: Run, data: Dataset, evaluation: Evaluation, chosen: np.nd
     rows, labels = evaluation.predictions, evaluation.shown_labels
     stored = stored_images(data, evaluation.metrics["split"], rows.records[chosen])
     shown = np.stack([preprocess(image, run) for image in stored if image is not None])  # all: they were evaluated
-    heat = GradCam(run.model, run.config.jit)(shown, rows.predicted[chosen])
+    heat = GradCam(run.model, run.config.uses_xla)(shown, rows.predicted[chosen])
     pairs = []
     for image, evidence, row in zip(shown, heat, chosen, strict=True):
         label, predicted = rows.labels[row], rows.predicted[row]
