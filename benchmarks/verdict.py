@@ -159,7 +159,9 @@ def judge(turns: Sequence[Turn], cores: Cores) -> Verdict:
         word,
         () if busy else stages,
         _input_limit(typical),
-        None if busy or len(stages) > 1 else _factor(stages[0], samples, cores, noise(turns)),
+        None
+        if busy or len(stages) > 1 or word.startswith((QUOTA, TAKEN))
+        else _factor(stages[0], samples, cores, noise(turns)),
         cpu_shares(typical),
         (predicted, typical.end_to_end),
         tuple(_reasons(busy, typical, cores, predicted, explained)),

@@ -1,15 +1,17 @@
 """Verdicts put to the test: pipelines whose bottleneck is known are run, measured and judged; prints who was mistaken.
 
-    make verdicts        or        python -m shardline.benchmarks.verdicts [--repeats 5] [--seconds 0.5]
+    make verdicts        or        python -m shardline.benchmarks.verdicts [--repeats 5] [--seconds 0.5] [--only quota]
 
 The stages are simulated: processes burn CPU time or sleep, so many microseconds an image, into a buffer of batches that
-a step takes from. What measures, and what judges, is what shardline-benchmark uses.
+a step takes from. What measures, and what judges, is what shardline-benchmark uses. The machine should be idle. The
+scenario of a CPU quota makes a control group, and so needs to be root's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
@@ -17,19 +19,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing.synchronize import Semaphore
+from pathlib import Path
 
 from shardline.benchmarks.bottleneck import STAGES_SUITE, Bottleneck, Facts, bottleneck_of
 from shardline.benchmarks.measure import interleave, ratio
 from shardline.benchmarks.processes import Rate, repeat_for, timed
-from shardline.benchmarks.verdict import HOST_STAGES, TAKEN, Cost
+from shardline.benchmarks.verdict import HOST_STAGES, QUOTA, TAKEN, Cost
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.machine import available_cores
+from shardline.pipeline.machine import available_cores, cpu_quota
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.wording import count
 
 BATCH = 16  # images
 USUAL = {"order": 6.0, "storage": 10.0, "records": 20.0, "parse": 15.0, "decode": 120.0, "augment": 60.0, "batch": 20.0}
 _WITHOUT = "without the stage"
+_GROUPS, _PERIOD = Path("/sys/fs/cgroup"), 100_000  # where control groups are; microseconds
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Scenario:
       words: verdicts that are right.
       cpu, waiting: of some host stages, in place of the usual.
       step, step_cpu: sleep and CPU time of the step: that of an accelerator, and that of a step on the host's cores.
+      copy: sleep of the copy to the device, which happens beside the step and the host's stages.
       neighbors: processes that burn CPU time beside it.
+      quota: cores that a control group allows, while a thread for each visible core wants one; 0: no control group.
     """
 
     name: str
@@ -49,7 +56,9 @@ class Scenario:
     waiting: Mapping[str, float] = field(default_factory=dict)
     step: float = 10.0
     step_cpu: float = 0.0
+    copy: float = 0.0
     neighbors: int = 0
+    quota: float = 0.0
 
     def cost(self, last: str, without: str = "") -> Cost:
         """Of an image in the host's stages up to `last`."""
@@ -58,8 +67,9 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    """Every stage as the limit, ties, slow reads, steps on a device and on the host, and neighbors."""
-    half = sum(USUAL.values()) / available_cores()
+    """Every stage as the limit, ties, slow reads, steps on a device and on the host, neighbors and a quota."""
+    half, visible = sum(USUAL.values()) / available_cores(), len(os.sched_getaffinity(0))
+    quota = visible / 8
     return [
         *(Scenario(f"heavy {s}", (f"{s}-bound",), {s: 400.0}) for s in HOST_STAGES if s != "storage"),
         Scenario("usual photographs", ("decode-bound",)),
@@ -68,12 +78,16 @@ def scenarios() -> list[Scenario]:
         Scenario("large images", ("decode-bound",), {"decode": 2_000.0}),
         Scenario("2 ms a read", ("storage-bound",), waiting={"storage": 2_000.0}),
         Scenario("slow disk", ("storage-bound",), waiting={"storage": 600.0, "records": 100.0}),
+        Scenario("8 MB/s", ("storage-bound",), waiting={"storage": 3_600.0}),
+        Scenario("slow copy", ("copy-bound",), copy=4 * half),
         Scenario("slow step", ("step-bound",), step=4 * half),
+        Scenario("slow step and slower reads", ("storage-bound",), waiting={"storage": 9_000.0}, step=2 * half),
         Scenario("step on the host", ("step-bound",), step=0.0, step_cpu=1_500.0),
         Scenario("input on the step's cores", ("decode-bound",), {"decode": 900.0}, step=0.0, step_cpu=30.0),
         Scenario("step as fast as the input", ("balanced",), step=half),
         Scenario("decode as dear as augment", ("tie: decode or augment", "tie: augment or decode"), {"augment": 120.0}),
         Scenario("a neighbor on every core", (TAKEN, "cannot tell"), neighbors=available_cores()),
+        Scenario("a CPU quota", (f"{QUOTA} {quota:.1f} of {visible} visible cores",), quota=quota),
     ]
 
 
@@ -83,6 +97,7 @@ class VerdictsConfig:
 
     repeats: int = option(5, "turns that count, after one warmup turn", low=1)
     seconds: float = option(0.5, "duration of one run of a stage, in seconds", low=0.01)
+    only: str = option("", "measure only scenarios whose name holds this text")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -90,16 +105,23 @@ class VerdictsConfig:
 
 def measure(scenario: Scenario, config: VerdictsConfig) -> tuple[Bottleneck, tuple[float, float, float]]:
     """The verdict, and median, least and largest speed-up when the stage that limits is left out."""
-    cores = available_cores()
-    facts = Facts(cores, 30_000.0, 90_000.0, step_on_host=scenario.step_cpu > 0)
-    step = Cost(scenario.step_cpu, scenario.step)
+    visible = len(os.sched_getaffinity(0))
+    step, copy = Cost(scenario.step_cpu, scenario.step), Cost(0.0, scenario.copy)
     stage = scenario.words[0].removesuffix("-bound")
-    run = partial(run_pipeline, threads=cores, seconds=config.seconds)
-    runs: dict[str, Callable[[], Rate]] = {s: partial(run, scenario.cost(s), Cost(0.0)) for s in HOST_STAGES}
-    runs["step"] = partial(step_alone, step, config.seconds)
-    runs["end_to_end"] = partial(run, scenario.cost("batch"), step)
-    runs[_WITHOUT] = partial(run, scenario.cost("batch", without=stage), step)
-    with neighbors(scenario.neighbors):
+    with quota(scenario.quota), neighbors(scenario.neighbors):
+        cores, allowed = available_cores(), min(cpu_quota() or visible, visible)
+        threads = visible if scenario.quota else cores
+        facts = Facts(
+            cores, 30_000.0, 90_000.0, scenario.step_cpu > 0,
+            allowed_cores=allowed, visible_cores=visible, threads=threads,
+        )  # fmt: skip
+        run = partial(run_pipeline, threads=threads, seconds=config.seconds)
+        runs: dict[str, Callable[[], Rate]] = {s: partial(run, scenario.cost(s), Cost(0.0)) for s in HOST_STAGES}
+        if scenario.copy:
+            runs["copy"] = partial(step_alone, copy, config.seconds)
+        runs["step"] = partial(step_alone, step, config.seconds)
+        runs["end_to_end"] = partial(run, scenario.cost("batch"), step, copy)
+        runs[_WITHOUT] = partial(run, scenario.cost("batch", without=stage), step, copy)
         rows = interleave(
             STAGES_SUITE, runs, repeats=config.repeats, reference="batch", settings={"facts": asdict(facts)}
         )
@@ -128,11 +150,18 @@ def step_alone(step: Cost, seconds: float) -> Rate:
     return timed(lambda: repeat_for(seconds, one))
 
 
-def run_pipeline(host: Cost, step: Cost, *, threads: int, seconds: float) -> Rate:
-    """Images a second of processes that make batches and a step that takes them, once it runs evenly."""
+def run_pipeline(host: Cost, step: Cost, copy: Cost = Cost(0.0), *, threads: int, seconds: float) -> Rate:
+    """Images a second of processes that make batches and a step that takes them, once it runs evenly.
+
+    A copy that costs something has a process of its own between the two.
+    """
     context = multiprocessing.get_context("fork")
-    free, ready = context.Semaphore(2 * threads), context.Semaphore(0)
-    makers = [context.Process(target=_make, args=(host, free, ready), daemon=True) for _ in range(threads)]
+    free, made, ready = context.Semaphore(2 * threads), context.Semaphore(0), context.Semaphore(0)
+    copies = copy != Cost(0.0)
+    arguments = (host, free, made if copies else ready)
+    makers = [context.Process(target=_make, args=arguments, daemon=True) for _ in range(threads)]
+    if copies:
+        makers.append(context.Process(target=_make, args=(copy, made, ready), daemon=True))
     waited = 0.0
 
     def one() -> float:
@@ -158,6 +187,41 @@ def neighbors(count: int) -> Iterator[None]:
     context = multiprocessing.get_context("fork")
     with _running([context.Process(target=_burn, daemon=True) for _ in range(count)]):
         yield
+
+
+@contextlib.contextmanager
+def quota(cores: float) -> Iterator[None]:
+    """Within it this process and its children may use so many cores; 0: as before.
+
+    Raises:
+      OSError: no control group can be made.
+    """
+    if not cores:
+        yield
+        return
+    second = (_GROUPS / "cgroup.controllers").exists()  # version 2
+    parent = _GROUPS if second else _GROUPS / "cpu"
+    group, before = parent / f"shardline-verdicts-{os.getpid()}", _own_group(parent, "" if second else "cpu")
+    group.mkdir()
+    try:
+        if second:
+            (group / "cpu.max").write_text(f"{cores * _PERIOD:.0f} {_PERIOD}")
+        else:
+            (group / "cpu.cfs_period_us").write_text(str(_PERIOD))
+            (group / "cpu.cfs_quota_us").write_text(f"{cores * _PERIOD:.0f}")
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        (before / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def _own_group(parent: Path, controller: str) -> Path:
+    """The folder of the control group that this process is in."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    path = next(path for _, controllers, path in lines if controller in controllers.split(","))
+    own = parent / path.lstrip("/")
+    return own if own.is_dir() else parent  # in a container the path is the host's
 
 
 @contextlib.contextmanager
@@ -187,10 +251,19 @@ def _burn() -> None:
 def main(config: VerdictsConfig) -> None:
     """The command: run all scenarios, print a line for each and what was said in place of what."""
     said, within = Counter[tuple[str, str]](), []
-    wrong = []
-    for scenario in scenarios():
-        found, (gain, low, high) = measure(scenario, config)
+    wrong, num_right = [], 0
+    chosen = [scenario for scenario in scenarios() if config.only in scenario.name]
+    started, runs = time.monotonic(), len(HOST_STAGES) + 5
+    minutes = len(chosen) * runs * (config.repeats + 1) * (config.seconds + 0.2) / 60
+    print(f"{count(len(chosen), 'scenario')}, about {minutes:.0f} minutes", file=sys.stderr)
+    for scenario in chosen:
+        try:
+            found, (gain, low, high) = measure(scenario, config)
+        except OSError as error:
+            print(f"none  {scenario.name}: not measured, no control group can be made ({error.strerror})")
+            continue
         right = found.word in scenario.words
+        num_right += right
         said[scenario.words[0], found.word] += 1
         if found.verdict.confident and not right and found.word != TAKEN:  # of the machine, not of the stages
             wrong.append(f"{scenario.name}: {found.word}")
@@ -202,9 +275,11 @@ def main(config: VerdictsConfig) -> None:
         print(f"{'right' if right else 'NOT':5} {scenario.name}: {found.word}{text}")
         print(f"      {'; '.join(found.verdict.reasons)}", file=sys.stderr)
     print("\nexpected -> said")
-    for (expected, word), count in sorted(said.items()):
-        print(f"{count:3} {expected} -> {word}")
+    for (expected, word), times in sorted(said.items()):
+        print(f"{times:3} {expected} -> {word}")
+    print(f"right words: {num_right} of {sum(said.values())}")
     print(f"factors within the predicted range: {sum(within)} of {len(within)}")
+    print(f"measured in {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
     if wrong:
         raise Failure(f"wrong words said with confidence: {'; '.join(wrong)}")
 

@@ -8,12 +8,14 @@ from shardline.benchmarks import verdicts
 from shardline.benchmarks.bottleneck import Bottleneck
 from shardline.benchmarks.verdict import HOST_STAGES, Cost, judge
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.machine import cpu_quota
 from tests.benchmarks.test_verdict import CORES, make_turns
 
 
 def test_every_stage_and_every_kind_of_word_has_a_scenario():
     words = {scenario.words[0] for scenario in verdicts.scenarios()}
-    assert {f"{stage}-bound" for stage in (*HOST_STAGES, "step")} <= words
+    assert {f"{stage}-bound" for stage in (*HOST_STAGES, "copy", "step")} <= words
+    assert any(word.startswith("CPU quota") for word in words) and verdicts.TAKEN in words
     assert len(verdicts.scenarios()) >= 16 and "balanced" in words and any(word.startswith("tie") for word in words)
 
 
@@ -24,6 +26,32 @@ def test_a_pipeline_keeps_the_pace_of_its_costs_and_knows_who_waits():
     assert slow.rate < 220 and slow.waiting < 0.3
     burning = verdicts.run_pipeline(Cost(2_000.0), Cost(0.0), threads=1, seconds=0.3)
     assert burning.cpu_seconds == pytest.approx(0.002, rel=0.5)
+
+
+def test_a_slow_copy_holds_the_pipeline_up():
+    slow = verdicts.run_pipeline(Cost(0.0, 10.0), Cost(0.0, 10.0), Cost(0.0, 5_000.0), threads=2, seconds=0.3)
+    assert slow.rate < 220 and slow.waiting > 0.5  # 200 images a second
+
+
+def test_a_quota_is_that_of_a_control_group_for_a_while():
+    before = cpu_quota()
+    try:
+        with verdicts.quota(0.25):
+            assert cpu_quota() == pytest.approx(0.25)
+    except OSError:
+        pytest.skip("no control group can be made here")
+    assert cpu_quota() == before and not list(verdicts._GROUPS.glob("**/shardline-verdicts-*"))
+
+
+def test_a_scenario_that_cannot_be_made_is_named_and_none_is_counted(monkeypatch, capsys):
+    def refuse(scenario, config):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(verdicts, "measure", refuse)
+    verdicts.main(verdicts.VerdictsConfig(only="quota"))
+    out = capsys.readouterr().out
+    assert "a CPU quota: not measured, no control group can be made (Permission denied)" in out
+    assert "right words: 0 of 0" in out
 
 
 def test_a_scenario_leaves_a_stage_out():
@@ -40,7 +68,8 @@ def test_the_matrix_is_printed_and_a_wrong_word_fails(monkeypatch, capsys):
     monkeypatch.setattr(verdicts, "scenarios", lambda: [right])
     verdicts.main(verdicts.VerdictsConfig())
     out = capsys.readouterr().out
-    assert "1 decode-bound -> decode-bound" in out and "factors within the predicted range: 1 of 1" in out
+    assert "1 decode-bound -> decode-bound" in out and "right words: 1 of 1" in out
+    assert "factors within the predicted range: 1 of 1" in out
     monkeypatch.setattr(verdicts, "scenarios", lambda: [right, replace(right, name="disk", words=("storage-bound",))])
     with pytest.raises(Failure, match="wrong words said with confidence: disk: decode-bound"):
         verdicts.main(verdicts.VerdictsConfig())
