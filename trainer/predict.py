@@ -32,7 +32,7 @@ from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
-from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config
+from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config, weights_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -203,17 +203,19 @@ def as_bytes(rows: Sequence[FilePrediction], form: str, top: int) -> bytes:
 
 
 def _csv(rows: Sequence[FilePrediction], top: int) -> str:
-    """path, label, words where there are any, probability, then label2, words2, probability2, …, and the error."""
+    """path, label, words where there are any, probability, then label2, words2, …, the error and the weights."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ["", *map(str, range(2, top + 1))]
     names = ("label", "words", "probability") if any(row.words for row in rows) else ("label", "probability")
-    writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in names), "error"])
+    weights = ["weights"] if any(row.weights for row in rows) else []
+    writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in names), "error", *weights])
     for row in rows:
         words = [row.words] if "words" in names else []
         columns = [row.labels, *words, [f"{p:.6f}" for p in row.probabilities]]
         groups = list(zip(*columns, strict=True)) or [("",) * len(names)] * top
         cells = [row.path, *(value for group in groups for value in group), row.error]
+        cells += [weights_text(row.weights)] if row.weights else []
         writer.writerow(map(csv_cell, cells))
     return text.getvalue()
 
@@ -246,6 +248,8 @@ def _parquet(rows: Sequence[FilePrediction]) -> bytes:
             "error": pa.array([row.error or None for row in rows], pa.string()),
         }
     )
+    if rows and rows[0].weights:
+        table = table.replace_schema_metadata({"weights": json.dumps(rows[0].weights)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -44,6 +44,7 @@ def claim_workdir(setup: TrainSetup, allow_changes: bool) -> dict[str, Any]:
         raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
     if setup.cluster.chief and not continues:  # else when a step was made under it, by SaveCheckpoint
         try:
+            (workdir / metrics_log.FILE_NAME).unlink(missing_ok=True)  # of an attempt that left no checkpoint
             write_config(workdir, content)
         except OSError as error:
             raise UsageError(

@@ -150,10 +150,14 @@ class ChosenWeights:
         }
 
     def __str__(self) -> str:
-        average = ", moving average" if self.checkpoint.averaged else ""
         unfinished = "" if self.finished else "the run is not finished; "
-        name, step = self.checkpoint.path.name, self.checkpoint.header["step"]
-        return f"{unfinished}weights: {name}, step {step}, {self.choice}{average}, SHA-256 {self.sha256}"
+        return f"{unfinished}weights: {self.checkpoint.path.name}, {weights_text(self.facts())}"
+
+
+def weights_text(facts: Mapping[str, Any]) -> str:
+    """`ChosenWeights.facts` in a line, the same everywhere: step, choice and SHA-256."""
+    average = ", moving average" if facts["averaged"] else ""
+    return f"step {facts['step']}, {facts['choice']}{average}, SHA-256 {facts['sha256']}"
 
 
 def choose_weights(run_dir: str | os.PathLike[str], checkpoint: str = "") -> ChosenWeights:

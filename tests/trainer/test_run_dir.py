@@ -7,10 +7,12 @@ import signal
 
 import keras
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from shardline.pipeline.errors import Interrupted, UsageError
 from shardline.trainer import metrics_log, selftest
+from shardline.trainer.actions import SaveCheckpoint
 from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, read_checkpoint, weights_digest
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import StopRequest
@@ -75,9 +77,36 @@ def test_evaluate_predict_and_export_say_which_weights(config, result, tmp_path)
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"] == wanted
     assert json.loads((tmp_path / "x" / "parity.json").read_text())["weights"] == wanted
     assert json.loads((tmp_path / "p.jsonl").read_text())["weights"] == wanted
+    line = f"step {result['step']}, best by validation loss, SHA-256 {result['weights_sha256']}"
+    assert f"Weights: {line}." in (tmp_path / "e" / "report.html").read_text()
+    assert json.loads(pq.read_metadata(tmp_path / "e" / "predictions.parquet").metadata[b"weights"]) == wanted
+    for name in ("p.csv", "p.parquet"):
+        command("shardline.trainer.predict", "--run", run, "--output", tmp_path / name, tmp_path / "a.png", check=1)
+    assert (tmp_path / "p.csv").read_text().splitlines()[-1].endswith(f',"{line}"')
+    assert json.loads(pq.read_metadata(tmp_path / "p.parquet").metadata[b"weights"]) == wanted
     for done in (evaluated, exported, predicted):
         first = done.stderr.splitlines()[0]
         assert first.startswith("weights: best.npz, step ") and first.endswith(result["weights_sha256"])
+
+
+def test_an_attempt_without_a_checkpoint_leaves_no_numbers_beside_another_config(config, tmp_path, monkeypatch):
+    """Killed before the first checkpoint, then started under other flags, which are wrong: its log was of the first."""
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    first = dataclasses.replace(
+        config, workdir=str(tmp_path / "run"), checkpoint_every_steps=2, log_every_steps=1, best_metric="none"
+    )
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(SaveCheckpoint, "act", killed)
+        train(first)
+    assert {line["step"] for line in metrics_log.read(first.workdir)} >= {1, 2}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shardline.trainer.run.create_train_state", killed)
+        train(dataclasses.replace(first, dropout=0.3))
+    assert read_config(first.workdir)["train"]["dropout"] == 0.3
+    assert not metrics_log.read(first.workdir)
 
 
 @pytest.mark.parametrize("change", [{"image_size": 64}, {"eval_crop_fraction": 0.9}, {"best_metric": "top1"}])

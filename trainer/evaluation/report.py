@@ -23,7 +23,7 @@ from shardline.trainer.evaluation.label_issues import label_issues
 from shardline.trainer.evaluation.leakage import training_data
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
 from shardline.trainer.input_profile import InputProfile
-from shardline.trainer.run_dir import read_config
+from shardline.trainer.run_dir import read_config, weights_text
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -81,7 +81,8 @@ def add_result(page: HtmlReport, values: Mapping[str, Any]) -> None:
     tta = {"none": "", "flip": "; averaged over each image and its horizontal flip"}.get(
         values["tta"], f"; averaged over {values['tta']} crops"
     )
-    note = f"{values['split']}: {values['count']}{tta}."
+    unfinished = "" if values["weights"]["finished"] else " The run is not finished."
+    note = f"{values['split']}: {values['count']}{tta}. Weights: {weights_text(values['weights'])}.{unfinished}"
     page.table("Result", ("measure", "value", "95 % interval"), rows, note=note)
 
 

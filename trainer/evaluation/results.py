@@ -257,6 +257,7 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
         "labels": json.dumps(evaluation.labels, ensure_ascii=False),
         "split": evaluation.metrics["split"],
         "digest": evaluation.metrics["digest"],
+        "weights": json.dumps(evaluation.metrics["weights"]),
     }
     with atomic_writer(path) as file:
         pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
