@@ -33,8 +33,7 @@ TEMPORARY = ".tmp"  # how the names of unfinished files end
 def temporary_path(path: str | os.PathLike[str]) -> Path:
     """A name beside `path` that no other attempt on any host uses: HOST-PID-RANDOM tells who left it behind."""
     path = Path(path)
-    host = socket.gethostname().replace(".", "_")
-    return path.with_name(f"{path.name}.{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
 
 
 @contextlib.contextmanager
@@ -70,14 +69,25 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_strays(directory: str | os.PathLike[str], ours: Callable[[str], bool]) -> None:
-    """Delete the temporary files that killed attempts left of the files for whose names `ours` is true."""
+def remove_strays(directory: str | os.PathLike[str], ours: Callable[[str], bool], *, owned: bool = True) -> None:
+    """Delete the temporary files that killed attempts left of the files for whose names `ours` is true.
+
+    Args:
+      owned: nobody else uses the directory; else only what processes of this host left that have ended is deleted.
+    """
+    host = _host()
     with os.scandir(directory) as entries:
         for entry in entries:
             found = _STRAY.fullmatch(entry.name)
-            if found and ours(found[1]):
+            if not found or not ours(found[1]):
+                continue
+            if owned or (found[2] == host and not psutil.pid_exists(int(found[3]))):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(entry.path)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")
 
 
 def remove_tree(directory: str | os.PathLike[str], ours: Callable[[str], bool]) -> None:
@@ -113,7 +123,7 @@ def refuse_foreign(directory: str | os.PathLike[str], ours: Callable[[str], bool
                 )
 
 
-_STRAY = re.compile(r"(.+)\.[^./]+-[0-9]+-[0-9a-f]{8}\.tmp")  # what `temporary_path` makes
+_STRAY = re.compile(r"(.+)\.([^./]+)-([0-9]{1,9})-[0-9a-f]{8}\.tmp")  # what `temporary_path` makes
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:

@@ -64,8 +64,10 @@ _SMI_FIELDS = (
 class ReportConfig:
     """What to measure, and where the figures go."""
 
-    data: str = option("", "dataset directory, made by shardline-convert; without one, the parts that need it are left")
-    output: str = option("", "folder for the figures")
+    data: str = option(
+        "", "dataset directory, made by shardline-convert; without one, the parts that need it are left", path="folder"
+    )
+    output: str = option("", "folder for the figures", path="folder")
     seconds: float = option(480.0, "time for all parts together; what would go beyond it is cut short", above=0)
     only: str = option("", "parts to run, separated by commas; empty: all")
     tiny: bool = option(False, "a thin network and small images, also on a CPU: to try the parts, not to measure")

@@ -140,7 +140,8 @@ def test_ray_runs_every_task_once():
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("does", "message"), [("fail", "as asked"), ("crash", r"lost the shard of toy1\[0\] 4 times .*with engine=processes")]
+    ("does", "message"),
+    [("fail", "as asked"), ("crash", r"lost the shard of toy1\[0\] 4 times .*with engine=processes")],
 )
 def test_errors_on_ray_end_the_run(does, message):
     pytest.importorskip("ray")

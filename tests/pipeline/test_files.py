@@ -13,7 +13,7 @@ import pytest
 
 from shardline.pipeline import files
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import TEMPORARY, atomic_write, atomic_writer, remove_tree, temporary_path
+from shardline.pipeline.files import TEMPORARY, atomic_write, atomic_writer, remove_strays, remove_tree, temporary_path
 
 
 def test_content_is_there_after_the_block_and_nothing_before(tmp_path):
@@ -171,3 +171,19 @@ def test_a_full_disk_is_told_with_the_name_that_was_to_be_written(tmp_path, monk
     with pytest.raises(FileNotFoundError) as refusal:
         atomic_write(tmp_path / "missing" / "x", b"1")
     assert refusal.value.filename == str(tmp_path / "missing" / "x")
+
+
+def test_strays_in_a_shared_directory_are_those_of_processes_that_ended_here(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = temporary_path(tmp_path / "a")
+    host = mine.name.split(".")[1].rpartition("-")[0].rpartition("-")[0]
+    left = tmp_path / f"a.{host}-{ended.pid}-0123abcd.tmp"
+    elsewhere = tmp_path / f"a.another_host-{ended.pid}-0123abcd.tmp"
+    foreign = [tmp_path / name for name in (f"b.{host}-{ended.pid}-0123abcd.tmp", "a.tmp", f"a.{host}-1-xyz.tmp")]
+    for path in (mine, left, elsewhere, *foreign):
+        path.write_text("")
+    remove_strays(tmp_path, "a".__eq__, owned=False)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere, *foreign])
+    remove_strays(tmp_path, "a".__eq__)
+    assert sorted(tmp_path.iterdir()) == sorted(foreign)

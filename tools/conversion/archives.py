@@ -418,7 +418,7 @@ class Spool:
                 "an --output elsewhere, or unpack the archive and give the folder"
             )
         name = f".{Path(archive).name}"
-        remove_strays(directory, name.__eq__)
+        remove_strays(directory, name.__eq__, owned=False)  # another conversion may read its own
         self.path = str(temporary_path(directory / name))
         self.remove = weakref.finalize(self, _unlink, self.path)
         try:
