@@ -19,6 +19,7 @@ from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement, interleave
 from shardline.benchmarks.processes import Rate, repeat_for, timed
 from shardline.benchmarks.step_stages import text, train_config
+from shardline.pipeline import augment_on_device
 from shardline.trainer.actions import StepMonitor
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
@@ -82,7 +83,7 @@ def measure_head(config: BenchConfig) -> list[Measurement]:
 
 def loop(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
     """The trainer's own loop, continued for some seconds at each call."""
-    setup = create_setup(config, create_cluster("one_device", 0))
+    setup = create_setup(config, create_cluster("one_device", 0, jit=config.uses_xla))
     network, state, step = create_train_state(setup, setup.spans[0])
     monitor = StepMonitor(setup, network, None, 0)
     monitor.bar.disable = True
@@ -119,12 +120,12 @@ class Deadline(Action):
 
 def bare(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
     """What TensorFlow does with this model when nothing watches: one batch, again and again."""
-    setup = create_setup(config, create_cluster("one_device", 0))
+    setup = create_setup(config, create_cluster("one_device", 0, jit=config.uses_xla))
     network = initial_network(setup)
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9, nesterov=True, global_clipnorm=1.0)
     optimizer.build(network.train.trainable_variables)
     batch = next(iter(setup.data.train_batches("train", setup.input)))
-    image, label, position = tf.cast(batch["image"], tf.float32), batch["label"], batch["position"]
+    image, label, position = augment_on_device(batch, setup.input)["image"], batch["label"], batch["position"]
 
     def forward_backward() -> Any:
         with tf.GradientTape() as tape:

@@ -20,6 +20,7 @@ from shardline.benchmarks.targets import summary
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
+from shardline.trainer.xla import start_tensorflow
 
 __all__ = ["BenchConfig", "benchmark"]
 
@@ -124,7 +125,7 @@ def main(config: BenchConfig) -> None:
     """The command: measure."""
     checked = check(config)  # at once: TensorFlow takes seconds to import
     command_line.log(f"suite {checked.suite} of {checked.data or checked.raw_images}; writes to: {checked.output}")
-    command_line.import_tensorflow()
+    start_tensorflow()
     benchmark(config)
 
 

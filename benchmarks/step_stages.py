@@ -17,7 +17,9 @@ import tensorflow as tf
 from shardline.benchmarks.bottleneck import STAGE_TEXT
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.processes import Rate, repeat_for, timed
+from shardline.pipeline.augment_host import canvas_size
 from shardline.pipeline.config import InputConfig
+from shardline.pipeline.dataset import augment_on
 from shardline.trainer.arithmetic import decided
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
@@ -71,7 +73,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, replicas: int = 1) -> None:
         logical_cpus = 0 if replicas == 1 or num_gpus() else replicas
-        cluster = create_cluster("one_device" if replicas == 1 else "mirrored", logical_cpus)
+        strategy = "one_device" if replicas == 1 else "mirrored"
+        cluster = create_cluster(strategy, logical_cpus, deterministic=config.deterministic, jit=config.uses_xla)
         setup = create_setup(replace(config, synthetic=True), cluster)
         _, _, self._step = create_train_state(setup, setup.spans[0])
         self._synthetic = setup.train_batches(0)
@@ -145,7 +148,8 @@ def forecast_facts(config: BenchConfig, classes: int, on_gpu: bool) -> dict[str,
 
 def copier(config: InputConfig, device: str) -> Callable[[float], Rate]:
     """Images per second of copying batches from the host's memory to `device`; on a CPU, from memory to memory."""
-    shape = (config.global_batch_size, config.image_size, config.image_size, 3)
+    side = canvas_size(config.image_size) if augment_on(config) == "device" else config.image_size
+    shape = (config.global_batch_size, side, side, 3)
     with tf.device("/CPU:0"):
         batch = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 

@@ -283,7 +283,7 @@ def augment_on(config: InputConfig) -> str:
         return config.augment_on
     import tensorflow as tf
 
-    return "device" if tf.config.list_physical_devices("GPU") else "host"
+    return "device" if tf.config.get_visible_devices("GPU") else "host"
 
 
 def _spec(size: int, image_shape: tuple[int, ...]) -> Spec:

@@ -75,7 +75,7 @@ def decided(config: TrainConfig) -> TrainConfig:
     recorded = _recorded(config)
     if recorded:
         return recorded
-    gpus = [] if config.logical_cpus else _gpus()
+    gpus = [] if config.logical_cpus or config.device == "cpu" else _gpus()
     if gpus:
         precision = _gpu_precision(gpus) if config.precision == AUTO else config.precision
         return replace(config, precision=precision, jit=config.jit is not False)

@@ -14,9 +14,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from shardline.pipeline.errors import UsageError
+from shardline.trainer import nvidia
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.xla import set_flags
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+LEAST_GPU_BATCH = 64  # samples
 
 
 @dataclass(frozen=True)
@@ -90,16 +95,42 @@ def read_hosts() -> Hosts:
     return Hosts(hosts, index + (len(addresses["chief"]) if kind == "worker" else 0))
 
 
-def create_cluster(strategy: str, logical_cpus: int) -> Cluster:
+def create_cluster(
+    strategy: str, logical_cpus: int, *, device: str = "auto", deterministic: bool = True, jit: bool = True
+) -> Cluster:
     """Claim the devices: for the first time in a process, before any other TensorFlow work.
 
     A process has one strategy for the same arguments: two over the same devices would collide in their collectives.
+
+    Args:
+      device: auto, the GPUs if there are any; or cpu.
+      deterministic: give the same bits on every run on the same devices.
+      jit: whether XLA compiles the steps.
+
+    Raises:
+      UsageError: the devices cannot be had so, or there are NVIDIA cards that TensorFlow does not see.
     """
-    return _create_cluster(strategy, logical_cpus, read_hosts())
+    set_flags(deterministic=deterministic, jit=jit)
+    if deterministic and not jit:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()  # would refuse to let XLA compile max pooling
+    return _create_cluster(strategy, logical_cpus, device, read_hosts())
+
+
+def claim(config: TrainConfig) -> Cluster:
+    """The devices that a run of a decided config is to have. See `create_cluster`."""
+    return create_cluster(
+        config.strategy,
+        config.logical_cpus,
+        device=config.device,
+        deterministic=config.deterministic,
+        jit=config.uses_xla,
+    )
 
 
 @cache
-def _create_cluster(strategy: str, logical_cpus: int, hosts: Hosts) -> Cluster:
+def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts) -> Cluster:
     import tensorflow as tf
 
     workers = len(hosts.addresses)
@@ -111,7 +142,14 @@ def _create_cluster(strategy: str, logical_cpus: int, hosts: Hosts) -> Cluster:
         if strategy != "mirrored":
             raise UsageError(f"--logical_cpus={logical_cpus} splits one process; it needs --strategy=mirrored")
         _split_cpu(logical_cpus)
-    gpus = [] if logical_cpus else tf.config.list_physical_devices("GPU")
+    on_cpu = bool(logical_cpus) or device == "cpu"
+    gpus = tf.config.list_physical_devices("GPU")
+    if on_cpu and gpus:
+        with contextlib.suppress(RuntimeError):  # too late to hide what has been used
+            tf.config.set_visible_devices([], "GPU")  # also from the input, which augments on a GPU where there is one
+        gpus = []
+    elif not on_cpu:
+        nvidia.refuse_unused(nvidia.cards(), tf.sysconfig.get_build_info(), len(gpus))
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # as in a notebook that has used the GPU: too late to ask
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -149,18 +187,23 @@ def _split_cpu(parts: int) -> None:
         raise UsageError(f"--logical_cpus={parts}: the CPU is already in use as it is ({error})") from None
 
 
-def make_deterministic(jit: bool) -> None:
-    """The same bits on every run on the same devices. XLA reads its flags once, before it first compiles."""
+def device_lines(cluster: Cluster, global_batch_size: int) -> list[str]:
+    """What a run is carried out on, and what is unfavorable about that, a line each."""
     import tensorflow as tf
 
-    if not jit:
-        tf.config.experimental.enable_op_determinism()
-        return
-    # TensorFlow's own switch refuses to compile max pooling.
-    flag = "--xla_gpu_deterministic_ops=true"
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = " ".join([*flags, flag])
+    if cluster.device_kind != "GPU":
+        return [f"devices: {cluster}"]
+    found, batch = nvidia.cards(), global_batch_size // cluster.replicas
+    facts = nvidia.description(found, tf.sysconfig.get_build_info())
+    lines = [f"devices: {cluster}" + (f": {facts}" if facts else "")]
+    lines += [f"warning: {line}" for line in nvidia.warnings(found)]
+    if batch < LEAST_GPU_BATCH:
+        lines.append(
+            f"warning: --global_batch_size={global_batch_size} is {batch} a GPU: with fewer than {LEAST_GPU_BATCH}, "
+            "much of a GPU's time passes between its steps; try "
+            f"--global_batch_size={LEAST_GPU_BATCH * cluster.replicas} or more, with a learning rate to match"
+        )
+    return lines
 
 
 def peak_tflops(kind: str, precision: str) -> float:

@@ -25,6 +25,7 @@ RUNTIME_FIELDS = frozenset(
         "workdir",
         "weights_sha256",
         "strategy",
+        "device",
         "logical_cpus",
         "checkpoint_every_steps",
         "keep_checkpoints",
@@ -184,6 +185,10 @@ class TrainConfig(InputConfig):
     strategy: str = option(
         "auto", "tf.distribute strategy; auto: multi_worker if TF_CONFIG names several workers, else mirrored",
         choices=STRATEGIES, group="devices",
+    )  # fmt: skip
+    device: str = option(
+        "auto", "auto: the GPUs, or the CPU where there are none; cpu: the CPU, also where there are GPUs",
+        choices=("auto", "cpu"), group="devices",
     )  # fmt: skip
     logical_cpus: int = option(
         0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0, group="devices"

@@ -23,6 +23,7 @@ from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
 from shardline.trainer.run_dir import choose_weights, read_config
+from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -84,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         command_line.log(f"note: {gap}")
 
     with own_directory(output, "--output"):
-        command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+        start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
         from shardline.trainer.cluster import create_cluster
         from shardline.trainer.evaluation.plots import draw
         from shardline.trainer.evaluation.report import write_report

@@ -32,6 +32,7 @@ from shardline.trainer.checks import (
     say_weights,
 )
 from shardline.trainer.run_dir import choose_weights, read_config
+from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -122,7 +123,7 @@ def export(config: ExportConfig) -> Exported:
     output = Path(config.output)
     say_weights(chosen)
     with own_directory(output, "--output"):
-        command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+        start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
         from shardline.trainer.evaluation import exports
         from shardline.trainer.evaluation.model_input import describe_preprocessing
         from shardline.trainer.run_dir import load_run

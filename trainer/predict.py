@@ -33,6 +33,7 @@ from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
 from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config, weights_text
+from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +95,7 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
 def _predict(
     config: PredictConfig, directory: Path, chosen: ChosenWeights, data: Dataset | None, paths: Sequence[str]
 ) -> list[FilePrediction]:
-    command_line.import_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
+    start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.evaluation.inference import predict_files, predict_records
     from shardline.trainer.run_dir import load_run
 

@@ -21,7 +21,7 @@ from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMon
 from shardline.trainer.arithmetic import decided
 from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
 from shardline.trainer.checkpoints import Checkpoint
-from shardline.trainer.cluster import create_cluster, make_deterministic, peak_tflops, read_hosts
+from shardline.trainer.cluster import claim, peak_tflops, read_hosts
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.exchange import gather, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
@@ -36,6 +36,7 @@ from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
 from shardline.trainer.step import TrainLoop, TrainStep, create_train_loop
+from shardline.trainer.xla import set_flags
 
 
 def train(
@@ -154,10 +155,9 @@ def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:
 
 def prepare(config: TrainConfig) -> TrainSetup:
     """Claim the devices, fix the sources of randomness, and check the config against both."""
+    set_flags(deterministic=config.deterministic, jit=config.jit is not False)  # before devices are listed
     config = decided(config)
-    if config.deterministic:
-        make_deterministic(config.uses_xla)
-    cluster = create_cluster(config.strategy, config.logical_cpus)
+    cluster = claim(config)
     check_config(config, cluster)
     keras.utils.set_random_seed(config.seed)
     return create_setup(config, cluster)

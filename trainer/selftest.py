@@ -20,10 +20,10 @@ from shardline.pipeline.example import encode_example
 from shardline.pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
 from shardline.pipeline.tfrecord import frame_record
 from shardline.trainer.arithmetic import decided, measured
-from shardline.trainer.cluster import Cluster, create_cluster
+from shardline.trainer.cluster import Cluster, claim
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.model import Network
-from shardline.trainer.setup import create_setup
+from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_train_state
 from shardline.trainer.step import SCALE_START, Batch, TrainStep
 
@@ -45,11 +45,11 @@ def selftest(config: TrainConfig) -> None:
       Failure: one of the checks that are about correctness failed.
     """
     tf.get_logger().setLevel("ERROR")  # else it warns of retracing: each check traces functions of its own
-    gpus = tf.config.list_physical_devices("GPU")
     config = decided(config)
-    if not gpus:
+    alone = config.device == "cpu" or not tf.config.list_physical_devices("GPU")
+    if alone:
         print(f"arithmetic: images/s of a piece of VGG16 here: {measured()}")
-    cluster = create_cluster(config.strategy, config.logical_cpus or (0 if gpus else 2))
+    cluster = claim(dataclasses.replace(config, logical_cpus=config.logical_cpus or 2) if alone else config)
     checks = Checks(config, cluster)
     table = [
         (f"1 and {cluster.replicas} replicas train alike", checks.replicas_agree, True),
@@ -89,7 +89,7 @@ class Checks:
         """
         found = []
         for cluster, jit in ((self.alone, False), (self.cluster, self.config.jit)):
-            network, _, step = self._start(cluster, precision="float32", jit=jit)
+            _, network, _, step = self._start(cluster, precision="float32", jit=jit)
             for number in range(3):
                 step(_spread(cluster, _random_batch(self.batch, number)), tf.constant(0.05))
             found.append({path: v.numpy() for path, v in network.weights.items()})
@@ -101,7 +101,7 @@ class Checks:
     def overflow_is_skipped(self) -> tuple[bool, str]:
         """Huge weights of samples on the last replica overflow its float16 gradients and no other's."""
         # The decision is made after what XLA would compile.
-        network, state, step = self._start(self.cluster, precision="mixed_float16", jit=False)
+        _, network, state, step = self._start(self.cluster, precision="mixed_float16", jit=False)
         before = {path: v.numpy() for path, v in network.weights.items()}
         samples = _random_batch(self.batch, 0)
         samples["weight"][-self.batch // self.cluster.replicas :] = 1e9
@@ -152,32 +152,34 @@ class Checks:
                 next(data)
                 count += 32
             supply = count / (time.perf_counter() - started)
-        # The work grows with the number of pixels.
-        need = max(self.rates.values()) * (self.side / 224) ** 2
+        # The work grows with the number of pixels; logical CPUs share the cores that one replica had to itself.
+        replicas = self.cluster.local_replicas if self.cluster.device_kind == "GPU" else 1
+        need = replicas * max(self.rates.values()) * (self.side / 224) ** 2
         return supply >= need, f"input gives {supply:.0f} images/s, VGG16 at 224 px takes about {need:.3g}"
 
     def _rate(self, precision: str) -> float:
-        batch = 16
-        changes = {"jit": self.config.jit, "image_size": self.side, "width": 1.0, "global_batch_size": batch}
-        *_, step = self._start(self.alone, precision=precision, **changes)
-        samples = _spread(self.alone, _random_batch(batch, 0, side=self.side))
-        float(step(samples, tf.constant(0.01))["loss"])
+        """Of batches as training has them, with all that the device does to them."""
+        size = 64 if self.cluster.device_kind == "GPU" else 16
+        changes = {"jit": self.config.jit, "image_size": self.side, "width": 1.0, "global_batch_size": size}
+        setup, _, _, step = self._start(self.alone, precision=precision, **changes)
+        batches, rate = setup.train_batches(0), tf.constant(0.01)
+        float(step(next(batches), rate)["loss"])
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < 2:
-            float(step(samples, tf.constant(0.01))["loss"])
-            count += batch
+            float(step(next(batches), rate)["loss"])
+            count += size
         return count / (time.perf_counter() - started)
 
-    def _start(self, cluster: Cluster, **changes: Any) -> tuple[Network, TrainState, TrainStep]:
+    def _start(self, cluster: Cluster, **changes: Any) -> tuple[TrainSetup, Network, TrainState, TrainStep]:
         values = {**TINY, "data": "", "synthetic": True, "global_batch_size": self.batch, "micro_batches": 1, **changes}
         setup = create_setup(dataclasses.replace(self.config, ema=0.0, **values), cluster)
-        return create_train_state(setup, setup.spans[0])
+        return setup, *create_train_state(setup, setup.spans[0])
 
 
-def _random_batch(size: int, seed: int, side: int = 32) -> dict[str, np.ndarray]:
+def _random_batch(size: int, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {
-        "image": random.integers(0, 256, (size, side, side, 3), np.uint8),
+        "image": random.integers(0, 256, (size, 32, 32, 3), np.uint8),
         "label": random.integers(0, 10, size).astype(np.int32),
         "weight": np.where(np.arange(size) == 0, 0.0, 1.0).astype(np.float32),
         "record": np.arange(size),

@@ -21,6 +21,7 @@ from shardline.pipeline.options import narrowed, option
 from shardline.trainer.cluster import read_hosts
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.data import banner, choose_eval_split, open_data
+from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -84,7 +85,7 @@ def main(command: TrainCommand) -> None:
     config = narrowed(command, TrainConfig)
     if not command.selftest:
         announce(config, needs_workdir=not (command.dry_run or command.find_batch))
-    command_line.import_tensorflow()
+    start_tensorflow(deterministic=command.deterministic, jit=command.jit is not False)
     from shardline.trainer import selftest, tuning  # TensorFlow takes seconds to import
 
     if command.selftest:

@@ -18,6 +18,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_memory, peak_memory
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
+from shardline.trainer.cluster import device_lines
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.model import Network, flops_per_image, num_parameters
 from shardline.trainer.run import prepare
@@ -37,7 +38,7 @@ def dry_run(config: TrainConfig) -> str:
         network = initial_network(setup)
     batch, replicas = config.global_batch_size, setup.cluster.replicas
     lines = [
-        f"devices: {setup.cluster}",
+        *device_lines(setup.cluster, batch),
         f"batch: {batch} = {replicas} × {batch // replicas} samples, in {config.micro_batches} micro-batches",
         f"data: {setup.num_records} records of {config.train_split}, {len(setup.labels)} classes; "
         f"evaluation on {setup.eval_split or 'nothing'}",

@@ -26,6 +26,7 @@ from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import check_options, option
+from shardline.trainer.xla import REPEATABLE, start_tensorflow
 
 if TYPE_CHECKING:
     from shardline.benchmarks.gpu.programs import Lowered, Program
@@ -102,14 +103,12 @@ class Row:
 def compile_programs(config: CompileConfig) -> list[Row]:
     """Compile every program of the suite for every GPU."""
     from shardline.benchmarks.gpu import programs  # TensorFlow
-    from shardline.trainer.cluster import make_deterministic
 
     if not os.access(config.xla_python, os.X_OK) or missing_packages(config.xla_python, ("jax", "jax_cuda12_plugin")):
         raise UsageError(
             f"--xla_python={config.xla_python}: no Python with jax and its CUDA plugin; `make gpu-compile` makes it"
         )
-    make_deterministic(jit=True)  # the trainer's default; sets XLA_FLAGS
-    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {WITHOUT_DEVICE}"}
+    flags = {"XLA_FLAGS": f"{REPEATABLE} {WITHOUT_DEVICE}"}
     chosen, rows = programs.SUITES[config.suite](), []
     with WorkerProcess(compiler, python=config.xla_python, environment=ENVIRONMENT | flags) as compile_module:
         for program in progress(chosen, total=len(chosen), desc="gpu-compile", unit="program"):
@@ -198,7 +197,7 @@ def table(rows: list[Row]) -> str:
 
 def main(config: CompileConfig) -> None:
     """Compile, print the table, keep it, and fail on what is wrong."""
-    command_line.import_tensorflow()
+    start_tensorflow()
     path = Path(config.output)
     baseline = read_rows(path)
     rows = compile_programs(config)
@@ -217,7 +216,7 @@ def versions(xla_python: str) -> dict[str, str]:
 
     code = "import importlib.metadata as m; print(m.version('jaxlib'))"
     jaxlib = subprocess.run([xla_python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    return {"tensorflow": tf.__version__, "jaxlib": jaxlib, "flags": os.environ.get("XLA_FLAGS", "").strip()}
+    return {"tensorflow": tf.__version__, "jaxlib": jaxlib, "flags": REPEATABLE}
 
 
 def cli() -> None:

@@ -280,9 +280,8 @@ def base_flags(config: ReportConfig) -> dict[str, object]:
         "eval_every_epochs": 1e6,
         "log_every_steps": 10 if config.tiny else 25,
     }
-    return flags | (
-        {"width": 0.05, "image_size": 32, "peak_tflops": 1.0, "augment_on": "device"} if config.tiny else {}
-    )
+    tiny = {"width": 0.05, "image_size": 32, "peak_tflops": 1.0, "augment_on": "device"}
+    return flags | ({**tiny, "precision": "mixed_bfloat16", "jit": True} if config.tiny else {})
 
 
 def phases(steps: int, batch: int, records: int = 1280) -> str:
