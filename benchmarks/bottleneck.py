@@ -164,7 +164,11 @@ class Bottleneck:
 
     def __str__(self) -> str:
         word = self.word
-        if self.cold and (self.cold.word != word or self.cold.images_per_second < self.images_per_second / LEAST):
+        if (
+            self.cold
+            and self.cold.stages
+            and (self.cold.word != word or self.cold.images_per_second < self.images_per_second / LEAST)
+        ):
             first, later = (f"{v.word}, {rate_text(v.images_per_second)}/s" for v in (self.cold, self.verdict))
             word = f"epoch 1: {first}; later: {later}"
         advice = f": {', or '.join(map(str, self.advice))}" if self.advice else ""

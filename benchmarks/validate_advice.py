@@ -50,7 +50,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
     if not config.validate_advice or bottleneck is None:
         return []
     if not any(advice.input_factor for advice in bottleneck.advice):
-        print(f"no sample is converted: a {bottleneck.word} pipeline gets no advice for that", file=sys.stderr)
+        print(f"no sample is converted: nothing is advised for it ({bottleneck.word})", file=sys.stderr)
         return []
     (batch,) = (m for m in results if m.suite == STAGES_SUITE and m.name == "batch")
     images = max(1, min(SAMPLE, int(SAMPLE_PIXELS / batch.settings["facts"]["stored_pixels"])))

@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from shardline.benchmarks import verdict
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -53,3 +55,11 @@ LOSS = (  # of the validation images, one by one
 def environment():
 
     return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def test_every_word_of_a_verdict_has_an_example():
+    words = [f"{stage}-bound" for stage in (*verdict.HOST_STAGES, "copy", "step")]
+    words += ["balanced", "tie: ", verdict.QUOTA, verdict.TAKEN, "cannot tell", "epoch 1: ", "withdrawn"]
+    section = (ROOT / "README.md").read_text().split("## Where the time goes")[1]
+    said = section.replace("-`", "-bound")  # `order-`, … and `batch-bound`
+    assert [word for word in words if word not in said] == []
