@@ -27,9 +27,9 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
     subprocess.run(convert, cwd=tmp_path, check=True, env=environment(), capture_output=True)
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join([*blocks[:2], *LOSS, *blocks[2:]]) + "\nprint('cursor', cursor)"],
+        [sys.executable, "-c", "\n".join([*blocks[:2], *LOSS, *blocks[2:4], *EXPORT, blocks[4], *TOLD])],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -39,6 +39,7 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
     printed, true = (float(x) for x in re.search(r"val_loss (\S+) (\S+)", result.stdout).groups())
     assert abs(printed - true) < 1e-5  # t15: six records in a batch of 32
     assert "cursor 96" in result.stdout and "val_accuracy" in result.stdout
+    assert "status [b'ok'] (1, 64, 64, 3)" in result.stdout
     assert [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().split()] == ["epoch", "0", "1"]
 
 
@@ -52,8 +53,15 @@ LOSS = (  # of the validation images, one by one
 )
 
 
-def environment():
+EXPORT = (
+    "from shardline.trainer.export import ExportConfig, export",
+    "export(ExportConfig(run='run', output='exported', formats='saved_model', parity_images=2))",
+    "files = [open('photos/validation/dark/0.png', 'rb').read()]",
+)
+TOLD = ("print('cursor', cursor)", "print('status', answer['status'].numpy(), shown.shape)")
 
+
+def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
