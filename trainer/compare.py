@@ -21,13 +21,14 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write, own_directory
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.progress import log
 from shardline.pipeline.wording import as_flag, count
 from shardline.tools.html_report import HtmlReport
 from shardline.trainer import metrics_log
 from shardline.trainer.checks import make_directory
 from shardline.trainer.curves import comparison_curves, final_top1
 from shardline.trainer.evaluation import metrics, results
-from shardline.trainer.run_dir import read_config
+from shardline.trainer.run_dir import choose_weights, read_config
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,8 +122,26 @@ def load(name: str, path: str, split: str) -> EvaluatedRun:
             evaluation = None
         values = results.read_metrics(evaluation) if evaluation else {}
     config = read_config(run, "RUN")
+    if evaluation:
+        _note_other_weights(name, run, values)
     predictions = results.read_predictions(evaluation)[0] if evaluation and values["split"] == split else None
     return EvaluatedRun(name, config, metrics_log.read(run), values, predictions)
+
+
+def _note_other_weights(name: str, run: Path, values: dict[str, Any]) -> None:
+    """Say when the run was trained on after its evaluation, so that the two do not belong together."""
+    if values.get("checkpoint") or not values.get("weights"):
+        return  # a checkpoint that somebody chose
+    try:
+        now = choose_weights(run).facts()
+    except UsageError:
+        return  # only what was measured is left of this run
+    then = values["weights"]
+    if now["sha256"] != then["sha256"]:
+        log(
+            f"note: {name} was evaluated with the weights of step {then['step']}, those of the run are now of step "
+            f"{now['step']}; evaluate it again"
+        )
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:

@@ -65,3 +65,15 @@ def test_a_run_without_an_evaluation_is_still_in_the_table(tiny_run, other_run):
 def test_names_are_the_shortest_that_differ():
     assert compare.unique_names(["/a/x/run", "/a/y/run"]) == ["x/run", "y/run"]
     assert compare.unique_names(["/a/one", "/b/two"]) == ["one", "two"]
+
+
+def test_an_evaluation_of_other_weights_than_the_run_has_now_is_noted(tiny_evaluation, other_run, tmp_path, capsys):
+    again = tmp_path / "again"
+    shutil.copytree(other_run, again)
+    weights = {"step": 3, "sha256": "0" * 64}
+    edit_stored(again / "evaluation-test" / "metrics.json", lambda c: c.update(weights=weights, run=str(again)))
+    compare.compare(CompareConfig(runs=(tiny_evaluation, again)))
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: again was evaluated with the weights of step 3, those of the run are now of step 6; evaluate it again"
+    ]

@@ -208,6 +208,12 @@ class _Interval:
 
 
 @dataclass(frozen=True)
+class _Weights:
+    step: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
 class _StoredMetrics:
     """Those values of metrics.json that other commands use."""
 
@@ -220,6 +226,8 @@ class _StoredMetrics:
     ece: float | None
     interval95: _Interval
     predictions_sha256: Sha256
+    checkpoint: str = ""
+    weights: _Weights | None = None
 
 
 _REMEDY = "run shardline-evaluate again"
