@@ -40,6 +40,7 @@ from shardline.trainer.run import phase_loop, prepare
 from shardline.trainer.setup import TrainSetup, eval_forward
 from shardline.trainer.state import TrainState, create_train_state
 from shardline.trainer.step import create_eval_step
+from shardline.trainer.xla import set_flags
 
 Facts: TypeAlias = dict[str, Any]
 GIB = 2**30
@@ -410,6 +411,7 @@ PARTS: dict[str, Callable[[Job], Iterator[Facts]]] = {
 
 def main(name: str, job: str) -> None:
     """Run a part."""
+    set_flags()  # before devices are listed
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not get between the figures
     for found in PARTS[name](Job(**json.loads(job))):
