@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 ORIENTATION = 0x0112
+_EXIF, _COLOR_SPACE, _INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 _INTEGERS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
 
@@ -67,6 +68,16 @@ class Directory:
         for i, (tag, kind, length) in enumerate(struct.iter_unpack(layout, entries)):
             yield Entry(tag, kind, length, first + i * self._size)
 
+    def find(self, tag: int) -> Entry | None:
+        """The first entry of a tag, found without looking at the others' values; of classic TIFF."""
+        entries = self.data[self._start : self._start + self._count * self._size]
+        tags = struct.unpack(self.order + "H10x" * self._count, entries)
+        if self.big or tag not in tags:
+            return None
+        at = self._start + tags.index(tag) * self._size
+        kind, length = struct.unpack_from(self.order + "HI", self.data, at + 2)
+        return Entry(tag, kind, length, at + 8)
+
     def values(self, entry: Entry, most: int) -> np.ndarray:
         """The first values of a tag, at most `most`; fewer where the block ends, none if they are no integers."""
         kind = np.dtype(self.order + _INTEGERS.get(entry.kind, "V0"))
@@ -93,6 +104,31 @@ def orientation(block: bytes) -> int:
         except struct.error:
             pass
     return found
+
+
+def is_adobe_rgb(block: bytes) -> bool:
+    """Whether an EXIF block says that colors are Adobe RGB: by its color space, or as cameras do by R03 (DCF 2.0)."""
+    try:
+        pointer = Directory(block).find(_EXIF) if block[:2] in (b"II", b"MM") else None
+        exif = _directory_at(block, pointer)
+        space = exif and exif.find(_COLOR_SPACE)
+        if not exif or not space:
+            return False
+        told = exif.values(space, 1).tolist()
+        if told == [1]:  # sRGB, as most say
+            return False
+        inside = _directory_at(block, exif.find(_INTEROPERABILITY))
+        index = inside and inside.find(1)
+        return told == [2] or bool(index and block[index.position : index.position + 3] == b"R03")
+    except struct.error:
+        return False
+
+
+def _directory_at(block: bytes, pointer: Entry | None) -> Directory | None:
+    if not pointer:
+        return None
+    offset = Directory(block).values(pointer, 1).tolist()
+    return Directory(block, offset[0]) if offset and 0 < offset[0] < len(block) else None
 
 
 def xmp_orientation(packet: bytes) -> int:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import cv2
 import simplejpeg
 
-from shardline.pipeline import exif
+from shardline.pipeline import color_spaces, exif
 from shardline.pipeline.image_types import BadImage, Header, Samples
 
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic"}
@@ -62,6 +62,7 @@ class _Segments:
         self.orientation = 0
         self.adobe = -1
         self.marker = self.width = self.height = self.components = 0
+        self.exif = b""
         self.metadata: list[tuple[int, int]] = []
         self.first_ac_symbol: dict[int, int] = {}
         self._xmp = b""
@@ -70,7 +71,8 @@ class _Segments:
     def add_metadata(self, start: int, body: int, end: int) -> None:
         if self.data.startswith(b"Exif\0\0", body):
             if not self.orientation and len(self.metadata) < MOST_METADATA:
-                self.orientation = exif.orientation(self.data[body + 6 : end])
+                self.exif = self.data[body + 6 : end]
+                self.orientation = exif.orientation(self.exif)
         elif self.data.startswith(b"http", body):
             self._xmp = self._xmp or self.data[body:end]
         elif not self.data.startswith(b"Exif", body):
@@ -91,6 +93,12 @@ class _Segments:
             kind = f"{precision} bits a sample" if marker in _FRAMES else "lossless or hierarchical coding"
             raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
 
+    def _color_profile(self) -> bytes:
+        """ICC: embedded, or that of the color space which EXIF names."""
+        if self._profile:
+            return b"".join(self._profile[part] for part in sorted(self._profile))
+        return color_spaces.adobe_rgb() if self.exif and self.components == 3 and exif.is_adobe_rgb(self.exif) else b""
+
     def header(self, body: int, end: int) -> JpegHeader:
         """All of it, at the head of a scan."""
         data, components = self.data, self.components
@@ -108,7 +116,7 @@ class _Segments:
             components=components,
             passes_through=self.marker in (0xC0, 0xC1, 0xC2) and components in (1, 3),
             cmyk="" if components != 4 else "plain" if self.adobe < 0 else "adobe",
-            profile=b"".join(self._profile[part] for part in sorted(self._profile)),
+            profile=self._color_profile(),
             metadata=tuple(self.metadata),
             scan=end,
             zeros_are_data=self.marker == 0xC2

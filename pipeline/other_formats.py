@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardline.pipeline import exif, isobmff, jpeg, opencv
+from shardline.pipeline import color_spaces, exif, isobmff, jpeg, opencv
 from shardline.pipeline.image_types import BadImage, Header, Samples
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 MOST_BLOCKS = 200_000  # of data in a GIF: 50 MB
 MOST_FRAMES = 10_000  # or extensions or chunks
+
+
+@dataclass(frozen=True)
+class ProfiledHeader(Header):
+    """Of a format that tells its color in its header."""
+
+    profile: bytes = b""  # ICC
 
 
 # --- Pillow -----------------------------------------------------------------------------------------------
@@ -72,15 +79,38 @@ def _open_bmp(data: bytes) -> ImageFile:
 
 
 def read_bmp(data: bytes) -> Header:
-    """The size, as Pillow reads it."""
-    return Header("bmp", *_open_bmp(data).size)
+    """The size, as Pillow reads it, and the color of headers of version 4 and 5."""
+    return ProfiledHeader("bmp", *_open_bmp(data).size, profile=_bmp_profile(data))
 
 
-def decode_bmp(data: bytes, header: Header, reduction: int = 1) -> Samples:
+def _bmp_profile(data: bytes) -> bytes:
+    """ICC: embedded, or of the colors and powers given; empty for sRGB. Raises BadImage for one in another file."""
+    size = int.from_bytes(data[14:18], "little")
+    if size < 108:
+        return b""
+    kind = data[70:74]
+    if kind == b"KNIL" and size >= 124:
+        raise BadImage("unsupported-bmp", "BMP whose color profile is in another file; convert it to PNG")
+    if kind == b"DEBM" and size >= 124:
+        start, length = struct.unpack_from("<II", data, 126)
+        return data[14 + start : 14 + start + length]
+    if kind != bytes(4):  # calibrated
+        return b""
+    xyz = np.array(struct.unpack_from("<9i", data, 74), float).reshape(3, 3)
+    powers = [power / 65536 for power in struct.unpack_from("<3I", data, 110)]
+    totals = xyz.sum(axis=1)
+    if not all(powers) or max(powers) - min(powers) > 0.01 or not totals.all():
+        return b""
+    colors = (xyz[:, :2] / totals[:, None]).reshape(-1).tolist()
+    power = powers[0] if powers[0] >= 1 else 1 / powers[0]  # some write the encoder's
+    return color_spaces.of_numbers(colors, (), power)
+
+
+def decode_bmp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
     """By Pillow. Alpha that is 0 everywhere is no alpha: the Windows clipboard leaves it empty."""
-    samples = _pillow_samples("bmp", _open_bmp(data))
+    samples = replace(_pillow_samples("bmp", _open_bmp(data)), profile=header.profile)
     if samples.channels == "RGBA" and not samples.pixels[..., 3].any():
-        return Samples(samples.pixels[..., :3], "RGB")
+        return replace(samples, pixels=samples.pixels[..., :3], channels="RGB")
     return samples
 
 
@@ -88,7 +118,7 @@ def decode_bmp(data: bytes, header: Header, reduction: int = 1) -> Samples:
 
 
 @dataclass(frozen=True)
-class GifHeader(Header):
+class GifHeader(ProfiledHeader):
     """The first frame of a GIF: where it is in the file, as byte offsets, and on the screen."""
 
     control: int = 0  # of its graphic control extension; 0 for none
@@ -103,7 +133,7 @@ def read_gif(data: bytes) -> GifHeader:
     position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
     control = frame = frame_end = frames = 0
     place = (0, 0, 0, 0)
-    budget = MOST_BLOCKS
+    budget, profile = MOST_BLOCKS, b""
     for _ in range(MOST_FRAMES):
         block = data[position]
         if budget <= 0 or (block == 0x3B and frames):
@@ -118,14 +148,27 @@ def read_gif(data: bytes) -> GifHeader:
             position += 2
         else:
             raise BadImage("corrupt-data", f"GIF: unknown block at byte {position}")
+        body = position
         position, budget = _after_blocks(data, position, budget)
+        if block == 0x21 and data[body : body + 12] == b"\x0bICCRGBG1012" and not profile:
+            profile = _joined_blocks(data[body + 12 : position])
         if block == 0x2C:
             frames += 1
             if frames == 1:
                 frame, frame_end, place = start, position, (top, left, down, across)
     # As browsers do, a screen too small for its first frame grows.
     size = max(width, place[1] + place[3]), max(height, place[0] + place[2])
-    return GifHeader("gif", *size, frames=frames, control=control, frame=frame, frame_end=frame_end, place=place)
+    return GifHeader("gif", *size, frames=frames, profile=profile, control=control, frame=frame, frame_end=frame_end,
+                     place=place)  # fmt: skip
+
+
+def _joined_blocks(data: bytes) -> bytes:
+    """The content of a run of data blocks."""
+    parts, position = [], 0
+    while position < len(data) and data[position]:
+        parts.append(data[position + 1 : position + 1 + data[position]])
+        position += 1 + data[position]
+    return b"".join(parts)
 
 
 def _after_blocks(data: bytes, position: int, budget: int) -> tuple[int, int]:
@@ -155,11 +198,11 @@ def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
     if key is not None:
         palette[key, 3] = 0
     if frame.pixels.shape == (header.height, header.width):
-        return Samples(frame.pixels, "P", palette=palette)
+        return Samples(frame.pixels, "P", palette=palette, profile=header.profile)
     background = data[11] if data[10] & 0x80 else 0
     pixels = np.full((header.height, header.width), background if key is None else key, np.uint8)
     pixels[top : top + height, left : left + width] = frame.pixels
-    return Samples(pixels, "P", palette=palette)
+    return Samples(pixels, "P", palette=palette, profile=header.profile)
 
 
 # --- PNM --------------------------------------------------------------------------------------------------
@@ -232,20 +275,13 @@ def _check_pnm(found: int, expected: int) -> None:
 # --- WebP -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class WebpHeader(Header):
-    """Of a WebP."""
-
-    profile: bytes = b""
-
-
-def read_webp(data: bytes) -> WebpHeader:
+def read_webp(data: bytes) -> ProfiledHeader:
     """Walk the chunks, counting frames."""
     last = 8 + int.from_bytes(data[4:8], "little")
     if len(data) < last:
         raise BadImage("truncated", "WebP: shorter than its RIFF header says")
     width = height = frames = orientation = 0
-    profile, xmp, position = b"", b"", 12
+    profile, xmp, position, adobe = b"", b"", 12, False
     for _ in range(MOST_FRAMES):
         if position + 8 > last:
             break
@@ -264,15 +300,17 @@ def read_webp(data: bytes) -> WebpHeader:
         elif kind == b"ICCP":
             profile = data[body : body + length]
         elif kind == b"EXIF":
-            orientation = exif.orientation(data[body : body + length].removeprefix(b"Exif\0\0"))
+            block = data[body : body + length].removeprefix(b"Exif\0\0")
+            orientation, adobe = exif.orientation(block), exif.is_adobe_rgb(block)
         elif kind == b"XMP ":
             xmp = data[body : body + length]
         position = body + length + (length & 1)
     orientation = orientation or exif.xmp_orientation(xmp) or 1
-    return WebpHeader("webp", width, height, orientation, max(1, frames), profile)
+    profile = profile or (color_spaces.adobe_rgb() if adobe else b"")
+    return ProfiledHeader("webp", width, height, orientation, max(1, frames), profile)
 
 
-def decode_webp(data: bytes, header: WebpHeader, reduction: int = 1) -> Samples:
+def decode_webp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
     """By OpenCV: the first frame of an animation on a transparent canvas."""
     return opencv.samples(opencv.decode(data, header), header.profile)
 
@@ -295,12 +333,19 @@ def read_avif(data: bytes) -> Header:
     width, height = image.size
     isobmff.check_av1_sizes(data, height, width)
     turn = exif.orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) or 1
-    return Header("avif", width, height, turn, getattr(image, "n_frames", 1))
+    profile = image.info.get("icc_profile") or _coded_profile("avif", data)
+    return ProfiledHeader("avif", width, height, turn, getattr(image, "n_frames", 1), profile)
 
 
-def decode_avif(data: bytes, header: Header, reduction: int = 1) -> Samples:
+def _coded_profile(name: str, data: bytes) -> bytes:
+    """ICC, of the color that an nclx box tells. Raises BadImage for one that is not converted here."""
+    coded = isobmff.coded_color(data)
+    return color_spaces.of_cicp(name, *coded) if coded else b""
+
+
+def decode_avif(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
     """By libavif in Pillow: 8 bits, whatever the depth."""
-    return _pillow_samples("avif", _open_avif(data))
+    return replace(_pillow_samples("avif", _open_avif(data)), profile=header.profile)
 
 
 def _open_heic(data: bytes) -> Any:
@@ -329,10 +374,11 @@ def read_heic(data: bytes) -> Header:
         pass
     image = _open_heic(data)
     width, height = image.size
-    return Header("heic", width, height, frames=len(image))
+    profile = image.info.get("icc_profile") or _coded_profile("heic", data)
+    return ProfiledHeader("heic", width, height, frames=len(image), profile=profile)
 
 
-def decode_heic(data: bytes, header: Header, reduction: int = 1) -> Samples:
+def decode_heic(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
     """The primary image by libheif."""
     image = _open_heic(data)
     try:
@@ -341,7 +387,7 @@ def decode_heic(data: bytes, header: Header, reduction: int = 1) -> Samples:
         raise _heif_fault(error) from None
     mode = image.mode.replace("a", "A").replace("I;16", "L")
     white = 255 if pixels.dtype == np.uint8 else 65535
-    return Samples(pixels, mode, white, image.premultiplied_alpha, profile=image.info.get("icc_profile") or b"")
+    return Samples(pixels, mode, white, image.premultiplied_alpha, profile=header.profile)
 
 
 # --- JPEG 2000 --------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from shardline.pipeline import exif, opencv
+from shardline.pipeline import color_spaces, exif, opencv
 from shardline.pipeline.image_types import BadImage, Header, Samples
 
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
+_COLORS = frozenset((b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"))
 _CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
 _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
 MOST_CHUNKS = 65_536  # at the usual 8 KB each, half a gigabyte
@@ -35,7 +37,8 @@ def read_header(data: bytes) -> PngHeader:
     """Walk the chunks to the last."""
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     chunks: list[tuple[bytes, int, int]] = []
-    frames, orientation, from_text, texts, profile, gray_key = 1, 0, 0, 0, b"", None
+    frames, orientation, from_text, texts, gray_key = 1, 0, 0, 0, None
+    colors: dict[bytes, bytes] = {}  # bodies of chunks that tell of color
     for kind, start, end in _chunks(data):
         chunks.append((kind, start, end))
         if kind in _PIXELS:
@@ -43,13 +46,37 @@ def read_header(data: bytes) -> PngHeader:
                 gray_key = int.from_bytes(data[start + 8 : start + 10], "big") * 255 // ((1 << min(depth, 8)) - 1)
         elif kind == b"acTL":
             frames = int.from_bytes(data[start + 8 : start + 12], "big")
-        elif kind == b"eXIf":
-            orientation = exif.orientation(data[start + 8 : end - 4])
-        elif kind == b"iCCP" and not profile:
-            profile = _inflated(data[start + 8 : end - 4].partition(b"\0")[2][1:], _MOST_PROFILE)
+        elif kind in _COLORS:
+            colors.setdefault(kind, data[start + 8 : end - 4])
+            if kind == b"eXIf":
+                orientation = exif.orientation(data[start + 8 : end - 4])
         elif kind in (b"tEXt", b"zTXt", b"iTXt") and not from_text and texts < MOST_TEXTS:
             from_text, texts = _orientation_of_text(kind, data[start + 8 : end - 4]), texts + 1
+    profile = _profile(colors) if colors else b""
     return PngHeader("png", width, height, orientation or from_text or 1, frames, profile, tuple(chunks), gray_key)
+
+
+def _profile(colors: Mapping[bytes, bytes]) -> bytes:
+    """ICC, of the chunk that counts (PNG, third edition, 4.3); empty for sRGB and where nothing is told.
+
+    Raises:
+      BadImage: the color is one that is not converted here.
+    """
+    if len(cicp := colors.get(b"cICP", b"")) == 4:
+        if cicp[2] or cicp[3] != 1:
+            raise BadImage("unsupported-png", "PNG of a video's YCbCr or narrow range (cICP); convert it to sRGB")
+        return color_spaces.of_cicp("png", cicp[0], cicp[1])
+    if profile := _inflated(colors.get(b"iCCP", b"").partition(b"\0")[2][1:], _MOST_PROFILE):
+        return profile
+    if b"sRGB" in colors:
+        return b""
+    gamma, points = colors.get(b"gAMA", b""), colors.get(b"cHRM", b"")
+    if len(gamma) == 4 or len(points) == 32:
+        level = int.from_bytes(gamma, "big") / 100_000 if len(gamma) == 4 else 0
+        numbers = [number / 100_000 for number in struct.unpack(">8I", points)] if len(points) == 32 else []
+        white = (numbers[0], numbers[1]) if numbers else ()
+        return color_spaces.of_numbers(numbers[2:], white, 1 / level if level else 0.0)
+    return color_spaces.adobe_rgb() if exif.is_adobe_rgb(colors.get(b"eXIf", b"")) else b""
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:

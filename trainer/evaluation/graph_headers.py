@@ -11,7 +11,7 @@ _TYPE_BYTES = (0, 1, 1, 2, 4, 0, 1, 1, 2, 4, 0, 0, 0, 4)  # of TIFF's integer ty
 _ORIENTATION = 0x0112
 
 UNKNOWN = "neither JPEG nor PNG: convert it first, and call serve_images"
-PROFILE = "its color profile is not sRGB: convert it first, and call serve_images"
+PROFILE = "its color profile or color space is not sRGB: convert it first, and call serve_images"
 BLANK = "damaged: a blank stretch in its compressed data"
 XMP = "turned by XMP, which a TensorFlow graph does not read: turn it first, and call serve_images"
 HIDDEN = "may be turned by what a TensorFlow graph does not read: turn it first, and call serve_images"
@@ -26,7 +26,12 @@ def refusal(encoded: tf.Tensor) -> tf.Tensor:
     known = jpeg | (tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n")
     profile = tf.cond(jpeg, lambda: _jpeg_profile(encoded), lambda: _png_profile(encoded))
     names = "|".join(name + "|" + r"\x00".join(name) for name in _SRGB)  # as ASCII, or in UTF-16
-    foreign = (tf.strings.length(profile) > 0) & ~_holds(profile, names)
+    foreign = tf.cond(
+        tf.strings.length(profile) > 0,
+        lambda: ~_holds(profile, names),
+        lambda: tf.cond(jpeg, lambda: _jpeg_is_adobe_rgb(encoded), lambda: False),
+    )
+    foreign |= tf.cond(jpeg, lambda: False, lambda: _png_is_colored(encoded, tf.strings.length(profile) > 0))
     untold = _first_orientation(encoded) == 0
     by_xmp = untold & _holds(encoded, r"tiff:Orientation\s*(=\s*[\"']|>)\s*[2-8]\b")
     hidden = (untold & _holds(encoded, _HIDDEN)) | _holds(encoded, r"eXIf(II|MM)\C*eXIf(II|MM)")
@@ -99,6 +104,35 @@ def _png_profile(encoded: tf.Tensor) -> tf.Tensor:
         lambda: tf.io.decode_compressed(tf.strings.substr(packed, name + 2, tf.strings.length(packed)), "ZLIB"),
         lambda: tf.constant(b""),
     )
+
+
+# Tags of an EXIF block, in both byte orders: see `pipeline.exif.is_adobe_rgb`.
+_ADOBE_RGB = (
+    b"\x01\xa0\x03\x00\x01\x00\x00\x00\x02\x00",
+    b"\xa0\x01\x00\x03\x00\x00\x00\x01\x00\x02",
+    b"\x01\x00\x02\x00\x04\x00\x00\x00R03",
+    b"\x00\x01\x00\x02\x00\x00\x00\x04R03",
+)
+
+
+def _jpeg_is_adobe_rgb(encoded: tf.Tensor) -> tf.Tensor:
+    block = tf.concat([tf.io.decode_raw(_jpeg_exif(encoded), tf.uint8), tf.zeros(16, tf.uint8)], 0)
+    found = tf.constant(False)
+    for tag in _ADOBE_RGB:
+        starts = tf.size(block) - len(tag) + 1
+        found |= tf.reduce_any(tf.reduce_all([block[i : starts + i] == byte for i, byte in enumerate(tag)], 0))
+    return found
+
+
+def _png_is_colored(encoded: tf.Tensor, has_profile: tf.Tensor) -> tf.Tensor:
+    """Whether chunks tell of a color that is not sRGB: see `pipeline.png`, which converts what can be converted."""
+    srgb = b"".join(number.to_bytes(4, "big") for number in (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
+    coded, points, gamma = (_chunk(encoded, kind) for kind in ("cICP", "cHRM", "gAMA"))
+    level = _number(_bytes(gamma, 0, 4), False)
+    told = (tf.strings.length(gamma) > 0) & (level > 0) & ((level < 43_479) | (level > 47_619))
+    told |= (tf.strings.length(points) > 0) & (points != srgb)
+    told &= ~has_profile & (_find_chunk(encoded, "sRGB")[1] == 0)
+    return tf.where(tf.strings.length(coded) > 0, coded != b"\x01\x0d\x00\x01", told)
 
 
 def _segment(encoded: tf.Tensor, code: int, begin: bytes) -> tf.Tensor:

@@ -13,10 +13,11 @@ from PIL import Image, ImageCms
 
 from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, load_rgb
+from shardline.pipeline.images import BadImage, load_rgb, process
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.tools.malformed_images import cases
 from shardline.trainer.evaluation import graph_headers, graph_pixels
+from tests.pipeline.test_color_spaces import SPACES, chrm, exif_of, gama, saved, with_chunks
 
 
 def photo(width=90, height=60):
@@ -322,3 +323,36 @@ def test_no_files_give_no_images():
 def test_where_the_converter_trims_borders_every_file_is_refused():
     _, status = carriers(resize="short", size=40, trim_borders=True)[0](tf.constant([encoded("JPEG")]))
     assert b"trims borders" in status.numpy()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "colored"),
+    [
+        ("cICP P3", with_chunks(saved(photo()), cICP=bytes([12, 13, 0, 1]))),
+        ("gAMA 1.8", with_chunks(saved(photo()), gAMA=gama(1.8))),
+        ("cHRM", with_chunks(saved(photo()), cHRM=chrm(SPACES["Adobe RGB"][0]))),
+        ("R03", saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(0xFFFF, b"R03"))),
+        ("R03, big-endian", saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(0xFFFF, b"R03", ">"))),
+        ("ColorSpace 2", saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(2))),
+        ("ColorSpace 2, big-endian", saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(2, b"", ">"))),
+    ],
+)
+def test_colors_told_without_a_profile_are_refused_where_the_converter_converts_them(name, colored):
+    graph, _ = carriers(resize="none")
+    assert "converted to sRGB" in process(colored, ImageOptions()).note
+    (said,) = graph(tf.constant([colored]))[1].numpy()
+    assert said == graph_headers.PROFILE.encode()
+
+
+def test_colors_told_to_be_srgb_are_served():
+    usual = {"gAMA": struct.pack(">I", 45455), "cHRM": chrm(((0.64, 0.33), (0.30, 0.60), (0.15, 0.06)))}
+    assert_equal(
+        {
+            "cICP": with_chunks(saved(photo()), cICP=bytes([1, 13, 0, 1])),
+            "gAMA and cHRM": with_chunks(saved(photo()), **usual),
+            "sRGB first": with_chunks(saved(photo()), sRGB=b"\0", gAMA=gama(1.0)),
+            "EXIF sRGB": saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(1, b"R98")),
+            "EXIF uncalibrated": saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(0xFFFF)),
+        },
+        resize="none",
+    )
