@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from shardline.benchmarks.measure import Measurement, append_results, load_machine, load_results
 from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.run_input import RUN_FORMAT
 from shardline.pipeline.stored_arrays import save_arrays
 from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import FORMAT as CHECKPOINT_FORMAT
@@ -21,7 +22,6 @@ from shardline.trainer.checkpoints import read_checkpoint
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.evaluation import results
 from shardline.trainer.run_dir import CONFIG_FILE, is_finished, read_config
-from shardline.trainer.run_dir import FORMAT as RUN_FORMAT
 from tests.fuzz.target import WORK, Target, sealed, written
 
 RUN = {
