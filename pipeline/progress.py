@@ -58,7 +58,7 @@ def _lines() -> type[tqdm[Any]]:
                 if passed < LINE_SECONDS and (passed < STEP_SECONDS or share - self._last[1] < STEP_PERCENT):
                     return True
                 facts = self.format_dict | {"bar_format": LINE}
-                self.fp.write(display(tqdm.format_meter(**facts)) + "\n")
+                self.fp.write(" ".join(display(tqdm.format_meter(**facts)).split()) + "\n")
             self.fp.flush()
             self._last = at, share
             return True

@@ -146,7 +146,7 @@ def verify(config: VerifyConfig) -> Verification:
 
 def _check_shards(tasks: list[CheckTask], workers: int) -> dict[str, CheckResult]:
     engine, workers = "inline" if workers == 1 else "processes", min(workers or available_cores(), len(tasks))
-    with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit=" records") as bar:
+    with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit="records") as bar:
         results = executors.run(check_shard, tasks, engine=engine, workers=workers, on_progress=bar.update)
         return {result.file: result for result in results}
 

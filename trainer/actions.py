@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_LOSS_SCALE = 1.0
+BAR = "{desc} {bar} {remaining} left{postfix}"  # 80 columns hold it
 
 
 class StepMonitor(Action):
@@ -53,7 +54,8 @@ class StepMonitor(Action):
         """`peak_tflops` of all devices, for the MFU; 0: unknown."""
         self.setup, self.callbacks, self.peak_tflops = setup, callbacks, peak_tflops
         steps = steps_between(0, setup.spans[-1].stop, setup.config.global_batch_size)
-        self.bar = progress(total=steps, initial=start_step, desc="train", unit="step")
+        self._epochs = setup.epoch(setup.spans[-1].stop)
+        self.bar = progress(total=steps, initial=start_step, desc="train", unit="steps", bar_format=BAR)
         self.flops = {span.index: flops_per_image(network, span.phase.part) for span in setup.spans}
         self.images_per_second = 0.0  # evaluations and checkpoints left out
         self.last_line = 0  # step of the newest line of metrics
@@ -136,9 +138,8 @@ class StepMonitor(Action):
         if self.callbacks and self._samples:
             self.callbacks.report(Report(record.step, round(self.setup.epoch(record.cursor), 6), "train", line))
         self.last_line = record.step
-        self.bar.set_postfix_str(
-            f"loss {loss:.3f}, top-1 {100 * top1:.1f} %, {rate:.1f} images/s, {waiting:.0f} % waiting for input"
-        )
+        self.bar.set_description_str(f"epoch {self.setup.epoch(record.cursor):.1f}/{self._epochs:g}", refresh=False)
+        self.bar.set_postfix_str(bar_text(loss, rate, waiting))
         self._reset()
 
     def _check(self, record: StepRecord) -> None:
@@ -155,6 +156,12 @@ class StepMonitor(Action):
             f"split {self.setup.config.train_split}: {', '.join(map(str, bad_records[:16]))}{more}. Look at them, or "
             "lower the rate in --phases, or set --clip_norm; the last checkpoint is from before this step"
         )
+
+
+def bar_text(loss: float, images_per_second: float, waiting_percent: float) -> str:
+    """What stands beside the bar, of the last steps."""
+    rate = f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.1f}"
+    return f"loss {loss:.3f}, {rate} images/s, input wait {waiting_percent:.0f} %"
 
 
 def evaluation_due(setup: TrainSetup, state: TrainState) -> bool:
@@ -261,8 +268,12 @@ class Evaluate(Action):
         strategy, totals = self.setup.cluster.strategy, np.zeros(len(EVAL_SUMS))
         if state.ema_weights:
             swap(strategy, state.weights, state.ema_weights)
-        for _, sums in one_late(self._step, self.waits.over(self._dataset or ())):
-            totals += sums.numpy()
+        split = self.setup.eval_split
+        batches = steps_between(0, self.setup.data.num_records(split), self.setup.config.global_batch_size)
+        with progress(total=batches, desc=f"evaluate {split}", unit="batches", leave=False) as bar:
+            for _, sums in one_late(self._step, self.waits.over(self._dataset or ())):
+                totals += sums.numpy()
+                bar.update()
         if state.ema_weights:
             swap(strategy, state.weights, state.ema_weights)
         return dict(zip(EVAL_SUMS, totals.tolist(), strict=True))

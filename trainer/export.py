@@ -130,7 +130,7 @@ def export(config: ExportConfig) -> Exported:
 
         run = load_run(str(directory), chosen, precision="float32")
         (output / PARITY).unlink(missing_ok=True)  # an earlier export's
-        for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit=" formats"):
+        for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit="formats"):
             images = partial(exports.calibration_images, run, data, config.calibration_images)
             exports.write_model(run, form, path, images)
         write_labels(output, run)

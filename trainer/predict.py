@@ -107,7 +107,7 @@ def _predict(
     if data:
         rows += predict_records(run, data, config.split, **settings)
     else:
-        with command_line.progress(total=len(paths), desc="predict", unit=" images") as bar:
+        with command_line.progress(total=len(paths), desc="predict", unit="images") as bar:
             for row, image in predict_files(run, paths, images=GALLERY_IMAGES, **settings):
                 rows.append(row)
                 if config.gallery and len(shown) < GALLERY_IMAGES:

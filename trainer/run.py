@@ -51,6 +51,8 @@ def train(
     if not config.workdir and read_hosts().own == 0:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     setup = prepare(config)
+    if setup.cluster.chief:
+        log(f"devices: {setup.cluster}")
     check_data(setup)
     with ExitStack() as stack:
         # The chief alone: other hosts need no run directory.
@@ -105,6 +107,8 @@ def _train(
                 step = create_step(setup, network, state)
             train_steps = phase_loop(setup, network, state, step, monitor)
             monitor.restart()
+            if setup.config.jit:
+                log("compiling the step (once a phase, about 30 s) …")
             if not train_phase(setup, state, train_steps, actions, stop):
                 break
         save.act(state)
@@ -195,6 +199,7 @@ def clock(setup: TrainSetup) -> Callable[[], tf.Tensor] | None:
 def finish(setup: TrainSetup, last_step: int, images_per_second: float) -> dict[str, Any]:
     """Save model.keras; the result of the run: all its numbers are of the weights in that file."""
     workdir = Path(setup.config.workdir)
+    log("saving the model …")
     run = load_run(workdir, precision="float32")  # plain float32 layers load everywhere
     with tempfile.TemporaryDirectory() as folder, atomic_writer(workdir / MODEL_FILE) as file:
         run.model.save(Path(folder, MODEL_FILE))  # Keras writes to a path of its own ending only

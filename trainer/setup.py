@@ -77,7 +77,7 @@ class TrainSetup:
         config, data = self.config, self.data
         if not config.balanced_sampling or not isinstance(data, pipeline.Dataset):
             return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size)
-        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
+        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="records")
         labels = np.array([label for _, label, _ in data.records(config.train_split, numbers)])
         return pipeline.BalancedSampler(labels, config.seed)
 

@@ -173,7 +173,7 @@ def compare(
     expected = probabilities(run.model, images)
     exports: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    for form, path in progress(list(paths.items()), total=None, desc="compare", unit=" formats"):
+    for form, path in progress(list(paths.items()), total=None, desc="compare", unit="formats"):
         name = "saved_model (uint8)" if form == "saved_model" else form
         exports[name] = judged(name, differences(run_export(form, path, images), expected))
     if "saved_model" in paths:

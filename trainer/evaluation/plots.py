@@ -6,11 +6,12 @@ Each function returns a figure whose title says its message, legible with 2 clas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shardline.pipeline.cli import progress
 from shardline.pipeline.wording import shorten_middle
 from shardline.tools.plot_style import (
     BLUE,
@@ -46,17 +47,21 @@ Pairs = Sequence[tuple[int, int, int]]  # true class, predicted class, records
 def draw(evaluation: Evaluation) -> dict[str, bytes]:
     """The plots of an evaluation as PNGs, by file name; without `roc_pr` where only one class occurs."""
     rows, labels, calibrated = evaluation.predictions, evaluation.shown_labels, evaluation.calibrated
-    figures = {
-        "confusion": confusion(evaluation.confusion, labels),
-        "classes": classes(metrics.class_scores(evaluation.confusion), labels),
-        "roc_pr": roc_and_precision_recall(rows.probabilities, rows.labels, labels),
-        "calibration": calibration(
+    drawings: dict[str, Callable[[], Figure | None]] = {
+        "confusion": lambda: confusion(evaluation.confusion, labels),
+        "classes": lambda: classes(metrics.class_scores(evaluation.confusion), labels),
+        "roc_pr": lambda: roc_and_precision_recall(rows.probabilities, rows.labels, labels),
+        "calibration": lambda: calibration(
             metrics.reliability(rows.probabilities, rows.labels),
             None if calibrated is None else metrics.reliability(calibrated, rows.labels),
             1.0 if calibrated is None else evaluation.metrics["calibration"]["temperature"],
         ),
     }
-    return {name: figure_png(figure) for name, figure in figures.items() if figure is not None}
+    plots = {}
+    for name, drawing in progress(drawings.items(), total=len(drawings), desc="draw", unit="plots", leave=False):
+        if (figure := drawing()) is not None:
+            plots[name] = figure_png(figure)
+    return plots
 
 
 # ------------------------------------------------------------------------------------ confusion

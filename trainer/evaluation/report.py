@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores, processor_name
 from shardline.pipeline.wording import as_flag, count
@@ -43,17 +44,24 @@ def write_report(
         f"{Path(directory).absolute().name} on {values['split']}: {values['top1']:.1%} top-1",
         subtitle=f"VGG16, {count(len(evaluation.labels), 'class')}, {data.manifest.name}, {values['count']}",
     )
-    add_result(page, values)
-    add_settings(page, run.config)
-    add_ledger(page, data)
-    add_training(page, run, log)
-    add_input(page, directory)
-    add_confusion(page, evaluation, plots)
-    add_mistakes(page, run, data, evaluation)
-    add_label_issues(page, run, data, evaluation)
-    add_calibration(page, run, values, plots)
-    add_leakage(page, run, data, evaluation)
-    add_environment(page, content, values)
+    sections: dict[str, Callable[[], None]] = {
+        "result": lambda: add_result(page, values),
+        "settings": lambda: add_settings(page, run.config),
+        "data": lambda: add_ledger(page, data),
+        "training": lambda: add_training(page, run, log),
+        "input": lambda: add_input(page, directory),
+        "confusion": lambda: add_confusion(page, evaluation, plots),
+        "mistakes, Grad-CAM": lambda: add_mistakes(page, run, data, evaluation),
+        "labels, Grad-CAM": lambda: add_label_issues(page, run, data, evaluation),
+        "calibration": lambda: add_calibration(page, run, values, plots),
+        "leakage": lambda: add_leakage(page, run, data, evaluation),
+        "environment": lambda: add_environment(page, content, values),
+    }
+    with progress(total=len(sections), desc="report", unit="sections", leave=False) as bar:
+        for name, add in sections.items():
+            bar.set_description_str(f"report: {name}")
+            add()
+            bar.update()
     page.save(output / results.REPORT)
 
 
