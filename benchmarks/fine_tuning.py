@@ -173,7 +173,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]], split: str) -> str:
         top1, seconds = [run.top1 for run in runs], [run.seconds for run in runs]
         epochs = " + ".join(f"{n:.3g}" for n in runs[0].epochs)
         lines.append(
-            f"| {name} | {epochs} | {statistics.mean(top1):.1f} % ({min(top1):.1f} to {max(top1):.1f}) | "
+            f"| {name} | {epochs} | {statistics.mean(top1):.1f}% ({min(top1):.1f} to {max(top1):.1f}) | "
             f"{min(seconds):.0f} to {max(seconds):.0f} s |"
         )
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Which stage limits training, decided from the costs that each turn measured. Pure arithmetic.
 
 Two questions. Is the input the limit? That is the share of the end-to-end run in which the step waits for its batch,
-with the bounds of TensorFlow's profiler (https://www.tensorflow.org/guide/data_performance_analysis): below 5 % it is
-not, below 20 % moderately. And if it is, what limits the input? The largest cost of an image: the CPU time of a
+with the bounds of TensorFlow's profiler (https://www.tensorflow.org/guide/data_performance_analysis): below 5% it is
+not, below 20% moderately. And if it is, what limits the input? The largest cost of an image: the CPU time of a
 stage, or the time in which reads wait. Waiting without reads is CPU time that others took.
 
 CPU time survives a busy machine, waiting does not; so the control decides whether a verdict is given at all, and the

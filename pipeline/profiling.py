@@ -53,7 +53,7 @@ class StageTimes:
     def bottleneck(self) -> str:
         """The stage that costs most; `consumer` when that is slower than all of them together.
 
-        `step` where training waits for less than 5 % of its time: TensorFlow's profiler, too, calls the input no limit
+        `step` where training waits for less than 5% of its time: TensorFlow's profiler, too, calls the input no limit
         then. `storage` where reads wait longer than any stage computes.
         """
         if self.waiting_share is not None and self.waiting_share < NOT_LIMIT:
@@ -69,7 +69,7 @@ class StageTimes:
     @property
     def limit(self) -> str:
         """The bottleneck, and how long the step waited where one was trained, in words."""
-        waits = "" if self.waiting_share is None else f" (input waits {100 * self.waiting_share:.0f} %)"
+        waits = "" if self.waiting_share is None else f" (input waits {100 * self.waiting_share:.0f}%)"
         return f"bottleneck: {self.bottleneck}{waits}"
 
     @property

@@ -74,4 +74,4 @@ def _lines() -> type[tqdm[Any]]:
     return Lines
 
 
-LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {percentage:.0f} %, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
+LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {percentage:.0f}%, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"

@@ -7,8 +7,16 @@ from collections.abc import Iterable
 
 def count(number: int, noun: str, plural: str = "") -> str:
     """`1 file`, `1,200 files`, `2 classes`; an irregular plural is given."""
-    regular = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
-    return f"{number:,} {noun if number == 1 else plural or regular}"
+    return f"{number:,} {noun if number == 1 else plural or _regular(noun)}"
+
+
+def noun_after(number: float, noun: str) -> str:
+    """The noun alone, as it stands after a number: `epoch` after 1, `epochs` after 0.5 and 2."""
+    return noun if number == 1 else _regular(noun)
+
+
+def _regular(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch") else "s")
 
 
 def shorten(text: str, length: int) -> str:

@@ -43,7 +43,7 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
     )  # fmt: skip
     bars = [line for line in lines if line.startswith("epoch ") and "left" in line]
     assert bars and max(map(len, bars)) <= 80, bars
-    assert re.fullmatch(r"epoch \d\.\d/2 .* left, loss \d\.\d+, [\d.,]+ images/s, input wait \d+ %", bars[-1]), bars[-1]
+    assert re.fullmatch(r"epoch \d\.\d/2 .* left, loss \d\.\d+, [\d.,]+ images/s, input wait \d+%", bars[-1]), bars[-1]
 
     shown, _ = phases(place, "evaluate", "--run=run", "data")
     assert_in_order(

@@ -161,7 +161,7 @@ class StepMonitor(Action):
 def bar_text(loss: float, images_per_second: float, waiting_percent: float) -> str:
     """What stands beside the bar, of the last steps."""
     rate = f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.1f}"
-    return f"loss {loss:.3f}, {rate} images/s, input wait {waiting_percent:.0f} %"
+    return f"loss {loss:.3f}, {rate} images/s, input wait {waiting_percent:.0f}%"
 
 
 def evaluation_due(setup: TrainSetup, state: TrainState) -> bool:
@@ -256,7 +256,7 @@ class Evaluate(Action):
         state.evaluation = {"step": state.step, "split": split, **found}
         log(
             f"epoch {self.setup.epoch(state.cursor):.3g}, step {state.step}: {split} loss {found['loss']:.3f}, "
-            f"top-1 {100 * found['top1']:.1f} % (n = {int(n)})"
+            f"top-1 {100 * found['top1']:.1f}% (n = {int(n)})"
             + (f", training at {speed:.1f} images/s" if speed else "")
         )
         phase, stages = self.setup.spans[state.phase].phase.part, self._stages.lap()

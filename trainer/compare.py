@@ -157,7 +157,7 @@ def unique_names(paths: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------ results
 
 HEADER = (
-    "run", "dataset", "epochs", "steps", "images/s", "held-out top-1", "top-1", "95 %", "top-5", "macro-F1", "ECE", "n"
+    "run", "dataset", "epochs", "steps", "images/s", "held-out top-1", "top-1", "95%", "top-5", "macro-F1", "ECE", "n"
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardline.pipeline.wording import shorten_middle
+from shardline.pipeline.wording import noun_after, shorten_middle
 from shardline.tools.plot_style import BLUE, GRAY, GRID, PALETTE, RED, SPLIT_COLORS, new_figure, percent, set_title
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def training_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float]]
 def _training_message(train: Sequence[Line], held_out: Sequence[Line], eval_split: str) -> str:
     if held_out:
         last = held_out[-1]
-        return f"{last['top1']:.1%} top-1 on {eval_split} after {last['epoch']:.3g} epochs"
+        return (
+            f"{last['top1']:.1%} top-1 on {eval_split} after {last['epoch']:.3g} {noun_after(last['epoch'], 'epoch')}"
+        )
     return f"training loss {train[-1]['loss']:.3g} after {train[-1]['epoch']:.3g} epochs" if train else "no step yet"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -125,8 +124,9 @@ def check_sampler(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     keys = ("dataset", "split", "records", "seed", "shuffle_block_size", "balanced_sampling")
     ours, theirs = ({key: values.get(key) for key in keys} for values in (new, old))
     if ours != theirs:
+        differing = [f"{key} {theirs[key]} there, {ours[key]} here" for key in keys if ours[key] != theirs[key]]
         raise UsageError(
-            f"{name} was trained on another order of samples: {json.dumps(theirs)} there, {json.dumps(ours)} here; "
+            f"{name} was trained on another order of samples ({'; '.join(differing)}); "
             "use the same dataset and seed, or start in another --workdir"
         )
 

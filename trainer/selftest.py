@@ -155,7 +155,7 @@ class Checks:
         # The work grows with the number of pixels; logical CPUs share the cores that one replica had to itself.
         replicas = self.cluster.local_replicas if self.cluster.device_kind == "GPU" else 1
         need = replicas * max(self.rates.values()) * (self.side / 224) ** 2
-        return supply >= need, f"input gives {supply:.0f} images/s, VGG16 at 224 px takes about {need:.3g}"
+        return supply >= need, f"input {supply:.0f} images/s; VGG16 at 224 px trains about {need:.3g} images/s"
 
     def _rate(self, precision: str) -> float:
         """Of batches as training has them, with all that the device does to them."""

@@ -16,6 +16,7 @@ import tensorflow as tf
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_memory, peak_memory
+from shardline.pipeline.wording import count, noun_after
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
 from shardline.trainer.cluster import device_lines
@@ -39,14 +40,16 @@ def dry_run(config: TrainConfig) -> str:
     batch, replicas = config.global_batch_size, setup.cluster.replicas
     lines = [
         *device_lines(setup.cluster, batch),
-        f"batch: {batch} = {replicas} × {batch // replicas} samples, in {config.micro_batches} micro-batches",
-        f"data: {setup.num_records} records of {config.train_split}, {len(setup.labels)} classes; "
+        f"batch: {batch:,} = {replicas} × {count(batch // replicas, 'sample')}, "
+        f"in {count(config.micro_batches, 'micro-batch')}",
+        f"data: {count(setup.num_records, 'record')} of {config.train_split}, {count(len(setup.labels), 'class')}; "
         f"evaluation on {setup.eval_split or 'nothing'}",
     ]
     for span in setup.spans:
         part, steps = span.phase.part, steps_between(span.start, span.stop, batch)
         lines.append(
-            f"phase {span.index + 1}: {part}, {span.phase.epochs:g} epochs = {steps} steps at a peak rate of "
+            f"phase {span.index + 1}: {part}, {span.phase.epochs:g} {noun_after(span.phase.epochs, 'epoch')} = "
+            f"{count(steps, 'step')} at a peak rate of "
             f"{span.phase.learning_rate:g}; {num_parameters(network.trained(part)):,} of "
             f"{num_parameters(network.weights):,} parameters train, "
             f"{flops_per_image(network, part) / 1e9:.1f} GFLOP an image"

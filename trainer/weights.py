@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 
+from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.pipeline.text import display
@@ -161,18 +162,21 @@ def _imagenet_file(top: bool) -> Path:
     if not path.exists():
         from keras.src.applications import vgg16
 
+        url = vgg16.WEIGHTS_PATH if top else vgg16.WEIGHTS_PATH_NO_TOP
+        log(f"downloading {name}, {'553' if top else '59'} MB …")
         try:
             keras.utils.get_file(
                 name,
-                vgg16.WEIGHTS_PATH if top else vgg16.WEIGHTS_PATH_NO_TOP,
+                url,
                 cache_subdir="models",
                 file_hash=md5,
                 cache_dir=str(folder.parent),
             )
         except Exception as error:  # Keras raises a bare Exception when it cannot download
             raise UsageError(
-                f"--weights=imagenet: {name} could not be downloaded; fetch it on a machine that can, with "
-                f"keras.applications.VGG16(), and put it in {folder}"
+                f"--weights=imagenet: {name} could not be downloaded; fetch {url} on a machine that can (or let "
+                f"keras.applications.VGG16(include_top={top}) do it, which keeps it in ~/.keras/models), and put it in "
+                f"{folder}"
             ) from error
     if (found := _md5(path)) != md5:
         raise UsageError(

@@ -28,7 +28,7 @@ def test_the_shares_of_every_recipe_are_all_of_the_time():
 def test_the_table_tells_mean_and_range():
     runs = [Outcome(80.0, 99.6, (3.0, 10.5)), Outcome(83.0, 101.2, (3.0, 10.5))]
     assert fine_tuning.table({"x": runs}, "test").splitlines()[-1] == (
-        "| x | 3 + 10.5 | 81.5 % (80.0 to 83.0) | 100 to 101 s |"
+        "| x | 3 + 10.5 | 81.5% (80.0 to 83.0) | 100 to 101 s |"
     )
 
 
@@ -62,7 +62,7 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
     rows = {row.name: row for row in load_results(folder / "report")}
     assert list(rows) == list(RECIPES) and rows["from scratch"].repeats == (54.0, 57.0)
     assert rows["from scratch"].unit == "% top-1" and rows["from scratch"].settings["epochs"] == [8.0]
-    assert "| from scratch | 8 | 55.5 % (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
+    assert "| from scratch | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -80,9 +80,9 @@ def test_a_step_that_hardly_waits_is_the_bottleneck_whatever_the_input_costs():
     stages = {"order": 5.0, "read": 20.0, "decode": 300.0}
     trained = StageTimes(8, stages, cpu_microseconds=stages, waiting_share=0.03)
     assert trained.bottleneck == "step"
-    assert str(trained).endswith("bottleneck: step (input waits 3 %)")
+    assert str(trained).endswith("bottleneck: step (input waits 3%)")
     waiting = StageTimes(8, stages, cpu_microseconds=stages, waiting_share=0.05)
-    assert waiting.bottleneck == "decode" and "(input waits 5 %)" in str(waiting)
+    assert waiting.bottleneck == "decode" and "(input waits 5%)" in str(waiting)
 
 
 def test_waiting_reads_are_storage_and_waiting_for_a_cpu_is_not():

@@ -45,7 +45,7 @@ def test_long_work_is_told_of_every_five_percent(clock, lines):
     work(clock, 100, STEP_SECONDS)
     told = lines()
     assert told[0] == "draw: 100 image" and len(told) == 1 + 20
-    assert told[1].startswith("draw: 5/100 image, 5 %, ") and "left" in told[1]
+    assert told[1].startswith("draw: 5/100 image, 5%, ") and "left" in told[1]
 
 
 def test_very_long_work_is_told_of_every_half_minute(clock, lines):

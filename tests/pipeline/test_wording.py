@@ -1,6 +1,11 @@
 """Singular and plural, and what is cut short."""
 
-from shardline.pipeline.wording import as_flag, count, shorten, shorten_list, shorten_middle
+from shardline.pipeline.wording import as_flag, count, noun_after, shorten, shorten_list, shorten_middle
+
+
+def test_a_noun_follows_its_number():
+    assert [noun_after(number, "epoch") for number in (0.5, 1, 1.0, 2)] == ["epochs", "epoch", "epoch", "epochs"]
+    assert noun_after(0, "class") == "classes"
 
 
 def test_a_count_agrees_with_its_noun():

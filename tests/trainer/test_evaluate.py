@@ -24,7 +24,7 @@ def test_every_record_counts_once_and_it_says_so(tiny_evaluation, tiny_metrics):
     lines = (tiny_evaluation / "stdout.txt").read_text().splitlines()
     assert lines[1] == "n = 21/21, each once"
     assert (tiny_metrics["n"], tiny_metrics["records"]) == (21, 21)
-    assert lines[0].startswith(f"top-1 {tiny_metrics['top1']:.1%} (95 % interval ")
+    assert lines[0].startswith(f"top-1 {tiny_metrics['top1']:.1%} (95% interval ")
 
 
 def test_predictions_hold_a_row_for_each_record_and_reproduce_the_metrics(tiny_evaluation, tiny_metrics, tiny_data):

@@ -47,7 +47,7 @@ def test_find_lr_says_so_when_the_loss_breaks_at_once(tmp_path, monkeypatch):
 def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path):
     lines = tuning.dry_run(TrainConfig(workdir=str(tmp_path / "run"), **TINY)).splitlines()
     assert [line.split(":")[0] for line in lines] == ["devices", "batch", "data", "phase 1", "phase 2", "memory"]
-    assert "head, 1 epochs = 160 steps at a peak rate of 0.1" in lines[3]
+    assert "head, 1 epoch = 160 steps at a peak rate of 0.1" in lines[3]
     assert "all, 2 epochs = 320 steps at a peak rate of 0.01" in lines[4]
     assert not (tmp_path / "run").exists()
 

@@ -48,9 +48,9 @@ BOUNDS = {
     "keras": (1e-4, 0.99),
     "onnx": (1e-4, 0.99),  # reached: 5e-6
     "tflite_float32": (1e-4, 0.99),  # reached on photographs: 2e-6
-    "tflite_float16": (0.01, 0.98),  # reached: 0.0005 to 0.002, 99.6 to 100 %
-    # Eight bits cost something. Reached: 0.04 to 0.08 and 98 to 99 % by trained models (68 to 93 % top-1), 0.16 and
-    # 96 % by one that was barely trained (46 %) and so is seldom sure.
+    "tflite_float16": (0.01, 0.98),  # reached: 0.0005 to 0.002, 99.6 to 100%
+    # Eight bits cost something. Reached: 0.04 to 0.08 and 98 to 99% by trained models (68 to 93% top-1), 0.16 and
+    # 96% by one that was barely trained (46%) and so is seldom sure.
     "tflite_int8": (0.2, 0.93),
 }
 OPSET = 17  # of ONNX; onnxruntime reads it since 2022

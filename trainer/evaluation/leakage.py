@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shardline.trainer.cluster import Cluster
     from shardline.trainer.run_dir import Run
 
-HASH_BITS = 6  # of 64 that may differ between copies; of copies cropped by 3 %, 3 bits find 42 %, 6 find 89 %
+HASH_BITS = 6  # of 64 that may differ between copies; of copies cropped by 3%, 3 bits find 42%, 6 find 89%
 CORRELATION = 0.8  # of small gray versions, from which pixels agree; tuned on photographs with known re-crops
 NEIGHBORS = 5  # nearest training images by features that are compared by pixels
 OVERLAP = 0.97  # correlation from which the middle of one image is found again in another

@@ -95,7 +95,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     confusion: np.ndarray, statistic: Callable[[np.ndarray], float], *, rounds: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of any statistic of a confusion matrix.
+    """95% percentile bootstrap interval of any statistic of a confusion matrix.
 
     Drawing n records with replacement draws a multinomial number from each cell, so cells are drawn, not records:
     the same distribution at a cost that does not grow with the records.

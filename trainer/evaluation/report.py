@@ -91,7 +91,7 @@ def add_result(page: HtmlReport, values: Mapping[str, Any]) -> None:
     )
     unfinished = "" if values["weights"]["finished"] else " The run is not finished."
     note = f"{values['split']}: {values['count']}{tta}. Weights: {weights_text(values['weights'])}.{unfinished}"
-    page.table("Result", ("measure", "value", "95 % interval"), rows, note=note)
+    page.table("Result", ("measure", "value", "95% interval"), rows, note=note)
 
 
 def add_settings(page: HtmlReport, config: TrainConfig) -> None:
@@ -239,7 +239,7 @@ def gradcam_pairs(run: Run, data: Dataset, evaluation: Evaluation, chosen: np.nd
 
 
 def add_calibration(page: HtmlReport, run: Run, values: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
-    """Whether 80 % confidence means right in 80 % of cases."""
+    """Whether 80% confidence means right in 80% of cases."""
     found = values.get("calibration")
     if found is None:
         note = "No temperature was fitted: that needs another held-out split (--calibration_split)."

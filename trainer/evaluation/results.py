@@ -109,7 +109,7 @@ def compute(
 
 
 def _overall(rows: Predictions, confusion: np.ndarray, curves: Curves) -> dict[str, Any]:
-    """Numbers over all records, those of hits with a 95 % interval."""
+    """Numbers over all records, those of hits with a 95% interval."""
     ranks = metrics.label_ranks(rows.probabilities, rows.labels)
     top5 = np.array([[np.sum(ranks < 5), np.sum(ranks >= 5)], [0, 0]])  # as a matrix, to draw its interval
     return {
@@ -163,7 +163,7 @@ def summary(values: Mapping[str, Any]) -> str:
     """One line with the headline numbers of metrics.json."""
     low, high = values["interval95"]["top1"]
     line = (
-        f"top-1 {values['top1']:.1%} (95 % interval {low:.1%} to {high:.1%}), top-5 {values['top5']:.1%}, "
+        f"top-1 {values['top1']:.1%} (95% interval {low:.1%} to {high:.1%}), top-5 {values['top5']:.1%}, "
         f"macro-F1 {values['macro_f1']:.3f}, ECE {values['ece']:.1%}"
     )
     leakage = values["leakage"]
