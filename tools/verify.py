@@ -45,6 +45,7 @@ class VerifyConfig(DatasetConfig):
         (),
         "folder that was converted: compare stored images with the files they were made of, as other decoders read "
         "them; may be repeated",
+        path="folder",
     )
     source_images: int = option(200, "images to compare with --sources, spread evenly over the dataset", low=1)
     workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)

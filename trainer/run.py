@@ -21,7 +21,7 @@ from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMon
 from shardline.trainer.arithmetic import decided
 from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
 from shardline.trainer.checkpoints import Checkpoint
-from shardline.trainer.cluster import claim, peak_tflops, read_hosts
+from shardline.trainer.cluster import claim, device_lines, peak_tflops, read_hosts
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.exchange import gather, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
@@ -52,7 +52,7 @@ def train(
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     setup = prepare(config)
     if setup.cluster.chief:
-        log(f"devices: {setup.cluster}")
+        log("\n".join(device_lines(setup.cluster, config.global_batch_size)))
     check_data(setup)
     with ExitStack() as stack:
         # The chief alone: other hosts need no run directory.
