@@ -34,10 +34,13 @@ from shardline.tools.conversion.config import dataset_name
 from shardline.tools.conversion.labels import (
     LabelOptions,
     are_numbers,
+    as_one,
+    can_be_listed,
     check_names,
     check_spread,
     order_labels,
     read_class_names,
+    similar_names,
 )
 from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
 from shardline.tools.conversion.trees import Exclusions, read_exclusions
@@ -250,9 +253,9 @@ def _stored_names(config: AdoptConfig, names: list[str], texts: list[str]) -> tu
     """Class names that the records hold, ordered as a conversion orders them."""
     what = f"--data={config.data}"
     if not names:
-        check_names(
-            sorted(texts), what, "write the records again, or list all names in --class_names to keep them apart"
-        )
+        for group in similar_names(texts):
+            apart = ", or list all names in --class_names to keep them apart" if can_be_listed(group) else ""
+            raise UsageError(f"{what}: {as_one(group)}; write the records again with one of them{apart}")
         if are_numbers(texts):
             names = sorted(texts, key=lambda text: int(text.partition(".")[0]))
     return order_labels(texts, LabelOptions(tuple(names), kind="name"), what).names

@@ -145,6 +145,12 @@ def test_names_that_the_converter_refuses_are_refused(tmp_path, names, message):
     put(tmp_path / "train.tfrecord", [texts(name) for name in names])
     found = refusal(tmp_path, label_kind="name")
     assert message in found and "merge_similar" not in found  # which adopt does not have
+    (tmp_path / "names.txt").write_bytes(b"\n".join(names))
+    options = {"label_kind": "name", "class_names": tmp_path / "names.txt"}
+    if "class_names" in found:
+        assert sorted(adopted(tmp_path, **options).labels) == sorted(name.decode() for name in names)
+    else:  # it would not help
+        refusal(tmp_path, **options)
 
 
 def test_names_that_are_alike_are_kept_apart_by_listing_them(tmp_path):

@@ -100,7 +100,7 @@ def check_names(names: Sequence[str], what: str, remedy: str) -> None:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UsageError(f"{what}: {shorten_list(twice)} listed twice; {remedy}")
     for group in similar_names(names):
-        raise UsageError(f"{what}: {_as_one(group)}; {remedy}")
+        raise UsageError(f"{what}: {as_one(group)}; {remedy}")
 
 
 def _check_characters(name: str, what: str, remedy: str) -> None:
@@ -108,7 +108,12 @@ def _check_characters(name: str, what: str, remedy: str) -> None:
         raise UsageError(f"{what}: the class name {name!r} has control characters; {remedy}")
 
 
-def _as_one(group: Sequence[str]) -> str:
+def can_be_listed(group: Sequence[str]) -> bool:
+    """Whether --class_names can keep similar names apart: its lines are stripped, and no two may look the same."""
+    return len(set(map(clean_name, group))) == len(group) and all(name == name.strip() for name in group)
+
+
+def as_one(group: Sequence[str]) -> str:
     """Why two names are one, in words."""
     listed = " and ".join(map(repr, group[:3]))
     if are_numbers(group):
@@ -136,8 +141,8 @@ def read_class_names(path: str) -> tuple[str, ...]:
     for name in names:
         key = clean_name(name)
         if key in alike:
-            what = f"{name!r} listed twice" if alike[key] == name else _as_one([alike[key], name])
-            raise UsageError(f"--class_names={path}: {what}; list each class once")
+            what = f"{name!r} listed twice" if alike[key] == name else as_one([alike[key], name])
+            raise UsageError(f"--class_names={path}: {what}; list each class once, and rename what only looks like it")
         alike[key] = name
     return tuple(names)
 
@@ -220,7 +225,7 @@ def order_labels(
 
 def _check_label(name: str, found: Sequence[str], what: str) -> None:
     """Refuse a label that is none, or several."""
-    listed = "; if it is a class, list all classes in --class_names"
+    listed = "; if it is a class, list all classes in --class_names" if can_be_listed([name]) and name else ""
     if name.strip() in _NOTHING:
         raise UsageError(f"{what}: the label {name!r} is no class but a missing value; give each image a label{listed}")
     _check_characters(name, what, "rename it")
@@ -246,9 +251,10 @@ def _merged(found: Sequence[str], options: LabelOptions, what: str, places: Mapp
         group = group_of.get(name, [name]) if name not in names else [name]
         if len(group) > 1 and not options.merge_similar:
             where = "".join(f" ({places[member]})" for member in group if member in places)
+            apart = ", or keep them apart by listing all classes in --class_names" if can_be_listed(group) else ""
             raise UsageError(
-                f"{what}: {_as_one(group)}{where}; rename one, or make one class of them with "
-                "--merge_similar_labels, or keep them apart by listing all classes in --class_names"
+                f"{what}: {as_one(group)}{where}; rename one, or make one class of them with --merge_similar_labels"
+                + apart
             )
         listed = [member for member in group if member in names]
         chosen.append((listed or [min(map(clean_name, group))])[0] if len(group) > 1 else name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,35 @@ class Conversion:
         return path_text(self.sources.path(number))
 
 
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@dataclass(eq=False)
+class _Note:
+    """A note on images that differs in its numbers only: `passed through less 12 to 4,096 bytes`."""
+
+    text: str
+    images: int = 0
+    lowest: list[str] = field(default_factory=list)  # of each number, as it was written
+    highest: list[str] = field(default_factory=list)
+
+    def add(self, numbers: list[str], images: int) -> None:
+        """The same note with these numbers, on so many images more."""
+        self.images += images
+        columns = list(zip(numbers, self.lowest or numbers, self.highest or numbers, strict=True))
+        self.lowest = [min(number, low, key=_value) for number, low, _ in columns]
+        self.highest = [max(number, high, key=_value) for number, _, high in columns]
+
+    def __str__(self) -> str:
+        spans = zip(self.lowest, self.highest, strict=True)
+        shown = iter([low if low == high else f"{low} to {high}" for low, high in spans])
+        return _NUMBER.sub(lambda number: next(shown), self.text)
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))
+
+
 @dataclass(eq=False)
 class _Facts:
     """What one pass over sources.parquet gathers, bounded however long it is."""
@@ -73,7 +103,7 @@ class _Facts:
     sizes: list[np.ndarray] = field(default_factory=list)  # int [n, 3]: source width, height, split number; a sample
     samples: dict[int, list[Row]] = field(default_factory=dict)  # label -> rows of its contact sheet
     refused: list[Row] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, _Note] = field(default_factory=dict)  # by text without its numbers
     formats: Counter[str] = field(default_factory=Counter)
     shown: dict[str, Row] = field(default_factory=dict)  # path -> row, of the images that are shown side by side
 
@@ -139,7 +169,9 @@ def _gather(conversion: Conversion, pairs: Sequence[Pair]) -> _Facts:
         written = batch.filter(pc.equal(batch["status"], WRITTEN))
         facts.formats += _value_counts(written["format"])
         for note, number in _value_counts(written["note"]).items():
-            facts.notes.update({part: number for part in note.split("; ") if part})
+            for part in filter(None, note.split("; ")):
+                kind = facts.notes.setdefault(_NUMBER.sub("#", part), _Note(part))
+                kind.add(_NUMBER.findall(part), number)
         split = pc.index_in(written["split"], splits)
         facts.sizes.append(np.column_stack([written["source_width"], written["source_height"], split])[::every])
         _add_samples(facts.samples, written)
@@ -342,10 +374,11 @@ def _add_near_duplicates(page: HtmlReport, conversion: Conversion, facts: _Facts
 
 
 def _add_facts(page: HtmlReport, conversion: Conversion, facts: _Facts) -> None:
+    notes = sorted(facts.notes.values(), key=lambda note: -note.images)
     page.table(
         "What the files were",
         ("format or note", "images"),
-        [*facts.formats.most_common(), *facts.notes.most_common(40)],
+        [*facts.formats.most_common(), *((str(note), note.images) for note in notes[:40])],
     )
     manifest = conversion.manifest
     options = [(name, str(value)) for name, value in manifest.options.items() if name != "request"]

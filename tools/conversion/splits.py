@@ -91,8 +91,8 @@ def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> 
         return sources.splits, sources.split
     if len(sources.splits) > 1 or sources.unlabelled:
         raise UsageError(
-            f"--splits: the source already names its splits ({', '.join(sources.splits)}); leave the flag out, or give "
-            "one of them as --source"
+            f"--splits: the source already names its splits ({', '.join(sources.splits)}); leave the flag out, or "
+            "give the folder of one of them as --source"
         )
     edges = np.array([min(int(bound * 2.0**64), 2**64 - 1) for bound in _bounds(shares)[1:-1]], np.uint64)
     split = np.empty(len(sources), np.int8)

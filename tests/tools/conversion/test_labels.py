@@ -85,6 +85,39 @@ def test_similar_folders_are_refused_and_merged_when_asked(tmp_path, one, other,
     assert unicodedata.normalize("NFC", merged.labels[0]).strip() == merged.labels[0]
 
 
+@pytest.mark.parametrize(("one", "other", "why"), SIMILAR)
+def test_each_remedy_for_similar_names_is_right(tmp_path, one, other, why):
+    third = "7" if other[0].isdigit() else "owl"
+    source = touch(tmp_path / "s", f"{one}/1.jpg", f"{other}/2.jpg", f"{third}/3.jpg")
+    with pytest.raises(UsageError, match=why) as error:
+        scan(source)
+    (tmp_path / "names").write_text(f"{third}\n{one}\n{other}\n", encoding="utf-8")
+    if "class_names" in str(error.value):
+        names = read_class_names(str(tmp_path / "names"))
+        assert scan(source, labels=LabelOptions(names)).labels == (third, one, other)
+    else:  # it would not help
+        with pytest.raises(UsageError):
+            scan(source, labels=LabelOptions(read_class_names(str(tmp_path / "names"))))
+    assert "merge_similar_labels" in str(error.value)
+    assert len(scan(source, labels=LabelOptions(merge_similar=True)).labels) == 2
+    (tmp_path / "s" / one).rename(tmp_path / "s" / "renamed")
+    assert len(scan(source).labels) == 3
+
+
+@pytest.mark.parametrize("name", ["nan", "None", "train", "test2017", "[1, 2]", "(cat)", "cat|owl", " nan"])
+def test_each_remedy_for_a_label_that_seems_none_is_right(tmp_path, name):
+    source = touch(tmp_path / "s", f"{name}/1.jpg", "cat/2.jpg", "owl/3.jpg")
+    with pytest.raises(UsageError) as error:
+        scan(source)
+    (tmp_path / "names").write_text(f"owl\n{name}\ncat\n", encoding="utf-8")
+    labels = LabelOptions(read_class_names(str(tmp_path / "names")))
+    if "class_names" in str(error.value):
+        assert scan(source, labels=labels).labels == ("owl", name, "cat")
+    else:
+        with pytest.raises(UsageError):
+            scan(source, labels=labels)
+
+
 def test_names_that_class_names_lists_are_kept_apart(tmp_path):
     source = touch(tmp_path, "A/1.jpg", "a/2.jpg", "b/3.jpg")
     with pytest.raises(UsageError, match="'A' and 'a'"):
