@@ -24,14 +24,12 @@ from shardline.pipeline.errors import Failure
 from shardline.pipeline.executors import CRASH, WHY
 from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
+from shardline.pipeline.preprocessing import eval_crops
 from shardline.pipeline.profiling import StageTimer, Stopwatch
-from shardline.pipeline.sampler import Sampler, ShuffleSampler
+from shardline.pipeline.sampler import PADDING, Sampler, ShuffleSampler, StoredOrder
 from shardline.pipeline.shards import BadRecord, Shards
 
 Batch = dict[str, np.ndarray]
-Preprocess = Callable[[np.ndarray], np.ndarray]  # a decoded image -> what evaluation shows of it
-
-PADDING = -1  # record number of elements that only fill a batch
 
 
 class BadRecords:
@@ -74,7 +72,7 @@ class BatchBuilder:
         bad: BadRecords | None = None,
         timer: StageTimer | None = None,
         cache: Cache | None = None,
-        exact: bool = False,  # decoding, for evaluation
+        exact: bool = False,  # for evaluation: exact decoding, in stored order
         sampler: Sampler | None = None,  # None: the shuffle that the config describes
         buffers: Buffers | None = None,  # where the images are put
         on_record: Callable[[int], None] = lambda record: None,  # called with each record before it is decoded
@@ -88,9 +86,10 @@ class BatchBuilder:
         self.timer = StageTimer() if timer is None else timer
         self._on_record = on_record
         self._cache = cache
-        self._exact = exact
+        self.exact = exact
         self._buffers: Buffers = buffers or BufferPool()
-        self.sampler = sampler or ShuffleSampler(len(shards), config.seed, config.shuffle_block_size, config.shuffle)
+        shuffle = config.seed, config.shuffle_block_size, config.shuffle
+        self.sampler = sampler or (StoredOrder(len(shards)) if exact else ShuffleSampler(len(shards), *shuffle))
 
     def side(self, on_device: bool) -> int:
         """Height and width of a training image as it leaves the host, in pixels."""
@@ -122,17 +121,18 @@ class BatchBuilder:
         self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
 
-    def evaluation(self, positions: np.ndarray, preprocess: Preprocess) -> Batch:
+    def evaluation(self, positions: np.ndarray) -> Batch:
         """The stored records at `positions`, in stored order; padding after the last one."""
-        watch = Stopwatch()
-        records = np.where(positions < len(self.shards), positions, PADDING)
-        batch = unfilled(positions, records, self._buffers.empty((len(positions), *self.config.eval_shape)))
+        watch, config = Stopwatch(), self.config
+        records = self.sampler.records(positions)
+        batch = unfilled(positions, records, self._buffers.empty((len(positions), *config.eval_shape)))
         for row, record in enumerate(records.tolist()):
             pixels = self._image(batch, row, record, watch) if record != PADDING else None
             if pixels is None:
                 batch["image"][row] = 0
             else:
-                batch["image"][row] = preprocess(pixels)
+                crops = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
+                batch["image"][row] = crops.reshape(config.eval_shape)
                 watch.lap("preprocess")
         self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
@@ -154,7 +154,7 @@ class BatchBuilder:
                     raise BadImage(CRASH, WHY[CRASH])
                 pixels = self._encoding.decode(
                     example,
-                    exact=self._exact,
+                    exact=self.exact,
                     window=None if self._cache else window,
                     checked=self._checked,
                 )

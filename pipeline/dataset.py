@@ -8,6 +8,7 @@ better. TensorFlow is imported with the first batches: opening a dataset and rea
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ class Dataset:
         self.bad_records = BadRecords()  # of all batches made so far
         self._timers = {"training": StageTimer(), "evaluation": StageTimer()}
         self._caches: dict[tuple[str, str, bool], Cache] = {}
-        self._worker_pools: dict[tuple[str, InputConfig, int], Workers] = {}
+        self._worker_pools: dict[tuple[str, InputConfig, int, bool], Workers] = {}
         self._error: Exception | None = None
         self._shards = {name: Shards(self.manifest, directory, name) for name in self.manifest.splits}
 
@@ -161,19 +162,17 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements and arguments are those of
         `train_batches`, without augmentation.
         """
-        from shardline.pipeline.preprocessing import eval_crops  # TensorFlow: not for opening a dataset
-
         num_records = self.num_records(split)
         replica_batches = ReplicaBatches(config, host, hosts, replicas)
         builder = self._builder(split, config, exact=True)
 
-        def preprocess(pixels: np.ndarray) -> np.ndarray:
-            crops: np.ndarray = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
-            return crops.reshape(config.eval_shape)
-
         def make(number: int) -> Batch:
-            return builder.evaluation(replica_batches.positions(number), preprocess)
+            positions = replica_batches.positions(number)
+            made = workers.evaluation(builder, positions) if workers else None
+            return made or builder.evaluation(positions)
 
+        batch_bytes = replica_batches.size * math.prod(config.eval_shape)
+        workers = self._workers(split, config, batch_bytes, replicas, exact=True)
         steps = -(-num_records // config.global_batch_size)
         return self._graph(make, steps * replicas, _spec(replica_batches.size, config.eval_shape), config)
 
@@ -217,13 +216,15 @@ class Dataset:
             sampler=sampler,
         )
 
-    def _workers(self, split: str, config: InputConfig, batch_bytes: int, replicas: int) -> Workers | None:
-        """The processes that make a split's training batches, the same ones for every cursor; None for threads."""
+    def _workers(
+        self, split: str, config: InputConfig, batch_bytes: int, replicas: int, exact: bool = False
+    ) -> Workers | None:
+        """The processes that make a split's batches, the same ones for every cursor; None for threads."""
         automatic = config.workers < 0
         count = _threads(config) if automatic else config.workers
         if config.cache != "none" or count <= automatic:
             return None  # one process fills a cache, and one core has no use for a second process
-        key = (split, config, batch_bytes)
+        key = (split, config, batch_bytes, exact)
         if key not in self._worker_pools:
             pieces = pieces_in_flight(max(_threads(config), count), replicas, batch_bytes)
             self._worker_pools[key] = Workers(count, batch_bytes, not automatic, pieces)

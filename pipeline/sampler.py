@@ -36,6 +36,20 @@ class Sampler(Protocol):
         ...
 
 
+PADDING = -1  # record number of elements that only fill a batch
+
+
+@dataclass(frozen=True)
+class StoredOrder:
+    """Every record once, as they are stored; padding after the last one."""
+
+    num_records: int
+
+    def records(self, positions: np.ndarray) -> np.ndarray:
+        """int64 record numbers at `positions`."""
+        return np.where(positions < self.num_records, positions, PADDING)
+
+
 @dataclass(frozen=True)
 class ShuffleSampler:
     """Shuffles the records of one split anew in every epoch. Equal fields give equal orders, on any machine."""

@@ -1,4 +1,4 @@
-"""Training batches made by other processes, in memory they share with this one. No TensorFlow.
+"""Batches made by other processes, in memory they share with this one. No TensorFlow.
 
 Threads of one process take turns at the Python interpreter, for a tenth of the time that an image takes: on two cores,
 two threads were 1.58 times as fast as one, two workers 1.91 times, and two programs that share nothing 1.94 times.
@@ -28,7 +28,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from shardline.pipeline.buffers import SharedBufferPool
 from shardline.pipeline.executors import CRASHES
 from shardline.pipeline.machine import available_memory
 from shardline.pipeline.profiling import StageTimer
+from shardline.pipeline.sampler import PADDING
 from shardline.pipeline.shards import BadRecord
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class _Setup:
     """What the tasks of one stream have in common; pickled by this process, opened by a worker."""
 
     def __init__(self, batches: BatchBuilder, buffers: SharedBufferPool) -> None:
-        self.kind, self.shards, self.image = type(batches), batches.shards, batches.image
+        self.kind, self.shards, self.image, self.exact = type(batches), batches.shards, batches.image, batches.exact
         # A worker names every bad record it meets: how many are too many is decided by the process that asks.
         self.config = replace(batches.config, cache="none", max_bad_records=sys.maxsize)
         self._path, self._bytes = f"/proc/{os.getpid()}/fd/{buffers.file}", buffers.bytes
@@ -115,21 +116,30 @@ class Workers:
 
     def train(self, batches: BatchBuilder, positions: np.ndarray, on_device: bool) -> Batch | None:
         """What `batches.train` returns, made by a worker; None when none is free."""
+        side = batches.side(on_device)
+        return self._make(batches, positions, (side, side, 3), on_device)
+
+    def evaluation(self, batches: BatchBuilder, positions: np.ndarray) -> Batch | None:
+        """What `batches.evaluation` returns, made by a worker; None when none is free."""
+        return self._make(batches, positions, batches.config.eval_shape, False)
+
+    def _make(
+        self, batches: BatchBuilder, positions: np.ndarray, shape: tuple[int, ...], on_device: bool
+    ) -> Batch | None:
         if self._at_once or batches.timer.samples >= _MIN_SAMPLES:
             _pool.grow(self._count, wait=self._at_once)
         worker = _pool.take()
         if worker is None:
             self.missed["worker"] += 1
             return None
-        side = batches.side(on_device)
-        found = self._buffers.empty((len(positions), side, side, 3))
+        found = self._buffers.empty((len(positions), *shape))
         if found is None:
             self.missed["memory"] += 1
             _pool.put(worker)
             return None
         image, start = found
         records = batches.sampler.records(positions)
-        locations = batches.shards.locations(records)
+        locations = batches.shards.locations(records[records != PADDING])
         unsafe = batches.bad.unsafe
         task = _Task(self._key, None, start, positions, records, locations, on_device, frozenset(unsafe))
         deaths: Counter[int] = Counter()
@@ -356,7 +366,7 @@ def _work(show: Callable[[int], None]) -> None:
 
 
 def _answer(task: _Task, setup: _Setup, show: Callable[[int], None]) -> _Answer:
-    setup.shards.locate(task.records, task.locations)
+    setup.shards.locate(task.records[task.records != PADDING], task.locations)
     bad, timer = BadRecords(), StageTimer()
     bad.unsafe.update(task.unsafe)
     batches = setup.kind(
@@ -365,12 +375,14 @@ def _answer(task: _Task, setup: _Setup, show: Callable[[int], None]) -> _Answer:
         setup.image,
         bad=bad,
         timer=timer,
+        exact=setup.exact,
         sampler=_TaskSampler(task),
         buffers=_TaskBuffers(task, setup.memory),
         on_record=show,
     )
     try:
-        batch = batches.train(task.positions, task.on_device)
+        make = batches.evaluation if setup.exact else partial(batches.train, on_device=task.on_device)
+        batch = make(task.positions)
     except Exception as error:
         return _Answer(error=error)
     del batch["image"]  # it is in the shared memory

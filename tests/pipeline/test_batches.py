@@ -17,9 +17,10 @@ from shardline.pipeline.tfrecord import FRAME_BYTES
 from tests.pipeline.tiny import LABELS, encode, image, payloads, write_dataset
 
 
-def reader(directory, bad=None, split="train", encoding="jpeg", **config):
+def reader(directory, bad=None, split="train", encoding="jpeg", exact=False, **config):
     config = InputConfig(**{"global_batch_size": 8, "image_size": 16, "max_bad_records": 100} | config)
-    return BatchBuilder(Shards(Manifest.load(directory), directory, split), config, ImageFormat(encoding), bad=bad)
+    shards = Shards(Manifest.load(directory), directory, split)
+    return BatchBuilder(shards, config, ImageFormat(encoding), bad=bad, exact=exact)
 
 
 EVERYTHING = {

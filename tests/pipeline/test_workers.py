@@ -70,6 +70,28 @@ def test_other_encodings_too(tmp_path, encoding):
     assert_same(Workers(1, BYTES, at_once=True).train(batches, positions(0), False), batches.train(positions(0), False))
 
 
+@pytest.mark.parametrize("crops", [1, 10])
+def test_a_worker_makes_evaluation_s_batches_with_their_padding(tmp_path, crops):
+    write_dataset(tmp_path, {"train": payloads(9)})
+    batches = reader(tmp_path, exact=True, eval_crops=crops)
+    workers = Workers(1, crops * BYTES, at_once=True)
+    for start in (0, 8, 16):  # whole, one record, none at all
+        found = workers.evaluation(batches, positions(start))
+        assert_same(found, batches.evaluation(positions(start)))
+    assert found["record"].tolist() == [-1] * 8 and not found["weight"].any()
+    assert not workers.missed and set(batches.timer.seconds) == {"read", "decode", "preprocess"}
+
+
+def test_evaluation_and_training_have_setups_of_their_own(tiny):
+    data = pipeline.open_dataset(tiny)
+    threads, processes = (pipeline.InputConfig(global_batch_size=4, image_size=32, workers=count) for count in (0, 1))
+    for batches in ("train_batches", "eval_batches"):
+        expected, found = (getattr(data, batches)("train", config).take(3) for config in (threads, processes))
+        for a, b in zip(expected.as_numpy_iterator(), found.as_numpy_iterator(), strict=True):
+            assert_same(b, a)
+    assert [pool.missed["memory"] for pool in data._worker_pools.values()] == [0, 0]
+
+
 def test_a_batch_in_use_keeps_its_pixels_and_others_are_made_by_threads(tiny, monkeypatch):
     batches, workers = reader(tiny), Workers(1, BYTES, at_once=True, pieces=2)
     held = [workers.train(batches, positions(start), False) for start in (0, 8)]
