@@ -6,8 +6,6 @@ TensorFlow is imported when devices are claimed, so that flags can be checked be
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from shardline.pipeline.errors import UsageError
 from shardline.trainer import nvidia
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.hosts import Hosts, HostsConfig, find_hosts, saying, wait_for_hosts
 from shardline.trainer.xla import set_flags
 
 if TYPE_CHECKING:
@@ -54,55 +53,21 @@ class Cluster:
         return f"{self.replicas} × {self.device_kind}{hosts} ({type(self.strategy).__name__})"
 
 
-@dataclass(frozen=True)
-class Hosts:
-    """What TF_CONFIG says: the address of each host, the chief's first, and which of them this process is."""
-
-    addresses: tuple[str, ...] = ("",)
-    own: int = 0
-
-
-def read_hosts() -> Hosts:
-    """The hosts that TF_CONFIG names: its chief, if it has one, and its workers; this process alone without it.
-
-    Raises:
-      UsageError: it is not of the form that TensorFlow documents, or names tasks that synchronous training has not.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    if not text.strip():
-        return Hosts()
-    try:
-        config = json.loads(text)
-        cluster, task = config["cluster"], config["task"]
-        kind, index = task["type"], int(task["index"])
-        addresses = {name: tuple(cluster.get(name, ())) for name in ("chief", "worker")}
-        if not all(isinstance(address, str) for address in (*addresses["chief"], *addresses["worker"])):
-            raise ValueError("an address is no text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            'TF_CONFIG is not {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}: '
-            f"{type(error).__name__}: {error}"
-        ) from None
-    if others := sorted({*cluster, kind} - set(addresses)):
-        raise UsageError(f"TF_CONFIG names {', '.join(others)}: hosts train as chief and worker only; leave it out")
-    if len(addresses["chief"]) > 1:
-        raise UsageError(f"TF_CONFIG names {len(addresses['chief'])} chiefs; name one, the others as worker")
-    if not 0 <= index < len(addresses[kind]):
-        raise UsageError(f"TF_CONFIG calls this task {kind} {index}, its cluster has {len(addresses[kind])} {kind}")
-    hosts = addresses["chief"] + addresses["worker"]
-    if len(set(hosts)) < len(hosts):
-        raise UsageError("TF_CONFIG names an address twice; give each host its own")
-    return Hosts(hosts, index + (len(addresses["chief"]) if kind == "worker" else 0))
-
-
 def create_cluster(
-    strategy: str, logical_cpus: int, *, device: str = "auto", deterministic: bool = True, jit: bool = True
+    strategy: str,
+    logical_cpus: int,
+    hosts: HostsConfig | None = None,
+    *,
+    device: str = "auto",
+    deterministic: bool = True,
+    jit: bool = True,
 ) -> Cluster:
     """Claim the devices: for the first time in a process, before any other TensorFlow work.
 
     A process has one strategy for the same arguments: two over the same devices would collide in their collectives.
 
     Args:
+      hosts: how the other hosts are found.
       device: auto, the GPUs if there are any; or cpu.
       deterministic: give the same bits on every run on the same devices.
       jit: whether XLA compiles the steps.
@@ -115,17 +80,18 @@ def create_cluster(
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()  # would refuse to let XLA compile max pooling
-    return _create_cluster(strategy, logical_cpus, device, read_hosts())
+    return _create_cluster(strategy, logical_cpus, device, find_hosts(hosts))
 
 
 def claim(config: TrainConfig) -> Cluster:
-    """The devices that a run of a decided config is to have. See `create_cluster`."""
+    """The devices that a run is to have. See `create_cluster`; with XLA where the config leaves that open."""
     return create_cluster(
         config.strategy,
         config.logical_cpus,
+        config,
         device=config.device,
         deterministic=config.deterministic,
-        jit=config.uses_xla,
+        jit=config.jit is not False,
     )
 
 
@@ -135,7 +101,7 @@ def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts)
 
     workers = len(hosts.addresses)
     if strategy == "multi_worker" and workers == 1:
-        raise UsageError("--strategy=multi_worker needs TF_CONFIG to name at least two hosts; see BUILD.md")
+        raise UsageError("--strategy=multi_worker needs at least two hosts, in TF_CONFIG or by --hosts_from")
     if strategy == "auto":
         strategy = "multi_worker" if workers > 1 else "mirrored"
     if logical_cpus > 1:
@@ -157,7 +123,11 @@ def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts)
     if strategy == "one_device":
         return Cluster(tf.distribute.OneDeviceStrategy(f"/{kind}:0"), 0, 1, 1, kind)
     if strategy == "multi_worker":
-        workers_strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        wait_for_hosts(hosts)
+        kinds = tf.distribute.experimental.CommunicationImplementation
+        options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if gpus else kinds.AUTO)
+        with saying("waiting for all hosts to join TensorFlow's cluster"):
+            workers_strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         return Cluster(workers_strategy, hosts.own, workers, workers_strategy.num_replicas_in_sync, kind)
     # A CPU that an earlier call has split stays split: its other parts are left alone.
     mirrored = _mirrored(kind, len(tf.config.list_logical_devices("GPU")) if gpus else max(1, logical_cpus))

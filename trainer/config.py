@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option
+from shardline.trainer.hosts import HostsConfig
 
 PARTS = ("head", "block5", "block4", "block3", "all")
 HEADS = ("gap", "flatten256", "fc4096")
@@ -27,6 +28,8 @@ RUNTIME_FIELDS = frozenset(
         "strategy",
         "device",
         "logical_cpus",
+        "hosts_from",
+        "start_timeout",
         "checkpoint_every_steps",
         "keep_checkpoints",
         "log_every_steps",
@@ -73,7 +76,7 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
 
 
 @dataclass(frozen=True)
-class TrainConfig(InputConfig):
+class TrainConfig(HostsConfig, InputConfig):
     """Every setting of a run, beside those of its input. One field, one flag of the same name; checked once, here."""
 
     GROUPS: ClassVar = ("run", "model", "recipe", "augmentation", "input", "devices", "cadence")
@@ -183,7 +186,7 @@ class TrainConfig(InputConfig):
         choices=(AUTO, *PRECISIONS), group="devices",
     )  # fmt: skip
     strategy: str = option(
-        "auto", "tf.distribute strategy; auto: multi_worker if TF_CONFIG names several workers, else mirrored",
+        "auto", "tf.distribute strategy; auto: multi_worker where there are several hosts, else mirrored",
         choices=STRATEGIES, group="devices",
     )  # fmt: skip
     device: str = option(

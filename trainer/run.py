@@ -21,11 +21,12 @@ from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMon
 from shardline.trainer.arithmetic import decided
 from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
 from shardline.trainer.checkpoints import Checkpoint
-from shardline.trainer.cluster import claim, device_lines, peak_tflops, read_hosts
+from shardline.trainer.cluster import claim, device_lines, peak_tflops
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.exchange import gather, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
 from shardline.trainer.handshake import check_config, check_data, from_chief, pack, unpack
+from shardline.trainer.hosts import find_hosts
 from shardline.trainer.keras_callbacks import adapted
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
@@ -48,8 +49,7 @@ def train(
     """Train, from the start or from the newest readable checkpoint, and save the model: see `train.train`."""
     told = adapted(callbacks)
     check_callbacks(told)
-    if not config.workdir and read_hosts().own == 0:
-        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
+    check_workdir(config, len(find_hosts(config).addresses) == 1)
     setup = prepare(config)
     if setup.cluster.chief:
         log("\n".join(device_lines(setup.cluster, config.global_batch_size)))
@@ -66,10 +66,17 @@ def train(
 def _claim(setup: TrainSetup, allow_changes: bool, stack: ExitStack) -> dict[str, Any]:
     """Make the run directory this process's alone until the stack is closed; the content of its config.json."""
     config = setup.config
+    check_workdir(config, chief=True)
     stack.enter_context(own_directory(config.workdir, "--workdir"))
     for gap in setup.class_gaps:
         log(f"note: {gap}")
     return claim_workdir(setup, allow_changes)
+
+
+def check_workdir(config: TrainConfig, chief: bool) -> None:
+    """Refuse a chief without a run directory."""
+    if chief and not config.workdir:
+        raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
 
 
 def _complete(setup: TrainSetup, step: int) -> dict[str, Any] | None:
