@@ -106,7 +106,9 @@ def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts)
         strategy = "multi_worker" if workers > 1 else "mirrored"
     if logical_cpus > 1:
         if strategy != "mirrored":
-            raise UsageError(f"--logical_cpus={logical_cpus} splits one process; it needs --strategy=mirrored")
+            raise UsageError(
+                f"--logical_cpus={logical_cpus} splits one process: it needs --strategy=mirrored, and no other hosts"
+            )
         _split_cpu(logical_cpus)
     on_cpu = bool(logical_cpus) or device == "cpu"
     gpus = tf.config.list_physical_devices("GPU")

@@ -8,6 +8,7 @@ replicas, and the digits do not depend on that number.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import option
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
+from shardline.trainer.hosts import HostsConfig, find_hosts
 from shardline.trainer.run_dir import choose_weights, read_config
 from shardline.trainer.xla import start_tensorflow
 
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
     from shardline.trainer.cluster import Cluster
     from shardline.trainer.evaluation.inference import Predictions
     from shardline.trainer.evaluation.results import Evaluation
-    from shardline.trainer.run_dir import Run
+    from shardline.trainer.run_dir import ChosenWeights, Run
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(ModelConfig):
+class EvaluateConfig(HostsConfig, ModelConfig):
     """What to evaluate, on which records, and how much to look into."""
 
     data: str = option("", "directory of the dataset to evaluate on", positional=True, path="folder")
@@ -69,6 +71,8 @@ class EvaluateConfig(ModelConfig):
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate a run, write the results to `output_directory(config)`, and return them.
 
+    Of several hosts each evaluates its part, all return the whole, and the chief writes.
+
     Raises:
       UsageError: a run, dataset, split or directory that cannot be used.
       Failure: no record of the split can be read, or another process writes to the same directory.
@@ -78,20 +82,24 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     chosen = choose_weights(directory, config.checkpoint)
     data = open_data(config, directory)
     calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
-    output = make_directory(str(output_directory(config)))
+    output, chief = output_directory(config), find_hosts(config).own == 0
+    if chief:
+        make_directory(str(output))
     say_weights(chosen)
     train_split = read_config(directory)["train"]["train_split"]
     for gap in class_gaps(data.labels, data.manifest.class_counts, train_split, config.split):
         command_line.log(f"note: {gap}")
 
-    with own_directory(output, "--output"):
+    with own_directory(output, "--output") if chief else contextlib.nullcontext():
         start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
         from shardline.trainer.cluster import create_cluster
         from shardline.trainer.evaluation.plots import draw
         from shardline.trainer.evaluation.report import write_report
+        from shardline.trainer.handshake import check_equal
         from shardline.trainer.run_dir import load_run
 
-        devices = create_cluster("mirrored", config.logical_cpus)
+        devices = create_cluster("auto", config.logical_cpus, config)
+        check_equal(devices, hosts_agree_on(config, chosen, data))
         with devices.strategy.scope():
             run = load_run(str(directory), chosen)
         evaluation = measure(config, run, devices, data, calibration_split)
@@ -105,6 +113,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             batch_size=config.batch_size,
             environment={"devices": str(devices), "seconds": round(time.monotonic() - started, 1)},
         )
+        if not chief:
+            return evaluation
         plots = draw(evaluation)
         (output / results.METRICS).unlink(missing_ok=True)  # comes back when all else is new
         if config.report:
@@ -116,11 +126,20 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def main(config: EvaluateConfig) -> None:
     """The command: evaluate and print the headline numbers."""
     evaluation, output = evaluate(config), output_directory(config)
+    if find_hosts(config).own:
+        return
     if not evaluation.metrics["weights"]["finished"]:
         print(f"unfinished run, step {evaluation.metrics['weights']['step']}")
     command_line.show(results.summary(evaluation.metrics))
     command_line.show(evaluation.predictions.count_line)
     command_line.show(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+
+
+def hosts_agree_on(config: EvaluateConfig, chosen: ChosenWeights, data: Dataset) -> dict[str, str | int]:
+    """What must be the same on all hosts."""
+    names = ("split", "batch_size", "tta", "calibration_split", "leakage")
+    flags = {f"--{name}": getattr(config, name) for name in names}
+    return {"dataset": data.manifest.digest, "SHA-256 of the weights": chosen.sha256, **flags}
 
 
 def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, calibration_split: str) -> Evaluation:

@@ -5,7 +5,8 @@ All hosts must call these functions at the same points.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,6 +41,26 @@ def broadcast(cluster: Cluster, data: bytes, source: int = 0) -> bytes:
     length = int.from_bytes(_sum(cluster, len(own).to_bytes(_LENGTH_BYTES, "little"), _LENGTH_BYTES), "little")
     starts = range(0, length, _PIECE_BYTES)
     return b"".join(_sum(cluster, own[i : i + _PIECE_BYTES], min(_PIECE_BYTES, length - i)) for i in starts)
+
+
+def gather_arrays(cluster: Cluster, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The arrays of every host, in their order, on every host. Raises tf.errors.OpError as `gather`."""
+    if cluster.hosts == 1:
+        return [dict(arrays)]
+    return [unpack_arrays(data) for data in gather_bytes(cluster, pack_arrays(arrays))]
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays by name as bytes; inverse of `unpack_arrays`."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **dict(arrays))
+    return file.getvalue()
+
+
+def unpack_arrays(data: bytes) -> dict[str, np.ndarray]:
+    """Inverse of `pack_arrays`."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return dict(file)
 
 
 @contextmanager

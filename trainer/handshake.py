@@ -6,7 +6,6 @@ And what the chief alone reads of the run directory, handed to all hosts.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import RUNTIME_FIELDS, TrainConfig
-from shardline.trainer.exchange import broadcast, gather, lost_hosts
+from shardline.trainer.exchange import broadcast, gather, lost_hosts, pack_arrays, unpack_arrays
 from shardline.trainer.setup import TrainSetup
 
 # Free to differ between hosts: what is a host's own, and the paths of weights, which are compared themselves. Hosts of
@@ -97,17 +96,14 @@ def pack(checkpoint: Checkpoint | None) -> bytes:
     """A checkpoint as bytes for other hosts; inverse of `unpack`."""
     if checkpoint is None:
         return b""
-    file, header = io.BytesIO(), {"path": str(checkpoint.path), "header": checkpoint.header}
-    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    np.savez(file, allow_pickle=False, **{_HEADER: text, **checkpoint.arrays})
-    return file.getvalue()
+    header = json.dumps({"path": str(checkpoint.path), "header": checkpoint.header})
+    return pack_arrays({_HEADER: np.frombuffer(header.encode(), np.uint8), **checkpoint.arrays})
 
 
 def unpack(data: bytes) -> Checkpoint | None:
     """Inverse of `pack`."""
     if not data:
         return None
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = unpack_arrays(data)
     header = json.loads(arrays.pop(_HEADER).tobytes())
     return Checkpoint(Path(header["path"]), header["header"], arrays)

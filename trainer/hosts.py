@@ -67,7 +67,10 @@ def find_hosts(config: HostsConfig | None = None) -> Hosts:
         named = slurm_hosts(os.environ) if config.hosts_from == "slurm" else file_hosts(config.hosts_from)
         task = {"type": "worker", "index": named.own}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": named.addresses}, "task": task})
-    hosts = read_tf_config(os.environ.get("TF_CONFIG", ""))
+    text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        os.environ.pop("TF_CONFIG", None)  # TensorFlow takes it for JSON that is broken
+    hosts = read_tf_config(text)
     return Hosts(hosts.addresses, hosts.own, config.start_timeout)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import glob
+import hashlib
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
+from shardline.trainer.hosts import HostsConfig, find_hosts
 from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config, weights_text
 from shardline.trainer.xla import start_tensorflow
 
@@ -49,7 +51,7 @@ IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 
 
 @dataclass(frozen=True)
-class PredictConfig(ModelConfig):
+class PredictConfig(HostsConfig, ModelConfig):
     """Which files to predict, and where the rows go."""
 
     input: tuple[str, ...] = option(
@@ -70,7 +72,8 @@ class PredictConfig(ModelConfig):
 def predict(config: PredictConfig) -> list[FilePrediction]:
     """A row for each file or record, in order, with its most probable classes or the reason why it has none.
 
-    Rows are written to `config.output` when that is a file, and a gallery when one is asked for.
+    Rows are written to `config.output` when that is a file, and a gallery when one is asked for. Of several hosts each
+    predicts its part, all return every row, and the chief writes.
 
     Raises:
       UsageError: a run, input or target that cannot be used.
@@ -83,9 +86,12 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
     data = open_records(config, directory) if config.data else None
     paths = [] if data else find_files(config.input)
     chosen = choose_weights(directory, config.checkpoint)
+    hosts = find_hosts(config)
+    if config.gallery and len(hosts.addresses) > 1:
+        raise UsageError(f"--gallery={config.gallery} draws what one host predicts; leave it out on several")
     with contextlib.ExitStack() as owned:
         for flag, path in (("--output", target), ("--gallery", config.gallery)):
-            if path:
+            if path and hosts.own == 0:
                 check_target(flag, path)
                 owned.enter_context(own_file(path, flag))
         say_weights(chosen)
@@ -96,34 +102,54 @@ def _predict(
     config: PredictConfig, directory: Path, chosen: ChosenWeights, data: Dataset | None, paths: Sequence[str]
 ) -> list[FilePrediction]:
     start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
-    from shardline.trainer.evaluation.inference import predict_files, predict_records
+    from shardline.trainer.cluster import create_cluster
+    from shardline.trainer.evaluation.inference import all_predictions, predict_files, predict_records
+    from shardline.trainer.handshake import check_equal
     from shardline.trainer.run_dir import load_run
 
     form, target = parse_output(config.output)
-    run = load_run(str(directory), chosen)
+    hosts = find_hosts(config)
+    devices = create_cluster("multi_worker" if len(hosts.addresses) > 1 else "one_device", 0, config)
+    check_equal(devices, hosts_agree_on(config, chosen, data, paths))
+    with devices.strategy.scope():
+        run = load_run(str(directory), chosen)
     rows: list[FilePrediction] = []
     shown: list[tuple[np.ndarray | None, FilePrediction]] = []
     settings = {"top": num_listed(config), "batch_size": config.batch_size}
     if data:
-        rows += predict_records(run, data, config.split, **settings)
+        rows += predict_records(run, devices, data, config.split, **settings)
     else:
         with command_line.progress(total=len(paths), desc="predict", unit="images") as bar:
-            for row, image in predict_files(run, paths, images=GALLERY_IMAGES, **settings):
+            shared = {"host": devices.host, "hosts": devices.hosts}
+            for row, image in predict_files(run, paths, images=GALLERY_IMAGES, **settings, **shared):
                 rows.append(row)
                 if config.gallery and len(shown) < GALLERY_IMAGES:
                     shown.append((image, row))
                 bar.update()
+        rows = all_predictions(devices, rows, config.batch_size)
     rows = [replace(row, weights=chosen.facts()) for row in rows]
-    if target:
+    if target and devices.chief:
         atomic_write(target, as_bytes(rows, form, num_listed(config)))
     if config.gallery:
         draw_gallery(shown, len(rows), config.gallery)
     return rows
 
 
+def hosts_agree_on(
+    config: PredictConfig, chosen: ChosenWeights, data: Dataset | None, paths: Sequence[str]
+) -> dict[str, str | int]:
+    """What must be the same on all hosts."""
+    names = "".join(f"{path}\0" for path in paths).encode(errors="surrogateescape")
+    inputs = {"dataset": data.manifest.digest} if data else {"--input, as SHA-256": hashlib.sha256(names).hexdigest()}
+    flags = {f"--{name}": getattr(config, name) for name in ("split", "top", "batch_size")}
+    return {**inputs, "SHA-256 of the weights": chosen.sha256, **flags}
+
+
 def main(config: PredictConfig) -> None:
     """The command: predict, and print the rows when they go to no file."""
     rows = predict(config)
+    if find_hosts(config).own:
+        return
     form, target = parse_output(config.output)
     if not target:
         sys.stdout.buffer.write(as_bytes(rows, form, num_listed(config)))

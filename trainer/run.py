@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,21 @@ def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:
 def prepare(config: TrainConfig) -> TrainSetup:
     """Claim the devices, fix the sources of randomness, and check the config against both."""
     set_flags(deterministic=config.deterministic, jit=config.jit is not False)  # before devices are listed
-    config = decided(config)
+    if len(find_hosts(config).addresses) == 1:
+        config = decided(config)
     cluster = claim(config)
     check_config(config, cluster)
+    if cluster.hosts > 1:
+        config = replace(config, **from_chief(cluster, lambda: arithmetic(config)))
+        cluster = claim(config)  # the same one; operations outside XLA are made deterministic, if all are
     keras.utils.set_random_seed(config.seed)
     return create_setup(config, cluster)
+
+
+def arithmetic(config: TrainConfig) -> dict[str, Any]:
+    """What the chief decides for all hosts: they may differ in speed, and need not have the run directory."""
+    settled = decided(config)
+    return {"precision": settled.precision, "jit": settled.jit}
 
 
 def total_tflops(setup: TrainSetup) -> float:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option
-from shardline.trainer.cluster import read_hosts
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.data import banner, choose_eval_split, open_data
+from shardline.trainer.hosts import find_hosts
 from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def announce(config: TrainConfig, *, needs_workdir: bool) -> None:
 
     Of many hosts, all together refuse what only one of them lacks: later.
     """
-    if len(read_hosts().addresses) > 1:
+    if len(find_hosts(config).addresses) > 1:
         return
     if needs_workdir and not config.workdir:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")

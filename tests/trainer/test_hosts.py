@@ -32,6 +32,12 @@ def test_without_it_a_process_is_alone(monkeypatch):
     assert find_hosts() == Hosts(("",), 0)
 
 
+def test_an_empty_one_is_none(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", " ")
+    assert find_hosts() == Hosts(("",), 0)
+    assert create_cluster("mirrored", 0).hosts == 1  # MirroredStrategy reads it too
+
+
 @pytest.mark.parametrize("kind, index, own", [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)])
 def test_the_chief_is_host_0_and_workers_follow(monkeypatch, kind, index, own):
     tf_config(monkeypatch, {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, kind, index)

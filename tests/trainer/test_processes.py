@@ -233,3 +233,56 @@ def test_hosts_with_other_flags_are_refused_on_every_host(data, tmp_path, flag, 
         _, err = host.communicate(timeout=120)
         assert host.returncode == 2 and named in err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def train_part(settings, stop_at, folder, num_hosts):
+    """Train with so many hosts, of which the chief alone has a run directory; its result, records of each step."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(num_hosts)]
+    processes = []
+    for host in range(num_hosts):
+        own = settings if host == 0 else {**settings, "workdir": ""}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": ""}
+        if num_hosts > 1:
+            task = {"type": "worker", "index": host}
+            environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        command = [
+            sys.executable,
+            "-m",
+            "tests.trainer.check_hosts",
+            json.dumps(own),
+            str(stop_at),
+            str(folder / f"{host}"),
+        ]
+        folder.mkdir(exist_ok=True)
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    results = [end(process) for process in reversed(processes)]
+    lines = [[json.loads(line) for line in (folder / f"{host}").read_text().splitlines()] for host in range(num_hosts)]
+    assert all(result is None for result in results[:-1])
+    steps = zip(*lines, strict=True)  # the same ones on every host
+    return results[-1], {hosts[0][0]: [record for _, records in hosts for record in records] for hosts in steps}
+
+
+@pytest.mark.multihost
+@pytest.mark.slow
+def test_1_2_1_hosts_without_a_shared_workdir_are_one_host(data, tmp_path):
+    """s5: another host joins and leaves; the weights are those of one host, and so is the order of samples."""
+    settings = dict(flag.removeprefix("--").split("=") for flag in FLAGS if "=" in flag)
+    numbers = {name: json.loads(value) for name, value in settings.items() if value[0].isdigit()}
+    settings = {**settings, **numbers, "jit": False, "data": str(data), "peak_tflops": 1.0}
+    alone, order = train_part({**settings, "workdir": str(tmp_path / "alone")}, 1000, tmp_path / "a", 1)
+    settings["workdir"] = str(tmp_path / "run")
+    first, part1 = train_part(settings, 4, tmp_path / "1", 1)
+    second, part2 = train_part(settings, 8, tmp_path / "2", 2)
+    last, part3 = train_part(settings, 1000, tmp_path / "3", 1)
+    assert (first["step"], last["step"], alone["step"]) == (4, STEPS, STEPS) and 8 <= second["step"] < STEPS
+    assert not second["finished"] and second["stopped_by"] == "callback StopAt"
+    assert [*part1, *part2, *part3] == [*order] == list(range(1, STEPS + 1))
+    assert {**part1, **part2, **part3} == order
+    ours, theirs = (find_checkpoint(tmp_path / name).final_weights for name in ("run", "alone"))
+    difference = max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
+    print(f"largest difference of a weight: {difference:.2g}")
+    assert difference < 1e-6

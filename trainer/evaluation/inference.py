@@ -1,4 +1,4 @@
-"""Run a trained model over a split, or over image files.
+"""Run a trained model over a split, or over image files, on any number of devices and hosts.
 
 Every record of a split counts once, with the same digits on any number of replicas: replica r of R is given elements
 r, r + R, r + 2R, … of a stream whose element i holds records i * b to (i + 1) * b. So a record is always computed in
@@ -8,8 +8,9 @@ the same row beside the same neighbors, and the replica count cannot matter.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -21,14 +22,16 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_files import load_files
 from shardline.pipeline.manifest import NO_LABEL
-from shardline.trainer.cluster import Cluster, create_cluster
+from shardline.trainer.cluster import Cluster
 from shardline.trainer.evaluation.model_input import converter_options, preprocess
+from shardline.trainer.exchange import gather, gather_arrays, lost_hosts
 from shardline.trainer.overlap import one_late
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
     from shardline.trainer.run_dir import Run
 
+_COLUMNS = ("records", "labels", "probabilities")
 TTA_CROPS = {"none": 1, "flip": 1, "5": 5, "10": 10}  # test-time augmentation -> crops that the pipeline cuts
 
 
@@ -86,11 +89,11 @@ class DistributedModel:
 
     def __call__(self, batches: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Outputs in the order of the batches, which are as many as replicas and all of one shape."""
-        strategy = self._devices.strategy
+        strategy, first = self._devices.strategy, self._devices.host * self._devices.local_replicas
         if self._devices.replicas == 1:
             return [strategy.experimental_local_results(self.function(batches[0]))[0]]
         placed = strategy.experimental_distribute_values_from_function(
-            lambda ctx: batches[ctx.replica_id_in_sync_group]
+            lambda ctx: batches[ctx.replica_id_in_sync_group - first]
         )
         return list(strategy.experimental_local_results(self.function(placed)))
 
@@ -115,7 +118,7 @@ def predict_split(
     tta: str = "none",
     model: keras.Model | None = None,
 ) -> Predictions:
-    """The probabilities of every record of `split`, which is not empty.
+    """The probabilities of every record of `split`, which is not empty. All hosts call it, and all get every record.
 
     Args:
       batch_size: images in one forward pass on one replica.
@@ -129,15 +132,18 @@ def predict_split(
     config = input_config(run, batch_size=batch_size, replicas=replicas, tta=tta)
     infer = DistributedModel(model or run.model, devices, tta, run.config.uses_xla)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    elements = iter(data.eval_batches(split, config, replicas=replicas))
-    steps = iter(lambda: list(itertools.islice(elements, replicas)), [])  # a batch for each replica
+    elements = iter(data.eval_batches(split, config, **devices.place))
+    steps = iter(lambda: list(itertools.islice(elements, devices.local_replicas)), [])  # a batch for each replica
     with progress(total=num_stored, desc=f"evaluate {split}", unit="images") as bar:
         for batches, outputs in one_late(lambda step: infer([batch["image"] for batch in step]), steps):
             for batch, output in zip(batches, outputs, strict=True):
                 used = (batch["weight"].numpy() > 0) | (batch["label"].numpy() == NO_LABEL)
                 parts.append((batch["record"].numpy()[used], batch["label"].numpy()[used], output.numpy()[used]))
                 bar.update(int(used.sum()))
-    records, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
+    own = dict(zip(_COLUMNS, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    with lost_hosts():
+        hosts = gather_arrays(devices, own)
+    records, labels, probabilities = (np.concatenate([host[name] for host in hosts]) for name in _COLUMNS)
     if not len(records):
         raise Failure(f"--split={split}: none of its {num_stored} records could be read; restore the shards")
     if not np.isfinite(probabilities).all():
@@ -147,9 +153,10 @@ def predict_split(
     return Predictions(records[order], labels[order].astype(np.int64), probabilities[order], num_stored)
 
 
-def predict_records(run: Run, data: Dataset, split: str, *, top: int, batch_size: int) -> Iterator[FilePrediction]:
+def predict_records(
+    run: Run, devices: Cluster, data: Dataset, split: str, *, top: int, batch_size: int
+) -> Iterator[FilePrediction]:
     """A prediction for each record of a split, with or without labels, in stored order, named by its source file."""
-    devices = create_cluster("one_device", 0)
     found = predict_split(run, devices, data, split, batch_size=batch_size)
     row_of = dict(zip(found.records.tolist(), found.probabilities, strict=True))
     for record in range(found.num_stored):
@@ -176,14 +183,16 @@ class FilePrediction:
 
 
 def predict_files(
-    run: Run, paths: Sequence[str], *, top: int, batch_size: int, images: int = 0
+    run: Run, paths: Sequence[str], *, top: int, batch_size: int, images: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[tuple[FilePrediction, np.ndarray | None]]:
     """A prediction for each path, in order; and for the first `images` paths what the model was shown, where readable.
 
     Files are decoded in processes of their own, which hand them over in any order: of those that wait for an earlier
-    one, only the rows are kept.
+    one, only the rows are kept. Of `hosts`, number `host` predicts every such batch; see `all_predictions`.
     """
     rows = min(batch_size, len(paths))  # short batches are filled up, so that the model is traced once
+    firsts = range(host * batch_size, len(paths), hosts * batch_size)
+    paths = [path for first in firsts for path in paths[first : first + batch_size]]
     size = run.config.image_size
     infer = tf.function(
         lambda batch: run.model(batch, training=False), jit_compile=run.config.uses_xla, autograph=False
@@ -191,7 +200,7 @@ def predict_files(
     loading: dict[int, dict[int, np.ndarray | str]] = {}  # by batch and row: what the model is shown, or why not
     done: dict[int, list[tuple[FilePrediction, np.ndarray | None]]] = {}
     following = 0
-    for number, loaded in load_files(paths, converter_options(run)):
+    for number, loaded in load_files(paths, converter_options(run)) if paths else ():
         batch, row = divmod(number, batch_size)
         members = loading.setdefault(batch, {})
         members[row] = loaded if isinstance(loaded, str) else preprocess(loaded, run)
@@ -216,6 +225,21 @@ def _file_row(
     if isinstance(image, str):
         return FilePrediction(path, error=image), None
     return _best(path, run, probabilities, top), image
+
+
+def all_predictions(devices: Cluster, own: Sequence[FilePrediction], batch_size: int) -> list[FilePrediction]:
+    """The predictions of all hosts in the order of the paths, on every host, from those that `predict_files` gave."""
+    if devices.hosts == 1:
+        return list(own)
+    with lost_hosts():
+        texts = gather(devices, json.dumps([asdict(row) for row in own]))
+    rows = [[FilePrediction(**_tuples(row)) for row in json.loads(text)] for text in texts]
+    hosts = [iter(part) for part in rows]
+    return [next(hosts[i // batch_size % devices.hosts]) for i in range(sum(map(len, rows)))]
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def _best(path: str, run: Run, probabilities: np.ndarray, top: int) -> FilePrediction:
