@@ -168,11 +168,12 @@ def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:
 def prepare(config: TrainConfig) -> TrainSetup:
     """Claim the devices, fix the sources of randomness, and check the config against both."""
     set_flags(deterministic=config.deterministic, jit=config.jit is not False)  # before devices are listed
-    if len(find_hosts(config).addresses) == 1:
+    alone = len(find_hosts(config).addresses) == 1
+    if alone:
         config = decided(config)
     cluster = claim(config)
     check_config(config, cluster)
-    if cluster.hosts > 1:
+    if not alone:
         config = replace(config, **from_chief(cluster, lambda: arithmetic(config)))
         cluster = claim(config)  # the same one; operations outside XLA are made deterministic, if all are
     keras.utils.set_random_seed(config.seed)

@@ -15,8 +15,10 @@ import pytest
 
 from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
+from shardline.trainer.evaluation import results
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import find_checkpoint
+from tests.trainer.tiny import command
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -44,22 +46,19 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(data, workdir, *flags, tf_config=None):
-    command = [
-        sys.executable,
-        "-m",
-        "shardline.trainer.train",
-        f"--data={data}",
-        f"--workdir={workdir}",
-        *FLAGS,
-        *flags,
-    ]
+def spawn(module, *arguments, tf_config=None):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     if tf_config:
         environment["TF_CONFIG"] = json.dumps(tf_config)
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def start(data, workdir, *flags, tf_config=None):
+    arguments = (f"--data={data}", f"--workdir={workdir}", *FLAGS, *flags)
+    return spawn("shardline.trainer.train", *arguments, tf_config=tf_config)
 
 
 def end(process, timeout=1500):
@@ -132,20 +131,14 @@ def free_ports(count):
     return ports
 
 
-def start_workers(data, workdir, count, *flags):
+def loopback(count):
+    """TF_CONFIG of so many hosts."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    return [
-        start(
-            data,
-            workdir,
-            *flags,
-            tf_config={
-                "cluster": {"worker": workers},
-                "task": {"type": "worker", "index": index},
-            },
-        )
-        for index in range(count)
-    ]
+    return [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in range(count)]
+
+
+def start_workers(data, workdir, count, *flags):
+    return [start(data, workdir, *flags, tf_config=config) for config in loopback(count)]
 
 
 @pytest.mark.multihost
@@ -237,28 +230,12 @@ def test_hosts_with_other_flags_are_refused_on_every_host(data, tmp_path, flag, 
 
 def train_part(settings, stop_at, folder, num_hosts):
     """Train with so many hosts, of which the chief alone has a run directory; its result, records of each step."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(num_hosts)]
+    folder.mkdir()
     processes = []
-    for host in range(num_hosts):
-        own = settings if host == 0 else {**settings, "workdir": ""}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": ""}
-        if num_hosts > 1:
-            task = {"type": "worker", "index": host}
-            environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        command = [
-            sys.executable,
-            "-m",
-            "tests.trainer.check_hosts",
-            json.dumps(own),
-            str(stop_at),
-            str(folder / f"{host}"),
-        ]
-        folder.mkdir(exist_ok=True)
-        processes.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+    for host, config in enumerate(loopback(num_hosts)):
+        own = json.dumps(settings if host == 0 else {**settings, "workdir": ""})
+        arguments = (own, stop_at, folder / f"{host}")
+        processes.append(spawn("tests.trainer.check_hosts", *arguments, tf_config=config if num_hosts > 1 else None))
     results = [end(process) for process in reversed(processes)]
     lines = [[json.loads(line) for line in (folder / f"{host}").read_text().splitlines()] for host in range(num_hosts)]
     assert all(result is None for result in results[:-1])
@@ -286,3 +263,37 @@ def test_1_2_1_hosts_without_a_shared_workdir_are_one_host(data, tmp_path):
     difference = max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
     print(f"largest difference of a weight: {difference:.2g}")
     assert difference < 1e-6
+
+
+def on_two_hosts(name, *arguments):
+    """What a command prints on each of two hosts that carry it out together."""
+    processes = [spawn(f"shardline.trainer.{name}", *arguments, tf_config=config) for config in loopback(2)]
+    printed = [process.communicate(timeout=600) for process in processes]
+    for process, (_, err) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, err[-2000:]
+    return [out for out, _ in printed]
+
+
+@pytest.mark.multihost
+def test_two_hosts_evaluate_as_one(tiny_run, tiny_data, tiny_evaluation, tmp_path):
+    """Each record once, the same digits to the last, and one of them writes and prints."""
+    output = tmp_path / "evaluation"
+    flags = ("--run", tiny_run, "--data", tiny_data, "--split", "test", "--output", output, "--batch_size", 8)
+    first, second = on_two_hosts("evaluate", *flags)
+    assert "n = 21/21, each once" in first and second == ""
+    ours, theirs = (results.read_metrics(folder) for folder in (output, tiny_evaluation))
+    assert ours.pop("environment")["devices"].startswith("2 × CPU on 2 hosts") and theirs.pop("environment")
+    assert ours == theirs
+    ours, theirs = (results.read_predictions(folder)[0] for folder in (output, tiny_evaluation))
+    assert ours.equals(theirs)
+
+
+@pytest.mark.multihost
+@pytest.mark.parametrize("inputs", ["files", "records"])
+def test_two_hosts_predict_as_one(inputs, tiny_run, tiny_data, tmp_path):
+    what = ("--data", tiny_data) if inputs == "records" else ("--input", tiny_data.parent / "raw" / "test")
+    flags = ("--run", tiny_run, *what, "--batch_size", 4)
+    command("shardline.trainer.predict", *flags, "--output", tmp_path / "one.jsonl")
+    assert on_two_hosts("predict", *flags, "--output", tmp_path / "two.jsonl") == ["", ""]
+    ours, theirs = ([json.loads(line) for line in (tmp_path / f"{n}.jsonl").open()] for n in ("two", "one"))
+    assert len(ours) == 21 and ours == theirs
