@@ -155,18 +155,11 @@ def test_r7_speed_is_measured_by_the_time_of_the_steps():
         def epoch(cursor):
             return 0.0
 
-    class Bar:
-        def update(self):
-            pass
-
-        def set_postfix_str(self, text):
-            pass
-
     class Laps:
         def lap(self):
             return {}
 
-    monitor.setup, monitor.bar, monitor._stages = Setup, Bar(), Laps()
+    monitor.setup, monitor.bar, monitor._stages, monitor._epochs = Setup, MagicMock(), Laps(), 1
     monitor.restart()
     report = {"finite": 1.0, "loss": 1.0, "top1": 1.0, "samples": 10.0, "norm": 1.0, "stop": 0.0}
     span = type("Span", (), {"index": 0, "phase": type("Phase", (), {"part": "all"})})
