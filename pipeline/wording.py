@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
@@ -17,6 +18,16 @@ def noun_after(number: float, noun: str) -> str:
 
 def _regular(noun: str) -> str:
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch") else "s")
+
+
+def decimal(number: float) -> str:
+    """About four digits of a number, never with an exponent: `12,346`, `1.235`, `0.0123`, `0.00002`."""
+    if not math.isfinite(number) or not number:
+        return f"{number:g}"
+    exponent = math.floor(math.log10(abs(number)))
+    places = max(0, 3 - exponent) if exponent >= 0 else min(max(4, -exponent), 12)
+    text = f"{number:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def shorten(text: str, length: int) -> str:

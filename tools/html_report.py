@@ -16,8 +16,10 @@ import html
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.wording import decimal
 from shardline.tools.plot_style import figure_png
 
 if TYPE_CHECKING:
@@ -34,8 +36,14 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 p { margin: .5rem 0; }
 .soft { color: var(--soft); }
-nav a { margin-right: 1rem; }
-.wide { overflow-x: auto; }
+nav { display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; }
+summary { cursor: pointer; padding: .25rem 0; }
+input[type=search] { font: inherit; width: min(100%, 20rem); padding: .25rem .5rem; }
+.wide { overflow-x: auto; background: linear-gradient(to right, var(--back) 30%, transparent) local,
+  linear-gradient(to left, var(--back) 30%, transparent) 100% 0 local,
+  linear-gradient(to right, var(--line), transparent) scroll,
+  linear-gradient(to left, var(--line), transparent) 100% 0 scroll;
+  background-repeat: no-repeat; background-size: 2rem 100%, 2rem 100%, .5rem 100%, .5rem 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
@@ -69,15 +77,24 @@ document.querySelectorAll('th button').forEach(button => button.addEventListener
   head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
   body.append(...rows);
 }));
+document.querySelectorAll('input[type=search]').forEach(input => input.addEventListener('input', () => {
+  const wanted = input.value.toLowerCase(), rows = input.closest('details').querySelectorAll('tbody tr');
+  rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
+}));
 """
+
+
+FOLDED_FROM = 50  # rows of a table, beyond which it is folded
 
 
 class HtmlReport:
     """Collects sections in order, then renders them to one self-contained HTML document."""
 
-    def __init__(self, title: str, subtitle: str = ""):
+    def __init__(self, title: str, subtitle: str = "", refresh_seconds: int = 0):
+        """`refresh_seconds`: how often an open page is read again, for one that is written again; 0: never."""
         self.title = title
         self.subtitle = subtitle
+        self.refresh_seconds = refresh_seconds
         self._sections: list[tuple[str, list[str]]] = []
 
     def text(self, title: str, *paragraphs: str) -> None:
@@ -89,7 +106,10 @@ class HtmlReport:
         self._add(title, f"<pre>{html.escape(text)}</pre>")
 
     def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
-        """A section with a table that sorts when a head is pressed; numbers stand right and sort as numbers."""
+        """A section with a table that sorts when a head is pressed; numbers stand right and sort as numbers.
+
+        Many rows are folded away, with a field that searches them.
+        """
         rows = list(rows)
         kinds = map(_kind, rows[0] if rows else [""] * len(header))
         heads = "".join(
@@ -97,11 +117,18 @@ class HtmlReport:
             for name, kind in zip(header, kinds, strict=True)
         )
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
-        self._add(
-            title,
-            _note(note),
-            f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>',
+        table = f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+        if len(rows) > FOLDED_FROM:
+            search = '<input type="search" placeholder="search these rows" aria-label="search these rows">'
+            table = f"<details><summary>{len(rows):,} rows</summary>{search}{table}</details>"
+        self._add(title, _note(note), table)
+
+    def links(self, title: str, links: Iterable[tuple[str, str]]) -> None:
+        """A section of links to files beside the page: what each is, and its relative path."""
+        items = "".join(
+            f'<li><a href="{html.escape(quote(path))}">{html.escape(text)}</a></li>' for text, path in links
         )
+        self._add(title, f"<ul>{items}</ul>")
 
     def figure(
         self, title: str, figure: Figure | bytes, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
@@ -147,9 +174,11 @@ class HtmlReport:
             + "</section>\n"
             for n, (title, parts) in enumerate(self._sections)
         )
+        again = f'<meta http-equiv="refresh" content="{self.refresh_seconds}">\n' if self.refresh_seconds else ""
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"{again}"
             f'<title>{html.escape(self.title)}</title>\n<link rel="icon" href="data:,">\n'
             f"<style>{_STYLE}</style>\n</head>\n<body>\n"
             f'<h1>{html.escape(self.title)}</h1>\n<p class="soft">{html.escape(self.subtitle)}</p>\n'
@@ -177,7 +206,7 @@ def _cell(value: Any) -> str:
     if not (kind := _kind(value)):
         return f"<td>{html.escape(str(value))}</td>"
     # Shares keep their last zeros, so that they stand below each other digit by digit.
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else f"{value:,.4g}"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else decimal(value)
     return f'<td{kind} data-value="{value}">{text}</td>'
 
 

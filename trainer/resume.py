@@ -21,6 +21,7 @@ from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_c
 from shardline.trainer.config import TrainConfig, differences
 from shardline.trainer.feature_cache import CACHE_FILES
 from shardline.trainer.run_dir import CONFIG_FILE, MODEL_FILE, MODEL_NOTE, is_finished, read_config, write_config
+from shardline.trainer.run_report import BATCHES, REPORT
 from shardline.trainer.schedule import PhaseSpan
 from shardline.trainer.setup import TrainSetup
 
@@ -65,9 +66,9 @@ def _written_before(path: Path) -> bool:
 def _remove_strays(workdir: Path) -> None:
     """Delete what earlier attempts that were killed while they wrote left of this run's own files."""
     ours: list[tuple[Path, Callable[[str], bool]]] = [
-        (workdir, {CONFIG_FILE, MODEL_FILE, MODEL_NOTE, metrics_log.FILE_NAME}.__contains__),
+        (workdir, {CONFIG_FILE, MODEL_FILE, MODEL_NOTE, metrics_log.FILE_NAME, REPORT}.__contains__),
         (workdir / "checkpoints", is_checkpoint_name),
-        (workdir / "plots", "curves.png".__eq__),
+        (workdir / "plots", {"curves.png", BATCHES}.__contains__),
         (workdir / "features", CACHE_FILES.__contains__),
     ]
     for folder, is_ours in ours:

@@ -34,6 +34,7 @@ from shardline.trainer.metrics_log import MetricsLog
 from shardline.trainer.model import Network
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
 from shardline.trainer.run_dir import MODEL_FILE, ChosenWeights, choose_weights, load_run, model_is_whole, note_model
+from shardline.trainer.run_report import RunReport
 from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
@@ -99,7 +100,7 @@ def _train(
         log(f"continuing {setup.config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        own = [MetricsLog(setup.config.workdir, state.step)] if setup.cluster.chief else []
+        own = [MetricsLog(setup.config.workdir, state.step), RunReport(setup)] if setup.cluster.chief else []
         callbacks = Callbacks([*own, *told] if setup.cluster.chief else [], stop)
         monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, total_tflops(setup))))
         stack.enter_context(errors_in_one_line(setup, state))

@@ -1,6 +1,6 @@
 """Singular and plural, and what is cut short."""
 
-from shardline.pipeline.wording import as_flag, count, noun_after, shorten, shorten_list, shorten_middle
+from shardline.pipeline.wording import as_flag, count, decimal, noun_after, shorten, shorten_list, shorten_middle
 
 
 def test_a_noun_follows_its_number():
@@ -28,3 +28,10 @@ def test_long_names_and_lists_are_cut():
 def test_class_names_keep_both_ends():
     assert shorten_middle("American Staffordshire terrier", 15) == "America…terrier"
     assert shorten_middle("rose") == "rose"
+
+
+def test_a_decimal_has_about_four_digits_and_no_exponent():
+    numbers = (0.0, 1.0, 1.23456, 123.45, 12345.6, 0.5, 0.012345, 2e-5, 1.998e-5, -3e-7, 1e-20)
+    texts = ["0", "1", "1.235", "123.5", "12,346", "0.5", "0.0123", "0.00002", "0.00002", "-0.0000003", "0"]
+    assert list(map(decimal, numbers)) == texts
+    assert decimal(float("nan")) == "nan"

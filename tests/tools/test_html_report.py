@@ -32,7 +32,7 @@ def test_text_is_escaped_and_numbers_sort_as_numbers(page):
     assert 'data-value="12345">12,345<' in page
     assert re.findall('<th scope="col"(.*?)>', page) == ["", ' class="number"']  # a head stands above its numbers
     assert [_cell(x).partition(">")[2] for x in (0.5, 1.0, 2e-5, 1234.56)] == [
-        "0.5000</td>", "1.0000</td>", "2e-05</td>", "1,235</td>"
+        "0.5000</td>", "1.0000</td>", "0.00002</td>", "1,235</td>"
     ]  # fmt: skip
 
 
@@ -57,3 +57,20 @@ def test_parts_under_one_title_share_a_section():
     page.text("Same", "one")
     page.table("Same", ("a",), [(1,)])
     assert page.render().count("<h2>") == 1
+
+
+def test_many_rows_are_folded_and_can_be_searched():
+    page = HtmlReport("t")
+    page.table("Few", ("class",), [(f"few{n}",) for n in range(50)])
+    page.table("Many", ("class",), [(f"many{n}",) for n in range(1000)])
+    few, many = page.render().split('<section id="s')[1:]
+    assert "<details" not in few
+    assert "<summary>1,000 rows</summary>" in many and '<input type="search"' in many and "many999" in many
+
+
+def test_links_are_relative_and_quoted_and_a_live_page_is_read_again():
+    page = HtmlReport("t", refresh_seconds=30)
+    page.links("Files", [("a & b", "my run/report.html")])
+    assert '<a href="my%20run/report.html">a &amp; b</a>' in page.render()
+    assert '<meta http-equiv="refresh" content="30">' in page.render()
+    assert "http-equiv" not in HtmlReport("t").render()

@@ -14,10 +14,9 @@ import tensorflow as tf
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores, processor_name
-from shardline.pipeline.wording import as_flag, count
+from shardline.pipeline.wording import count
 from shardline.tools.html_report import HtmlReport
-from shardline.trainer import curves, metrics_log
-from shardline.trainer.config import TrainConfig
+from shardline.trainer import metrics_log
 from shardline.trainer.evaluation import metrics, results
 from shardline.trainer.evaluation.gradcam import GradCam, overlay, side_by_side
 from shardline.trainer.evaluation.label_issues import label_issues
@@ -25,6 +24,7 @@ from shardline.trainer.evaluation.leakage import training_data
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import read_config, weights_text
+from shardline.trainer.run_report import add_curves, add_settings
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -48,7 +48,7 @@ def write_report(
         "result": lambda: add_result(page, values),
         "settings": lambda: add_settings(page, run.config),
         "data": lambda: add_ledger(page, data),
-        "training": lambda: add_training(page, run, log),
+        "training": lambda: add_curves(page, run.config, log),
         "input": lambda: add_input(page, directory),
         "confusion": lambda: add_confusion(page, evaluation, plots),
         "mistakes, Grad-CAM": lambda: add_mistakes(page, run, data, evaluation),
@@ -94,16 +94,6 @@ def add_result(page: HtmlReport, values: Mapping[str, Any]) -> None:
     page.table("Result", ("measure", "value", "95% interval"), rows, note=note)
 
 
-def add_settings(page: HtmlReport, config: TrainConfig) -> None:
-    """The flags that were given, and what the others were."""
-    default, used = TrainConfig().to_dict(), config.to_dict()
-    changed = [name for name, value in used.items() if value != default[name]]
-    rows = [(f"--{name}", as_flag(used[name]), as_flag(default[name])) for name in changed]
-    page.table("Settings", ("flag", "value", "default"), rows, note="Flags that differ from their defaults:")
-    rest = ", ".join(f"{name}={as_flag(value)}" for name, value in used.items() if name not in changed)
-    page.text("Settings", f"Defaults: {rest}.")
-
-
 def add_ledger(page: HtmlReport, data: Dataset) -> None:
     """What became of every input, and how the splits are filled."""
     manifest, splits = data.manifest, list(data.manifest.splits)
@@ -116,25 +106,6 @@ def add_ledger(page: HtmlReport, data: Dataset) -> None:
         page.table("Data ledger", ("class", *splits), rows)
     else:
         page.table("Data ledger", ("split", "records"), [(name, data.num_records(name)) for name in splits])
-
-
-def add_training(page: HtmlReport, run: Run, log: list[dict[str, Any]]) -> None:
-    """Curves with phase marks, and where the time went."""
-    phases, epoch = [], 0.0
-    for phase in run.config.phase_list:
-        phases.append((phase.part, epoch))
-        epoch += phase.epochs
-    if not log:
-        page.text("Training", "This run directory holds no metrics.jsonl, so there are no curves.")
-        return
-    evaluations = [line for line in log if line["kind"] == "eval"]
-    last = (evaluations or log)[-1]
-    alt = f"loss, top-1 and learning rate over epochs; last: loss {last['loss']:.3f}, top-1 {last['top1']:.1%}"
-    held_out = evaluations[0]["split"] if evaluations else ""
-    page.figure("Training", curves.training_curves(log, phases, held_out), alt)
-    throughput = curves.throughput_curves(log, phases)
-    if throughput is not None:
-        page.figure("Throughput", throughput, "images per second and share of time waiting for input, over epochs")
 
 
 def add_input(page: HtmlReport, directory: Path) -> None:
