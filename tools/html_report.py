@@ -55,7 +55,8 @@ th[aria-sort=descending] button::after { content: " ▼"; }
 img { max-width: 100%; height: auto; }
 figure { margin: .5rem 0; }
 figure.plot { background: #ffffff; overflow-x: auto; }
-@media (max-width: 40rem) { figure.plot img { max-width: none; width: var(--least); } }
+@media (max-width: 40rem) { figure.plot img { max-width: none; width: var(--least); }
+  figure.plot::before { content: "scroll sideways ↔"; position: sticky; left: 0; color: #57606a; font-size: .75rem; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
 .gallery figure { margin: 0; background: var(--card); padding: .25rem; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }

@@ -105,7 +105,7 @@ def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]])
 def add_numbers(page: HtmlReport, log: Sequence[Mapping[str, Any]]) -> None:
     """Every evaluation so far."""
     rows = [
-        (round(line["epoch"], 3), int(line["step"]), line["split"], f"{line['loss']:.4f}", f"{line['top1']:.1%}",
+        (f"{line['epoch']:.2f}", int(line["step"]), line["split"], f"{line['loss']:.4f}", f"{line['top1']:.1%}",
          f"{line['top5']:.1%}")
         for line in log
         if line["kind"] == "eval"
