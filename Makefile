@@ -34,11 +34,12 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m 'not gpu'
 
-# Ten minutes of hostile bytes for every reader; `make fuzz FUZZ_SECONDS=60` for less. With atheris where it installs.
+# Ten minutes of hostile bytes for every reader, FUZZ_SECONDS=60 for less, also out of images of yours: FUZZ_SOURCE=DIR.
+# With atheris where it installs.
 FUZZ_SECONDS ?= 600
 fuzz: .venv/.installed
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SOURCE),--source $(FUZZ_SOURCE))
 
 # The same time of kills, full disks, damage and second owners; `make soak SOAK_SOURCE=DIR` takes images of yours.
 SOAK_SECONDS ?= 600

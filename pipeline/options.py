@@ -215,6 +215,8 @@ def value_of(field: Field, value: object) -> object:
         converted = option.parse(value) if option.parse else _converted(field, value)
     except ValueError as error:
         raise UsageError(f"--{field.name}={value}: {error}") from None
+    except (TypeError, AttributeError):  # a `parse` that was given neither text nor what it makes of it
+        raise UsageError(f"--{field.name}={value!r}: use text, as on a command line") from None
     if option.path:
         converted = _located(field, converted)
     if option.choices and converted not in option.choices:

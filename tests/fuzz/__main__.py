@@ -12,12 +12,15 @@ import faulthandler
 import hashlib
 import importlib.util
 import mmap
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.fuzz.target import CORPUS, SOURCE
 
 SLOW_SECONDS = 20  # for one input: a hang
 MEMORY_MB = 4000
@@ -30,10 +33,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600, help="for all targets together")
     parser.add_argument("--engine", choices=["atheris", "mutations"], help="default: atheris if installed")
+    parser.add_argument("--source", help="folder of images to change, beside our own")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", help="default: all")
     flags = parser.parse_args()
+    if flags.source:
+        os.environ[SOURCE] = flags.source
     engine = flags.engine or ("atheris" if importlib.util.find_spec("atheris") else "mutations")
     if flags.worker:
         (with_atheris if engine == "atheris" else with_mutations)(flags.worker, flags.seconds, Path(flags.folder))
@@ -56,8 +62,6 @@ def main() -> int:
 
 def run(name: str, seconds: float, engine: str) -> tuple[int, list[str], str]:
     """Inputs tried, new files in the corpus, and the last words of the process that tried them."""
-    from tests.fuzz.target import CORPUS
-
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.fuzz", "--worker", name, "--folder", folder]
         command += ["--seconds", str(seconds), "--engine", engine]

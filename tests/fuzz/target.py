@@ -12,6 +12,7 @@ from shardline.pipeline import stored
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 WORK = Path(_FOLDER.name)
+SOURCE = "FUZZ_SOURCE"  # environment variable: a folder of more images to start from
 CORPUS = Path(__file__).parents[1] / "corpus"
 
 

@@ -1,8 +1,8 @@
 """What the fuzzer feeds: every reader of bytes that may come from elsewhere, with seeds and the errors it may raise.
 
-This file has the readers of images and datasets, trained.py those of runs, evaluations and reports. A target may raise
-`allowed`, and nothing else, and it must come to an end. Some hold the result against a second opinion, so that a wrong
-answer counts as a crash, too.
+This file has the readers of images and datasets, sources.py those of what a conversion is given, trained.py those of
+runs, evaluations and reports. A target may raise `allowed`, and nothing else, and it must come to an end. Some hold the
+result against a second opinion, so that a wrong answer counts as a crash, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -50,15 +51,19 @@ from shardline.tools.conversion.shard_writer import (
     write_receipt,
 )
 from shardline.tools.conversion.tfds_metadata import read_tfds_metadata
-from tests.fuzz import trained
-from tests.fuzz.target import WORK, Target, sealed, written
+from tests.fuzz import sources, trained
+from tests.fuzz.target import SOURCE, WORK, Target, sealed, written
 from tests.pipeline.tiny import write_dataset
 
 # ------------------------------------------------------------------------------------------------ images
 
 
 def images() -> list[bytes]:
-    return [case.data for case in malformed_images.cases() if len(case.data) < 40_000]
+    """Ours, and small ones out of the folder that `--source` names."""
+    folder = os.environ.get(SOURCE)
+    given = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    small = [path.read_bytes() for path in given if path.stat().st_size < 40_000]
+    return [case.data for case in malformed_images.cases() if len(case.data) < 40_000] + small[:300]
 
 
 def decode(data: bytes) -> None:
@@ -305,5 +310,6 @@ TARGETS: dict[str, Target] = {
     "receipt": Target(receipt, receipts, ()),
     "sources_table": Target(sources_table, source_tables, (UsageError,)),
     "pixel_cache": Target(pixel_cache, pixel_caches, ()),
+    **sources.TARGETS,
     **trained.TARGETS,
 }

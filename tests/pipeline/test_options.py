@@ -9,6 +9,8 @@ import pytest
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import Option, narrowed, options, pair, pair_text
+from shardline.tools.conversion.config import ConvertConfig
+from shardline.trainer.config import TrainConfig
 from tests.pipeline.command import BaseConfig, CommandConfig
 
 
@@ -110,3 +112,13 @@ def test_the_part_of_another_class():
 def test_pairs_are_text_for_people():
     assert pair(pair_text((0.35, 1.0))) == (0.35, 1.0)
     assert pair_text((3 / 4, 4 / 3)) == "0.75,1.33333"
+
+
+@pytest.mark.parametrize("value", [None, 3, 2.5, object(), [None], {"a": None}])
+def test_a_value_of_no_kind_that_a_parser_knows_is_one_line(value):
+    with pytest.raises(UsageError, match=r"^ratio="):
+        CommandConfig(ratio=value)
+    for field, config in (("splits", ConvertConfig), ("phases", TrainConfig)):
+        if value is not None and not isinstance(value, dict):
+            with pytest.raises(UsageError, match=f"^{field}="):
+                config(**{field: value})

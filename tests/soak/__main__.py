@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Soak:
 
     def __init__(self, folder: Path, source: Path | None, seed: int, train: bool, images: int = 24) -> None:
         self.folder, self.random, self.numbers = folder, random.Random(seed), iter(range(10**6))
+        self.counts: Counter[str] = Counter()  # of what was done, in words
         self.source = folder / "source"
         if source:
             shutil.copytree(source, self.source)
@@ -117,6 +119,7 @@ class Soak:
                     killed += 1
             except psutil.NoSuchProcess:
                 pass
+        self.counts["workers killed"] += killed
         self.must_end(process)
         if process.returncode:
             self.must_end(self.convert(output), 0)
@@ -131,6 +134,7 @@ class Soak:
             process.send_signal(self.random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
             process.communicate(timeout=60)
             kills += process.returncode != 0
+        self.counts["conversions killed"] += kills
         self.must_end(self.convert(output), 0)
         self.must_be_whole(output)
         return f"{kills} kills"
@@ -154,6 +158,7 @@ class Soak:
         return "noticed"
 
     def damage(self, path: Path) -> None:
+        self.counts["files flipped or cut"] += 1
         data = bytearray(path.read_bytes())
         at = self.random.randrange(len(data))
         if self.random.random() < 0.5:
@@ -167,6 +172,7 @@ class Soak:
         paths = sorted(path for path in self.source.rglob("*") if path.is_file())
         for path in self.random.sample(paths, len(paths) // 2):
             os.utime(path, (self.random.randrange(2 * 10**9), self.random.randrange(2 * 10**9)))
+            self.counts["clocks moved"] += 1
         self.must_end(self.convert(output), 0)
         self.must_be_whole(output)
         self.must_end(self.convert(output), 0)  # finished already: the content is the same
@@ -181,6 +187,7 @@ class Soak:
         first = self.convert(output)
         time.sleep(self.random.uniform(0, 1.5))
         second = self.convert(output, *flags)
+        self.counts["second owners"] += 1
         self.must_end(first)
         self.must_end(second)
         codes = sorted([first.returncode, second.returncode])
@@ -194,6 +201,7 @@ class Soak:
         small = self.random.choice([20, 60, 120])
         if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small}k", "none", disk]).returncode:
             return "not tried: needs root and mount"
+        self.counts["full disks"] += 1
         try:
             self.must_end(self.convert(disk / "d"), 1)
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
@@ -218,6 +226,7 @@ class Soak:
             if len(found := sorted((workdir / "checkpoints").glob("step-*.npz"))) > 1:
                 self.damage(found[-1])
                 flips += 1
+        self.counts["trainings killed"] += kills
         assert self.trained(workdir) == self.weights, "other weights"
         return f"{kills} kills, {flips} damaged checkpoints"
 
@@ -261,6 +270,8 @@ def run(soak: Soak, ways: tuple[str, ...], seconds: float, seed: int) -> int:
         rows[way][2] += time.monotonic() - started
     for way, (times, failed, spent) in rows.items():
         print(f"{way:20} {times:5} {failed:6} {spent:8.0f}  {last[way].splitlines()[0]}")
+    files = sum(path.is_file() for path in soak.source.rglob("*"))
+    print(", ".join([f"in all: {files:,} source files", *(f"{n:,} {what}" for what, n in soak.counts.items())]))
     return min(1, int(sum(failed for _, failed, _ in rows.values())))
 
 

@@ -152,6 +152,8 @@ class _Members:
     def add_file(self, path: bytes, size: int, offset: int, packed: int = 0, crc: int = 0) -> None:
         """A file at a checked path."""
         above, name = os.path.split(path)
+        if not name:
+            self.refuse(path, "is a file without a name")
         folder = self.add_folder(above)
         folder.names += name + b"/"
         folder.size.append(size)
