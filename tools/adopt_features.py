@@ -13,6 +13,7 @@ from shardline.pipeline.manifest import Features
 from shardline.pipeline.text import display
 from shardline.pipeline.tfrecord import index_records, read_framed, unframe_record
 from shardline.pipeline.wording import shorten_list
+from shardline.tools.shard_files import exclusion
 
 IMAGES = ("image", "image/encoded", "image_raw", "encoded", "jpeg", "png", "data")
 LABELS = ("label", "image/class/label", "image/label", "class", "image/class", "labels", "target")
@@ -42,6 +43,7 @@ class _First:
     """The first sound record of a split."""
 
     split: str
+    files: Sequence[str]  # of the split
     file: str
     payload: bytes
     kinds: Mapping[str, str]  # of its features
@@ -78,7 +80,7 @@ def _first_record(directory: Path, split: str, files: Sequence[str]) -> _First |
         for offset, size in index[:_TRIED].tolist():
             try:
                 payload = unframe_record(read_framed(directory / file, offset, size))
-                return _First(split, file, payload, feature_kinds(payload))
+                return _First(split, files, file, payload, feature_kinds(payload))
             except ValueError as error:
                 fault = fault or error
         if fault:
@@ -115,8 +117,8 @@ def _find_label(directory: Path, firsts: Sequence[_First], wanted: FeatureOption
         first = without[0]
         raise UsageError(
             f"--data={directory}: the first record of {display(first.file)} has no label ({_listed(first)}); "
-            f"--unlabelled={first.split} adopts that split for prediction, --exclude={display(first.file)} leaves the "
-            "file out"
+            f"--unlabelled={first.split} adopts split {first.split} for prediction, "
+            f"--exclude='{exclusion(first.files)}' leaves it out"
         )
     if not wanted.label_kind:
         _refuse_other_kinds(directory, usual, firsts)

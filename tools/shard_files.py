@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import FILE_NAME
 from shardline.pipeline.text import display
 from shardline.pipeline.tfrecord import is_tfrecord
 from shardline.pipeline.wording import count, shorten_list
@@ -56,7 +57,8 @@ def find_splits(directory: Path, options: SplitOptions) -> dict[str, tuple[str, 
     Raises:
       UsageError: there are none, a file's split cannot be told, or shards are missing.
     """
-    files = [file for file in tfrecord_files(directory) if not options.exclusions.leaves_out(os.fsencode(file))]
+    files = [file for file in tfrecord_files(directory) if not _left_out(file, options.exclusions)]
+    _refuse_datasets(directory, files)
     if not files:
         raise UsageError(f"--data={directory}: {_nothing(directory)}")
     split_of = _by_pattern(options.pattern) if options.pattern else lambda file: options.split or _split_of_path(file)
@@ -73,6 +75,30 @@ def find_splits(directory: Path, options: SplitOptions) -> dict[str, tuple[str, 
     for split, members in found.items():
         _refuse_gaps(directory, split, members)
     return {split: tuple(members) for split, members in found.items()}
+
+
+def _left_out(file: str, exclusions: Exclusions) -> bool:
+    folder = os.path.dirname(file)
+    return bool(folder and exclusions.leaves_out(os.fsencode(folder))) or exclusions.leaves_out(os.fsencode(file))
+
+
+def exclusion(files: Sequence[str]) -> str:
+    """What --exclude takes to leave out all files of a split: their folder, their name, or a pattern of their names."""
+    folder = os.path.dirname(files[0])
+    if folder:
+        return display(folder)
+    return display(files[0] if len(files) == 1 else re.sub(r"\d+", "*", files[0]))
+
+
+def _refuse_datasets(directory: Path, files: Sequence[str]) -> None:
+    """A folder that describes itself is a dataset, with names and counts that would be lost."""
+    for folder in sorted({os.path.dirname(file) for file in files} - {""}):
+        for name in ("dataset_info.json", FILE_NAME):
+            if (directory / folder / name).is_file():
+                raise UsageError(
+                    f"--data={directory}: {display(folder)} is a dataset of its own ({name}); give "
+                    f"{directory / folder} as --data, or leave it out with --exclude={display(folder)}"
+                )
 
 
 def tfrecord_files(directory: Path) -> list[str]:

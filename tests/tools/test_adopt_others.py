@@ -16,8 +16,10 @@ from shardline.pipeline.manifest import NO_LABEL, Manifest
 from shardline.pipeline.shards import Shards
 from shardline.pipeline.tfrecord import frame_record
 from shardline.tools.adopt import AdoptConfig, adopt
+from shardline.tools.conversion.run import convert
 from shardline.tools.shard_files import split_of_name
 from shardline.tools.verify import VerifyConfig, verify
+from tests.tools.folders import class_folders, config
 from tests.tools.test_adopt import example, tag, varint
 
 
@@ -308,12 +310,43 @@ def without_labels(tmp_path):
 def test_a_split_without_labels_is_named_with_two_ways_on(without_labels):
     message = refusal(without_labels)
     assert "the first record of test.tfrecord has no label" in message
-    assert "unlabelled=test adopts" in message and "exclude=test.tfrecord leaves the file out" in message
+    assert "unlabelled=test adopts" in message and "exclude='test.tfrecord' leaves it out" in message
     manifest = adopted(without_labels, unlabelled="test")
     assert manifest.splits["test"].unlabelled and labels(without_labels, "test") == [NO_LABEL] * 3
     assert sound(without_labels) == 9
     adopted(without_labels, exclude="test.tfrecord", overwrite=True)
     assert list(Manifest.load(without_labels).splits) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("files", "exclusion"),
+    [
+        (["test/00-3.tfrec", "test/01-3.tfrec"], "test"),
+        (["test-00000-of-00002", "test-00001-of-00002"], "test-*-of-*"),
+        (["a-test.tfrecord-00000-of-00002", "a-test.tfrecord-00001-of-00002"], "a-test.tfrecord-*-of-*"),
+    ],
+)  # fmt: skip
+def test_a_split_without_labels_in_many_files_is_left_out_by_one_flag(tmp_path, files, exclusion):
+    put(tmp_path / "train-00000-of-00001", [ints(0), ints(1)])
+    for file in files:
+        put(tmp_path / file, [None] * 3)
+    assert f"exclude='{exclusion}' leaves it out" in refusal(tmp_path)
+    adopted(tmp_path, exclude=exclusion)
+    assert list(Manifest.load(tmp_path).splits) == ["train"]
+
+
+def test_a_folder_that_is_a_dataset_of_its_own_is_named(tmp_path):
+    convert(config(class_folders(tmp_path / "s", 2, 3), tmp_path / "d" / "1.0.0"))
+    assert "1.0.0 is a dataset of its own (dataset_info.json); give " in refusal(tmp_path / "d")
+    put(tmp_path / "d" / "train.tfrecord", [ints(0), ints(1)])
+    assert adopted(tmp_path / "d", exclude="1.0.0").splits["train"].records == 2
+
+
+def test_a_copy_in_a_folder_is_left_out_by_its_folder(tmp_path):
+    for name in ("train-0.tfrecord", "copy/train-0.tfrecord"):
+        put(tmp_path / name, [ints(0), ints(1)])
+    assert "leave a copy out with exclude=copy" in refusal(tmp_path)
+    assert adopted(tmp_path, exclude="copy").splits["train"].shards[0].file == "train-0.tfrecord"
 
 
 def test_labels_of_minus_one_are_left_out_and_never_made_class_0(tmp_path, capsys):
