@@ -90,6 +90,16 @@ class Directory:
         count = max(0, min(count, (len(self.data) - where) // kind.itemsize))
         return np.frombuffer(self.data, kind, count, where) if count else np.empty(0, np.int64)
 
+    def fractions(self, entry: Entry, most: int) -> list[float]:
+        """The first rational numbers of a tag; none if it holds others, or lies beyond the end."""
+        count = min(entry.length, most)
+        (where,) = struct.unpack_from(self.order + self._word, self.data, entry.position)
+        if entry.kind != 5 or where + 8 * count > len(self.data):
+            return []
+        numbers = np.frombuffer(self.data, np.dtype(self.order + "u4"), 2 * count, where).astype(float)
+        found: list[float] = (numbers[::2] / np.maximum(numbers[1::2], 1)).tolist()
+        return found
+
 
 def orientation(block: bytes) -> int:
     """The orientation that an EXIF block or TIFF file gives: 1 to 8, 1 for a value out of range, 0 for no such tag."""

@@ -18,6 +18,9 @@ _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else d
 _COLORS = frozenset((b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"))
 _CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
 _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
+_RAW_ICC = re.compile(rb"Raw profile type ic[cm]\0")
+_RAW_COLOR = b"raw"  # key of such a profile among the chunks that tell of color
+_HEXADECIMAL = (b"tEXt", b"zTXt")
 MOST_CHUNKS = 65_536  # at the usual 8 KB each, half a gigabyte
 MOST_TEXTS = 32  # in which an orientation is looked for
 _MOST_PROFILE = 1 << 22  # bytes of an inflated ICC profile
@@ -50,7 +53,11 @@ def read_header(data: bytes) -> PngHeader:
             colors.setdefault(kind, data[start + 8 : end - 4])
             if kind == b"eXIf":
                 orientation = exif.orientation(data[start + 8 : end - 4])
-        elif kind in (b"tEXt", b"zTXt", b"iTXt") and not from_text and texts < MOST_TEXTS:
+        elif kind in _HEXADECIMAL and _RAW_ICC.match(data, start + 8) and texts < MOST_TEXTS:
+            texts += 1
+            if _RAW_COLOR not in colors:
+                colors[_RAW_COLOR] = _raw_profile(kind, data[start + 8 : end - 4].partition(b"\0")[2], _MOST_PROFILE)
+        elif kind in (*_HEXADECIMAL, b"iTXt") and not from_text and texts < MOST_TEXTS:
             from_text, texts = _orientation_of_text(kind, data[start + 8 : end - 4]), texts + 1
     profile = _profile(colors) if colors else b""
     return PngHeader("png", width, height, orientation or from_text or 1, frames, profile, tuple(chunks), gray_key)
@@ -67,6 +74,8 @@ def _profile(colors: Mapping[bytes, bytes]) -> bytes:
             raise BadImage("unsupported-png", "PNG of a video's YCbCr or narrow range (cICP); convert it to sRGB")
         return color_spaces.of_cicp("png", cicp[0], cicp[1])
     if profile := _inflated(colors.get(b"iCCP", b"").partition(b"\0")[2][1:], _MOST_PROFILE):
+        return profile
+    if profile := colors.get(_RAW_COLOR, b""):
         return profile
     if b"sRGB" in colors:
         return b""
@@ -105,13 +114,18 @@ def _orientation_of_text(kind: bytes, body: bytes) -> int:
         packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
         return exif.xmp_orientation(_inflated(text, _MOST_TEXT) if packed else text)
     if kind != b"iTXt" and _RAW_PROFILE.match(name):
-        text = _inflated(text[1:], _MOST_TEXT) if kind == b"zTXt" else text[:_MOST_TEXT]
-        try:
-            block = bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))
-        except ValueError:
-            return 0
+        block = _raw_profile(kind, text, _MOST_TEXT)
         return exif.orientation(block.removeprefix(b"Exif\0\0")) or exif.xmp_orientation(block)
     return 0
+
+
+def _raw_profile(kind: bytes, text: bytes, most: int) -> bytes:
+    """What ImageMagick wrote in hexadecimal, after a line break, a name and a length; empty for what is damaged."""
+    text = _inflated(text[1:], most) if kind == b"zTXt" else text[:most]
+    try:
+        return bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))
+    except ValueError:
+        return b""
 
 
 def _inflated(packed: bytes, most: int) -> bytes:

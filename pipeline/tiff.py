@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from shardline.pipeline import exif, jpeg
+from shardline.pipeline import color_spaces, exif, jpeg
 from shardline.pipeline.image_types import BadImage, Header, Samples
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 254, 256, 257, 258, 259, 262, 274
 _STRIPS, _STRIP_BYTES, _SAMPLES, _STRIP_ROWS, _PLANAR, _COLORS = 273, 279, 277, 278, 284, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _SUBSAMPLING = 322, 323, 324, 325, 338, 339, 530
 _XMP, _PROFILE, _DNG = 700, 34675, 50706
+_CURVE, _WHITE, _PRIMARIES = 301, 318, 319
 _PIXELS = frozenset((  # and besides: fill order, fax options, predictor, ink set, JPEG tables
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, 292,
     293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
 ))  # fmt: skip
-_READ = _PIXELS | {_SUBFILE, _ORIENTATION, _COLORS, _XMP, _PROFILE, _DNG}
+_READ = _PIXELS | {_SUBFILE, _ORIENTATION, _COLORS, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES}
 _RAW = {32803: "a color filter array", 34892: "linear raw data"}
 _PHOTOMETRICS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "RGB"}  # white is 0, black is 0, …, YCbCr
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)  # none, fax, LZW, JPEG, Deflate, PackBits, Zstandard
@@ -122,6 +123,22 @@ def _known_bits(bits: int, kind: int) -> bool:
 # --- Pixels -----------------------------------------------------------------------------------------------
 
 
+def _profile(data: bytes, header: TiffHeader) -> bytes:
+    """ICC: embedded, of the colors that tags give, or that which EXIF names; empty for sRGB."""
+    if len(profile := header.values(_PROFILE)):
+        return profile.tobytes()
+    if header.directory and _PRIMARIES in header.tags and _PHOTOMETRICS[header.first(_PHOTOMETRIC, 1)] == "RGB":
+        colors, white = (
+            header.directory.fractions(header.tags[tag][0], most) if tag in header.tags else []
+            for tag, most in ((_PRIMARIES, 6), (_WHITE, 2))
+        )
+        levels, curve = 1 << header.first(_BITS, 8), header.values(_CURVE)  # light for each level of a sample
+        light = curve[levels // 2] / 65535 if len(curve) in (levels, 3 * levels) else 0
+        power = float(np.log(light) / np.log(0.5)) if 0 < light < 1 else 0.0
+        return color_spaces.of_numbers(colors, white, power) if len(colors) == 6 and len(white) in (0, 2) else b""
+    return color_spaces.adobe_rgb() if exif.is_adobe_rgb(data) else b""
+
+
 def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
     """The first page as it is stored, white-is-zero turned over and bands without a meaning left out."""
     pixels = _planes(data, header)
@@ -146,7 +163,7 @@ def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
         white,
         associated=alpha is not None and extra[alpha] == 1,
         palette=_palette(header) if photometric == 3 else None,
-        profile=header.values(_PROFILE).tobytes(),
+        profile=_profile(data, header),
         note=f"{unspecified} unspecified {'band' if unspecified == 1 else 'bands'} left out" if unspecified else "",
     )
 

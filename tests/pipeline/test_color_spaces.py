@@ -166,6 +166,18 @@ def test_gray_palettes_alpha_and_16_bits_too():
     assert levels_off(with_chunks(buffer.getvalue(), **chunks), shown) < 1
 
 
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt"])
+def test_png_with_the_profile_in_the_text_of_an_old_imagemagick(kind):
+    digits = DISPLAY_P3.hex()
+    text = (
+        f"\nicc\n{len(DISPLAY_P3):8}\n".encode()
+        + "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72)).encode()
+    )
+    body = text if kind == "tEXt" else b"\0" + zlib.compress(text)
+    data = with_chunks(saved(stored_as("Display P3")), **{kind: b"Raw profile type icc\0" + body})
+    assert levels_off(data) < 1.2 and "Display P3 converted" in note(data)
+
+
 # --------------------------------------------------------------------------------------------- AVIF, HEIC: nclx
 
 
@@ -317,3 +329,60 @@ def test_a_bmp_whose_profile_is_elsewhere_is_refused_by_what_it_is():
 
 def test_numbers_that_are_no_colors_give_no_profile():
     assert of_numbers((), (), 2.2) == of_numbers((), (), 9e9) == of_numbers([0.0] * 6, (), 1.8) == b""
+
+
+# ------------------------------------------------------------------------------------------------------- TIFF
+
+
+def fractions(tiff, tag, numbers):
+    """The values of a tag, written as bytes, turned into rational numbers: half as many."""
+    raw = b"".join(struct.pack("<II", round(number * 100_000), 100_000) for number in numbers)
+    at = tiff.index(struct.pack("<HHI", tag, 1, len(raw)))
+    return tiff[: at + 2] + struct.pack("<HI", 5, len(numbers)) + tiff[at + 8 :]
+
+
+def tiff_of(rgb, primaries=(), white=(), curve=()):
+    pairs = {319: [number for pair in primaries for number in pair], 318: list(white)}
+    raw = {
+        tag: b"".join(struct.pack("<II", round(number * 100_000), 100_000) for number in numbers)
+        for tag, numbers in pairs.items()
+        if numbers
+    }
+    tags = [(tag, 1, list(data)) for tag, data in raw.items()] + ([(301, 3, list(curve))] if len(curve) else [])
+    made = w.tiff(rgb, w.RGB, tags=tags)
+    for tag in raw:
+        made = fractions(made, tag, pairs[tag])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("space", "how"),
+    [
+        ("Display P3", {"primaries": SPACES["Display P3"][0], "white": (0.3127, 0.3290)}),
+        ("BT.2020", {"primaries": SPACES["BT.2020"][0]}),
+        (
+            "Adobe RGB",
+            {
+                "primaries": SPACES["Adobe RGB"][0],
+                "curve": np.rint(65535 * (np.arange(256) / 255) ** (563 / 256)).astype(int).tolist(),
+            },
+        ),
+    ],
+)
+def test_tiff_has_tags_for_its_colors(space, how):
+    stored = stored_as(space)
+    assert levels_off(tiff_of(stored, **how)) < 1.2 < np.abs(stored.astype(int) - TRUTH).mean()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"primaries": SRGB, "white": (0.3127, 0.3290)},
+        {"primaries": SRGB, "curve": np.rint(65535 * (np.arange(256) / 255) ** 2.2).astype(int).tolist()},
+        {"white": (0.3127, 0.3290)},
+        {"primaries": SRGB[:2]},
+        {"primaries": ((0, 0), (0, 0), (0, 0))},
+    ],
+)
+def test_tiff_that_says_srgb_or_nothing_sensible_is_left_as_it_is(how):
+    assert levels_off(tiff_of(TRUTH, **how)) == 0
