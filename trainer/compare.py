@@ -28,7 +28,7 @@ from shardline.trainer import metrics_log
 from shardline.trainer.checks import make_directory
 from shardline.trainer.curves import comparison_curves, final_top1
 from shardline.trainer.evaluation import metrics, results
-from shardline.trainer.run_dir import choose_weights, read_config
+from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,6 +57,7 @@ class EvaluatedRun:
     log: list[dict[str, Any]]  # lines of metrics.jsonl
     metrics: dict[str, Any]  # metrics.json of the evaluation; {} without one
     predictions: pa.Table | None
+    held_out: float | None = None  # top-1 in training, of the weights that stand for the run
 
 
 @dataclass(frozen=True)
@@ -121,22 +122,28 @@ def load(name: str, path: str, split: str) -> EvaluatedRun:
         if not (evaluation / results.METRICS).is_file():
             evaluation = None
         values = results.read_metrics(evaluation) if evaluation else {}
-    config = read_config(run, "RUN")
-    if evaluation:
-        _note_other_weights(name, run, values)
+    config, chosen = read_config(run, "RUN"), _chosen(run)
+    if evaluation and chosen:
+        _note_other_weights(name, chosen, values)
     predictions = results.read_predictions(evaluation)[0] if evaluation and values["split"] == split else None
-    return EvaluatedRun(name, config, metrics_log.read(run), values, predictions)
+    lines = metrics_log.read(run)
+    held_out = chosen.evaluation.get("top1") if chosen else final_top1(lines)
+    return EvaluatedRun(name, config, lines, values, predictions, held_out)
 
 
-def _note_other_weights(name: str, run: Path, values: dict[str, Any]) -> None:
+def _chosen(run: Path) -> ChosenWeights | None:
+    """The weights that stand for a run; None where they were deleted, and its numbers kept."""
+    try:
+        return choose_weights(run)
+    except UsageError:
+        return None
+
+
+def _note_other_weights(name: str, chosen: ChosenWeights, values: dict[str, Any]) -> None:
     """Say when the run was trained on after its evaluation, so that the two do not belong together."""
     if values.get("checkpoint") or not values.get("weights"):
         return  # a checkpoint that somebody chose
-    try:
-        now = choose_weights(run).facts()
-    except UsageError:
-        return  # only what was measured is left of this run
-    then = values["weights"]
+    then, now = values["weights"], chosen.facts()
     if now["sha256"] != then["sha256"]:
         log(
             f"note: {name} was evaluated with the weights of step {then['step']}, those of the run are now of step "
@@ -164,7 +171,7 @@ HEADER = (
 def result_row(run: EvaluatedRun) -> tuple[str | float, ...]:
     """How well a run does and how long it took, under HEADER; what is not known is empty."""
     rates = [line["images_per_second"] for line in run.log if line["kind"] == "train"]
-    held_out, found = final_top1(run.log), run.metrics
+    held_out, found = run.held_out, run.metrics
     return (
         run.name,
         str(run.config["dataset"].get("name", "")),

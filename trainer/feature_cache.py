@@ -125,6 +125,7 @@ def _key(setup: TrainSetup, network: Network) -> str:
         "head": setup.config.head,
         "input": {name: value for name, value in vars(setup.input).items() if name not in _RUNTIME_FIELDS},
         "weights": weights_digest({name: variable.numpy() for name, variable in frozen.items()}),
+        "input_scale": network.input_scale,
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -79,9 +79,10 @@ def _remove_strays(workdir: Path) -> None:
 def config_content(setup: TrainSetup) -> dict[str, Any]:
     """What config.json holds."""
     manifest, config = setup.manifest, setup.config
-    # A relative --data would mean something else to whoever stands elsewhere.
+    # Relative paths would mean something else to whoever stands elsewhere.
+    paths = {"data": config.data, "weights": config.weights if config.weights not in ("none", "imagenet") else ""}
     return {
-        "train": config.to_dict() | ({"data": os.path.abspath(config.data)} if config.data else {}),
+        "train": config.to_dict() | {name: os.path.abspath(path) for name, path in paths.items() if path},
         "labels": list(setup.labels),
         "words": list(manifest.words) if manifest else [],
         "dataset": {"name": manifest.name if manifest else "synthetic", **setup.sampler_key},
@@ -111,7 +112,10 @@ def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: b
     check_sampler(f"--workdir={workdir}", old["dataset"], content["dataset"])
     if tuple(old["labels"]) != setup.labels:
         raise UsageError(f"--workdir={workdir} was trained on other labels; start in another --workdir")
-    changes = differences(TrainConfig.from_dict(old["train"]), setup.config)
+    before, now = TrainConfig.from_dict(old["train"]), setup.config
+    if content["starting_weights_sha256"] == old["starting_weights_sha256"] != "":  # the same file, wherever it lies
+        now = dataclasses.replace(now, weights=before.weights)
+    changes = differences(before, now)
     if changes and not allow_changes:
         raise UsageError(
             f"--workdir={workdir} was started with other flags: {'; '.join(changes)}; repeat those, choose another "

@@ -94,7 +94,7 @@ def _train(
 ) -> dict[str, Any] | None:
     """The run from where it stands, in a directory that is ours alone."""
     first = starting_span(setup, checkpoint)
-    network, state, step = create_train_state(setup, first, restored=checkpoint is not None)
+    network, state, step = create_train_state(setup, first, checkpoint)
     if checkpoint:
         state.restore(checkpoint)
         log(f"continuing {setup.config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
@@ -232,8 +232,7 @@ def finish(setup: TrainSetup, last_step: int, images_per_second: float) -> dict[
 
 def result(setup: TrainSetup, chosen: ChosenWeights, last_step: int, images_per_second: float) -> dict[str, Any]:
     """What `train` returns of the weights that stand for the run."""
-    header = chosen.checkpoint.header
-    evaluation = header["evaluation"] if header["evaluation"].get("step") == header["step"] else {}
+    header, evaluation = chosen.checkpoint.header, chosen.evaluation
     return {
         "step": header["step"],
         "last_step": last_step,

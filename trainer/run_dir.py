@@ -139,6 +139,12 @@ class ChosenWeights:
         """Whether the run has reached its end; its weights may still change if not."""
         return is_finished(TrainConfig.from_dict(self.newest["train"]), self.newest["sampler"]["records"], self.newest)
 
+    @property
+    def evaluation(self) -> Mapping[str, Any]:
+        """What training found for these weights on its held-out split: loss, top1, top5; empty for nothing."""
+        header = self.checkpoint.header
+        return header["evaluation"] if header["evaluation"].get("step") == header["step"] else {}
+
     def facts(self) -> dict[str, Any]:
         """What is said of the model, as plain values."""
         return {
@@ -269,6 +275,11 @@ def load_run(
     content = read_config(run_dir)
     # The config that these weights were made with; the run may have been continued under another one.
     config, labels = TrainConfig.from_dict(found.header["train"]), tuple(content["labels"])
+    if found.header["labels"] not in ((), labels):
+        raise UsageError(
+            f"--checkpoint={found.path} is of a model of other classes than {Path(run_dir) / CONFIG_FILE} names; give "
+            "one from the same run"
+        )
     network = create_network(
         NetworkConfig.of(config, len(labels), precision=precision, input_scale=found.header["input_scale"])
     )

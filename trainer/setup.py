@@ -178,15 +178,18 @@ def _training_data(config: TrainConfig, data: pipeline.Dataset | None) -> pipeli
     return data
 
 
-def initial_network(setup: TrainSetup, *, restored: bool = False) -> Network:
+def initial_network(setup: TrainSetup, *, input_scale: float | None = None) -> Network:
     """The network this run trains, with fresh weights or those of `--weights`, of which the chief says what was taken.
 
-    Call inside the strategy's scope. `restored`: a checkpoint will replace the weights, so `--weights` are not read.
+    Call inside the strategy's scope.
+
+    Args:
+      input_scale: of a checkpoint that will replace the weights; then `--weights` are not read.
     """
     config = setup.config
-    network = create_network(NetworkConfig.of(config, len(setup.labels)))
+    network = create_network(NetworkConfig.of(config, len(setup.labels), input_scale=input_scale))
     initialize(network, config.seed)
-    if config.weights != "none" and not restored:
+    if config.weights != "none" and input_scale is None:
         loaded = load_weights(network, config.weights, setup.labels)
         if setup.cluster.chief:
             log(f"--weights={config.weights}: SHA-256 {setup.weights_sha256}; {loaded}")

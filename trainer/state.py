@@ -93,15 +93,15 @@ class TrainState:
 
 
 def create_train_state(
-    setup: TrainSetup, span: PhaseSpan, *, restored: bool = False
+    setup: TrainSetup, span: PhaseSpan, checkpoint: Checkpoint | None = None
 ) -> tuple[Network, TrainState, TrainStep]:
     """What training from `span` on needs: the network with its starting weights, the state, and the compiled step.
 
     Args:
-      restored: a checkpoint will replace the weights.
+      checkpoint: what `restore` will be given; its weights mean something to the network they were made in alone.
     """
     with setup.cluster.strategy.scope():
-        network = initial_network(setup, restored=restored)
+        network = initial_network(setup, input_scale=checkpoint.header["input_scale"] if checkpoint else None)
         averaged = network.weights if setup.config.ema else {}
         ema_weights = {path: tf.Variable(variable, trainable=False) for path, variable in averaged.items()}
         optimizer = create_optimizer(setup, network, span, ema_weights)

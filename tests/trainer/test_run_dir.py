@@ -11,13 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardline.pipeline.errors import Interrupted, UsageError
-from shardline.trainer import metrics_log, selftest
+from shardline.trainer import compare, metrics_log, selftest
 from shardline.trainer.actions import SaveCheckpoint
-from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, read_checkpoint, weights_digest
+from shardline.trainer.checkpoints import (
+    best_path,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    weights_digest,
+    write_checkpoint,
+)
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import StopRequest
 from shardline.trainer.run_dir import choose_weights, load_run, read_config
 from shardline.trainer.train import train
+from tests.trainer.networks import randomized, values
+from tests.trainer.test_weights import write_legacy_h5
 from tests.trainer.tiny import command
 
 
@@ -58,6 +67,8 @@ def test_the_result_is_of_the_weights_in_the_model(config, result, capsys):
     assert (result["step"], result["last_step"]) == (best, 12)
     assert result["choice"] == "best by validation loss"
     assert result["validation_loss"] == evaluations[best]
+    (top1,) = (line["top1"] for line in lines if line["kind"] == "eval" and line["step"] == best)
+    assert compare.load("run", config.workdir, "test").held_out == result["validation_top1"] == top1
     model = keras.models.load_model(f"{config.workdir}/model.keras", compile=False)
     weights = dict(zip(run.network.weights, (variable.numpy() for variable in model.weights), strict=True))
     assert result["weights_sha256"] == weights_digest(weights) == run.chosen.sha256
@@ -212,3 +223,34 @@ def test_a_relative_dataset_is_stored_as_absolute_and_looked_for_by_both_names(c
     (tmp_path / "here" / "data").rename(tmp_path / "moved")
     line = command("shardline.trainer.export", "--run", "run", "--output", "out", check=2).stderr
     assert str(tmp_path / "here" / "data") in line and read_config("run")["dataset"]["dataset"] in line
+
+
+def test_a_run_that_goes_on_under_other_weights_keeps_what_its_own_mean(copy, tmp_path):
+    """Scratch weights see a 58th of the pixels, pretrained ones all of them; at a rate of 0 nothing else changes."""
+    write_legacy_h5(tmp_path / "w.h5", values(randomized(1, "gap")))
+    more = {"phases": f"{copy.phases},head:1@0", "weights": str(tmp_path / "w.h5"), "best_metric": "none"}
+    train(dataclasses.replace(copy, **more), allow_changes=True)
+    losses = {line["step"]: line["loss"] for line in metrics_log.read(copy.workdir) if line["kind"] == "eval"}
+    assert losses[15] == pytest.approx(losses[12], rel=1e-5)
+    assert read_checkpoint(checkpoint_path(copy.workdir, 15)).header["input_scale"] == 58.0
+
+
+def test_t20_starting_weights_are_the_same_file_wherever_they_lie(config, tmp_path, monkeypatch):
+    write_legacy_h5(tmp_path / "w.h5", values(randomized(1, "gap")))
+    monkeypatch.chdir(tmp_path)
+    short = dataclasses.replace(config, workdir=str(tmp_path / "run"), weights="w.h5", phases="head:1@0.01")
+    train(short)
+    assert read_config(short.workdir)["train"]["weights"] == str(tmp_path / "w.h5")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "w.h5").rename(tmp_path / "elsewhere" / "other name.h5")
+    longer = dataclasses.replace(short, weights="elsewhere/other name.h5")
+    assert train(longer) is None  # nothing to do, and no refusal
+
+
+def test_a_checkpoint_of_other_classes_is_refused(copy):
+    (*_, path) = list_checkpoints(copy.workdir)
+    found = read_checkpoint(path)
+    other = [f"other {label}" for label in found.header["labels"]]
+    write_checkpoint(path, found.header | {"labels": other}, found.arrays)
+    with pytest.raises(UsageError, match="is of a model of other classes than"):
+        load_run(copy.workdir, str(path))
