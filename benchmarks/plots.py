@@ -142,8 +142,8 @@ def forecast(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -> 
     facts = by_name["batch"].settings.get("forecast")
     if facts is None or "step" not in by_name:
         return
-    cores, step, host = by_name["batch"].settings["facts"]["cores"], by_name["step"].median, by_name["batch"].median
-    device = facts["device"]
+    cores, host = by_name["batch"].settings["facts"]["cores"], by_name["batch"].median
+    device, step = facts["device"], by_name["step"].median / facts.get("devices", 1)  # of one
     efficiency = scaling_forecast(
         DEVICES,
         step_seconds=facts["step_batch_size"] / step,

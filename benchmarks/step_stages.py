@@ -122,12 +122,13 @@ def replica_step(config: TrainConfig, replicas: int) -> Callable[[float], Rate]:
 
 
 def step_stages(config: BenchConfig) -> tuple[dict[str, Callable[[], Rate]], dict[str, str]]:
-    """A function for each of copy, step and end_to_end, and what each of them does."""
-    training = train_config(config)
-    trainer = Trainer(training)
-    copy = copier(training, "/GPU:0" if num_gpus() else "/CPU:0")
+    """A function for each of copy, step and end_to_end, on all GPUs of the host, and what each of them does."""
+    one, replicas = train_config(config), max(1, num_gpus())
+    training = replace(one, global_batch_size=replicas * one.global_batch_size)
+    trainer = Trainer(training, replicas)
+    copy = copier(one, *([f"/GPU:{number}" for number in range(num_gpus())] or ["/CPU:0"]))
     works = {"copy": copy, "step": trainer.step, "end_to_end": trainer.end_to_end}
-    what = {name: f"{STAGE_TEXT[name]}: {text(training)}" for name in ("step", "end_to_end")}
+    what = {name: f"{STAGE_TEXT[name]}: {text(training, replicas)}" for name in ("step", "end_to_end")}
     if not num_gpus():
         what["copy"] = "no accelerator: batches copied within memory"
     return {name: partial(work, config.seconds) for name, work in works.items()}, what
@@ -139,6 +140,7 @@ def forecast_facts(config: BenchConfig, classes: int, on_gpu: bool) -> dict[str,
     return {
         # A step adds up a float32 for each weight over the devices.
         "gradient_bytes": 4 * num_parameters(network.weights),
+        "devices": 1 if config.gpu_step_rate else max(1, num_gpus()),  # that the step was measured on, together
         "step_batch_size": config.global_batch_size if config.gpu_step_rate else batch_size(config),
         "device": "GPU" if on_gpu else "host",
         "interconnect_gbps": config.interconnect_gbps,
@@ -146,18 +148,19 @@ def forecast_facts(config: BenchConfig, classes: int, on_gpu: bool) -> dict[str,
     }
 
 
-def copier(config: InputConfig, device: str) -> Callable[[float], Rate]:
-    """Images per second of copying batches from the host's memory to `device`; on a CPU, from memory to memory."""
+def copier(config: InputConfig, *devices: str) -> Callable[[float], Rate]:
+    """Images per second of copying a batch from the host's memory to each device; on a CPU, from memory to memory."""
     side = canvas_size(config.image_size) if augment_on(config) == "device" else config.image_size
     shape = (config.global_batch_size, side, side, 3)
     with tf.device("/CPU:0"):
         batch = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 
     def one() -> int:
-        with tf.device(device):
-            tf.raw_ops.DeepCopy(x=batch) if "CPU" in device else tf.identity(batch)
-        if "CPU" not in device:
+        for device in devices:
+            with tf.device(device):
+                tf.raw_ops.DeepCopy(x=batch) if "CPU" in device else tf.identity(batch)
+        if "CPU" not in devices[0]:
             tf.test.experimental.sync_devices()
-        return shape[0]
+        return len(devices) * shape[0]
 
     return lambda seconds: timed(lambda: repeat_for(seconds, one))

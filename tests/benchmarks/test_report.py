@@ -249,7 +249,13 @@ def test_only_figures_of_a_report_are_removed(tmp_path):
 def test_a_report_directory_has_one_owner(tmp_path):
     append_results(tmp_path, [Measurement("convert", "plain loop", "images/s", (1.0,))])
     with exclusive(tmp_path / ".lock", "it"):
-        for act in (partial(main, ReportConfig(report=str(tmp_path))),
-                    partial(benchmark, BenchConfig(data="data", output=str(tmp_path)))):  # fmt: skip
+        bench = BenchConfig(suite="convert", raw_images=str(tmp_path), output=str(tmp_path))
+        for act in (partial(main, ReportConfig(report=str(tmp_path))), partial(benchmark, bench)):
             with pytest.raises(Failure, match=f"={tmp_path} is in use by process {os.getpid()} on "):
                 act()
+
+
+def test_a_step_that_was_measured_on_all_gpus_is_forecast_by_the_share_of_one(tmp_path):
+    settings = {**SETTINGS, "forecast": FORECAST | {"devices": 3}}
+    write_report(tmp_path, [replace(m, settings=settings) for m in canned() if m.suite == "stages"])
+    assert "what one GPU needs for 3,000 images/s" in (tmp_path / "report.html").read_text()
