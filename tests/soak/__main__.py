@@ -102,6 +102,7 @@ class Soak:
             time.sleep(0.002)
         process.kill()
         process.communicate()
+        self.counts["conversions killed"] += 1
         return output
 
     # Ways to disturb -----------------------------------------------------------------------------------------------
