@@ -119,7 +119,13 @@ class Shards:
 
     def payload(self, record: int) -> memoryview:
         """The serialized Example, checksums verified; valid until this thread reads another. Raises as `read` does."""
-        return unframe_record(self._pread(*self.index[record]))
+        location = self.index[record]
+        try:
+            framed = self._pread(*location)
+        except OSError as error:
+            error.filename = str(self._paths[location.shard])  # which a read of an open file does not know
+            raise
+        return unframe_record(framed)
 
     def _pread(self, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard, fewer at its end, in a buffer that this thread's next read uses again."""

@@ -1,5 +1,6 @@
 """Records by number; and nothing that is missing, replaced or cut gets past the start."""
 
+import errno
 import os
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 
 from shardline import pipeline
 from shardline.pipeline import shards as shards_module
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import UsageError, explain
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.shards import Shards
 from tests.pipeline.tiny import payloads, write_dataset
@@ -87,3 +88,17 @@ def test_a_split_may_be_empty(tmp_path):
         data.train_batches("test", config)
     with pytest.raises(UsageError, match="split=validation: this dataset has train, test"):
         data.train_batches("validation", config)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_told_with_the_shard_and_blamed_on_no_record(tiny, monkeypatch, number):
+    shards = Shards(Manifest.load(tiny), tiny, "train")
+
+    def broken(file, buffers, offset):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(OSError) as refusal:
+        shards.read(5)
+    shown = explain(refusal.value)
+    assert shown.startswith(f"{shards.where(5)[0]}: {os.strerror(number)}; the disk or its mount does not answer")
