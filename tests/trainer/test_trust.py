@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from unittest.mock import MagicMock
 
 import pytest
 
