@@ -31,7 +31,7 @@ from shardline.trainer.run_dir import write_config
 from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, eval_forward
 from shardline.trainer.state import TrainState
-from shardline.trainer.step import EVAL_SUMS, create_eval_step, swap
+from shardline.trainer.step import EVAL_SUMS, allreduce_bytes, create_eval_step, swap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +57,10 @@ class StepMonitor(Action):
         self._epochs = setup.epoch(setup.spans[-1].stop)
         self.bar = progress(total=steps, initial=start_step, desc="train", unit="steps", bar_format=BAR)
         self.flops = {span.index: flops_per_image(network, span.phase.part) for span in setup.spans}
+        strategy, dtype = setup.cluster.strategy, setup.config.allreduce_dtype
+        self.allreduce_bytes = {
+            span.index: allreduce_bytes(strategy, network.trained(span.phase.part), dtype) for span in setup.spans
+        }
         self.images_per_second = 0.0  # evaluations and checkpoints left out
         self.last_line = 0  # step of the newest line of metrics
         self._stages = StageLaps(setup.data, "training")
@@ -129,6 +133,8 @@ class StepMonitor(Action):
             "tflops": round(tflops, 4),
             "skipped_steps": self._skipped,
         }
+        if travels := self.allreduce_bytes[record.span.index]:
+            line["allreduce_bytes"] = travels
         if self.peak_tflops:
             line["mfu"] = round(tflops / self.peak_tflops, 4)
         if self.setup.config.precision == "mixed_float16":

@@ -196,6 +196,10 @@ class TrainConfig(HostsConfig, InputConfig):
     logical_cpus: int = option(
         0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0, group="devices"
     )
+    allreduce_dtype: str = option(
+        "float32", "dtype in which gradients travel between replicas; bfloat16 halves their bytes and rounds them",
+        choices=("float32", "bfloat16"), group="devices",
+    )  # fmt: skip
     jit: bool | None = option(
         None, "compile the forward and backward passes with XLA; auto: on GPUs, and on CPUs that are faster with it",
         group="devices",

@@ -38,7 +38,7 @@ from shardline.trainer.run_report import RunReport
 from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
-from shardline.trainer.step import TrainLoop, TrainStep, create_train_loop
+from shardline.trainer.step import TrainLoop, TrainStep, allreduce_adds, create_train_loop
 from shardline.trainer.xla import set_flags
 
 
@@ -94,6 +94,7 @@ def _train(
 ) -> dict[str, Any] | None:
     """The run from where it stands, in a directory that is ours alone."""
     first = starting_span(setup, checkpoint)
+    check_allreduce(setup)
     network, state, step = create_train_state(setup, first, checkpoint)
     if checkpoint:
         state.restore(checkpoint)
@@ -109,6 +110,7 @@ def _train(
         evaluate = Evaluate(setup, network, monitor, callbacks, save)
         input_profile = WriteInputProfile(setup, monitor, evaluate)
         actions = [monitor, Profile(setup), evaluate, save, input_profile]
+        say_allreduce(setup, monitor)
         callbacks.begin(start_of(setup, network, state))
         for span in setup.spans[first.index :]:
             if span is not first:
@@ -130,6 +132,23 @@ def _train(
             raise Failure(f"{stop.failure}; the run itself is complete") from stop.failure
         return found
     return _stopped(setup, state, monitor.images_per_second, stop)
+
+
+def check_allreduce(setup: TrainSetup) -> None:
+    """Refuse devices that would add gradients of this dtype wrong."""
+    dtype = setup.config.allreduce_dtype
+    if dtype != "float32" and not allreduce_adds(setup.cluster.strategy, dtype):
+        raise UsageError(f"--allreduce_dtype={dtype}: the all-reduce of {setup.cluster} adds it wrong; leave it out")
+
+
+def say_allreduce(setup: TrainSetup, monitor: StepMonitor) -> None:
+    """Say how many bytes of gradients travel in each phase."""
+    if setup.cluster.replicas > 1 and setup.cluster.chief:
+        phases = {
+            setup.spans[i].phase.part: f"{travels / 1e6:.3g} MB" for i, travels in monitor.allreduce_bytes.items()
+        }
+        each = ", ".join(f"{part} {size}" for part, size in phases.items())
+        log(f"all-reduce: {setup.config.allreduce_dtype} gradients, a step of each replica: {each}")
 
 
 def _stopped(

@@ -224,7 +224,7 @@ def step_config(setup: TrainSetup) -> StepConfig:
     """The part of the config that a step needs."""
     names = ("global_batch_size", "optimizer", "momentum", "clip_norm", "weight_decay", "ema", "micro_batches", "jit")
     return StepConfig(
-        **{name: getattr(setup.config, name) for name in names},
+        **{name: getattr(setup.config, name) for name in (*names, "allreduce_dtype")},
         loss_scaling=setup.config.precision == "mixed_float16",
         class_weights=class_weights(setup),
     )

@@ -7,10 +7,12 @@ which loses overflows and makes N replicas differ from one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 SCALE_START = 2.0**15
@@ -37,6 +39,7 @@ class StepConfig:
     micro_batches: int = 1
     loss_scaling: bool = False
     jit: bool = False
+    allreduce_dtype: str = "float32"
     class_weights: tuple[float, ...] = ()  # by label; empty: 1 for all
 
 
@@ -309,8 +312,7 @@ def _reduce(
     gradients: Sequence[tf.Tensor], sums: tf.Tensor, scale: tf.Tensor, config: StepConfig
 ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
     """In replica context: add up over replicas, unscale and clip. Every replica gets the same numbers."""
-    context = tf.distribute.get_replica_context()
-    *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+    *gradients, sums = _all_reduce([*gradients, sums], config.allreduce_dtype)
     loss, weight, correct, samples, stop = tf.unstack(sums)
     unscale = tf.math.divide_no_nan(config.global_batch_size / scale, weight)
     norm = tf.linalg.global_norm(gradients) * unscale  # not finite as soon as one number is not
@@ -324,6 +326,38 @@ def _reduce(
         "stop": stop,
     }
     return [gradient * unscale for gradient in gradients], report
+
+
+def _all_reduce(tensors: Sequence[tf.Tensor], dtype: str) -> list[tf.Tensor]:
+    """Add up over replicas, in replica context. All but the last of the tensors travel as `dtype`."""
+    context = tf.distribute.get_replica_context()
+    if dtype == "float32" or context.num_replicas_in_sync == 1:
+        total: list[tf.Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+        return total
+    *wide, exact = tensors
+    narrow = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.cast(tensor, dtype) for tensor in wide])
+    widened = [tf.cast(total, tensor.dtype) for total, tensor in zip(narrow, wide, strict=True)]
+    return [*widened, context.all_reduce(tf.distribute.ReduceOp.SUM, exact)]
+
+
+def allreduce_adds(strategy: tf.distribute.Strategy, dtype: str) -> bool:
+    """Whether the devices add numbers of `dtype` right: no promise of TensorFlow says which of them NCCL knows."""
+    count = strategy.num_replicas_in_sync
+    numbers = np.arange(-3, 4, dtype=np.float32)  # small enough to be exact
+
+    @tf.function(autograph=False)
+    def add() -> tf.Tensor:
+        return strategy.run(lambda: _all_reduce([tf.constant(numbers), tf.constant(numbers)], dtype)[0])
+
+    return all(np.array_equal(part, numbers * count) for part in strategy.experimental_local_results(add()))
+
+
+def allreduce_bytes(strategy: tf.distribute.Strategy, variables: Mapping[str, tf.Variable], dtype: str) -> int:
+    """Bytes of gradients that each replica hands to the all-reduce in a step; 0 where it is alone."""
+    if strategy.num_replicas_in_sync == 1:
+        return 0
+    numbers: int = sum(math.prod(variable.shape) for variable in variables.values())
+    return numbers * int(tf.as_dtype(dtype).size)
 
 
 def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

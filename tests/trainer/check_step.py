@@ -28,6 +28,7 @@ ROWS = {
     },
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
     "mixed_bfloat16": {"policy": "mixed_bfloat16"},
+    "allreduce_dtype": {"allreduce_dtype": "bfloat16"},
 }
 # These change how a step is computed and not what comes out: on two replicas it is what one gives without them.
 NEUTRAL = {
@@ -116,6 +117,16 @@ def agreement():
             "effect": largest_difference(plain, one),
             "samples": samples,
         }
+    return found
+
+
+def allreduce():
+    """Whether devices are found to add right; and one that adds twice."""
+    found = {dtype: step.allreduce_adds(TWO, dtype) for dtype in ("float32", "bfloat16")}
+    genuine = step._all_reduce
+    step._all_reduce = lambda tensors, dtype: [2 * total for total in genuine(tensors, dtype)]
+    found["wrong"] = step.allreduce_adds(TWO, "bfloat16")
+    step._all_reduce = genuine
     return found
 
 
@@ -245,6 +256,7 @@ if __name__ == "__main__":
                 "swapping": swapping(half),
                 "stopping": stopping(half),
                 "growth": scale_growth(),
+                "allreduce": allreduce(),
                 "keras": against_keras(),
                 "masks": masks(),
                 "evaluation": evaluation(),

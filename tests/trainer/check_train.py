@@ -220,7 +220,31 @@ def stopping():
     }
 
 
-MORE = {"restarts": restarts, "refusals": refusals, "features": features, "stopping": stopping}
+def allreduce():
+    """Gradients that travel in bfloat16, against float32."""
+    lines, logged = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        settings = {
+            **BASE,
+            "phases": "head:1@0.05,all:4@0.05",
+            "allreduce_dtype": dtype,
+            "workdir": str(FOLDER / dtype),
+        }
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            train_run(TrainConfig(**settings))
+        lines[dtype] = [line for line in metrics_log.read(FOLDER / dtype) if line["kind"] == "train"]
+        logged[dtype] = [line for line in err.getvalue().splitlines() if line.startswith("all-reduce")]
+    sizes = {name: array.size for name, array in weights_of("float32").items()}
+    head = sum(size for name, size in sizes.items() if not name.startswith("block"))
+    return {
+        "losses": {dtype: [line["loss"] for line in found] for dtype, found in lines.items()},
+        "bytes": {dtype: [found[0]["allreduce_bytes"], found[-1]["allreduce_bytes"]] for dtype, found in lines.items()},
+        "parameters": [head, sum(sizes.values())],
+        "logged": logged,
+    }
+
+
+MORE = {"allreduce": allreduce, "restarts": restarts, "refusals": refusals, "features": features, "stopping": stopping}
 
 if __name__ == "__main__":
     Path(DATA).mkdir()

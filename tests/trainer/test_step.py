@@ -60,6 +60,13 @@ def test_two_replicas_equal_one_up_to_rounding_in_bfloat16(results):
     assert results["agreement"]["mixed_bfloat16"]["difference"] < 0.02
 
 
+def test_gradients_that_travel_in_bfloat16_are_rounded_to_8_bits_and_nothing_else_is(results):
+    found = results["agreement"]["allreduce_dtype"]
+    assert 1e-6 < found["difference"] < 0.02  # one replica hands nothing over, and rounds nothing
+    assert found["samples"] == 6
+    assert results["allreduce"] == {"float32": True, "bfloat16": True, "wrong": False}
+
+
 @pytest.mark.parametrize("replica", (0, 1))
 def test_an_overflow_on_one_replica_is_skipped_on_all_and_halves_the_scale(replica, results):
     found = results["overflow"][replica]

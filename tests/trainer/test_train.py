@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shardline.pipeline.errors import UsageError
@@ -43,7 +44,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
     """Every other way to break a run off, stored features, early stopping: minutes."""
-    return check_train(tmp_path_factory.mktemp("more"), "restarts", "features", "stopping")
+    return check_train(tmp_path_factory.mktemp("more"), "restarts", "features", "stopping", "allreduce")
 
 
 def test_a_run_leaves_what_its_readers_need(results):
@@ -163,6 +164,21 @@ def test_a_head_on_stored_features_is_the_head_trained_through_the_frozen_layers
     assert features["difference"] < 1e-4
     assert features["moved"] > 1e-3
     assert features["first_views_differ"]
+
+
+@pytest.mark.slow
+def test_gradients_in_bfloat16_travel_in_half_the_bytes_along_nearly_the_same_curve(more):
+    """25 steps on two replicas: the losses part by less than a hundredth of them."""
+    found = more["allreduce"]
+    head, whole = found["parameters"]
+    assert found["bytes"] == {"float32": [4 * head, 4 * whole], "bfloat16": [2 * head, 2 * whole]}
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        each = f"head {size * head / 1e6:.3g} MB, all {size * whole / 1e6:.3g} MB"
+        assert found["logged"][dtype] == [f"all-reduce: {dtype} gradients, a step of each replica: {each}"]
+    exact, rounded = (np.array(found["losses"][dtype]) for dtype in ("float32", "bfloat16"))
+    strays = np.abs(rounded / exact - 1)
+    print(f"largest relative difference of a loss: {strays.max():.2g}")
+    assert len(exact) == 25 and 0 < strays.max() < 0.01
 
 
 @pytest.mark.slow
