@@ -122,9 +122,24 @@ def _find_label(directory: Path, firsts: Sequence[_First], wanted: FeatureOption
         )
     if not wanted.label_kind:
         _refuse_other_kinds(directory, usual, firsts)
+    else:
+        _refuse_contradiction(directory, usual, firsts, wanted.label_kind, kinds[wanted.label_kind])
     name = _choose("label_feature", wanted.label, LABELS, kinds[wanted.label_kind], firsts)
     stored = {first.kinds[name] for first in firsts}
     return name, "" if wanted.label_kind in ("", "index") and stored == {"int64"} else wanted.label_kind
+
+
+def _refuse_contradiction(
+    directory: Path, usual: Sequence[str], firsts: Sequence[_First], label_kind: str, kinds: Sequence[str]
+) -> None:
+    """Raise UsageError where what there is, is of another kind than the person says."""
+    held = [(name, first.kinds[name], first.file) for name in usual for first in firsts if name in first.kinds]
+    if held and not any(kind in kinds for _, kind, _ in held):
+        name, kind, file = held[0]
+        raise UsageError(
+            f"--label_kind={label_kind}: feature {display(name)!r} holds {kind} in {directory / file}; name another "
+            "feature with --label_feature, or leave the flag out"
+        )
 
 
 def _refuse_other_kinds(directory: Path, usual: Sequence[str], firsts: Sequence[_First]) -> None:

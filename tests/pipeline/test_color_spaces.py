@@ -166,15 +166,16 @@ def test_gray_palettes_alpha_and_16_bits_too():
     assert levels_off(with_chunks(buffer.getvalue(), **chunks), shown) < 1
 
 
+def raw_profile(packed=True):
+    """A text chunk's body, as an old ImageMagick wrote profiles."""
+    lines = [DISPLAY_P3[i : i + 36].hex() for i in range(0, len(DISPLAY_P3), 36)]
+    text = "\n".join(["", "icc", f"{len(DISPLAY_P3):8}", *lines]).encode()
+    return b"Raw profile type icc\0" + (b"\0" + zlib.compress(text) if packed else text)
+
+
 @pytest.mark.parametrize("kind", ["tEXt", "zTXt"])
 def test_png_with_the_profile_in_the_text_of_an_old_imagemagick(kind):
-    digits = DISPLAY_P3.hex()
-    text = (
-        f"\nicc\n{len(DISPLAY_P3):8}\n".encode()
-        + "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72)).encode()
-    )
-    body = text if kind == "tEXt" else b"\0" + zlib.compress(text)
-    data = with_chunks(saved(stored_as("Display P3")), **{kind: b"Raw profile type icc\0" + body})
+    data = with_chunks(saved(stored_as("Display P3")), **{kind: raw_profile(kind == "zTXt")})
     assert levels_off(data) < 1.2 and "Display P3 converted" in note(data)
 
 

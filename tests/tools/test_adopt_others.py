@@ -191,9 +191,7 @@ def test_numbers_that_are_no_class_numbers_are_refused(tmp_path, highest):
 
 def test_flags_that_contradict_the_labels(tmp_path):
     put(tmp_path / "train.tfrecord", [ints(0), ints(1)])
-    assert "label_feature is needed; the first record has image (bytes), label (int64)" in refusal(
-        tmp_path, label_kind="name"
-    )
+    assert "label_kind=name: feature 'label' holds int64" in refusal(tmp_path, label_kind="name")
     with pytest.raises(UsageError, match="labels of label_kind=onehot have none"):
         adopted(tmp_path, label_kind="onehot", label_offset=1)
 

@@ -131,7 +131,8 @@ def _png_is_colored(encoded: tf.Tensor, has_profile: tf.Tensor) -> tf.Tensor:
     level = _number(_bytes(gamma, 0, 4), False)
     told = (tf.strings.length(gamma) > 0) & (level > 0) & ((level < 43_479) | (level > 47_619))
     told |= (tf.strings.length(points) > 0) & (points != srgb)
-    told &= ~has_profile & (_find_chunk(encoded, "sRGB")[1] == 0)
+    told &= _find_chunk(encoded, "sRGB")[1] == 0
+    told = (told | _holds(encoded, r"(tEXt|zTXt)Raw profile type ic[cm]\x00")) & ~has_profile
     return tf.where(tf.strings.length(coded) > 0, coded != b"\x01\x0d\x00\x01", told)
 
 

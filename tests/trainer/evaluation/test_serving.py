@@ -17,7 +17,7 @@ from shardline.pipeline.images import BadImage, load_rgb, process
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.tools.malformed_images import cases
 from shardline.trainer.evaluation import graph_headers, graph_pixels
-from tests.pipeline.test_color_spaces import SPACES, chrm, exif_of, gama, saved, with_chunks
+from tests.pipeline.test_color_spaces import SPACES, chrm, exif_of, gama, raw_profile, saved, with_chunks
 
 
 def photo(width=90, height=60):
@@ -330,6 +330,7 @@ def test_where_the_converter_trims_borders_every_file_is_refused():
     [
         ("cICP P3", with_chunks(saved(photo()), cICP=bytes([12, 13, 0, 1]))),
         ("gAMA 1.8", with_chunks(saved(photo()), gAMA=gama(1.8))),
+        ("profile in text", with_chunks(saved(photo()), zTXt=raw_profile())),
         ("cHRM", with_chunks(saved(photo()), cHRM=chrm(SPACES["Adobe RGB"][0]))),
         ("R03", saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(0xFFFF, b"R03"))),
         ("R03, big-endian", saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(0xFFFF, b"R03", ">"))),
