@@ -116,7 +116,7 @@ def train_phase(
     setup: TrainSetup, state: TrainState, train: TrainLoop, actions: Sequence[Action], stop: StopRequest
 ) -> bool:
     """Train until the state's phase ends. False if a signal to any host, a callback or an action stopped it."""
-    span, on_gpu = setup.spans[state.phase], setup.cluster.device_kind == "GPU"
+    span = setup.spans[state.phase]
     pending: _Call | None = None
     step_seconds = CALL_SECONDS  # the first call is of one step
 
@@ -145,15 +145,15 @@ def train_phase(
         # Every host learns of every host's wish to stop, with the gradients, and so all stop after the same step.
         reports = train(tf.constant(rates), tf.constant(float(stop.wanted)))
         call = _Call(state.step + 1, cursors[1:], span, rates, reports, started)
-        if on_gpu and (pending is None or pending.wait() < READY_SECONDS):
+        if setup.queues_steps and (pending is None or pending.wait() < READY_SECONDS):
             call.waited = time.perf_counter() - started  # at most: the GPU had nothing else to do when the call ended
         finish_call(started)
         pending = call
         state.step += count
         state.cursor = cursors[-1]
         due = [action for action in actions if action.due(state)]
-        # CPUs have done the steps when the call returns: there, no time is won by looking at them later.
-        if due or hasten or not on_gpu:
+        # Where the steps are done when the call returns, no time is won by looking at them later.
+        if due or hasten or not setup.queues_steps:
             finish_call()
         for action in due:
             action.act(state)

@@ -228,8 +228,8 @@ def phase_loop(
 
 
 def clock(setup: TrainSetup) -> Callable[[], tf.Tensor] | None:
-    """What times the waits for batches. None on GPUs, which have hardly begun a step when the next one asks."""
-    if setup.cluster.device_kind == "GPU":
+    """What times the waits for batches. None where steps are queued: one has hardly begun when the next one asks."""
+    if setup.queues_steps:
         return None
     # TensorFlow refuses its own clock where its determinism is on.
     return lambda: tf.numpy_function(time.perf_counter, [], tf.float64)

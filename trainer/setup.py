@@ -60,6 +60,11 @@ class TrainSetup:
         return self.data.num_records(self.config.train_split)
 
     @property
+    def queues_steps(self) -> bool:
+        """Whether calls return before their steps are done: on GPUs, but where float16 decides to skip an update."""
+        return self.cluster.device_kind == "GPU" and self.config.precision != "mixed_float16"
+
+    @property
     def manifest(self) -> Manifest | None:
         """The dataset's on disk; None for synthetic data."""
         return self.data.manifest if isinstance(self.data, pipeline.Dataset) else None

@@ -26,7 +26,7 @@ from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.options import check_options, option
-from shardline.trainer.xla import REPEATABLE, start_tensorflow
+from shardline.trainer.xla import DETERMINISTIC, start_tensorflow
 
 if TYPE_CHECKING:
     from shardline.benchmarks.gpu.programs import Lowered, Program
@@ -108,7 +108,7 @@ def compile_programs(config: CompileConfig) -> list[Row]:
         raise UsageError(
             f"--xla_python={config.xla_python}: no Python with jax and its CUDA plugin; `make gpu-compile` makes it"
         )
-    flags = {"XLA_FLAGS": f"{REPEATABLE} {WITHOUT_DEVICE}"}
+    flags = {"XLA_FLAGS": f"{DETERMINISTIC} {WITHOUT_DEVICE}"}
     chosen, rows = programs.SUITES[config.suite](), []
     with WorkerProcess(compiler, python=config.xla_python, environment=ENVIRONMENT | flags) as compile_module:
         for program in progress(chosen, total=len(chosen), desc="gpu-compile", unit="programs"):
@@ -216,7 +216,7 @@ def versions(xla_python: str) -> dict[str, str]:
 
     code = "import importlib.metadata as m; print(m.version('jaxlib'))"
     jaxlib = subprocess.run([xla_python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    return {"tensorflow": tf.__version__, "jaxlib": jaxlib, "flags": REPEATABLE}
+    return {"tensorflow": tf.__version__, "jaxlib": jaxlib, "flags": DETERMINISTIC}
 
 
 def cli() -> None:

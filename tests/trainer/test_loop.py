@@ -103,6 +103,14 @@ def test_on_gpus_a_call_is_read_while_the_next_one_runs_but_before_an_action():
     assert log == [*calls, "call 5-6", "step 5", "step 6"]
 
 
+def test_on_gpus_in_float16_a_call_is_read_at_once_and_its_waits_are_timed():
+    half = create("GPU", precision="mixed_float16")
+    log, _, _ = run(half, lines=(1, 2), steps=3)
+    assert log == ["call 1-1", "step 1", "call 2-2", "step 2", "call 3-3", "step 3"]
+    assert clock(half) is not None
+    assert clock(create("GPU")) is None
+
+
 class Clock:
     """Time that passes when it is told to."""
 
