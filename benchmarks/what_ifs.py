@@ -14,10 +14,10 @@ from shardline.benchmarks.bottleneck import STAGES_SUITE, UNCHANGED, WHAT_IF_SUI
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement, interleave, load_results
 from shardline.benchmarks.processes import Rate
-from shardline.benchmarks.stages import Batches
+from shardline.benchmarks.stages import Batches, files, from_disk
 from shardline.benchmarks.step_stages import num_gpus
 from shardline.pipeline.config import InputConfig
-from shardline.pipeline.dataset import augment_on
+from shardline.pipeline.dataset import augment_on, open_dataset
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores, available_memory
 
@@ -36,6 +36,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
         return []
     (batch,) = (m for m in results if m.suite == STAGES_SUITE and m.name == "batch")
     on_gpu = bool(config.gpu_step_rate or num_gpus())
+    paths = files(open_dataset(config.data), config.split)
     runs: dict[str, Callable[[], Rate]] = {}
     what = {}
     for name, changed in {UNCHANGED: config.input, **changes(config.input, on_gpu)}.items():
@@ -50,6 +51,8 @@ def measure(config: BenchConfig) -> list[Measurement]:
         if changed.cache != config.cache:
             batches.read(batch.settings["facts"]["records"])
         runs[name] = partial(batches, config.seconds)
+        if "storage" in found.verdict.stages:  # else what was read a turn ago would come from memory
+            runs[name] = from_disk(runs[name], paths)
         what[name] = "host batches" if name == UNCHANGED else f"host batches with {name}"
     return interleave(WHAT_IF_SUITE, runs, repeats=config.repeats, reference=UNCHANGED, what=what)
 

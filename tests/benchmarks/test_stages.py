@@ -85,6 +85,14 @@ def test_dropped_pages_are_counted_without_reading_them_again(dataset):
     assert kept == -1 or sum(pages) / len(pages) == kept
 
 
+def test_a_run_from_disk_begins_with_nothing_in_memory(dataset, monkeypatch):
+    events = []
+    monkeypatch.setattr(stages, "drop_page_cache", events.append)
+    paths = stages.files(open_dataset(dataset), "train")
+    run = stages.from_disk(lambda: events.append("run") or Rate(1.0), paths)
+    assert run() == run() == Rate(1.0) and events == [paths, "run"] * 2
+
+
 def test_each_cold_run_is_preceded_by_a_drop_whose_success_is_noted(dataset, monkeypatch):
     monkeypatch.setattr(stages, "drop_page_cache", lambda files: 0.25)
     kept = []
