@@ -63,7 +63,7 @@ def doctor(config: DoctorConfig) -> list[Row]:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
         malformed_images.write(folder, cases)
-    return [examine(case) for case in cases]
+    return [examine(case) for case in command_line.progress(cases, total=len(cases), desc="examine", unit="files")]
 
 
 def examine(case: Case) -> Row:

@@ -133,7 +133,25 @@ class Reliability:
     @property
     def ece(self) -> float:
         """Expected calibration error: |accuracy - confidence|, averaged over records."""
-        return float(np.sum(self.count * np.abs(self.accuracy - self.confidence)) / np.sum(self.count))
+        return self._error(self.count, self.count * self.accuracy)
+
+    def ece_interval(self, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """95% percentile bootstrap interval of the ECE. Noise can only add to an ECE, so small samples lie high."""
+        random, n = np.random.default_rng([seed, rounds]), int(self.count.sum())
+        counts = random.multinomial(n, self.count / n, size=rounds)
+        values = [self._error(count, random.binomial(count, self.accuracy)) for count in counts]
+        low, high = np.quantile(values, [0.025, 0.975])
+        return float(low), float(high)
+
+    def ece_by_chance(self, rounds: int = 1000, seed: int = 0) -> float:
+        """The ECE that a model of this confidence, perfectly calibrated, exceeds on one sample of this size in 20."""
+        random = np.random.default_rng([seed, rounds])
+        likely = np.clip(self.confidence, 0, 1)
+        values = [self._error(self.count, random.binomial(self.count, likely)) for _ in range(rounds)]
+        return float(np.quantile(values, 0.95))
+
+    def _error(self, count: np.ndarray, hits: np.ndarray) -> float:
+        return float(np.sum(np.abs(hits - count * self.confidence)) / np.sum(count))
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:

@@ -270,13 +270,17 @@ def calibration(before: Reliability, after: Reliability | None = None, temperatu
 
 
 def _calibration_message(found: Reliability) -> str:
-    """Overconfident and underconfident are said only beyond twice the accuracy's standard error."""
+    """The ECE with its interval; overconfident and underconfident are said only beyond what chance gives."""
+    low, high = found.ece_interval()
+    message = f"ECE {found.ece:.1%} (95% interval {low:.1%} to {high:.1%})"
+    if found.ece <= found.ece_by_chance():
+        return f"{message}: no more than chance gives a calibrated model"
     n = found.count.sum()
     confidence, accuracy = (float(np.sum(x * found.count) / n) for x in (found.confidence, found.accuracy))
     error = 2 * math.sqrt(max(accuracy * (1 - accuracy), 1 / n) / n)
     excess = confidence - accuracy
-    judgment = ": overconfident" if excess > error else ": underconfident" if excess < -error else ""
-    return f"Mean confidence {confidence:.1%}, accuracy {accuracy:.1%}{judgment}"
+    kind = "overconfident" if excess > error else "underconfident" if excess < -error else "too sure here, unsure there"
+    return f"{message}: {kind}, {confidence:.1%} sure and {accuracy:.1%} right"
 
 
 # ------------------------------------------------------------------------------------ galleries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shardline.trainer.run_dir import Run
 
 IMAGES = 12  # in each gallery
+LABEL_FLOOR = 0.5  # share of records a model gets right, at least, for its doubts about labels to be shown
 
 
 def write_report(
@@ -174,10 +176,18 @@ def add_mistakes(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluati
 
 
 def add_label_issues(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluation) -> None:
-    """Records whose label is probably wrong."""
-    rows = evaluation.predictions
+    """Records whose label is probably wrong, as far as the model is good enough to tell."""
+    rows, labels, title = evaluation.predictions, evaluation.shown_labels, "Label issues"
+    lowest = evaluation.metrics["interval95"]["top1"][0]
+    if lowest < LABEL_FLOOR:
+        page.text(
+            title,
+            f"Not searched for: this model gets {evaluation.metrics['top1']:.0%} of the records right (at least "
+            f"{lowest:.0%}, by the 95% interval). Below {LABEL_FLOOR:.0%}, most of what it would suspect would be mistakes "
+            "of its own.",
+        )
+        return
     issues = label_issues(rows.probabilities, rows.labels)
-    title = "Label issues"
     if not len(issues):
         page.text(title, "No record looks more like another class than that class's own records do on average.")
         return
@@ -189,6 +199,13 @@ def add_label_issues(page: HtmlReport, run: Run, data: Dataset, evaluation: Eval
         "(confident learning), the most suspicious first. The label or the model may be wrong: of all records, this "
         f"model gets {evaluation.metrics['top1']:.0%} right.",
         wide=True,
+    )
+    pairs = Counter(zip(rows.labels[issues].tolist(), rows.predicted[issues].tolist(), strict=True)).most_common()
+    support = evaluation.confusion.sum(axis=1)
+    page.table(
+        title,
+        ("labeled", "looks like", "records", "of"),
+        [(labels[label], labels[other], number, int(support[label])) for (label, other), number in pairs],
     )
 
 

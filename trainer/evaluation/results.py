@@ -111,6 +111,7 @@ def compute(
 def _overall(rows: Predictions, confusion: np.ndarray, curves: Curves) -> dict[str, Any]:
     """Numbers over all records, those of hits with a 95% interval."""
     ranks = metrics.label_ranks(rows.probabilities, rows.labels)
+    reliability = metrics.reliability(rows.probabilities, rows.labels)
     top5 = np.array([[np.sum(ranks < 5), np.sum(ranks >= 5)], [0, 0]])  # as a matrix, to draw its interval
     return {
         "top1": float(np.mean(ranks < 1)),
@@ -120,9 +121,10 @@ def _overall(rows: Predictions, confusion: np.ndarray, curves: Curves) -> dict[s
             "top1": metrics.bootstrap_interval(confusion, metrics.accuracy),
             "top5": metrics.bootstrap_interval(top5, lambda matrix: matrix[0, 0] / matrix.sum()),
             "macro_f1": metrics.bootstrap_interval(confusion, lambda matrix: metrics.class_scores(matrix).macro_f1),
+            "ece": reliability.ece_interval(),
         },
         "log_loss": metrics.log_loss(rows.probabilities, rows.labels),
-        "ece": metrics.reliability(rows.probabilities, rows.labels).ece,
+        "ece": reliability.ece,
         "mean_roc_auc": _mean([curve.roc_auc for curve in curves if curve]),
         "mean_average_precision": _mean([curve.average_precision for curve in curves if curve]),
     }

@@ -169,6 +169,25 @@ def test_ece_golden():
     assert result.count.tolist() == [0, 0, 0, 0, 0, 0, 0, 4, 0, 0]
 
 
+def test_ece_intervals_are_those_of_the_records_resampled_one_by_one():
+    random = np.random.default_rng(1)
+    confidence = random.choice([0.55, 0.75, 0.95], size=300)
+    right = random.random(300) < confidence - 0.1
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    labels = np.where(right, 0, 1)
+    found = metrics.reliability(probabilities, labels)
+
+    def ece(chosen, hits):
+        return sum(abs(np.sum(hits[confidence[chosen] == c] - c)) for c in (0.55, 0.75, 0.95)) / len(chosen)
+
+    draws = [random.integers(300, size=300) for _ in range(2000)]
+    low, high = np.quantile([ece(chosen, right[chosen]) for chosen in draws], [0.025, 0.975])
+    assert np.allclose(found.ece_interval(), (low, high), atol=0.01)
+    every = np.arange(300)
+    calibrated = [ece(every, random.random(300) < confidence) for _ in range(2000)]
+    assert abs(found.ece_by_chance() - np.quantile(calibrated, 0.95)) < 0.005 < found.ece - found.ece_by_chance()
+
+
 @given(predictions(), st.integers(1, 20))
 @example((np.array([[5 / 7, 2 / 7]]), np.array([0])), 7)  # on an edge, where 7 * (5 / 7) > 5
 @oracle

@@ -62,18 +62,25 @@ def test_curves_of_a_single_class_is_left_out():
 @pytest.mark.parametrize(
     "confidence, right, verdict",
     [
-        (0.9, 50, "overconfident"),
-        (0.6, 90, "underconfident"),
-        (0.8, 80, "80.0%"),
-        (0.85, 80, "80.0%"),
-        (1, 100, "100.0%"),
+        (0.9, 50, "overconfident, 90.0% sure and 50.0% right"),
+        (0.6, 90, "underconfident, 60.0% sure and 90.0% right"),
+        (0.8, 80, "no more than chance gives a calibrated model"),
+        (0.85, 80, "no more than chance gives a calibrated model"),
+        (1, 100, "no more than chance gives a calibrated model"),
     ],
 )
 def test_over_and_underconfidence_are_said_beyond_the_noise_alone(confidence, right, verdict):
     probabilities = np.tile([confidence, 1 - confidence], (100, 1))
     labels = np.where(np.arange(100) < right, 0, 1)
     _, texts = drawn(plots.calibration(metrics.reliability(probabilities, labels)))
-    assert any(text.startswith("Mean confidence") and text.endswith(verdict) for text in texts)
+    assert any(text.startswith("ECE ") and text.endswith(f": {verdict}") for text in texts)
+
+
+def test_being_too_sure_of_some_and_unsure_of_others_is_no_bias_but_no_calibration_either():
+    probabilities = np.tile([[0.95, 0.05], [0.55, 0.45]], (100, 1))
+    labels = np.where(np.arange(200) % 2 == 0, np.arange(200) % 4 // 2, 0)  # of the sure ones half are right
+    _, texts = drawn(plots.calibration(metrics.reliability(probabilities, labels)))
+    assert any(": too sure here, unsure there, 75.0% sure and 75.0% right" in text for text in texts)
 
 
 def test_gallery_shows_a_broken_file_as_a_tile():
