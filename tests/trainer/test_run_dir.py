@@ -193,8 +193,15 @@ def test_a_signal_raises_and_what_is_used_then_is_called_unfinished(config, tmp_
 
 
 def test_the_average_is_what_the_result_is_of(config, tmp_path):
-    averaged = dataclasses.replace(config, workdir=str(tmp_path / "run"), ema=0.9, best_metric="none")
+    """And training's own numbers of it are those of shardline-evaluate: two implementations, one meaning."""
+    recipe = {"ema": 0.9, "best_metric": "none", "label_smoothing": 0.2, "class_weights": "balanced", "dropout": 0.3}
+    averaged = dataclasses.replace(config, workdir=str(tmp_path / "run"), **recipe)
     found = train(averaged)
+    arguments = ("--run", averaged.workdir, "--data", config.data, "--split", "validation", "--output", tmp_path / "e")
+    command("shardline.trainer.evaluate", *arguments, "--leakage", "none", "--noreport")
+    evaluated = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert found["validation_loss"] == pytest.approx(evaluated["log_loss"], rel=1e-5)
+    assert [found[f"validation_{name}"] for name in ("top1", "top5")] == [evaluated["top1"], evaluated["top5"]]
     checkpoint = read_checkpoint(list_checkpoints(averaged.workdir)[-1])
     average = {name[4:]: array for name, array in checkpoint.arrays.items() if name.startswith("ema/")}
     assert found["weights_sha256"] == weights_digest(average)
