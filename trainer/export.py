@@ -31,7 +31,7 @@ from shardline.trainer.checks import (
     make_directory,
     say_weights,
 )
-from shardline.trainer.run_dir import choose_weights, read_config
+from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config
 from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def export(config: ExportConfig) -> Exported:
     sources = source_files(config)
     paths = prepare(config.output, config.formats, config.overwrite)
     output = Path(config.output)
+    kept = kept_exports(output, config.formats, chosen)
     say_weights(chosen)
     with own_directory(output, "--output"):
         start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
@@ -137,7 +138,7 @@ def export(config: ExportConfig) -> Exported:
         atomic_write(output / PREPROCESSING, json.dumps(describe_preprocessing(run), indent=1) + "\n")
         trained = load_run(str(directory), chosen)
         compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
-        parity = {"weights": chosen.facts(), **compared}
+        parity = {"weights": chosen.facts(), **compared, "exports": {**kept, **compared["exports"]}}
         atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
     if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
         raise Failure(
@@ -190,6 +191,11 @@ def open_data(config: ExportConfig, run: Path) -> tuple[Dataset, str]:
             f"the dataset with digest {content['dataset']['dataset']}"
         )
     data = pipeline.open_dataset(where)
+    if not config.data and data.manifest.digest != content["dataset"]["dataset"]:
+        raise UsageError(
+            f"--data is missing: {where}, which this run was trained on, was converted anew since: digest "
+            f"{data.manifest.digest}, then {content['dataset']['dataset']}; name it, to compare on it all the same"
+        )
     check_labels(content["labels"], data.labels, where)
     return data, content["train"]["train_split"]
 
@@ -220,6 +226,27 @@ def prepare(path: str, formats: Iterable[str], overwrite: bool) -> dict[str, Pat
         elif target.is_dir():
             raise UsageError(f"--output={path}: {target.name} is a folder there; move it away, or name another place")
     return paths
+
+
+def kept_exports(output: Path, formats: Iterable[str], chosen: ChosenWeights) -> dict[str, Any]:
+    """What parity.json says of the models in other formats that stay in an output directory, if they are of `chosen`.
+
+    Raises:
+      UsageError: they are of other weights, or nothing tells: one directory would hold two models.
+    """
+    others = [form for form, name in FORMATS.items() if form not in formats and (output / name).exists()]
+    if not others:
+        return {}
+    try:
+        found = json.loads((output / PARITY).read_text(encoding="utf-8"))
+        if found["weights"]["sha256"] == chosen.sha256:
+            return {name: values for name, values in found["exports"].items() if name.split(" ")[0] in others}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass  # nothing tells
+    raise UsageError(
+        f"--output={output} holds {FORMATS[others[0]]}, which is not known to be of the same weights; name another "
+        f"directory, or export it again, too: --overwrite --formats={','.join([*formats, *others])}"
+    )
 
 
 def comparison_split(wanted: str, splits: Mapping[str, Split], train_split: str) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive
 from shardline.tools.malformed_images import cases
 from shardline.trainer import export
+from shardline.trainer.checkpoints import list_checkpoints
 from shardline.trainer.evaluation import exports
 from shardline.trainer.evaluation.inference import predict_files
 from shardline.trainer.export import ExportConfig
@@ -230,6 +232,29 @@ def test_files_are_not_served_where_the_converter_trimmed_borders(tiny_run, tmp_
     signatures = tf.saved_model.load(tmp_path / "out" / "saved_model").signatures
     answer = signatures["serving_default"](bytes=tf.constant([SOURCES["large.jpg"]]))
     assert b"trims borders" in answer["status"].numpy()[0] and answer["probability"].numpy()[0] == 0
+
+
+def test_one_directory_holds_models_of_the_same_weights_alone(tiny_run, tmp_path):
+    first, last = list_checkpoints(tiny_run)[0], list_checkpoints(tiny_run)[-1]
+    assert first != last
+    make = partial(ExportConfig, run=tiny_run, output=tmp_path, parity_images=2)
+    export.export(make(formats="keras", checkpoint=str(last)))
+    both = export.export(make(formats="tflite_float32")).parity["exports"]
+    assert set(both) == {"keras", "tflite_float32"}
+    refused = r"holds model.keras, which is not known to be of the same weights; .* formats=tflite_float32,keras"
+    with pytest.raises(UsageError, match=refused):
+        export.export(make(formats="tflite_float32", checkpoint=str(first), overwrite=True))
+    (tmp_path / "parity.json").write_text("[]")
+    with pytest.raises(UsageError, match=refused):
+        export.export(make(formats="tflite_float32", overwrite=True))
+
+
+def test_a_dataset_converted_anew_is_not_taken_for_the_one_of_the_run(tiny_run, tiny_data, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    edit_stored(tmp_path / "run" / "config.json", lambda content: content["dataset"].update(dataset="0" * 64))
+    with pytest.raises(UsageError, match=r"was converted anew since: digest \w{64}, then 0{64}; name it"):
+        export.export(ExportConfig(run=tmp_path / "run", output=tmp_path / "x", formats="keras"))
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_model_that_differs_is_refused(tiny_run, tmp_path, monkeypatch):
