@@ -183,8 +183,8 @@ def add_label_issues(page: HtmlReport, run: Run, data: Dataset, evaluation: Eval
         page.text(
             title,
             f"Not searched for: this model gets {evaluation.metrics['top1']:.0%} of the records right (at least "
-            f"{lowest:.0%}, by the 95% interval). Below {LABEL_FLOOR:.0%}, most of what it would suspect would be mistakes "
-            "of its own.",
+            f"{lowest:.0%}, by the 95% interval). Below {LABEL_FLOOR:.0%}, most of what it suspects would be its own "
+            "mistakes.",
         )
         return
     issues = label_issues(rows.probabilities, rows.labels)
