@@ -13,7 +13,7 @@ from shardline.pipeline.errors import Failure
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.callbacks import Callbacks, Report
-from shardline.trainer.checkpoints import best_path, checkpoint_path, list_checkpoints, write_checkpoint
+from shardline.trainer.checkpoint_writer import CheckpointWriter
 from shardline.trainer.exchange import gather
 from shardline.trainer.input_profile import (
     HostProfile,
@@ -180,10 +180,22 @@ def evaluation_due(setup: TrainSetup, state: TrainState) -> bool:
 class SaveCheckpoint(Action):
     """Saves the state every --checkpoint_every_steps, or with each evaluation, and keeps the last few."""
 
-    def __init__(self, setup: TrainSetup, network: Network, content: dict[str, Any], start_step: int) -> None:
-        """`content` of config.json; nothing is saved before a step was made after `start_step`."""
-        self.setup, self.network, self.content = setup, network, content
+    def __init__(
+        self,
+        setup: TrainSetup,
+        network: Network,
+        content: dict[str, Any],
+        start_step: int,
+        writer: CheckpointWriter | None,
+    ) -> None:
+        """`content` of config.json; nothing is saved at `start_step`, or without the chief's `writer`."""
+        self.setup, self.network, self.content, self.writer = setup, network, content, writer
         self._saved_step, self._described = start_step, False
+
+    def after_step(self, record: StepRecord) -> None:
+        """Raises Failure when the last checkpoint could not be written."""
+        if self.writer:
+            self.writer.check()
 
     def due(self, state: TrainState) -> bool:
         """Every --checkpoint_every_steps, or with each evaluation."""
@@ -191,36 +203,20 @@ class SaveCheckpoint(Action):
         return state.step % every == 0 if every else evaluation_due(self.setup, state)
 
     def act(self, state: TrainState) -> None:
-        """Save now."""
+        """Copy the state, unless it is saved already; the writer does the rest."""
         self.save(state)
 
-    def save(self, state: TrainState) -> None:
-        """Write the checkpoint of this step (on the chief), unless it is there, and drop the oldest."""
-        if not self.setup.cluster.chief or state.step == self._saved_step:
+    def save(self, state: TrainState, *, best: bool = False) -> None:
+        """Hand the checkpoint of this step to the writer, unless it has it; `best`: also to keep as the best."""
+        if not self.writer or state.step == self._saved_step:
             return
-        path = checkpoint_path(self.setup.config.workdir, state.step)
-        self._write(state, path)
-        self._saved_step = state.step
-        # Those after this one could not be read, or the run would have continued from them: they do not count.
-        numbered = list_checkpoints(self.setup.config.workdir)
-        written = numbered[: numbered.index(path) + 1] if path in numbered else []
-        for old in written[: -self.setup.config.keep_checkpoints]:
-            old.unlink()
-
-    def save_best(self, state: TrainState) -> None:
-        """Keep this step as the best; its numbered checkpoint first, so that no header is older than the best is."""
-        self.save(state)
-        if self.setup.cluster.chief:
-            self._write(state, best_path(self.setup.config.workdir))
-
-    def _write(self, state: TrainState, path: Path) -> None:
-        workdir = self.setup.config.workdir
         if not self._described:  # now that a step was made under it
-            write_config(workdir, self.content)
+            write_config(self.setup.config.workdir, self.content)
             self._described = True
         header = {**state.header(), "train": self.content["train"], "sampler": self.setup.sampler_key}
         header |= {"labels": self.setup.labels, "input_scale": self.network.input_scale}
-        write_checkpoint(path, header, state.arrays())
+        self.writer.write(state.step, header, state.arrays(), best=best)
+        self._saved_step = state.step
 
 
 class Evaluate(Action):
@@ -291,7 +287,7 @@ class Evaluate(Action):
         value = state.evaluation[config.best_metric] * (-1 if config.best_metric == "loss" else 1)
         if state.best is None or value > state.best:
             state.best, state.best_step, state.evals_since_best = value, state.step, 0
-            self.checkpoint.save_best(state)
+            self.checkpoint.save(state, best=True)
         else:
             state.evals_since_best += 1
             self.should_stop = 0 < config.early_stop_evals <= state.evals_since_best  # early stopping

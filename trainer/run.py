@@ -21,6 +21,7 @@ from shardline.pipeline.files import atomic_writer, own_directory
 from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor, WriteInputProfile
 from shardline.trainer.arithmetic import decided
 from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
+from shardline.trainer.checkpoint_writer import CheckpointWriter
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import claim, device_lines, peak_tflops
 from shardline.trainer.config import TrainConfig
@@ -106,7 +107,9 @@ def _train(
         monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, total_tflops(setup))))
         stack.enter_context(errors_in_one_line(setup, state))
         stack.callback(callbacks.end)
-        save = SaveCheckpoint(setup, network, content, state.step)
+        keep = setup.config.keep_checkpoints
+        writer = stack.enter_context(CheckpointWriter(setup.config.workdir, keep)) if setup.cluster.chief else None
+        save = SaveCheckpoint(setup, network, content, state.step, writer)
         evaluate = Evaluate(setup, network, monitor, callbacks, save)
         input_profile = WriteInputProfile(setup, monitor, evaluate)
         actions = [monitor, Profile(setup), evaluate, save, input_profile]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,8 @@ from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
 from shardline.trainer.cluster import device_lines
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.model import Network, flops_per_image, num_parameters
+from shardline.trainer.memory import step_bytes
+from shardline.trainer.model import flops_per_image, num_parameters
 from shardline.trainer.run import prepare
 from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, initial_network
@@ -29,6 +29,7 @@ from shardline.trainer.state import create_train_state
 
 LOWEST_RATE, HIGHEST_RATE, RATE_STEPS = 1e-6, 10.0, 100
 LARGEST_BATCH = 4096
+GIB = 2**30
 MEMORY_SHARE = 0.8  # of the host's free memory that a CPU trial may be expected to need
 
 
@@ -54,19 +55,9 @@ def dry_run(config: TrainConfig) -> str:
             f"{num_parameters(network.weights):,} parameters train, "
             f"{flops_per_image(network, part) / 1e9:.1f} GFLOP an image"
         )
-    lines.append(f"memory: about {memory_bytes(setup, network) / 2**30:.2f} GiB a device")
+    need = max(step_bytes(setup, network, span) for span in setup.spans) / GIB
+    lines.append(f"memory: about {need:.2f} GiB a GPU, as XLA compiles the step (`make gpu-compile`)")
     return "\n".join(lines)
-
-
-def memory_bytes(setup: TrainSetup, network: Network) -> float:
-    """Estimate for one device: weights, gradients, slots and averages, and the activations of one micro-batch."""
-    config = setup.config
-    slots = 1 if config.optimizer == "sgd" else 2
-    variables = 4.0 * num_parameters(network.weights) * (2 + slots + bool(config.ema))
-    width = 4 if config.precision == "float32" else 2
-    outputs: int = sum(math.prod(layer.output.shape[1:]) for layer in network.train.layers)
-    images = config.global_batch_size / setup.cluster.replicas / config.micro_batches
-    return variables + 2 * width * outputs * images  # each activation and its gradient
 
 
 def find_lr(config: TrainConfig) -> dict[str, Any]:
@@ -120,28 +111,29 @@ def find_batch(config: TrainConfig) -> dict[str, Any]:
     fits, tried = 0, 1
     used: dict[int, float] = {}
     while tried <= LARGEST_BATCH:
-        if len(used) > 1 and not _has_gpu():
+        if len(used) > 1 and not _has_gpu(config):
             need, free = _extrapolate(used, tried), MEMORY_SHARE * available_memory()
             if need > free:
-                log(f"batch {tried}: would need about {need / 2**30:.1f} of {free / 2**30:.1f} GiB; not tried")
+                log(f"batch {tried}: would need about {need / GIB:.1f} of {free / GIB:.1f} GiB; not tried")
                 break
-        peak = _trial(config, tried)
+        peak, forecast = _trial(config, tried)
+        expected = f" (forecast for a GPU: {forecast / GIB:.2f} GiB)" if forecast else ""
         if peak is None:
-            log(f"batch {tried}: does not fit")
+            log(f"batch {tried}: does not fit{expected}")
             break
         fits, used[tried] = tried, peak
-        log(f"batch {tried}: fits, {peak / 2**30:.2f} GiB")
+        log(f"batch {tried}: fits, {peak / GIB:.2f} GiB{expected}")
         tried *= 2
     if not fits:
         raise Failure("--find_batch: not even one image fits; use a smaller --image_size, or --head=gap")
-    return {"batch_per_device": fits, "peak_gib": round(used[fits] / 2**30, 3)}
+    return {"batch_per_device": fits, "peak_gib": round(used[fits] / GIB, 3)}
 
 
 _MEASURE = "import sys; from shardline.trainer import tuning; tuning._measure(sys.argv[1])"
 
 
-def _trial(config: TrainConfig, batch: int) -> float | None:
-    """Peak memory of two steps at this batch; None when they do not fit."""
+def _trial(config: TrainConfig, batch: int) -> tuple[float | None, float]:
+    """Peak memory of two steps at this batch, None when they do not fit; and what was forecast, 0 if it died before."""
     trial = dataclasses.replace(
         config,
         global_batch_size=batch,
@@ -154,21 +146,23 @@ def _trial(config: TrainConfig, batch: int) -> float | None:
     )
     command = [sys.executable, "-c", _MEASURE, json.dumps(trial.to_dict())]
     done = subprocess.run(command, capture_output=True, text=True)
+    forecast, *peak = [float(word) for word in done.stdout.split()[-2:]] or [0.0]
     if done.returncode == 0:
-        return float(done.stdout.split()[-1])
+        return peak[0], forecast
     if done.returncode < 0 or "ResourceExhausted" in done.stderr or "out of memory" in done.stderr.lower():
-        return None
+        return None, forecast
     last = done.stderr.strip().splitlines()[-1:] or ["no message"]
     raise Failure(f"--find_batch: batch {batch} failed for another reason than memory: {last[0]}")
 
 
 def _measure(text: str) -> None:
     setup = prepare(TrainConfig.from_dict(json.loads(text)))
-    _, _, step = create_train_state(setup, setup.spans[-1])
+    network, _, step = create_train_state(setup, setup.spans[-1])
+    print(step_bytes(setup, network, setup.spans[-1]), flush=True)
     batches = setup.train_batches(0)
     for _ in range(2):
         float(step(next(batches), tf.constant(1e-3))["loss"])
-    gpu = tf.config.experimental.get_memory_info("GPU:0") if _has_gpu() else None
+    gpu = tf.config.experimental.get_memory_info("GPU:0") if _has_gpu(setup.config) else None
     print(gpu["peak"] if gpu else peak_memory())
 
 
@@ -178,5 +172,5 @@ def _extrapolate(used: dict[int, float], batch: int) -> float:
     return y + (y - x) / (b - a) * (batch - b)
 
 
-def _has_gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
+def _has_gpu(config: TrainConfig) -> bool:
+    return config.device != "cpu" and bool(tf.config.list_physical_devices("GPU"))

@@ -246,7 +246,7 @@ def evaluation(job: Job) -> Iterator[Facts]:
     setup = replace(prepare(job.config(data=job.data)), eval_split="train")
     network, state, _ = create_train_state(setup, setup.spans[0])
     monitor = StepMonitor(setup, network, None, 0)
-    evaluate = Evaluate(setup, network, monitor, None, SaveCheckpoint(setup, network, {}, 0))
+    evaluate = Evaluate(setup, network, monitor, None, SaveCheckpoint(setup, network, {}, 0, None))
     for what in ("evaluation, first", "evaluation, again"):
         started = time.perf_counter()
         evaluate.act(state)

@@ -55,14 +55,17 @@ def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path):
 def batches(monkeypatch, trial, free=2**40):
     tried = []
     monkeypatch.setattr(tuning, "available_memory", lambda: free / tuning.MEMORY_SHARE)
-    monkeypatch.setattr(tuning, "_trial", lambda config, batch: tried.append(batch) or trial(batch))
+    monkeypatch.setattr(tuning, "_trial", lambda config, batch: tried.append(batch) or (trial(batch), 2.0**30))
     return tried, tuning.find_batch(TrainConfig(**TINY))
 
 
-def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch):
+def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch, capsys):
     tried, found = batches(monkeypatch, lambda batch: batch * 2.0**30 if batch < 16 else None)
     assert tried == [1, 2, 4, 8, 16]
     assert found == {"batch_per_device": 8, "peak_gib": 8.0}
+    *_, fits, last = capsys.readouterr().err.splitlines()
+    assert fits == "batch 8: fits, 8.00 GiB (forecast for a GPU: 1.00 GiB)"
+    assert last == "batch 16: does not fit (forecast for a GPU: 1.00 GiB)"
 
 
 def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch):
@@ -73,4 +76,6 @@ def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch):
 
 @pytest.mark.slow
 def test_a_trial_is_a_process_that_trains_two_steps_and_tells_its_memory():
-    assert 2**27 < tuning._trial(TrainConfig(**TINY), 4) < 2**33
+    peak, forecast = tuning._trial(TrainConfig(**TINY), 4)
+    assert 2**27 < peak < 2**33
+    assert 0 < forecast < peak
