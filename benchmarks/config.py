@@ -102,8 +102,10 @@ class BenchConfig(InputConfig):
         group="comparison",
     )  # fmt: skip
     interconnect_gbps: float = option(
-        100.0, "bandwidth between two GPUs, in Gbit/s, for the forecast of more of them", above=0, group="forecast"
-    )
+        0.0, "bandwidth between two GPUs, in Gbit/s, for the forecast of more of them; 0: that of NVLink or PCIe in a "
+        "box of cards like the one here, without one 100, a common network between hosts",
+        low=0, group="forecast",
+    )  # fmt: skip
     price_per_hour: float = option(
         0.0, "price of this machine for an hour, for the cost of a million images; 0: leave it out", low=0,
         group="forecast",

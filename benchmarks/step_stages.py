@@ -17,6 +17,7 @@ import tensorflow as tf
 from shardline.benchmarks.bottleneck import STAGE_TEXT
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.processes import Rate, repeat_for, timed
+from shardline.pipeline import nvidia
 from shardline.pipeline.augment_host import canvas_size
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import augment_on
@@ -28,6 +29,7 @@ from shardline.trainer.setup import create_setup
 from shardline.trainer.state import create_train_state
 
 _RATE = 1e-6  # learning rate: what is learned here does not matter, that it stays finite does
+NETWORK_GBPS = 100.0
 _BATCH_ON_CPU = 8  # samples: a step of 64 images at 224 pixels would take half a minute and 20 GB
 
 
@@ -143,9 +145,15 @@ def forecast_facts(config: BenchConfig, classes: int, on_gpu: bool) -> dict[str,
         "devices": 1 if config.gpu_step_rate else max(1, num_gpus()),  # that the step was measured on, together
         "step_batch_size": config.global_batch_size if config.gpu_step_rate else batch_size(config),
         "device": "GPU" if on_gpu else "host",
-        "interconnect_gbps": config.interconnect_gbps,
+        "interconnect_gbps": config.interconnect_gbps or box_gbps(),
         "price_per_hour": config.price_per_hour,
     }
+
+
+def box_gbps() -> float:
+    """Bandwidth between cards of a box like this machine, in Gbit/s; of a network where there is no card we know."""
+    found = nvidia.cards()
+    return found[0].nominal.gbps if found and found[0].nominal else NETWORK_GBPS
 
 
 def copier(config: InputConfig, *devices: str) -> Callable[[float], Rate]:

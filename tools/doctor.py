@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline import nvidia
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.options import check_options, option
 
@@ -126,6 +127,21 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(text.rstrip() for text in texts)
 
 
+def gpus() -> tuple[list[str], str]:
+    """What is said of this machine's NVIDIA cards, a line each, and what is wrong with them; "" for nothing."""
+    found = nvidia.cards()
+    if not found:
+        return ["no NVIDIA card"], ""
+    tf = command_line.import_tensorflow()
+    build, seen = tf.sysconfig.get_build_info(), tf.config.list_physical_devices("GPU")
+    lines = [nvidia.description(found, build), *(f"warning: {line}" for line in nvidia.warnings(found))]
+    try:
+        nvidia.refuse_unused(found, build, len(seen))
+    except UsageError as error:
+        return lines, str(error)
+    return lines, ""
+
+
 def codecs() -> list[str]:
     """The image libraries inside this OpenCV, as it names them."""
     import cv2
@@ -144,6 +160,10 @@ def main(config: DoctorConfig) -> None:
     print(table(rows))
     print("\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print("\n".join(codecs()))
+    cards, unused = gpus()
+    print("\n".join(cards))
+    if unused:
+        raise Failure(unused)
     wrong = [row.name for row in rows if row.error]
     if wrong:
         raise Failure(f"{len(wrong)} of {len(rows)} kinds of file are handled wrongly here: {', '.join(wrong)}")

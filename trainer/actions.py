@@ -26,6 +26,7 @@ from shardline.trainer.input_profile import (
 )
 from shardline.trainer.loop import Action, StepRecord
 from shardline.trainer.model import Network, flops_per_image
+from shardline.trainer.nvml import GpuFigures
 from shardline.trainer.overlap import InputWaits, one_late
 from shardline.trainer.run_dir import write_config
 from shardline.trainer.schedule import steps_between
@@ -50,9 +51,12 @@ class StepMonitor(Action):
         callbacks: Callbacks | None,
         start_step: int,
         peak_tflops: float = 0.0,
+        nominal_tflops: float = 0.0,
     ) -> None:
-        """`peak_tflops` of all devices, for the MFU; 0: unknown."""
-        self.setup, self.callbacks, self.peak_tflops = setup, callbacks, peak_tflops
+        """`peak_tflops` and `nominal_tflops` of all devices, for the MFU; 0: unknown."""
+        self.setup, self.callbacks = setup, callbacks
+        self.peaks = {"mfu": peak_tflops, "nominal_mfu": nominal_tflops}
+        self._gpu = GpuFigures() if setup.cluster.device_kind == "GPU" else None
         steps = steps_between(0, setup.spans[-1].stop, setup.config.global_batch_size)
         self._epochs = setup.epoch(setup.spans[-1].stop)
         self.bar = progress(total=steps, initial=start_step, desc="train", unit="steps", bar_format=BAR)
@@ -111,8 +115,10 @@ class StepMonitor(Action):
         return self._warming or state.step % self.setup.config.log_every_steps == 0
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar and the looks at GPUs."""
         self.bar.close()
+        if self._gpu:
+            self._gpu.close()
 
     def _report(self, record: StepRecord) -> None:
         seconds = max(self._seconds, 1e-9)
@@ -135,8 +141,10 @@ class StepMonitor(Action):
         }
         if travels := self.allreduce_bytes[record.span.index]:
             line["allreduce_bytes"] = travels
-        if self.peak_tflops:
-            line["mfu"] = round(tflops / self.peak_tflops, 4)
+        line |= {name: round(tflops / peak, 4) for name, peak in self.peaks.items() if peak}
+        if self._gpu:
+            peak_bytes = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+            line |= {"gpu_memory_gib": round(peak_bytes / 2**30, 3), **self._gpu.take()}
         if self.setup.config.precision == "mixed_float16":
             line["loss_scale"] = record.report["scale"]
         if stages := self._stages.lap():

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from shardline.pipeline import nvidia
 from shardline.pipeline.errors import UsageError
-from shardline.trainer import nvidia
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.hosts import Hosts, HostsConfig, find_hosts, saying, wait_for_hosts
 from shardline.trainer.xla import set_flags

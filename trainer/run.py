@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from shardline.pipeline import nvidia
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, Interrupted, UsageError
 from shardline.pipeline.files import atomic_writer, own_directory
@@ -104,7 +105,8 @@ def _train(
         stop = stack.enter_context(StopRequest())
         own = [MetricsLog(setup.config.workdir, state.step), RunReport(setup)] if setup.cluster.chief else []
         callbacks = Callbacks([*own, *told] if setup.cluster.chief else [], stop)
-        monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, total_tflops(setup))))
+        peaks = total_tflops(setup), nominal_tflops(setup)
+        monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, *peaks)))
         stack.enter_context(errors_in_one_line(setup, state))
         stack.callback(callbacks.end)
         keep = setup.config.keep_checkpoints
@@ -215,6 +217,16 @@ def total_tflops(setup: TrainSetup) -> float:
         return 0.0
     config = setup.config
     return setup.cluster.replicas * (config.peak_tflops or peak_tflops(setup.cluster.device_kind, config.precision))
+
+
+def nominal_tflops(setup: TrainSetup) -> float:
+    """Peak of all devices by their data sheets; 0 for CPUs and for cards that we know none of."""
+    found = nvidia.cards() if setup.cluster.device_kind == "GPU" else ()
+    nominal = found[0].nominal if found else None
+    if not nominal:
+        return 0.0
+    half = setup.config.precision != "float32"
+    return setup.cluster.replicas * (nominal.half_tflops if half else nominal.single_tflops)
 
 
 def phase_loop(

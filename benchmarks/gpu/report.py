@@ -48,6 +48,10 @@ Facts: TypeAlias = dict[str, Any]  # JSON values by name
 RESULTS, MESSAGES, TRACE = "gpu_report.json", "messages.txt", "trace.xplane.pb.gz"
 LARGEST_TRACE = 15e6  # bytes
 LEAST_SECONDS = 10.0  # with less left, no part begins
+FIGURES = (  # of metrics.jsonl
+    "images_per_second", "waiting_percent", "mfu", "nominal_mfu", "tflops", "gpu_memory_gib",
+    "gpu_utilization_percent", "gpu_watts", "gpu_mhz", "gpu_pcie_mb_per_second",
+)  # fmt: skip
 LAST_LINES = 12  # of a process that failed
 POLL_SECONDS = 0.02
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -265,7 +269,7 @@ def run_facts(lines: Sequence[tuple[float, Facts]]) -> Facts:
     (first_seconds, first), *others = lines
     facts: Facts = {"seconds_to_first_step": round(first_seconds, 2), "first_step": first["step"]}
     rows = [line for _, line in others[1:] or others]
-    for name in ("images_per_second", "waiting_percent", "mfu", "tflops", "gpu_memory_gib"):
+    for name in FIGURES:
         found = [row[name] for row in rows if name in row]
         if found:
             facts[name] = round(statistics.median(found), 4)

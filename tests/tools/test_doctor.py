@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardline.pipeline import images
+from shardline.pipeline import images, nvidia
 from shardline.pipeline.errors import Failure
 from shardline.tools import doctor, image_variants, malformed_images
 
@@ -122,3 +122,18 @@ def test_the_command_keeps_the_corpus_and_refuses_a_full_folder(tmp_path: Path) 
     assert (tmp_path / "corpus" / "alpha.png").read_bytes() == CASES["alpha.png"].data
     again = run(f"--corpus={tmp_path / 'corpus'}")
     assert again.returncode == 2 and "--corpus" in again.stderr and again.stderr.count("\n") == 1
+
+
+def test_a_card_that_tensorflow_does_not_see_is_found(monkeypatch, capsys) -> None:
+    card = nvidia.Card("NVIDIA H100 80GB HBM3", "550.54", "9.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(doctor, "doctor", lambda config: [])
+    monkeypatch.setattr(nvidia, "cards", lambda: (card,))
+    with pytest.raises(Failure, match=r"1 NVIDIA card .*sees none: driver 550\.54 is older than 555; install a newer"):
+        doctor.main(doctor.DoctorConfig())
+    said = capsys.readouterr().out
+    assert "1 × NVIDIA H100 80GB HBM3, compute capability 9.0, driver 550.54; TensorFlow 2." in said
+    assert "warning: NVIDIA H100" in said and "install driver 555 or newer" in said
+    monkeypatch.setattr(nvidia, "cards", lambda: ())
+    doctor.main(doctor.DoctorConfig())
+    assert "no NVIDIA card" in capsys.readouterr().out

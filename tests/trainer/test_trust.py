@@ -146,7 +146,8 @@ def test_a_damaged_feature_cache_is_made_again(thin, tmp_path, file):
 def test_r7_speed_is_measured_by_the_time_of_the_steps():
     """Reports are read later, several at once: when they are says nothing about the speed."""
     monitor = actions.StepMonitor.__new__(actions.StepMonitor)
-    monitor.flops, monitor.peak_tflops, monitor.callbacks, monitor.images_per_second = {0: 0.0}, 0.0, None, 0.0
+    monitor.flops, monitor.peaks, monitor.callbacks, monitor.images_per_second = {0: 0.0}, {}, None, 0.0
+    monitor._gpu = None
 
     class Setup:
         class config:

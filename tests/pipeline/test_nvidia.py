@@ -1,11 +1,15 @@
 """What is said of NVIDIA cards: an nvidia-smi of ours tells of cards that are not here."""
 
+import types
+
 import pytest
 import tensorflow as tf
 
+from shardline.benchmarks import step_stages
+from shardline.pipeline import nvidia
 from shardline.pipeline.errors import UsageError
-from shardline.trainer import cluster, nvidia
-from shardline.trainer.nvidia import Card
+from shardline.pipeline.nvidia import Card
+from shardline.trainer import cluster, run
 
 H100 = Card("NVIDIA H100 80GB HBM3", "580.159.04", "9.0")
 CUDA = {"is_cuda_build": True, "cuda_version": "12.5.1", "cudnn_version": "9"}
@@ -106,3 +110,39 @@ def test_small_batches_on_gpus_are_named(monkeypatch):
     assert len(cluster.device_lines(two, 128)) == 1
     cpu = cluster.Cluster(tf.distribute.get_strategy(), 0, 1, 2, "CPU")
     assert cluster.device_lines(cpu, 2) == ["devices: 2 × CPU (_DefaultDistributionStrategy)"]
+
+
+@pytest.mark.parametrize(
+    "name, half, gbps",
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 3600),
+        ("NVIDIA H100 PCIe", 756, 512),
+        ("NVIDIA A100-SXM4-80GB", 312, 2400),
+        ("NVIDIA A100-PCIE-40GB", 312, 256),
+        ("NVIDIA L4", 121, 256),
+        ("NVIDIA L40S", 362, 256),
+        ("Tesla T4", 65, 128),
+    ],
+)
+def test_data_sheets_are_found_by_the_drivers_name(name, half, gbps):
+    nominal = Card(name).nominal
+    assert (nominal.half_tflops, nominal.gbps) == (half, gbps)
+
+
+def test_a_card_without_a_data_sheet_promises_nothing(monkeypatch):
+    assert Card("NVIDIA GeForce RTX 4090").nominal is None
+    assert Card().nominal is None
+    monkeypatch.setattr(nvidia, "cards", lambda: (H100,))
+    assert step_stages.box_gbps() == 3600
+    monkeypatch.setattr(nvidia, "cards", lambda: ())
+    assert step_stages.box_gbps() == step_stages.NETWORK_GBPS
+
+
+@pytest.mark.parametrize("precision, share", [("mixed_bfloat16", 2 * 989), ("float32", 2 * 494)])
+def test_mfu_is_also_told_of_the_data_sheet(monkeypatch, precision, share):
+    monkeypatch.setattr(nvidia, "cards", lambda: (H100, H100))
+    two = types.SimpleNamespace(device_kind="GPU", replicas=2)
+    config = types.SimpleNamespace(precision=precision)
+    assert run.nominal_tflops(types.SimpleNamespace(cluster=two, config=config)) == share
+    two.device_kind = "CPU"
+    assert run.nominal_tflops(types.SimpleNamespace(cluster=two, config=config)) == 0

@@ -25,6 +25,44 @@ NEWEST_CAPABILITY = (9, 0)  # that the XLA in TensorFlow 2.21 generates code for
 
 
 @dataclass(frozen=True)
+class Nominal:
+    """What NVIDIA's data sheets promise of a kind of card.
+
+    Attributes:
+      half_tflops: dense, in bfloat16 or float16 with float32 sums.
+      single_tflops: dense, in TF32, which TensorFlow takes for float32; in float32 where there is none.
+      gbps: to another card of the same box, one way: NVLink where it has it, else PCIe; Gbit/s.
+    """
+
+    half_tflops: float
+    single_tflops: float
+    gbps: float
+
+
+# By words of the driver's name: the first that are all in it count.
+NOMINAL = {
+    ("H100", "PCIe"): Nominal(756, 378, 512),
+    ("H100", "NVL"): Nominal(835, 417, 2400),
+    ("H200", "NVL"): Nominal(835, 417, 3600),
+    ("H100",): Nominal(989, 494, 3600),
+    ("H200",): Nominal(989, 494, 3600),
+    ("GH200",): Nominal(989, 494, 3600),
+    ("A100", "PCI"): Nominal(312, 156, 256),
+    ("A100",): Nominal(312, 156, 2400),
+    ("A10G",): Nominal(70, 35, 256),
+    ("A10",): Nominal(125, 62.5, 256),
+    ("A30",): Nominal(165, 82, 256),
+    ("A40",): Nominal(150, 75, 256),
+    ("L40S",): Nominal(362, 183, 256),
+    ("L40",): Nominal(181, 90.5, 256),
+    ("L4",): Nominal(121, 60, 256),
+    ("V100", "PCI"): Nominal(112, 14, 128),
+    ("V100",): Nominal(125, 15.7, 1200),
+    ("T4",): Nominal(65, 8.1, 128),
+}
+
+
+@dataclass(frozen=True)
 class Card:
     """One card. What the driver does not tell is empty."""
 
@@ -44,10 +82,22 @@ class Card:
         major = self.driver.partition(".")[0]
         return int(major) if major.isdigit() else 0
 
+    @property
+    def nominal(self) -> Nominal | None:
+        """What its data sheet promises; None for a kind that is not in our table."""
+        words = self.name.replace("-", " ").split()
+        fits = (nominal for kind, nominal in NOMINAL.items() if all(_has(words, word) for word in kind))
+        return next(fits, None)
+
     def __str__(self) -> str:
         capability = f", compute capability {self.compute_capability}" if self.compute_capability else ""
         driver = f", driver {self.driver}" if self.driver else ""
         return (self.name or "unknown") + capability + driver
+
+
+def _has(words: Sequence[str], wanted: str) -> bool:
+    """Whether a name has a word, e.g. PCIE for PCI; L4 is not L40."""
+    return any(word == wanted or (wanted.startswith("PCI") and word.upper().startswith("PCI")) for word in words)
 
 
 @cache
