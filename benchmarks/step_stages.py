@@ -165,8 +165,10 @@ def copier(config: InputConfig, *devices: str) -> Callable[[float], Rate]:
 
     def one() -> int:
         for device in devices:
+            with tf.device("/CPU:0"):
+                unseen = tf.identity(batch)  # the same memory; of a tensor once copied, TensorFlow keeps the copy
             with tf.device(device):
-                tf.raw_ops.DeepCopy(x=batch) if "CPU" in device else tf.identity(batch)
+                tf.raw_ops.DeepCopy(x=batch) if "CPU" in device else tf.identity(unseen)
         if "CPU" not in devices[0]:
             tf.test.experimental.sync_devices()
         return len(devices) * shape[0]
