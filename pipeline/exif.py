@@ -78,6 +78,17 @@ class Directory:
         kind, length = struct.unpack_from(self.order + "HI", self.data, at + 2)
         return Entry(tag, kind, length, at + 8)
 
+    def number(self, entry: Entry) -> int:
+        """The value of a tag that holds one short or long number."""
+        value: int
+        (value,) = struct.unpack_from(self.order + ("H" if entry.kind == 3 else "I"), self.data, entry.position)
+        return value
+
+    def below(self, tag: int) -> Directory | None:
+        """The directory that a tag leads to."""
+        pointer = self.find(tag)
+        return Directory(self.data, self.number(pointer)) if pointer else None
+
     def values(self, entry: Entry, most: int) -> np.ndarray:
         """The first values of a tag, at most `most`; fewer where the block ends, none if they are no integers."""
         kind = np.dtype(self.order + _INTEGERS.get(entry.kind, "V0"))
@@ -118,27 +129,21 @@ def orientation(block: bytes) -> int:
 
 def is_adobe_rgb(block: bytes) -> bool:
     """Whether an EXIF block says that colors are Adobe RGB: by its color space, or as cameras do by R03 (DCF 2.0)."""
+    if block[:2] not in (b"II", b"MM"):
+        return False
     try:
-        pointer = Directory(block).find(_EXIF) if block[:2] in (b"II", b"MM") else None
-        exif = _directory_at(block, pointer)
-        space = exif and exif.find(_COLOR_SPACE)
-        if not exif or not space:
+        inside = Directory(block).below(_EXIF)
+        space = inside and inside.find(_COLOR_SPACE)
+        if not inside or not space:
             return False
-        told = exif.values(space, 1).tolist()
-        if told == [1]:  # sRGB, as most say
+        told = inside.number(space)
+        if told == 1:  # sRGB, as most say
             return False
-        inside = _directory_at(block, exif.find(_INTEROPERABILITY))
-        index = inside and inside.find(1)
-        return told == [2] or bool(index and block[index.position : index.position + 3] == b"R03")
+        interoperability = inside.below(_INTEROPERABILITY)
+        index = interoperability and interoperability.find(1)
+        return told == 2 or bool(index and block[index.position : index.position + 3] == b"R03")
     except struct.error:
         return False
-
-
-def _directory_at(block: bytes, pointer: Entry | None) -> Directory | None:
-    if not pointer:
-        return None
-    offset = Directory(block).values(pointer, 1).tolist()
-    return Directory(block, offset[0]) if offset and 0 < offset[0] < len(block) else None
 
 
 def xmp_orientation(packet: bytes) -> int:

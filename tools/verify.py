@@ -134,7 +134,7 @@ def verify(config: VerifyConfig) -> Verification:
         faults += _count_faults(manifest, results)
     sources = Comparison(0, (), ())
     if config.sources:
-        sources = compare_sources(manifest, config.directory, config.sources, config.source_images)
+        sources = compare_sources(manifest, config.directory, config.sources, config.source_images, config.workers)
     return Verification(
         shards=len(tasks),
         records=sum(len(task) for task in tasks),

@@ -138,7 +138,9 @@ class Comparison:
     not_compared: tuple[str, ...]  # why, a line each
 
 
-def compare_sources(manifest: Manifest, directory: Path, sources: Sequence[str], number: int) -> Comparison:
+def compare_sources(
+    manifest: Manifest, directory: Path, sources: Sequence[str], number: int, workers: int
+) -> Comparison:
     """Compare `number` stored images, spread evenly, with the files in `sources` that they were made of.
 
     Raises:
@@ -157,7 +159,8 @@ def compare_sources(manifest: Manifest, directory: Path, sources: Sequence[str],
     picked = [SourceRow(**row) for row in rows.take(chosen).to_pylist()]
     parts = [tuple(picked[i::TASKS]) for i in range(min(TASKS, len(picked)))]
     tasks = [SourceTask(str(directory), tuple(sources), manifest, part) for part in parts]
-    results = list(executors.run(_compare, tasks, workers=max(1, min(available_cores(), len(tasks)))))
+    engine, workers = "inline" if workers == 1 else "processes", max(1, min(workers or available_cores(), len(tasks)))
+    results = list(executors.run(_compare, tasks, engine=engine, workers=workers))
     return Comparison(
         sum(result.compared for result in results),
         tuple(sorted(line for result in results for line in result.faults)),
