@@ -140,12 +140,17 @@ def export(config: ExportConfig) -> Exported:
         compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
         parity = {"weights": chosen.facts(), **compared, "exports": {**kept, **compared["exports"]}}
         atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
+    refuse_distant(parity, output / PARITY)
+    return Exported(paths, parity)
+
+
+def refuse_distant(parity: Mapping[str, Any], where: Path) -> None:
+    """Raises Failure where an export is further from the trainer than it may be; `where` holds the numbers."""
     if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
         raise Failure(
             f"{'; '.join(failed)}: further from the trainer than the bound allows; do not deploy it "
-            f"(all numbers in {output / PARITY})"
+            f"(all numbers in {where})"
         )
-    return Exported(paths, parity)
 
 
 def write_labels(output: Path, run: Run) -> None:
