@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_LOSS_SCALE = 1.0
+PROFILE_SECONDS = 5.0  # at least, from one input_profile.json to the next while steps are made
 BAR = "{desc} {bar} {remaining} left{postfix}"  # 80 columns hold it
 
 
@@ -306,15 +308,17 @@ class Evaluate(Action):
 
 
 class WriteInputProfile(Action):
-    """Keeps RUN/input_profile.json: this host's stage times with each line of metrics, all hosts' with evaluations."""
+    """Keeps RUN/input_profile.json: this host's stage times with lines of metrics, all hosts' with evaluations."""
 
     def __init__(self, setup: TrainSetup, monitor: StepMonitor, evaluate: Evaluate) -> None:
         self.setup, self.monitor, self.evaluate = setup, monitor, evaluate
         self._others: list[HostProfile] = []
+        self._written = -PROFILE_SECONDS
 
     def after_step(self, record: StepRecord) -> None:
-        """With each line: a run that is killed leaves what it measured."""
-        if self.monitor.last_line == record.step and self.setup.cluster.chief:
+        """With lines of metrics: a run that is killed leaves what it measured."""
+        due = time.monotonic() - self._written >= PROFILE_SECONDS  # the directory may be far away
+        if due and self.monitor.last_line == record.step and self.setup.cluster.chief:
             self._write(record.step)
 
     def due(self, state: TrainState) -> bool:
@@ -342,6 +346,7 @@ class WriteInputProfile(Action):
         profile = self.profile(step)
         if any(any(host.tables) for host in profile.hosts):  # synthetic batches have no stages
             profile.save(self.setup.config.workdir)
+            self._written = time.monotonic()
 
 
 class Profile(Action):

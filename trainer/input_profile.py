@@ -1,7 +1,7 @@
 """What the input of a run costs: each stage of it, for training and for evaluation, on each host.
 
 Every line of metrics.jsonl has the stages' costs since the line before. RUN/input_profile.json has those of the whole
-run; it is written anew with each line, so that a run that is killed leaves it. What the other hosts measured is
+run; it is written anew every few seconds, so that a run that is killed leaves it. What the other hosts measured is
 collected with the evaluations, at which all hosts stop anyway.
 """
 

@@ -239,15 +239,17 @@ def test_a_run_leaves_and_tells_what_its_input_costs_and_how_long_the_step_waite
     assert all(0 <= line["waiting_percent"] <= 100 for line in lines if line["kind"] == "train")
 
 
-def test_a_run_that_breaks_leaves_what_its_input_had_cost(thin, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("seconds", "step"), [(0.0, 3), (1e6, 1)])
+def test_a_run_that_breaks_leaves_what_its_input_had_cost(seconds, step, thin, tmp_path, monkeypatch):
     def broken(self, state):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SaveCheckpoint, "act", broken)
+    monkeypatch.setattr("shardline.trainer.actions.PROFILE_SECONDS", seconds)
     with pytest.raises(KeyboardInterrupt):
         train(TrainConfig(**{**thin, "log_every_steps": 1}, workdir=tmp_path / "run"))
     found = InputProfile.load(tmp_path / "run")
-    assert found.step == 3 and found.hosts[0].training.samples >= 24
+    assert found.step == step and found.hosts[0].training.samples >= 8 * step
 
 
 @pytest.mark.parametrize(
