@@ -20,6 +20,7 @@ from shardline.trainer.config import TrainConfig
 from shardline.trainer.run import prepare
 from shardline.trainer.step import REPORTED
 from shardline.trainer.train import train
+from shardline.trainer.xla import DETERMINISTIC
 from tests.pipeline.tiny import encode, image, write_dataset
 
 
@@ -117,4 +118,4 @@ def test_all_entry_points_build_the_same_program(built, data, tmp_path, monkeypa
     assert {dataclasses.replace(one.input, **free) for one in built} == {
         dataclasses.replace(config.input_config(), **free)
     }
-    assert {one.flags for one in built} == {"--xla_gpu_exclude_nondeterministic_ops=true"}
+    assert {one.flags for one in built} == {DETERMINISTIC}

@@ -1,7 +1,6 @@
 """The report of one GPU: what is kept when a part fails, takes too long or is killed; and all of it, tiny, on a CPU."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -84,23 +83,6 @@ def test_without_a_gpu_nothing_else_is_tried(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_report, "train", lambda *_, **__: pytest.fail("training was tried"))
     with pytest.raises(Failure, match="TensorFlow sees no GPU"):
         gpu_report.gpu_report(gpu_report.ReportConfig(output=str(tmp_path / "out")))
-
-
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_where_the_default_fails_less_is_kept_for_all_that_follows(report, monkeypatch, failing):
-    for name in ("XLA_FLAGS", "TF_XLA_FLAGS"):
-        monkeypatch.setenv(name, "")
-    tried = []
-
-    def train(report, what, flags):
-        tried.append(what)
-        return {"images_per_second": 1.0} if len(tried) > failing else {}
-
-    monkeypatch.setattr(gpu_report, "train", train)
-    gpu_report.default(report)
-    assert tried == list(gpu_report.DEFAULTS)[: failing + 1]
-    assert (os.environ["TF_XLA_FLAGS"] == "--tf_xla_persistent_cache_directory=") == (failing > 0)
-    assert ("deterministic_ops=true" in os.environ["XLA_FLAGS"]) == (failing > 1)
 
 
 def test_a_run_is_told_by_its_lines_without_the_first_ones():
