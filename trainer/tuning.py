@@ -68,11 +68,13 @@ def find_lr(config: TrainConfig) -> dict[str, Any]:
     """
     if not config.workdir:
         raise UsageError("--workdir is missing: --find_lr puts its image there")
-    rates, losses = range_test(prepare(dataclasses.replace(config, ema=0.0)))
+    setup = prepare(dataclasses.replace(config, ema=0.0))
+    rates, losses = range_test(setup)
     smooth, suggestion = suggest(rates, losses)
-    path = Path(config.workdir) / "plots" / "find_lr.png"
-    save_figure(curves.learning_rate_range(rates, smooth, suggestion), path)
-    log(f"image: {path}")
+    if setup.cluster.chief:
+        path = Path(config.workdir) / "plots" / "find_lr.png"
+        save_figure(curves.learning_rate_range(rates, smooth, suggestion), path)
+        log(f"image: {path}")
     return {"learning_rate": suggestion, "phase": config.phase_list[0].part}
 
 

@@ -214,6 +214,7 @@ def test_a_chief_and_a_worker_are_one_run(data, tmp_path):
     [
         ("--seed=4", "--seed is 3 on host 0 and 4 on host 1"),
         ("--global_batch_size=10", "--global_batch_size is 8 on host 0 and 10"),
+        ("--log_every_steps=3", "--log_every_steps is 1 on host 0 and 3"),  # they would stop after other steps
     ],
 )
 def test_hosts_with_other_flags_are_refused_on_every_host(data, tmp_path, flag, named):
