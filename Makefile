@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(BIN)/shardline-train --data demo/data --workdir demo/run --weights none --head gap --dropout 0 --phases "all:6@2e-2" \
 	  --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 --global_batch_size 32 --logical_cpus 2
 	$(BIN)/shardline-evaluate --run demo/run --data demo/data --split test --output demo/evaluation
-	$(BIN)/shardline-predict --run demo/run --input 'demo/photos/*/*0001.*' --output demo/predictions.csv --gallery demo/predictions.png
+	$(BIN)/shardline-predict --run demo/run --data demo/data --split test --output demo/predictions.csv --gallery demo/predictions.png
 	@echo; echo "Look at these:"; ls demo/data/report.html demo/run/plots/*.png demo/evaluation/*.png demo/predictions.png
 
 # One file is one worker's, so that what a file prepares for its tests is prepared once.

@@ -28,13 +28,14 @@ from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write, own_file
+from shardline.pipeline.manifest import NO_LABEL
 from shardline.pipeline.options import option
 from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
 from shardline.trainer.hosts import HostsConfig, find_hosts
-from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config, weights_text
+from shardline.trainer.run_dir import ChosenWeights, Run, choose_weights, read_config, weights_text
 from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
@@ -114,17 +115,19 @@ def _predict(
     with devices.strategy.scope():
         run = load_run(str(directory), chosen)
     rows: list[FilePrediction] = []
-    shown: list[tuple[np.ndarray | None, FilePrediction]] = []
+    shown: list[tuple[np.ndarray | None, FilePrediction, str]] = []
     settings = {"top": num_listed(config), "batch_size": config.batch_size}
     if data:
         rows += predict_records(run, devices, data, config.split, **settings)
+        if config.gallery:
+            shown += records_to_show(run, data, config.split, rows)
     else:
         with command_line.progress(total=len(paths), desc="predict", unit="images") as bar:
             shared = {"host": devices.host, "hosts": devices.hosts}
             for row, image in predict_files(run, paths, images=GALLERY_IMAGES, **settings, **shared):
                 rows.append(row)
                 if config.gallery and len(shown) < GALLERY_IMAGES:
-                    shown.append((image, row))
+                    shown.append((image, row, ""))
                 bar.update()
         rows = all_predictions(devices, rows, config.batch_size)
     rows = [replace(row, weights=chosen.facts()) for row in rows]
@@ -165,9 +168,8 @@ def main(config: PredictConfig) -> None:
 
 def open_records(config: PredictConfig, run: Path) -> Dataset:
     """The dataset to predict, of the run's classes and with records in the split."""
-    if config.input or config.gallery:
-        flag = "--gallery" if config.gallery else "--input"
-        raise UsageError(f"--data={config.data} and {flag}: predict records or files, and draw files; leave one out")
+    if config.input:
+        raise UsageError(f"--data={config.data} and --input: predict records or files; leave one out")
     data = pipeline.open_dataset(config.data)
     check_labels(read_config(run)["labels"], data.labels, config.data)
     if not data.num_records(config.split):
@@ -282,23 +284,45 @@ def _parquet(rows: Sequence[FilePrediction]) -> bytes:
     return buffer.getvalue()
 
 
-def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction]], num_files: int, target: str) -> None:
-    """The images as the model saw them, each with its best class."""
+def records_to_show(
+    run: Run, data: Dataset, split: str, rows: Sequence[FilePrediction]
+) -> Iterator[tuple[np.ndarray | None, FilePrediction, str]]:
+    """Records spread evenly over a split: what the model is shown, the prediction, and the true class if it has one."""
+    from shardline.trainer.evaluation.model_input import preprocess, stored_images  # OpenCV
+
+    number = min(GALLERY_IMAGES, len(rows))
+    chosen = [i * len(rows) // number for i in range(number)]
+    readable = [record for record in chosen if not rows[record].error]
+    labels = {record: next(data.records(split, [record]))[1] for record in readable}
+    images = dict(zip(readable, stored_images(data, split, readable), strict=True))
+    for record in chosen:
+        image, label = images.get(record), labels.get(record, NO_LABEL)
+        truth = run.shown_labels[label] if label != NO_LABEL else ""
+        yield None if image is None else preprocess(image, run), rows[record], truth
+
+
+def draw_gallery(shown: Sequence[tuple[np.ndarray | None, FilePrediction, str]], num_images: int, target: str) -> None:
+    """The images as the model saw them, each with its best class, and whether that is right where this is known."""
     from shardline.trainer.evaluation.plots import gallery  # Matplotlib
 
-    tiles: list[tuple[np.ndarray | None, str, str]] = []
-    for image, row in shown:
-        name = shorten_middle(os.path.basename(row.path), 30)
-        if row.error:
-            tiles.append((None, "unreadable", f"{name}\n{shorten_middle(row.error, 34)}"))
-        else:
-            tiles.append(
-                (image, f"{shorten_middle((row.words or row.labels)[0], 20)} {row.probabilities[0]:.0%}", name)
-            )
+    tiles = [tile(image, row, truth) for image, row, truth in shown]
     figure = gallery(tiles, columns=4 if len(tiles) > 6 else 3)
-    if num_files > len(shown):
-        set_title(figure, f"the first {len(shown)} of {count(num_files, 'file')}")
+    if num_images > len(shown):
+        set_title(figure, f"{len(shown)} of {count(num_images, 'image')}")
     save_figure(figure, target)
+
+
+def tile(image: np.ndarray | None, row: FilePrediction, truth: str) -> tuple[np.ndarray | None, str, str]:
+    """An image of the gallery with its two lines: `✗ rose 93%, is daisy` and the file."""
+    path = row.path.rstrip("/").split("/")
+    name = shorten_middle("/".join(path[-2:]), 36)
+    if row.error or image is None:
+        return None, "unreadable", f"{name}\n{shorten_middle(row.error, 34)}"
+    best = (row.words or row.labels)[0]
+    line = f"{shorten_middle(best, 20)} {row.probabilities[0]:.0%}"
+    if not truth:
+        return image, line, name
+    return image, f"✓ {line}" if best == truth else f"✗ {line}, is {shorten_middle(truth, 16)}", name
 
 
 def cli() -> None:

@@ -52,6 +52,21 @@ def test_each_file_is_a_row_and_a_broken_one_has_its_reason(photos, tiny_run, tm
     assert cv2.imread(str(tmp_path / "g.png")).shape[1] > 500
 
 
+def test_a_gallery_of_a_split_marks_what_is_right(
+    loaded_run, tiny_run, tiny_data, tiny_evaluation, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(predict, "draw_gallery", lambda shown, *_: drawn.extend(shown))
+    predict.predict(PredictConfig(run=tiny_run, data=tiny_data, split="test", gallery=str(tmp_path / "g.png")))
+    evaluated = {row["path"]: row for row in pq.read_table(tiny_evaluation / "predictions.parquet").to_pylist()}
+    assert len(drawn) == len(evaluated) == 21
+    for image, row, truth in drawn:
+        assert image.shape == (32, 32, 3) and truth == evaluated[row.path]["label"]
+        _, first, second = predict.tile(image, row, truth)
+        assert first.startswith("✓ " if evaluated[row.path]["correct"] else "✗ ") and second in row.path
+        assert (f", is {truth}" in first) == (not evaluated[row.path]["correct"])
+
+
 def test_a_test_image_is_predicted_as_it_was_evaluated(loaded_run, tiny_data, tiny_evaluation):
     # The stored copy went through JPEG, the file did not: close, not equal.
     files = sorted((tiny_data.parent / "raw" / "test" / "green").glob("*.png"))
