@@ -94,10 +94,14 @@ def test_a_failure_is_told_at_the_next_look_or_when_leaving(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint_writer, "write_checkpoint", full)
     writer = CheckpointWriter(str(tmp_path), keep=1)
     write(writer, 1)
+    assert writer._writing.exception(60)
     with pytest.raises(Failure, match="No space left"):
-        write(writer, 2)
-    with pytest.raises(Failure, match="No space left"), writer:
+        writer.check()
+    write(writer, 2)
+    with pytest.raises(Failure, match="No space left"):
         write(writer, 3)
+    with pytest.raises(Failure, match="No space left"), writer:
+        write(writer, 4)
     # Not in place of what has ended the run already.
     with pytest.raises(KeyboardInterrupt), CheckpointWriter(str(tmp_path), keep=1) as writer:
         write(writer, 1)
