@@ -3,8 +3,8 @@
     shardline-train --data DIR --workdir RUN --weights imagenet --phases "head:5@1e-2,all:10@1e-3"
     shardline-train --config RUN/config.json --workdir RUN2     # that run again; without --workdir, continue it
 
-The run directory gets config.json, metrics.jsonl, checkpoints/, plots/ and, at the end, model.keras: uint8 RGB
-images in, probabilities out.
+The run directory gets config.json, metrics.jsonl, report.html (written anew at each evaluation), checkpoints/, plots/
+and, at the end, model.keras: uint8 RGB images in, probabilities out.
 """
 
 from __future__ import annotations
