@@ -133,7 +133,10 @@ def _nothing(directory: Path) -> str:
             return f"no TFRecord files there or in its folders; some lie in {folder}: give that as --data"
     names = sorted(entry.name for entry in _visible(directory))
     found = shorten_list(map(display, names), 3) or "the directory is empty"
-    return f"no TFRecord files by name or content ({found}); give the folder that holds them; if their names tell no split, --split_pattern tells how they are built"
+    return (
+        f"no TFRecord files by name or content ({found}); give the folder that holds them; if their names tell no "
+        "split, --split_pattern tells how they are built"
+    )
 
 
 def _by_pattern(pattern: str) -> Callable[[str], str]:
