@@ -216,7 +216,7 @@ def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
     assert first["step"] == 3 and first["weights_sha256"] == second["weights_sha256"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert os.environ["XLA_FLAGS"].count("deterministic") == 1
-    assert load_run(tmp_path / "second").config == TrainConfig(**thin, workdir=tmp_path / "second")
+    assert load_run(tmp_path / "second").config == TrainConfig(**thin, jit=True, workdir=tmp_path / "second")
 
 
 def test_a_run_leaves_and_tells_what_its_input_costs_and_how_long_the_step_waited(thin, tmp_path, capsys):
