@@ -104,8 +104,12 @@ def test_from_python_a_refusal_names_the_field():
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path):
     foreign = tmp_path / "step-00000001.npz"
-    labels = json.loads((tiny_run / "config.json").read_text())["labels"]
-    write_checkpoint(foreign, HEADER | {"labels": labels}, {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)})
+    run = json.loads((tiny_run / "config.json").read_text())
+    write_checkpoint(
+        foreign,
+        HEADER | {name: run[name] for name in ("labels", "train")},
+        {"model/conv/kernel": np.zeros((3, 3, 3, 8), np.float32)},
+    )
     line = refusal("shardline.trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
                    "--output", tmp_path)  # fmt: skip
     assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")
