@@ -8,12 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from shardline.benchmarks import verdict
 
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_examples_run_on_a_converted_folder(tmp_path):
     random = np.random.default_rng(0)
     for split, count in (("train", 20), ("validation", 3)):

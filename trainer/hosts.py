@@ -39,7 +39,7 @@ class HostsConfig:
         "env",
         "where the hosts are named: env, TF_CONFIG, else this process is alone; slurm, the variables of srun, a task "
         "for each host; or a file with a line HOST[:PORT] for each, the chief's first",
-        group="devices",
+        path="any", group="devices",
     )  # fmt: skip
     start_timeout: float = option(
         600.0, "seconds to wait for hosts that have not started; every 10 seconds a line says which", above=0,

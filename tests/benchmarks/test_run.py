@@ -42,6 +42,7 @@ def rows(output, suite):
     return {m.name: m for m in load_results(output) if m.suite == suite}
 
 
+@pytest.mark.slow
 def test_one_image_one_core_no_gpu_still_give_every_stage(one_image, tmp_path):
     flags = (*QUICK, "--suite=short", "--width=0.03", "--profile", "--validate_advice", "--price_per_hour=3")
     done = run(f"--data={one_image}", f"--output={tmp_path}", *flags, cores=[min(os.sched_getaffinity(0))])

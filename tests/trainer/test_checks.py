@@ -65,7 +65,7 @@ CASES = [
     ("predict", (*RUN_INPUT, "--top", "0"), "--top"),
     ("export", ("--output", "{new}"), "--run is missing"),
     ("export", ("--run", "{run}"), "--output is missing"),
-    ("export", (*RUN_OUTPUT, "--formats", "keras,onnx"), "'onnx' is none of saved_model, keras, tflite_float32"),
+    ("export", (*RUN_OUTPUT, "--formats", "keras,onix"), "'onix' is none of saved_model, keras, tflite_float32"),
     ("export", (*RUN_OUTPUT, "--formats", ""), "--formats=: no format; name some of saved_model"),
     ("export", (*RUN_OUTPUT, "--split", "tset"), "--split=tset: this dataset has"),
     ("export", (*RUN_OUTPUT, "--data", "{two}"), "--data={two} has 2 classes"),

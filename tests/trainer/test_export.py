@@ -83,6 +83,7 @@ def on_sources(tiny_run, tmp_path_factory):
     return json.loads((folder / "export" / "parity.json").read_text())["exports"]["saved_model (source files)"]
 
 
+@pytest.mark.slow
 def test_source_files_are_answered_as_predict_answers_them_or_refused(on_sources):
     assert on_sources["files"] == len(SOURCES) + len(cases())
     assert on_sources["compared"] >= len(SOURCES) + 20
@@ -172,7 +173,7 @@ def test_a_stranger_follows_the_description_and_gets_the_predictions(onnx_folder
     session = onnxruntime.InferenceSession(onnx_folder / "model.onnx", providers=["CPUExecutionProvider"])
     files = sorted((tiny_data.parent / "raw" / "test").rglob("*.*"))
     for file, (row, image) in zip(
-        files, predict_files(loaded_run, list(map(str, files)), top=3, batch_size=8), strict=True
+        files, predict_files(loaded_run, list(map(str, files)), top=3, batch_size=8, images=len(files)), strict=True
     ):
         pixels = Image.open(file).convert("RGB")
         for side, kernel in ((stored, Image.Resampling.BICUBIC), (shown, Image.Resampling.BILINEAR)):
@@ -220,6 +221,7 @@ def test_from_python_it_returns_paths_and_comparison(tiny_run, tmp_path):
         export.export(ExportConfig(run=tiny_run, output=tmp_path, formats=("keras",)))
 
 
+@pytest.mark.slow
 def test_files_are_not_served_where_the_converter_trimmed_borders(tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)

@@ -182,7 +182,7 @@ def test_calls_are_as_long_as_a_second_is():
     assert loop.most_steps(setup, step_seconds=1.0) == loop.MOST_STEPS
 
 
-@pytest.mark.parametrize("kind", ["CPU", "GPU"])
+@pytest.mark.parametrize("kind", ["CPU", pytest.param("GPU", marks=pytest.mark.slow)])
 def test_several_steps_are_the_same_steps_bit_for_bit(kind):
     """Weights, reports and records of three steps in one call, against one by one."""
     found = []

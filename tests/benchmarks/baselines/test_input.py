@@ -71,6 +71,7 @@ def test_comparisons_state_their_input_whatever_the_defaults_are(folder, monkeyp
     assert [asked_for.augment_on for _, asked_for in asked] == ["host"] * 3 + ["device", "host", "device"]
 
 
+@pytest.mark.slow
 def test_tensorflows_batches_are_what_they_are_said_to_be(folder):
     # In a process of its own: other tests ask TensorFlow for determinism, which these loaders do not offer.
     command = [sys.executable, "-c", SCRIPT, str(folder), *TENSORFLOWS]

@@ -217,7 +217,9 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SOURCES = dict(sources())
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "options", [OPTIONS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in OPTIONS[1:])], ids=str
+)
 def test_source_files_are_shown_as_prediction_shows_them(options):
     assert_equal(SOURCES, **options)
 
