@@ -231,7 +231,7 @@ def create_train_loop(
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([None]), tf.TensorSpec([])])
     def train_loop(rates: tf.Tensor, stop: tf.Tensor) -> StepReports:
         def body(i: tf.Tensor, written: StepReports) -> tuple[tf.Tensor, StepReports]:
-            batch, waited = _timed_next(batches, clock)
+            batch, waited = _timed_next(strategy, batches, clock)
             report = step(batch, rates[i], stop)
             numbers = tf.stack([tf.cast(report[name], tf.float32) for name in REPORTED])
             row = StepReports(numbers, local(report["losses"]), local(batch["record"]), waited)
@@ -252,7 +252,9 @@ def create_train_loop(
     return loop
 
 
-def _timed_next(batches: Iterator[Batch], clock: Callable[[], tf.Tensor] | None) -> tuple[Batch, tuple[tf.Tensor, ...]]:
+def _timed_next(
+    strategy: tf.distribute.Strategy, batches: Iterator[Batch], clock: Callable[[], tf.Tensor] | None
+) -> tuple[Batch, tuple[tf.Tensor, ...]]:
     """The next batch, and the seconds it took to come where there is a clock."""
     if clock is None:
         return next(batches), ()
@@ -260,7 +262,15 @@ def _timed_next(batches: Iterator[Batch], clock: Callable[[], tf.Tensor] | None)
     with tf.control_dependencies([began]):
         batch = next(batches)
     with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-        return batch, (clock() - began,)
+        ended = clock()
+
+    def after(batch: Batch) -> Batch:
+        """Only now: else the replica that has its batch first computes on all cores while the clock is to be read."""
+        with tf.control_dependencies([ended]):
+            held: Batch = tf.nest.map_structure(tf.identity, batch)
+        return held
+
+    return strategy.run(after, args=(batch,)), (ended - began,)
 
 
 def _sums(forward: Forward, variables: Sequence[tf.Variable], config: StepConfig) -> Callable[[Batch, tf.Tensor], Sums]:

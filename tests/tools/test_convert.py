@@ -82,6 +82,7 @@ def test_bytes_do_not_depend_on_workers_or_hash_seed(dataset, source, tmp_path, 
     assert (tmp_path / "d" / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_tfds_opens_it_and_yields_the_same_images_and_labels(dataset, tmp_path_factory):
     output, _ = dataset
     raw = tmp_path_factory.mktemp("raw") / "d"

@@ -66,7 +66,10 @@ def gradients(network, batch, jit):
     return tf.function(backward, jit_compile=jit, autograph=False)(*batch)
 
 
-@pytest.mark.parametrize("precision, jit", [("float32", True), ("float32", False), ("mixed_bfloat16", True)])
+@pytest.mark.parametrize(
+    "precision, jit",
+    [("float32", True), ("float32", False), pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow)],
+)
 def test_vgg16_has_the_gradients_it_has_with_the_pooling_of_keras(precision, jit, monkeypatch):
     draw = np.random.default_rng(0)
     # 56 pixels: 28, 14, 7 and, from an odd side, 3 and 1.

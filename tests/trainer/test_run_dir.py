@@ -192,6 +192,7 @@ def test_a_signal_raises_and_what_is_used_then_is_called_unfinished(config, tmp_
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"]["finished"] is False
 
 
+@pytest.mark.slow
 def test_the_average_is_what_the_result_is_of(config, tmp_path):
     """And training's own numbers of it are those of shardline-evaluate: two implementations, one meaning."""
     recipe = {"ema": 0.9, "best_metric": "none", "label_smoothing": 0.2, "class_weights": "balanced", "dropout": 0.3}
