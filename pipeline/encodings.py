@@ -7,18 +7,18 @@ and TFDS's metadata ask the object, and nothing else knows the names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardline.pipeline.sniff import sniff
 
 if TYPE_CHECKING:
-    from tensorflow_datasets.core.features import FeatureConnector
-
     from shardline.pipeline.decode import CropBox
     from shardline.pipeline.example import Example
     from shardline.pipeline.image_options import ImageOptions
+
+TFDS_FEATURES = "tensorflow_datasets.core.features"  # where TFDS has the classes that its features.json names
 
 
 class Encoding:
@@ -83,15 +83,14 @@ class Encoding:
         """Of a stored image, roughly, at a quality from 1 to 100."""
         return 3.0
 
-    def tfds_feature(self, common_size: tuple[int, int] | None) -> FeatureConnector:
-        """TFDS's description of the feature `image`.
+    def tfds_feature(self, common_size: tuple[int, int] | None) -> dict[str, Any]:
+        """TFDS's description of the feature `image`, as features.json has it.
 
         Args:
           common_size: height and width when all stored images have the same.
         """
-        import tensorflow_datasets as tfds  # 0.7 s, without TensorFlow
-
-        return tfds.features.Image(shape=(None, None, 3), encoding_format=self.name)
+        image = {"dtype": "uint8", "encodingFormat": self.name, "shape": {"dimensions": ["-1", "-1", "3"]}}
+        return {"image": image, "pythonClassName": f"{TFDS_FEATURES}.image_feature.Image"}
 
 
 class _FileFormat(Encoding):
@@ -178,13 +177,12 @@ class Raw(Encoding):
             return ""
         return f"{len(example.image):,} raw bytes are not {example.height}x{example.width} pixels"
 
-    def tfds_feature(self, common_size: tuple[int, int] | None) -> FeatureConnector:
+    def tfds_feature(self, common_size: tuple[int, int] | None) -> dict[str, Any]:
         """TFDS can shape the pixels if all images are alike; otherwise it hands out bytes, with height and width."""
-        import tensorflow_datasets as tfds  # 0.7 s, without TensorFlow
-
         if common_size is None:
-            return tfds.features.Text()
-        return tfds.features.Tensor(shape=(*common_size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
+            return {"pythonClassName": f"{TFDS_FEATURES}.text_feature.Text", "text": {}}
+        tensor = {"dtype": "uint8", "encoding": "bytes", "shape": {"dimensions": [*map(str, common_size), "3"]}}
+        return {"pythonClassName": f"{TFDS_FEATURES}.tensor_feature.Tensor", "tensor": tensor}
 
 
 ENCODINGS: dict[str, Encoding] = {encoding.name: encoding for encoding in (Jpeg(), Png(), Raw(), Encoding())}

@@ -1,22 +1,21 @@
-"""The metadata of prepared TFDS datasets: written for ours by TFDS, read of others as data. No TensorFlow.
+"""The metadata of prepared TFDS datasets: written for ours as TFDS writes it, read of others as data. No TensorFlow.
 
 Others' are not opened with TFDS, because it imports whatever module their features.json names.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
-import numpy as np
 
 from shardline.pipeline import stored
-from shardline.pipeline.encodings import ENCODINGS
+from shardline.pipeline.encodings import ENCODINGS, TFDS_FEATURES
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.manifest import Features, Manifest, Name, SplitName
@@ -43,41 +42,44 @@ def write_tfds_metadata(
 
 
 def tfds_metadata(manifest: Manifest, common_size: tuple[int, int] | None) -> dict[str, bytes]:
-    """Content of FILES. TFDS looks at what lies in the folder it writes to, so it gets an empty one."""
-    import tensorflow_datasets as tfds  # 0.7 s, without TensorFlow: once, when a conversion ends
-
-    with tempfile.TemporaryDirectory() as folder:
-        for split in manifest.splits.values():
-            for shard in split.shards:
-                (Path(folder) / shard.file).touch()
-        template = tfds.core.ShardedFileTemplate(data_dir=folder, template=FILE_TEMPLATE, dataset_name=manifest.name)
-        tfds.folder_dataset.write_metadata(
-            data_dir=folder,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": ENCODINGS[manifest.image.encoding].tfds_feature(common_size),
-                    "image/filename": tfds.features.Text(),
-                    "image/height": tfds.features.Scalar(np.int64),
-                    "image/width": tfds.features.Scalar(np.int64),
-                    "label": tfds.features.ClassLabel(names=manifest.labels),
-                }
-            ),
-            split_infos=[
-                tfds.core.SplitInfo(
-                    name=name,
-                    shard_lengths=[shard.records for shard in split.shards],
-                    num_bytes=split.bytes,
-                    filename_template=template,
-                )
-                for name, split in manifest.splits.items()
-            ],
-            version="1.0.0",
-            filename_template=template,
-            check_data=False,  # it would import TensorFlow; our own checks are stricter
-            description="Written by shardline-convert.",
-            supervised_keys=("image", "label"),
-        )
-        return {name: (Path(folder) / name).read_bytes() for name in FILES}
+    """Content of FILES: byte for byte what `tfds.folder_dataset.write_metadata` writes, without importing it."""
+    number = {
+        "pythonClassName": f"{TFDS_FEATURES}.scalar.Scalar",
+        "tensor": {"dtype": "int64", "encoding": "none", "shape": {}},
+    }
+    features = {
+        "image": ENCODINGS[manifest.image.encoding].tfds_feature(common_size),
+        "image/filename": {"pythonClassName": f"{TFDS_FEATURES}.text_feature.Text", "text": {}},
+        "image/height": number,
+        "image/width": number,
+        "label": {
+            "classLabel": {"numClasses": str(len(manifest.labels))},
+            "pythonClassName": f"{TFDS_FEATURES}.class_label_feature.ClassLabel",
+        },
+    }
+    described = {
+        "featuresDict": {"features": features},
+        "pythonClassName": f"{TFDS_FEATURES}.features_dict.FeaturesDict",
+    }
+    info = {
+        "description": "Written by shardline-convert.",
+        "fileFormat": "tfrecord",
+        "name": manifest.name,
+        "splits": [
+            {
+                "filepathTemplate": FILE_TEMPLATE,
+                "name": name,
+                "numBytes": str(split.bytes),
+                "shardLengths": [str(shard.records) for shard in split.shards],
+            }
+            for name, split in manifest.splits.items()
+        ],
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
+        "version": "1.0.0",
+    }
+    labels = "".join(f"{name}\n" for name in manifest.labels)
+    contents = (json.dumps(info, indent=2), json.dumps(described, indent=4, sort_keys=True), labels)
+    return {name: content.encode() for name, content in zip(FILES, contents, strict=True)}
 
 
 # -------------------------------------------------------------------------------------------------- reading
