@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shardline.trainer import loop
+from shardline.trainer import loop, step
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.run import clock
@@ -212,3 +212,23 @@ def test_several_steps_are_the_same_steps_bit_for_bit(kind):
     assert found[0][1].shape == (3, BATCH) and found[0][2].tolist() == np.arange(12).reshape(3, 4).tolist()
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_begins_after_the_wait_for_its_batch_was_timed():
+    """Else replicas that have their batch compute on all cores while the clock is to be read."""
+    strategy = create_cluster("one_device", 0).strategy
+    batches = iter(strategy.experimental_distribute_dataset(tf.data.Dataset.range(8).batch(2).map(lambda x: {"x": x})))
+
+    @tf.function(autograph=False)
+    def traced():
+        batch, waited = step._timed_next(strategy, batches, clock(create()))
+        return tf.negative(batch["x"], name="use"), waited
+
+    graph = traced.get_concrete_function().graph
+    waiting, before = [graph.get_operation_by_name("use")], set()
+    while waiting:
+        op = waiting.pop()
+        if op not in before:
+            before.add(op)
+            waiting += [*(tensor.op for tensor in op.inputs), *op.control_inputs]
+    assert sum(op.type == "PyFunc" for op in before) == 2
