@@ -38,7 +38,7 @@ from typing import Any, TypeAlias
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, own_directory
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
 from shardline.trainer import metrics_log
@@ -466,8 +466,10 @@ def run_part(report: Report, part: Callable[[Report], None]) -> None:
 
 
 def main(config: ReportConfig) -> None:
-    """The command: measure."""
-    gpu_report(config)
+    """The command: measure, in a folder that is ours alone."""
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    with own_directory(config.output, "--output"):
+        gpu_report(config)
 
 
 def cli() -> None:

@@ -1,6 +1,7 @@
 """The report of one GPU: what is kept when a part fails, takes too long or is killed; and all of it, tiny, on a CPU."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from shardline.benchmarks.gpu import report as gpu_report
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import exclusive
 
 
 @pytest.fixture
@@ -122,3 +124,12 @@ def test_the_command_measures_on_a_cpu(tmp_path):
     assert bits == [True] * 6
     checkpoint = next(row for row in rows if row.get("what") == "checkpoint of fc4096")
     assert len(checkpoint["copy_seconds"]) == 2 and checkpoint["gb"] > 0
+
+
+def test_a_folder_of_figures_has_one_owner(tmp_path):
+    config = gpu_report.ReportConfig(output=str(tmp_path), tiny=True)
+    with (
+        exclusive(tmp_path / ".lock", "it"),
+        pytest.raises(Failure, match=f"output={tmp_path} is in use by process {os.getpid()} on "),
+    ):
+        gpu_report.main(config)
