@@ -29,6 +29,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.wording import last_line
 from shardline.trainer import metrics_log
 from shardline.trainer.config import PRECISIONS, Phase
 
@@ -123,7 +124,7 @@ def train(config: FineTuningConfig, recipe: Recipe, epochs: Sequence[float], see
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise Failure(f"{' '.join(command[3:])}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise Failure(f"{' '.join(command[3:])}: {last_line(done.stderr)}")
     return Outcome(100 * json.loads(done.stdout)[f"{config.split}_top1"], seconds, tuple(epochs))
 
 

@@ -11,6 +11,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or _regular(noun)}"
 
 
+def last_line(text: str, otherwise: str = "no message") -> str:
+    """What a process that failed said last."""
+    return (text.strip().splitlines() or [otherwise])[-1]
+
+
 def noun_after(number: float, noun: str) -> str:
     """The noun alone, as it stands after a number: `epoch` after 1, `epochs` after 0.5 and 2."""
     return noun if number == 1 else _regular(noun)

@@ -25,6 +25,7 @@ from shardline.pipeline import stored
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_cores, processor_name
+from shardline.pipeline.wording import last_line
 from shardline.trainer.config import AUTO, TrainConfig
 from shardline.trainer.run_dir import CONFIG_FILE, read_config
 
@@ -152,8 +153,8 @@ def _timed_elsewhere() -> tuple[float, ...]:
     except subprocess.TimeoutExpired:
         raise Failure(f"timing this CPU's arithmetic took more than {PATIENCE_SECONDS} s; {remedy}") from None
     except ValueError:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise Failure(f"this CPU's arithmetic could not be timed ({last[0]}); {remedy}") from None
+        last = last_line(done.stderr, otherwise=f"exit code {done.returncode}")
+        raise Failure(f"this CPU's arithmetic could not be timed ({last}); {remedy}") from None
 
 
 def time_modes() -> list[float]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_memory, peak_memory
-from shardline.pipeline.wording import count, noun_after
+from shardline.pipeline.wording import count, last_line, noun_after
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
 from shardline.trainer.cluster import device_lines
@@ -153,8 +153,7 @@ def _trial(config: TrainConfig, batch: int) -> tuple[float | None, float]:
         return peak[0], forecast
     if done.returncode < 0 or "ResourceExhausted" in done.stderr or "out of memory" in done.stderr.lower():
         return None, forecast
-    last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-    raise Failure(f"--find_batch: batch {batch} failed for another reason than memory: {last[0]}")
+    raise Failure(f"--find_batch: batch {batch} failed for another reason than memory: {last_line(done.stderr)}")
 
 
 def _measure(text: str) -> None:

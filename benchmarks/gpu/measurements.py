@@ -28,6 +28,7 @@ from shardline.benchmarks.gpu import trace
 from shardline.benchmarks.processes import repeat_for, timed
 from shardline.benchmarks.step_stages import copier
 from shardline.pipeline.augment_host import canvas_size
+from shardline.pipeline.machine import available_cores
 from shardline.trainer import model
 from shardline.trainer.actions import Evaluate, SaveCheckpoint, StepMonitor
 from shardline.trainer.checkpoints import write_checkpoint
@@ -159,7 +160,7 @@ def facts(job: Job) -> Iterator[Facts]:
         "keras": keras.__version__,
         "numpy": np.__version__,
         "build": {name: str(value) for name, value in build.items()},
-        "cores": pipeline_cores(),
+        "cores": available_cores(),
     }
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus()]
     yield {"gpus": len(details), "details": [{k: str(v) for k, v in found.items()} for found in details]}
@@ -178,13 +179,6 @@ def facts(job: Job) -> Iterator[Facts]:
         yield {"measured_tflops": {name: round(peak_tflops("GPU", name), 1) for name in PRECISIONS}}
         rate = copier(job.config().input_config(), "/GPU:0")(1.0).rate
         yield {"what": "copies from pageable memory", "gb_per_second": round(rate * canvas_size(224) ** 2 * 3 / 1e9, 2)}
-
-
-def pipeline_cores() -> int:
-    """Cores this process may use."""
-    from shardline.pipeline.machine import available_cores
-
-    return available_cores()
 
 
 def batches(job: Job) -> Iterator[Facts]:
