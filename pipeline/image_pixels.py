@@ -13,6 +13,7 @@ import numpy as np
 from shardline.pipeline import color, image_headers
 from shardline.pipeline.image_types import BadImage, Header, Samples
 
+FEW_LEVELS = r"(?P<few>uses [\d,]+ of [\d,]+ levels)"  # the note on an image of little contrast
 
 @dataclass(frozen=True)
 class Pixels:

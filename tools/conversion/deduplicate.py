@@ -12,8 +12,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.image_pixels import FEW_LEVELS
 from shardline.pipeline.manifest import NO_LABEL, Ledger
 from shardline.pipeline.sources_table import FILTERED, QUARANTINED, WRITTEN
 from shardline.pipeline.wording import count
@@ -57,6 +59,7 @@ class DedupResult:
 
     ledger: Ledger
     reasons: Counter[str]  # of quarantine and filters
+    faint: Counter[str]  # notes on images that use few of their levels
     groups: list[DuplicateGroup]
     dropped: frozenset[int]  # inputs
     moved: dict[int, int]  # input -> task whose shard takes it
@@ -105,6 +108,7 @@ def resolve_duplicates(
     return DedupResult(
         ledger=facts.ledger(duplicates=len(dropped)),
         reasons=facts.reasons,
+        faint=facts.faint,
         groups=groups,
         dropped=dropped,
         moved=moved,
@@ -131,6 +135,7 @@ class _Receipts:
     perceptual: np.ndarray  # uint64
     statuses: Counter[str]
     reasons: Counter[str]
+    faint: Counter[str]
 
     def ledger(self, duplicates: int) -> Ledger:
         """What became of all inputs, when so many of those written are left out as duplicates."""
@@ -145,7 +150,7 @@ class _Receipts:
 
 def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
     facts = _Receipts(
-        np.zeros(inputs, bool), np.zeros(inputs, np.uint64), np.zeros(inputs, np.uint64), Counter(), Counter()
+        np.zeros(inputs, bool), np.zeros(inputs, np.uint64), np.zeros(inputs, np.uint64), Counter(), Counter(), Counter()
     )
     for result in results:
         rows = result.rows()
@@ -156,6 +161,7 @@ def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
         facts.written[numbers] = [status == WRITTEN for status in statuses]
         facts.pixels[numbers] = [int(text[:16] or "0", 16) for text in rows["pixel_hash"].to_pylist()]
         facts.perceptual[numbers] = rows["perceptual_hash"].to_numpy()
+        facts.faint.update(pc.drop_null(pc.struct_field(pc.extract_regex(rows["note"], FEW_LEVELS), "few")).to_pylist())
     return facts
 
 

@@ -405,7 +405,8 @@ def _thumb(conversion: Conversion, row: Row) -> np.ndarray:
     example = parse_example(unframe_record(framed), conversion.manifest.features)
     rgb = ENCODINGS[conversion.manifest.image.encoding].decode(example, exact=True)
     scale = (THUMB - 4) / max(rgb.shape[:2])
-    small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))  # a strip has no room for less
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     square: np.ndarray = _blank()
     top, left = (THUMB - small.shape[0]) // 2, (THUMB - small.shape[1]) // 2
     square[top : top + small.shape[0], left : left + small.shape[1]] = small

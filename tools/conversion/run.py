@@ -83,6 +83,7 @@ def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resum
     progress = _write_shards(config, sources, plan, work)
     dedup = resolve_duplicates(progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits))
     _note_duplicates(config, dedup)
+    _note_faint(dedup)
     _refuse_empty_classes(config, sources, dedup, progress.results)
     finished = finalize(config.directory, progress.results, dedup, plan, sources)
     manifest = _manifest(config, plan, sources, dedup, finished, request)
@@ -298,6 +299,16 @@ def _note_duplicates(config: ConvertConfig, dedup: DedupResult) -> None:
     if not config.splits and config.duplicates == "keep":
         across_splits = [group for group in dedup.groups if group.across_splits]
         note(across_splits, "in several splits (--duplicates=drop leaves one of each)")
+
+
+def _note_faint(dedup: DedupResult) -> None:
+    """Reflectances and CT values in 16 bits come out nearly black, which no ledger shows."""
+    if dedup.faint:
+        verb = "has" if (images := dedup.faint.total()) == 1 else "have"
+        log(
+            f"note: {count(images, 'image')} {verb} little contrast, e.g. one {next(iter(dedup.faint))}; "
+            "--depth_range=image or --depth_range=LOW,HIGH scales them"
+        )
 
 
 def _manifest(

@@ -1,4 +1,4 @@
-"""report.html: notes that differ in their numbers only are one row, with the span of each number."""
+"""report.html: notes that differ in their numbers only are one row, with the span of each number; odd images fit."""
 
 import html
 import re
@@ -20,7 +20,7 @@ def rows(page):
     return {html.unescape(name): number for name, number in found}
 
 
-def test_notes_that_differ_in_digits_are_grouped(tmp_path):
+def test_notes_that_differ_in_digits_are_grouped(tmp_path, capsys):
     folder = tmp_path / "s" / "a"
     for number in range(3):
         draw(folder / f"{number}.png", number)
@@ -33,3 +33,15 @@ def test_notes_that_differ_in_digits_are_grouped(tmp_path):
     found = rows((tmp_path / "d" / "report.html").read_text())
     assert found["first frame of 2 to 4"] == "3"
     assert found["uses 300 to 302 of 65,535 levels"] == "3"
+    said = "note: 3 images have little contrast, e.g. one uses 30"
+    assert said in capsys.readouterr().err  # on the terminal, too, with what helps
+    convert(config(tmp_path / "s", tmp_path / "scaled", image={"depth_range": "image"}))
+    assert "little contrast" not in capsys.readouterr().err
+
+
+def test_strips_of_one_pixel_have_a_place_on_the_contact_sheet(tmp_path):
+    for height, width in ((1, 300), (300, 1), (40, 70_000)):
+        draw(tmp_path / "s" / "a" / f"{height}x{width}.png", width, height, width)
+    convert(config(tmp_path / "s", tmp_path / "d", report=True, image={"encoding": "png", "size": 256}))
+    sheet = cv2.imread(str(tmp_path / "d" / "plots" / "contact_sheet.png"))
+    assert (sheet < 200).any()
