@@ -15,6 +15,7 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 
 FEW_LEVELS = r"(?P<few>uses [\d,]+ of [\d,]+ levels)"  # the note on an image of little contrast
 
+
 @dataclass(frozen=True)
 class Pixels:
     """An image as it is shown.

@@ -49,6 +49,8 @@ def read_header(data: bytes) -> JpegHeader:
             found.first_ac_symbol.update(_first_ac_symbols(data[body : min(end, body + 8 * 273)]))
         elif 0xC0 <= code <= 0xCF and code not in (0xC8, 0xCC):
             found.set_frame(code, body)
+        elif code == 0xF7:
+            raise BadImage("unsupported-jpeg", "JPEG-LS is not read; convert it to PNG")
         elif code == 0xDA:
             return found.header(body, end)
     raise BadImage("truncated", "JPEG: the file ends before its first scan")

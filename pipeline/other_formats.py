@@ -462,8 +462,15 @@ def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
 # --- JPEG XL ----------------------------------------------------------------------------------------------
 
 
-def read_jxl(data: bytes) -> Header:
-    """Size and orientation, from the first bytes of the codestream."""
+@dataclass(frozen=True)
+class JxlHeader(Header):
+    """Of a JPEG XL."""
+
+    animated: bool = False
+
+
+def read_jxl(data: bytes) -> JxlHeader:
+    """Size, orientation and whether it is an animation, from the first bytes of the codestream."""
     stream, is_jpeg = data[2:64], False
     if data[:1] == b"\0":
         parts = b""
@@ -474,27 +481,38 @@ def read_jxl(data: bytes) -> Header:
                 parts += data[start : min(end, start + 64)]
         stream = parts[2:64]
     bits = isobmff.Bits(stream, lowest_first=True)
+    height, width = _jxl_size(bits)
+    more = not bits.read(1) and bits.read(1)  # unless all defaults, or no extra fields
+    turn = bits.read(3) + 1 if more else 1
+    if more and bits.read(1):  # the size it is meant to be shown in
+        _jxl_size(bits)
+    animated = bool(more and (bits.read(1) or bits.read(1)))  # or has a preview, which nobody writes
+    if turn >= 5 and not is_jpeg:  # a JPEG comes out as it was stored, all else is turned by the decoder
+        height, width = width, height
+    return JxlHeader("jpeg-xl", width, height, turn if is_jpeg else 1, animated=animated)
+
+
+def _jxl_size(bits: isobmff.Bits) -> tuple[int, int]:
     small = bits.read(1)
     height = _jxl_side(bits, small)
     ratio = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[bits.read(3)]
-    width = height * ratio[0] // ratio[1] if ratio else _jxl_side(bits, small)
-    turn = bits.read(3) + 1 if not bits.read(1) and bits.read(1) else 1  # unless all defaults, or no extra fields
-    if is_jpeg:  # comes out as it was stored
-        return Header("jpeg-xl", width, height, turn)
-    return Header("jpeg-xl", *((height, width) if turn >= 5 else (width, height)))
+    return height, height * ratio[0] // ratio[1] if ratio else _jxl_side(bits, small)
 
 
 def _jxl_side(bits: isobmff.Bits, small: int) -> int:
     return 8 * (bits.read(5) + 1) if small else bits.read((9, 13, 18, 30)[bits.read(2)]) + 1
 
 
-def decode_jxl(data: bytes, header: Header, reduction: int = 1) -> Samples:
+def decode_jxl(data: bytes, header: JxlHeader, reduction: int = 1) -> Samples:
     """By libjxl; a JPEG that was packed without loss comes out as that JPEG."""
+    import imagecodecs
     from pillow_jxl import Decoder
 
     np.empty(24 * header.height * header.width, np.uint8)  # or MemoryError: the decoder ends the process instead
     try:
         is_jpeg, facts, decoded, profile, _ = Decoder(num_threads=0)(data)
+        if header.animated:  # that decoder gives the last frame
+            decoded = imagecodecs.jpegxl_decode(data, index=0, numthreads=1).tobytes()
     except (RuntimeError, ValueError, OSError) as error:
         raise BadImage("corrupt-data", f"JPEG XL: {error}") from None
     if is_jpeg:
@@ -507,4 +525,5 @@ def decode_jxl(data: bytes, header: Header, reduction: int = 1) -> Samples:
     pixels = np.frombuffer(decoded, kind).reshape(facts.height, facts.width, -1)
     if kind == np.float32:  # 0 to 1
         pixels = np.rint(np.clip(pixels, 0, 1) * 65535).astype(np.uint16)
-    return Samples(pixels, channels, int(np.iinfo(pixels.dtype).max), profile=profile)
+    note = "first frame of an animation" if header.animated else ""
+    return Samples(pixels, channels, int(np.iinfo(pixels.dtype).max), profile=profile, note=note)

@@ -14,8 +14,12 @@ def sniff(data: bytes) -> str:
         return _sniff_isobmff(data)
     if len(data) > 2 and data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
         return "pnm"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "video"
     if data[128:132] == b"DICM":
         return "dicom"
+    if data[-18:-2] == b"TRUEVISION-XFILE":
+        return "tga"
     text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "html"
@@ -55,6 +59,20 @@ _SIGNATURES: tuple[tuple[str, bytes], ...] = (
     ("exr", b"\x76\x2f\x31\x01"),
     ("hdr", b"#?"),
     ("ico", b"\0\0\x01\0"),
+    ("ico", b"\0\0\2\0\1"),
+    ("icns", b"icns"),
+    ("pcx", b"\x0a\x05\x01"),
+    ("sgi", b"\x01\xda"),
+    ("eps", b"%!PS"),
+    ("fits", b"SIMPLE  ="),
+    ("npy", b"\x93NUMPY"),
+    ("pfm", b"PF\n"),
+    ("pfm", b"Pf\n"),
+    ("xcf", b"gimp xcf"),
+    ("bpg", b"BPG\xfb"),
+    ("mng", b"\x8aMNG"),
+    ("mng", b"\x8bJNG"),
+    ("video", b"\x1a\x45\xdf\xa3"),
     ("dds", b"DDS "),
     ("qoi", b"qoif"),
     ("pam", b"P7\n"),
@@ -70,7 +88,18 @@ UNSUPPORTED = {
     "pdf": "PDF",
     "exr": "OpenEXR",
     "hdr": "Radiance HDR",
-    "ico": "Windows icon",
+    "ico": "Windows icon or cursor",
+    "icns": "Apple icon",
+    "pcx": "PCX",
+    "sgi": "SGI",
+    "tga": "Targa (TGA)",
+    "eps": "PostScript",
+    "fits": "FITS",
+    "npy": "NumPy array",
+    "pfm": "portable float map (PFM)",
+    "xcf": "GIMP (XCF)",
+    "bpg": "BPG",
+    "mng": "MNG or JNG",
     "dds": "DirectDraw surface",
     "qoi": "QOI",
     "pam": "PAM",

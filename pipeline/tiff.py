@@ -16,13 +16,13 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 254, 256, 257, 258, 259, 262, 274
 _STRIPS, _STRIP_BYTES, _SAMPLES, _STRIP_ROWS, _PLANAR, _COLORS = 273, 279, 277, 278, 284, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _SUBSAMPLING = 322, 323, 324, 325, 338, 339, 530
-_XMP, _PROFILE, _DNG = 700, 34675, 50706
+_BELOW, _XMP, _PROFILE, _DNG = 330, 700, 34675, 50706
 _CURVE, _WHITE, _PRIMARIES = 301, 318, 319
 _PIXELS = frozenset((  # and besides: fill order, fax options, predictor, ink set, JPEG tables
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, 292,
     293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
 ))  # fmt: skip
-_READ = _PIXELS | {_SUBFILE, _ORIENTATION, _COLORS, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES}
+_READ = _PIXELS | {_SUBFILE, _ORIENTATION, _COLORS, _BELOW, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES}
 _RAW = {32803: "a color filter array", 34892: "linear raw data"}
 _PHOTOMETRICS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "RGB"}  # white is 0, black is 0, …, YCbCr
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)  # none, fax, LZW, JPEG, Deflate, PackBits, Zstandard
@@ -93,9 +93,10 @@ def _check_supported(data: bytes, header: TiffHeader) -> None:
     photometric, compression = header.first(_PHOTOMETRIC, 1), header.first(_COMPRESSION, 1)
     bits, formats = set(header.values(_BITS).tolist()) or {1}, set(header.values(_FORMAT).tolist()) or {1}
     samples = header.first(_SAMPLES, 1)
-    if data[8:10] == b"CR" or _DNG in header.tags or photometric in _RAW or header.first(_SUBFILE, 0) & 1:
+    reduced = bool(header.first(_SUBFILE, 0) & 1)  # of the image in a directory below, in cameras' files
+    if data[8:10] == b"CR" or _DNG in header.tags or photometric in _RAW or (reduced and _BELOW in header.tags):
         raise BadImage("unsupported-raw", "a camera's raw file is not read; convert it to PNG or JPEG")
-    refusal = ""
+    refusal = "a small copy of another page as its first page" if reduced else ""
     if photometric not in _PHOTOMETRICS:
         refusal = f"photometric interpretation {photometric}"
     elif compression not in _COMPRESSIONS:

@@ -225,7 +225,9 @@ def _tiff_refused() -> Iterator[Case]:
     yield Case("two-inks.tif", tiff(np.dstack([gray, gray]), w.CMYK), reason)
     yield Case("subsampled-ycbcr.tif", tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (2, 2))]), reason)
     yield Case("unknown-compression.tif", tiff(gray, w.GRAY, tags=[(259, 3, [34676])]), reason)
+    yield Case("small-copy-first.tif", tiff(gray, w.GRAY, tags=[(254, 4, [1])]), reason)
     yield Case("sensor.tif", tiff(gray, w.GRAY, tags=[(262, 3, [32803])]), "unsupported-raw")
+    yield Case("preview-first.nef", tiff(gray, w.GRAY, tags=[(254, 4, [1]), (330, 4, [8])]), "unsupported-raw")
 
 
 # --- PNG --------------------------------------------------------------------------------------------------
@@ -507,6 +509,9 @@ def _jpeg_xls() -> Iterator[Case]:
         data = _codec("jpegxl", levels, lossless=True, bitspersample=bits)
         yield Case(f"{name}-{bits}-bit.jxl", data, rgb=truth, tolerance=2)
     yield Case("lossy.jxl", _codec("jpegxl", _smooth(), distance=1), rgb=_smooth(), tolerance=3)
+    for name, first, truth in (("rgb", _rgb(), _rgb()), ("gray", _gray(), _gray_rgb())):
+        frames = _codec("jpegxl", np.stack([first, 255 - first]), lossless=True, photometric=name)
+        yield Case(f"{name}-animation.jxl", frames, note="first frame of an animation", rgb=truth, tolerance=0)
     jpeg = _saved(_pillow(_smooth()), "JPEG", quality=95, exif=_exif(6))
     packed_jpeg = bytes(imagecodecs.jpegxl_encode_jpeg(jpeg))
     truth = turned(_smooth(), 6)

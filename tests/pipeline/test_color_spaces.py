@@ -16,7 +16,7 @@ from shardline.pipeline.decode import decode
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, load_rgb, process
 from shardline.tools import image_writers as w
-from shardline.tools.image_variants import DISPLAY_P3, profile_of
+from shardline.tools.image_variants import DISPLAY_P3, profile_of, variants
 from shardline.tools.malformed_images import reference_image
 
 AS_IS = ImageOptions(resize="none")
@@ -39,6 +39,15 @@ def stored_as(space, rgb=TRUTH):
     light = np.clip(light @ (np.linalg.inv(w.rgb_to_xyz(primaries)) @ w.rgb_to_xyz(SRGB)).T, 0, 1)
     curve = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.rint((light ** (1 / power) if power else curve) * 255).astype(np.uint8)
+
+
+def srgb_of(space, stored):
+    """The sRGB levels that levels of another space mean: what `stored_as` does, the other way."""
+    primaries, power = SPACES[space]
+    levels = stored / 255
+    light = levels**power if power else np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    light = np.clip(light @ (np.linalg.inv(w.rgb_to_xyz(SRGB)) @ w.rgb_to_xyz(primaries)).T, 0, 1)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055) * 255
 
 
 def shown_of(rgb, power):
@@ -198,6 +207,27 @@ def test_avif_tells_its_color_by_code_points(space, codes):
     assert "converted to sRGB" in note(data)
 
 
+HEIC = next(case.data for case in variants() if case.name == "photo.heic")
+
+
+@pytest.mark.parametrize(
+    ("space", "codes"), [("Display P3", (12, 13)), ("BT.2020", (9, 14)), ("linear", (1, 8)), ("linear", (2, 8))]
+)
+def test_heic_tells_its_color_by_code_points(space, codes):
+    stored = load_rgb(HEIC, AS_IS)
+    data = with_nclx(HEIC, *codes)
+    assert levels_off(data, srgb_of(space, stored)) < 1 < np.abs(srgb_of(space, stored) - stored).mean()
+    assert "converted to sRGB" in note(data)
+
+
+def test_heic_that_says_srgb_is_left_as_it_is_and_hdr_refused():
+    for codes in ((1, 13), (2, 2), (1, 1), (1, 6)):
+        assert np.array_equal(load_rgb(with_nclx(HEIC, *codes), AS_IS), load_rgb(HEIC, AS_IS))
+    for codes, words in (((9, 16), "HDR: PQ"), ((9, 18), "HDR: HLG")):
+        with pytest.raises(BadImage, match=f"^unsupported-heic: .*{words}"):
+            process(with_nclx(HEIC, *codes), ImageOptions())
+
+
 def test_avif_that_says_srgb_or_has_a_profile_as_well():
     plain = saved(TRUTH, "AVIF")
     for codes in ((1, 13), (2, 2), (1, 1), (1, 6)):
@@ -216,26 +246,28 @@ def test_hdr_avif_is_refused_by_what_it_is():
 # ------------------------------------------------------------------------------------------------ EXIF: Adobe RGB
 
 
+def directory(order, *entries):
+    """Tag, type, count and value of each."""
+    packed = b"".join(struct.pack(order + "HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return struct.pack(order + "H", len(entries)) + packed + bytes(4)
+
+
+def exif_directory(space, index, order, start):
+    """EXIF's directory at offset `start`, with a color space, and the one of an interoperability index after it."""
+    inner = [(0xA001, 3, 1, struct.pack(order + "HH", space, 0))]
+    if index:
+        inner.append((0xA005, 4, 1, struct.pack(order + "I", start + 2 + 12 * 2 + 4)))
+    return directory(order, *inner) + (directory(order, (1, 2, 4, index.ljust(4, b"\0"))) if index else b"")
+
+
 def exif_of(space, index=b"", order="<"):
     """An EXIF block with a color space and, in the directory that it leads to, an interoperability index."""
-
-    def directory(*entries):
-        packed = b"".join(struct.pack(order + "HHI", tag, kind, count) + value for tag, kind, count, value in entries)
-        return struct.pack(order + "H", len(entries)) + packed + bytes(4)
-
-    def short(number):
-        return struct.pack(order + "HH", number, 0)
-
-    def word(number):
-        return struct.pack(order + "I", number)
-
     start = 8 + 2 + 12 * 2 + 4
-    inner = [(0xA001, 3, 1, short(space))]
-    if index:
-        inner.append((0xA005, 4, 1, word(start + 2 + 12 * 2 + 4)))
-    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + word(8)
-    block += directory((0x112, 3, 1, short(1)), (0x8769, 4, 1, word(start))) + directory(*inner)
-    return block + (directory((1, 2, 4, index.ljust(4, b"\0"))) if index else b"")
+    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    block += directory(
+        order, (0x112, 3, 1, struct.pack(order + "HH", 1, 0)), (0x8769, 4, 1, struct.pack(order + "I", start))
+    )
+    return block + exif_directory(space, index, order, start)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -387,3 +419,19 @@ def test_tiff_has_tags_for_its_colors(space, how):
 )
 def test_tiff_that_says_srgb_or_nothing_sensible_is_left_as_it_is(how):
     assert levels_off(tiff_of(TRUTH, **how)) == 0
+
+
+def tiff_with_exif(rgb, space, index, order):
+    start = len(w.tiff(rgb, w.RGB, order=order, tags=[(0x8769, 4, [0])]))
+    return w.tiff(rgb, w.RGB, order=order, tags=[(0x8769, 4, [start])]) + exif_directory(space, index, order, start)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_whose_exif_says_adobe_rgb_as_cameras_do(order):
+    stored = stored_as("Adobe RGB")
+    for told in ((2, b""), (0xFFFF, b"R03")):
+        data = tiff_with_exif(stored, *told, order)
+        assert levels_off(data) < 1.2 < np.abs(stored.astype(int) - TRUTH).mean()
+        assert "color profile Adobe RGB converted to sRGB" in note(data)
+    for told in ((1, b"R98"), (0xFFFF, b"R98"), (0xFFFF, b"")):
+        assert levels_off(tiff_with_exif(TRUTH, *told, order)) == 0

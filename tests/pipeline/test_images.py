@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
@@ -224,6 +225,22 @@ def test_formats_are_told_by_content_and_names_are_unique() -> None:
     assert {sniff(case.data) for case in [*SOUND, *variants()]} == set(FORMATS)
     assert not set(FORMATS) & set(UNSUPPORTED)
     assert sniff(b"P6 2 2 255\n") == "pnm" and sniff(b"PNG, not really") == ""
+
+
+@pytest.mark.parametrize("kind", ["DDS", "EPS", "ICNS", "ICO", "PCX", "PDF", "SGI", "TGA"])
+def test_a_sound_file_of_another_format_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(BadImage, match=rf"^unsupported-{kind.lower()}: .* convert it to PNG or JPEG$"):
+        load_rgb(save(np.full((32, 32, 3), 99, np.uint8), kind), AS_IS)
+
+
+def test_jpeg_ls_is_no_damaged_jpeg() -> None:
+    with pytest.raises(BadImage, match=r"^unsupported-jpeg: JPEG-LS is not read"):
+        load_rgb(imagecodecs.jpegls_encode(np.full((32, 32), 99, np.uint8)), AS_IS)
+
+
+@pytest.mark.parametrize("data", [b"RIFF\0\1\0\0AVI LIST", b"\x1a\x45\xdf\xa3\x01\0\0\0", b"\0\0\0\x18ftypmp42"])
+def test_a_video_is_called_one(data: bytes) -> None:
+    assert sniff(data + bytes(60)) == "video"
 
 
 # --- Pass-through -----------------------------------------------------------------------------------------

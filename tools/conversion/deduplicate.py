@@ -150,7 +150,12 @@ class _Receipts:
 
 def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
     facts = _Receipts(
-        np.zeros(inputs, bool), np.zeros(inputs, np.uint64), np.zeros(inputs, np.uint64), Counter(), Counter(), Counter()
+        np.zeros(inputs, bool),
+        np.zeros(inputs, np.uint64),
+        np.zeros(inputs, np.uint64),
+        Counter(),
+        Counter(),
+        Counter(),
     )
     for result in results:
         rows = result.rows()
