@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option, pair, pair_text
+from shardline.pipeline.remote import DataCacheOptions
 
 AUGMENT_ON = ("auto", "host", "device")
 
 
 @dataclass(frozen=True)
-class InputConfig:
+class InputConfig(DataCacheOptions):
     """How records become batches. Raises UsageError for a value that cannot work.
 
     The order of records depends on `seed`, `shuffle_block_size` and `shuffle` alone; the pixels also on `image_size`

@@ -23,10 +23,13 @@ from shardline.pipeline.cache import Cache, DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.manifest import Manifest, Split
+from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.profiling import StageTimer, StageTimes
-from shardline.pipeline.sampler import ReplicaBatches, Sampler
+from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
+from shardline.pipeline.sampler import ReplicaBatches, Sampler, ShuffleSampler
 from shardline.pipeline.shards import Shards
+from shardline.pipeline.wording import count
 from shardline.pipeline.workers import PREFETCHED, Workers, pieces_in_flight
 
 if TYPE_CHECKING:
@@ -37,9 +40,18 @@ Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]  # shape and type of 
 _ENDLESS = 2**62  # elements
 
 
-def open_dataset(directory: str | os.PathLike[str]) -> Dataset:
-    """Open a converted or adopted dataset. Raises UsageError that names what is missing, damaged or replaced."""
-    return Dataset(directory)
+def open_dataset(directory: str | os.PathLike[str], options: DataCacheOptions | None = None) -> Dataset:
+    """Open a converted or adopted dataset: a directory, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
+
+    Args:
+      directory: where it is.
+      options: where shards from an object store are kept.
+
+    Raises:
+      UsageError: names what is missing, damaged or replaced.
+      Failure: an object store gave no answer.
+    """
+    return Dataset(directory, options)
 
 
 class TrainingData(Protocol):
@@ -76,24 +88,33 @@ class TrainingData(Protocol):
 
 
 class Dataset:
-    """A dataset on disk: its manifest, and batches of its splits.
+    """A dataset on disk or in an object store: its manifest, and batches of its splits.
 
     Attributes:
+      where: as it was opened.
+      directory: where its manifest is, and, once they were read, its shards: `where` itself, or a mirror of it.
       builder: what makes its batches.
     """
 
     builder = BatchBuilder
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
-        self.manifest = Manifest.load(directory)
+    def __init__(self, directory: str | os.PathLike[str], options: DataCacheOptions | None = None) -> None:
+        self.where = os.fspath(directory)
+        self._mirror: Mirror | None = None
+        if is_remote(self.where):
+            self._mirror, self.manifest = open_mirror(local_path(self.where, "dataset"), options or DataCacheOptions())
+        else:
+            self.manifest = Manifest.load(directory)
+        self.directory = self._mirror.folder if self._mirror else Path(directory)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far
         self._timers = {"training": StageTimer(), "evaluation": StageTimer()}
         self._caches: dict[tuple[str, str, bool], Cache] = {}
         self._worker_pools: dict[tuple[str, InputConfig, int, bool], Workers] = {}
         self._error: Exception | None = None
-        self._shards = {name: Shards(self.manifest, directory, name) for name in self.manifest.splits}
+        self._shards = {
+            name: Shards(self.manifest, self.directory, name, self._mirror) for name in self.manifest.splits
+        }
 
     def num_records(self, split: str) -> int:
         """Number of stored records of a split."""
@@ -101,7 +122,7 @@ class Dataset:
 
     def records(self, split: str, numbers: Sequence[int]) -> Iterator[tuple[bytes, int, str]]:
         """Stored image bytes, label and source file name of some records, in the given order."""
-        shards = self._split(split)
+        shards = self.shards(split)
         for number in numbers:
             example = shards.read(int(number))
             yield bytes(example.image), example.label, example.filename
@@ -141,6 +162,7 @@ class Dataset:
         self.manifest.refuse_unlabelled(split, "--split")
         replica_batches = ReplicaBatches(config, host, hosts, replicas, cursor)
         builder = self._builder(split, config, sampler=sampler)
+        self._fetch_ahead(split, builder.sampler, cursor, once=False)
         on_device = augment_on(config) == "device"
 
         def make(number: int) -> Batch:
@@ -165,6 +187,7 @@ class Dataset:
         num_records = self.num_records(split)
         replica_batches = ReplicaBatches(config, host, hosts, replicas)
         builder = self._builder(split, config, exact=True)
+        self._fetch_ahead(split, builder.sampler, 0, once=True)
 
         def make(number: int) -> Batch:
             positions = replica_batches.positions(number)
@@ -198,9 +221,32 @@ class Dataset:
                 raise
             raise self._error from error
 
-    def _split(self, split: str) -> Shards:
+    def shards(self, split: str) -> Shards:
+        """Random access to the records of a split. Raises UsageError when there is no such split."""
         self.manifest.split(split)
         return self._shards[split]
+
+    def companion(self, name: str) -> Path:
+        """Where a file of the dataset beside its shards is, e.g. sources.parquet. Raises FileNotFoundError."""
+        return self._mirror.companion(name) if self._mirror else self.directory / name
+
+    def _fetch_ahead(self, split: str, sampler: Sampler, cursor: int, once: bool) -> None:
+        """Have a split's shards fetched, if they lie in an object store, in the order in which they are needed first.
+
+        Raises:
+          UsageError: they are read in random order, and do not all fit into the cache.
+        """
+        if not self._mirror:
+            return
+        found = self.manifest.split(split)
+        if found.bytes > self._mirror.limit_bytes:
+            if once or (isinstance(sampler, ShuffleSampler) and not sampler.shuffle):
+                return  # one shard after another
+            raise UsageError(too_large(found, self._mirror.limit_bytes))
+        positions = np.arange(cursor, cursor + found.records)
+        numbers = self._shards[split].locations(sampler.records(positions))[:, 0]
+        _, first = np.unique(numbers, return_index=True)
+        self._mirror.fetch_ahead([found.shards[numbers[position]] for position in np.sort(first)])
 
     def _builder(
         self, split: str, config: InputConfig, *, exact: bool = False, sampler: Sampler | None = None
@@ -272,6 +318,17 @@ class Dataset:
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
         return dataset.prefetch(PREFETCHED).with_options(options)
+
+
+def too_large(split: Split, limit_bytes: int) -> str:
+    """What an exact shuffle would fetch of a split that does not fit into the cache."""
+    share = 1 - limit_bytes / split.bytes
+    often = share * split.records / len(split.shards)
+    return (
+        f"--data_cache_gb={limit_bytes / 1e9:,.1f}: split {split.name} has {split.bytes / 1e9:,.1f} GB, and shuffled "
+        f"records would have each of its {count(len(split.shards), 'shard')} fetched about {often:,.0f} times an "
+        f"epoch, {often * split.bytes / 1e9:,.0f} GB in all; use {math.ceil(split.bytes / 1e9)} or more, or --noshuffle"
+    )
 
 
 def _threads(config: InputConfig) -> int:

@@ -63,6 +63,11 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str, *, durable:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def user_cache() -> Path:
+    """This program's folder for what can be made again (https://specifications.freedesktop.org/basedir-spec/)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "shardline"
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 (hex) of a file, read piece by piece."""
     with open(path, "rb") as file:
@@ -140,8 +145,10 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def exclusive(path: str | os.PathLike[str], what: str, *, wait: bool = False) -> Iterator[None]:
     """This process alone uses `what` while the context lasts; the file `path` says which process that is.
+
+    With `wait`, another process that uses it, or another thread of this one, is waited for.
 
     The lock is the kernel's (flock) and ends with its owner, however that ends. Over NFS, Linux turns it into a lock
     on the server, which other hosts see too. Where a file system keeps no locks, a warning says so.
@@ -151,7 +158,7 @@ def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
       OSError: the lock file cannot be written.
     """
     path = Path(path)
-    file = _locked(path, what)
+    file = _locked(path, what, wait)
     try:
         os.ftruncate(file, 0)
         os.pwrite(file, f"{_owner()}\n".encode(), 0)
@@ -194,12 +201,12 @@ def own_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
         yield
 
 
-def _locked(path: Path, what: str) -> int:
+def _locked(path: Path, what: str, wait: bool) -> int:
     """An open descriptor of the file that has this name and is locked by us."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             owner = display(os.pread(file, 200, 0).strip())
             os.close(file)

@@ -223,12 +223,18 @@ class Manifest:
         if not Path(directory).is_dir():
             raise UsageError(f"--data={directory}: no such directory; make one with shardline-convert")
         try:
-            found = stored.load(path, _StoredManifest, format=FORMAT, remedy=REMEDY)
+            content = stored.read_bytes(path, remedy=REMEDY)
         except FileNotFoundError:
             raise UsageError(
                 f"--data={directory}: no {FILE_NAME} there, so it is no finished dataset; run shardline-convert "
                 "(an interrupted conversion continues), or shardline-adopt for TFRecords made elsewhere"
             ) from None
+        return cls.parse(content, what=path)
+
+    @classmethod
+    def parse(cls, content: bytes, *, what: object) -> Manifest:
+        """A manifest from the bytes that `save` wrote. Raises UsageError, in one line, that names `what` they are."""
+        found = stored.unsealed(content, _StoredManifest, format=FORMAT, what=what, remedy=REMEDY)
         manifest = cls(
             name=found.name,
             labels=found.labels,
@@ -242,7 +248,7 @@ class Manifest:
             versions=found.versions,
         )
         if fault := _contradiction(manifest, found):
-            raise UsageError(f"{path} was edited or damaged: {fault}; {REMEDY}")
+            raise UsageError(f"{what} was edited or damaged: {fault}; {REMEDY}")
         return manifest
 
 
@@ -314,11 +320,15 @@ def check_files(
     *,
     flag: str = "--data",
     remedy: str = "restore the files from a copy, or convert again",
+    mirrored: bool = False,
 ) -> np.ndarray:
     """Hold every shard of `split` against the manifest and return the split's index.
 
     Reads file sizes and indexes, no records: a missing, renamed, empty, truncated or replaced shard and a
     stale index are found here; flipped bits inside a shard are found when its records are read.
+
+    Args:
+      mirrored: a shard that is not here lies in an object store (`pipeline.remote`), which was looked at.
 
     Returns:
       int64 [records, 3]: shard number, offset and framed size in bytes of each record of the split.
@@ -332,7 +342,7 @@ def check_files(
     for number, shard in enumerate(manifest.split(split).shards):
         path = shard_path(directory, shard)
         try:
-            size = path.stat().st_size
+            size = shard.bytes if mirrored and not path.exists() else path.stat().st_size
             index = load_index(index_path(path), shard.records)
         except FileNotFoundError as error:
             faults.append(f"{os.path.basename(error.filename)} is missing")

@@ -1,7 +1,7 @@
 """Where a flag may point: the one place that takes a file or folder's name apart. No TensorFlow.
 
-Names are local so far. One of an object store or a web address is refused before any work, so that no command ever
-makes a local folder called `s3:`.
+Names are local but for datasets that are read, which may lie in an object store (`pipeline.remote`). Any other address
+is refused before any work, so that no command ever makes a local folder called `s3:`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import os
 import re
 from urllib.parse import unquote, urlsplit
 
-KINDS = ("folder", "file", "any")  # what a field's name may be of; any: either, or a word or pattern of its own
+# What a field's name may be of. any: either, or a word or pattern of its own; dataset: a folder, here or in a store.
+KINDS = ("folder", "file", "any", "dataset")
 
 _REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs"
 # With or without slashes (pathlib merges them), also after a folder or SPLIT=; and SCHEME:/ or HOST:/ of any kind.
 _ADDRESS = re.compile(rf"^({_REMOTE}):|[/=]({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/", re.IGNORECASE)
+_STORE = re.compile("(s3|gs)://")
 _COPY = {
     "s3": "`aws s3 sync`, or mount it with mountpoint-s3",
     "gs": "`gcloud storage rsync`, or mount it with gcsfuse",
@@ -23,8 +25,20 @@ _COPY = {
 }
 
 
+def is_remote(name: str | os.PathLike[str]) -> bool:
+    """Whether a name that `local_path` let pass is one in an object store."""
+    return bool(_STORE.match(os.fspath(name)))
+
+
+def absolute(name: str) -> str:
+    """The same place for whoever stands in another folder."""
+    return name if is_remote(name) else os.path.abspath(name)
+
+
 def local_path(name: str, kind: str) -> str:
     """The path that a name given by a user means on this machine: `~` and `file://` are resolved.
+
+    An address of an object store stays one where `kind` is dataset.
 
     Raises:
       ValueError: what to do instead, for an empty name, an address, a NUL, an unknown user's home, a file where `kind`
@@ -36,20 +50,35 @@ def local_path(name: str, kind: str) -> str:
         raise ValueError("holds a NUL character, which no file's name can; leave it out")
     if name.lower().startswith("file://"):
         name = _of_url(name)
+    if kind == "dataset" and is_remote(name):
+        return _address(name)
     if found := _ADDRESS.search(name):
         scheme = found[found.lastindex or 0].lower()
         copy = _COPY.get(scheme, "a program that knows the place")
+        if kind == "dataset":
+            raise ValueError(
+                f"{scheme}: is not read from; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local folder"
+            )
         raise ValueError(f"{scheme}: cannot be read or written yet; name a local place, and copy with {copy}")
     if name.startswith("~") and not os.path.lexists(name):
         home = os.path.expanduser(name)
         if home.startswith("~"):
             raise ValueError(f"no user is called {name[1:].partition('/')[0]!r}; give the path in full, or ./{name}")
         name = home
-    if kind == "folder" and os.path.exists(name) and not os.path.isdir(name):
+    if kind in ("folder", "dataset") and os.path.exists(name) and not os.path.isdir(name):
         raise ValueError("is a file; name a folder")
     if kind == "file" and os.path.isdir(name):
         raise ValueError("is a folder; name a file")
     return name
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.username:
+        raise ValueError("holds credentials, which would be stored with the run; give them by the environment")
+    if not parts.netloc or not parts.path.strip("/"):
+        raise ValueError("names no folder of a bucket; name s3://BUCKET/FOLDER")
+    return url.rstrip("/")
 
 
 def _of_url(url: str) -> str:

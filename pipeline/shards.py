@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, check_files
 from shardline.pipeline.tfrecord import unframe_record
+
+if TYPE_CHECKING:
+    from shardline.pipeline.remote import Mirror
 
 _MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards above it are opened for each read
 
@@ -59,13 +62,18 @@ class Shards:
     """Random access to one split. Safe to share between threads.
 
     A pickled copy has an empty index: see `locations` and `locate`.
+
+    Args:
+      mirror: fetches a shard from an object store into `directory` before it is opened.
     """
 
-    def __init__(self, manifest: Manifest, directory: str | os.PathLike[str], split: str) -> None:
+    def __init__(
+        self, manifest: Manifest, directory: str | os.PathLike[str], split: str, mirror: Mirror | None = None
+    ) -> None:
         shards = manifest.split(split).shards
         self.split = split
         self.index: Index | Mapping[int, RecordLocation] = Index(
-            check_files(manifest, directory, split), [shard.records for shard in shards]
+            check_files(manifest, directory, split, mirrored=mirror is not None), [shard.records for shard in shards]
         )
         self.unlabelled = manifest.split(split).unlabelled
         # Whatever a split without labels has for one: somebody else's may have none, or zeros.
@@ -77,6 +85,7 @@ class Shards:
             self.pixel_features = replace(self.pixel_features, height="", width="")
         self.num_labels = len(manifest.labels)
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]
+        self._mirror, self._mirrored = mirror, shards if mirror else ()
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
 
@@ -132,6 +141,8 @@ class Shards:
         memory = thread_buffer("record", size)
         file = self._files.get(shard)
         if file is None:
+            if self._mirror:
+                self._mirror.fetch(self._mirrored[shard])
             with self._opening:
                 if shard not in self._files and len(self._files) < _MAX_OPEN_FILES:
                     self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)

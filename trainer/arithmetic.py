@@ -24,6 +24,7 @@ import msgspec
 from shardline.pipeline import stored
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import user_cache
 from shardline.pipeline.machine import available_cores, processor_name
 from shardline.pipeline.wording import last_line
 from shardline.trainer.config import AUTO, TrainConfig
@@ -133,9 +134,7 @@ def keep(rates: Rates) -> None:
 
 
 def _kept_at() -> Path:
-    """In the user's cache folder: https://specifications.freedesktop.org/basedir-spec/."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "shardline" / "arithmetic.json"
+    return user_cache() / "arithmetic.json"
 
 
 def _machine() -> str:

@@ -40,6 +40,8 @@ RUNTIME_FIELDS = frozenset(
         "threads",
         "max_bad_records",
         "workers",
+        "data_cache",
+        "data_cache_gb",
     }
 )
 
@@ -88,8 +90,9 @@ class TrainConfig(HostsConfig, InputConfig):
     )
 
     data: str = option(
-        "", "dataset directory written by shardline-convert or shardline-adopt; also the one argument without a flag",
-        positional=True, path="folder", group="run",
+        "", "dataset of shardline-convert or shardline-adopt: a directory, s3://BUCKET/FOLDER or gs://…; also the "
+        "one argument without a flag",
+        positional=True, path="dataset", group="run",
     )  # fmt: skip
     workdir: str = option(
         "",

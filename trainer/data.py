@@ -19,7 +19,7 @@ def open_data(config: TrainConfig) -> pipeline.Dataset | None:
         return None
     if not config.data:
         raise UsageError("--data is missing: give a dataset directory made by shardline-convert, or --synthetic")
-    data = pipeline.open_dataset(config.data)
+    data = pipeline.open_dataset(config.data, config)
     if config.train_split not in data.manifest.splits:
         raise UsageError(f"--train_split={config.train_split}: this dataset has {', '.join(data.manifest.splits)}")
     data.manifest.refuse_unlabelled(config.train_split, "--train_split")

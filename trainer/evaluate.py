@@ -21,6 +21,8 @@ from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import option
+from shardline.pipeline.paths import absolute
+from shardline.pipeline.remote import DataCacheOptions
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
 from shardline.trainer.hosts import HostsConfig, find_hosts
@@ -37,10 +39,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(HostsConfig, ModelConfig):
+class EvaluateConfig(HostsConfig, ModelConfig, DataCacheOptions):
     """What to evaluate, on which records, and how much to look into."""
 
-    data: str = option("", "directory of the dataset to evaluate on", positional=True, path="folder")
+    data: str = option("", "dataset to evaluate on: directory, s3://… or gs://…", positional=True, path="dataset")
     split: str = option("test", "split to evaluate")
     output: str = option("", "directory for the results; empty: RUN/evaluation-SPLIT", path="folder")
     batch_size: int = option(32, "images per forward pass on each device", low=1)
@@ -107,7 +109,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             run=str(directory.absolute()),
             checkpoint=config.checkpoint,
             weights=chosen.facts(),
-            data=str(data.directory.absolute()),
+            data=absolute(data.where),
             digest=data.manifest.digest,
             tta=config.tta,
             batch_size=config.batch_size,
@@ -182,7 +184,7 @@ def open_data(config: EvaluateConfig, run: Path) -> Dataset:
     """The dataset to evaluate on, of the run's classes and with records in the split."""
     if not config.data:
         raise UsageError("--data is missing: name the dataset directory to evaluate on")
-    data = pipeline.open_dataset(config.data)
+    data = pipeline.open_dataset(config.data, config)
     check_labels(read_config(run)["labels"], data.labels, config.data)
     if not data.num_records(config.split):
         raise UsageError(f"--split={config.split}: this split holds no records; name another one")

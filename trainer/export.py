@@ -23,6 +23,8 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write, own_directory, refuse_foreign
 from shardline.pipeline.options import option
+from shardline.pipeline.paths import is_remote
+from shardline.pipeline.remote import DataCacheOptions
 from shardline.trainer.checks import (
     ModelConfig,
     check_labels,
@@ -63,7 +65,7 @@ def parse_formats(value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ExportConfig(ModelConfig):
+class ExportConfig(ModelConfig, DataCacheOptions):
     """What to export, and what to compare it on."""
 
     output: str = option("", "directory for the exported models", path="folder")
@@ -77,7 +79,7 @@ class ExportConfig(ModelConfig):
         "",
         "dataset whose images calibrate int8 and are compared; empty: the one the run was trained on",
         positional=True,
-        path="folder",
+        path="dataset",
     )
     split: str = option("auto", "split to compare on; auto: test, else validation, else the training split")
     calibration_images: int = option(100, "training images whose activations set the int8 ranges", low=1)
@@ -112,7 +114,7 @@ def export(config: ExportConfig) -> Exported:
     split = comparison_split(config.split, data.manifest.splits, train_split)
     if "tflite_int8" in config.formats and not filled(data.manifest.splits, train_split):
         raise UsageError(
-            f"--data={data.directory}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8"
+            f"--data={data.where}: nothing in split {train_split} to calibrate int8 on; leave out tflite_int8"
         )
     missing = [name for name in ONNX_PACKAGES if "onnx" in config.formats and not importlib.util.find_spec(name)]
     if missing:
@@ -190,12 +192,12 @@ def open_data(config: ExportConfig, run: Path) -> tuple[Dataset, str]:
     content = read_config(run)
     if not (where := config.data or content["train"]["data"]):
         raise UsageError("--data is missing: this run was trained without a dataset; name one to compare on")
-    if not config.data and not Path(where).is_dir():
+    if not config.data and not is_remote(where) and not Path(where).is_dir():
         raise UsageError(
             f"--data is missing: this run was trained on {where}, which is not there; name the directory that holds "
             f"the dataset with digest {content['dataset']['dataset']}"
         )
-    data = pipeline.open_dataset(where)
+    data = pipeline.open_dataset(where, config)
     if not config.data and data.manifest.digest != content["dataset"]["dataset"]:
         raise UsageError(
             f"--data is missing: {where}, which this run was trained on, was converted anew since: digest "

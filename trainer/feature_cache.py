@@ -34,7 +34,16 @@ ARRAYS, NOTE = ("features.npy", "labels.npy", "weights.npy"), "cache.json"
 CACHE_FILES = frozenset({NOTE, *ARRAYS})
 FORMAT = "shardline features 2"
 # Settings that change where or how fast images are made, not what they are.
-_RUNTIME_FIELDS = {"global_batch_size", "threads", "cache", "max_bad_records", "augment_on", "workers"}
+_RUNTIME_FIELDS = {
+    "global_batch_size",
+    "threads",
+    "cache",
+    "max_bad_records",
+    "augment_on",
+    "workers",
+    "data_cache",
+    "data_cache_gb",
+}
 
 
 def open_feature_cache(setup: TrainSetup, network: Network) -> FeatureCache:

@@ -30,6 +30,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write, own_file
 from shardline.pipeline.manifest import NO_LABEL
 from shardline.pipeline.options import option
+from shardline.pipeline.remote import DataCacheOptions
 from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
@@ -52,13 +53,15 @@ IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 
 
 @dataclass(frozen=True)
-class PredictConfig(HostsConfig, ModelConfig):
+class PredictConfig(HostsConfig, ModelConfig, DataCacheOptions):
     """Which files to predict, and where the rows go."""
 
     input: tuple[str, ...] = option(
         (), "image file, directory (with its subdirectories) or glob; may be repeated", positional=True, path="any"
     )
-    data: str = option("", "dataset directory: predict the records of --split in it, and no files", path="folder")
+    data: str = option(
+        "", "dataset (directory, s3://… or gs://…): predict the records of --split in it, and no files", path="dataset"
+    )
     split: str = option("test", "split of --data to predict; it needs no labels")
     output: str = option(
         "csv", "csv or jsonl: print in this format; else a file that ends in .csv, .jsonl or .parquet", path="any"
@@ -170,7 +173,7 @@ def open_records(config: PredictConfig, run: Path) -> Dataset:
     """The dataset to predict, of the run's classes and with records in the split."""
     if config.input:
         raise UsageError(f"--data={config.data} and --input: predict records or files; leave one out")
-    data = pipeline.open_dataset(config.data)
+    data = pipeline.open_dataset(config.data, config)
     check_labels(read_config(run)["labels"], data.labels, config.data)
     if not data.num_records(config.split):
         raise UsageError(f"--split={config.split}: this split holds no records; name another one")

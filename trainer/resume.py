@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from shardline import pipeline
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import LOCK, TEMPORARY, remove_strays
+from shardline.pipeline.paths import absolute
 from shardline.pipeline.wording import count
 from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_checkpoints, newest_checkpoint
@@ -82,7 +82,7 @@ def config_content(setup: TrainSetup) -> dict[str, Any]:
     # Relative paths would mean something else to whoever stands elsewhere.
     paths = {"data": config.data, "weights": config.weights if config.weights not in ("none", "imagenet") else ""}
     return {
-        "train": config.to_dict() | {name: os.path.abspath(path) for name, path in paths.items() if path},
+        "train": config.to_dict() | {name: absolute(path) for name, path in paths.items() if path},
         "labels": list(setup.labels),
         "words": list(manifest.words) if manifest else [],
         "dataset": {"name": manifest.name if manifest else "synthetic", **setup.sampler_key},

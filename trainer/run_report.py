@@ -14,6 +14,7 @@ import numpy as np
 
 from shardline import pipeline
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.paths import is_remote
 from shardline.pipeline.wording import as_flag, count, noun_after
 from shardline.tools.html_report import HtmlReport
 from shardline.trainer import curves, metrics_log
@@ -128,7 +129,7 @@ def files_beside(directory: Path, data: str) -> list[tuple[str, str]]:
     """What to open next, as far as it is there: text and path, from the run directory."""
     found = [(name, name) for name in (CONFIG_FILE, metrics_log.FILE_NAME)]
     found += [(f"{path.parent.name}: report", f"{path.parent.name}/{REPORT}") for path in evaluations_of(directory)]
-    if data:
+    if data and not is_remote(data):
         where = os.path.relpath(Path(data, REPORT).absolute(), directory.absolute())
         found.insert(0, ("the dataset's report", where))
     return [(text, path) for text, path in found if (directory / path).exists()]
@@ -148,7 +149,7 @@ def samples_as_seen(setup: TrainSetup, cursor: int) -> list[tuple[bytes, str]]:
         return []
     settings = replace(setup.input, workers=0, cache="none")
     sampler = setup.sampler if setup.config.balanced_sampling else None
-    data = pipeline.open_dataset(setup.config.data)  # of its own: the run's counts what its stages cost
+    data = pipeline.open_dataset(setup.config.data, setup.config)  # of its own: the run's counts what its stages cost
     batches = data.train_batches(setup.config.train_split, settings, cursor=cursor, sampler=sampler)
     labels, shown = data.manifest.shown_labels, list[tuple[bytes, str]]()
     for batch in itertools.islice(batches, -(-SHOWN // settings.global_batch_size)):

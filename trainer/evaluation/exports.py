@@ -140,7 +140,7 @@ def model_inputs(run: Run, data: Dataset, split: str, count: int) -> Iterator[np
     """Up to `count` records, spread evenly over the split, as the model is shown them: uint8 [s, s, 3]."""
     for image in stored_images(data, split, spread(data.num_records(split), count)):
         if image is None:
-            raise Failure(f"a record of split {split} in {data.directory} cannot be read; shardline-verify names it")
+            raise Failure(f"a record of split {split} in {data.where} cannot be read; shardline-verify names it")
         yield preprocess(image, run)
 
 

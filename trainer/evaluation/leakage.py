@@ -20,7 +20,7 @@ import numpy as np
 from shardline import pipeline
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.near_duplicates import near_duplicates
-from shardline.pipeline.sources_table import read_sources
+from shardline.pipeline.sources_table import SOURCES_FILE, read_sources
 from shardline.pipeline.wording import count
 from shardline.trainer.evaluation.gradcam import clone_functional
 from shardline.trainer.evaluation.inference import predict_split
@@ -152,7 +152,7 @@ def training_data(run: Run, data: Dataset) -> tuple[Dataset | None, str]:
     else:
         where = run.config.data
         try:
-            trained_on = pipeline.open_dataset(where)
+            trained_on = pipeline.open_dataset(where, run.config)
         except UsageError:
             return None, f"not searched for: the training data, {where}, is not there"
         if trained_on.manifest.digest != digest:
@@ -169,7 +169,9 @@ def read_hashes(data: Dataset, split: str) -> HashedSplit | None:
     """The hashes of a split's records, from the ledger; None without one."""
     columns = ["record", "path", "sha256", "pixel_hash", "perceptual_hash"]
     try:
-        table = read_sources(data.directory, columns, where=[("split", "=", split), ("record", ">=", 0)])
+        table = read_sources(
+            data.companion(SOURCES_FILE).parent, columns, where=[("split", "=", split), ("record", ">=", 0)]
+        )
     except FileNotFoundError:
         return None
     return HashedSplit(data, split, {name: table[name].to_numpy() for name in columns})

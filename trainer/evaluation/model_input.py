@@ -14,7 +14,6 @@ from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
-from shardline.pipeline.shards import Shards
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 def stored_images(data: Dataset, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:
     """Pixels (uint8 RGB [h, w, 3]) of some records, in the order asked for; None for one that cannot be read."""
-    shards = Shards(data.manifest, data.directory, split)
+    shards = data.shards(split)
     encoding = ENCODINGS[data.manifest.image.encoding]
     for record in records:
         try:

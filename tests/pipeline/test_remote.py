@@ -1,0 +1,208 @@
+"""Datasets in object stores: the same batches as from a folder, every shard fetched once, and nothing damaged kept."""
+
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from shardline import pipeline
+from shardline.pipeline import remote
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import Manifest, index_path
+from shardline.pipeline.remote import DataCacheOptions
+from tests.pipeline.stores import folder_store, s3_server
+from tests.pipeline.tiny import payloads, write_dataset
+
+URL = "s3://bucket/data"
+CONFIG = pipeline.InputConfig(global_batch_size=8, image_size=32, workers=0, threads=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_dataset(tmp_path / "data", {"train": payloads(40), "test": payloads(12)}, shards=4)
+
+
+@pytest.fixture
+def store(monkeypatch, folder, tmp_path):
+    return folder_store(monkeypatch, folder, tmp_path / "cache")
+
+
+def shards_of(folder, split="train"):
+    return [shard.file for shard in Manifest.load(folder).split(split).shards]
+
+
+def batches(data, steps=7, config=CONFIG, split="train"):
+    made = data.train_batches(split, config) if split == "train" else data.eval_batches(split, config)
+    return list(made.take(steps).as_numpy_iterator())
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_batches_are_those_of_the_folder_and_each_shard_is_fetched_once(store, folder):
+    data = pipeline.open_dataset(URL)
+    assert not any(store.opened[name] for name in shards_of(folder))  # opening reads manifest and indexes alone
+    assert_equal(batches(data), batches(pipeline.open_dataset(folder)))
+    assert_equal(batches(data, split="test"), batches(pipeline.open_dataset(folder), split="test"))
+    again = pipeline.open_dataset(URL)
+    assert_equal(batches(again), batches(pipeline.open_dataset(folder)))
+    assert {name: store.opened[name] for name in shards_of(folder)} == dict.fromkeys(shards_of(folder), 1)
+    assert store.opened[f"{shards_of(folder)[0]}.idx"] == 1
+
+
+def test_threads_and_objects_that_want_one_shard_fetch_it_once(store, folder):
+    data = [pipeline.open_dataset(URL) for _ in range(4)]
+    found = []
+
+    def read(one):
+        found.append([image for image, _, _ in one.records("train", range(40))])
+
+    threads = [threading.Thread(target=read, args=(one,)) for one in data]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[image for image, _, _ in pipeline.open_dataset(folder).records("train", range(40))]] * 4
+    assert {store.opened[name] for name in shards_of(folder)} == {1}
+
+
+def test_shards_are_fetched_in_the_order_in_which_they_are_needed(store, folder, monkeypatch):
+    monkeypatch.setattr(remote, "PARALLEL", 1)
+    data = pipeline.open_dataset(URL)
+    config = pipeline.InputConfig(global_batch_size=2, image_size=32, workers=0, threads=1, shuffle_block_size=10)
+    records = [record for batch in batches(data, 20, config) for record in batch["record"]]
+    for thread in remote._fetchers:
+        thread.join()
+    wanted = list(dict.fromkeys(shards_of(folder)[record // 10] for record in records))
+    assert [name for name in store.order if name in wanted] == wanted and len(wanted) == 4
+
+
+def flipped(content):
+    return content[:100] + bytes([content[100] ^ 4]) + content[101:]
+
+
+def test_what_comes_damaged_or_not_at_all_is_fetched_again(store, folder):
+    first, second, third, fourth = shards_of(folder)
+    store.faults = {
+        first: [OSError("AWS Error NETWORK_CONNECTION during GetObject: reset by peer"), OSError("503 SLOW_DOWN")],
+        second: [flipped],
+        third: [lambda content: content[:-1], lambda content: b""],
+        f"{fourth}.idx": [OSError("500 INTERNAL_FAILURE")],
+        "manifest.json": [OSError("500 INTERNAL_FAILURE")],
+    }
+    assert_equal(batches(pipeline.open_dataset(URL)), batches(pipeline.open_dataset(folder)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (flipped, "SHA-256 is not the one in the manifest, 4 times; upload the dataset again"),
+        (OSError("AWS Error ACCESS_DENIED (HTTP status 403)"), "ACCESS_DENIED.*4 times; check the credentials"),
+        (OSError("curlCode: 7, Could not connect"), "Could not connect, 4 times; check the network, the region"),
+    ],
+)
+def test_a_store_that_keeps_failing_ends_in_one_line_and_leaves_nothing_that_looks_whole(store, folder, fault, message):
+    name = shards_of(folder)[1]
+    store.faults = {name: [fault] * remote.ATTEMPTS}
+    data = pipeline.open_dataset(URL)
+    with pytest.raises(Failure, match=rf"^{URL}/{name}: .*{message}"):
+        list(data.records("train", [15]))
+    assert [path for path in os.listdir(data.directory) if name in path] == [f"{name}.idx"]
+    assert len(list(data.records("train", [15]))) == 1  # the store has recovered
+
+
+def test_what_is_missing_or_of_another_size_is_named_when_the_dataset_is_opened(store, folder):
+    first, second, third, _ = shards_of(folder)
+    (folder / first).unlink()
+    with open(folder / second, "ab") as file:
+        file.write(b"x")
+    with pytest.raises(UsageError, match=f"data={URL}: {first} is missing; {second} has .* bytes, not .*; upload"):
+        pipeline.open_dataset(URL)
+    shutil.copy(folder / third, folder / first)  # whatever: sizes are compared first
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UsageError, match=f"data={URL}: no manifest.json there, so it is no dataset; check the address"):
+        pipeline.open_dataset(URL)
+
+
+def test_a_missing_index_is_named(store, folder):
+    index_path(folder / shards_of(folder)[2]).unlink()
+    with pytest.raises(UsageError, match=rf"data={URL}: {shards_of(folder)[2]}\.idx is missing; upload"):
+        pipeline.open_dataset(URL)
+
+
+def test_a_changed_dataset_under_the_same_address_is_another_one(store, folder, tmp_path):
+    before = batches(pipeline.open_dataset(URL), 2)
+    other = write_dataset(tmp_path / "other", {"train": reversed(list(payloads(40))), "test": payloads(12)}, shards=4)
+    store.root = other
+    remote._ahead.clear()
+    after = batches(pipeline.open_dataset(URL), 2)
+    assert_equal(after, batches(pipeline.open_dataset(other), 2))
+    assert not np.array_equal(before[0]["image"], after[0]["image"])
+
+
+def test_the_oldest_shards_go_when_the_cache_is_full_and_nothing_else_does(store, folder, tmp_path):
+    cache = tmp_path / "own"
+    sizes = [shard.bytes for shard in Manifest.load(folder).split("train").shards]
+    options = DataCacheOptions(str(cache), sum(sizes[:3]) / 1e9)
+    data = pipeline.open_dataset(URL, options)
+    mine = data.directory / "notes.txt"
+    mine.write_text("a stranger's")
+    for number in range(3):
+        list(data.records("train", [10 * number]))
+        os.utime(data.directory / shards_of(folder)[number], (number, number))
+    list(data.records("train", [35]))
+    there = [name for name in shards_of(folder) if (data.directory / name).exists()]
+    assert there == shards_of(folder)[-len(there) :] and 1 <= len(there) < 4
+    assert sum(sizes[4 - len(there) :]) <= sum(sizes[:3]) and mine.read_text() == "a stranger's"
+    assert len(list(data.records("train", range(40)))) == 40  # what went is fetched again, or still open
+
+
+def test_a_cache_too_small_for_a_shuffle_is_refused_with_the_arithmetic(store, folder):
+    split = Manifest.load(folder).split("train")
+    data = pipeline.open_dataset(URL, DataCacheOptions("", split.bytes / 2 / 1e9))
+    with pytest.raises(UsageError, match=r"each of its 4 shards fetched about 5 times an epoch.*or noshuffle$"):
+        data.train_batches("train", CONFIG)
+    stored = pipeline.InputConfig(global_batch_size=8, image_size=32, workers=0, threads=1, shuffle=False)
+    assert_equal(batches(data, 5, stored), batches(pipeline.open_dataset(folder), 5, stored))
+    assert_equal(batches(data, 2, split="test"), batches(pipeline.open_dataset(folder), 2, split="test"))
+
+
+def test_addresses_that_cannot_be_used_are_refused_in_one_line(monkeypatch):
+    from shardline.trainer.config import TrainConfig
+
+    for address, message in {
+        "s3://key:secret@bucket/data": "holds credentials",
+        "s3://bucket": "names no folder of a bucket",
+        "https://host/data": "https: is not read from; name s3://BUCKET/FOLDER",
+        "hf://x/data": "hf: is not read from",
+    }.items():
+        with pytest.raises(UsageError, match=f"^data={address}: {message}"):
+            TrainConfig(data=address)
+    with pytest.raises(UsageError, match=r"^workdir=s3://b/x: s3: cannot be read or written yet"):
+        TrainConfig(data="s3://b/x", workdir="s3://b/x")
+
+
+@pytest.mark.object_store
+def test_a_real_server_gives_the_batches_of_the_folder_also_in_worker_processes(folder, tmp_path, monkeypatch):
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto.server")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="bucket")
+        for name in os.listdir(folder):
+            client.upload_file(str(folder / name), "bucket", f"data/{name}")
+        data = pipeline.open_dataset(URL)
+        config = pipeline.InputConfig(global_batch_size=8, image_size=32, workers=2, threads=2)
+        assert_equal(batches(data, config=config), batches(pipeline.open_dataset(folder)))
+        with pytest.raises(UsageError, match=r"data=s3://bucket/nothing: no manifest\.json there"):
+            pipeline.open_dataset("s3://bucket/nothing")
+    remote.file_system.cache_clear()
