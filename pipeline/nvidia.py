@@ -1,6 +1,8 @@
 """NVIDIA cards of this machine, as their driver tells: their names, what they can do, whether TensorFlow can use them.
 
-No TensorFlow: its wheels hold kernels for compute capability 6.0 to 8.9, and for 9.0 a form that the driver compiles.
+No TensorFlow. Its wheels hold machine code of all kernels for compute capability 6.0 to 8.9. For 9.0 they hold that of
+the kernels written in CUDA; those of element-wise operations (Cast, AddV2, Mul, Equal, …), which MLIR has made, are PTX
+8.5 there: the driver compiles it when it is first used, and so must know CUDA 12.5 (tests/pipeline/test_nvidia.py looks).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from shardline.pipeline.wording import count
 _QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
 _QUERY_SECONDS = 30.0  # without its daemon, the driver starts anew for each question
 _DEVICE_FILES = "nvidia[0-9]*"
-LEAST_DRIVER = 555  # knows CUDA 12.5, for which TensorFlow's wheels are built
+# Runs what is built for any CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+LEAST_DRIVER = 525
+LEAST_DRIVER_FOR_PTX = 555  # knows the PTX of CUDA 12.5
 NEWEST_CAPABILITY = (9, 0)  # that the XLA in TensorFlow 2.21 generates code for
 
 
@@ -163,9 +167,9 @@ def warnings(found: Sequence[Card]) -> list[str]:
                 f"{card}: the XLA of TensorFlow 2.21 makes code up to compute capability {newest} and refuses newer "
                 "cards (tensorflow#111958): take an H100, H200, A100 or L4, or NVIDIA's own container of TensorFlow"
             )
-        elif card.capability == NEWEST_CAPABILITY and 0 < card.driver_major < LEAST_DRIVER:
+        elif card.capability == NEWEST_CAPABILITY and 0 < card.driver_major < LEAST_DRIVER_FOR_PTX:
             lines.append(
-                f"{card}: TensorFlow's kernels for this card are compiled by the driver, which must know CUDA 12.5: "
-                f"install driver {LEAST_DRIVER} or newer"
+                f"{card}: TensorFlow's element-wise kernels (Cast, AddV2, Mul, …) are PTX of CUDA 12.5 for this card, "
+                f"which this driver cannot compile: install driver {LEAST_DRIVER_FOR_PTX} or newer"
             )
     return lines

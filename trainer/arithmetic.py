@@ -27,6 +27,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import user_cache
 from shardline.pipeline.machine import available_cores, processor_name
 from shardline.pipeline.wording import last_line
+from shardline.trainer.cluster import gpus
 from shardline.trainer.config import AUTO, TrainConfig
 from shardline.trainer.run_dir import CONFIG_FILE, read_config
 
@@ -77,9 +78,9 @@ def decided(config: TrainConfig) -> TrainConfig:
     recorded = _recorded(config)
     if recorded:
         return recorded
-    gpus = [] if config.logical_cpus or config.device == "cpu" else _gpus()
-    if gpus:
-        precision = _gpu_precision(gpus) if config.precision == AUTO else config.precision
+    found = gpus(config)
+    if found:
+        precision = _gpu_precision(found) if config.precision == AUTO else config.precision
         return replace(config, precision=precision, jit=config.jit is not False)
     if config.precision not in (AUTO, *(precision for precision, _ in MODES)):
         return replace(config, jit=True)  # float16, which CPUs compute for tests alone
@@ -98,17 +99,11 @@ def _recorded(config: TrainConfig) -> TrainConfig | None:
     return replace(config, precision=precision, jit=train.jit if config.jit is None else config.jit)
 
 
-def _gpus() -> list[tf.config.PhysicalDevice]:
-    import tensorflow as tf
-
-    return list(tf.config.list_physical_devices("GPU"))
-
-
-def _gpu_precision(gpus: list[tf.config.PhysicalDevice]) -> str:
+def _gpu_precision(found: list[tf.config.PhysicalDevice]) -> str:
     """bfloat16 has Tensor Cores since compute capability 8.0, float16 since 7.0."""
     import tensorflow as tf
 
-    capability = min(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus)
+    capability = min(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in found)
     return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
 
 

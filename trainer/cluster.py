@@ -95,6 +95,19 @@ def claim(config: TrainConfig) -> Cluster:
     )
 
 
+def gpus(config: TrainConfig) -> list[tf.config.PhysicalDevice]:
+    """The GPUs that a run takes: all that TensorFlow sees, or none."""
+    return _gpus(config.logical_cpus, config.device)
+
+
+def _gpus(logical_cpus: int, device: str) -> list[tf.config.PhysicalDevice]:
+    if logical_cpus or device == "cpu":
+        return []
+    import tensorflow as tf
+
+    return list(tf.config.list_physical_devices("GPU"))
+
+
 @cache
 def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts) -> Cluster:
     import tensorflow as tf
@@ -110,29 +123,27 @@ def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts)
                 f"--logical_cpus={logical_cpus} splits one process: it needs --strategy=mirrored, and no other hosts"
             )
         _split_cpu(logical_cpus)
-    on_cpu = bool(logical_cpus) or device == "cpu"
-    gpus = tf.config.list_physical_devices("GPU")
-    if on_cpu and gpus:
+    found = _gpus(logical_cpus, device)
+    if logical_cpus or device == "cpu":
         with contextlib.suppress(RuntimeError):  # too late to hide what has been used
             tf.config.set_visible_devices([], "GPU")  # also from the input, which augments on a GPU where there is one
-        gpus = []
-    elif not on_cpu:
-        nvidia.refuse_unused(nvidia.cards(), tf.sysconfig.get_build_info(), len(gpus))
-    for gpu in gpus:
+    else:
+        nvidia.refuse_unused(nvidia.cards(), tf.sysconfig.get_build_info(), len(found))
+    for gpu in found:
         with contextlib.suppress(RuntimeError):  # as in a notebook that has used the GPU: too late to ask
             tf.config.experimental.set_memory_growth(gpu, True)
-    kind = "GPU" if gpus else "CPU"
+    kind = "GPU" if found else "CPU"
     if strategy == "one_device":
         return Cluster(tf.distribute.OneDeviceStrategy(f"/{kind}:0"), 0, 1, 1, kind)
     if strategy == "multi_worker":
         wait_for_hosts(hosts)
         kinds = tf.distribute.experimental.CommunicationImplementation
-        options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if gpus else kinds.AUTO)
+        options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if found else kinds.AUTO)
         with saying("waiting for all hosts to join TensorFlow's cluster"):
             workers_strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         return Cluster(workers_strategy, hosts.own, workers, workers_strategy.num_replicas_in_sync, kind)
     # A CPU that an earlier call has split stays split: its other parts are left alone.
-    mirrored = _mirrored(kind, len(tf.config.list_logical_devices("GPU")) if gpus else max(1, logical_cpus))
+    mirrored = _mirrored(kind, len(tf.config.list_logical_devices("GPU")) if found else max(1, logical_cpus))
     return Cluster(mirrored, 0, 1, mirrored.num_replicas_in_sync, kind)
 
 

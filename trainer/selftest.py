@@ -20,7 +20,7 @@ from shardline.pipeline.example import encode_example
 from shardline.pipeline.manifest import Ledger, Manifest, Split, shard_name, write_shard_file
 from shardline.pipeline.tfrecord import frame_record
 from shardline.trainer.arithmetic import decided, measured
-from shardline.trainer.cluster import Cluster, claim
+from shardline.trainer.cluster import Cluster, claim, gpus
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.model import Network
 from shardline.trainer.setup import TrainSetup, create_setup
@@ -46,7 +46,7 @@ def selftest(config: TrainConfig) -> None:
     """
     tf.get_logger().setLevel("ERROR")  # else it warns of retracing: each check traces functions of its own
     config = decided(config)
-    alone = config.device == "cpu" or not tf.config.list_physical_devices("GPU")
+    alone = not gpus(config)
     if alone:
         print(f"arithmetic: images/s of a piece of VGG16 here: {measured()}")
     cluster = claim(dataclasses.replace(config, logical_cpus=config.logical_cpus or 2) if alone else config)

@@ -18,7 +18,7 @@ from shardline.pipeline.machine import available_memory, peak_memory
 from shardline.pipeline.wording import count, last_line, noun_after
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
-from shardline.trainer.cluster import device_lines
+from shardline.trainer.cluster import device_lines, gpus
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.memory import step_bytes
 from shardline.trainer.model import flops_per_image, num_parameters
@@ -113,7 +113,7 @@ def find_batch(config: TrainConfig) -> dict[str, Any]:
     fits, tried = 0, 1
     used: dict[int, float] = {}
     while tried <= LARGEST_BATCH:
-        if len(used) > 1 and not _has_gpu(config):
+        if len(used) > 1 and not gpus(config):
             need, free = _extrapolate(used, tried), MEMORY_SHARE * available_memory()
             if need > free:
                 log(f"batch {tried}: would need about {need / GIB:.1f} of {free / GIB:.1f} GiB; not tried")
@@ -141,6 +141,7 @@ def _trial(config: TrainConfig, batch: int) -> tuple[float | None, float]:
         global_batch_size=batch,
         synthetic=True,
         strategy="one_device",
+        device="cpu" if config.logical_cpus else config.device,
         logical_cpus=0,
         micro_batches=1,
         best_metric="none",
@@ -163,7 +164,7 @@ def _measure(text: str) -> None:
     batches = setup.train_batches(0)
     for _ in range(2):
         float(step(next(batches), tf.constant(1e-3))["loss"])
-    gpu = tf.config.experimental.get_memory_info("GPU:0") if _has_gpu(setup.config) else None
+    gpu = tf.config.experimental.get_memory_info("GPU:0") if gpus(setup.config) else None
     print(gpu["peak"] if gpu else peak_memory())
 
 
@@ -171,7 +172,3 @@ def _extrapolate(used: dict[int, float], batch: int) -> float:
     """Straight line through the last two trials."""
     (a, x), (b, y) = sorted(used.items())[-2:]
     return y + (y - x) / (b - a) * (batch - b)
-
-
-def _has_gpu(config: TrainConfig) -> bool:
-    return config.device != "cpu" and bool(tf.config.list_physical_devices("GPU"))

@@ -85,7 +85,6 @@ def test_all_entry_points_build_the_same_program(built, data, tmp_path, monkeypa
     train(dataclasses.replace(config, synthetic=True, workdir=str(tmp_path / "synthetic")))
     begin()
     tuning.range_test(prepare(config))
-    monkeypatch.setattr(tuning, "_has_gpu", lambda config: False)
     begin()
     tuning._measure(json.dumps(dataclasses.replace(config, synthetic=True).to_dict()))
     begin()

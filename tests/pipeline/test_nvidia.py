@@ -1,6 +1,10 @@
 """What is said of NVIDIA cards: an nvidia-smi of ours tells of cards that are not here."""
 
+import mmap
+import re
+import struct
 import types
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -10,6 +14,7 @@ from shardline.pipeline import nvidia
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.nvidia import Card
 from shardline.trainer import cluster, run
+from shardline.trainer.config import TrainConfig
 
 H100 = Card("NVIDIA H100 80GB HBM3", "580.159.04", "9.0")
 CUDA = {"is_cuda_build": True, "cuda_version": "12.5.1", "cudnn_version": "9"}
@@ -62,7 +67,8 @@ def test_without_cards_nothing_is_said(tmp_path, monkeypatch):
     "card, build, why",
     [
         (H100, {"is_cuda_build": False}, "built without CUDA; install one for it"),
-        (Card("Tesla T4", "470.82", "7.5"), CUDA, "driver 470.82 is older than 555"),
+        (Card("Tesla T4", "470.82", "7.5"), CUDA, "driver 470.82 is older than 525"),
+        (Card("Tesla T4", "535.1", "7.5"), CUDA, "CUDA's libraries are missing"),
         (H100, CUDA, "CUDA's libraries are missing or do not fit; pip install 'shardline.gpu.'"),
         (Card(), CUDA, "CUDA's libraries are missing"),
     ],
@@ -92,13 +98,49 @@ def test_training_refuses_the_cpu_of_a_machine_with_a_card_unless_it_is_meant(mo
     cluster._create_cluster.cache_clear()
 
 
+def test_a_run_on_the_cpu_takes_no_gpu(monkeypatch):
+    card = types.SimpleNamespace(name="/physical_device:GPU:0")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [card])
+    assert cluster.gpus(TrainConfig()) == [card]
+    assert cluster.gpus(TrainConfig(device="cpu")) == cluster.gpus(TrainConfig(logical_cpus=2)) == []
+
+
 def test_new_cards_and_old_drivers_are_named():
     blackwell = Card("NVIDIA B200", "580.1", "10.0")
     (line,) = nvidia.warnings([blackwell, blackwell])
     assert "B200" in line and "compute capability 9.0" in line and "take an H100" in line
     (line,) = nvidia.warnings([Card("NVIDIA H100", "550.54", "9.0")])
-    assert "install driver 555 or newer" in line
+    assert "element-wise kernels" in line and "install driver 555 or newer" in line
     assert nvidia.warnings([H100, Card("NVIDIA A100", "535.1", "8.0")]) == []
+
+
+def code_for(library, capability):
+    """What cuobjdump lists of a library: of each fat binary, what MLIR made it for, and its kinds of code."""
+    found = []
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        start = -1
+        while (start := data.find(struct.pack("<IHH", 0xBA55ED50, 1, 16), start + 1)) >= 0:
+            kinds, names, at = set(), [], start + 16
+            end = at + struct.unpack_from("<Q", data, start + 8)[0]
+            while at < end:
+                kind, _, header, size, _, _, minor, major, arch = struct.unpack_from("<HHIQIIHHI", data, at)
+                code = data[at + header : at + header + size]
+                names += re.findall(rb"\.text\.([A-Za-z0-9]+)_GPU_", code)[:1] if kind == 2 else []
+                if arch == capability:
+                    kinds.add(f"PTX {major}.{minor}" if kind == 1 else "machine code")
+                at += header + size
+            found.append((names[0].decode() if names else "", kinds))
+    return found
+
+
+@pytest.mark.slow
+def test_what_the_driver_has_to_compile_for_this_tensorflow_is_what_is_said():
+    library = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
+    newest = code_for(library, 90)
+    compiled = {name for name, kinds in newest if kinds == {"PTX 8.5"}}
+    assert {"Cast", "AddV2", "Mul", "Equal"} <= compiled and "" not in compiled
+    assert all("machine code" in kinds for name, kinds in newest if not name)
+    assert all(kinds == {"machine code"} for _, kinds in code_for(library, 80))
 
 
 def test_small_batches_on_gpus_are_named(monkeypatch):

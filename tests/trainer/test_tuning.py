@@ -1,5 +1,8 @@
 """Finding settings: what a run would do, a learning rate, the largest batch."""
 
+import json
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -72,6 +75,19 @@ def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch):
     """Memory grows by 1 GiB an image: 8 would take the host down, or swap for minutes."""
     tried, found = batches(monkeypatch, lambda batch: (1 + batch) * 2.0**30, free=6 * 2**30)
     assert tried == [1, 2, 4] and found["batch_per_device"] == 4
+
+
+@pytest.mark.parametrize("asked, device", [({}, "auto"), ({"device": "cpu"}, "cpu"), ({"logical_cpus": 2}, "cpu")])
+def test_a_trial_is_made_on_the_devices_of_the_run(monkeypatch, asked, device):
+    tried = []
+
+    def run(command, **_):
+        tried.append(TrainConfig.from_dict(json.loads(command[-1])))
+        return subprocess.CompletedProcess(command, 0, "1 2\n", "")
+
+    monkeypatch.setattr(tuning.subprocess, "run", run)
+    assert tuning._trial(TrainConfig(**TINY | {"strategy": "mirrored"} | asked), 4) == (2.0, 1.0)
+    assert (tried[0].device, tried[0].logical_cpus, tried[0].strategy) == (device, 0, "one_device")
 
 
 @pytest.mark.slow
