@@ -2,7 +2,7 @@
 
 No TensorFlow. Its wheels hold machine code of all kernels for compute capability 6.0 to 8.9. For 9.0 they hold that of
 the kernels written in CUDA; those of element-wise operations (Cast, AddV2, Mul, Equal, …), which MLIR has made, are PTX
-8.5 there: the driver compiles it when it is first used, and so must know CUDA 12.5 (tests/pipeline/test_nvidia.py looks).
+8.5 there: the driver compiles it when it is first used, and so must know CUDA 12.5 (tests/pipeline/test_nvidia.py).
 """
 
 from __future__ import annotations

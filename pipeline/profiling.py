@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from shardline.pipeline.wording import count
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
 NOT_LIMIT = 0.05  # share of its time that a step may wait before the input limits it
+LEAST_BATCHES = 20  # fewer tell of the start, when workers, caches and files are cold
+UNKNOWN = "not known"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class StageTimes:
 
     Attributes:
       samples: how many the times are means of.
+      batches: how many these came in; None where nobody counted.
       microseconds: what one sample costs one thread, by stage: order (with random numbers), read (with checksums),
         decode, augment; of evaluation preprocess, the resize and crop, in place of the last.
       cpu_microseconds: how much of that is CPU time; the rest is waiting. Empty where it was not taken.
@@ -38,6 +43,7 @@ class StageTimes:
     consumer_seconds: float | None = None
     cpu_microseconds: Mapping[str, float] = field(default_factory=dict)
     waiting_share: float | None = None
+    batches: int | None = None
 
     @property
     def total_microseconds(self) -> float:
@@ -54,8 +60,10 @@ class StageTimes:
         """The stage that costs most; `consumer` when that is slower than all of them together.
 
         `step` where training waits for less than 5% of its time: TensorFlow's profiler, too, calls the input no limit
-        then. `storage` where reads wait longer than any stage computes.
+        then. `storage` where reads wait longer than any stage computes. UNKNOWN after too few batches.
         """
+        if self._too_few:
+            return UNKNOWN
         if self.waiting_share is not None and self.waiting_share < NOT_LIMIT:
             return "step"
         if not self.microseconds or (self.consumer_seconds or 0) > (self.batch_seconds or float("inf")):
@@ -69,8 +77,13 @@ class StageTimes:
     @property
     def limit(self) -> str:
         """The bottleneck, and how long the step waited where one was trained, in words."""
+        few = f" after {count(self.batches or 0, 'batch')}" if self._too_few else ""
         waits = "" if self.waiting_share is None else f" (input waits {100 * self.waiting_share:.0f}%)"
-        return f"bottleneck: {self.bottleneck}{waits}"
+        return f"bottleneck: {self.bottleneck}{few}{waits}"
+
+    @property
+    def _too_few(self) -> bool:
+        return self.batches is not None and 0 < self.batches < LEAST_BATCHES
 
     @property
     def table(self) -> dict[str, dict[str, float]]:
@@ -91,6 +104,7 @@ class StageTimes:
         return replace(
             self,
             samples=samples,
+            batches=None if self.batches is None else self.batches - (earlier.batches or 0),
             microseconds=added(self.microseconds, earlier.microseconds),
             cpu_microseconds=added(self.cpu_microseconds, earlier.cpu_microseconds),
         )
@@ -133,7 +147,7 @@ class StageTimer:
         self._lock = threading.Lock()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.cpu_seconds: defaultdict[str, float] = defaultdict(float)
-        self.samples = 0
+        self.samples = self.batches = 0
 
     def add(self, seconds: Mapping[str, float], cpu_seconds: Mapping[str, float], samples: int) -> None:
         """Add a batch's times, by stage."""
@@ -142,16 +156,18 @@ class StageTimer:
                 self.seconds[stage] += seconds[stage]
                 self.cpu_seconds[stage] += cpu_seconds[stage]
             self.samples += samples
+            self.batches += 1
 
     def times(self, iterator: tf.data.Iterator | None = None) -> StageTimes:
         """All times so far, with those of tf.data's model of an iterator, if one is given."""
         with self._lock:
-            samples = self.samples
+            samples, batches = self.samples, self.batches
             wall, cpu = (
                 {stage: value / samples * 1e6 for stage, value in seconds.items()}
                 for seconds in (self.seconds, self.cpu_seconds)
             )
-        return StageTimes(samples, wall, cpu_microseconds=cpu, **(_model(iterator) if iterator is not None else {}))
+        model = _model(iterator) if iterator is not None else {}
+        return StageTimes(samples, wall, cpu_microseconds=cpu, batches=batches, **model)
 
 
 def _model(iterator: tf.data.Iterator) -> dict[str, Any]:

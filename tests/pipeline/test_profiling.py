@@ -1,6 +1,7 @@
 """Stage times add up and name the bottleneck."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import tensorflow as tf
@@ -10,17 +11,17 @@ from shardline.pipeline.profiling import StageTimer, StageTimes, Stopwatch
 
 
 def test_times_are_summed_over_batches_and_shared_out_over_samples(monkeypatch):
-    now, cpu = iter([0.0, 0.01, 0.04] * 3), iter([0.0, 0.01, 0.04] * 3)
+    now, cpu = iter([0.0, 0.01, 0.04] * 20), iter([0.0, 0.01, 0.04] * 20)
     monkeypatch.setattr("shardline.pipeline.profiling.time.perf_counter", lambda: next(now))
     monkeypatch.setattr("shardline.pipeline.profiling.time.thread_time", lambda: next(cpu))
     timer = StageTimer()
-    for _ in range(3):
+    for _ in range(20):
         watch = Stopwatch()
         watch.lap("read")
         watch.lap("decode")
         timer.add(watch.seconds, watch.cpu_seconds, 5)
     times = timer.times()
-    assert times.samples == 15
+    assert times.samples == 100 and times.batches == 20
     assert times.microseconds["read"] == pytest.approx(2000)
     assert times.bottleneck == "decode"
     assert times.samples_per_second == pytest.approx(1e6 / times.total_microseconds)
@@ -46,7 +47,7 @@ def test_a_running_pipeline_knows_who_waits(tiny, pause):
     options = tf.data.Options()
     options.autotune.enabled = True
     iterator = iter(data.train_batches("train", config).with_options(options))
-    for _ in range(12):
+    for _ in range(24):
         next(iterator)
         time.sleep(pause)
     times = data.stage_times(iterator)
@@ -91,6 +92,21 @@ def test_waiting_reads_are_storage_and_waiting_for_a_cpu_is_not():
     assert slow.bottleneck == "storage" and "waiting 1980.0 us" in str(slow)
     crowded = StageTimes(8, cpu | {"read": 420.0, "decode": 800.0}, cpu_microseconds=cpu)  # 500 us for a CPU
     assert crowded.bottleneck == "decode"
+
+
+def test_a_few_batches_name_no_bottleneck():
+    """Eight batches of an evaluation were called storage-bound: their files were read for the first time."""
+    stages = {"read": 400.0, "decode": 300.0}
+    few = StageTimes(64, stages, cpu_microseconds=stages | {"read": 5.0}, waiting_share=0.13, batches=8)
+    assert few.bottleneck == "not known" and few.limit == "bottleneck: not known after 8 batches (input waits 13%)"
+    assert replace(few, batches=20).limit == "bottleneck: storage (input waits 13%)"
+    timer = StageTimer()
+    for _ in range(19):
+        timer.add({"decode": 0.1}, {"decode": 0.1}, 8)
+    earlier = timer.times()
+    timer.add({"decode": 0.1}, {"decode": 0.1}, 8)
+    assert (earlier.bottleneck, timer.times().bottleneck) == ("not known", "decode")
+    assert timer.times().since(earlier).bottleneck == "not known"
 
 
 def test_cpu_time_is_taken_apart_from_waiting():
