@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]  # shape and type of each part of a batch
 
 _ENDLESS = 2**62  # elements
+_LOOK_AHEAD = 1 << 20  # samples, to find out which shards are needed first
 
 
 def open_dataset(directory: str | os.PathLike[str], options: DataCacheOptions | None = None) -> Dataset:
@@ -243,10 +244,10 @@ class Dataset:
             if once or (isinstance(sampler, ShuffleSampler) and not sampler.shuffle):
                 return  # one shard after another
             raise UsageError(too_large(found, self._mirror.limit_bytes))
-        positions = np.arange(cursor, cursor + found.records)
-        numbers = self._shards[split].locations(sampler.records(positions))[:, 0]
-        _, first = np.unique(numbers, return_index=True)
-        self._mirror.fetch_ahead([found.shards[numbers[position]] for position in np.sort(first)])
+        positions = np.arange(cursor, cursor + min(found.records, _LOOK_AHEAD))
+        numbers = self._shards[split].locations(sampler.records(positions))[:, 0].tolist()
+        order = dict.fromkeys([*numbers, *range(len(found.shards))])
+        self._mirror.fetch_ahead([found.shards[number] for number in order])
 
     def _builder(
         self, split: str, config: InputConfig, *, exact: bool = False, sampler: Sampler | None = None

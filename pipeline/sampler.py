@@ -6,13 +6,16 @@ records read together, M = N // K, p = position % N, e = position // N and r_e a
     record(position) = (perm_e(p // K) * K + p % K + r_e) mod N   if p < M * K
                        (p + r_e) mod N                            otherwise (the short tail)
 
-K = 1 is an exact uniform shuffle. perm_e sorts the block numbers by a keyed hash, which makes every permutation
-equally likely. (TensorFlow's RandomIndexShuffle would need no table, but it is no permutation when N - 1 is an
-even power of two from 65,536 on: of 65,537 records it reads one twice and one never.) No TensorFlow.
+K = 1 is an exact uniform shuffle. Up to `TABLE_BLOCKS` blocks, perm_e sorts the block numbers by a keyed hash, which
+makes every permutation equally likely. Above, where a table would cost gigabytes and seconds an epoch, it is a keyed
+Feistel network that needs none (`_feistel`). (TensorFlow's RandomIndexShuffle needs none either, but it is no
+permutation when N - 1 is an even power of two from 65,536 on: of 65,537 records it reads one twice and one never.) No
+TensorFlow.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,7 +63,7 @@ class ShuffleSampler:
     shuffle: bool = True
 
     def records(self, positions: np.ndarray) -> np.ndarray:
-        """int64 record numbers at `positions`: O(1) a position, after one sort an epoch (2 s for 10 million)."""
+        """int64 record numbers at `positions`: O(1) a position, after one sort an epoch of up to `TABLE_BLOCKS`."""
         epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.num_records)
         if not self.shuffle:
             return offsets
@@ -74,11 +77,45 @@ class ShuffleSampler:
         size = min(self.shuffle_block_size, self.num_records)
         num_blocks = self.num_records // size
         blocks, offsets_in_block = np.divmod(offsets, size)
-        # The short tail is block number `num_blocks`: appended to the table, it maps to itself.
-        with _one_sort_at_a_time:
-            table = _permutation(num_blocks, rng.key(self.seed, "order", epoch))
+        blocks = _permuted(blocks, num_blocks, rng.key(self.seed, "order", epoch))
         rotation = rng.key(self.seed, "rotation", epoch) % self.num_records
-        return (table[blocks].astype(np.int64) * size + offsets_in_block + rotation) % self.num_records
+        return (blocks * size + offsets_in_block + rotation) % self.num_records
+
+
+TABLE_BLOCKS = 1 << 22  # 16 MB and half a second an epoch
+_FEISTEL_ROUNDS = 8
+
+
+def _permuted(blocks: np.ndarray, count: int, key: int) -> np.ndarray:
+    """int64: where each of `blocks` stands in the permutation of 0 .. count - 1; `count`, the short tail, stays."""
+    if count > TABLE_BLOCKS:
+        return np.where(blocks < count, _feistel(np.minimum(blocks, count - 1), count, key), blocks)
+    with _one_sort_at_a_time:
+        table = _permutation(count, key)
+    found: np.ndarray = table[blocks].astype(np.int64)
+    return found
+
+
+def _feistel(numbers: np.ndarray, count: int, key: int) -> np.ndarray:
+    """A permutation of 0 .. count - 1 (at least 2), computed for each of `numbers` alone.
+
+    The generalized Feistel cipher of Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002): numbers below
+    a * b, a rectangle that hardly exceeds `count`, as pairs; what falls outside is enciphered again.
+    """
+    a = math.isqrt(count - 1) + 1
+    b = -(-count // a)
+    keys = rng.bits(key, np.arange(_FEISTEL_ROUNDS)).tolist()
+    found = numbers.astype(np.int64)
+    outside = np.ones(len(found), bool)
+    while outside.any():
+        left, right = found[outside] % a, found[outside] // a
+        for number, round_key in enumerate(keys):
+            modulus = b if number % 2 else a
+            drawn = (rng.bits(round_key, right) % np.uint64(modulus)).astype(np.int64)
+            left, right = right, (left + drawn) % modulus
+        found[outside] = left + a * right
+        outside = found >= count
+    return found
 
 
 _one_sort_at_a_time = threading.Lock()  # else every reading thread would sort when an epoch begins

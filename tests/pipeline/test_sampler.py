@@ -1,6 +1,7 @@
 """Samplers: every record once an epoch, uniformly, on any host, from any position; batches cut from one stream."""
 
 import time
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardline.pipeline import rng
+from shardline.pipeline import rng, sampler
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.sampler import BalancedSampler, ReplicaBatches, ShuffleSampler
@@ -77,6 +78,50 @@ def test_all_permutations_are_equally_likely():
 @pytest.mark.parametrize("num_records", [65_537, 262_145])
 def test_sizes_where_a_cipher_of_even_width_would_lose_records(num_records):
     assert len(np.unique(ShuffleSampler(num_records).records(np.arange(num_records)))) == num_records
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 16, 17, 99, 100, 101, 1000, 65_537])
+def test_without_a_table_every_block_comes_once(count):
+    found = sampler._feistel(np.arange(count), count, key=3)
+    assert sorted(found) == list(range(count))
+    some = np.arange(count)[:: max(1, count // 7)]
+    np.testing.assert_array_equal(sampler._feistel(some, count, key=3), found[some])  # each can be asked for alone
+
+
+@pytest.mark.parametrize("permutation", [sampler._feistel, lambda n, count, key: sampler._permutation(count, key)[n]])
+def test_with_and_without_a_table_places_and_pairs_are_uniform(permutation):
+    """Both held against the same bound of chi-square, whose mean is the degrees of freedom."""
+    count, keys = 20, 3000
+    found = np.array([permutation(np.arange(count), count, rng.key(7, key)) for key in range(keys)])
+    places = np.array([np.bincount(column, minlength=count) for column in found.T])
+    assert ((places - keys / count) ** 2 / (keys / count)).sum() < 361 + 4 * (2 * 361) ** 0.5
+    pairs = np.zeros((count, count))
+    np.add.at(pairs, (found[:, :-1].ravel(), found[:, 1:].ravel()), 1)
+    expected = keys * (count - 1) / (count * (count - 1))
+    off = pairs[~np.eye(count, dtype=bool)]
+    assert ((off - expected) ** 2 / expected).sum() < off.size + 4 * (2 * off.size) ** 0.5
+
+
+def test_a_billion_records_need_no_table():
+    order = ShuffleSampler(10**9 + 7, seed=1)
+    tracemalloc.start()
+    records = order.records(np.arange(10**15, 10**15 + 200_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(records)) == 200_000 and records.min() >= 0 and records.max() < 10**9 + 7
+    assert peak < 50e6  # a table would have 4 GB
+    assert abs(records.mean() / 5e8 - 1) < 0.01 and abs(np.diff(np.sort(records)).std() / 5000 - 1) < 0.02  # as uniform
+    blocks = ShuffleSampler(10**9 + 7, seed=1, shuffle_block_size=64).records(np.arange(0, 64_000))
+    assert (np.diff(blocks.reshape(-1, 64)) == 1).mean() > 0.999
+    # Checkpoints rely on it: a cursor is worth nothing in another order.
+    assert order.records(np.arange(4)).tolist() == [518336095, 735353185, 165322290, 435910148]
+
+
+def test_the_tail_of_blocks_without_a_table_is_read_once(monkeypatch):
+    monkeypatch.setattr(sampler, "TABLE_BLOCKS", 3)
+    for count, size in [(43, 4), (40, 4), (4, 1), (9, 2)]:
+        order = ShuffleSampler(count, seed=2, shuffle_block_size=size)
+        assert sorted(order.records(np.arange(count, 2 * count))) == list(range(count))
 
 
 def test_blocks_keep_stored_neighbors_together():
