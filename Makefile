@@ -31,7 +31,9 @@ demo: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# With the trackers where they install; the fast tests make do with TensorBoard.
 test-all: lint
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mlflow,wandb]'
 	$(BIN)/python -m pytest -m 'not gpu'
 
 # Ten minutes of hostile bytes for every reader, FUZZ_SECONDS=60 for less, also out of images of yours: FUZZ_SOURCE=DIR.

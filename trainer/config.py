@@ -19,6 +19,7 @@ SCHEDULES = ("cosine", "constant")
 AUTO = "auto"
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 # Settings that change how a run is carried out or watched, never what it computes: free to differ at a restart.
 RUNTIME_FIELDS = frozenset(
     {
@@ -34,6 +35,7 @@ RUNTIME_FIELDS = frozenset(
         "keep_checkpoints",
         "log_every_steps",
         "profile_steps",
+        "track",
         "peak_tflops",
         "augment_on",
         "cache",
@@ -86,7 +88,7 @@ class TrainConfig(HostsConfig, InputConfig):
         *("data", "workdir", "eval_split", "dry_run", "find_lr", "find_batch", "selftest", "allow_changes"),
         *("weights", "head", "dropout", "phases", "optimizer", "weight_decay", "label_smoothing", "ema", "seed"),
         *("crop_area", "horizontal_flip", "randaugment_layers", "mixup", "global_batch_size", "image_size"),
-        *("cache_features", "micro_batches", "precision", "strategy", "eval_every_epochs", "best_metric"),
+        *("cache_features", "micro_batches", "precision", "strategy", "eval_every_epochs", "best_metric", "track"),
     )
 
     data: str = option(
@@ -225,6 +227,10 @@ class TrainConfig(HostsConfig, InputConfig):
         "metric on the validation split by which the best checkpoint is kept, and saved as the model; none: the last",
         choices=("none", "loss", "top1", "top5"), group="cadence",
     )  # fmt: skip
+    track: str = option(
+        "", f"trackers that the run reports to, besides its own files: {', '.join(TRACKERS)}; several with commas",
+        group="cadence",
+    )  # fmt: skip
     profile_steps: str = option(
         "", "FIRST:LAST, the steps to write a profiler trace of, e.g. 100:110; empty: none", group="cadence"
     )
@@ -240,6 +246,8 @@ class TrainConfig(HostsConfig, InputConfig):
             raise UsageError(f"--eval_crops={self.eval_crops}: training evaluates the center crop; use 1")
         parse_phases(self.phases)
         self.profile_range()
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            raise UsageError(f"--track={self.track}: {unknown[0]!r} is not one of {', '.join(TRACKERS)}")
         if self.cache_features and self.mixes:
             raise UsageError("--cache_features stores one image a row; leave out --mixup and --cutmix")
         if self.weights == "imagenet" and self.head == "fc4096" and self.image_size != 224:
@@ -262,6 +270,11 @@ class TrainConfig(HostsConfig, InputConfig):
     def input_config(self) -> InputConfig:
         """What the batches are made of: the fields that are InputConfig's."""
         return narrowed(self, InputConfig)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `--track`, each once."""
+        return tuple(dict.fromkeys(filter(None, map(str.strip, self.track.split(",")))))
 
     def profile_range(self) -> tuple[int, int]:
         """First and last step of `--profile_steps`; (0, 0) for none."""

@@ -1,13 +1,11 @@
-"""Numbers over time: metrics.jsonl, and the same as TensorBoard scalars."""
+"""Numbers over time: metrics.jsonl. No TensorFlow."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shardline.pipeline import stored
 from shardline.pipeline.cli import log
@@ -16,14 +14,11 @@ from shardline.pipeline.files import atomic_write
 from shardline.pipeline.stored import Count
 from shardline.trainer.callbacks import Callback, Report
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 FILE_NAME = "metrics.jsonl"
 
 
 class MetricsLog(Callback):
-    """The run's own callback: one JSON object a line, and the same numbers for TensorBoard where it is installed."""
+    """The run's own callback: one JSON object a line."""
 
     def __init__(self, workdir: str, resumed_step: int) -> None:
         """Lines after `resumed_step` are dropped: those steps will be run, and written, again."""
@@ -31,11 +26,6 @@ class MetricsLog(Callback):
         kept = [line for line in read(workdir) if line["step"] <= resumed_step]
         atomic_write(self._path, "".join(map(stored.sealed_line, kept)))
         self._file = self._path.open("a", encoding="utf-8")
-        self._board: tf.summary.SummaryWriter | None = None
-        if importlib.util.find_spec("tensorboard"):
-            import tensorflow as tf  # what reads a log does without it
-
-            self._board = tf.summary.create_file_writer(str(Path(workdir) / "tensorboard"))
 
     def report(self, report: Report) -> None:
         """One line, flushed, so that a reader never waits and a kill loses nothing."""
@@ -47,27 +37,10 @@ class MetricsLog(Callback):
             self._file.flush()
         except OSError as error:
             raise Failure(f"{self._path} cannot be written: {error.strerror}; free some space") from None
-        self._write_scalars(report.step, report.kind, values)
-
-    def _write_scalars(self, step: int, kind: str, values: Mapping[str, object]) -> None:
-        if self._board:
-            import tensorflow as tf
-
-            # What tf.summary.scalar writes; that one wants the package itself.
-            metadata = tf.compat.v1.SummaryMetadata()
-            metadata.plugin_data.plugin_name = "scalars"
-            with self._board.as_default():
-                for name, value in values.items():
-                    if isinstance(value, int | float):
-                        number = tf.constant(value, tf.float32)
-                        tf.summary.write(f"{kind}/{name}", number, step=step, metadata=metadata)
-            self._board.flush()
 
     def end(self) -> None:
         """Flush and close."""
         self._file.close()
-        if self._board:
-            self._board.close()
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

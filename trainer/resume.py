@@ -20,8 +20,19 @@ from shardline.trainer import metrics_log
 from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_checkpoints, newest_checkpoint
 from shardline.trainer.config import TrainConfig, differences
 from shardline.trainer.feature_cache import CACHE_FILES
-from shardline.trainer.run_dir import CONFIG_FILE, MODEL_FILE, MODEL_NOTE, is_finished, read_config, write_config
-from shardline.trainer.run_report import BATCHES, REPORT
+from shardline.trainer.run_dir import (
+    BATCHES,
+    CONFIG_FILE,
+    MISTAKES,
+    MODEL_FILE,
+    MODEL_NOTE,
+    PLOTS,
+    REPORT,
+    TRACKING_FILE,
+    is_finished,
+    read_config,
+    write_config,
+)
 from shardline.trainer.schedule import PhaseSpan
 from shardline.trainer.setup import TrainSetup
 
@@ -59,16 +70,19 @@ def _written_before(path: Path) -> bool:
     return (
         path.name == LOCK
         or written_now
-        or (path.name == "plots" and path.is_dir() and {item.name for item in path.iterdir()} <= {"find_lr.png"})
+        or (path.name == PLOTS and path.is_dir() and {item.name for item in path.iterdir()} <= {"find_lr.png"})
     )
+
+
+_OWN_FILES = {CONFIG_FILE, MODEL_FILE, MODEL_NOTE, metrics_log.FILE_NAME, REPORT, TRACKING_FILE}
 
 
 def _remove_strays(workdir: Path) -> None:
     """Delete what earlier attempts that were killed while they wrote left of this run's own files."""
     ours: list[tuple[Path, Callable[[str], bool]]] = [
-        (workdir, {CONFIG_FILE, MODEL_FILE, MODEL_NOTE, metrics_log.FILE_NAME, REPORT}.__contains__),
+        (workdir, _OWN_FILES.__contains__),
         (workdir / "checkpoints", is_checkpoint_name),
-        (workdir / "plots", {"curves.png", BATCHES}.__contains__),
+        (workdir / PLOTS, {"curves.png", BATCHES, MISTAKES}.__contains__),
         (workdir / "features", CACHE_FILES.__contains__),
     ]
     for folder, is_ours in ours:

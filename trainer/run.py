@@ -41,6 +41,7 @@ from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, create_setup
 from shardline.trainer.state import TrainState, create_step, create_train_state
 from shardline.trainer.step import TrainLoop, TrainStep, allreduce_adds, create_train_loop
+from shardline.trainer.trackers import check_trackers, create_trackers
 from shardline.trainer.xla import set_flags
 
 
@@ -53,7 +54,7 @@ def train(
     """Train, from the start or from the newest readable checkpoint, and save the model: see `train.train`."""
     told = adapted(callbacks)
     check_callbacks(told)
-    check_workdir(config, len(find_hosts(config).addresses) == 1)
+    check_chief(config, len(find_hosts(config).addresses) == 1)
     setup = prepare(config)
     if setup.cluster.chief:
         log("\n".join(device_lines(setup.cluster, config.global_batch_size)))
@@ -70,17 +71,20 @@ def train(
 def _claim(setup: TrainSetup, allow_changes: bool, stack: ExitStack) -> dict[str, Any]:
     """Make the run directory this process's alone until the stack is closed; the content of its config.json."""
     config = setup.config
-    check_workdir(config, chief=True)
+    check_chief(config, chief=True)
     stack.enter_context(own_directory(config.workdir, "--workdir"))
     for gap in setup.class_gaps:
         log(f"note: {gap}")
     return claim_workdir(setup, allow_changes)
 
 
-def check_workdir(config: TrainConfig, chief: bool) -> None:
-    """Refuse a chief without a run directory."""
-    if chief and not config.workdir:
+def check_chief(config: TrainConfig, chief: bool) -> None:
+    """Refuse a chief without a run directory, or without the trackers it is to report to."""
+    if not chief:
+        return
+    if not config.workdir:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
+    check_trackers(config)
 
 
 def _complete(setup: TrainSetup, step: int) -> dict[str, Any] | None:
@@ -103,8 +107,7 @@ def _train(
         log(f"continuing {setup.config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        own = [MetricsLog(setup.config.workdir, state.step), RunReport(setup)] if setup.cluster.chief else []
-        callbacks = Callbacks([*own, *told] if setup.cluster.chief else [], stop)
+        callbacks = Callbacks(own_callbacks(setup, state.step, stop, told) if setup.cluster.chief else [], stop)
         peaks = total_tflops(setup), nominal_tflops(setup)
         monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, *peaks)))
         stack.enter_context(errors_in_one_line(setup, state))
@@ -174,6 +177,12 @@ def _stopped(
     if not setup.cluster.chief:
         return None
     return result(setup, choose_weights(setup.config.workdir), state.step, images_per_second) | {"stopped_by": by}
+
+
+def own_callbacks(setup: TrainSetup, step: int, stop: StopRequest, told: Sequence[Callback]) -> list[Callback]:
+    """Those of every run, its trackers, which are sent what the first ones write, and those that were given."""
+    config = setup.config
+    return [MetricsLog(config.workdir, step), RunReport(setup), *create_trackers(config, stop), *told]
 
 
 def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:

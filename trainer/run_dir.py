@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
     from shardline.trainer.model import Network
 
+REPORT = "report.html"
+TRACKING_FILE = "tracking.json"  # what the run is called in trackers
+PLOTS, BATCHES, MISTAKES = "plots", "batches.jpg", "mistakes.jpg"  # a folder, and images in it
 MODEL_FILE = "model.keras"
 MODEL_NOTE = "model.json"  # what model.keras must be
 

@@ -20,13 +20,11 @@ from shardline.tools.html_report import HtmlReport
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.callbacks import Callback, Report, Start
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.run_dir import CONFIG_FILE
+from shardline.trainer.run_dir import BATCHES, CONFIG_FILE, PLOTS, REPORT
 
 if TYPE_CHECKING:
     from shardline.trainer.setup import TrainSetup
 
-REPORT = "report.html"
-BATCHES = "batches.jpg"  # in plots/
 REFRESH_SECONDS = 30  # of an open page, while the run goes on
 SHOWN = 24  # samples of training
 
@@ -45,8 +43,8 @@ class RunReport(Callback):
         self._seen = samples_as_seen(self.setup, round(start.epoch * self.setup.num_records))
         if self._seen:
             sheet = contact_sheet([data for data, _ in self._seen])
-            (self.directory / "plots").mkdir(exist_ok=True)
-            atomic_write(self.directory / "plots" / BATCHES, sheet, durable=False)
+            (self.directory / PLOTS).mkdir(exist_ok=True)
+            atomic_write(self.directory / PLOTS / BATCHES, sheet, durable=False)
 
     def report(self, report: Report) -> None:
         """At each evaluation."""

@@ -21,6 +21,7 @@ from shardline.pipeline.options import narrowed, option
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.data import banner, choose_eval_split, open_data
 from shardline.trainer.hosts import find_hosts
+from shardline.trainer.trackers import check_trackers
 from shardline.trainer.xla import start_tensorflow
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def announce(config: TrainConfig, *, needs_workdir: bool) -> None:
         return
     if needs_workdir and not config.workdir:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
+    check_trackers(config)
     data = open_data(config)
     command_line.log(banner(config, data, choose_eval_split(config, data)))
 

@@ -11,7 +11,8 @@ import pytest
 from shardline.trainer import metrics_log
 from shardline.trainer.callbacks import Report
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.run_report import BATCHES, SHOWN, RunReport, headline
+from shardline.trainer.run_dir import BATCHES, TRACKING_FILE
+from shardline.trainer.run_report import SHOWN, RunReport, headline
 from tests.trainer.tiny import COLORS
 
 
@@ -30,6 +31,7 @@ def test_a_finished_run_says_how_well_it_does_and_leads_on(page, tiny_run, tiny_
     assert "../data/report.html" in links and "metrics.jsonl" in links
     assert all((tiny_run / link).exists() for link in links)
     assert len(page) < 2_000_000
+    assert not {"tensorboard", "wandb", TRACKING_FILE} & {path.name for path in tiny_run.iterdir()}  # not asked for
 
 
 def test_the_samples_shown_are_training_images_under_their_labels(page, tiny_run):
