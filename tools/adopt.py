@@ -38,6 +38,7 @@ from shardline.tools.conversion.labels import (
     can_be_listed,
     check_names,
     check_spread,
+    number,
     order_labels,
     read_class_names,
     similar_names,
@@ -257,7 +258,7 @@ def _stored_names(config: AdoptConfig, names: list[str], texts: list[str]) -> tu
             apart = ", or list all names in --class_names to keep them apart" if can_be_listed(group) else ""
             raise UsageError(f"{what}: {as_one(group)}; write the records again with one of them{apart}")
         if are_numbers(texts):
-            names = sorted(texts, key=lambda text: int(text.partition(".")[0]))
+            names = sorted(texts, key=number)
     return order_labels(texts, LabelOptions(tuple(names), kind="name"), what).names
 
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,22 @@ from shardline.tools.conversion.sources import SourcesBuilder
 _SPLITS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "eval": 1, "evaluation": 1}
 _SPLITS |= {"test": 2, "testing": 2}
 _SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?:[-_ ]?(?:sets?|data|images?|imgs?|splits?|folders?|\d+))*", re.ASCII)
-_NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
-_NOTHING = {"", "nan", "NaN", "NAN", "NaT", "<NA>", "None", "NULL", "null"}  # what programs write for no value
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*|,\d\d?)?(e[+-]?\d\d?)?", re.ASCII | re.IGNORECASE)  # 7, 10.0, 0,5, 1.0e+01
+_PLAIN = re.compile(r"[+-]?\d+", re.ASCII)
+_NOTHING = {
+    "",
+    "nan",
+    "NaN",
+    "NAN",
+    "NaT",
+    "<NA>",
+    "None",
+    "NULL",
+    "null",
+    "N/A",
+    "n/a",
+    "#N/A",
+}  # what programs write for no value
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
 _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
 
@@ -65,20 +80,25 @@ def clean_name(name: str) -> str:
 def similar_names(names: Iterable[str], *, as_numbers: bool = True) -> list[list[str]]:
     """Groups of different names that a reader takes for one, in text order; numbers are compared as numbers."""
     names = sorted(set(names))
-    key: Callable[[str], str | int] = _number if as_numbers and are_numbers(names) else similarity_key
-    groups: dict[str | int, list[str]] = {}
+    key: Callable[[str], str | Decimal] = number if as_numbers and are_numbers(names) else similarity_key
+    groups: dict[str | Decimal, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def are_numbers(names: Iterable[str]) -> bool:
-    """Whether all names are whole numbers, as `7`, `-1`, `010` and `10.0` are."""
+    """Whether all names are numbers, as `7`, `-1`, `010`, `10.0`, `0,5` and `1.0e+01` are."""
     return all(map(_NUMBER.fullmatch, names))
 
 
-def _number(name: str) -> int:
-    return int(name.partition(".")[0])
+def number(name: str) -> Decimal:
+    """The value of a name that is a number."""
+    return Decimal(name.replace(",", "."))
+
+
+def _is_whole(name: str) -> bool:
+    return _NUMBER.fullmatch(name) is not None and number(name) % 1 == 0
 
 
 def check_names(names: Sequence[str], what: str, remedy: str) -> None:
@@ -182,7 +202,7 @@ def order_labels(
     listed: bool = False,
     places: Mapping[str, str] | None = None,
 ) -> LabelOrder:
-    """Number the labels that a source has: whole numbers by number, anything else as text, as Keras and torchvision do.
+    """Number the labels that a source has: numbers by their value, anything else as text, as Keras and torchvision do.
 
     Args:
       found: the different labels, as text.
@@ -214,7 +234,7 @@ def order_labels(
     elif listed:
         ordered = list(used)
     elif options.kind != "name" and are_numbers(used):
-        ordered = sorted(used, key=_number)
+        ordered = sorted(used, key=number)
     else:
         ordered = sorted(used)
     numbers = {name: number for number, name in enumerate(ordered)}
@@ -258,8 +278,8 @@ def _merged(found: Sequence[str], options: LabelOptions, what: str, places: Mapp
             )
         listed = [member for member in group if member in names]
         chosen.append((listed or [min(map(clean_name, group))])[0] if len(group) > 1 else name)
-    if not names and options.kind != "name" and are_numbers(chosen):
-        return [str(_number(name)) if "." in name else name for name in chosen]
+    if not names and options.kind != "name" and all(map(_is_whole, chosen)):
+        return [name if _PLAIN.fullmatch(name) else str(int(number(name))) for name in chosen]
     return chosen
 
 
@@ -273,10 +293,10 @@ def _merge_notes(found: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
 
 def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOrder:
     """Labels that are positions in --class_names, or the classes' numbers themselves."""
-    wrong = [name for name in found if not _NUMBER.fullmatch(name) or _number(name) < 0]
+    wrong = [name for name in found if not _is_whole(name) or number(name) < 0]
     if wrong:
         raise UsageError(f"{what}: --label_kind=index, but {shorten_list(wrong, 3)} is no number of 0 or more")
-    numbers = [_number(name) for name in found]
+    numbers = [int(number(name)) for name in found]
     count = len(options.names) or max(numbers) + 1
     if options.names and max(numbers) >= count:
         raise UsageError(

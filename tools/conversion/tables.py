@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
@@ -81,7 +83,7 @@ def scan_table(path: Path, options: TableOptions, on_progress: Callable[[int], N
     scan = _TableScan(path, options)
     for number, cells in lines:
         if not len(scan.builder):
-            columns = columns.for_first(cells, header)
+            columns = columns.for_first(cells)
         scan.add(number, columns.row(number, cells))
         if len(scan.builder) % 10_000 == 0:
             on_progress(len(scan.builder))
@@ -155,9 +157,10 @@ class _TableScan:
             first = os.path.join(self.builder.folders[0], bytes(self.builder.names[: self.builder.ends[0]]))
             raise UsageError(
                 f"{self.what}: none of its {count(len(self.builder), 'path')} exists (the first is "
-                f"{path_text(first)}); paths are relative to the table's folder, {self.path.parent}"
+                f"{self._path(0)}); paths are relative to the table's folder, {self.path.parent}"
                 + _format_hint(self.path.parent, os.fsdecode(first), self.options.path_format)
             )
+        repeated = self._repeated()
         splits = list(self.splits)
         missing = [name for name in self.options.unlabelled if name not in splits]
         if missing:
@@ -165,9 +168,33 @@ class _TableScan:
         places = label_places(self.builder, self.labels, splits)
         order = order_labels(list(self.labels), self.options.labels, self.what, places=places)
         return self.builder.finish(
-            str(self.path.parent), order.names, splits, order.relabel, [*notes, *order.notes],
+            str(self.path.parent), order.names, splits, order.relabel, [*notes, *repeated, *order.notes],
             unlabelled=[name for name in splits if name in self.options.unlabelled],
         )  # fmt: skip
+
+    def _repeated(self) -> list[str]:
+        """A note on files that several rows list. Raises UsageError where such rows have different labels."""
+        stamps = np.array(self.builder.stamp, np.uint64, copy=None)
+        ordered = np.sort(stamps)
+        several = ordered[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] > 0)]
+        first: dict[int, int] = {}
+        for row in np.flatnonzero(np.isin(stamps, several)).tolist():
+            labels = [self.builder.label[number] for number in (first.setdefault(int(stamps[row]), row), row)]
+            if labels[0] != labels[1] and min(labels) >= 0:
+                one, other = (list(self.labels)[label] for label in labels)
+                raise UsageError(
+                    f"{self.what}: {self._path(row)} is listed with the labels {one!r} and {other!r}; shardline takes "
+                    "one label an image, so keep one row of each"
+                )
+        if not len(several):
+            return []
+        rows = f"{count(len(several), 'row')} {'lists' if len(several) == 1 else 'list'}"
+        return [f"{rows} a file that another row lists, e.g. {self._path(min(first.values()))}"]
+
+    def _path(self, row: int) -> str:
+        start = self.builder.ends[row - 1] if row else 0
+        name = bytes(self.builder.names[start : self.builder.ends[row]])
+        return path_text(os.path.join(self.builder.folders[self.builder.folder[row]], name))
 
 
 def _format_hint(folder: Path, value: str, given: str) -> str:
@@ -199,7 +226,17 @@ class _Columns:
     group: int
     classes: Mapping[str, int]  # of a table with a column for each class
     lists: bool  # labels are lists of 0 and one 1
-    notes: tuple[str, ...] = ()
+    header: Sequence[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """Which columns were read under other names, and which were not."""
+        places = {"path": self.path, "label": self.label, "split": self.split, "group": self.group}
+        names = {part: self.header[i].strip() for part, i in places.items() if i >= 0}
+        read = ", ".join(f"column {name!r} as {part}" for part, name in names.items() if name.lower() != part)
+        rest = [name.strip() for i, name in enumerate(self.header) if name.strip() and i not in places.values()]
+        left_out = f"left out the {'column' if len(rest) == 1 else 'columns'} {shorten_list(rest)}"
+        return [f"read {read}"] * bool(read) + [left_out] * bool(rest and not self.classes)
 
     @property
     def width(self) -> int:
@@ -211,6 +248,8 @@ class _Columns:
         """The columns, by name. Raises UsageError that says which flag helps."""
         names = [name.strip().lower() for name in header]
         found = {part: _position(names, options, part) for part in _NAMES}
+        if twice := next((names[i] for i in found.values() if i >= 0 and names.count(names[i]) > 1), ""):
+            raise UsageError(f"{what}: two columns are called {twice!r}; rename one")
         shown = f"it is {','.join(header)[:80]!r}"
         if found["path"] < 0:
             raise UsageError(
@@ -226,16 +265,14 @@ class _Columns:
                 f"{what}: no column 'label'; the first line must name the columns path and label, and may name split "
                 f"and group; {shown}; --label_column names another, --label_kind=onehot takes a column for each class"
             )
-        used = {part: header[i].strip() for part, i in found.items() if i >= 0 and names[i] != part}
-        note = ", ".join(f"column {name!r} as {part}" for part, name in used.items() if part != "label" or not classes)
         return _Columns(
             what, found["path"], -1 if classes else found["label"], found["split"], found["group"], classes,
-            options.labels.kind == "onehot" and not classes, (f"read {note}",) if note else (),
+            options.labels.kind == "onehot" and not classes, header,
         )  # fmt: skip
 
-    def for_first(self, cells: Sequence[str], header: Sequence[str]) -> _Columns:
+    def for_first(self, cells: Sequence[str]) -> _Columns:
         """The same, but for a column that is called as one of splits may be, and is none by what it holds."""
-        if self.split < 0 or header[self.split].strip().lower() == "split" or len(cells) <= self.split:
+        if self.split < 0 or self.header[self.split].strip().lower() == "split" or len(cells) <= self.split:
             return self
         return self if split_rank(cells[self.split]) is not None else replace(self, split=-1)
 
@@ -243,6 +280,11 @@ class _Columns:
         """The parts of one row."""
         if len(cells) < self.width:
             raise UsageError(f"{self.what}, line {line}: {count(len(cells), 'column')}, expected {self.width} or more")
+        if any(map(str.strip, cells[len(self.header) :])):
+            raise UsageError(
+                f"{self.what}, line {line}: {len(cells)} columns, but the first line names {len(self.header)}; a value "
+                "that holds what separates columns needs quotes around it"
+            )
         label = self._hot(line, cells) if self.classes else cells[self.label].strip()
         if self.lists:
             label = _hot_number(label, f"{self.what}, row {line}")
@@ -301,6 +343,8 @@ def _text_lines(path: Path) -> Iterator[Line]:
     with open(path, "rb") as file:
         start = file.read(4)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start[::2] == b"\0\0" or start[1::2] == b"\0\0":  # of letters, without the mark that should be there
+        encoding = "utf-16-be" if start[0] == 0 else "utf-16-le"
     if start == b"PK\3\4":
         raise UsageError(f"{what} is a spreadsheet or an archive and no text; save it as .csv")
     with open(path, newline="", encoding=encoding) as file:

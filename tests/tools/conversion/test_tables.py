@@ -45,7 +45,7 @@ EXPECTED = {path: (label, split) for path, label, split in ROWS}
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_separators_and_encodings(folder, mark, encoding, suffix, end):
@@ -111,6 +111,29 @@ def test_paths_that_are_nowhere_name_the_flag(tmp_path):
     assert "--path_format='FOLDER/{}.jpg' says what they are made of" in refusal(tmp_path / "t.csv")
 
 
+def test_a_row_of_more_columns_than_the_first_line_is_refused(folder):
+    """Taken by position, its label would be the first half of it."""
+    (folder / "t.csv").write_text("path,label\n1.jpg,elephant, African\n2.jpg,dog\n")
+    assert "line 2: 3 columns, but the first line names 2; a value that holds" in refusal(folder / "t.csv")
+    (folder / "t.csv").write_text('path,label\n1.jpg,"elephant, African"\n2.jpg,dog,,\n')
+    assert scan(folder / "t.csv")[1] == {"1.jpg": ("elephant, African", ""), "2.jpg": ("dog", "")}
+
+
+def test_columns_of_one_name_are_refused_and_those_left_out_named(folder):
+    (folder / "t.csv").write_text("path,label,label\n1.jpg,cat,7\n2.jpg,dog,8\n")
+    assert "two columns are called 'label'; rename one" in refusal(folder / "t.csv")
+    (folder / "t.csv").write_text("path,label,x,x,is_train\n1.jpg,cat,7,8,1\n2.jpg,dog,8,9,0\n")
+    assert scan(folder / "t.csv")[0].notes == ("left out the columns x, x, is_train",)
+
+
+def test_a_file_in_several_rows(folder):
+    (folder / "t.csv").write_text(f"path,label\n1.jpg,cat\n2.jpg,dog\n./1.jpg,cat\n{folder}/1.jpg,cat\n")
+    assert scan(folder / "t.csv")[0].notes == ("2 rows list a file that another row lists, e.g. 1.jpg",)
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat\n2.jpg,dog\n./1.jpg,dog\n")
+    message = refusal(folder / "t.csv")
+    assert "./1.jpg is listed with the labels 'cat' and 'dog'; shardline takes one label an image" in message
+
+
 def test_a_table_without_a_header_is_refused(folder):
     (folder / "t.csv").write_text("1.jpg,cat\n2.jpg,dog\n")
     assert "the first line must name the columns path and label" in refusal(folder / "t.csv")
@@ -128,7 +151,8 @@ def test_split_columns(folder, name):
 
 def test_a_column_that_only_may_be_of_splits_is_none_by_what_it_holds(folder):
     (folder / "t.csv").write_text("path,label,set\n1.jpg,cat,blue\n2.jpg,dog,red\n")
-    assert scan(folder / "t.csv")[0].splits == ()
+    found = scan(folder / "t.csv")[0]
+    assert found.splits == () and found.notes == ("left out the column set",)
 
 
 def test_rows_without_a_label(folder):
