@@ -11,12 +11,14 @@ helps.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.wording import count, shorten_list
+from shardline.tools.conversion.archives import is_archive
 from shardline.tools.conversion.config import is_split_name
 from shardline.tools.conversion.label_files import SplitLabels
 from shardline.tools.conversion.labels import LabelOptions, check_split, label_places, order_labels, split_rank
@@ -28,6 +30,7 @@ OnProgress = Callable[[int], None]
 # Folders of datasets for detection and segmentation, which are no classes whatever lies in them.
 _PARTS = {"annotations", "imagesets", "jpegimages", "segmentationclass", "segmentationobject"}
 _PAIRS = ({"images", "labels"}, {"images", "masks"}, {"img", "mask"})
+_TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
 _SEARCH_DEPTH, _SEARCH_FOLDERS = 4, 20  # how far split folders are looked for, for a hint
 
 
@@ -87,6 +90,7 @@ def scan_tree(tree: Tree, root: str, what: str, options: LayoutOptions, on_progr
         raise UsageError(f"{what}: the class folders hold no files")
     walk.refuse_empty_classes()
     walk.refuse_foreign_labels()
+    walk.refuse_tables()
     places = label_places(walk.builder, walk.labels, list(walk.splits))
     order = order_labels(list(walk.labels), options.labels, what, places=places)
     notes = [*walk.notes(), *order.notes, *_order_note(order.names, options.labels)]
@@ -121,13 +125,12 @@ def _split_folders(tree: Tree, what: str, options: LayoutOptions) -> list[bytes]
     """The folders at the top if they are splits, in order; [] if they are the classes."""
     entries = tree.entries(b"")
     folders = [entry.name for entry in entries if entry.is_folder]
-    _refuse_without_folders(what, entries)
+    _refuse_without_folders(tree, what, entries)
     splits = [name for name in folders if options.means_split(name)]
     others = [name for name in folders if name not in splits]
     if splits and others:
         _refuse_others(tree, what, splits, others, options)
     if not splits:
-        _refuse_parts(tree, what, folders, options)
         return []
     for name in splits:
         if not is_split_name(path_text(name)):
@@ -139,7 +142,7 @@ def _split_folders(tree: Tree, what: str, options: LayoutOptions) -> list[bytes]
     return sorted(splits, key=lambda name: (3 if (rank := ranks[name]) is None else rank, name))
 
 
-def _refuse_without_folders(what: str, entries: Sequence[Entry]) -> None:
+def _refuse_without_folders(tree: Tree, what: str, entries: Sequence[Entry]) -> None:
     if any(entry.is_folder for entry in entries):
         return
     if images := sum(entry.is_image for entry in entries):
@@ -148,7 +151,14 @@ def _refuse_without_folders(what: str, entries: Sequence[Entry]) -> None:
             "their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and give that"
         )
     found = f"{count(len(entries), 'file')} and no folders" if entries else "the folder is empty"
-    raise UsageError(f"{what}: {found}; expected one folder a class, with its images inside")
+    remedy = "expected one folder a class, with its images inside"
+    if archives := [path_text(entry.name) for entry in entries if is_archive(path_text(entry.name))]:
+        where = "FOLDER" if tree.is_archive else what.partition("=")[2]
+        stems = ((name, name.partition(".")[0]) for name in archives[:3])
+        splits = ((name, f"{stem}=" if split_rank(stem) is not None else "") for name, stem in stems)
+        flags = " ".join(f"--source={split}{shlex.quote(f'{where}/{name}')}" for name, split in splits)
+        remedy = f"{'unpack it, and ' * tree.is_archive}give each archive: {flags}"
+    raise UsageError(f"{what}: {found}; {remedy}")
 
 
 def _refuse_others(
@@ -221,7 +231,7 @@ def _below_hint(tree: Tree, what: str) -> str:
             names = [entry.name for entry in tree.entries(folder) if entry.is_folder]
             splits = [name for name in names if split_rank(path_text(name)) is not None]
             alone = len(splits) == len(names) > 1
-            if folder and alone and _holds_images(tree, os.path.join(folder, splits[0])):
+            if folder and alone and any(_holds_classes(tree, os.path.join(folder, split)) for split in splits):
                 where = path_text(folder)
                 return f"the split folders {_listed(splits)} lie in {where}: give {what}/{where}"
             below += [os.path.join(folder, name) for name in names]
@@ -229,16 +239,23 @@ def _below_hint(tree: Tree, what: str) -> str:
     return ""
 
 
-def _holds_images(tree: Tree, folder: bytes) -> bool:
-    for _ in range(_SEARCH_DEPTH):
+def _holds_classes(tree: Tree, folder: bytes) -> bool:
+    """Whether the folders in it have images somewhere in the first folder of each."""
+    for depth in range(_SEARCH_DEPTH):
         entries = tree.entries(folder)
         if any(entry.is_image for entry in entries):
-            return True
+            return depth > 0
         folders = [entry.name for entry in entries if entry.is_folder]
         if not folders:
             return False
         folder = os.path.join(folder, folders[0])
     return False
+
+
+def _split_in_name(name: bytes) -> str:
+    """The word in a folder's name that means a split: `test` in seg_test; "" for none."""
+    words = re.split(r"[-_. ]+", path_text(name))
+    return next((word.lower() for word in words if len(words) > 1 and split_rank(word) is not None), "")
 
 
 def _listed(names: Iterable[bytes]) -> str:
@@ -283,7 +300,9 @@ class _Walk:
         """The class folders in a folder."""
         before = len(self.builder)
         entries = self.tree.entries(folder)
-        self._refuse_splits(folder, [entry.name for entry in entries if entry.is_folder])
+        names = [entry.name for entry in entries if entry.is_folder]
+        _refuse_parts(self.tree, self.what, names, self.options)
+        self._refuse_splits(folder, names)
         for entry in entries:
             if entry.is_folder:
                 self._add_class(os.path.join(folder, entry.name), entry.name, split)
@@ -307,9 +326,10 @@ class _Walk:
         """The split's folder, or the one of a split's name that is all it holds: training_set/training_set."""
         entries = self.tree.entries(folder)
         names = [entry.name for entry in entries if entry.is_folder]
-        if len(names) == 1 and not any(entry.is_image for entry in entries) and self.options.means_split(names[0]):
-            return os.path.join(folder, names[0])
-        return folder
+        if len(names) != 1 or any(entry.is_image for entry in entries):
+            return folder
+        split = self.options.means_split(names[0]) or split_rank(_split_in_name(names[0])) is not None
+        return os.path.join(folder, names[0]) if split else folder
 
     def _add_folder(self, folder: bytes, first: bytes, split: int) -> None:
         """Every file below `folder`, in sorted order, files before sub-folders."""
@@ -333,13 +353,30 @@ class _Walk:
         """Splits inside a class, whatever flags say, and other folders there unless a flag says what they are."""
         self._refuse_splits(folder, below)
         if not self.options.label_from:
-            hint = _below_hint(self.tree, self.what) or (
-                "say --label_from=parent (the folder an image lies in names its class) or --label_from=first (the "
-                "outermost folder does)"
+            hint = (
+                self._sources_hint()
+                or _below_hint(self.tree, self.what)
+                or (
+                    "say --label_from=parent (the folder an image lies in names its class) or --label_from=first (the "
+                    "outermost folder does)"
+                )
             )
             raise UsageError(
                 f"{self.what}: {path_text(os.path.join(folder, below[0]))} is a folder inside a class folder; {hint}"
             )
+
+    def _sources_hint(self) -> str:
+        """How to say that the outermost folders, as seg_train and seg_test, are splits; "" for others."""
+        names = [entry.name for entry in self.tree.entries(b"") if entry.is_folder]
+        splits = {name: word for name in names if (word := _split_in_name(name))}
+        ranks = {split_rank(word) for word in splits.values()}
+        if self.splits or 0 not in ranks or len(ranks) == 1:
+            return ""
+        where = self.what.partition("=")[2]
+        flags = " ".join(
+            f"--source={word}={shlex.quote(f'{where}/{path_text(name)}')}" for name, word in splits.items()
+        )
+        return f"{_listed(splits)} seem to be splits and no classes: give {flags}"
 
     def _refuse_splits(self, folder: bytes, below: Sequence[bytes]) -> None:
         """A split where a class is expected is never made one."""
@@ -401,6 +438,17 @@ class _Walk:
                     f"({shorten_list(sorted(self.from_folders), 3)}); if they are numbers, say in --label_order which "
                     "class each is"
                 )
+
+    def refuse_tables(self) -> None:
+        """One class folder with a table beside it: the labels are in the table, and the folder is no class."""
+        tables = [name for name in self.beside if os.path.splitext(name)[1].lower() in _TABLES]
+        if tables and len(self.from_folders) == 1 and not self.options.labels.names:
+            (folder,) = self.from_folders
+            unpacked = "unpacked, " * self.tree.is_archive
+            raise UsageError(
+                f"{self.what}: {folder} would be the only class, but {_listed(tables)} lies beside it; if that has the "
+                f"labels, give it, {unpacked}as --source; if not, leave it out with --exclude={_quoted(tables[0])}"
+            )
 
     def notes(self) -> list[str]:
         """What a person should know."""

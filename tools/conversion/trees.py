@@ -27,6 +27,7 @@ IMAGE_SUFFIXES = (  # for telling a folder that is named like an image, and for 
 LEFT_BEHIND = {  # by file managers and file systems, in lower case; hidden files are left out, too
     *(b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"icon\r", b"__macosx", b"@eadir", b"lost+found"),
     *(b"$recycle.bin", b"recycler", b"system volume information", b"#recycle", b"#snapshot", b"__pycache__"),
+    *(b"found.000", b"cvs"),
 }
 
 

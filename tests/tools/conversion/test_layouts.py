@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import shutil
 
+import numpy as np
 import pytest
 
 from shardline.pipeline.errors import UsageError, command_line
@@ -225,13 +227,140 @@ def test_images_beside_class_folders_are_refused_when_they_are_the_most(tmp_path
     assert len(scan(many, exclude=("x.jpg", "y.jpg"))[1]) == 1
 
 
+# ---------------------------------------------------------------------------- remedies, each of them followed
+
+
+def sources_in(message):
+    """The values of --source that a message advises."""
+    words = shlex.split(message.partition(": ")[2])
+    return [word.partition("=")[2].rstrip(",;") for word in words if word.startswith("--source=")]
+
+
+def listed_in_a_table(folder, rows):
+    """What a table of these rows gives: what is advised where folders do not tell labels."""
+    (folder / "list.csv").write_text("\n".join(["path,label,split", *map(",".join, rows)]))
+    return scan(folder / "list.csv")
+
+
+def test_splits_under_names_of_their_own_are_sources_and_no_classes(tmp_path):
+    """--label_from=parent, advised once, puts both into train and makes a class of the images to predict."""
+    names = [f"seg_{part}/seg_{part}/{name}/{part}{i}.jpg" for part in ("train", "test") for name in "ab" for i in "12"]
+    source = touch(tmp_path / "s p", *names, "seg_pred/seg_pred/1.jpg")
+    message = refusal(source)
+    assert "seg_test, seg_train seem to be splits and no classes" in message and "label_from" not in message
+    found, listed = scan(*sources_in(message))
+    assert (found.labels, found.splits, len(listed)) == (("a", "b"), ("train", "test"), 8)
+    for path, (label, split) in listed.items():
+        assert re.fullmatch(rf"{split}/seg_{split}/{label}/{split}[12]\.jpg", path)
+
+
+def test_classes_that_sound_like_a_split_are_none(tmp_path):
+    source = touch(tmp_path, "test_tube/site1/1.jpg", "beaker/site1/2.jpg")
+    assert "--label_from=first" in refusal(source)
+    assert scan(source, label_from="first")[0].labels == ("beaker", "test_tube")
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+@pytest.mark.parametrize("pair", [("images", "labels"), ("images", "masks")])
+def test_parts_of_a_dataset_for_detection_are_no_classes_of_a_split_either(tmp_path, split, pair):
+    names = [f"{split}{pair[0]}/{i}.jpg" for i in range(3)]
+    source = touch(
+        tmp_path, *names, *(f"{split}{pair[1]}/{i}.txt" for i in range(3)), *["test/images/9.jpg"] * bool(split)
+    )
+    message = refusal(source)
+    assert f"{', '.join(pair)} are no class but a part" in message and "list path,label in a .csv" in message
+    found, _ = listed_in_a_table(tmp_path, [(name, "ab"[i % 2], "train") for i, name in enumerate(names)])
+    assert (found.labels, found.splits, len(found)) == (("a", "b"), ("train",), 3)
+
+
+def test_flat_splits_in_a_folder_are_not_where_to_look(tmp_path):
+    """A source that would be refused again is no remedy."""
+    names = ("images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt")
+    message = refusal(touch(tmp_path / "a", *names))
+    assert "list path,label in a .csv" in message and not sources_in(message)
+    names = ("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg", "dog/test/4.jpg")
+    message = refusal(touch(tmp_path / "b", *names))
+    assert "or list path,label,split in a .csv" in message and not sources_in(message)
+    found, listed = listed_in_a_table(tmp_path / "b", [(name, name[:3], name.split("/")[1]) for name in names])
+    assert (found.labels, found.splits) == (("cat", "dog"), ("train", "test"))
+    assert listed["dog/test/4.jpg"] == ("dog", "test")
+
+
+def test_images_without_folders_may_be_moved_or_listed(tmp_path):
+    source = touch(tmp_path, "cat.1.jpg", "dog.1.jpg", "cat.2.jpg")
+    message = refusal(source)
+    assert "SOURCE/CLASS/image.jpg" in message and "list path,label in a .csv" in message
+    found, _ = listed_in_a_table(source, [(path.name, path.name[:3], "train") for path in source.glob("*.jpg")])
+    assert (found.labels, found.class_counts().tolist()) == (("cat", "dog"), [2, 1])
+    (source / "list.csv").unlink()
+    for path in list(source.glob("*.jpg")):
+        touch(source, f"{path.name[:3]}/{path.name}")
+        path.unlink()
+    assert scan(source)[0].class_counts().tolist() == [2, 1]
+
+
+def test_flat_splits_alone_may_be_listed_or_have_files_of_labels(tmp_path):
+    source = touch(tmp_path / "s", "train/1.jpg", "train/2.jpg", "val/3.jpg")
+    message = refusal(source)
+    assert "list path,label and perhaps split in a .csv" in message and "--split_labels=train=FILE" in message
+    rows = [("train/1.jpg", "a", "train"), ("train/2.jpg", "b", "train"), ("val/3.jpg", "a", "val")]
+    found, _ = listed_in_a_table(source, rows)
+    assert (found.labels, found.splits) == (("a", "b"), ("train", "val"))
+    (source / "list.csv").unlink()
+    (tmp_path / "t.csv").write_text("image,label\n1.jpg,a\n2.jpg,b\n")
+    (tmp_path / "v.csv").write_text("image,label\n3.jpg,b\n")
+    found, listed = scan(source, split_labels={"train": str(tmp_path / "t.csv"), "val": str(tmp_path / "v.csv")})
+    assert listed == {"train/1.jpg": ("a", "train"), "train/2.jpg": ("b", "train"), "val/3.jpg": ("b", "val")}
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_folder_alone_beside_a_table_is_no_class(tmp_path, split):
+    names = [f"{split}img/{i}.jpg" for i in range(4)]
+    source = touch(tmp_path, *names)
+    (source / f"{split}labels.csv").write_text("path,label\n" + "".join(f"img/{i}.jpg,{i % 2}\n" for i in range(4)))
+    message = refusal(source)
+    assert f"img would be the only class, but {split}labels.csv lies beside it" in message
+    found, _ = scan(source / f"{split}labels.csv")
+    assert (found.labels, found.class_counts().tolist()) == (("0", "1"), [2, 2])
+    found, _ = scan(source, exclude=(flags_in(message)["exclude"],))
+    assert (found.labels, found.class_counts().tolist()) == (("img",), [4])
+    assert scan(source, labels=LabelOptions(("img",)))[0].labels == ("img",)
+
+
+def test_archives_that_lie_in_the_source_are_sources(tmp_path):
+    for name, inside in (("train", ("a/1.jpg", "b/2.jpg")), ("test", ("a/3.jpg",))):
+        touch(tmp_path / "x" / name, *inside)
+        shutil.make_archive(str(tmp_path / "s" / name), "zip", tmp_path / "x" / name)
+    message = refusal(tmp_path / "s")
+    assert "2 files and no folders; give each archive" in message
+    _, listed = scan(*sources_in(message))
+    assert listed == {"test/a/3.jpg": ("a", "test"), "train/a/1.jpg": ("a", "train"), "train/b/2.jpg": ("b", "train")}
+    shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path / "s")
+    assert "unpack it, and give each archive: --source=test=FOLDER/test.zip" in refusal(tmp_path / "outer.zip")
+
+
+def test_shares_of_a_source_with_splits_are_refused_and_both_remedies_work(tmp_path):
+    source = tmp_path / "s"
+    for i in range(8):
+        for folder in ("train/a", "train/b", "test/a"):
+            draw(source / folder / f"{i}.jpg", hash(folder) % 1000 + i)
+    output = f"--output={tmp_path}/d"
+    message = convert(f"--source={source}", output, "--splits=train=0.5,validation=0.5", code=2).stderr
+    assert "already names its splits (train, test); leave the flag out, or give the folder of one of them" in message
+    convert(f"--source={source}", output)
+    assert Manifest.load(tmp_path / "d").class_counts == {"train": (8, 8), "test": (8, 0)}
+    convert(f"--source={source}/train", f"--output={tmp_path}/e", "--splits=train=0.5,validation=0.5")
+    counts = Manifest.load(tmp_path / "e").class_counts
+    assert np.sum(list(counts.values()), axis=0).tolist() == [8, 8] and list(counts) == ["train", "validation"]
+
+
 # --------------------------------------------------------------------------------------- what is left behind
 
 
 @pytest.mark.parametrize(
     "name",
     ["lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information", "__MACOSX", ".ipynb_checkpoints",
-     ".Trash-1000", ".git", "@eaDir", "#recycle", "__pycache__"],
+     ".Trash-1000", ".git", "@eaDir", "#recycle", "__pycache__", "FOUND.000", "CVS"],
 )  # fmt: skip
 def test_folders_that_systems_leave_are_no_classes(tmp_path, name):
     source = touch(tmp_path, "a/1.jpg", "b/2.jpg", f"{name}/3.jpg", f"a/{name}/4.jpg")
