@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import CONTROL, Measurement, interleave
 from shardline.benchmarks.processes import Rate, WorkerProcess
 from shardline.pipeline.augment_params import num_columns
-from shardline.pipeline.batches import Batch, BatchBuilder, unfilled
+from shardline.pipeline.batches import Batch, BatchBuilder, Found, unfilled
 from shardline.pipeline.dataset import Dataset
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.wording import count
@@ -44,7 +44,7 @@ REACHED = 0.95  # of replicas x rate, at least
 class SleepingBatches(BatchBuilder):
     """Batches that take a core's time and none of its work; their pixels are whatever the memory holds."""
 
-    def train(self, positions: np.ndarray, on_device: bool) -> Batch:
+    def train(self, positions: np.ndarray, on_device: bool, found: Mapping[int, Found] | None = None) -> Batch:
         """A batch of readable samples."""
         until = time.perf_counter() + len(positions) / WORKER_RATE
         side = self.side(on_device)

@@ -201,8 +201,6 @@ class Batches:
 
     def __init__(self, directory: str, split: str, config: InputConfig) -> None:
         self._processes = config.threads or available_cores()
-        if config.workers < 0:
-            config = replace(config, workers=self._processes if self._processes > 1 else 0)
         self._batches = open_dataset(directory).train_batches(split, config)
         self._take = _taker()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,7 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.decode import CropBox, cut
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.executors import CRASH, WHY
+from shardline.pipeline.executors import WHY, Show, no_show
 from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.manifest import UNKNOWN_KERNEL, ImageFormat
 from shardline.pipeline.preprocessing import eval_crops
@@ -30,6 +30,7 @@ from shardline.pipeline.sampler import PADDING, Sampler, ShuffleSampler, StoredO
 from shardline.pipeline.shards import BadRecord, Shards
 
 Batch = dict[str, np.ndarray]
+Found = tuple[np.ndarray, int] | BadRecord  # pixels uint8 [height, width, 3] RGB and label of a record; or its fault
 
 
 class BadRecords:
@@ -37,7 +38,8 @@ class BadRecords:
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, int], BadRecord] = {}
-        self.unsafe: set[tuple[str, int]] = set()  # splits and records that nobody may decode: it ended a process twice
+        # Splits and records that nobody may decode, with the reason, a key of WHY: two processes ended over them.
+        self.unsafe: dict[tuple[str, int], str] = {}
         self.failure: Failure | None = None
         self._lock = threading.Lock()
 
@@ -75,7 +77,7 @@ class BatchBuilder:
         exact: bool = False,  # for evaluation: exact decoding, in stored order
         sampler: Sampler | None = None,  # None: the shuffle that the config describes
         buffers: Buffers | None = None,  # where the images are put
-        on_record: Callable[[int], None] = lambda record: None,  # called with each record before it is decoded
+        show: Show = no_show,  # told each record when it is decoded
     ) -> None:
         self.shards = shards
         self.config = config
@@ -84,8 +86,8 @@ class BatchBuilder:
         self._checked = image.kernel != UNKNOWN_KERNEL  # our converter has decoded every image to its last row
         self.bad = BadRecords() if bad is None else bad
         self.timer = StageTimer() if timer is None else timer
-        self._on_record = on_record
-        self._cache = cache
+        self._show = show
+        self.cache = cache
         self.exact = exact
         self._buffers: Buffers = buffers or BufferPool()
         shuffle = config.seed, config.shuffle_block_size, config.shuffle
@@ -95,8 +97,16 @@ class BatchBuilder:
         """Height and width of a training image as it leaves the host, in pixels."""
         return augment_host.canvas_size(self.config.image_size) if on_device else self.config.image_size
 
-    def train(self, positions: np.ndarray, on_device: bool) -> Batch:
-        """The training samples at consecutive positions; `on_device` leaves the rest of augmentation to the device."""
+    def train(self, positions: np.ndarray, on_device: bool, found: Mapping[int, Found] | None = None) -> Batch:
+        """The training samples at consecutive positions.
+
+        Args:
+          positions: int64 [rows].
+          on_device: leave the rest of augmentation to the device.
+          found: what was decoded elsewhere; by default records are read and decoded here.
+        """
+        if self.cache and found is None:
+            found = self.through_cache(positions, self.find)
         watch = Stopwatch()
         side = self.side(on_device)
         batch = unfilled(
@@ -105,8 +115,8 @@ class BatchBuilder:
         params = AugmentParams(self.config, positions)
         put = augment_host.send_to_device if on_device else augment_host.augment
         watch.lap("order")
-        for row, record in enumerate(batch["record"].tolist()):
-            pixels = self._image(batch, row, record, watch, partial(params.crop, row))
+        for row in range(len(positions)):
+            pixels = self._image(batch, row, watch, found, partial(params.crop, row))
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -121,13 +131,15 @@ class BatchBuilder:
         self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
 
-    def evaluation(self, positions: np.ndarray) -> Batch:
-        """The stored records at `positions`, in stored order; padding after the last one."""
+    def evaluation(self, positions: np.ndarray, found: Mapping[int, Found] | None = None) -> Batch:
+        """The stored records at `positions`, in stored order; padding after the last one. See `train` for `found`."""
+        if self.cache and found is None:
+            found = self.through_cache(positions, self.find)
         watch, config = Stopwatch(), self.config
         records = self.sampler.records(positions)
         batch = unfilled(positions, records, self._buffers.empty((len(positions), *config.eval_shape)))
         for row, record in enumerate(records.tolist()):
-            pixels = self._image(batch, row, record, watch) if record != PADDING else None
+            pixels = self._image(batch, row, watch, found) if record != PADDING else None
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -137,49 +149,74 @@ class BatchBuilder:
         self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
         return batch
 
+    def through_cache(self, positions: np.ndarray, find: Callable[[list[int]], dict[int, Found]]) -> dict[int, Found]:
+        """The whole images of the records at `positions`: cached ones, and others, which `find` finds, and are then."""
+        assert self.cache
+        watch, kept, missing = Stopwatch(), dict[int, Found](), list[int]()
+        for record in dict.fromkeys(self.sampler.records(positions).tolist()):
+            if record == PADDING:
+                continue
+            if cached := self.cache.get(record):
+                kept[record] = cached
+            else:
+                missing.append(record)
+        watch.lap("read")
+        self.timer.add(watch.seconds, watch.cpu_seconds, 0)
+        found = find(missing)
+        for record, image in found.items():
+            if not isinstance(image, BadRecord):
+                pixels, label = image
+                self.cache.put(record, pixels, label)
+        return kept | found
+
+    def find(self, records: Iterable[int]) -> dict[int, Found]:
+        """The whole images of some records and their labels; or what is wrong with them."""
+        watch, found = Stopwatch(), dict[int, Found]()
+        for record in records:
+            decoded = self._decoded(record, watch)
+            found[record] = decoded if isinstance(decoded, BadRecord) else (decoded[0].copy(), decoded[1])
+        self.timer.add(watch.seconds, watch.cpu_seconds, 0)
+        return found
+
     def _image(
-        self, batch: Batch, row: int, record: int, watch: Stopwatch, window: CropBox | None = None
+        self,
+        batch: Batch,
+        row: int,
+        watch: Stopwatch,
+        found: Mapping[int, Found] | None,
+        window: CropBox | None = None,
     ) -> np.ndarray | None:
-        """Read and decode a record, and fill in its label and weight; None when it is bad, which leaves weight 0."""
-        kept = self._cache.get(record) if self._cache else None
-        if kept:
-            pixels, batch["label"][row] = kept
-            watch.lap("read")
-        else:
-            try:
-                example = self.shards.read(record, self.shards.pixel_features)
-                watch.lap("read")
-                self._on_record(record)
-                if self.bad.unsafe and (self.shards.split, record) in self.bad.unsafe:
-                    raise BadImage(CRASH, WHY[CRASH])
-                pixels = self._encoding.decode(
-                    example,
-                    exact=self.exact,
-                    window=None if self._cache else window,
-                    checked=self._checked,
-                )
-                watch.lap("decode")
-            except ValueError as error:
-                shard, offset = self.shards.where(record)
-                bad = BadRecord(self.shards.split, record, shard.name, offset, str(error))
-                self.bad.add(bad, self.config.max_bad_records)
-                return None
-            batch["label"][row] = example.label
-            if self._cache:
-                self._cache.put(record, pixels, example.label)
+        """A record's pixels, its label and weight filled in; None when it is bad, which leaves weight 0."""
+        record = int(batch["record"][row])
+        image = self._decoded(record, watch, window) if found is None else found[record]
+        if isinstance(image, BadRecord):
+            self.bad.add(image, self.config.max_bad_records)
+            return None
+        pixels, batch["label"][row] = image
         batch["weight"][row] = 0.0 if self.shards.unlabelled else 1.0
-        return cut(pixels, window) if self._cache else pixels
+        return pixels if found is None else cut(pixels, window)
 
+    def _decoded(self, record: int, watch: Stopwatch, window: CropBox | None = None) -> Found:
+        """What a window shows of a stored image, valid until this thread decodes another, and its label.
 
-def mean_image_bytes(shards: Shards, encoding: str) -> float:
-    """Mean decoded size in bytes of up to 200 images, spread evenly over the split."""
-    sizes = []
-    for record in np.unique(np.linspace(0, len(shards) - 1, 200).astype(int)).tolist():
+        Raises MemoryError, too.
+        """
         try:
-            sizes.append(ENCODINGS[encoding].decode(shards.read(record)).size)
-        except ValueError:
-            continue  # it is counted and named when a batch needs it
-    return float(np.mean(sizes)) if sizes else 0.0
+            example = self.shards.read(record, self.shards.pixel_features)
+            watch.lap("read")
+            if self.bad.unsafe and (reason := self.bad.unsafe.get((self.shards.split, record))):
+                raise BadImage(reason, WHY[reason])
+            self._show(record, decoding=True)
+            pixels = self._encoding.decode(example, exact=self.exact, window=window, checked=self._checked)
+        except ValueError as error:
+            shard, offset = self.shards.where(record)
+            return BadRecord(self.shards.split, record, shard.name, offset, str(error))
+        except MemoryError as error:  # says nothing about the record, but a person will want to know
+            raise MemoryError(f"record {record} of {self.shards.split}") from error
+        finally:
+            self._show(record)
+        watch.lap("decode")
+        return pixels, example.label
 
 
 def unfilled(positions: np.ndarray, records: np.ndarray, image: np.ndarray) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.executors import image_timeout_option
 from shardline.pipeline.options import check_options, option, pair, pair_text
 from shardline.pipeline.remote import DataCacheOptions
 
@@ -80,10 +81,12 @@ class InputConfig(DataCacheOptions):
     max_bad_records: int = option(10, "distinct unreadable records after which the run stops", low=0, group="input")
     threads: int = option(0, "threads that read and decode; 0: one for each core", low=0, group="input")
     workers: int = option(
-        -1, "processes that make training batches; 0: threads of this process alone; -1: one for each core, in runs "
-        "that last",
+        -1,
+        "processes that make batches; -1: one for each core; 0: threads of this process, which a decoder that crashes "
+        "or hangs then ends or stalls",
         low=-1, group="input",
     )  # fmt: skip
+    image_timeout: float = image_timeout_option("its record is bad", group="input")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the field, the value and what would."""

@@ -1,8 +1,9 @@
 """open_dataset -> train_batches, eval_batches: the tf.data graph around `pipeline.batches`.
 
-The graph is a counter, one parallel call that makes a whole batch, and a prefetch. A call makes the batch itself, in
-native code that releases the interpreter lock, or hands it to a worker process (`pipeline.workers`), which scales
-better. TensorFlow is imported with the first batches: opening a dataset and reading its records work without it.
+The graph is a counter, one parallel call that makes a whole batch, and a prefetch. A call hands the batch to a worker
+process (`pipeline.workers`), which scales better than threads and may crash; or it makes the batch itself, in native
+code that releases the interpreter lock. TensorFlow is imported with the first batches: opening a dataset and reading
+its records work without it.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import numpy as np
 
 from shardline.pipeline import exit_guard
 from shardline.pipeline.augment_params import num_columns
-from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder, mean_image_bytes
+from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
 from shardline.pipeline.cache import Cache, DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import Manifest, Split
+from shardline.pipeline.manifest import ImageFormat, Manifest, Split
 from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.profiling import StageTimer, StageTimes
 from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.sampler import ReplicaBatches, Sampler, ShuffleSampler
-from shardline.pipeline.shards import Shards
+from shardline.pipeline.shards import BadRecord, Shards
 from shardline.pipeline.wording import count
-from shardline.pipeline.workers import PREFETCHED, Workers, pieces_in_flight
+from shardline.pipeline.workers import PREFETCHED, Workers, pieces_in_flight, stored_images
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -168,8 +169,7 @@ class Dataset:
 
         def make(number: int) -> Batch:
             positions = replica_batches.positions(number)
-            made = workers.train(builder, positions, on_device) if workers else None
-            return made or builder.train(positions, on_device)
+            return workers.train(builder, positions, on_device) if workers else builder.train(positions, on_device)
 
         size, side = replica_batches.size, builder.side(on_device)
         workers = self._workers(split, config, size * side * side * 3, replicas)
@@ -192,8 +192,7 @@ class Dataset:
 
         def make(number: int) -> Batch:
             positions = replica_batches.positions(number)
-            made = workers.evaluation(builder, positions) if workers else None
-            return made or builder.evaluation(positions)
+            return workers.evaluation(builder, positions) if workers else builder.evaluation(positions)
 
         batch_bytes = replica_batches.size * math.prod(config.eval_shape)
         workers = self._workers(split, config, batch_bytes, replicas, exact=True)
@@ -267,14 +266,13 @@ class Dataset:
         self, split: str, config: InputConfig, batch_bytes: int, replicas: int, exact: bool = False
     ) -> Workers | None:
         """The processes that make a split's batches, the same ones for every cursor; None for threads."""
-        automatic = config.workers < 0
-        count = _threads(config) if automatic else config.workers
-        if config.cache != "none" or count <= automatic:
-            return None  # one process fills a cache, and one core has no use for a second process
+        count = _threads(config) if config.workers < 0 else config.workers
+        if not count:
+            return None
         key = (split, config, batch_bytes, exact)
         if key not in self._worker_pools:
             pieces = pieces_in_flight(max(_threads(config), count), replicas, batch_bytes)
-            self._worker_pools[key] = Workers(count, batch_bytes, not automatic, pieces)
+            self._worker_pools[key] = Workers(count, batch_bytes, pieces)
         return self._worker_pools[key]
 
     def _cache(self, split: str, where: str, exact: bool) -> Cache | None:
@@ -284,7 +282,7 @@ class Dataset:
         key = (split, where, exact)
         if key not in self._caches:
             shards = self._shards[split]
-            size = mean_image_bytes(shards, self.manifest.image.encoding)
+            size = mean_image_bytes(shards, self.manifest.image)
             name = f"{self.manifest.digest[:16]}-{split}-{'exact' if exact else 'fast'}"
             self._caches[key] = (
                 MemoryCache(len(shards), size) if where == "memory" else DirectoryCache(where, name, len(shards), size)
@@ -330,6 +328,14 @@ def too_large(split: Split, limit_bytes: int) -> str:
         f"records would have each of its {count(len(split.shards), 'shard')} fetched about {often:,.0f} times an "
         f"epoch, {often * split.bytes / 1e9:,.0f} GB in all; use {math.ceil(split.bytes / 1e9)} or more, or --noshuffle"
     )
+
+
+def mean_image_bytes(shards: Shards, image: ImageFormat) -> float:
+    """Mean decoded size in bytes of up to 200 images, spread evenly over the split."""
+    records = np.unique(np.linspace(0, len(shards) - 1, 200).astype(int)).tolist()
+    # A bad record is counted and named when a batch needs it.
+    sizes = [found[0].size for found in stored_images(shards, image, records) if not isinstance(found, BadRecord)]
+    return float(np.mean(sizes)) if sizes else 0.0
 
 
 def _threads(config: InputConfig) -> int:

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.options import option
 from shardline.pipeline.source_files import MachineFault
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
@@ -35,6 +36,16 @@ MAX_DEATHS = 8  # of workers over one task, at whatever positions
 TICK_SECONDS = 0.2  # between two looks at the workers
 RAY_PATIENCE_SECONDS = 30  # for tasks that were cancelled
 RAY_RETRIES = 3  # of a task whose worker died
+
+
+def image_timeout_option(then: str, group: str = "") -> float:
+    """A field `image_timeout`, and what happens `then`, when the time is over a second time."""
+    field: float = option(
+        IMAGE_TIMEOUT,
+        f"seconds that decoding one image may take in a worker process before {then}; 0: any time",
+        low=0, group=group,
+    )  # fmt: skip
+    return field
 
 
 class Task(Protocol):
@@ -119,6 +130,21 @@ def _inline(
 # ------------------------------------------------------------------------------------------------ processes
 
 
+class Watch:
+    """How long one input has been decoded. Told look by look, so that time stands still while all of us are stopped."""
+
+    def __init__(self) -> None:
+        self._position, self._seconds, self._looked = -1, 0.0, time.monotonic()
+
+    def is_over(self, limit: float, position: int, decoding: bool) -> bool:
+        """Whether the input at `position`, which is being decoded or only read, has taken `limit` seconds; 0: never."""
+        before, self._looked = self._looked, time.monotonic()
+        passed = min(self._looked - before, 2 * TICK_SECONDS)
+        self._seconds = self._seconds + passed if decoding and position == self._position else 0.0
+        self._position = position
+        return 0 < limit < self._seconds
+
+
 class _Worker(Generic[T]):
     """One process, the pipe to it, and what it is doing."""
 
@@ -137,7 +163,7 @@ class _Worker(Generic[T]):
         """Have it work on a task, over which earlier workers died at these positions."""
         self.task, self.deaths, self.shown, self.position.value = task, list(deaths), 0, 0
         self.decoding.value = self.hangs = False
-        self.watched, self.waited = 0, 0.0  # position whose decoding was seen, and for how many seconds
+        self.watch = Watch()
         self.pipe.send(task)
 
     def progress(self, position: int | None = None) -> int:
@@ -145,15 +171,9 @@ class _Worker(Generic[T]):
         before, self.shown = self.shown, self.position.value if position is None else position
         return self.shown - before
 
-    def watch(self, seconds: float, image_timeout: float) -> None:
-        """Count the time that passed for the input it decodes, and end the process when that is too long.
-
-        The time is counted here, look by look: it stands still while all of us are stopped.
-        """
-        position, decoding = self.position.value, self.decoding.value
-        self.waited = self.waited + seconds if decoding and position == self.watched else 0.0
-        self.watched = position
-        if image_timeout and self.waited > image_timeout:
+    def end_if_it_hangs(self, image_timeout: float) -> None:
+        """End the process when it decodes one input for too long."""
+        if self.watch.is_over(image_timeout, self.position.value, self.decoding.value):
             self.hangs = True
             self.process.kill()
 
@@ -175,14 +195,12 @@ def _processes(
     try:
         while len(pool) < workers and (task := next(tasks, None)) is not None:
             pool.append(_Worker(context, work, task))
-        looked = time.monotonic()
         while pool:
             ready = wait([worker.pipe for worker in pool], timeout=TICK_SECONDS)
-            before, looked = looked, time.monotonic()
             for worker in list(pool):
                 if worker.pipe not in ready:
                     on_progress(worker.progress())
-                    worker.watch(min(looked - before, 2 * TICK_SECONDS), image_timeout)
+                    worker.end_if_it_hangs(image_timeout)
                     continue
                 try:
                     result, error = worker.pipe.recv()
@@ -224,18 +242,36 @@ def _hidden_main() -> Iterator[None]:
 
 def _after_death(worker: _Worker[T]) -> tuple[T, list[int]]:
     """The task to run again, and where its workers died so far. Raises Failure when that is pointless."""
-    task, position, code = worker.task, worker.position.value, worker.process.exitcode or 0
-    deaths = [*worker.deaths, position]
-    again = position in worker.deaths
-    if again and (worker.hangs or -code in CRASHES):
-        return task.without(position, TIMEOUT if worker.hangs else CRASH), []
+    task, position, deaths = worker.task, worker.position.value, [*worker.deaths, worker.position.value]
+    if reason := why_left_out(deaths, worker.process.exitcode or 0, worker.hangs, "one shard", task.describe(position)):
+        return task.without(position, reason), []
+    return task, deaths
+
+
+def why_left_out(deaths: Sequence[int], code: int, hangs: bool, what: str, where: str) -> str:
+    """CRASH or TIMEOUT when the input over which a process ended last has ended one before; "" to try it once more.
+
+    Args:
+      deaths: positions over which processes ended, the last one last; negative: over none.
+      code: how the last one ended, as `exitcode` has it.
+      hangs: it was ended because its decoder did not.
+      what: the work, for the message.
+      where: what stands at the last position, for the message.
+
+    Raises:
+      Failure: processes end again and again, and not because of a decoder.
+    """
+    *earlier, position = deaths
+    again = position in earlier
+    if again and position >= 0 and (hangs or -code in CRASHES):
+        return TIMEOUT if hangs else CRASH
     if again or len(deaths) > MAX_DEATHS:
         how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise Failure(
-            f"a worker was {how} {len(deaths)} times over one shard, last while it read {task.describe(position)}; "
-            "if memory ran out, use fewer --workers or a lower --max_megapixels; run the command again to continue"
+            f"a worker was {how} {len(deaths)} times over {what}, last while it read {where}; "
+            "if memory ran out, use fewer --workers or close other programs; run the command again to continue"
         )
-    return task, deaths
+    return ""
 
 
 def _serve(work: Work[T, R], pipe: Connection, at: ctypes.c_int64, decodes: ctypes.c_bool, parent: int) -> None:

@@ -21,6 +21,12 @@ _lock = threading.Lock()
 _running = 0
 _last_end = 0.0
 _exiting = False
+_ends: list[Callable[[], None]] = []
+
+
+def at_exit(end: Callable[[], None]) -> None:
+    """Have `end` called when the program ends, after the last call of those below."""
+    _ends.append(end)
 
 
 def run_unless_exiting(fn: Callable[[], T], fallback: Callable[[], T]) -> T:
@@ -30,6 +36,10 @@ def run_unless_exiting(fn: Callable[[], T], fallback: Callable[[], T]) -> T:
         _running += 1
     try:
         return fallback() if _exiting else fn()
+    except Exception:
+        if _exiting:  # what it needed has ended
+            return fallback()
+        raise
     finally:
         with _lock:
             _running -= 1
@@ -44,3 +54,5 @@ def _wait_for_calls() -> None:
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while time.monotonic() < deadline and (_running or time.monotonic() - _last_end < _QUIET_SECONDS):
         time.sleep(0.005)
+    for end in _ends:
+        end()

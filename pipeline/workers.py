@@ -3,9 +3,9 @@
 Threads of one process take turns at the Python interpreter, for a tenth of the time that an image takes: on two cores,
 two threads were 1.58 times as fast as one, two workers 1.91 times, and two programs that share nothing 1.94 times.
 
-A batch is a pure function of its positions, so it does not matter which process makes it, and nothing waits for a
-worker: while one starts, when all are busy, and when one was killed, the thread that needs a batch makes it itself. But
-where a decoder ended a worker, another worker tries; the record that ends that one, too, is bad, and decoded no more.
+And a decoder that crashes or hangs ends a worker instead of the command: nothing is decoded here. A batch is a pure
+function of its positions, so when a worker ends, for whatever reason, another process makes its batch; the record that
+a second one decoded when it crashed, or did not end, is bad, and decoded no more.
 
 A worker holds no index and no sampler: each task names its records and where they lie. A worker ends with the process
 that started it, whose end closes the worker's standard input.
@@ -13,32 +13,35 @@ that started it, whose end closes the worker's standard input.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import math
 import mmap
 import os
 import pickle
-import queue
+import select
+import struct
 import subprocess
 import sys
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
 
-from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
-from shardline.pipeline.buffers import SharedBufferPool
-from shardline.pipeline.executors import CRASHES
+from shardline.pipeline import exit_guard
+from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder, Found
+from shardline.pipeline.buffers import BufferPool, SharedBufferPool
+from shardline.pipeline.config import InputConfig
+from shardline.pipeline.errors import Failure
+from shardline.pipeline.executors import IMAGE_TIMEOUT, TICK_SECONDS, Show, Watch, why_left_out
 from shardline.pipeline.machine import available_memory
+from shardline.pipeline.manifest import ImageFormat
 from shardline.pipeline.profiling import StageTimer
 from shardline.pipeline.sampler import PADDING
-from shardline.pipeline.shards import BadRecord
+from shardline.pipeline.shards import BadRecord, Shards
 
 _log = logging.getLogger(__name__)
 
@@ -47,24 +50,24 @@ _HELD_BY_A_REPLICA = (
     4  # on the way to it: one in host memory, one beside the one it works on, and one that is asked for
 )
 _MEMORY_SHARE = 0.5  # of what is free, that batches in flight may take
-_MIN_SAMPLES = 4096  # some seconds of work: shorter runs do not repay the start of workers
 _TIMEOUT_SECONDS = 5.0  # for a worker to end
 _MAX_SETUPS = 4  # that a worker keeps
-_MARK_BYTES = 8
+_IMAGES_A_TASK = 8  # whole ones, which come through a pipe
+_MARK = struct.Struct("<q?")  # the record that a worker reads, and whether it decodes it
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One batch to make: where in the shared memory, of which records, and where they lie."""
+    """Something to make: a batch, or the images of some records; of which records, and where they lie."""
 
     key: str
     setup: bytes | None  # of the key, for a worker that does not know it
-    start: int
-    positions: np.ndarray
+    start: int | None  # of the batch in the shared memory; None: to be sent
+    positions: np.ndarray | None  # of the batch; None: the images are wanted
     records: np.ndarray
     locations: np.ndarray  # rows of the index
     on_device: bool
-    unsafe: frozenset[tuple[str, int]]  # records not to decode
+    unsafe: dict[tuple[str, int], str]  # records not to decode, and why
 
 
 class _Setup:
@@ -85,12 +88,14 @@ class _Setup:
 
 @dataclass(frozen=True)
 class _Answer:
-    """A worker's result: the batch without its pixels, bad records and seconds by stage; or an error."""
+    """A worker's result: the batch, without its pixels where they are in the shared memory, bad records and seconds by
+    stage; or images; or an error."""
 
     batch: Batch = field(default_factory=dict)
     bad_records: list[BadRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    found: dict[int, Found] = field(default_factory=dict)
     error: Exception | None = None
 
 
@@ -98,86 +103,105 @@ class Workers:
     """Has the batches of one stream made by this process's workers.
 
     Args:
-      count: how many workers there should be at least, for all streams together.
+      count: how many workers there may be, for all streams together; each starts when a batch first waits for it.
       batch_bytes: pixels of a batch.
-      at_once: start them, and wait for them, with the first batch; otherwise in the background, in long runs.
       pieces: of shared memory, each for one batch: see `pieces_in_flight`.
 
     Attributes:
-      missed: batches that no worker made, by what was wanting: a worker, or a piece of memory.
+      sent: batches that came through a pipe, which is slower, for want of a piece of memory.
     """
 
-    def __init__(self, count: int, batch_bytes: int, at_once: bool, pieces: int = 16) -> None:
-        self._count, self._at_once = count, at_once
+    def __init__(self, count: int, batch_bytes: int, pieces: int = 16) -> None:
+        self._count = count
         self._buffers = SharedBufferPool(pieces, batch_bytes)
-        self.missed: Counter[str] = Counter()
+        self.sent = 0
         self._key = uuid.uuid4().hex
         self._setup = b""
 
-    def train(self, batches: BatchBuilder, positions: np.ndarray, on_device: bool) -> Batch | None:
-        """What `batches.train` returns, made by a worker; None when none is free."""
+    def train(self, batches: BatchBuilder, positions: np.ndarray, on_device: bool) -> Batch:
+        """What `batches.train` returns, made by a worker."""
+        if batches.cache:
+            return batches.train(positions, on_device, batches.through_cache(positions, partial(self.images, batches)))
         side = batches.side(on_device)
-        return self._make(batches, positions, (side, side, 3), on_device)
+        return self._batch(batches, positions, (side, side, 3), on_device)
 
-    def evaluation(self, batches: BatchBuilder, positions: np.ndarray) -> Batch | None:
-        """What `batches.evaluation` returns, made by a worker; None when none is free."""
-        return self._make(batches, positions, batches.config.eval_shape, False)
+    def evaluation(self, batches: BatchBuilder, positions: np.ndarray) -> Batch:
+        """What `batches.evaluation` returns, made by a worker."""
+        if batches.cache:
+            return batches.evaluation(positions, batches.through_cache(positions, partial(self.images, batches)))
+        return self._batch(batches, positions, batches.config.eval_shape, False)
 
-    def _make(
-        self, batches: BatchBuilder, positions: np.ndarray, shape: tuple[int, ...], on_device: bool
-    ) -> Batch | None:
-        if self._at_once or batches.timer.samples >= _MIN_SAMPLES:
-            _pool.grow(self._count, wait=self._at_once)
-        worker = _pool.take()
-        if worker is None:
-            self.missed["worker"] += 1
-            return None
-        found = self._buffers.empty((len(positions), *shape))
-        if found is None:
-            self.missed["memory"] += 1
-            _pool.put(worker)
-            return None
-        image, start = found
-        records = batches.sampler.records(positions)
-        locations = batches.shards.locations(records[records != PADDING])
-        unsafe = batches.bad.unsafe
-        task = _Task(self._key, None, start, positions, records, locations, on_device, frozenset(unsafe))
-        deaths: Counter[int] = Counter()
-        while not (answer := self._answer(worker, task, batches)):
-            record = worker.crashed_at(records)
-            if record is None:
-                worker.warn("its work is done without it")
-                return None
-            worker.warn(f"it decoded record {record} of {batches.shards.split}")
-            deaths[record] += 1
-            successor = _pool.replace()
-            if deaths[record] == 2 or successor is None:
-                unsafe.add((batches.shards.split, record))
-                task = replace(task, unsafe=frozenset(unsafe))
-            if successor is None:
-                return None
-            worker = successor
-        _pool.put(worker)
-        if answer.error:
-            raise answer.error
+    def images(self, batches: BatchBuilder, records: Sequence[int]) -> dict[int, Found]:
+        """The whole images of some records, decoded by a worker, with their labels; or what is wrong with them."""
+        if not records:
+            return {}
+        answer = self._answer(batches, self._task(batches, np.array(records, np.int64)))
+        batches.timer.add(answer.seconds, answer.cpu_seconds, 0)
+        return answer.found
+
+    def _batch(self, batches: BatchBuilder, positions: np.ndarray, shape: tuple[int, ...], on_device: bool) -> Batch:
+        task = self._task(batches, batches.sampler.records(positions))
+        place = self._buffers.empty((len(positions), *shape))
+        image, start = place or (None, None)
+        self.sent += image is None
+        answer = self._answer(batches, replace(task, positions=positions, start=start, on_device=on_device))
         for bad in answer.bad_records:
             batches.bad.add(bad, batches.config.max_bad_records)
         batches.timer.add(answer.seconds, answer.cpu_seconds, len(positions))
-        return {"image": image, **answer.batch}
+        return answer.batch if image is None else {"image": image, **answer.batch}
 
-    def _answer(self, worker: _Worker, task: _Task, batches: BatchBuilder) -> _Answer | None:
-        """A worker's answer; None if it ended instead."""
-        try:
-            answer = worker.ask(task) or worker.ask(replace(task, setup=self._described(batches)))
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            return None
-        assert answer  # it now knows the setup
-        return answer
+    def _task(self, batches: BatchBuilder, records: np.ndarray) -> _Task:
+        locations = batches.shards.locations(records[records != PADDING])
+        return _Task(self._key, None, None, None, records, locations, False, {})
 
-    def _described(self, batches: BatchBuilder) -> bytes:
+    def _answer(self, batches: BatchBuilder, task: _Task) -> _Answer:
+        """A worker's answer, of the second or third if the first ones end instead. Raises the error that it met."""
         if not self._setup:
             self._setup = pickle.dumps(_Setup(batches, self._buffers))
-        return self._setup
+        timeout = batches.config.image_timeout
+        deaths: list[int] = []
+        with _pool.worker(self._count) as worker:
+            while not (answer := worker.ask(replace(task, unsafe=dict(batches.bad.unsafe)), self._setup, timeout)):
+                _pool.refuse_if_closed()
+                _note_death(worker, task, batches, deaths)
+        if answer.error:
+            raise answer.error
+        return answer
+
+
+def _note_death(worker: _Worker, task: _Task, batches: BatchBuilder, deaths: list[int]) -> None:
+    """Add the record over which a worker ended to `deaths`; the second time, have nobody decode it any more.
+
+    Raises:
+      Failure: another try would be pointless.
+    """
+    record, code = worker.buried()
+    record = record if record in task.records else -1
+    split = batches.shards.split
+    over = f"record {record} of {split}" if record >= 0 else f"no record of {split}"
+    _log.warning(
+        "an input worker %s; %s",
+        "was ended, as its decoder did not" if worker.hangs else f"ended (exit code {code})",
+        f"it decoded {over}" if record >= 0 else "another one does its work",
+    )
+    deaths.append(record)
+    if reason := why_left_out(deaths, code, worker.hangs, "one batch", over):
+        batches.bad.unsafe[split, record] = reason
+        deaths.clear()
+
+
+def stored_images(
+    shards: Shards, image: ImageFormat, records: Sequence[int], image_timeout: float = IMAGE_TIMEOUT
+) -> Iterator[Found]:
+    """The images of some records as evaluation reads them, with their labels, in the order asked for; or what is wrong
+    with them. They are decoded by a worker, where a decoder that crashes or hangs costs one of them.
+    """
+    batches = BatchBuilder(shards, InputConfig(image_timeout=image_timeout), image, exact=True)
+    workers = Workers(1, 1, 1)
+    for first in range(0, len(records), _IMAGES_A_TASK):
+        part = [int(record) for record in records[first : first + _IMAGES_A_TASK]]
+        found = workers.images(batches, part)
+        yield from (found[record] for record in part)
 
 
 def pieces_in_flight(threads: int, replicas: int, batch_bytes: int) -> int:
@@ -195,92 +219,26 @@ def pieces_in_flight(threads: int, replicas: int, batch_bytes: int) -> int:
 
 
 class _Worker:
-    """One process, its pipes, and what it decodes."""
+    """One process at a time, its pipes, and what it decodes.
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: mmap.mmap) -> None:
-        self.process, self._mark = process, mark
-
-    def ask(self, task: _Task) -> _Answer | None:
-        """Its answer; None when it does not know the task's setup."""
-        assert self.process.stdin and self.process.stdout
-        pickle.dump(task, self.process.stdin)
-        self.process.stdin.flush()
-        answer: _Answer | None = pickle.load(self.process.stdout)
-        return answer
-
-    def warn(self, what: str) -> None:
-        """Say that it ended, unless all are to end."""
-        if not _pool.closed:
-            _log.warning("an input worker ended (exit code %s); %s", self.process.wait(), what)
-
-    def crashed_at(self, records: np.ndarray) -> int | None:
-        """The one of these records whose decoder ended the process; None if it ended otherwise."""
-        record = int.from_bytes(self._mark[:8], "little")
-        return record if -self.process.wait() in CRASHES and record in records else None
-
-
-class _Pool:
-    """This process's workers. Thread-safe."""
+    Attributes:
+      hangs: its last process was ended because a decoder did not.
+    """
 
     def __init__(self) -> None:
-        self.closed = False
-        self._count = 0
-        self._growing = threading.Lock()
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.hangs = False
+        self._mark: mmap.mmap | None = None
 
-    def grow(self, count: int, wait: bool) -> None:
-        """Start workers until `count` were started. One that ended is not replaced here: its successor would, too."""
-        if self._count >= count:
+    def start(self) -> None:
+        """Start a process, unless there is one. Raises Failure where that fails."""
+        if self.process:
             return
-        with self._growing:
-            starters = [threading.Thread(target=self._grow_by_one, daemon=True) for _ in range(self._count, count)]
-            for starter in starters:
-                starter.start()
-            for starter in starters if wait else ():
-                starter.join()
-            self._count = max(self._count, count)
-
-    def replace(self) -> _Worker | None:
-        """A new worker for one whose decoder ended it; None if it does not start."""
-        return None if self.closed else self._start()
-
-    def take(self) -> _Worker | None:
-        """A worker that has nothing to do."""
-        with contextlib.suppress(queue.Empty):
-            return self._idle.get_nowait()
-        return None
-
-    def put(self, worker: _Worker) -> None:
-        """Give it back."""
-        self._idle.put(worker)
-
-    def close(self) -> None:
-        """End all workers."""
-        self.closed = True
-        for process in self._processes:
-            assert process.stdin
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        for process in self._processes:
-            assert process.stdout
-            try:
-                process.wait(_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
-
-    def _grow_by_one(self) -> None:
-        if worker := self._start():
-            self._idle.put(worker)
-
-    def _start(self) -> _Worker | None:
         paths = os.pathsep.join(filter(None, sys.path))  # it finds what this process found
         file = os.memfd_create("shardline worker")
         try:
-            os.ftruncate(file, _MARK_BYTES)
-            process = subprocess.Popen(
+            os.ftruncate(file, _MARK.size)
+            self.process = subprocess.Popen(
                 # Not -m: the classes of a module that runs as __main__ are unknown to this process.
                 [sys.executable, "-P", "-c", f"from shardline.pipeline import workers; workers.work({file})"],
                 stdin=subprocess.PIPE,
@@ -289,23 +247,135 @@ class _Pool:
                 start_new_session=True,  # Ctrl-C is for the parent; a worker ends with it
                 pass_fds=(file,),
             )
-            mark = mmap.mmap(file, _MARK_BYTES)
+            self._mark = mmap.mmap(file, _MARK.size)
         except OSError as error:
-            _log.warning("an input worker cannot be started (%s); its work is done without it", error)
-            return None
+            raise _cannot_start(error.strerror or str(error)) from None
         finally:
             os.close(file)
-        self._processes.append(process)
-        assert process.stdout
-        if process.stdout.read(1):
-            return _Worker(process, mark)
-        if not self.closed:
-            _log.warning("an input worker did not start (exit code %s); its work is done without it", process.wait())
-        return None
+        assert self.process.stdout
+        if not self.process.stdout.read(1):
+            raise _cannot_start(f"exit code {self.buried()[1]}")
+
+    def ask(self, task: _Task, setup: bytes, image_timeout: float) -> _Answer | None:
+        """Its answer; None if it ended instead, or was ended because one image took longer than `image_timeout`."""
+        self.start()
+        assert self._mark
+        self._mark[:] = _MARK.pack(-1, False)
+        self.hangs = False
+        try:
+            return self._ask(task, image_timeout) or self._ask(replace(task, setup=setup), image_timeout)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+
+    def _ask(self, task: _Task, image_timeout: float) -> _Answer | None:
+        """Its answer; None when it does not know the task's setup."""
+        assert self.process and self.process.stdin and self.process.stdout and self._mark
+        pickle.dump(task, self.process.stdin)
+        self.process.stdin.flush()
+        ready, watch = select.poll(), Watch()
+        ready.register(self.process.stdout, select.POLLIN)
+        while not ready.poll(TICK_SECONDS * 1e3):
+            if watch.is_over(image_timeout, *_MARK.unpack(self._mark[:])):
+                self.hangs = True
+                self.process.kill()
+                break
+        answer: _Answer | None = pickle.load(self.process.stdout)
+        return answer
+
+    def buried(self) -> tuple[int, int]:
+        """End its process, if it did not end, and forget it.
+
+        Returns:
+          The record that it read, -1 for none, and how it ended, as `Popen.returncode` has it.
+        """
+        process, mark, self.process, self._mark = self.process, self._mark, None, None
+        assert process and process.stdin and process.stdout
+        process.kill()
+        code = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # what was not sent yet
+                pipe.close()
+        return (_MARK.unpack(mark[:])[0] if mark else -1), code
+
+
+def _cannot_start(reason: str) -> Failure:
+    return Failure(f"no input worker, which decodes images, can be started ({reason}); end other programs")
+
+
+class _Pool:
+    """This process's workers. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._all: list[_Worker] = []
+        self._idle: list[_Worker] = []
+        self._most = sys.maxsize  # that this machine lets us start
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def worker(self, most: int) -> Iterator[_Worker]:
+        """One that nobody else asks meanwhile, which may be waited for: there are up to `most`."""
+        worker = self._take(most)
+        try:
+            yield worker
+        except BaseException:
+            if worker.process:
+                worker.buried()  # nobody knows what it is doing
+            raise
+        finally:
+            with self._changed:
+                self._idle.append(worker)
+                self._changed.notify()
+
+    def refuse_if_closed(self) -> None:
+        """Raises Failure when all workers are to end."""
+        if self._closed:
+            raise Failure("the program ends")
+
+    def close(self) -> None:
+        """End all workers."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        processes = [worker.process for worker in self._all if worker.process]
+        for process in processes:
+            assert process.stdin
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in processes:
+            assert process.stdout
+            try:
+                process.wait(_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+    def _take(self, most: int) -> _Worker:
+        while True:
+            with self._changed:
+                while not self._closed and not self._idle and len(self._all) >= min(most, self._most):
+                    self._changed.wait()
+                self.refuse_if_closed()
+                if not self._idle:
+                    self._idle.append(_Worker())
+                    self._all += self._idle
+                worker = self._idle.pop()
+            try:
+                worker.start()
+            except Failure as error:
+                with self._changed:
+                    self._all.remove(worker)
+                    self._most = len(self._all)
+                    if not self._all:
+                        raise
+                _log.warning("%s; the work of more than %d is done by those", error, self._most)
+            else:
+                return worker
 
 
 _pool = _Pool()
-atexit.register(lambda: _pool.close())
+exit_guard.at_exit(lambda: _pool.close())
 
 
 # ------------------------------------------------------------------------------------------ in the worker
@@ -325,27 +395,27 @@ class _TaskSampler:
 class _TaskBuffers:
     """The `Buffers` of one task: the piece of the shared memory that it names."""
 
-    task: _Task
+    start: int
     memory: mmap.mmap
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.frombuffer(self.memory, np.uint8, math.prod(shape), self.task.start).reshape(shape)
+        return np.frombuffer(self.memory, np.uint8, math.prod(shape), self.start).reshape(shape)
 
 
 def work(mark: int) -> None:
     """Make batches for the process at the other end of standard input and output, until it closes them.
 
-    `mark` is an open file of eight bytes, which always hold the number of the record that is decoded.
+    `mark` is an open file that always holds the number of the record that is read, and whether it is decoded.
     """
-    with mmap.mmap(mark, _MARK_BYTES) as shared, contextlib.suppress(BrokenPipeError):  # the parent ended
+    with mmap.mmap(mark, _MARK.size) as shared, contextlib.suppress(BrokenPipeError):  # the parent ended
 
-        def show(record: int) -> None:
-            shared[:] = record.to_bytes(_MARK_BYTES, "little")
+        def show(position: int, decoding: bool = False) -> None:
+            shared[:] = _MARK.pack(position, decoding)
 
         _work(show)
 
 
-def _work(show: Callable[[int], None]) -> None:
+def _work(show: Show) -> None:
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not reach the pipe
     logging.disable()  # the parent reports bad records, once
@@ -361,11 +431,11 @@ def _work(show: Callable[[int], None]) -> None:
             while len(known) >= _MAX_SETUPS:
                 del known[next(iter(known))]  # the oldest
             known[task.key] = pickle.loads(task.setup)
-        pickle.dump(_answer(task, known[task.key], show) if task.key in known else None, outbox)
+        pickle.dump(_answered(task, known[task.key], show) if task.key in known else None, outbox)
         outbox.flush()
 
 
-def _answer(task: _Task, setup: _Setup, show: Callable[[int], None]) -> _Answer:
+def _answered(task: _Task, setup: _Setup, show: Show) -> _Answer:
     setup.shards.locate(task.records[task.records != PADDING], task.locations)
     bad, timer = BadRecords(), StageTimer()
     bad.unsafe.update(task.unsafe)
@@ -377,13 +447,17 @@ def _answer(task: _Task, setup: _Setup, show: Callable[[int], None]) -> _Answer:
         timer=timer,
         exact=setup.exact,
         sampler=_TaskSampler(task),
-        buffers=_TaskBuffers(task, setup.memory),
-        on_record=show,
+        buffers=BufferPool() if task.start is None else _TaskBuffers(task.start, setup.memory),
+        show=show,
     )
     try:
-        make = batches.evaluation if setup.exact else partial(batches.train, on_device=task.on_device)
-        batch = make(task.positions)
+        if task.positions is None:
+            found, batch = batches.find(task.records.tolist()), Batch()
+        else:
+            make = batches.evaluation if setup.exact else partial(batches.train, on_device=task.on_device)
+            found, batch = {}, make(task.positions)
     except Exception as error:
         return _Answer(error=error)
-    del batch["image"]  # it is in the shared memory
-    return _Answer(batch, list(bad.records.values()), dict(timer.seconds), dict(timer.cpu_seconds))
+    if task.start is not None:
+        del batch["image"]  # it is in the shared memory
+    return _Answer(batch, list(bad.records.values()), dict(timer.seconds), dict(timer.cpu_seconds), found)

@@ -44,6 +44,7 @@ RUNTIME_FIELDS = frozenset(
         "workers",
         "data_cache",
         "data_cache_gb",
+        "image_timeout",
     }
 )
 

@@ -41,6 +41,7 @@ _RUNTIME_FIELDS = {
     "max_bad_records",
     "augment_on",
     "workers",
+    "image_timeout",
     "data_cache",
     "data_cache_gb",
 }

@@ -145,7 +145,7 @@ def samples_as_seen(setup: TrainSetup, cursor: int) -> list[tuple[bytes, str]]:
     """
     if not isinstance(setup.data, pipeline.Dataset):
         return []
-    settings = replace(setup.input, workers=0, cache="none")
+    settings = replace(setup.input, cache="none")
     sampler = setup.sampler if setup.config.balanced_sampling else None
     data = pipeline.open_dataset(setup.config.data, setup.config)  # of its own: the run's counts what its stages cost
     batches = data.train_batches(setup.config.train_split, settings, cursor=cursor, sampler=sampler)

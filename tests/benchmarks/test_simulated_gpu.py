@@ -91,4 +91,4 @@ def test_the_trainer_runs_around_them_and_workers_make_every_batch(data, tmp_pat
     assert 100 < found.rate <= 1_010  # it sleeps rows / 1,000 s
     assert 0 <= found.waiting <= 1
     pools = [pool for pool in gc.get_objects() if isinstance(pool, Workers) and pool._setup]
-    assert any(b"SleepingBatches" in pool._setup and not pool.missed for pool in pools)
+    assert any(b"SleepingBatches" in pool._setup and not pool.sent for pool in pools)

@@ -3,9 +3,14 @@
 import hashlib
 import os
 
-WAYS = {"crash": "os.kill(os.getpid(), signal.SIGSEGV)", "hang": "time.sleep(600)"}
+WAYS = {
+    "crash": "ctypes.string_at(0)",  # a real segfault
+    "hang": "time.sleep(600)",
+    "memory": "raise MemoryError",
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",  # as the kernel does when memory runs out
+}
 CODE = """
-import hashlib, os, signal, time
+import ctypes, hashlib, os, signal, time
 import simplejpeg
 decode_jpeg = simplejpeg.decode_jpeg
 def deadly(data, *args, **kwargs):

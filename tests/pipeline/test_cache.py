@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from shardline.pipeline import cache as cache_module
-from shardline.pipeline.batches import BatchBuilder, mean_image_bytes
+from shardline.pipeline.batches import BatchBuilder
 from shardline.pipeline.cache import DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
+from shardline.pipeline.dataset import mean_image_bytes
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import ImageFormat, Manifest
 from shardline.pipeline.shards import Shards
@@ -141,7 +142,7 @@ def test_an_unwritable_directory_is_refused(tmp_path):
 def test_the_estimate_is_exact_for_small_splits(tiny):
     shards = Shards(Manifest.load(tiny), tiny, "train")
     sizes = [(40 + n * 7 % 17) * (36 + n * 5 % 29) * 3 for n in range(37)]
-    assert mean_image_bytes(shards, "jpeg") == pytest.approx(np.mean(sizes))
+    assert mean_image_bytes(shards, ImageFormat("jpeg")) == pytest.approx(np.mean(sizes))
 
 
 def test_available_memory_is_a_plausible_number():

@@ -1,4 +1,4 @@
-"""Worker processes make the very same batches; whatever befalls one costs speed only. No TensorFlow until the end."""
+"""Worker processes make the very same batches; whatever befalls one costs speed, or one record. TensorFlow is last."""
 
 import os
 import pickle
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,12 +18,12 @@ import simplejpeg
 
 from shardline import pipeline
 from shardline.pipeline import workers as workers_module
-from shardline.pipeline.batches import BadRecords
+from shardline.pipeline.batches import BadRecords, BatchBuilder
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import encode_example
 from shardline.pipeline.manifest import Manifest
-from shardline.pipeline.shards import Shards
-from shardline.pipeline.workers import Workers
+from shardline.pipeline.shards import BadRecord, Shards
+from shardline.pipeline.workers import Workers, stored_images
 from tests.pipeline.deadly import make_deadly
 from tests.pipeline.test_batches import EVERYTHING, reader
 from tests.pipeline.tiny import payloads, write_dataset
@@ -40,7 +42,8 @@ def pool(monkeypatch):
 
 
 def alive(pool):
-    return sorted(process.pid for process in pool._processes if process.poll() is None)
+    processes = [worker.process for worker in pool._all if worker.process]
+    return sorted(process.pid for process in processes if process.poll() is None)
 
 
 def positions(start, rows=8):
@@ -57,7 +60,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["default", "everything"])
 def test_a_worker_makes_what_a_thread_makes(tiny, on_device, options):
     batches = reader(tiny, **options)
-    workers = Workers(1, BYTES, at_once=True)
+    workers = Workers(1, BYTES)
     for start in (0, 30, 36, 10**9):
         found = workers.train(batches, positions(start), on_device)
         assert_same(found, batches.train(positions(start), on_device))
@@ -67,19 +70,19 @@ def test_a_worker_makes_what_a_thread_makes(tiny, on_device, options):
 def test_other_encodings_too(tmp_path, encoding):
     write_dataset(tmp_path, {"train": payloads(9, encoding)}, encoding=encoding)
     batches = reader(tmp_path, encoding=encoding)
-    assert_same(Workers(1, BYTES, at_once=True).train(batches, positions(0), False), batches.train(positions(0), False))
+    assert_same(Workers(1, BYTES).train(batches, positions(0), False), batches.train(positions(0), False))
 
 
 @pytest.mark.parametrize("crops", [1, 10])
 def test_a_worker_makes_evaluation_s_batches_with_their_padding(tmp_path, crops):
     write_dataset(tmp_path, {"train": payloads(9)})
     batches = reader(tmp_path, exact=True, eval_crops=crops)
-    workers = Workers(1, crops * BYTES, at_once=True)
+    workers = Workers(1, crops * BYTES)
     for start in (0, 8, 16):  # whole, one record, none at all
         found = workers.evaluation(batches, positions(start))
         assert_same(found, batches.evaluation(positions(start)))
     assert found["record"].tolist() == [-1] * 8 and not found["weight"].any()
-    assert not workers.missed and set(batches.timer.seconds) == {"read", "decode", "preprocess"}
+    assert not workers.sent and set(batches.timer.seconds) == {"read", "decode", "preprocess"}
 
 
 def test_evaluation_and_training_have_setups_of_their_own(tiny):
@@ -89,17 +92,20 @@ def test_evaluation_and_training_have_setups_of_their_own(tiny):
         expected, found = (getattr(data, batches)("train", config).take(3) for config in (threads, processes))
         for a, b in zip(expected.as_numpy_iterator(), found.as_numpy_iterator(), strict=True):
             assert_same(b, a)
-    assert [pool.missed["memory"] for pool in data._worker_pools.values()] == [0, 0]
+    assert [workers.sent for workers in data._worker_pools.values()] == [0, 0]
 
 
-def test_a_batch_in_use_keeps_its_pixels_and_others_are_made_by_threads(tiny, monkeypatch):
-    batches, workers = reader(tiny), Workers(1, BYTES, at_once=True, pieces=2)
+def test_a_batch_in_use_keeps_its_pixels_and_others_come_through_a_pipe(tiny, monkeypatch):
+    batches, workers = reader(tiny), Workers(1, BYTES, pieces=2)
     held = [workers.train(batches, positions(start), False) for start in (0, 8)]
-    assert workers.train(batches, positions(16), False) is None, "both pieces of memory are in use"
-    assert workers.missed == {"memory": 1}
+    assert not workers.sent
+    third = workers.train(batches, positions(16), False)
+    assert workers.sent == 1, "both pieces of memory are in use"
+    assert_same(third, batches.train(positions(16), False))
     assert_same(held[0], batches.train(positions(0), False))
     del held[1]
     assert_same(workers.train(batches, positions(16), False), batches.train(positions(16), False))
+    assert workers.sent == 1
     assert_same(held[0], batches.train(positions(0), False))
 
 
@@ -125,7 +131,7 @@ def test_bad_records_are_counted_here_and_stop_the_run_when_too_many(tmp_path):
         location = batches.shards.index[record]
         data[location.offset + location.size // 2] ^= 1
     shard.write_bytes(data)
-    workers = Workers(1, BYTES, at_once=True)
+    workers = Workers(1, BYTES)
     first = workers.train(batches, positions(0, 4), False)
     assert first["weight"].tolist() == [1, 1, 0, 1]
     assert [str(found) for found in bad.records.values()] == [
@@ -141,7 +147,7 @@ def test_a_shard_that_is_gone_raises_as_it_does_in_a_thread(tiny, tmp_path):
     for path in copy.glob("tiny-train*"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="tiny-train"):
-        Workers(1, BYTES, at_once=True).train(batches, positions(0), False)
+        Workers(1, BYTES).train(batches, positions(0), False)
 
 
 def test_a_killed_worker_costs_nothing_but_speed(tiny, caplog, pool):
@@ -159,29 +165,40 @@ def test_a_killed_worker_costs_nothing_but_speed(tiny, caplog, pool):
     for made, expected in zip(found, alone.take(31).as_numpy_iterator(), strict=True):
         assert_same(made, expected)
     assert [record.getMessage() for record in caplog.records if "input worker" in record.message] == [
-        "an input worker ended (exit code -9); its work is done without it"
+        "an input worker ended (exit code -9); another one does its work"
     ]
-    assert alive(pool) == killed[1:]
+    assert len(alive(pool)) == 2 and set(alive(pool)) - set(killed)
 
 
-def test_they_start_by_themselves_once_that_pays_and_only_then(tiny, monkeypatch, pool):
-    monkeypatch.setattr(workers_module, "_MIN_SAMPLES", 64)
-    batches, workers = reader(tiny), Workers(1, BYTES, at_once=False)
+def test_as_many_start_as_are_asked_at_once_and_no_more_than_allowed(tiny, pool):
+    batches, workers = reader(tiny), Workers(2, BYTES)
     for start in range(0, 64, 8):
-        assert workers.train(batches, positions(start), False) is None
-        batches.train(positions(start), False)
-    assert not alive(pool)
-    deadline = time.monotonic() + 60
-    while (found := workers.train(batches, positions(64), False)) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert_same(found, batches.train(positions(64), False))
+        workers.train(batches, positions(start), False)
     assert len(alive(pool)) == 1
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda start: workers.train(batches, positions(start), False), range(0, 64, 8)))
+    for start, batch in zip(range(0, 64, 8), found, strict=True):
+        assert_same(batch, batches.train(positions(start), False))
+    assert len(alive(pool)) == 2
+
+
+def test_those_that_start_do_the_work_of_those_that_do_not(tiny, pool, monkeypatch, caplog):
+    batches, workers = reader(tiny), Workers(2, BYTES)
+    workers.train(batches, positions(0), False)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: os.stat("/nowhere"))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda start: workers.train(batches, positions(start), False), range(0, 64, 8)))
+    for start, batch in zip(range(0, 64, 8), found, strict=True):
+        assert_same(batch, batches.train(positions(start), False))
+    assert len(alive(pool)) == 1 and "can be started (No such file or directory)" in caplog.text
+    monkeypatch.setattr(workers_module, "_pool", workers_module._Pool())
+    with pytest.raises(Failure, match="no input worker, which decodes images, can be started"):
+        workers.train(batches, positions(0), False)
 
 
 def test_streams_share_the_workers_and_take_turns(tiny, pool):
     readers = [reader(tiny, seed=seed) for seed in range(workers_module._MAX_SETUPS + 1)]
-    streams = [Workers(1, BYTES, at_once=True) for _ in readers]
+    streams = [Workers(1, BYTES) for _ in readers]
     for start in (0, 8):  # the second time round, the worker has forgotten
         for batches, stream in zip(readers, streams, strict=True):
             assert_same(stream.train(batches, positions(start), False), batches.train(positions(start), False))
@@ -190,14 +207,16 @@ def test_streams_share_the_workers_and_take_turns(tiny, pool):
 
 KILLED = """
 import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from shardline.pipeline import workers as module
 from shardline.pipeline.workers import Workers
 from tests.pipeline.deadly import make_deadly
 from tests.pipeline.test_batches import reader
-workers = Workers(2, 1 << 16, at_once=True)
-workers.train(reader(sys.argv[1]), np.arange(8), False)
-print(*(process.pid for process in module._pool._processes), flush=True)
+workers, batches = Workers(2, 1 << 16), reader(sys.argv[1])
+with ThreadPoolExecutor(2) as threads:
+    list(threads.map(lambda _: workers.train(batches, np.arange(8), False), range(20)))
+print(*(worker.process.pid for worker in module._pool._all), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -221,36 +240,102 @@ def test_what_is_sent_to_a_worker_is_small_whatever_the_size_of_the_split(tiny):
     assert copy.read(20)[1:] == shards.read(20)[1:]
 
 
-def test_caches_are_filled_by_one_process_and_no_negative_number_of_workers(tiny, pool):
-    batches = pipeline.open_dataset(tiny).train_batches(
-        "train", pipeline.InputConfig(global_batch_size=8, image_size=16, workers=2, cache="memory")
-    )
-    next(iter(batches))
-    assert not alive(pool)
+@pytest.mark.parametrize("kind", ["train_batches", "eval_batches"])
+@pytest.mark.parametrize("cache", ["memory", "directory"])
+def test_a_worker_decodes_what_this_process_puts_into_a_cache(tiny, tmp_path, kind, cache, monkeypatch):
+    plain = pipeline.InputConfig(global_batch_size=8, image_size=16, workers=0)
+    cached = replace(plain, workers=2, cache=str(tmp_path) if cache == "directory" else cache)
+    expected = getattr(pipeline.open_dataset(tiny), kind)("train", plain)
+    monkeypatch.setattr(BatchBuilder, "_decoded", lambda *_: pytest.fail("decoded here"))
+    data = pipeline.open_dataset(tiny)
+    found = getattr(data, kind)("train", cached).take(12).as_numpy_iterator()
+    monkeypatch.undo()
+    for a, b in zip(found, expected.take(12).as_numpy_iterator(), strict=True):
+        assert_same(a, b)
+    assert set(data.stage_times(of={"train_batches": "training", "eval_batches": "evaluation"}[kind]).microseconds) > {
+        "read", "decode"
+    }  # fmt: skip
+
+
+def test_no_negative_number_of_workers():
     with pytest.raises(UsageError, match="workers=-2"):
         pipeline.InputConfig(workers=-2)
 
 
-def adopted_reader(folder, images):
+def adopted_reader(folder, images, **config):
     """A reader of a dataset that somebody else stored, whose images nobody has checked."""
     stored = [encode_example(image, number % 3, "", 0, 0) for number, image in enumerate(images)]
     write_dataset(folder, {"train": stored}, shards=1)
-    return reader(folder)
+    return reader(folder, **config)
 
 
-def test_a_record_that_ends_two_workers_is_bad_and_never_decoded_here(tmp_path, monkeypatch, pool, caplog):
-    images = [cv2.imencode(".jpg", np.full((40, 40, 3), 25 * number, np.uint8))[1].tobytes() for number in range(8)]
-    batches = adopted_reader(tmp_path / "data", images)
-    make_deadly(monkeypatch, tmp_path / "site", images[5])
-    decoded = []
-    real = simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, **k: decoded.append(bytes(data)) or real(data, **k))
-    workers = Workers(1, BYTES, at_once=True)
+@pytest.fixture
+def never_here(monkeypatch):
+    """Fails where this process decodes a JPEG."""
+    real, here = simplejpeg.decode_jpeg, []
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, **k: here.append(bytes(data)) or real(data, **k))
+    yield
+    assert not here
+
+
+def flat_images(number=8):
+    return [cv2.imencode(".jpg", np.full((40, 40, 3), 20 * n, np.uint8))[1].tobytes() for n in range(number)]
+
+
+@pytest.mark.parametrize("way", ["crash", "hang"])
+def test_a_record_that_ends_two_workers_is_bad_and_never_decoded_here(
+    tmp_path, monkeypatch, pool, caplog, way, never_here
+):
+    images = flat_images()
+    batches = adopted_reader(tmp_path / "data", images, image_timeout=0.5)
+    make_deadly(monkeypatch, tmp_path / "site", images[5], way)
+    started = []
+    real = workers_module._Worker.start
+    monkeypatch.setattr(workers_module._Worker, "start", lambda w: started.append(w.process is None) or real(w))
+    workers = Workers(1, BYTES)
     found = workers.train(batches, positions(0), False)
-    assert found is not None and not decoded
-    assert (found["weight"] == (found["record"] != 5)).all() and len(pool._processes) == 3
+    assert (found["weight"] == (found["record"] != 5)).all() and sum(started) == 3
     (bad,) = batches.bad.records.values()
-    assert bad.record == 5 and "its decoder ended the process, twice" in bad.reason
-    assert caplog.text.count("exit code -11); it decoded record 5 of train") == 2
-    assert workers.train(batches, positions(8), False) is not None and len(pool._processes) == 3
-    assert (batches.train(positions(16), False)["record"] == 5).sum() == 1 and images[5] not in decoded
+    assert bad.record == 5
+    assert {"crash": "its decoder ended the process", "hang": "its decoder did not end"}[way] in bad.reason
+    said = {"crash": "ended (exit code -11); ", "hang": "was ended, as its decoder did not; "}[way]
+    assert caplog.text.count(f"{said}it decoded record 5 of train") == 2
+    workers.train(batches, positions(8), False)
+    assert sum(started) == 3 and len(alive(pool)) == 1
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+@pytest.mark.parametrize("kind", ["train_batches", "eval_batches"])
+def test_no_decoder_ends_a_training_or_an_evaluation(tmp_path, monkeypatch, kind, cache, never_here):
+    images = flat_images()
+    adopted_reader(tmp_path / "data", images)
+    make_deadly(monkeypatch, tmp_path / "site", images[3])
+    data = pipeline.open_dataset(tmp_path / "data")
+    config = pipeline.InputConfig(global_batch_size=4, image_size=16, shuffle=False, cache=cache)
+    first, second = getattr(data, kind)("train", config).take(2).as_numpy_iterator()
+    weights = dict(zip([*first["record"], *second["record"]], [*first["weight"], *second["weight"]], strict=True))
+    assert weights == {record: float(record != 3) for record in range(8)}
+    assert list(data.bad_records.records) == [("train", 3)]
+
+
+def test_whole_images_come_in_order_and_a_deadly_one_as_what_is_wrong(tmp_path, monkeypatch, never_here):
+    images = flat_images(12)
+    batches = adopted_reader(tmp_path / "data", images)
+    make_deadly(monkeypatch, tmp_path / "site", images[4])
+    found = list(stored_images(batches.shards, batches.image, [11, 4, 0, *range(1, 8)]))
+    assert isinstance(found[1], BadRecord) and found[1].record == 4
+    pixels, label = found[0]
+    assert abs(pixels.astype(int) - 20 * 11).max() < 30 and label == 11 % 3
+
+
+@pytest.mark.parametrize("way", ["memory", "killed"])
+def test_want_of_memory_is_no_bad_record(tmp_path, monkeypatch, way):
+    images = flat_images()
+    batches = adopted_reader(tmp_path / "data", images)
+    make_deadly(monkeypatch, tmp_path / "site", images[5], way)
+    error = {"memory": MemoryError, "killed": Failure}[way]
+    with pytest.raises(
+        error, match={"memory": "record 5 of train", "killed": "signal 9 2 times over one batch, .* record 5 of"}[way]
+    ):
+        Workers(1, BYTES).train(batches, positions(0), False)
+    assert not batches.bad.records and not batches.bad.unsafe

@@ -149,14 +149,12 @@ class ConvertConfig(ImageOptions):
     seed: int = option(0, "seed of the splits and of the stored order", group="shards")
     workers: int = option(0, "processes (Ray: tasks) at a time; 0: one for each core", low=0, group="run")
     engine: str = option(
-        "processes", "executor of the work: worker processes, this process alone, or a Ray cluster",
+        "processes",
+        "executor of the work: worker processes; this process alone, which a decoder that crashes then ends; or a Ray "
+        "cluster",
         choices=tuple(executors.EXECUTORS), group="run",
     )  # fmt: skip
-    image_timeout: float = option(
-        executors.IMAGE_TIMEOUT,
-        "seconds that decoding one image may take before it is set aside, in worker processes; 0: any time",
-        low=0, group="run",
-    )  # fmt: skip
+    image_timeout: float = executors.image_timeout_option("it is set aside", group="run")
     verify: bool = option(
         False, "if the dataset is finished already, read all of it and compare the SHA-256 of each shard", group="run"
     )
