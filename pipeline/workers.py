@@ -26,6 +26,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -37,7 +38,7 @@ from shardline.pipeline.buffers import BufferPool, SharedBufferPool
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.executors import IMAGE_TIMEOUT, TICK_SECONDS, Show, Watch, why_left_out
-from shardline.pipeline.machine import available_memory
+from shardline.pipeline.machine import available_cores, available_memory
 from shardline.pipeline.manifest import ImageFormat
 from shardline.pipeline.profiling import StageTimer
 from shardline.pipeline.sampler import PADDING
@@ -197,11 +198,16 @@ def stored_images(
     with them. They are decoded by a worker, where a decoder that crashes or hangs costs one of them.
     """
     batches = BatchBuilder(shards, InputConfig(image_timeout=image_timeout), image, exact=True)
-    workers = Workers(1, 1, 1)
-    for first in range(0, len(records), _IMAGES_A_TASK):
-        part = [int(record) for record in records[first : first + _IMAGES_A_TASK]]
-        found = workers.images(batches, part)
-        yield from (found[record] for record in part)
+    parts = [
+        list(map(int, records[first : first + _IMAGES_A_TASK])) for first in range(0, len(records), _IMAGES_A_TASK)
+    ]
+    count = max(1, min(available_cores(), len(parts)))
+    workers = Workers(count, 1, 1)
+    with ThreadPoolExecutor(count) as threads:
+        for first in range(0, len(parts), count):
+            some = parts[first : first + count]
+            for part, found in zip(some, threads.map(partial(workers.images, batches), some), strict=True):
+                yield from (found[record] for record in part)
 
 
 def pieces_in_flight(threads: int, replicas: int, batch_bytes: int) -> int:

@@ -5,7 +5,7 @@
     shardline-inspect data --save grid.png               # the first images of a split
     shardline-inspect --run run --augmented --save seen.png   # what that run is shown of some images, epoch by epoch
 
-Records and images that are damaged are refused; shardline-verify lists them all.
+A record that is damaged is refused; in a grid its place stays empty. shardline-verify lists them all.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.config import InputConfig
-from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.files import atomic_write
-from shardline.pipeline.manifest import NO_LABEL, Manifest, check_files
+from shardline.pipeline.manifest import NO_LABEL, Manifest
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.run_input import RunInput, read_run_input
 from shardline.pipeline.sampler import BalancedSampler, Sampler
-from shardline.pipeline.shards import Shards
-from shardline.pipeline.tfrecord import read_framed, unframe_record
+from shardline.pipeline.shards import BadRecord, Shards
 from shardline.pipeline.wording import count, shorten
 from shardline.tools.dataset_config import DatasetConfig
 from shardline.tools.plot_style import figure_png, new_figure
 
+if TYPE_CHECKING:
+    from shardline.pipeline.batches import Found
+
 ROWS, COLUMNS = 6, 8  # of the grid
+_VERIFY = "shardline-verify lists every fault"
+_EMPTY = np.full((1, 1, 3), 255, np.uint8)  # in place of an image
 
 
 @dataclass(frozen=True)
@@ -128,15 +131,16 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str)
     split, number = manifest.split(name), int(text)
     if number >= split.records:
         raise UsageError(f"--record={wanted}: {name} has {count(split.records, 'record')}, 0 to {split.records - 1}")
-    shard_number, offset, size = check_files(manifest, directory, name)[number].tolist()
-    shard = split.shards[shard_number].file
-    example = _read_example(directory / shard, offset, size, manifest, wanted)
-    known = 0 <= example.label < len(manifest.labels)
-    label = manifest.shown_labels[example.label] if known else "none" if split.unlabelled else "out of range"
-    pixels = _decode(example, manifest)
+    shards = Shards(manifest, directory, name)
+    (found,) = _images(shards, manifest, [number])
+    if isinstance(found, BadRecord):
+        raise UsageError(f"--record={wanted}: damaged ({found.reason}); {_VERIFY}")
+    pixels, _ = found
+    example, location = shards.read(number), shards.index[number]
+    label = "none" if split.unlabelled else manifest.shown_labels[example.label]
     lines = [
         f"record   {name}:{number}",
-        f"where    {shard}, byte {offset:,}, {size:,} bytes",
+        f"where    {split.shards[location.shard].file}, byte {location.offset:,}, {location.size:,} bytes",
         f"label    {example.label} ({label})",
         f"source   {example.filename or '(not stored)'}",
         f"image    {pixels.shape[1]}x{pixels.shape[0]}, {len(example.image):,} bytes {manifest.image.encoding}",
@@ -149,19 +153,23 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str)
 
 def save_grid(directory: Path, manifest: Manifest, split: str, save: str) -> None:
     """The first images of a split, which the stored order has shuffled."""
-    index = check_files(manifest, directory, split)[: ROWS * COLUMNS]
+    shards = Shards(manifest, directory, split)
     images, captions = [], []
-    for number, (shard_number, offset, size) in enumerate(index.tolist()):
-        shard = manifest.split(split).shards[shard_number].file
-        example = _read_example(directory / shard, offset, size, manifest, f"{split}:{number}")
-        images.append(_decode(example, manifest))
-        captions.append(manifest.shown_labels[example.label] if example.label != NO_LABEL else "no label")
+    for found in _images(shards, manifest, range(min(len(shards), ROWS * COLUMNS))):
+        if isinstance(found, BadRecord):
+            command_line.log(f"note: {found}; {_VERIFY}")
+            images.append(_EMPTY)
+            captions.append("damaged")
+        else:
+            images.append(found[0])
+            captions.append(manifest.shown_labels[found[1]] if found[1] != NO_LABEL else "no label")
     _draw(images, captions, COLUMNS, f"The first {len(images)} stored images of {manifest.name} {split}", save)
 
 
 def save_augmented(config: InspectConfig, run: RunInput | None, manifest: Manifest, shards: Shards) -> None:
     """A row for each of the first records that training shows, a column for each epoch, pixel for pixel."""
     from shardline.pipeline.batches import BatchBuilder  # OpenCV: not for --help
+    from shardline.pipeline.workers import Workers
 
     if run and manifest.digest != run.digest:
         raise UsageError(
@@ -175,19 +183,20 @@ def save_augmented(config: InspectConfig, run: RunInput | None, manifest: Manife
         try:
             labels = np.array([shards.read(record).label for record in range(len(shards))])
         except ValueError as error:
-            raise UsageError(f"a record is damaged ({error}); shardline-verify lists every fault") from None
+            raise UsageError(f"a record is damaged ({error}); {_VERIFY}") from None
         sampler = BalancedSampler(labels, batches.seed)
     builder = BatchBuilder(shards, batches, manifest.image, sampler=sampler)
+    workers = Workers(1, 2 * batches.image_size**2 * 3)
     rows = appearances(builder.sampler, len(shards))
     images: list[np.ndarray] = []
     captions: list[str] = []
     for column, position in ((column, position) for row in rows for column, position in enumerate(row)):
         at = position % 2
-        batch = builder.train(position - at + np.arange(2), on_device=False)  # two: they may be mixed with each other
-        if not batch["weight"][at]:
-            raise UsageError(f"record {batch['record'][at]} is damaged; shardline-verify lists every fault")
-        images.append(batch["image"][at].copy())
-        captions.append("" if column else manifest.shown_labels[batch["label"][at]])
+        pair = position - at + np.arange(2)  # two: they may be mixed with each other
+        batch = workers.train(builder, pair, on_device=False)
+        sound = bool(batch["weight"][at])
+        images.append(batch["image"][at].copy() if sound else _EMPTY)
+        captions.append("damaged" if not sound else "" if column else manifest.shown_labels[batch["label"][at]])
     title = f"What {config.run or 'training'} shows of {count(len(rows), 'image')} in {count(len(rows[0]), 'epoch')}"
     _draw(images, captions, len(rows[0]), title, config.save)
 
@@ -206,19 +215,10 @@ def appearances(sampler: Sampler, num_records: int) -> list[list[int]]:
     return [row[: min(map(len, rows))] for row in rows]
 
 
-def _read_example(path: Path, offset: int, size: int, manifest: Manifest, record: str) -> Example:
-    try:
-        return parse_example(unframe_record(read_framed(path, offset, size)), manifest.features)
-    except ValueError as error:
-        raise UsageError(f"--record={record}: damaged ({error}); shardline-verify lists every fault") from None
+def _images(shards: Shards, manifest: Manifest, records: Sequence[int]) -> list[Found]:
+    from shardline.pipeline.workers import stored_images  # OpenCV: not for --help
 
-
-def _decode(example: Example, manifest: Manifest) -> np.ndarray:
-    """Pixels of a stored image: uint8 [height, width, 3], RGB."""
-    try:
-        return ENCODINGS[manifest.image.encoding].decode(example, exact=True)
-    except ValueError as error:
-        raise UsageError(f"the stored image does not decode ({error}); shardline-verify lists every fault") from None
+    return list(stored_images(shards, manifest.image, records))
 
 
 def _draw(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, title: str, save: str) -> None:

@@ -5,12 +5,14 @@ import re
 import pytest
 
 from shardline.pipeline import executors
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_files import load_files
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.sources_table import read_sources
 from shardline.tools.adopt import AdoptConfig, adopt
 from shardline.tools.conversion.run import convert, dry_run
+from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.verify import VerifyConfig, verify
 from tests.pipeline.deadly import make_deadly
 from tests.tools.folders import class_folders, config, records
@@ -75,3 +77,23 @@ def test_prediction_gives_the_file_a_row_with_the_reason(tmp_path, monkeypatch, 
     assert set(reasons) == {3, 11} and reasons[3].startswith("not-an-image")
     assert reasons[11].startswith({"crash": "crashes-decoder", "hang": "decoder-timeout"}[way])
     assert found[0].shape == (16, 24, 3)
+
+
+@pytest.mark.slow
+def test_inspection_shows_all_other_images_and_names_the_record(tmp_path, monkeypatch, capsys):
+    convert(config(class_folders(tmp_path / "s", 2, 4), tmp_path / "d"))
+    deadly = bytes(records(tmp_path / "d", "train")[5].image)
+    make_deadly(monkeypatch, tmp_path / "site", deadly, "crash")
+    drawn = []
+    monkeypatch.setattr("shardline.tools.inspect._draw", lambda *given: drawn.append(given))
+    grid = {"data": tmp_path / "d", "save": str(tmp_path / "g.png")}
+    inspect(InspectConfig(**grid))
+    images, captions, *_ = drawn[0]
+    assert [image.shape == (1, 1, 3) for image in images] == [n == 5 for n in range(8)] and captions[5] == "damaged"
+    assert re.search(r"note: record 5 of train .*: crashes-decoder: its decoder", capsys.readouterr().err)
+    inspect(InspectConfig(**grid, augmented=True, image_size=16))
+    images, captions, *_ = drawn[1]
+    assert captions.count("damaged") == sum(image.shape == (1, 1, 3) for image in images) in (0, len(images) // 6)
+    with pytest.raises(UsageError, match=r"record=train:5: damaged .*crashes-decoder"):
+        inspect(InspectConfig(data=tmp_path / "d", record="train:5"))
+    assert "image    " in inspect(InspectConfig(data=tmp_path / "d", record="train:4"))

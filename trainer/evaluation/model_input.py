@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardline.pipeline.encodings import ENCODINGS
+from shardline.pipeline import workers
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
+from shardline.pipeline.shards import BadRecord
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -22,13 +23,8 @@ if TYPE_CHECKING:
 
 def stored_images(data: Dataset, split: str, records: Iterable[int]) -> Iterator[np.ndarray | None]:
     """Pixels (uint8 RGB [h, w, 3]) of some records, in the order asked for; None for one that cannot be read."""
-    shards = data.shards(split)
-    encoding = ENCODINGS[data.manifest.image.encoding]
-    for record in records:
-        try:
-            yield encoding.decode(shards.read(int(record)), exact=True).copy()
-        except ValueError:
-            yield None
+    for found in workers.stored_images(data.shards(split), data.manifest.image, list(records)):
+        yield None if isinstance(found, BadRecord) else found[0]
 
 
 def preprocess(image: np.ndarray, run: Run) -> np.ndarray:
