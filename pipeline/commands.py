@@ -24,6 +24,7 @@ COMMANDS = {
     "adopt": Command("shardline.tools.adopt", "AdoptConfig", "manifest and indexes for TFRecords made elsewhere"),
     "verify": Command("shardline.tools.verify", "VerifyConfig", "check a dataset to the last byte"),
     "inspect": Command("shardline.tools.inspect", "InspectConfig", "what a dataset holds; one record; image grids"),
+    "browse": Command("shardline.tools.browse", "BrowseConfig", "look through a dataset and its mistakes in a browser"),
     "doctor": Command("shardline.tools.doctor", "DoctorConfig", "what this installation does with malformed images"),
     "sample-data": Command("shardline.tools.sample_data", "SampleDataConfig", "draw a labelled folder to try it all"),
     "train": Command("shardline.trainer.train", "TrainCommand", "train a VGG16, or continue a run"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -23,12 +26,12 @@ class _Task:
     """Files to load: the task of a worker."""
 
     first: int  # number of the first file
-    paths: tuple[str, ...]
+    files: tuple[str | bytes, ...]  # their paths or their bytes
     options: ImageOptions
     unsafe: tuple[tuple[int, str], ...] = ()  # positions whose decoder ended the process, or did not end, and why
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def without(self, position: int, reason: str) -> _Task:
         """The same with one file not decoded."""
@@ -36,19 +39,20 @@ class _Task:
 
     def describe(self, position: int) -> str:
         """Its path."""
-        return self.paths[position]
+        file = self.files[position]
+        return file if isinstance(file, str) else "an image"
 
 
-def load_files(paths: Sequence[str], options: ImageOptions) -> Iterator[tuple[int, np.ndarray | str]]:
+def load_files(files: Sequence[str | bytes], options: ImageOptions) -> Iterator[tuple[int, np.ndarray | str]]:
     """For each file its number and its image, uint8 RGB [height, width, 3], or why there is none; in any order.
 
     Args:
-      paths: of image files.
+      files: paths of image files, or their bytes.
       options: the images are those that a conversion with these options would store.
     """
     tasks = [
-        _Task(first, tuple(paths[first : first + FILES_A_TASK]), options)
-        for first in range(0, len(paths), FILES_A_TASK)
+        _Task(first, tuple(files[first : first + FILES_A_TASK]), options)
+        for first in range(0, len(files), FILES_A_TASK)
     ]
     for first, images in executors.run(_load, tasks, workers=min(available_cores(), len(tasks))):
         yield from enumerate(images, first)
@@ -67,7 +71,8 @@ def _load_one(task: _Task, position: int, show: Show) -> np.ndarray | str:
     show(position)
     limit_bytes = int(task.options.max_megapixels * 8e6) + (1 << 20)
     try:
-        data = read_file(os.fsencode(task.paths[position]), limit_bytes)
+        file = task.files[position]
+        data = read_file(os.fsencode(file), limit_bytes) if isinstance(file, str) else file
         if reason := dict(task.unsafe).get(position):
             raise BadImage(reason, executors.WHY[reason])
         show(position, decoding=True)
@@ -76,3 +81,40 @@ def _load_one(task: _Task, position: int, show: Show) -> np.ndarray | str:
         return " ".join(str(error).split())
     except MemoryError:
         return "too large for this machine's memory"
+
+
+class ImageLoader:
+    """Loads images when they are asked for, by any number of threads: those that wait together share processes."""
+
+    def __init__(self, options: ImageOptions) -> None:
+        self._options = options
+        self._asked: SimpleQueue[tuple[str | bytes, Future[np.ndarray | str]]] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def load(self, file: str | bytes) -> np.ndarray | str:
+        """The image of a file, named or given as its bytes, or why there is none, as `load_files` has it.
+
+        Raises:
+          Failure: the processes were lost again and again.
+        """
+        answer: Future[np.ndarray | str] = Future()
+        self._asked.put((file, answer))
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, daemon=True)
+                self._thread.start()
+        return answer.result()
+
+    def _serve(self) -> None:
+        while True:
+            asked = [self._asked.get()]
+            while len(asked) < FILES_A_TASK and not self._asked.empty():
+                asked.append(self._asked.get())
+            try:
+                for number, image in load_files([file for file, _ in asked], self._options):
+                    asked[number][1].set_result(image)
+            except Exception as error:
+                for _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(error)

@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,6 +87,18 @@ def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, elsewhere: b
         raise machine_fault(path, "out of memory") from None
     finally:
         os.close(descriptor)
+
+
+def find_source(folders: Sequence[str], path: str) -> str:
+    """The file that an input's stored path names in one of the folders that were converted; "" if it is not there.
+
+    The path was read from a file, so it leads nowhere else.
+    """
+    if "\0" in path or os.path.isabs(path) or ".." in path.split("/"):
+        return ""
+    candidates = filter(None, (path, path.partition("/")[2]))  # of SPLIT=SOURCE, paths begin with the split
+    places = (os.path.join(folder, candidate) for candidate in candidates for folder in folders)
+    return next(filter(os.path.isfile, places), "")
 
 
 def _unreadable(path: bytes, error: OSError | ValueError, seen: bool, elsewhere: bool) -> BadImage | MachineFault:

@@ -168,6 +168,7 @@ MISSING = {
     "shardline": ["nowhere"],
     "shardline-adopt": ["nowhere"],
     "shardline-benchmark": ["nowhere", "--output=out"],
+    "shardline-browse": ["nowhere"],
     "shardline-compare": ["nowhere", "elsewhere"],
     "shardline-convert": ["--source=nowhere", "--output=out"],
     "shardline-doctor": ["--config=nowhere.toml"],

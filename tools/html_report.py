@@ -25,7 +25,7 @@ from shardline.tools.plot_style import figure_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --back: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa4af; --line: #30363d; --back: #0d1117;
   --card: #161b22; } }
@@ -181,7 +181,7 @@ class HtmlReport:
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"{again}"
             f'<title>{html.escape(self.title)}</title>\n<link rel="icon" href="data:,">\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n"
+            f"<style>{STYLE}</style>\n</head>\n<body>\n"
             f'<h1>{html.escape(self.title)}</h1>\n<p class="soft">{html.escape(self.subtitle)}</p>\n'
             f"<nav>{links}</nav>\n{sections}<script>{_SCRIPT}</script>\n</body>\n</html>\n"
         )

@@ -22,6 +22,7 @@ from shardline.pipeline.executors import WHY, Show, no_show
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.source_files import find_source
 
 # Of 255, by which a stored image may differ, on average and in one of its parts: edges of saturated color cost a tiny
 # image 4 and 13, photographs less than 1 and 3; a Display P3 profile that is passed over costs 12.
@@ -215,10 +216,8 @@ def _resizing(manifest: Manifest) -> ImageOptions:
 
 
 def _read(sources: Sequence[str], path: str) -> bytes:
-    for source in sources:
-        for candidate in (path, path.partition("/")[2]):  # of SPLIT=SOURCE, paths begin with the split
-            if candidate and os.path.isfile(os.path.join(source, candidate)):
-                return Path(source, candidate).read_bytes()
+    if file := find_source(sources, path):
+        return Path(file).read_bytes()
     raise _NotComparedError("not in the sources given")
 
 

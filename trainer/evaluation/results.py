@@ -7,33 +7,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from shardline.pipeline import stored
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.evaluation_files import FORMAT, METRICS, PREDICTIONS, predictions_schema
+from shardline.pipeline.evaluation_files import read_metrics as read_metrics  # the inverse of `write`
+from shardline.pipeline.evaluation_files import read_predictions as read_predictions
 from shardline.pipeline.files import atomic_write, atomic_writer, file_sha256
 from shardline.pipeline.manifest import shown_labels
-from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.wording import count
 from shardline.trainer.evaluation import metrics
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from shardline.trainer.evaluation.inference import Predictions
     from shardline.trainer.evaluation.leakage import Leakage
 
 Curves = Sequence[metrics.BinaryCurves | None]  # one a class
 
-FORMAT = "shardline evaluation 1"
-METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -201,52 +197,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-@dataclass(frozen=True)
-class _Interval:
-    top1: tuple[Share, Share]
-
-
-@dataclass(frozen=True)
-class _Weights:
-    step: Count
-    sha256: Sha256
-
-
-@dataclass(frozen=True)
-class _StoredMetrics:
-    """Those values of metrics.json that other commands use."""
-
-    run: str
-    split: str
-    n: Count
-    top1: Share
-    top5: Share
-    macro_f1: Share
-    ece: float | None
-    interval95: _Interval
-    predictions_sha256: Sha256
-    checkpoint: str = ""
-    weights: _Weights | None = None
-
-
-_REMEDY = "run shardline-evaluate again"
-
-
-def read_metrics(directory: Path) -> dict[str, Any]:
-    """metrics.json of an evaluation. Raises UsageError in one line."""
-    path = directory / METRICS
-    try:
-        data = stored.read_bytes(path, remedy=_REMEDY)
-    except FileNotFoundError:
-        raise UsageError(f"{directory} holds no {METRICS}; run shardline-evaluate first") from None
-    stored.unsealed(data, _StoredMetrics, format=FORMAT, what=path, remedy=_REMEDY)
-    values: dict[str, Any] = stored.parse(data, dict[str, Any], what=path, remedy=_REMEDY)
-    return {name: value for name, value in values.items() if name not in ("format", "checksum")}
-
-
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
     """One row a record: id, path, label, prediction and all probabilities; the class names lie in the metadata."""
     import pyarrow as pa
@@ -262,7 +212,7 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
         "correct": rows.predicted == rows.labels,
         "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(names)),
     }
-    table = pa.table(columns, schema=_schema(len(names)))
+    table = pa.table(columns, schema=predictions_schema(len(names)))
     metadata = {
         "labels": json.dumps(evaluation.labels, ensure_ascii=False),
         "split": evaluation.metrics["split"],
@@ -271,37 +221,3 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     }
     with atomic_writer(path) as file:
         pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
-
-
-def read_predictions(directory: str | os.PathLike[str]) -> tuple[pa.Table, dict[str, str]]:
-    """The table and metadata of an evaluation directory. Raises UsageError in one line."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(directory) / PREDICTIONS
-    sha256 = read_metrics(Path(directory))["predictions_sha256"]
-    try:
-        if file_sha256(path) != sha256:
-            raise UsageError(f"{path} was edited or damaged: its SHA-256 is not that in {METRICS}; {_REMEDY}")
-        table = pq.read_table(path)
-        if table.schema.names != _schema(1).names or table.schema.types[:-1] != _schema(1).types[:-1]:
-            raise UsageError(f"{path} has other columns than shardline-evaluate writes; {_REMEDY}")
-        return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are no UTF-8
-        raise UsageError(f"{path} cannot be read ({error}); {_REMEDY}") from None
-
-
-def _schema(classes: int) -> pa.Schema:
-    """The columns of predictions.parquet."""
-    import pyarrow as pa
-
-    return pa.schema(
-        {
-            "id": pa.int64(),
-            "path": pa.string(),
-            "label": pa.string(),
-            "predicted": pa.string(),
-            "correct": pa.bool_(),
-            "probabilities": pa.list_(pa.float32(), classes),
-        }
-    )
