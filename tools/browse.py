@@ -54,12 +54,10 @@ def browse(config: BrowseConfig) -> Server:
     Raises:
       UsageError: there is no such dataset or evaluation, a file of it is damaged, or the port is taken.
     """
-    from shardline.pipeline.progress import log
     from shardline.tools.browse_index import read_index  # pyarrow: not for --help
     from shardline.tools.browse_server import Server
     from shardline.tools.browse_site import Site
 
-    log(f"data: {config.data}")
     index = read_index(config.directory, config.run)
     try:
         return Server(Site(index, config.sources), config.port)

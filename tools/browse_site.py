@@ -71,6 +71,8 @@ document.addEventListener('keydown', event => {
 });
 """
 
+_ICON = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><path fill="#0072b2" d="M0 0h1v2h1V1H0z"/></svg>'
+
 
 def text(value: object) -> str:
     """A value as HTML, harmless whatever it is."""
@@ -101,6 +103,8 @@ class Site:
                 return Answer((STYLE + _STYLE).encode(), "text/css", lasting=True)
             case ["browse.js"]:
                 return Answer(_SCRIPT.encode(), "text/javascript", lasting=True)
+            case ["icon.svg"]:
+                return Answer(_ICON, "image/svg+xml", lasting=True)
         raise LookupError(path)
 
     def _row(self, number: str) -> int:
@@ -327,6 +331,7 @@ def _page(title: str, subtitle: str, body: str, up: str) -> Answer:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{text(title)}</title>\n<link rel="stylesheet" href="{up}browse.css">\n'
+            f'<link rel="icon" href="{up}icon.svg">\n'
             f'<script src="{up}browse.js" defer></script>\n</head>\n<body>\n<h1>{text(title)}</h1>\n'
             f'<p class="soft">{text(subtitle)}</p>\n{body}\n</body>\n</html>\n'
         ).encode(errors="replace")
