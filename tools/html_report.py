@@ -15,6 +15,7 @@ import base64
 import html
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -62,6 +63,10 @@ figure.plot { background: #ffffff; overflow-x: auto; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
 .gallery.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 .gallery.pairs img { aspect-ratio: auto; }
+.gallery.small { grid-template-columns: repeat(auto-fill, minmax(4.75rem, 1fr)); }
+.right { border-bottom: 3px solid #009E73; }
+.wrong { border-bottom: 3px solid #D55E00; }
+h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
 .gallery figcaption { font-size: .75rem; color: var(--soft); }
 pre { overflow-x: auto; background: var(--card); padding: .75rem; }
 """
@@ -83,6 +88,15 @@ document.querySelectorAll('input[type=search]').forEach(input => input.addEventL
   rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
 }));
 """
+
+
+@dataclass(frozen=True)
+class Example:
+    """An encoded image with a caption, and whether it was answered right."""
+
+    image: bytes
+    caption: str
+    right: bool
 
 
 FOLDED_FROM = 50  # rows of a table, beyond which it is folded
@@ -162,6 +176,18 @@ class HtmlReport:
         )
         kind = "gallery pairs" if wide else "gallery"
         self._add(title, _note(note), f'<div class="{kind}">{cells}</div>')
+
+    def examples(self, title: str, groups: Iterable[tuple[str, Sequence[Example]]], note: str = "") -> None:
+        """A section with rows of small images, each row under what it is of; right and wrong are marked."""
+        parts = [_note(note)]
+        for heading, images in groups:
+            cells = "".join(
+                f'<figure class="{"right" if one.right else "wrong"}">{_img(one.image, one.caption)}<figcaption>'
+                f"{'✓' if one.right else '✗'} {html.escape(one.caption)}</figcaption></figure>"
+                for one in images
+            )
+            parts.append(f'<h3>{html.escape(heading)}</h3><div class="gallery small">{cells}</div>')
+        self._add(title, *parts)
 
     def render(self) -> str:
         """The whole document."""

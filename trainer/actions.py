@@ -13,7 +13,7 @@ from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves, metrics_log
-from shardline.trainer.callbacks import Callbacks, Report
+from shardline.trainer.callbacks import Answers, Callbacks, Report
 from shardline.trainer.checkpoint_writer import CheckpointWriter
 from shardline.trainer.exchange import gather
 from shardline.trainer.input_profile import (
@@ -251,17 +251,18 @@ class Evaluate(Action):
 
     def act(self, state: TrainState) -> None:
         """Evaluate, with the moving average if there is one; keep the best; redraw the curves."""
-        line = self._evaluate(state) if self._dataset is not None else {}
+        line, answers = self._evaluate(state) if self._dataset is not None else ({}, None)
         if self.callbacks:
-            self.callbacks.report(Report(state.step, round(self.setup.epoch(state.cursor), 6), "eval", line))
+            epoch = round(self.setup.epoch(state.cursor), 6)
+            self.callbacks.report(Report(state.step, epoch, "eval", line, answers))
         if line:
             self._keep_best(state)
         if self.setup.cluster.chief:
             save_figure(self._curves(), Path(self.setup.config.workdir) / "plots" / "curves.png")
 
-    def _evaluate(self, state: TrainState) -> dict[str, object]:
-        """Set `state.evaluation`; the line of metrics."""
-        totals = self._totals(state)
+    def _evaluate(self, state: TrainState) -> tuple[dict[str, object], Answers]:
+        """Set `state.evaluation`; the line of metrics, and this host's answers."""
+        totals, answers = self._totals(state)
         n = totals.pop("n")
         found = {name: value / max(n, 1) for name, value in totals.items()}
         split, speed = self.setup.eval_split, self.monitor.images_per_second
@@ -273,22 +274,25 @@ class Evaluate(Action):
         )
         phase, stages = self.setup.spans[state.phase].phase.part, self._stages.lap()
         costs = {"stage_microseconds": stages} if stages else {}
-        return {"phase": phase, "split": split, **found, "n": int(n), **costs}
+        return {"phase": phase, "split": split, **found, "n": int(n), **costs}, answers
 
-    def _totals(self, state: TrainState) -> dict[str, float]:
-        """Sums over the split of loss, top-1, top-5 and the records."""
+    def _totals(self, state: TrainState) -> tuple[dict[str, float], Answers]:
+        """Sums over the split of loss, top-1, top-5 and the records; what the model said of those of this host."""
         strategy, totals = self.setup.cluster.strategy, np.zeros(len(EVAL_SUMS))
+        local, rows = strategy.experimental_local_results, list[tuple[np.ndarray, ...]]()
         if state.ema_weights:
             swap(strategy, state.weights, state.ema_weights)
         split = self.setup.eval_split
         batches = steps_between(0, self.setup.data.num_records(split), self.setup.config.global_batch_size)
         with progress(total=batches, desc=f"evaluate {split}", unit="batches", leave=False) as bar:
-            for _, sums in one_late(self._step, self.waits.over(self._dataset or ())):
+            for batch, (sums, answers) in one_late(self._step, self.waits.over(self._dataset or ())):
                 totals += sums.numpy()
+                rows += [answers_of(*parts) for parts in zip(*map(local, map(batch.get, _ROWS)), answers, strict=True)]
                 bar.update()
         if state.ema_weights:
             swap(strategy, state.weights, state.ema_weights)
-        return dict(zip(EVAL_SUMS, totals.tolist(), strict=True))
+        columns = map(np.concatenate, zip(*rows, strict=True))
+        return dict(zip(EVAL_SUMS, totals.tolist(), strict=True)), Answers(*columns)
 
     def _keep_best(self, state: TrainState) -> None:
         config = self.setup.config
@@ -305,6 +309,21 @@ class Evaluate(Action):
     def _curves(self) -> Figure:
         phases = [(span.phase.part, self.setup.epoch(span.start)) for span in self.setup.spans]
         return curves.training_curves(metrics_log.read(self.setup.config.workdir), phases, self.setup.eval_split)
+
+
+_ROWS = ("record", "label", "weight")
+
+
+def answers_of(records: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, answers: tf.Tensor) -> tuple[np.ndarray, ...]:
+    """Columns of `Answers` from a replica's rows, without those that fill its batch."""
+    real, (predicted, confidence) = weights.numpy() > 0, answers.numpy().T
+    columns = (
+        records.numpy().astype(np.int64),
+        labels.numpy().astype(np.int64),
+        predicted.astype(np.int64),
+        confidence,
+    )
+    return tuple(column[real] for column in columns)
 
 
 class WriteInputProfile(Action):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+
 from shardline.pipeline.errors import Failure, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +50,21 @@ class Start:
     model: keras.Model
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model said of some records, a row for each.
+
+    Attributes:
+      records, labels, predicted: int64 [n].
+      confidence: float32 [n], the probability of the predicted class.
+    """
+
+    records: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+
+
 @dataclass(frozen=True)
 class Report:
     """A line of metrics.jsonl.
@@ -57,12 +74,14 @@ class Report:
       epoch: passes over the training records.
       kind: `train`, the means since the report before; `eval`, the held-out split, or nothing where there is none.
       metrics: loss, top1 and so on, by their names in metrics.jsonl.
+      answers: of an evaluation, what the model said of each record of the held-out split that this host evaluated.
     """
 
     step: int
     epoch: float
     kind: Literal["train", "eval"]
     metrics: Mapping[str, object]
+    answers: Answers | None = None
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -22,8 +22,10 @@ Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 log
 Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, samples], losses [b]
 TrainStep = Callable[..., dict[str, tf.Tensor]]  # distributed batch, learning rate, stop -> numbers to report
 REPORTED = ("loss", "top1", "samples", "norm", "stop", "finite", "scale")  # columns of `StepReports.numbers`
-EvalStep = Callable[[Batch], tf.Tensor]  # distributed batch -> sums of EVAL_SUMS over its records
+# Distributed batch -> sums of EVAL_SUMS over its records; of each replica of this host, ANSWERS of its rows [b, 2].
+EvalStep = Callable[[Batch], tuple[tf.Tensor, tuple[tf.Tensor, ...]]]
 EVAL_SUMS = ("loss", "top1", "top5", "n")
+ANSWERS = ("predicted", "confidence")  # class number, as a float32 that holds it exactly, and its probability
 
 
 @dataclass(frozen=True)
@@ -382,24 +384,28 @@ def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def create_eval_step(strategy: tf.distribute.Strategy, forward: Forward, jit: bool) -> EvalStep:
-    """A tf.function that sums EVAL_SUMS of one distributed batch over all replicas: one tensor, read at once."""
+    """A tf.function that sums EVAL_SUMS of one distributed batch over all replicas, and answers each row."""
 
-    def score(batch: Batch) -> tf.Tensor:
+    def score(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         logits, targets = forward(batch)
         weight = batch["weight"]
         rank = label_ranks(logits, tf.argmax(targets, -1))
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         scores = (losses, tf.cast(rank < 1, tf.float32), tf.cast(rank < 5, tf.float32), tf.ones_like(weight))
-        return tf.stack([tf.reduce_sum(score * weight) for score in scores])
+        sums = tf.stack([tf.reduce_sum(score * weight) for score in scores])
+        predicted = tf.cast(tf.argmax(logits, -1), tf.float32)
+        return sums, tf.stack([predicted, tf.reduce_max(tf.nn.softmax(logits), -1)], -1)
 
     score = tf.function(score, jit_compile=jit, autograph=False)
 
-    def replica_score(batch: Batch) -> tf.Tensor:
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, score(batch))
+    def replica_score(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        sums, answers = score(batch)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums), answers
 
     @tf.function(autograph=False)
-    def eval_step(batch: Batch) -> tf.Tensor:
-        return strategy.experimental_local_results(strategy.run(replica_score, (batch,)))[0]
+    def eval_step(batch: Batch) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        sums, answers = strategy.run(replica_score, (batch,))
+        return strategy.experimental_local_results(sums)[0], strategy.experimental_local_results(answers)
 
     step: EvalStep = eval_step
     return step

@@ -211,7 +211,7 @@ def evaluation():
     totals = dict.fromkeys(step.EVAL_SUMS, 0.0)
     for i in range(2):
         values = {"logits": logits[i], "label": label[i], "weight": weight[i]}
-        for name, value in zip(step.EVAL_SUMS, run(spread(TWO, values)).numpy().tolist(), strict=True):
+        for name, value in zip(step.EVAL_SUMS, run(spread(TWO, values))[0].numpy().tolist(), strict=True):
             totals[name] += value
     rank = (logits >= np.take_along_axis(logits, label[..., None], -1)).sum(-1)
     log_sum = np.log(np.exp(logits).sum(-1))

@@ -12,7 +12,8 @@ from shardline.trainer import metrics_log
 from shardline.trainer.callbacks import Report
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.run_dir import BATCHES, TRACKING_FILE
-from shardline.trainer.run_report import SHOWN, RunReport, headline
+from shardline.trainer.run_report import SHOWN, RunReport
+from shardline.trainer.run_sections import headline
 from tests.trainer.tiny import COLORS
 
 
@@ -25,7 +26,17 @@ def test_a_finished_run_says_how_well_it_does_and_leads_on(page, tiny_run, tiny_
     last = [line for line in metrics_log.read(tiny_run) if line["kind"] == "eval"][-1]
     assert f"{last['top1']:.1%} top-1 on validation after 2 epochs" in page
     assert "http-equiv" not in page and "training has ended" in page
-    for heading in ("Training", "Throughput", "Evaluations", "Batches as seen", "Settings", "Files"):
+    for heading in (
+        "Training",
+        "Throughput",
+        "Evaluations",
+        "Confused pairs",
+        "Classes",
+        "Right and wrong",
+        "Batches as seen",
+        "Settings",
+        "Files",
+    ):
         assert f"<h2>{heading}</h2>" in page
     links = re.findall(r'<a href="([^"#]+)">', page)
     assert "../data/report.html" in links and "metrics.jsonl" in links
@@ -45,7 +56,15 @@ def test_the_samples_shown_are_training_images_under_their_labels(page, tiny_run
         near = {name: np.linalg.norm(pixels - color, axis=1).min() for name, color in COLORS.items()}
         assert min(near, key=near.get) == label, near
     sheet = cv2.imread(str(tiny_run / "plots" / BATCHES))
-    assert sheet.shape == (3 * 32, 8 * 32, 3)
+    assert sheet.shape == (3 * (128 + 26), 8 * 128, 3)
+
+
+def test_the_classes_of_the_page_add_up_to_the_last_evaluation(page, tiny_run):
+    last = [line for line in metrics_log.read(tiny_run) if line["kind"] == "eval"][-1]
+    table = page[page.index("<h2>Classes</h2>") :].partition("</table>")[0]
+    counts = [[int(value) for value in re.findall(r'data-value="(\d+)"', row)] for row in table.split("<tr>")[2:]]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [last["n"], round(last["top1"] * last["n"])]
+    assert page.count('<figure class="right">') + page.count('<figure class="wrong">') == last["n"]  # few enough: all
 
 
 def test_a_running_run_is_read_again(tmp_path, tiny_run):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.special import softmax
 
 from shardline.trainer.evaluation import metrics
 from shardline.trainer.step import EVAL_SUMS, create_eval_step
@@ -131,7 +132,10 @@ def test_evaluation_while_training_gives_the_top_k_of_shardline_evaluate(jit):
     step = create_eval_step(
         tf.distribute.get_strategy(), lambda batch: (batch["logits"], tf.one_hot(batch["label"], CLASSES)), jit
     )
-    sums = step({"logits": logits, "label": labels, "weight": np.ones(len(labels), np.float32)}).numpy()
-    totals = dict(zip(EVAL_SUMS, sums, strict=True))
+    sums, (answers,) = step({"logits": logits, "label": labels, "weight": np.ones(len(labels), np.float32)})
+    totals = dict(zip(EVAL_SUMS, sums.numpy(), strict=True))
+    known = np.isfinite(logits).all(axis=1)  # of equal scores the first, as in np.argmax
+    np.testing.assert_array_equal(answers.numpy()[known, 0], logits[known].argmax(axis=1))
+    np.testing.assert_allclose(answers.numpy()[known, 1], softmax(logits[known], axis=1).max(axis=1), rtol=1e-6)
     ranks = metrics.label_ranks(logits, labels)
     assert (int(totals["top1"]), int(totals["top5"])) == (np.sum(ranks < 1), np.sum(ranks < 5))

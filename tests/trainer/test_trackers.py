@@ -123,7 +123,7 @@ def test_tensorboard_reads_every_number_once_and_images_and_settings(tracked):
             assert [event.step for event in read] == [line["step"] for line in wanted], name
             assert [event.value for event in read] == pytest.approx([line[name] for line in wanted]), name
     sheet = events_of(tracked.run / "tensorboard/train").Images("batches as seen")[-1]
-    assert (sheet.width, sheet.encoded_image_string) == (256, (tracked.run / "plots/batches.jpg").read_bytes())
+    assert (sheet.width, sheet.encoded_image_string) == (1024, (tracked.run / "plots/batches.jpg").read_bytes())
     plugin = events_of(tracked.run / "tensorboard").summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data
     session = metadata.parse_session_start_info_plugin_data(plugin.content)
     assert session.hparams["phases"].string_value == "all:2@0.05"
@@ -190,7 +190,7 @@ def test_wandb_keeps_a_run_offline_and_continues_it_by_its_id(tracked):
     for kind, split in (("train", "train"), ("eval", "validation")):
         read = {step: values[f"{split}/loss"] for step, values in found.items() if f"{split}/loss" in values}
         assert read == losses(tracked.lines, kind)
-    assert found[0]["batches as seen.width"] == 256
+    assert found[0]["batches as seen.width"] == 1024
 
 
 def wandb_history(path):

@@ -25,7 +25,7 @@ from shardline.trainer.evaluation.leakage import training_data
 from shardline.trainer.evaluation.model_input import preprocess, stored_images
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import read_config, weights_text
-from shardline.trainer.run_report import add_curves, add_settings
+from shardline.trainer.run_sections import add_curves, add_settings
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
