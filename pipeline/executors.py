@@ -48,6 +48,17 @@ def image_timeout_option(then: str, group: str = "") -> float:
     return field
 
 
+def workers_option() -> int:
+    """A field `workers` of a command that uses the executor `inline` for 1."""
+    field: int = option(
+        0,
+        "processes at a time; 0: one for each core; 1: none but this one, which a decoder that crashes or hangs then "
+        "ends or stalls",
+        low=0,
+    )
+    return field
+
+
 class Task(Protocol):
     """What the executors need to know of a task: its length, and how to go on when one position kills the process."""
 
@@ -99,7 +110,8 @@ def run(
       engine: a name of EXECUTORS.
       workers: how many at a time.
       on_progress: called now and then with the number of inputs worked on since the last call.
-      image_timeout: seconds that a process may decode one input before it is ended; 0: any. Only processes are watched.
+      image_timeout: seconds that a process may decode one input before it is ended; 0: any. Not for `inline`, where a
+        decoder that crashes or hangs ends or stalls this process.
 
     Raises:
       Failure: a worker was lost again and again over the same task.
@@ -323,7 +335,7 @@ def _ray(
     running: dict[object, tuple[T, frozenset[str]]] = {}  # with the nodes that could not read the task's inputs
 
     def start(task: T, failed: frozenset[str], place: object = "SPREAD") -> None:
-        running[remote.options(scheduling_strategy=place).remote(work, task)] = (task, failed)
+        running[remote.options(scheduling_strategy=place).remote(work, task, image_timeout)] = (task, failed)
 
     try:
         for task in islice(tasks, workers):
@@ -365,8 +377,8 @@ def _result_of(ray: ModuleType, done: object, task: Task) -> tuple[str, Any]:
         raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
     except ray.exceptions.RayError as error:
         raise Failure(
-            f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); run "
-            "again to continue: with --engine=processes, if an image may crash its decoder, to set it aside"
+            f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); look "
+            "at its nodes and their memory, then run the same command again to continue"
         ) from None
 
 
@@ -394,11 +406,15 @@ def _start_ray(workers: int) -> ModuleType:
     return ray
 
 
-def _run_remotely(work: Work[T, R], task: T) -> tuple[str, R | MachineFault]:
-    """What `work` makes of a task, or the fault of this node, and which node this is."""
+def _run_remotely(work: Work[T, R], task: T, image_timeout: float) -> tuple[str, R | MachineFault]:
+    """What `work` makes of a task, or the fault of this node, and which node this is.
+
+    The work is done in a process of its own, so that a decoder that crashes or hangs costs one image here, too.
+    """
     node: str = importlib.import_module("ray").get_runtime_context().get_node_id()
     try:
-        return node, work(task, no_show)
+        (result,) = _processes(work, iter([task]), 1, lambda done: None, image_timeout)
+        return node, result
     except MachineFault as fault:
         return node, fault
 

@@ -6,8 +6,8 @@
 
 Directories prepared by TFDS describe themselves. Otherwise splits are taken from the names of files and folders
 (train-00000-of-01024, flowers-train.tfrecord-00000-of-00016, val.tfrecord, train/00-192x192-798.tfrec) and features
-from the first record of each split. Every record is read once, for its checksum, label and image header; the pixels of
-some are decoded, in processes of their own. The last line on stdout is the dataset's digest.
+from the first record of each split. Every record is read once, for its checksum and label, and every image is decoded,
+in processes of their own: --check=sample is faster. The last line on stdout is the dataset's digest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline import executors
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.executors import image_timeout_option, workers_option
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import FILE_NAME, Features, ImageFormat, Ledger, Manifest, Split
@@ -79,7 +80,14 @@ class AdoptConfig(DatasetConfig):
     exclude: tuple[str, ...] = option(
         (), "path, name or pattern of files to leave out, or a file with one a line; may be repeated", path="any"
     )
-    workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
+    check: str = option(
+        "all",
+        "images to decode, some 500 a second on each core: all of them, or a sample of 32 in each file; of the others, "
+        "checksum, label and header are checked",
+        choices=("all", "sample"),
+    )
+    workers: int = workers_option()
+    image_timeout: float = image_timeout_option("its record is left out")
     overwrite: bool = option(False, "replace the manifest and the indexes that are there")
 
     def __post_init__(self) -> None:
@@ -177,7 +185,7 @@ def _read_shards(config: AdoptConfig, splits: Splits, features: Features) -> dic
     """What every file holds, by its name; what a person should know is noted on stderr."""
     workers = config.workers or available_cores()
     tasks = [
-        ShardFile(config.data, file, features, split in config.unlabelled)
+        ShardFile(config.data, file, features, split in config.unlabelled, decode_all=config.check == "all")
         for split, files in splits.items()
         for file in files
     ]
@@ -189,10 +197,16 @@ def _read_shards(config: AdoptConfig, splits: Splits, features: Features) -> dic
             engine="inline" if config.workers == 1 else "processes",
             workers=min(workers, len(tasks)),
             on_progress=bar.update,
+            image_timeout=config.image_timeout,
         ):
             contents[content.shard.file] = content
     for file in sorted(contents):
         _note_faults(config, contents[file])
+    images, decoded = (sum(getattr(content, name) for content in contents.values()) for name in ("images", "decoded"))
+    if decoded < images:
+        command_line.log(
+            f"note: {decoded:,} of {count(images, 'image')} were decoded (--check=sample); shardline-verify decodes all"
+        )
     if turned := sum(content.turned for content in contents.values()):
         verb = "has" if turned == 1 else "have"
         command_line.log(f"note: {count(turned, 'image')} {verb} an EXIF orientation; readers turn them upright")
@@ -208,9 +222,9 @@ def _note_faults(config: AdoptConfig, content: ShardContent) -> None:
             f"features, or leave the file out with --exclude={file}"
         )
     for fault in content.faults:
-        command_line.log(f"note: {file}, {fault}{'' if fault.endswith('left out') else '; readers skip it'}")
+        command_line.log(f"note: {file}, {fault}; left out")
     if (more := content.faulty - len(content.faults)) > 0:
-        command_line.log(f"note: {file}: {count(more, 'more record')} like that; shardline-verify lists all")
+        command_line.log(f"note: {file}: {count(more, 'more record')} like that, left out")
 
 
 def _with_records(splits: Splits, contents: Mapping[str, ShardContent]) -> Splits:
@@ -316,6 +330,7 @@ def _manifest(
     used = [contents[file] for files, _ in splits.values() for file in files]
     encodings = {encoding for content in used for encoding in content.encodings}
     records = sum(content.shard.records for content in used)
+    faulty, without_label = (sum(getattr(content, name) for content in used) for name in ("faulty", "without_label"))
     named = features.label_kind == "name"
     return Manifest(
         name=name,
@@ -324,7 +339,9 @@ def _manifest(
             split: Split(split, tuple(contents[file].shard for file in files), unlabelled)
             for split, (files, unlabelled) in splits.items()
         },
-        ledger=Ledger(inputs=records, written=records),
+        ledger=Ledger(
+            inputs=records + faulty + without_label, written=records, quarantined=faulty, filtered=without_label
+        ),
         features=replace(features, names=labels if named else ()),
         image=ImageFormat(
             encoding=encodings.pop() if len(encodings) == 1 else "any",

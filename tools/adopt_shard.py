@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from shardline.pipeline.encodings import recognize
+from shardline.pipeline.encodings import ENCODINGS, recognize
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import Example, feature_values, label_text, parse_example
 from shardline.pipeline.executors import WHY, Show, no_show
@@ -18,7 +18,7 @@ from shardline.pipeline.source_files import machine_fault
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 
-DECODED = 32  # records of a file whose pixels are decoded; shardline-verify decodes all
+SAMPLE = 32  # images of a file that are decoded when not all are
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ShardFile:
     features: Features
     unlabelled: bool
     unsafe: tuple[tuple[int, str], ...] = ()  # offsets of records whose decoder ended the process, or did not end
+    decode_all: bool = True
 
     def __len__(self) -> int:
         return os.path.getsize(self.path)
@@ -56,8 +57,10 @@ class ShardContent:
       shard: its entry in the manifest; without the records that are left out.
       labels: records of each label, which is text where labels are names.
       encodings: records of each encoding.
-      faults: what is wrong with which records, the first ten; `faulty` counts all.
+      faults: what is wrong with which records, which are left out: of the first ten; `faulty` counts all.
       without_label: records left out because their label is -1, TFDS's mark of an image without one.
+      images: encoded ones, sound or not.
+      decoded: how many of them were decoded.
       turned: images with an EXIF orientation.
       widths: lengths of one-hot labels.
     """
@@ -68,6 +71,8 @@ class ShardContent:
     faults: list[str] = field(default_factory=list)
     faulty: int = 0
     without_label: int = 0
+    images: int = 0
+    decoded: int = 0
     turned: int = 0
     max_height: int = 0
     max_width: int = 0
@@ -81,7 +86,7 @@ class ShardContent:
 
 
 def read_shard(task: ShardFile, show: Show = no_show) -> ShardContent:
-    """Index one file, check every record's checksum, label and header, and write the index beside it."""
+    """Check every record of a file, and write the index of those that can be used beside it."""
     from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
 
     set_up_process()
@@ -92,20 +97,21 @@ def read_shard(task: ShardFile, show: Show = no_show) -> ShardContent:
     content = ShardContent(Shard(task.file, 0, os.path.getsize(task.path), ""))
     digest = hashlib.sha256()
     kept = np.ones(len(index), bool)
-    step = -(-len(index) // DECODED)
+    step = 1 if task.decode_all else -(-len(index) // SAMPLE)
     with open(task.path, "rb") as data:
         for number, (offset, size) in enumerate(index.tolist()):
             show(offset, decoding=True)
             framed = data.read(size)
             digest.update(framed)
             if reason := dict(task.unsafe).get(offset):
-                content.add_fault(offset, f"{reason}: {WHY[reason]}; left out")
+                content.add_fault(offset, f"{reason}: {WHY[reason]}")
                 kept[number] = False
                 continue
             try:
                 kept[number] = _add(content, unframe_record(framed), task, decode=not number % step)
             except ValueError as error:
                 content.add_fault(offset, str(error))
+                kept[number] = False
             except MemoryError:
                 raise machine_fault(task.file, "out of memory; use fewer --workers") from None
     write_index(index_path(task.path), index[kept])
@@ -114,7 +120,7 @@ def read_shard(task: ShardFile, show: Show = no_show) -> ShardContent:
 
 
 def _add(content: ShardContent, payload: bytes, task: ShardFile, *, decode: bool) -> bool:
-    """Add what one record holds; False for one without a label. Raises ValueError for one that readers would skip."""
+    """Add what one record holds; False for one without a label. Raises ValueError for one that cannot be used."""
     features = task.features
     label, example = _labelled(content, payload, features, task.unlabelled)
     if label is None and not task.unlabelled:
@@ -150,7 +156,6 @@ def _labelled(
 def _add_image(content: ShardContent, example: Example, decode: bool) -> None:
     """Raises BadImage, a ValueError."""
     from shardline.pipeline.image_headers import read_header  # OpenCV: not for --help
-    from shardline.pipeline.image_pixels import decode_pixels
     from shardline.pipeline.image_types import BadImage
 
     encoding = recognize(example)
@@ -162,8 +167,10 @@ def _add_image(content: ShardContent, example: Example, decode: bool) -> None:
             header = read_header(data)
         except BadImage as error:
             raise ValueError(f"{error}{_raw_hint(example)}") from None
+        content.images += 1
         if decode:
-            decode_pixels(data, header)
+            content.decoded += 1
+            ENCODINGS[encoding].decode(example, exact=True)
         height, width = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
         content.turned += header.orientation != 1
     content.encodings[encoding] += 1

@@ -6,14 +6,16 @@ shardline-doctor --corpus=DIR     # also keep the files, to try other tools on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardline.pipeline import cli as command_line
-from shardline.pipeline import nvidia
+from shardline.pipeline import executors, nvidia
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.executors import WHY, Show, no_show
+from shardline.pipeline.machine import available_cores
 from shardline.pipeline.options import check_options, option
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from shardline.tools.malformed_images import Case
 
 __all__ = ["DoctorConfig", "Row", "doctor"]
+
+CASES = 20  # that a worker examines in a row
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,50 @@ def doctor(config: DoctorConfig) -> list[Row]:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
         malformed_images.write(folder, cases)
-    return [examine(case) for case in command_line.progress(cases, total=len(cases), desc="examine", unit="files")]
+    return examine_all(cases)
+
+
+@dataclass(frozen=True)
+class _Cases:
+    """Cases to examine: the task of a worker."""
+
+    first: int  # number of the first case
+    cases: tuple[Case, ...]
+    unsafe: tuple[tuple[int, str], ...] = ()  # positions whose decoder ended the process, or did not end, and why
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def without(self, position: int, reason: str) -> _Cases:
+        """The same with one case not decoded."""
+        return replace(self, unsafe=(*self.unsafe, (position, reason)))
+
+    def describe(self, position: int) -> str:
+        """Name of the file."""
+        return self.cases[position].name
+
+
+def examine_all(cases: Sequence[Case]) -> list[Row]:
+    """A row for each case, in order: examined in processes of their own, as any of these decoders may crash."""
+    tasks = [_Cases(first, tuple(cases[first : first + CASES])) for first in range(0, len(cases), CASES)]
+    with command_line.progress(total=len(cases), desc="examine", unit="files") as bar:
+        found = dict(executors.run(_examine, tasks, workers=available_cores(), on_progress=bar.update))
+    return [row for first in sorted(found) for row in found[first]]
+
+
+def _examine(task: _Cases, show: Show = no_show) -> tuple[int, list[Row]]:
+    from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
+
+    set_up_process()
+    rows = []
+    for position, case in enumerate(task.cases):
+        show(position, decoding=True)
+        if reason := dict(task.unsafe).get(position):
+            error = f"expected {case.reason or 'an image'}"
+            rows.append(Row(case.name, f"quarantined: {reason}", None, "", WHY[reason], error))
+        else:
+            rows.append(examine(case))
+    return task.first, rows
 
 
 def examine(case: Case) -> Row:

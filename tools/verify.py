@@ -23,7 +23,7 @@ from shardline.pipeline import executors
 from shardline.pipeline.encodings import ENCODINGS, Encoding
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import Example, parse_example
-from shardline.pipeline.executors import WHY, Show, no_show
+from shardline.pipeline.executors import WHY, Show, image_timeout_option, no_show, workers_option
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard, index_path, load_index
@@ -48,7 +48,8 @@ class VerifyConfig(DatasetConfig):
         path="folder",
     )
     source_images: int = option(200, "images to compare with --sources, spread evenly over the dataset", low=1)
-    workers: int = option(0, "processes at a time; 0: one for each core, 1: none but this one", low=0)
+    workers: int = workers_option()
+    image_timeout: float = image_timeout_option("that is a fault")
     max_faults: int = option(100, "faults to print; the rest are counted", low=1)
 
 
@@ -123,7 +124,7 @@ def verify(config: VerifyConfig) -> Verification:
         for split in manifest.splits.values()
         for shard in split.shards
     ]
-    results = _check_shards(tasks, config.workers)
+    results = _check_shards(tasks, config)
     faults = _manifest_faults(manifest) + _foreign_files(manifest, config.directory)
     if not manifest.adopted:
         faults += _description_faults(manifest, config.directory)
@@ -134,7 +135,14 @@ def verify(config: VerifyConfig) -> Verification:
         faults += _count_faults(manifest, results)
     sources = Comparison(0, (), ())
     if config.sources:
-        sources = compare_sources(manifest, config.directory, config.sources, config.source_images, config.workers)
+        sources = compare_sources(
+            manifest,
+            config.directory,
+            config.sources,
+            config.source_images,
+            workers=config.workers,
+            image_timeout=config.image_timeout,
+        )
     return Verification(
         shards=len(tasks),
         records=sum(len(task) for task in tasks),
@@ -145,10 +153,17 @@ def verify(config: VerifyConfig) -> Verification:
     )
 
 
-def _check_shards(tasks: list[CheckTask], workers: int) -> dict[str, CheckResult]:
-    engine, workers = "inline" if workers == 1 else "processes", min(workers or available_cores(), len(tasks))
+def _check_shards(tasks: list[CheckTask], config: VerifyConfig) -> dict[str, CheckResult]:
+    engine = "inline" if config.workers == 1 else "processes"
     with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit="records") as bar:
-        results = executors.run(check_shard, tasks, engine=engine, workers=workers, on_progress=bar.update)
+        results = executors.run(
+            check_shard,
+            tasks,
+            engine=engine,
+            workers=min(config.workers or available_cores(), len(tasks)),
+            on_progress=bar.update,
+            image_timeout=config.image_timeout,
+        )
         return {result.file: result for result in results}
 
 

@@ -140,7 +140,7 @@ class Comparison:
 
 
 def compare_sources(
-    manifest: Manifest, directory: Path, sources: Sequence[str], number: int, workers: int
+    manifest: Manifest, directory: Path, sources: Sequence[str], number: int, *, workers: int, image_timeout: float
 ) -> Comparison:
     """Compare `number` stored images, spread evenly, with the files in `sources` that they were made of.
 
@@ -161,7 +161,7 @@ def compare_sources(
     parts = [tuple(picked[i::TASKS]) for i in range(min(TASKS, len(picked)))]
     tasks = [SourceTask(str(directory), tuple(sources), manifest, part) for part in parts]
     engine, workers = "inline" if workers == 1 else "processes", max(1, min(workers or available_cores(), len(tasks)))
-    results = list(executors.run(_compare, tasks, engine=engine, workers=workers))
+    results = list(executors.run(_compare, tasks, engine=engine, workers=workers, image_timeout=image_timeout))
     return Comparison(
         sum(result.compared for result in results),
         tuple(sorted(line for result in results for line in result.faults)),

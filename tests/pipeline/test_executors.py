@@ -141,9 +141,17 @@ def test_ray_runs_every_task_once():
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("does", "message"),
-    [("fail", "as asked"), ("crash", r"lost the shard of toy1\[0\] 4 times .*with engine=processes")],
+    [("fail", "as asked"), ("die", r"killed by signal 9 2 times .* toy1\[1\]"), ("memory", "out of memory at toy1")],
 )
 def test_errors_on_ray_end_the_run(does, message):
     pytest.importorskip("ray")
     with pytest.raises(Failure, match=message):
         run([Toy(0), Toy(1, does=("", does))], engine="ray", workers=2)
+
+
+@pytest.mark.ray
+def test_a_decoder_that_crashes_or_hangs_on_ray_costs_one_input():
+    pytest.importorskip("ray")
+    tasks = [Toy(0, does=("", "crash", "")), Toy(1, does=("hang", "")), Toy(2)]
+    found = run(tasks, engine="ray", workers=2, image_timeout=0.5)
+    assert found == [(0, [(1, "crashes-decoder")]), (1, [(0, "decoder-timeout")]), (2, [])]

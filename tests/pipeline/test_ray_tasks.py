@@ -40,7 +40,7 @@ class Ray:
     def remote(self, **settings):
         def options(scheduling_strategy):
             node = "node-0" if scheduling_strategy == "SPREAD" else scheduling_strategy
-            return SimpleNamespace(remote=lambda work, task: self.place(node, function, work, task))
+            return SimpleNamespace(remote=lambda *call: self.place(node, function, *call))
 
         def take(given):
             nonlocal function
@@ -64,11 +64,11 @@ class Ray:
         return references[:num_returns], references[num_returns:]
 
     def get(self, reference):
-        node, function, work, task = reference
+        node, function, work, task, image_timeout = reference
         self.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: node)
         task.node = node
         try:
-            return function(work, task)
+            return function(work, task, image_timeout)
         except Failure as error:
             raise self.TaskError(error) from None
 
@@ -80,6 +80,7 @@ class Ray:
 def ray(monkeypatch):
     found = Ray()
     monkeypatch.setattr(executors, "_start_ray", lambda workers: found)
+    monkeypatch.setattr(executors, "_processes", executors._inline)  # which each task is done by
     monkeypatch.setitem(sys.modules, "ray", found)
     return found
 

@@ -138,7 +138,7 @@ def test_a_damaged_payload_is_noted_and_a_damaged_header_refused(imagenet):
     result = Run("shardline.tools.adopt", imagenet, "--workers=1", "--label_offset=-1")
     assert result.code == 0
     assert "train-00001-of-00003, byte 0: record checksum does not match" in result.stderr
-    assert len(load_index(f"{shard}.idx")) == 4
+    assert len(load_index(f"{shard}.idx")) == 3  # it is left out
     shard.write_bytes(data[:-7])
     result = Run("shardline.tools.adopt", imagenet, "--workers=1", "--label_offset=-1", "--overwrite")
     assert (result.code, len(result.stderr.strip().splitlines())) == (1, 1)

@@ -104,9 +104,7 @@ def test_several_labels_an_image_are_refused_in_words(tmp_path, capsys):
     assert "several labels; shardline takes one label an image" in refusal(tmp_path)
     put(tmp_path / "train.tfrecord", [ints(1), ints(0), ints(3, 4)])  # K4: not only in the first record
     assert adopted(tmp_path).class_counts["train"] == (1, 1)
-    assert (
-        "feature 'label' holds 2 labels; shardline takes one label an image; readers skip it" in capsys.readouterr().err
-    )
+    assert "feature 'label' holds 2 labels; shardline takes one label an image; left out" in capsys.readouterr().err
 
 
 def test_one_hot_labels_that_are_not(tmp_path, capsys):
@@ -180,7 +178,7 @@ def test_numbers_of_other_types_are_read_when_called_an_index(tmp_path, kind):
 def test_numbers_that_are_none_are_no_labels(tmp_path, capsys):
     put(tmp_path / "train.tfrecord", [floats(0), floats(1), floats(float("nan")), floats(0.5)])
     assert adopted(tmp_path, label_kind="index").class_counts["train"] == (1, 1)
-    assert capsys.readouterr().err.count("no whole number; readers skip it") == 2
+    assert capsys.readouterr().err.count("no whole number; left out") == 2
 
 
 @pytest.mark.parametrize("highest", [20240115, 2**33, 2**62])
@@ -453,3 +451,19 @@ def test_a_shard_of_an_adopted_dataset_lies_in_it_or_in_a_folder_of_it(tmp_path,
     replace(manifest, splits={"train": replace(split, shards=(shard,))}).save(tmp_path / "data")
     with pytest.raises(UsageError, match=r"is damaged|which is not its own"):
         Shards(Manifest.load(tmp_path / "data"), tmp_path / "data", "train")
+
+
+def test_every_image_is_decoded_and_a_sample_is_said_to_be_one(tmp_path, capsys):
+    images = list(map(jpeg, range(80)))
+    for bad in (1, 77):  # whose headers are sound
+        images[bad] = images[bad][:-60] + b"\xff\xd9"
+    records = (frame_record(example(image=texts(image), label=ints(0))) for image in images)
+    (tmp_path / "train.tfrecord").write_bytes(b"".join(records))
+    assert str(adopted(tmp_path).ledger).startswith("80 inputs = 78 written + 2 quarantined")
+    said = capsys.readouterr().err
+    assert said.count("; left out") == 2 and "sample" not in said and sound(tmp_path) == 78
+    capsys.readouterr()
+    assert adopted(tmp_path, check="sample", overwrite=True).ledger.written == 80
+    said = capsys.readouterr().err
+    assert "left out" not in said and "27 of 80 images were decoded (--check=sample); shardline-verify decodes" in said
+    assert len(verify(VerifyConfig(data=tmp_path, workers=1)).faults) == 2

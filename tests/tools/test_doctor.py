@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardline.pipeline import images, nvidia
+from shardline.pipeline import executors, images, nvidia
 from shardline.pipeline.errors import Failure
 from shardline.tools import doctor, image_variants, malformed_images
+from tests.pipeline.deadly import make_deadly
 
 images.set_up_process()
 
@@ -137,3 +138,15 @@ def test_a_card_that_tensorflow_does_not_see_is_found(monkeypatch, capsys) -> No
     monkeypatch.setattr(nvidia, "cards", lambda: ())
     doctor.main(doctor.DoctorConfig())
     assert "no NVIDIA card" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["crash", "hang"])
+def test_a_decoder_that_crashes_or_hangs_costs_one_row(tmp_path, monkeypatch, way) -> None:
+    monkeypatch.setitem(executors.run.__kwdefaults__, "image_timeout", 1.0)
+    cases = [MALFORMED[name] for name in ("baseline.jpg", "progressive.jpg", "plain.png", "empty.jpg")]
+    make_deadly(monkeypatch, tmp_path / "site", cases[1].data, way)
+    rows = doctor.examine_all(cases)
+    assert [row.name for row in rows] == [case.name for case in cases]
+    reason = {"crash": "crashes-decoder", "hang": "decoder-timeout"}[way]
+    assert [row.outcome for row in rows] == ["written", f"quarantined: {reason}", "written", "quarantined: empty"]
+    assert [row.error for row in rows] == ["", "expected an image", "", ""]
