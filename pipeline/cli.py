@@ -14,6 +14,7 @@ read the output has gone (`| head`), 143 a training run that SIGTERM stopped bef
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import select
@@ -60,6 +61,9 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
         exit_code_of(lambda: print(help_text(config, doc, full=bool(words & _FULL_HELP))))
     if words & _VERSION:
         exit_code_of(lambda: print(version_text()))
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if config.__module__ == "__main__" and spec:  # python -m: worker processes know what it defines by its own name
+        importlib.import_module(spec.name).cli()
     exit_code_of(lambda: _run(main, config))
 
 

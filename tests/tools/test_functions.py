@@ -69,3 +69,13 @@ def test_a_script_without_a_main_guard_can_convert(tmp_path):
 def test_messages_name_fields_when_called_from_python(tmp_path, call, message):
     with pytest.raises(UsageError, match=message):
         call(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["verify", "adopt"])
+def test_a_command_run_as_a_module_has_worker_processes_too(tmp_path, command):
+    """What is defined in `__main__` is unknown to them."""
+    convert(ConvertConfig(source=class_folders(tmp_path / "s", 2, 2), output=tmp_path / "d", engine="inline", size=16))
+    flags = ["--overwrite"] if command == "adopt" else []
+    command_line = [sys.executable, "-m", f"shardline.tools.{command}", tmp_path / "d", "--workers=2", *flags]
+    done = subprocess.run(command_line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
