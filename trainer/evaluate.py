@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(HostsConfig, ModelConfig, DataCacheOptions):
+class EvaluateConfig(DataCacheOptions, HostsConfig, ModelConfig):
     """What to evaluate, on which records, and how much to look into."""
 
     data: str = option("", "dataset to evaluate on: directory, s3://… or gs://…", positional=True, path="dataset")

@@ -65,7 +65,7 @@ def parse_formats(value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ExportConfig(ModelConfig, DataCacheOptions):
+class ExportConfig(DataCacheOptions, ModelConfig):
     """What to export, and what to compare it on."""
 
     output: str = option("", "directory for the exported models", path="folder")

@@ -53,7 +53,7 @@ IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 
 
 @dataclass(frozen=True)
-class PredictConfig(HostsConfig, ModelConfig, DataCacheOptions):
+class PredictConfig(DataCacheOptions, HostsConfig, ModelConfig):
     """Which files to predict, and where the rows go."""
 
     input: tuple[str, ...] = option(
