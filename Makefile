@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all fuzz soak lint format bench verdicts gpu-compile gpu-report clean
+.PHONY: demo test test-all fuzz soak lint format bench verdicts gpu-compile gpu-report docs clean
 
 # The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -65,6 +65,13 @@ format: .venv/.installed
 # Pipelines of a known bottleneck, measured and judged; fails on a wrong word. Needs an otherwise idle machine.
 verdicts: .venv/.installed
 	$(BIN)/python -m shardline.benchmarks.verdicts
+
+# The documentation site, without network, into build/site; warnings are errors.
+docs: .venv/.installed build/typing/shardline
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	$(BIN)/codespell docs README.md BUILD.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pipeline tools trainer benchmarks
+	@echo build/site/index.html
 
 # Which stage binds and what would help, on drawn images; `make bench BENCH_DATA=DIR` takes a dataset of yours.
 BENCH_DATA ?= benchmarks/results/local/data
