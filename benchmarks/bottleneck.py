@@ -238,6 +238,7 @@ def turns_of(stages: Mapping[str, Measurement], facts: Facts, *, cold: bool = Fa
             threads,
             busy_cores=sum(cost.cpu for cost in host.values()) * threads
             / sum(cost.cpu + cost.waiting for cost in host.values()),
+            delayed_cores=batch.delay_seconds[number] * batch.repeats[number] if batch.delay_seconds else None,
             copy=microseconds("copy", number),
             step=step,
             step_cpu=stages["step"].cpu_seconds[number] * 1e6 if step and stages["step"].cpu_seconds else 0.0,

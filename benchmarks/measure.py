@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -47,6 +47,7 @@ class Measurement:
     cpu_seconds: tuple[float, ...] = ()  # CPU time per unit of work in each repeat, where it was taken
     settings: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     waiting: tuple[float, ...] = ()  # share of each repeat that waited for input, where it was taken
+    delay_seconds: tuple[float, ...] = ()  # per unit, in which threads were ready and others had the CPUs
 
     @property
     def median(self) -> float:
@@ -160,12 +161,17 @@ def _measurements(
     rows = []
     for name in taken[0] if taken else ():
         rates = tuple(turn[name].rate for turn in taken)
-        cpu_seconds = tuple(turn[name].cpu_seconds for turn in taken)
-        waiting = tuple(turn[name].waiting for turn in taken)
+        cpu_seconds = _if_taken(turn[name].cpu_seconds for turn in taken)
+        waiting = _if_taken(turn[name].waiting for turn in taken)
+        delays = _if_taken(turn[name].delay_seconds for turn in taken)
         row = Measurement(suite, name, "images/s", rates, texts.get(name, ""), settings=settings)
-        row = replace(row, cpu_seconds=cpu_seconds if any(cpu_seconds) else (), waiting=waiting if any(waiting) else ())
-        rows.append(row)
+        rows.append(replace(row, cpu_seconds=cpu_seconds, waiting=waiting, delay_seconds=delays))
     return rows
+
+
+def _if_taken(values: Iterable[float]) -> tuple[float, ...]:
+    found = tuple(values)
+    return found if any(found) else ()
 
 
 def ratio(measured: Measurement, reference: Measurement) -> tuple[float, float, float]:

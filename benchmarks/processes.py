@@ -16,41 +16,102 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, NoReturn
 
 
 class Rate(NamedTuple):
-    """Units of work a second, CPU seconds per unit, and the share of the time spent waiting for input.
+    """Units of work a second, with what else was measured; 0 where it was not.
 
-    The last two are 0 where they were not measured.
+    Attributes:
+      cpu_seconds: CPU time per unit.
+      waiting: share of the time that was spent waiting for input.
+      delay_seconds: per unit, in which threads could have run but others had the CPUs.
     """
 
     rate: float
     cpu_seconds: float = 0.0
     waiting: float = 0.0
+    delay_seconds: float = 0.0
 
 
 def timed(work: Callable[[], float]) -> Rate:
-    """Run `work`, which returns how many units it did; measure wall time, and CPU time with that of its children."""
-    children, cpu, wall = children_cpu_seconds(), time.process_time(), time.perf_counter()
+    """Run `work`, which returns how many units it did; measure its time, CPU time and delays, children's included."""
+    delay, children, cpu, wall = run_delay_seconds(), children_cpu_seconds(), time.process_time(), time.perf_counter()
     units = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cpu += children_cpu_seconds() - children
-    return Rate(units / wall, cpu / units if units else 0.0)
+    delay = max(run_delay_seconds() - delay, 0.0)  # that of threads which have ended is forgotten
+    return Rate(units / wall, cpu / units, delay_seconds=delay / units) if units else Rate(units / wall)
+
+
+def run_delay_seconds() -> float:
+    """Time so far in which threads of this process and of its children were ready and had no CPU.
+
+    0 where the kernel does not tell: https://docs.kernel.org/scheduler/sched-stats.html.
+    """
+    nanoseconds = 0
+    for process in (os.getpid(), *_children()):
+        for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
+                nanoseconds += int(task.read_text().split()[1])
+    return nanoseconds / 1e9
 
 
 def children_cpu_seconds() -> float:
     """CPU time of this process's children so far, the living and the finished, to 10 ms."""
-    ticks = 0
+    ticks = sum(int(values[11]) + int(values[12]) for values in _children().values())
+    finished = os.times()
+    return finished.children_user + finished.children_system + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _children() -> dict[int, list[str]]:
+    """This process's living children, with what /proc/PID/stat says after the name."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
             values = stat.read_text().rpartition(")")[2].split()
             if int(values[1]) == os.getpid():
-                ticks += int(values[11]) + int(values[12])
-    finished = os.times()
-    return finished.children_user + finished.children_system + ticks / os.sysconf("SC_CLK_TCK")
+                found[int(stat.parent.name)] = values
+    return found
+
+
+@contextlib.contextmanager
+def outsiders(count: int, target: Callable[..., object], *arguments: object) -> Iterator[None]:
+    """So many processes that do something meanwhile, and whose CPU time is not counted as that of our children."""
+    if not count:
+        yield
+        return
+    ready, end = os.pipe()
+    if not (between := os.fork()):
+        _start_outsiders(count, partial(target, *arguments), end)
+    os.close(end)
+    os.read(ready, 1)
+    os.close(ready)
+    try:
+        yield
+    finally:
+        os.killpg(between, signal.SIGKILL)
+        os.waitpid(between, 0)
+
+
+def _start_outsiders(count: int, work: Callable[[], object], ready: int) -> NoReturn:
+    """In a child: have children do the work until this process is killed with them, or its parent has ended."""
+    parent = os.getppid()
+    os.setsid()
+    for _ in range(count):
+        if not os.fork():
+            try:
+                work()
+            finally:
+                os._exit(1)
+    os.write(ready, b".")
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def repeat_for(seconds: float, work: Callable[[], float]) -> float:

@@ -108,7 +108,11 @@ def host_stages(
                 worker.start(stage, seconds, number, len(workers), once)
             rates = [worker.result() for worker in workers]
             total = sum(rate.rate for rate in rates)
-            return Rate(total, sum(rate.rate * rate.cpu_seconds for rate in rates) / total if total else 0.0)
+            if not total:
+                return Rate(0.0)
+            cpu = sum(rate.rate * rate.cpu_seconds for rate in rates)
+            delay = sum(rate.rate * rate.delay_seconds for rate in rates)
+            return Rate(total, cpu / total, delay_seconds=delay / total)
 
         # Once through when cold: a second pass would find the files in memory.
         cold = (partial(run, "storage", once=True), partial(run, "augment", once=True))

@@ -3,7 +3,8 @@
 Two questions. Is the input the limit? That is the share of the end-to-end run in which the step waits for its batch,
 with the bounds of TensorFlow's profiler (https://www.tensorflow.org/guide/data_performance_analysis): below 5% it is
 not, below 20% moderately. And if it is, what limits the input? The largest cost of an image: the CPU time of a
-stage, or the time in which reads wait. Waiting without reads is CPU time that others took.
+stage, or the time in which reads wait. Where threads were ready and others had the CPUs, as the kernel counts, it is
+that. A step that hardly waits for an input of its own pace is in balance with it.
 
 CPU time survives a busy machine, waiting does not; so the control decides whether a verdict is given at all, and the
 shares of CPU time are given either way.
@@ -62,6 +63,7 @@ class Turn:
       host: thread time of each host stage by itself: differences of cumulative costs within the turn.
       threads: how many threads or processes shared the host stages.
       busy_cores: CPU seconds that the whole input spent a second.
+      delayed_cores: seconds a second in which its threads were ready and had no CPU; None: the kernel does not tell.
       copy, step, end_to_end: microseconds on the wall; None where not measured.
       step_cpu: microseconds of CPU time in the step.
       waiting_share: of the end-to-end run, in which the step waited for its batch.
@@ -78,6 +80,7 @@ class Turn:
     waiting_share: float | None = None
     control: float = 1.0
     strain: Strain = Strain()
+    delayed_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def judge(turns: Sequence[Turn], cores: Cores) -> Verdict:
     typical = typical_turn(turns)
     draw = random.Random(0)  # the same turns, the same verdict
     samples = [typical_turn(draw.choices(turns, k=len(turns))) for _ in range(_RESAMPLES)]
-    wins = Counter(winners(sample, cores) for sample in samples)
+    margin = max(MARGIN, noise(turns))
+    wins = Counter(winners(sample, cores, margin) for sample in samples)
     clear = {names[0]: count for names, count in wins.items() if len(names) == 1}
     best = max(clear, key=lambda name: clear[name], default="")
     if clear.get(best, 0) >= SURE * _RESAMPLES:
@@ -169,25 +173,34 @@ def judge(turns: Sequence[Turn], cores: Cores) -> Verdict:
     )
 
 
-def winners(turn: Turn, cores: Cores) -> tuple[str, ...]:
-    """The stage that limits in a turn, or those that cannot be told apart there."""
-    waiting = turn.waiting_share
+def winners(turn: Turn, cores: Cores, margin: float = MARGIN) -> tuple[str, ...]:
+    """The stage that limits in a turn, or those that cannot be told apart there.
+
+    Args:
+      margin: the paces of input, copy and step that lie closer are equal; costs within the input are paired
+        differences, for which MARGIN will do.
+    """
+    waiting, costs, pace_alone = turn.waiting_share, host_costs(turn, cores), input_microseconds(turn, cores)
     if waiting is not None and turn.step and waiting < NOT_LIMIT:
-        return ("step",)
-    costs = host_costs(turn, cores)
+        balanced = not cores.step_on_host and 1 / (1 + margin) <= pace_alone / turn.step <= 1 + margin
+        return ("step", *_largest(costs)) if balanced else ("step",)
     step = turn.step if waiting is None or waiting < MODERATE else None  # a step that waits so long is not the limit
     if cores.step_on_host and step:  # they take turns on the same cores: costs add, and the largest limits
         return _largest(costs | {"step": step * turn.threads})
-    limits = {"input": input_microseconds(turn, cores), "copy": turn.copy or 0.0, "step": step or 0.0}
-    return tuple(stage for limit in _largest(limits) for stage in (_largest(costs) if limit == "input" else (limit,)))
+    limits = {"input": pace_alone, "copy": turn.copy or 0.0, "step": step or 0.0}
+    largest = _largest(limits, margin)
+    return tuple(stage for limit in largest for stage in (_largest(costs) if limit == "input" else (limit,)))
 
 
 def host_costs(turn: Turn, cores: Cores) -> dict[str, float]:
     """What may limit the input, in microseconds of a thread an image.
 
     Batching waits for its own serial part, so its waiting is its cost; that of the other stages is their reads', or
-    CPU time that others took, which counts only where cores were not busy.
+    counts only where cores were not busy: then it is CPU time that others took or, where the kernel knows that nobody
+    did, something that the stage itself waits for.
     """
+    if taken_away(turn, cores):
+        return {TAKEN: sum(cost.waiting for cost in turn.host.values())}
     costs = {stage: cost.cpu for stage, cost in turn.host.items() if stage != "storage"}
     if "records" in costs:
         costs["records"] += turn.host["storage"].cpu if "storage" in turn.host else 0.0
@@ -195,13 +208,23 @@ def host_costs(turn: Turn, cores: Cores) -> dict[str, float]:
     if "batch" in costs:
         costs["batch"] += turn.host["batch"].waiting
     if idle(turn, cores):
-        costs[TAKEN] = sum(cost.waiting for stage, cost in turn.host.items() if stage not in (*READS, "batch"))
+        waits = {stage: cost.waiting for stage, cost in turn.host.items() if stage not in (*READS, "batch")}
+        if turn.delayed_cores is None:
+            costs[TAKEN] = sum(waits.values())
+        else:
+            costs |= {stage: costs[stage] + max(wait, 0.0) for stage, wait in waits.items()}
     return costs
 
 
 def idle(turn: Turn, cores: Cores) -> bool:
     """Cores were left idle that the input was given."""
     return turn.busy_cores < BUSY * min(cores.allowed, turn.threads)
+
+
+def taken_away(turn: Turn, cores: Cores) -> bool:
+    """Most of the CPU time that the input lacked went to others while its threads were ready for it."""
+    lacking = min(cores.allowed, turn.threads) - turn.busy_cores
+    return idle(turn, cores) and turn.delayed_cores is not None and turn.delayed_cores > lacking / 2
 
 
 def input_microseconds(turn: Turn, cores: Cores) -> float:
@@ -256,6 +279,7 @@ def typical_turn(turns: Sequence[Turn]) -> Turn:
         step_cpu=median("step_cpu") or 0.0,
         end_to_end=median("end_to_end"),
         waiting_share=median("waiting_share"),
+        delayed_cores=median("delayed_cores"),
         strain=Strain(
             statistics.median(strain.pressure for strain in strains),
             statistics.median(strain.steal for strain in strains),
@@ -264,10 +288,10 @@ def typical_turn(turns: Sequence[Turn]) -> Turn:
     )
 
 
-def _largest(costs: Mapping[str, float]) -> tuple[str, ...]:
+def _largest(costs: Mapping[str, float], margin: float = MARGIN) -> tuple[str, ...]:
     """The names of the largest cost and of those equal to it, largest first."""
     top = max(costs.values())
-    return tuple(sorted((n for n in costs if costs[n] * (1 + MARGIN) >= top), key=lambda n: -costs[n]))
+    return tuple(sorted((n for n in costs if costs[n] * (1 + margin) >= top), key=lambda n: -costs[n]))
 
 
 def _word(stages: Sequence[str], turn: Turn, cores: Cores) -> str:
@@ -323,10 +347,15 @@ def _reasons(busy: str, turn: Turn, cores: Cores, predicted: float, explained: b
     reasons = [busy] if busy else []
     limited = turn.waiting_share is None or turn.waiting_share >= NOT_LIMIT
     if limited and turn.busy_cores < BUSY * cores.allowed:
-        reasons.append(f"{turn.busy_cores:.1f} of {cores.allowed:.3g} cores busy")
+        ready = f", {turn.delayed_cores:.1f} more were wanted but in others' hands" if taken_away(turn, cores) else ""
+        reasons.append(f"{turn.busy_cores:.1f} of {cores.allowed:.3g} cores busy{ready}")
     if turn.waiting_share is not None:
         limit = {"no": "not the limit", "moderately": "moderately the limit", "yes": "the limit"}[_input_limit(turn)]
         reasons.append(f"the input is {limit} (the step waits {turn.waiting_share:.0%})")
+    if turn.step and not cores.step_on_host:
+        reasons.append(
+            f"alone, the input takes {input_microseconds(turn, cores):,.0f} µs an image, the step {turn.step:,.0f}"
+        )
     shares = sorted(cpu_shares(turn).items(), key=lambda item: -item[1])
     reasons.append(f"CPU of the input: {', '.join(f'{stage} {share:.0%}' for stage, share in shares if share >= 0.01)}")
     waits = {stage: cost.waiting for stage, cost in turn.host.items() if cost.waiting >= 1}

@@ -3,8 +3,8 @@
     make verdicts        or        python -m shardline.benchmarks.verdicts [--repeats 5] [--seconds 0.5] [--only quota]
 
 The stages are simulated: processes burn CPU time or sleep, so many microseconds an image, into a buffer of batches that
-a step takes from. What measures, and what judges, is what shardline-benchmark uses. The machine should be idle. The
-scenario of a CPU quota makes a control group, and so needs to be root's.
+a step takes from; one reads a file system of ours whose reads take their time. What measures, and what judges, is what
+shardline-benchmark uses. The machine should be idle. A CPU quota and a file system need to be root's.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
+from shardline.benchmarks import slow_disk
 from shardline.benchmarks.bottleneck import STAGES_SUITE, Bottleneck, Facts, bottleneck_of
 from shardline.benchmarks.measure import interleave, ratio
-from shardline.benchmarks.processes import Rate, repeat_for, timed
-from shardline.benchmarks.verdict import HOST_STAGES, QUOTA, TAKEN, Cost
+from shardline.benchmarks.processes import Rate, outsiders, repeat_for, timed
+from shardline.benchmarks.verdict import HOST_STAGES, QUOTA, READS, TAKEN, Cost
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.machine import available_cores, cpu_quota
@@ -33,8 +36,24 @@ from shardline.pipeline.wording import count
 
 BATCH = 16  # images
 USUAL = {"order": 6.0, "storage": 10.0, "records": 20.0, "parse": 15.0, "decode": 120.0, "augment": 60.0, "batch": 20.0}
+BLOCK, _BLOCKS = 4096, 1 << 26  # bytes of a read, and places to read
 _WITHOUT = "without the stage"
+# Stages whose CPU time, and whose waiting, go by the name of one: see verdict.host_costs.
+LEFT_OUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"storage": ((), READS), "records": (READS, ())}
 _GROUPS, _PERIOD = Path("/sys/fs/cgroup"), 100_000  # where control groups are; microseconds
+
+
+@dataclass(frozen=True)
+class Load(Cost):
+    """What an image costs a process: CPU time and sleep in microseconds, and reads of a file.
+
+    Attributes:
+      reads: how many, each from a place of its own.
+      file: that is read.
+    """
+
+    reads: int = 0
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,7 @@ class Scenario:
       cpu, waiting: of some host stages, in place of the usual.
       step, step_cpu: sleep and CPU time of the step: that of an accelerator, and that of a step on the host's cores.
       copy: sleep of the copy to the device, which happens beside the step and the host's stages.
+      disk: seconds that a read of a file takes, of which an image needs one; 0: none.
       neighbors: processes that burn CPU time beside it.
       quota: cores that a control group allows, while a thread for each visible core wants one; 0: no control group.
     """
@@ -57,13 +77,18 @@ class Scenario:
     step: float = 10.0
     step_cpu: float = 0.0
     copy: float = 0.0
+    disk: float = 0.0
     neighbors: int = 0
     quota: float = 0.0
 
-    def cost(self, last: str, without: str = "") -> Cost:
-        """Of an image in the host's stages up to `last`."""
-        stages = [stage for stage in HOST_STAGES[: HOST_STAGES.index(last) + 1] if stage != without]
-        return Cost(sum((USUAL | dict(self.cpu))[s] for s in stages), sum(self.waiting.get(s, 0.0) for s in stages))
+    def cost(self, last: str, without: str = "", file: str = "") -> Load:
+        """Of an image in the host's stages up to `last`, without what a verdict means by the name of a stage."""
+        stages = HOST_STAGES[: HOST_STAGES.index(last) + 1]
+        unworked, unwaited = LEFT_OUT.get(without, ((without,), (without,)))
+        cpu = sum((USUAL | dict(self.cpu))[stage] for stage in stages if stage not in unworked)
+        waits = [stage for stage in stages if stage not in unwaited]
+        reads = int(self.disk > 0 and "storage" in waits)
+        return Load(cpu, sum(self.waiting.get(stage, 0.0) for stage in waits), reads, file)
 
 
 def scenarios() -> list[Scenario]:
@@ -78,6 +103,7 @@ def scenarios() -> list[Scenario]:
         Scenario("large images", ("decode-bound",), {"decode": 2_000.0}),
         Scenario("2 ms a read", ("storage-bound",), waiting={"storage": 2_000.0}),
         Scenario("slow disk", ("storage-bound",), waiting={"storage": 600.0, "records": 100.0}),
+        Scenario("2 ms a read of a file", ("storage-bound",), disk=2e-3),
         Scenario("8 MB/s", ("storage-bound",), waiting={"storage": 3_600.0}),
         Scenario("slow copy", ("copy-bound",), copy=4 * half),
         Scenario("slow step", ("step-bound",), step=4 * half),
@@ -108,7 +134,7 @@ def measure(scenario: Scenario, config: VerdictsConfig) -> tuple[Bottleneck, tup
     visible = len(os.sched_getaffinity(0))
     step, copy = Cost(scenario.step_cpu, scenario.step), Cost(0.0, scenario.copy)
     stage = scenario.words[0].removesuffix("-bound")
-    with quota(scenario.quota), neighbors(scenario.neighbors):
+    with quota(scenario.quota), outsiders(scenario.neighbors, _burn), slow_file(scenario.disk) as file:
         cores, allowed = available_cores(), min(cpu_quota() or visible, visible)
         threads = visible if scenario.quota else cores
         facts = Facts(
@@ -116,12 +142,13 @@ def measure(scenario: Scenario, config: VerdictsConfig) -> tuple[Bottleneck, tup
             allowed_cores=allowed, visible_cores=visible, threads=threads,
         )  # fmt: skip
         run = partial(run_pipeline, threads=threads, seconds=config.seconds)
-        runs: dict[str, Callable[[], Rate]] = {s: partial(run, scenario.cost(s), Cost(0.0)) for s in HOST_STAGES}
+        cost = partial(scenario.cost, file=file)
+        runs: dict[str, Callable[[], Rate]] = {s: partial(run, cost(s), Cost(0.0)) for s in HOST_STAGES}
         if scenario.copy:
             runs["copy"] = partial(step_alone, copy, config.seconds)
         runs["step"] = partial(step_alone, step, config.seconds)
-        runs["end_to_end"] = partial(run, scenario.cost("batch"), step, copy)
-        runs[_WITHOUT] = partial(run, scenario.cost("batch", without=stage), step, copy)
+        runs["end_to_end"] = partial(run, cost("batch"), step, copy)
+        runs[_WITHOUT] = partial(run, cost("batch", without=stage), step, copy)
         rows = interleave(
             STAGES_SUITE, runs, repeats=config.repeats, reference="batch", settings={"facts": asdict(facts)}
         )
@@ -131,13 +158,41 @@ def measure(scenario: Scenario, config: VerdictsConfig) -> tuple[Bottleneck, tup
     return found, ratio(by_name[_WITHOUT], by_name["end_to_end"])
 
 
+_late = 0.0  # seconds that this process has slept too long so far
+
+
 def work(cost: Cost) -> None:
-    """A batch: burn CPU time, then sleep."""
+    """A batch: burn CPU time, sleep, read. A sleep that ends late makes the next one shorter: the mean is right."""
+    global _late
     until = time.thread_time() + cost.cpu * BATCH / 1e6
     while time.thread_time() < until:
         pass
     if cost.waiting:
-        time.sleep(cost.waiting * BATCH / 1e6)
+        began = time.perf_counter()
+        time.sleep(max(cost.waiting * BATCH / 1e6 - _late, 0.0))
+        _late += time.perf_counter() - began - cost.waiting * BATCH / 1e6
+    if isinstance(cost, Load) and cost.reads:
+        file = _opened(cost.file)
+        for _ in range(cost.reads * BATCH):
+            os.pread(file, BLOCK, random.randrange(_BLOCKS) * BLOCK)
+
+
+@cache
+def _opened(file: str) -> int:
+    return os.open(file, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def slow_file(seconds: float) -> Iterator[str]:
+    """A file each read of which takes so long; no file where that is no time. Raises OSError where none can be had."""
+    if not seconds:
+        yield ""
+        return
+    with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as folder:
+        with Path(source, "file").open("wb") as file:
+            file.truncate(_BLOCKS * BLOCK)  # so large that nothing is read twice; it takes no space
+        with slow_disk.mounted(Path(source), Path(folder), seconds):
+            yield str(Path(folder, "file"))
 
 
 def step_alone(step: Cost, seconds: float) -> Rate:
@@ -179,14 +234,6 @@ def run_pipeline(host: Cost, step: Cost, copy: Cost = Cost(0.0), *, threads: int
         waited, began = 0.0, time.perf_counter()
         rate = timed(lambda: repeat_for(seconds, one))
         return rate._replace(waiting=waited / (time.perf_counter() - began))
-
-
-@contextlib.contextmanager
-def neighbors(count: int) -> Iterator[None]:
-    """Processes that burn CPU time within the context."""
-    context = multiprocessing.get_context("fork")
-    with _running([context.Process(target=_burn, daemon=True) for _ in range(count)]):
-        yield
 
 
 @contextlib.contextmanager
@@ -260,20 +307,25 @@ def main(config: VerdictsConfig) -> None:
         try:
             found, (gain, low, high) = measure(scenario, config)
         except OSError as error:
-            print(f"none  {scenario.name}: not measured, no control group can be made ({error.strerror})")
+            print(f"none  {scenario.name}: not measured, this machine does not allow it ({error.strerror})")
             continue
         right = found.word in scenario.words
         num_right += right
         said[scenario.words[0], found.word] += 1
         if found.verdict.confident and not right and found.word != TAKEN:  # of the machine, not of the stages
             wrong.append(f"{scenario.name}: {found.word}")
-        text = ""
+        text = (
+            "" if right else f", not {' or '.join(scenario.words)}; {'sure' if found.verdict.confident else 'not sure'}"
+        )
         if right and found.verdict.factor:
             least, most = found.verdict.factor
             within.append(least <= high and low <= most)
-            text = f"; without it {least:.2f}x to {most:.2f}x predicted, {gain:.2f}x measured"
+            text = (
+                f"; without it {least:.2f}x to {most:.2f}x predicted, {gain:.2f}x ({low:.2f}x to {high:.2f}x) measured"
+            )
+            text += "" if within[-1] else ": OUTSIDE"
         print(f"{'right' if right else 'NOT':5} {scenario.name}: {found.word}{text}")
-        print(f"      {'; '.join(found.verdict.reasons)}", file=sys.stderr)
+        print(f"      {'; '.join(found.verdict.reasons)}")
     print("\nexpected -> said")
     for (expected, word), times in sorted(said.items()):
         print(f"{times:3} {expected} -> {word}")

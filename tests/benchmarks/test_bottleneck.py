@@ -52,6 +52,14 @@ def test_stage_costs_are_differences_within_each_turn():
         assert turn.control == 1
 
 
+def test_the_delays_of_the_last_host_stage_are_those_of_the_input():
+    measured = {m.name: m for m in rows()}
+    assert turns_of(measured, FACTS)[0].delayed_cores is None
+    delays = tuple(0.5 / rate for rate in measured["batch"].repeats)
+    late = measured | {"batch": replace(measured["batch"], delay_seconds=delays)}
+    assert [turn.delayed_cores for turn in turns_of(late, FACTS)] == pytest.approx([0.5] * len(delays))
+
+
 def test_a_longer_pipeline_that_was_faster_costs_less_than_nothing_and_shifts_nothing_else():
     stages = {m.name: m for m in rows(COSTS | {"parse": -5})}
     costs = turns_of(stages, FACTS)[1].host

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from shardline.benchmarks import processes
 from shardline.benchmarks.processes import (
     ProcessError,
     Rate,
     WorkerProcess,
     missing_packages,
+    outsiders,
     repeat_for,
     run_time_sliced,
     timed,
@@ -30,6 +32,52 @@ def doubler(offset):
 
 def cores():
     return lambda: Rate(len(os.sched_getaffinity(0)), min(os.sched_getaffinity(0)))
+
+
+def burn(seconds):
+    def work():
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+        return 1
+
+    return work
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not tell")
+def test_a_thread_that_must_share_a_core_was_ready_for_it():
+    """Two programs on one core, and half of its time for each; the other one's CPU time is not ours."""
+    core = {min(os.sched_getaffinity(0))}
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, core)
+    try:
+        with outsiders(2, burn(60.0)):
+            shared = timed(burn(0.2))
+    finally:
+        os.sched_setaffinity(0, before)
+    assert shared.delay_seconds > 0.1 and shared.cpu_seconds == pytest.approx(0.2, rel=0.25)
+    assert shared.delay_seconds + shared.cpu_seconds == pytest.approx(1 / shared.rate, rel=0.25)
+
+
+def test_outsiders_end_with_the_context(tmp_path):
+    def tell():
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(60)
+
+    with outsiders(2, tell):
+        deadline = time.monotonic() + 10
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        started = [int(path.name) for path in tmp_path.iterdir()]
+        assert len(started) == 2 and not set(started) & set(processes._children())
+    while any(alive(pid) for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(alive(pid) for pid in started)
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def failing():
@@ -106,7 +154,7 @@ def test_a_busy_core_counts_as_one():
             pass
         return 10
 
-    rate, cpu_seconds, _ = timed(spin)
+    rate, cpu_seconds, *_ = timed(spin)
     assert cpu_seconds == pytest.approx(0.005, rel=0.1)
     assert 0 < rate * cpu_seconds <= 1.1  # busy cores
 

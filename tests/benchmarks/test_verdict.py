@@ -73,6 +73,17 @@ def test_input_and_step_within_the_margin_are_balanced():
     assert judge(make_turns(step=half * 0.7, waits=0.1), CORES).word == "decode-bound"
 
 
+def test_a_step_as_fast_as_its_input_is_balanced_also_where_it_hardly_waits():
+    """A buffer between two equal paces keeps the step from waiting much: it was called step-bound."""
+    half = sum(USUAL.values()) / 2
+    found = judge(make_turns(step=half, waits=0.03), CORES)
+    assert found.word == "balanced" and not found.confident and "the step 82" in str(found)
+    assert judge(make_turns(step=half * 1.15, waits=0.03), CORES).word == "step-bound"
+    noisy = make_turns(step=half * 1.1, waits=0.03, controls=(1.0, 1.12, 0.9, 1.0))
+    assert judge(noisy, CORES).word == "balanced"  # 10 % is within what the control strays
+    assert judge(make_turns(step=half / 2, waits=0.03), CORES).word == "step-bound"  # the run itself tells
+
+
 def test_equal_stages_are_a_tie():
     found = judge(make_turns(USUAL | {"augment": 60}, jitter=0.05, controls=(1.0,) * 9), CORES)
     assert found.word in ("tie: decode or augment", "tie: augment or decode") and not found.confident
@@ -117,6 +128,36 @@ def test_waiting_without_reads_is_cpu_time_that_others_took():
     waiting = {stage: 2 * cost for stage, cost in USUAL.items()}
     found = judge(make_turns(waiting=waiting, busy=0.7), CORES)
     assert found.word == TAKEN and str(found).startswith(f"{TAKEN} — 0.7 of 2 cores busy; ")
+
+
+@pytest.mark.parametrize(
+    ("busy", "delayed", "word"),
+    [
+        (1.0, 1.0, TAKEN),  # neighbors have half of each core
+        (1.0, 0.6, TAKEN),
+        (1.0, 0.1, "decode-bound"),  # nobody took the CPUs: the stages waited for something else
+        (1.9, 1.5, "decode-bound"),  # more threads than cores: they took turns with each other
+    ],
+)
+def test_the_kernel_knows_whether_others_had_the_cpus(busy, delayed, word):
+    waiting = dict(USUAL) if busy < 1.5 else {}
+    turns = [replace(turn, delayed_cores=delayed) for turn in make_turns(waiting=waiting, busy=busy)]
+    found = judge(turns, CORES)
+    assert found.word == word
+    assert ("1.0 of 2 cores busy, 1.0 more were wanted but in others' hands" in str(found)) == (delayed == 1.0)
+    assert (found.factor is None) == (word == TAKEN)
+
+
+def test_a_slow_disk_is_not_cpu_taken_away_and_a_neighbor_is_no_slow_disk():
+    slow = make_turns(waiting={"storage": 900}, busy=0.3)
+    assert judge([replace(turn, delayed_cores=0.1) for turn in slow], CORES).word == "storage-bound"
+    crowded = make_turns(waiting={"storage": 300, "decode": 200}, busy=0.6)
+    assert judge([replace(turn, delayed_cores=1.2) for turn in crowded], CORES).word == TAKEN
+
+
+def test_a_stage_that_waits_for_something_of_its_own_is_the_limit():
+    turns = [replace(turn, delayed_cores=0.05) for turn in make_turns(waiting={"augment": 300}, busy=0.7)]
+    assert judge(turns, CORES).word == "augment-bound"
 
 
 def test_fewer_threads_than_cores_are_not_cpu_taken_away():

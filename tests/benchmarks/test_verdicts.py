@@ -7,6 +7,7 @@ import pytest
 from shardline.benchmarks import verdicts
 from shardline.benchmarks.bottleneck import Bottleneck
 from shardline.benchmarks.verdict import HOST_STAGES, Cost, judge
+from shardline.benchmarks.verdicts import Load
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.machine import cpu_quota
 from tests.benchmarks.test_verdict import CORES, make_turns
@@ -50,14 +51,19 @@ def test_a_scenario_that_cannot_be_made_is_named_and_none_is_counted(monkeypatch
     monkeypatch.setattr(verdicts, "measure", refuse)
     verdicts.main(verdicts.VerdictsConfig(only="quota"))
     out = capsys.readouterr().out
-    assert "a CPU quota: not measured, no control group can be made (Permission denied)" in out
+    assert "a CPU quota: not measured, this machine does not allow it (Permission denied)" in out
     assert "right words: 0 of 0" in out
 
 
 def test_a_scenario_leaves_a_stage_out():
     scenario = verdicts.Scenario("x", ("decode-bound",), {"decode": 400.0}, {"storage": 70.0})
-    assert scenario.cost("storage") == Cost(16.0, 70.0)
+    assert scenario.cost("storage") == Load(16.0, 70.0)
     assert scenario.cost("batch").cpu - scenario.cost("batch", without="decode").cpu == 400.0
+    # As a verdict means them: storage is the waiting of all reads, records their CPU time.
+    slow = replace(scenario, waiting={"storage": 70.0, "records": 5.0}, disk=1e-3)
+    assert slow.cost("batch", file="x") == Load(531.0, 75.0, 1, "x")
+    assert slow.cost("batch", without="storage", file="x") == Load(531.0, 0.0, 0, "x")
+    assert slow.cost("batch", without="records", file="x") == Load(501.0, 75.0, 1, "x")
 
 
 def test_the_matrix_is_printed_and_a_wrong_word_fails(monkeypatch, capsys):
