@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from absl import flags, logging
 
+from shardline.pipeline import start
 from shardline.pipeline.command_help import FLAGS_OF_EVERY_COMMAND, help_text, version_text
 from shardline.pipeline.config_file import read_config_file, write_config_text
 from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line, explain
@@ -72,6 +73,7 @@ def exit_code_of(work: Callable[[], None]) -> NoReturn:
     _quiet_start_up()
     with command_line():
         try:
+            start.hand_over()
             work()
             # Flushed here, so that a closed pipe or a full disk is reported like any other failure.
             sys.stdout.flush()
@@ -125,7 +127,11 @@ def _read(config: type[DataclassInstance], argv: Sequence[str]) -> tuple[flags.F
     values = {field.name: from_text(field, register[field.name].value) for field in given}
     values = _with_arguments(config, values, arguments)
     file = register["config"].value
-    return register, read_config_file(file, config) | values if file is not None else values
+    if file is not None:
+        values = read_config_file(file, config) | values
+    # A class may have settings that decide what others are where they are not given.
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = getattr(config, "completed", dict)
+    return register, completed(values)
 
 
 def _flags(config: type[DataclassInstance]) -> list[Field]:

@@ -18,18 +18,18 @@ from unittest.mock import patch
 import pytest
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.options import options
 
 ROOT = Path(__file__).parent.parent
-ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-SCRIPTS = sorted(ENTRIES)
+SCRIPTS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
 BIN = Path(sys.executable).parent
 
 
 def command(script):
-    """The function behind a script."""
-    module, _, function = ENTRIES[script].partition(":")
-    return getattr(importlib.import_module(module), function)
+    """The function behind a script, without what `pipeline.start` adds in a process of its own."""
+    name = script.removeprefix("shardline-")
+    return importlib.import_module(COMMANDS[name].module if name in COMMANDS else "shardline.tools.shardline").cli
 
 
 def config_of(script):

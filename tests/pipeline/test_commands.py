@@ -1,23 +1,15 @@
 """A command in a message is named as the user typed the running one."""
 
 import sys
-import tomllib
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from shardline.pipeline.commands import COMMANDS, as_typed
-from tests.tools.folders import ROOT
+from shardline.pipeline.commands import as_typed
 
 TEXT = (
     "make it with shardline-convert; /data/shardline-train and shardline-train.py are files; shardline-verify names it"
 )
-
-
-def test_every_installed_command_is_listed():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts.pop("shardline") == "shardline.tools.shardline:cli"
-    assert scripts == {f"shardline-{name}": f"{command.module}:cli" for name, command in COMMANDS.items()}
 
 
 @pytest.mark.parametrize(
