@@ -74,8 +74,11 @@ def make_directory(path: str) -> Path:
 
 
 def is_saved_model_file(path: str) -> bool:
-    """Whether TensorFlow writes a file of this name in a SavedModel's folder."""
-    return re.fullmatch(r"(saved_model|fingerprint|keras_metadata)\.pb|variables/variables\.\S+", path) is not None
+    """Whether TensorFlow writes a file of this name in a SavedModel's folder, or has it there meanwhile."""
+    return (
+        re.fullmatch(r"(saved_model|fingerprint|keras_metadata)\.pb|variables/variables(\.|_temp/part-)\S+", path)
+        is not None
+    )
 
 
 def check_target(flag: str, path: str) -> None:

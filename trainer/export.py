@@ -4,15 +4,18 @@
 
 DIR gets saved_model/, model.keras, model_float32.tflite, model_float16.tflite, model_int8.tflite, labels.txt (and
 words.txt, where classes have words), parity.json and preprocessing.json, which says how to make the uint8 images that
-all but the SavedModel take. `--formats onnx` writes model.onnx and needs the extra onnx. What is exported computes in
-float32 and loads in a process that knows nothing of this project.
+all but the SavedModel take. Where one is further from the trainer than it may be, DIR stays as it was, and
+failed_parity.json tells the numbers. `--formats onnx` writes model.onnx and needs the extra onnx. What is exported
+computes in float32 and loads in a process that knows nothing of this project.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import atomic_write, own_directory, refuse_foreign
+from shardline.pipeline.files import TEMPORARY, atomic_write, own_directory, refuse_foreign, remove_tree
 from shardline.pipeline.options import option
 from shardline.pipeline.paths import is_remote
 from shardline.pipeline.remote import DataCacheOptions
@@ -51,6 +54,9 @@ FORMATS = {
 }  # and where each lies in the output directory
 
 PARITY, PREPROCESSING = "parity.json", "preprocessing.json"
+FAILED_PARITY = "failed_parity.json"  # of the last export that was not kept
+LABELS, WORDS = "labels.txt", "words.txt"
+UNFINISHED = ".unfinished"  # folder in the output directory, until all in it has been compared
 ONNX_PACKAGES = ("onnx", "onnxruntime", "tf2onnx")  # the extra onnx
 
 
@@ -105,7 +111,8 @@ def export(config: ExportConfig) -> Exported:
 
     Raises:
       UsageError: a run, dataset, split or directory that cannot be used.
-      Failure: an export differs from the trainer by more than its bound; parity.json holds the numbers.
+      Failure: an export differs from the trainer by more than its bound; the numbers are in failed_parity.json, and
+        everything else in the directory is as it was.
     """
     directory = find_run(config.run, config.checkpoint)
     if not config.output:
@@ -125,41 +132,80 @@ def export(config: ExportConfig) -> Exported:
     output = Path(config.output)
     kept = kept_exports(output, config.formats, chosen)
     say_weights(chosen)
-    with own_directory(output, "--output"):
+    with own_directory(output, "--output"), unfinished_folder(output) as folder:
         start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
         from shardline.trainer.evaluation import exports
         from shardline.trainer.evaluation.model_input import describe_preprocessing
         from shardline.trainer.run_dir import load_run
 
         run = load_run(str(directory), chosen, precision="float32")
-        (output / PARITY).unlink(missing_ok=True)  # an earlier export's
-        for form, path in command_line.progress(list(paths.items()), total=None, desc="export", unit="formats"):
+        made = {form: folder / path.name for form, path in paths.items()}
+        for form, path in command_line.progress(list(made.items()), total=None, desc="export", unit="formats"):
             images = partial(exports.calibration_images, run, data, config.calibration_images)
             exports.write_model(run, form, path, images)
-        write_labels(output, run)
-        atomic_write(output / PREPROCESSING, json.dumps(describe_preprocessing(run), indent=1) + "\n")
+        write_labels(folder, run)
+        atomic_write(folder / PREPROCESSING, json.dumps(describe_preprocessing(run), indent=1) + "\n")
         trained = load_run(str(directory), chosen)
-        compared = exports.compare(run, trained, paths, data, split, config.parity_images, sources)
-        parity = {"weights": chosen.facts(), **compared, "exports": {**kept, **compared["exports"]}}
-        atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
-    refuse_distant(parity, output / PARITY)
+        compared = exports.compare(run, trained, made, data, split, config.parity_images, sources)
+        parity = {"weights": chosen.facts(), **compared}
+        refuse_distant(parity, output / FAILED_PARITY)
+        parity["exports"] = {**kept, **parity["exports"]}
+        place(folder, output, parity)
     return Exported(paths, parity)
 
 
+@contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """A new folder in an output directory that is ours alone; what is left in it at the end goes."""
+    folder = output / UNFINISHED
+    remove_tree(folder, is_export)  # of an export that was killed
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_export(path: str) -> bool:
+    """Whether an export writes a file of this name, relative to its directory; also while it is being written."""
+    folder, _, rest = path.partition("/")
+    if folder == FORMATS["saved_model"] and rest:
+        return is_saved_model_file(rest)
+    return path in {*FORMATS.values(), LABELS, WORDS, PREPROCESSING} or (not rest and path.endswith(TEMPORARY))
+
+
 def refuse_distant(parity: Mapping[str, Any], where: Path) -> None:
-    """Raises Failure where an export is further from the trainer than it may be; `where` holds the numbers."""
-    if failed := [describe(name, found) for name, found in parity["exports"].items() if not found["ok"]]:
-        raise Failure(
-            f"{'; '.join(failed)}: further from the trainer than the bound allows; do not deploy it "
-            f"(all numbers in {where})"
-        )
+    """Raises Failure where an export is further from the trainer than it may be; `where` gets the numbers."""
+    exports = parity["exports"].items()
+    if not (distant := [name for name, found in exports if not found["ok"]]):
+        where.unlink(missing_ok=True)
+        return
+    atomic_write(where, json.dumps(parity, indent=1) + "\n")
+    said = "; ".join(describe(name, found) for name, found in exports if name in distant)
+    forms = {name.split(" ")[0]: None for name, _ in exports}  # in their order
+    rest = ",".join(form for form in forms if form not in {name.split(" ")[0] for name in distant})
+    remedy = f"; leave it out: --formats={rest}" if rest else ""
+    raise Failure(
+        f"{said}: further from the trainer than the bound allows; nothing was exported{remedy} (all numbers in {where})"
+    )
+
+
+def place(folder: Path, output: Path, parity: Mapping[str, Any]) -> None:
+    """Give what lies in `folder` its place in the output directory, parity.json last: without it nothing counts."""
+    (output / PARITY).unlink(missing_ok=True)  # an earlier export's
+    for made in sorted(folder.iterdir()):
+        target = output / made.name
+        if made.is_dir():  # a folder is not replaced by another one
+            remove_tree(target, is_saved_model_file)
+        made.replace(target)
+    atomic_write(output / PARITY, json.dumps(parity, indent=1) + "\n")
 
 
 def write_labels(output: Path, run: Run) -> None:
     """labels.txt and, where classes have words, words.txt."""
-    atomic_write(output / "labels.txt", "".join(f"{label}\n" for label in run.labels))
+    atomic_write(output / LABELS, "".join(f"{label}\n" for label in run.labels))
     if run.words:
-        atomic_write(output / "words.txt", "".join(f"{label}\n" for label in run.shown_labels))
+        atomic_write(output / WORDS, "".join(f"{label}\n" for label in run.shown_labels))
 
 
 def main(config: ExportConfig) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from tests.trainer.tiny import command
 
 STRANGER = """
 import sys
-from types import SimpleNamespace
+from unittest.mock import Mock
 sys.modules["shardline"] = None  # importing it fails
 import json
 import numpy as np
@@ -259,13 +259,26 @@ def test_a_dataset_converted_anew_is_not_taken_for_the_one_of_the_run(tiny_run, 
     assert not (tmp_path / "x").exists()
 
 
-def test_a_model_that_differs_is_refused(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(exports.BOUNDS, "keras", (-1.0, 0.0))
-    run = command("shardline.trainer.export", "--run", tiny_run, "--output", tmp_path, "--formats", "keras",
-                  "--parity_images", 2, check=1)  # fmt: skip
-    assert "error: keras: top-1 agrees on 100.0% of images, probabilities within" in run.stderr
-    assert "further from the trainer than the bound allows; do not deploy it" in run.stderr
-    assert (tmp_path / "parity.json").exists()
+def test_a_model_that_differs_takes_nothings_place(tiny_run, tmp_path, monkeypatch):
+    """Neither beside an earlier export, which stays whole, nor in an empty directory."""
+    make = partial(ExportConfig, run=tiny_run, output=tmp_path, parity_images=2, overwrite=True)
+    export.export(make(formats="keras,saved_model"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setitem(exports.BOUNDS, "keras", (-1.0, 0.0))
+        for output in (tmp_path, tmp_path / "new"):
+            run = command("shardline.trainer.export", "--run", tiny_run, "--output", output, "--formats",
+                          "keras,saved_model", "--parity_images", 2, "--overwrite", check=1)  # fmt: skip
+            assert "error: keras: top-1 agrees on 100.0% of images, probabilities within" in run.stderr
+            said = r"the bound allows; nothing was exported; leave it out: --formats=saved_model \(all numbers in .*"
+            assert re.search(said, run.stderr)
+            assert json.loads((output / "failed_parity.json").read_text())["exports"]["keras"]["ok"] is False
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["failed_parity.json"]
+    shutil.rmtree(tmp_path / "new")
+    now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert now.pop(tmp_path / "failed_parity.json") and now == before
+    export.export(make(formats="keras"))
+    assert not (tmp_path / "failed_parity.json").exists()
 
 
 def test_differences_are_of_probabilities_and_of_the_best_class():
@@ -280,16 +293,30 @@ def test_spread_takes_all_of_few_and_both_ends_of_many():
     assert chosen.tolist() == [0, 249, 499, 749, 999]
 
 
-def test_an_interrupted_export_leaves_the_old_model_and_nothing_half(tmp_path):
-    def save(path):
-        path.write_bytes(b"half a mod")
-        raise KeyboardInterrupt
-
-    target = tmp_path / "model.keras"
-    target.write_bytes(b"the old model")
+@pytest.mark.parametrize("step", ["write_model", "compare"])
+def test_an_interrupted_export_leaves_the_old_model_and_nothing_half(step, tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "model.keras").write_bytes(b"the old model")
+    monkeypatch.setattr(exports, step, Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        exports.write_model(SimpleNamespace(model=SimpleNamespace(save=save)), "keras", target, lambda: iter(()))
-    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"] and target.read_bytes() == b"the old model"
+        export.export(ExportConfig(run=tiny_run, output=tmp_path, formats="keras", overwrite=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+    assert (tmp_path / "model.keras").read_bytes() == b"the old model"
+
+
+def test_what_a_killed_export_left_goes_and_what_others_put_there_does_not(tmp_path):
+    left = tmp_path / ".unfinished"
+    for name in ("model.keras", "labels.txt.host-7-0123abcd.tmp", "saved_model/variables/variables_temp/part-0"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_bytes(b"half")
+    with export.unfinished_folder(tmp_path) as folder:
+        assert folder == left and not list(folder.iterdir())
+    assert not left.exists()
+    for name in ("mine.txt", "saved_model/mine.txt", "mine/model.keras"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_bytes(b"")
+        with pytest.raises(UsageError, match=f"holds {name}, which is not ours"), export.unfinished_folder(tmp_path):
+            pass
+        shutil.rmtree(left)
 
 
 def test_models_of_others_are_not_deleted(exported, tiny_run, tmp_path):

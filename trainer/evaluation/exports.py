@@ -6,7 +6,6 @@ What is exported computes in float32. `BOUNDS` says how far an export may lie fr
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,10 +18,9 @@ import tensorflow as tf
 
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import atomic_write, remove_tree, temporary_path
+from shardline.pipeline.files import atomic_write
 from shardline.pipeline.images import BadImage
 from shardline.pipeline.machine import available_cores
-from shardline.trainer.checks import is_saved_model_file
 from shardline.trainer.evaluation.graph_pixels import SERVED
 from shardline.trainer.evaluation.model_input import (
     converter_options,
@@ -61,27 +59,17 @@ MOST_LEVELS = 2.0  # of 255: largest mean difference of what the model is shown 
 
 
 def write_model(run: Run, form: str, target: Path, calibration: Callable[[], Iterator[np.ndarray]]) -> None:
-    """Write the model of `run` in one format; `target` is replaced when the new one is whole.
+    """Write the model of `run` in one format as `target`, a new file or folder.
 
     Args:
       calibration: gives uint8 images [1, s, s, 3] on which the int8 ranges are measured.
     """
-    if form.startswith("tflite") or form == "onnx":
+    if form == "keras":
+        run.model.save(target)
+    elif form == "saved_model":
+        save_serving(run, target)
+    else:
         atomic_write(target, to_onnx(run) if form == "onnx" else to_tflite(run, form, calibration))
-        return
-    temporary = temporary_path(target)
-    made = temporary / target.name
-    temporary.mkdir()
-    try:
-        if form == "keras":
-            run.model.save(made)
-        else:
-            save_serving(run, made)
-        if form == "saved_model":  # a folder is not replaced by another one
-            remove_tree(target, is_saved_model_file)
-        made.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def to_tflite(run: Run, form: str, calibration: Callable[[], Iterator[np.ndarray]]) -> bytes:
