@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import keras
 import numpy as np
@@ -155,8 +156,8 @@ def create_network(config: NetworkConfig) -> Network:
 
 
 def _create_network(config: NetworkConfig) -> Network:
-    size, stack, hidden = config.image_size, _feature_layers(config), _hidden_layers(config.head, config.width)
-    normalize = _normalization(config.input_scale)
+    size, stack, hidden = config.image_size, _convolutions(config), _hidden_layers(config.head, config.width)
+    normalize, vector = _normalization(config.input_scale), _vector_layers(config.head, stack)
     # float32 from here on: sums over classes lose too much in 16 bits.
     logits = keras.layers.Dense(config.classes, dtype="float32", name="predictions")
     softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
@@ -164,9 +165,10 @@ def _create_network(config: NetworkConfig) -> Network:
 
     def features(image: KerasTensor, layers: list[keras.Layer]) -> KerasTensor:
         x = normalize(keras.ops.flip(image, axis=-1))  # RGB to BGR
+        found = {}
         for layer in layers:
-            x = layer(x)
-        return x
+            x = found[layer.name] = layer(x)
+        return vector(found)
 
     def classify(x: KerasTensor, drop: Callable[[KerasTensor, int], KerasTensor]) -> KerasTensor:
         if not hidden:
@@ -199,11 +201,29 @@ def _normalization(scale: float) -> keras.Layer:
     return keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALIZATION)
 
 
-def _feature_layers(config: NetworkConfig) -> list[keras.Layer]:
-    """The convolutions, and what makes a vector of their output."""
-    gap = keras.layers.GlobalAveragePooling2D
-    last = gap(name="pool") if config.head == "gap" else keras.layers.Flatten(name="flatten")
-    return [*_convolutions(config.image_size, config.width), last]
+def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str, KerasTensor]], KerasTensor]:
+    """What makes a vector of the outputs of the convolutions' layers, by their names."""
+    last = stack[-1].name
+    if head != "hypercolumn":
+        layer = (
+            keras.layers.GlobalAveragePooling2D(name="pool") if head == "gap" else keras.layers.Flatten(name="flatten")
+        )
+        return lambda outputs: layer(outputs[last])
+    # The last convolution of each block: those of the early ones tell color and texture, which the last has lost.
+    names = [before.name for before, after in pairwise(stack) if _pools(after)]
+    pools = [keras.layers.GlobalAveragePooling2D(dtype="float32", name=f"{name}_mean") for name in names]
+    norms = [
+        keras.layers.LayerNormalization(center=False, scale=False, dtype="float32", name=f"{name}_norm")
+        for name in names
+    ]
+    together = keras.layers.Concatenate(dtype="float32", name="hypercolumn")
+
+    def hypercolumn(outputs: Mapping[str, KerasTensor]) -> KerasTensor:
+        # Means differ a hundredfold between channels and blocks: of their logarithms, each block is given one spread.
+        means = [keras.ops.log1p(pool(outputs[name])) for name, pool in zip(names, pools, strict=True)]
+        return together([norm(mean) for norm, mean in zip(norms, means, strict=True)])
+
+    return hypercolumn
 
 
 def _pools(layer: keras.Layer) -> bool:
@@ -211,11 +231,12 @@ def _pools(layer: keras.Layer) -> bool:
 
 
 def _hidden_layers(head: str, width: float) -> list[keras.Layer]:
-    units = {"gap": {}, "flatten256": {"hidden": 256}, "fc4096": {"fc1": 4096, "fc2": 4096}}[head]
+    units = {"gap": {}, "hypercolumn": {}, "flatten256": {"hidden": 256}, "fc4096": {"fc1": 4096, "fc2": 4096}}[head]
     return [keras.layers.Dense(max(1, int(count * width)), "relu", name=name) for name, count in units.items()]
 
 
-def _convolutions(size: int, width: float) -> list[keras.Layer]:
+def _convolutions(config: NetworkConfig) -> list[keras.Layer]:
+    size, width = config.image_size, config.width
     if width == 1:
         vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
         return list(vgg16.layers[1:])

@@ -24,6 +24,7 @@ def test_at_full_width_it_is_keras_vgg16_on_its_own_preprocessing():
     "head, layers",
     [
         ("gap", ["predictions"]),
+        ("hypercolumn", ["predictions"]),
         ("flatten256", ["hidden", "predictions"]),
         ("fc4096", ["fc1", "fc2", "predictions"]),
     ],
@@ -42,8 +43,23 @@ def test_what_trains_in_each_phase():
     assert counts == {"head": 2, "block5": 8, "block4": 14, "block3": 20, "all": 28}
 
 
-def test_the_four_views_share_their_layers():
-    network = randomized(dropout=0.5)
+def test_a_hypercolumn_is_every_blocks_last_convolution_averaged_and_normalized():
+    network = create_network(NetworkConfig(3, "hypercolumn", image_size=32))
+    initialize(network, 0)
+    theirs = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    theirs.set_weights([v.numpy() for path, v in network.weights.items() if path.startswith("block")])
+    outputs = [theirs.get_layer(f"block{block}_conv{last}").output for block, last in enumerate((2, 2, 3, 3, 3), 1)]
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8).astype(np.float32)
+    maps = keras.Model(theirs.input, outputs)(keras.applications.vgg16.preprocess_input(images.copy()))
+    blocks = [np.log(1 + np.asarray(one, np.float64).mean((1, 2))) for one in maps]
+    expected = np.hstack([(x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-3) for x in blocks])
+    assert expected.shape == (2, 64 + 128 + 256 + 512 + 512)
+    np.testing.assert_allclose(network.backbone(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["gap", "hypercolumn", "flatten256"])
+def test_the_four_views_share_their_layers(head):
+    network = randomized(head=head, dropout=0.5)
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
     position = keras.ops.arange(3)
     logits = network.train([keras.ops.cast(images, "float32"), position], training=False)

@@ -17,32 +17,48 @@ def clone_functional(model: keras.Model) -> keras.Model:
 
 
 class GradCam:
-    """Grad-CAM (Selvaraju et al. 2017) on the last convolution."""
+    """Grad-CAM (Selvaraju et al. 2017) on the convolutions that the head sees: the last one, or one of each block."""
 
     def __init__(self, model: keras.Model, jit: bool = False) -> None:
         """`jit` compiles with XLA: without it, a CPU takes ten times as long in bfloat16."""
         model = clone_functional(model)
-        convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
+        convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+        seen = [layer for layer in convolutions if _feeds(layer, keras.layers.GlobalAveragePooling2D)]
         dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
-        self._before = keras.Model(model.input, convolution.output)
-        self._after = keras.Model(convolution.output, dense.output)  # logits: a softmax near 1 has no slope left
+        outputs = [layer.output for layer in seen or convolutions[-1:]]
+        self._run = keras.Model(model.input, [*outputs, dense.output])  # logits: a softmax near 1 has no slope left
         self._maps = tf.function(self._weighted, jit_compile=jit, autograph=False)
 
     def __call__(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """float32 [n, h, w] from 0 to 1 for uint8 images [n, s, s, 3]; all 0 where nothing speaks for the class."""
-        maps = self._maps(tf.constant(images), tf.constant(classes)).numpy()
+        *finer, last = (maps.numpy() for maps in self._maps(tf.constant(images), tf.constant(classes)))
+        size = last.shape[:0:-1]
+        for maps in finer:
+            last = last + np.stack([cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in maps])
+        maps = np.maximum(last, 0)
         peak = maps.max((1, 2), keepdims=True)
         scaled: np.ndarray = np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
         return scaled
 
-    def _weighted(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """The channels of the last convolution, added by how much each speaks for the class; never below 0."""
-        activations = self._before(images, training=False)
+    def _weighted(self, images: tf.Tensor, classes: tf.Tensor) -> list[tf.Tensor]:
+        """For each convolution its channels, added by how much each speaks for the class, per share of the image."""
         with tf.GradientTape() as tape:
-            tape.watch(activations)
-            own = tf.gather(self._after(activations, training=False), classes, axis=1, batch_dims=1)
-        weights = tf.reduce_mean(tf.cast(tape.gradient(own, activations), tf.float32), (1, 2), keepdims=True)
-        return tf.nn.relu(tf.reduce_sum(weights * tf.cast(activations, tf.float32), -1))
+            *activations, logits = self._run(images, training=False)
+            own = tf.gather(logits, classes, axis=1, batch_dims=1)
+        gradients = tape.gradient(own, activations)
+        return [
+            _spoken(tf.cast(a, tf.float32), tf.cast(g, tf.float32)) for a, g in zip(activations, gradients, strict=True)
+        ]
+
+
+def _spoken(activations: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+    """[n, h, w] of both [n, h, w, c]."""
+    return tf.reduce_sum(tf.reduce_sum(gradients, (1, 2), keepdims=True) * activations, -1)
+
+
+def _feeds(layer: keras.Layer, kind: type[keras.Layer]) -> bool:
+    """Whether a layer of this kind takes the output of `layer`."""
+    return any(isinstance(node.operation, kind) for node in layer._outbound_nodes)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -51,13 +51,32 @@ def test_an_image_without_evidence_has_an_empty_map(model):
     assert gradcam.GradCam(model)(np.zeros((1, 32, 32, 3), np.uint8), np.array([0])).max() == 0
 
 
-def test_its_two_halves_are_the_trained_model():
-    network = create_network(NetworkConfig(3, image_size=32, width=0.1))  # its layers belong to several models
+def test_evidence_of_several_convolutions_is_added_per_area():
+    """One counts red in full resolution, one green after pooling; the class counts both, the fine one twice."""
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    fine, coarse = (keras.layers.Conv2D(1, 1, use_bias=False, name=name) for name in ("fine", "coarse"))
+    means = [keras.layers.GlobalAveragePooling2D()(fine(x))]
+    means.append(keras.layers.GlobalAveragePooling2D()(coarse(keras.layers.AveragePooling2D(4)(x))))
+    dense = keras.layers.Dense(1, use_bias=False)
+    model = keras.Model(image, dense(keras.layers.Concatenate()(means)))
+    fine.set_weights([np.array([[[[1.0], [0], [0]]]], np.float32)])
+    coarse.set_weights([np.array([[[[0.0], [1], [0]]]], np.float32)])
+    dense.set_weights([np.array([[2.0], [1.0]], np.float32)])
+    heat = gradcam.GradCam(model)(corners()[None], np.array([0]))[0]
+    assert heat.shape == (8, 8) and heat.sum() == pytest.approx(4 * 1 + 4 * 0.5)
+    assert heat[:2, :2] == pytest.approx(1) and heat[-2:, -2:] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("head", "convolutions"), [("gap", 1), ("flatten256", 1), ("hypercolumn", 5)])
+def test_its_model_is_the_trained_model(head, convolutions):
+    network = create_network(NetworkConfig(3, head, 32, width=0.1))  # its layers belong to several models
     initialize(network, 0)
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     cam = gradcam.GradCam(network.serve)
-    answers = keras.ops.softmax(cam._after(cam._before(images))).numpy()
-    assert answers == pytest.approx(network.serve(images).numpy(), abs=1e-5)
+    *activations, logits = cam._run(images)
+    assert len(activations) == convolutions and cam(images, np.array([0, 1])).shape == (2, 2, 2)
+    assert keras.ops.softmax(logits).numpy() == pytest.approx(network.serve(images).numpy(), abs=1e-5)
 
 
 def test_overlay_and_pairs_keep_their_shapes():
