@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
@@ -13,10 +14,22 @@ from shardline.pipeline.options import narrowed, option
 from shardline.trainer.hosts import HostsConfig
 
 PARTS = ("head", "block5", "block4", "block3", "all")
-HEADS = ("gap", "flatten256", "fc4096")
+HEADS = ("gap", "hypercolumn", "flatten256", "fc4096")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")
 AUTO = "auto"
+# Named recipes: what other flags are where they are not given. benchmarks/fine_tuning.py measures them.
+RECIPES: dict[str, dict[str, str | float]] = {
+    "scratch": {},
+    "linear_probe": {"head": "hypercolumn", "dropout": 0.0, "phases": "head:30@0.3", "cache_features": 4},
+    "finetune": {
+        "head": "hypercolumn",
+        "dropout": 0.0,
+        "phases": "head:30@0.3,block5:3@0.01,all:9@0.01",
+        "block_lr_decay": 0.7,
+        "cache_features": 4,
+    },
+}
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 TRACKERS = ("tensorboard", "mlflow", "wandb")
@@ -26,6 +39,7 @@ RUNTIME_FIELDS = frozenset(
         "data",
         "workdir",
         "weights_sha256",
+        "recipe",
         "strategy",
         "device",
         "logical_cpus",
@@ -80,6 +94,10 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+def _flags(recipe: str) -> str:
+    return " ".join(f"--{name}={value}" for name, value in RECIPES[recipe].items()) or "the defaults shown here"
+
+
 @dataclass(frozen=True)
 class TrainConfig(HostsConfig, InputConfig):
     """Every setting of a run, beside those of its input. One field, one flag of the same name; checked once, here."""
@@ -87,7 +105,18 @@ class TrainConfig(HostsConfig, InputConfig):
     GROUPS: ClassVar = ("run", "model", "recipe", "augmentation", "input", "devices", "cadence")
     COMMON: ClassVar = (
         *("data", "workdir", "eval_split", "dry_run", "find_lr", "find_batch", "selftest", "allow_changes"),
-        *("weights", "head", "dropout", "phases", "optimizer", "weight_decay", "label_smoothing", "ema", "seed"),
+        *(
+            "recipe",
+            "weights",
+            "head",
+            "dropout",
+            "phases",
+            "optimizer",
+            "weight_decay",
+            "label_smoothing",
+            "ema",
+            "seed",
+        ),
         *("crop_area", "horizontal_flip", "randaugment_layers", "mixup", "global_batch_size", "image_size"),
         *("cache_features", "micro_batches", "precision", "strategy", "eval_every_epochs", "best_metric", "track"),
     )
@@ -119,8 +148,8 @@ class TrainConfig(HostsConfig, InputConfig):
     )
     head: str = option(
         "gap",
-        "layers after the convolutions: gap, global average pooling; flatten256, a hidden layer of 256 units; fc4096, "
-        "the original two of 4096",
+        "layers after the convolutions: gap, global average pooling; hypercolumn, the same of every block's last "
+        "convolution, normalized; flatten256, a hidden layer of 256 units; fc4096, the original two of 4096",
         choices=HEADS, group="model",
     )  # fmt: skip
     dropout: float = option(
@@ -129,6 +158,11 @@ class TrainConfig(HostsConfig, InputConfig):
     width: float = option(
         1.0, "width multiplier: VGG16's filters and units times this; below 1 for quick trials on a CPU",
         above=0, high=1, group="model",
+    )  # fmt: skip
+    recipe: str = option(
+        "scratch",
+        "named set of defaults, which other flags override: " + "; ".join(f"{r}, {_flags(r)}" for r in RECIPES),
+        choices=tuple(RECIPES), group="recipe",
     )  # fmt: skip
     phases: str = option(
         "all:9@0.02",
@@ -239,8 +273,19 @@ class TrainConfig(HostsConfig, InputConfig):
         0.0, "peak TFLOP/s of one device, of which MFU is a share; 0: measure a matrix product", low=0, group="cadence"
     )
 
+    def __new__(cls, **given: Any) -> Self:
+        """Remember which settings are given: a recipe sets the others."""
+        config = super().__new__(cls)
+        if given:  # not where a copy is made
+            object.__setattr__(config, "_given", given)
+        return config
+
     def __post_init__(self) -> None:
+        for name, value in self.completed(self.__dict__.pop("_given", {})).items():
+            object.__setattr__(self, name, value)
         super().__post_init__()
+        if self.recipe != "scratch" and self.weights == "none":
+            raise UsageError(f"--recipe={self.recipe} is for pretrained weights: name them in --weights")
         if self.image_size < 32:
             raise UsageError(f"--image_size={self.image_size}: VGG16 halves the image five times; use at least 32")
         if self.eval_crops != 1:
@@ -250,7 +295,9 @@ class TrainConfig(HostsConfig, InputConfig):
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise UsageError(f"--track={self.track}: {unknown[0]!r} is not one of {', '.join(TRACKERS)}")
         if self.cache_features and self.mixes:
-            raise UsageError("--cache_features stores one image a row; leave out --mixup and --cutmix")
+            raise UsageError(
+                "--cache_features stores one image a row; leave out --mixup and --cutmix, or it: --cache_features=0"
+            )
         if self.weights == "imagenet" and self.head == "fc4096" and self.image_size != 224:
             raise UsageError(f"--image_size={self.image_size}: the fc1 and fc2 of --weights=imagenet only fit 224")
         if self.weights == "imagenet" and self.width != 1:
@@ -261,6 +308,18 @@ class TrainConfig(HostsConfig, InputConfig):
             raise UsageError("--early_stop_evals needs --best_metric=loss, top1 or top5 to judge by")
         if self.best_metric != "none" and self.eval_split == "none":
             raise UsageError(f"--best_metric={self.best_metric} needs an --eval_split to judge by")
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values, with those of their recipe for settings that they lack."""
+        return {**RECIPES.get(str(values.get("recipe", "")), {}), **values}
+
+    @property
+    def recipe_text(self) -> str:
+        """The recipe, and where this config departs from it."""
+        others = [f"--{name}={getattr(self, name)}" for name, value in RECIPES[self.recipe].items()
+                  if getattr(self, name) != value]  # fmt: skip
+        return " ".join([self.recipe, *(["with", *others] if others else [])])
 
     @property
     def uses_xla(self) -> bool:

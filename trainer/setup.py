@@ -160,7 +160,9 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
             f"{even}samples; change it or --global_batch_size={config.global_batch_size}"
         )
     if config.cache_features and cluster.hosts > 1:
-        raise UsageError("--cache_features works on one host; leave it out, or train the head on one host first")
+        raise UsageError(
+            "--cache_features works on one host; use --cache_features=0, or train the head on one host first"
+        )
     weights_sha256 = check_weights(config.weights, config.head, config.width, config.weights_sha256)
     found = open_data(config)
     data = _training_data(config, found)

@@ -1,32 +1,45 @@
 """Recipes are given the epochs that fill equal times, and what they reach becomes a table and measurements."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from shardline.benchmarks import fine_tuning
-from shardline.benchmarks.fine_tuning import RECIPES, FineTuningConfig, Outcome, Pace, Recipe
+from shardline.benchmarks.fine_tuning import ENTRIES, Entry, FineTuningConfig, Outcome, Pace
 from shardline.benchmarks.measure import load_results
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import selftest
+from shardline.trainer.config import Phase, TrainConfig
 from tests.trainer.networks import randomized, values
 from tests.trainer.test_weights import write_legacy_h5
 
 
-def test_epochs_fill_what_starting_leaves_by_shares_of_time():
-    recipe = Recipe((("head", 0.25, 0.1), ("all", 0.75, 0.1)))
-    # 80 s of steps: 20 s at 90 images/s and 60 s at 30, of 600 images an epoch.
-    assert Pace(20.0, (90.0, 30.0)).epochs(recipe, 100.0, 600) == pytest.approx((3.0, 3.0))
+def test_epochs_fill_what_starting_leaves():
+    entry = Entry("finetune")
+    head, block5, everything = entry.phases
+    assert [phase.part for phase in entry.phases] == ["head", "block5", "all"]
+    # 80 s are left; the recipe's own epochs would take 1 s and 2 s each.
+    costs = {"block5": 1.0, "all": 2.0}
+    factor = 80 / (block5.epochs * 1.0 + everything.epochs * 2.0)
+    stretched = Pace(20.0, costs).phases(entry, 100.0)
+    assert stretched[0] == head
+    assert [phase.epochs for phase in stretched[1:]] == pytest.approx(
+        [block5.epochs * factor, everything.epochs * factor]
+    )
+    assert sum(costs[phase.part] * phase.epochs for phase in stretched[1:]) == pytest.approx(80)
     with pytest.raises(UsageError, match="seconds=15: starting takes 20 s here"):
-        Pace(20.0, (90.0, 30.0)).epochs(recipe, 15.0, 600)
+        Pace(20.0, costs).phases(entry, 15.0)
 
 
-def test_the_shares_of_every_recipe_are_all_of_the_time():
-    assert all(sum(share for _, share, _ in recipe.phases) == pytest.approx(1) for recipe in RECIPES.values())
+def test_a_head_alone_is_not_stretched():
+    entry = Entry("linear_probe")
+    assert Pace(20.0, {}).phases(entry, 1000.0) == entry.phases
 
 
 def test_the_table_tells_mean_and_range():
-    runs = [Outcome(80.0, 99.6, (3.0, 10.5)), Outcome(83.0, 101.2, (3.0, 10.5))]
+    phases = (Phase("head", 3, 0.1), Phase("all", 10.5, 0.1))
+    runs = [Outcome(80.0, 99.6, phases), Outcome(83.0, 101.2, phases)]
     assert fine_tuning.table({"x": runs}, "test").splitlines()[-1] == (
         "| x | 3 + 10.5 | 81.5% (80.0 to 83.0) | 100 to 101 s |"
     )
@@ -51,30 +64,34 @@ def folder(tmp_path_factory):
 def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch, capsys):
     calls = []
 
-    def train(config, recipe, epochs, seed, workdir):
-        calls.append((recipe, seed))
-        return Outcome(50.0 + int(seed), 100.0, tuple(epochs))
+    def train(config, entry, phases, seed, workdir):
+        calls.append((entry.recipe, seed))
+        return Outcome(50.0 + int(seed), 100.0, tuple(phases))
 
-    monkeypatch.setattr(fine_tuning, "pace", lambda config, recipe, *_: Pace(20.0, (64.0,) * len(recipe.phases)))
+    monkeypatch.setattr(fine_tuning, "pace", lambda *_: Pace(20.0, {"block5": 5.0, "all": 10.0}))
     monkeypatch.setattr(fine_tuning, "train", train)
     fine_tuning.main(config(folder, seconds=100))
-    assert calls == [(recipe, seed) for seed in ("4", "7") for recipe in RECIPES.values()]
+    assert calls == [(recipe, seed) for seed in ("4", "7") for recipe in ("scratch", "linear_probe", "finetune")]
     rows = {row.name: row for row in load_results(folder / "report")}
-    assert list(rows) == list(RECIPES) and rows["from scratch"].repeats == (54.0, 57.0)
-    assert rows["from scratch"].unit == "% top-1" and rows["from scratch"].settings["epochs"] == [8.0]
+    assert list(rows) == list(ENTRIES) and rows["from scratch"].repeats == (54.0, 57.0)
+    assert rows["from scratch"].unit == "% top-1"
+    assert rows["from scratch"].what == "--recipe=scratch --phases=all:8@0.02"
     assert "| from scratch | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_recipe_is_trained_and_paced_by_the_real_trainer(folder, tmp_path):
-    thin, recipe = config(folder, image_size=32, width=0.03, precision="float32"), RECIPES["head, block5, all"]
-    found = fine_tuning.pace(thin, recipe, 640, tmp_path / "run")
-    assert len(found.rates) == 3 and min(found.rates) > 0 and found.overhead_seconds > 0
-    trained = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
-    assert trained["phases"] == "head:1@0.01,block5:1@0.001,all:1@0.001" and trained["block_lr_decay"] == 0.7
-    assert trained["weights"] == str(folder / "w.h5") and trained["eval_split"] == "test"
+    thin, entry = config(folder, image_size=32, width=0.03, precision="float32"), ENTRIES["head, block5, all"]
+    found = fine_tuning.pace(thin, entry, 640, tmp_path / "run")
+    assert set(found.epoch_seconds) == {"block5", "all"} and min(found.epoch_seconds.values()) > 0
+    assert found.overhead_seconds > 0
+    trained = TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())["train"])
+    head, block5, everything = entry.phases
+    assert trained.phase_list == (head, replace(block5, epochs=1), replace(everything, epochs=1))
+    assert trained.recipe_text == f"finetune with --phases={trained.phases}"
+    assert trained.weights == str(folder / "w.h5") and trained.eval_split == "test"
     with pytest.raises(Failure, match=r"weights=.*: no such file"):
-        fine_tuning.train(config(folder, weights="nowhere.h5"), recipe, (1, 1, 1), "0", tmp_path / "x")
+        fine_tuning.train(config(folder, weights="nowhere.h5"), entry, entry.phases, "0", tmp_path / "x")
 
 
 def test_wrong_use_is_refused():

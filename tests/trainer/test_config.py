@@ -1,13 +1,20 @@
 """Settings are refused in one line before any work, and the learning rate is a function of the samples consumed."""
 
+import copy
 import json
 import math
+import pickle
+import tomllib
+from dataclasses import replace
 
 import pytest
 
+from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.options import narrowed
 from shardline.trainer import schedule
-from shardline.trainer.config import Phase, TrainConfig, differences, parse_phases
+from shardline.trainer.config import RECIPES, Phase, TrainConfig, differences, parse_phases
+from shardline.trainer.train import TrainCommand
 
 
 def test_phases_are_what_epochs_at_rate():
@@ -22,7 +29,7 @@ def test_phases_are_what_epochs_at_rate():
         ({"phases": "all:0@1e-3"}, "phases"),
         ({"phases": "all:5@-1"}, "phases"),
         ({"phases": "all:nan@1"}, "phases"),
-        ({"head": "big"}, "head=big: use one of gap, flatten256, fc4096"),
+        ({"head": "big"}, "head=big: use one of gap, hypercolumn, flatten256, fc4096"),
         ({"image_size": 16}, "image_size=16"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"ema": 1.5}, "ema=1.5"),
@@ -44,6 +51,9 @@ def test_phases_are_what_epochs_at_rate():
         ({"block_lr_decay": 1.5}, "block_lr_decay=1.5"),
         ({"eval_every_epochs": 0.0}, "eval_every_epochs=0.0"),
         ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"recipe": "best"}, "recipe=best: use one of scratch, linear_probe, finetune"),
+        ({"recipe": "finetune"}, "recipe=finetune is for pretrained weights: name them in weights"),
+        ({"recipe": "finetune", "weights": "x", "mixup": 0.2}, "or it: cache_features=0"),
     ],
 )
 def test_wrong_settings_name_flag_value_and_remedy(settings, named):
@@ -104,3 +114,40 @@ def test_constant_keeps_the_rate_and_each_phase_has_its_own():
 def test_the_rate_at_a_cursor_does_not_depend_on_how_it_was_reached():
     (small,), (large,) = rates("all:4@1", batch=10, warmup=0.0), rates("all:4@1", batch=20, warmup=0.0)
     assert small[::2] == large
+
+
+def test_a_recipe_sets_what_is_not_given():
+    """Also where what is given is the flag's own default."""
+    made = TrainConfig(recipe="linear_probe", weights="w.h5", dropout=0.5)
+    assert (made.head, made.phases, made.cache_features, made.dropout) == ("hypercolumn", "head:30@0.3", 4, 0.5)
+    assert made.recipe_text == "linear_probe with --dropout=0.5"
+    assert TrainConfig(recipe="linear_probe", weights="w.h5").recipe_text == "linear_probe"
+    assert TrainConfig() == TrainConfig(recipe="scratch") and TrainConfig().recipe_text == "scratch"
+    for same in (replace(made, seed=0), TrainConfig.from_dict(made.to_dict()), copy.deepcopy(made),
+                 pickle.loads(pickle.dumps(made)), narrowed(TrainCommand(**made.to_dict()), TrainConfig)):  # fmt: skip
+        assert same == made and same.dropout == 0.5
+    assert differences(made, replace(made, recipe="scratch")) == []  # a name for values, which are compared themselves
+
+
+def test_flags_override_a_file_and_both_override_the_recipe(tmp_path):
+    (tmp_path / "x.json").write_text('{"recipe": "finetune", "weights": "w.h5", "cache_features": 9, "dropout": 0.2}')
+    made = command_line.parse(TrainCommand, ["train", f"--config={tmp_path / 'x.json'}", "--dropout=0.5"])
+    assert (made.head, made.block_lr_decay, made.cache_features, made.dropout) == ("hypercolumn", 0.7, 9, 0.5)
+
+
+def test_the_printed_settings_are_those_of_the_recipe(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--recipe=finetune", "--dropout=0.1", "--print_config"])
+    with pytest.raises(SystemExit):
+        command_line.run(None, TrainCommand, "")
+    printed = tomllib.loads(capsys.readouterr().out)
+    assert printed["dropout"] == 0.1 and printed["recipe"] == "finetune"
+    assert {name: printed[name] for name in RECIPES["finetune"] if name != "dropout"} == {
+        name: value for name, value in RECIPES["finetune"].items() if name != "dropout"
+    }
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "scratch"])
+def test_every_recipe_is_a_config_and_told_in_help(recipe):
+    TrainConfig(recipe=recipe, weights="w.h5")
+    told = " ".join(command_line.help_text(TrainCommand, "", full=False).split())
+    assert f"{recipe}, --head=hypercolumn" in told
