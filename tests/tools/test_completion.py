@@ -41,9 +41,12 @@ def press_tab(script, *words):
         (["shardline-train", "--weights_"], ["--weights_sha256="]),
         (["shardline", "train", "--workd"], ["--workdir="]),
         (["shardline-train", "--data", "d", "--nodeterm"], ["--nodeterministic"]),
-        (["shardline-train", "--head", "=", ""], ["gap", "flatten256", "fc4096"]),  # as bash cuts --head=
+        (
+            ["shardline-train", "--head", "=", ""],
+            ["gap", "hypercolumn", "flatten256", "fc4096"],
+        ),  # as bash cuts --head=
         (["shardline-train", "--head", "=", "f"], ["flatten256", "fc4096"]),
-        (["shardline-train", "--head", "="], ["gap", "flatten256", "fc4096"]),
+        (["shardline-train", "--head", "="], ["gap", "hypercolumn", "flatten256", "fc4096"]),
         (["shardline-train", "--head=f"], ["--head=flatten256", "--head=fc4096"]),  # as zsh leaves it
         (["shardline-train", "--head", "f"], ["flatten256", "fc4096"]),
         (["shardline-sample-data", "--images"], ["--images_per_class="]),
