@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -106,7 +107,9 @@ class Dataset:
         if is_remote(self.where):
             self._mirror, self.manifest = open_mirror(local_path(self.where, "dataset"), options or DataCacheOptions())
         else:
-            self.manifest = Manifest.load(directory)
+            opened = contextlib.ExitStack()
+            self.manifest = opened.enter_context(Manifest.opened(directory))
+            weakref.finalize(self, opened.close)  # as long as this object lives, nobody replaces its files
         self.directory = self._mirror.folder if self._mirror else Path(directory)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far

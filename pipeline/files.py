@@ -17,6 +17,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -212,10 +213,7 @@ def _locked(path: Path, what: str, wait: bool) -> int:
             os.close(file)
             raise Failure(f"{what} is in use by {owner or 'another process'}; wait for it, or end it") from None
         except OSError as error:  # ENOLCK, EOPNOTSUPP: no lock server
-            _log.warning(
-                "%s: this file system keeps no locks (%s); make sure that no other process uses %s",
-                path.parent, error.strerror, what,
-            )  # fmt: skip
+            _say_no_locks(path.parent, error.strerror, what)
             return file
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
@@ -223,8 +221,86 @@ def _locked(path: Path, what: str, wait: bool) -> int:
         os.close(file)  # its owner removed the name before we had the lock
 
 
-def _owner() -> str:
-    started = psutil.Process().create_time()
-    return (
-        f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%F %T %z', time.localtime(started))}"
+@lru_cache  # said once
+def _say_no_locks(folder: Path, reason: str, what: str) -> None:
+    _log.warning(
+        "%s: this file system keeps no locks (%s); make sure that no other process uses %s", folder, reason, what
     )
+
+
+def _owner(pid: int | None = None) -> str:
+    """This process, or another one of this host, for a message."""
+    pid = pid or os.getpid()
+    started = ""
+    with contextlib.suppress(psutil.Error):
+        started = f", started {time.strftime('%F %T %z', time.localtime(psutil.Process(pid).create_time()))}"
+    return f"process {pid} on {socket.gethostname()}{started}"
+
+
+@contextlib.contextmanager
+def being_read(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Nobody replaces `what`, whose file `path` is there, while the context lasts; any number of processes may read it.
+
+    Nothing is written: `path` itself is locked. Where there is no such file, or no locks, nothing is promised.
+
+    Raises:
+      Failure: another process is about to replace it; see `nobody_reads`.
+    """
+    with contextlib.ExitStack() as stack:
+        while (file := _opened(path, os.O_RDONLY)) is not None:
+            closing = stack.enter_context(contextlib.ExitStack())
+            closing.callback(os.close, file)
+            if not _lock(file, fcntl.LOCK_SH, path, what):
+                raise Failure(f"{what} is being replaced by {_holder(file)}; wait for it, then try again")
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.stat(path)):
+                    break
+            closing.close()  # it was replaced before we had the lock
+        yield
+
+
+@contextlib.contextmanager
+def nobody_reads(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Nobody reads `what`, whose file `path` is, by `being_read` while the context lasts.
+
+    Raises:
+      Failure: another process does; the message names it if it runs on this host.
+    """
+    with contextlib.ExitStack() as stack:
+        file = _opened(path, os.O_RDWR)  # NFS asks for that
+        if file is not None:
+            stack.callback(os.close, file)
+            if not _lock(file, fcntl.LOCK_EX, path, what):
+                raise Failure(f"{what} is being read by {_holder(file)}; wait for it, or end it")
+        yield
+
+
+def _opened(path: str | os.PathLike[str], how: int) -> int | None:
+    """A descriptor of a file; None where there is none to be had, which who reads or writes it will find out."""
+    try:
+        return os.open(path, how | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
+    except OSError:
+        return None
+
+
+def _lock(file: int, kind: int, path: str | os.PathLike[str], what: str) -> bool:
+    """Whether this process now has the lock, or there are none here, which is said."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _say_no_locks(Path(path).parent, error.strerror or str(error), what)
+    return True
+
+
+def _holder(file: int) -> str:
+    """Who holds a lock of this open file, as the kernel tells it."""
+    found = os.fstat(file)
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.replace("-> ", "").split()  # number, FLOCK, ADVISORY, READ, pid, device and inode, …
+            if words[1] == "FLOCK" and words[5] == name and int(words[4]) > 0:
+                return _owner(int(words[4]))
+    return "another process, perhaps of another host"

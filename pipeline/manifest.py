@@ -5,11 +5,12 @@ The manifest is written last, so a directory without one is not a dataset, and o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ import numpy as np
 from shardline.pipeline import stored
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, being_read
 from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.tfrecord import FRAME_BYTES
@@ -230,6 +231,16 @@ class Manifest:
                 "(an interrupted conversion continues), or shardline-adopt for TFRecords made elsewhere"
             ) from None
         return cls.parse(content, what=path)
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, directory: str | os.PathLike[str]) -> Iterator[Manifest]:
+        """The same of a dataset that nobody replaces while the context lasts.
+
+        Raises Failure, too, while another process replaces it.
+        """
+        with being_read(Path(directory) / FILE_NAME, f"--data={directory}"):
+            yield cls.load(directory)
 
     @classmethod
     def parse(cls, content: bytes, *, what: object) -> Manifest:

@@ -24,7 +24,7 @@ from shardline.pipeline import executors
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.executors import image_timeout_option, workers_option
-from shardline.pipeline.files import own_directory
+from shardline.pipeline.files import nobody_reads, own_directory
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import FILE_NAME, Features, ImageFormat, Ledger, Manifest, Split
 from shardline.pipeline.options import option
@@ -106,7 +106,8 @@ def adopt(config: AdoptConfig) -> Manifest:
       Failure: a file is damaged, not one record can be read, or another process writes there.
     """
     _check_place(config)
-    with own_directory(config.directory, "--data"):
+    manifest = config.directory / FILE_NAME
+    with own_directory(config.directory, "--data"), nobody_reads(manifest, f"--data={config.data}"):
         return _adopt(config)
 
 

@@ -80,7 +80,11 @@ def inspect(config: InspectConfig) -> str:
     """
     run = read_run_input(config.run) if config.run else None
     directory = Path(config.data or (run.data if run else ""))
-    manifest = Manifest.load(directory)
+    with Manifest.opened(directory) as manifest:
+        return _inspect(config, run, directory, manifest)
+
+
+def _inspect(config: InspectConfig, run: RunInput | None, directory: Path, manifest: Manifest) -> str:
     if config.record:
         return describe_record(directory, manifest, config.record, config.save)
     text = describe(manifest)

@@ -106,8 +106,13 @@ def verify(config: VerifyConfig) -> Verification:
 
     Raises:
       UsageError: there is no dataset.
+      Failure: another process is replacing it.
     """
-    manifest = Manifest.load(config.directory)
+    with Manifest.opened(config.directory) as manifest:
+        return _verify(config, manifest)
+
+
+def _verify(config: VerifyConfig, manifest: Manifest) -> Verification:
     tasks = [
         CheckTask(
             directory=config.data,

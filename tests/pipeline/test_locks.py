@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import exclusive
+from shardline.pipeline.files import being_read, exclusive, nobody_reads
 from tests.tools.folders import ROOT
 
 HOLD = "import sys, time\nfrom shardline.pipeline.files import exclusive\n" + (
@@ -100,3 +100,72 @@ def test_a_link_in_the_lock_s_place_is_not_followed(tmp_path):
     with pytest.raises(OSError), exclusive(tmp_path / "lock", "it"):
         pass
     assert not (tmp_path / "victim").exists()
+
+
+# --------------------------------------------------------------------------------------------------- readers
+
+READ = "import sys, time\nfrom shardline.pipeline.files import being_read\n" + (
+    "with being_read(sys.argv[1], 'it'):\n    print('held', flush=True)\n    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    return tmp_path / "manifest.json"
+
+
+def test_any_number_reads_and_who_would_replace_it_is_told_who(manifest):
+    process = subprocess.Popen([sys.executable, "-c", READ, manifest], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with being_read(manifest, "it"):
+            pass
+        with pytest.raises(Failure) as refusal, nobody_reads(manifest, "the book"):
+            pass
+        assert re.fullmatch(
+            rf"the book is being read by process {process.pid} on {re.escape(socket.gethostname())}, "
+            r"started \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}; wait for it, or end it",
+            str(refusal.value),
+        )
+    finally:
+        process.kill()
+        process.wait()
+    replaced = pytest.raises(Failure, match="it is being replaced by process")
+    with nobody_reads(manifest, "it"), replaced, being_read(manifest, "it"):
+        pass
+    assert os.listdir(manifest.parent) == ["manifest.json"]
+
+
+def test_a_reader_locks_the_file_that_is_there_now(manifest, monkeypatch):
+    real, replaced = fcntl.flock, []
+
+    def flock(file, operation):
+        real(file, operation)
+        if not replaced:
+            (manifest.parent / "new").write_text("{}")
+            replaced.append(os.replace(manifest.parent / "new", manifest))  # between our open and our lock
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with being_read(manifest, "it"), pytest.raises(Failure), nobody_reads(manifest, "it"):
+        pass
+
+
+def test_nothing_there_nothing_promised_and_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("missing", "missing/below", "pipe"):
+        with being_read(tmp_path / name, "it"):
+            pass
+        with nobody_reads(tmp_path / name, "it"):
+            pass
+
+
+def test_reading_needs_no_locks_and_says_so_once(manifest, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(3):
+        with being_read(manifest, "it"):
+            pass
+    assert caplog.text.count("keeps no locks (Operation not supported)") == 1

@@ -1,11 +1,15 @@
 """No decoder ends a command: one that crashes or hangs costs one image, wherever images are decoded."""
 
+import os
 import re
+from dataclasses import replace
 
 import pytest
 
 from shardline.pipeline import executors
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.dataset import open_dataset
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import nobody_reads
 from shardline.pipeline.image_files import load_files
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.manifest import Manifest
@@ -97,3 +101,25 @@ def test_inspection_shows_all_other_images_and_names_the_record(tmp_path, monkey
     with pytest.raises(UsageError, match=r"record=train:5: damaged .*crashes-decoder"):
         inspect(InspectConfig(data=tmp_path / "d", record="train:5"))
     assert "image    " in inspect(InspectConfig(data=tmp_path / "d", record="train:4"))
+
+
+def test_no_dataset_is_replaced_under_its_readers(tmp_path):
+    source = class_folders(tmp_path / "s", 2, 4)
+    settings = config(source, tmp_path / "d", engine="inline")
+    digest = convert(settings).digest
+    reader = open_dataset(tmp_path / "d")
+    names = sorted(os.listdir(tmp_path / "d"))
+    for replacing in (
+        lambda: convert(replace(settings, overwrite=True)),
+        lambda: adopt(AdoptConfig(data=tmp_path / "d", overwrite=True, workers=1)),
+    ):
+        with pytest.raises(Failure, match=f"is being read by process {os.getpid()} on "):
+            replacing()
+    assert sorted(os.listdir(tmp_path / "d")) == names and reader.manifest.digest == digest
+    assert verify(VerifyConfig(data=tmp_path / "d", workers=1)).faults == ()
+    del reader
+    assert convert(replace(settings, overwrite=True)).digest == digest
+    with nobody_reads(tmp_path / "d" / "manifest.json", "it"):
+        for read in (open_dataset, lambda d: verify(VerifyConfig(data=d)), lambda d: inspect(InspectConfig(data=d))):
+            with pytest.raises(Failure, match="is being replaced by process"):
+                read(tmp_path / "d")

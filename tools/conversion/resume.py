@@ -25,7 +25,7 @@ import pyarrow as pa
 from shardline.pipeline import stored
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import file_sha256, remove_strays
+from shardline.pipeline.files import file_sha256, nobody_reads, remove_strays
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import FILE_NAME, Manifest, check_files, index_path, shard_name, shard_path
 from shardline.pipeline.sources_table import SOURCES_FILE, iterate_sources
@@ -189,6 +189,7 @@ def remove_dataset(output: Path) -> bool:
 
     Raises:
       UsageError: nobody can tell which files are the dataset's, or somebody else made them.
+      Failure: a process reads the dataset.
     """
     names = [FILE_NAME, STAMPS, SOURCES_FILE, *TFDS_FILES]
     if (output / FILE_NAME).exists():
@@ -206,7 +207,9 @@ def remove_dataset(output: Path) -> bool:
     elif not (output / WORK).exists():
         return False
     names += _placed(output / WORK)
-    _remove(output, [name for file in names for name in (file, index_path(file).name)])
+    # Once the manifest is gone, nobody begins to read.
+    with nobody_reads(output / FILE_NAME, f"--output={output}"):
+        _remove(output, [name for file in names for name in (file, index_path(file).name)])
     remove_report(output)
     remove_work(output)
     return True
