@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardline.pipeline.text import display
@@ -30,18 +31,27 @@ def progress(
     iterable: Iterable[T] | None = None, *, total: int | None, desc: str, unit: str, **settings: Any
 ) -> tqdm[T]:
     """A tqdm bar with rate and time left, on stderr; lines where stderr is no terminal."""
-    from tqdm import tqdm
-
-    kind = tqdm if sys.stderr.isatty() else _lines()
+    bar, lines = _kinds()
     settings.setdefault("dynamic_ncols", True)
-    return kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, **settings)
+    kind = bar if sys.stderr.isatty() else lines
+    return kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, miniters=1, **settings)
 
 
-def _lines() -> type[tqdm[Any]]:
-    """A class made when it is needed: tqdm is not for `--help`."""
+@cache
+def _kinds() -> tuple[type[tqdm[Any]], type[tqdm[Any]]]:
+    """For a terminal and for elsewhere. Made when they are needed: tqdm is not for `--help`."""
     from tqdm import tqdm
 
-    class Lines(tqdm):
+    class Bar(tqdm):
+        """A bar that looks at the clock with every step, and so needs no thread that does.
+
+        tqdm starts one for each class of bars, and waits for its start with the lock of all bars held. Should that
+        thread be the one that collects an old bar as garbage, it wants the lock, and both wait for ever.
+        """
+
+        monitor_interval = 0
+
+    class Lines(Bar):
         """A bar that writes a line at its start, and then when one is due."""
 
         _last: tuple[float, float] | None = None  # when the last line was written, and how far things were then
@@ -71,7 +81,7 @@ def _lines() -> type[tqdm[Any]]:
             self.disable = True
             self._decr_instances(self)
 
-    return Lines
+    return Bar, Lines
 
 
 LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {percentage:.0f}%, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"

@@ -1,5 +1,9 @@
 """Signs of life without a terminal: a line at the start, then one every so often and so far; by a clock of our own."""
 
+import io
+import sys
+import threading
+
 import pytest
 
 from shardline.pipeline import progress as module
@@ -72,3 +76,16 @@ def test_an_iterable_is_passed_on_and_lines_of_log_stand_between(clock, lines):
         log(f"note {number}")
         seen.append(number)
     assert seen == [0, 1, 2] and lines() == ["a\\x1b: 3 step", "note 0", "note 1", "note 2"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_start_no_threads(monkeypatch, terminal):
+    """tqdm's monitor can wait for ever for a thread that waits for it, and there was one for each bar."""
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    before = threading.active_count()
+    for _ in range(3):
+        with progress(range(3), total=3, desc="work", unit="file") as bar:
+            assert list(bar) == [0, 1, 2]
+    assert threading.active_count() == before and "work" in screen.getvalue()
