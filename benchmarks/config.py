@@ -43,7 +43,7 @@ class BenchConfig(InputConfig):
     )  # fmt: skip
     output: str = option(
         "",
-        "report directory; measurements are added to those it holds",
+        "report directory, RUN/benchmark with --run; measurements are added to those it holds",
         group="benchmark",
         path="folder",
     )
@@ -113,7 +113,7 @@ class BenchConfig(InputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.output:
+        if not self.output and not self.run:
             raise UsageError("--output is missing: name the directory for results.jsonl and report.html")
         if not self.data and not self.run and self.suite != "convert":
             raise UsageError(
@@ -136,7 +136,7 @@ class BenchConfig(InputConfig):
         told["split"] = trained.train_split
         defaults = {field.name: field.default for field in fields(self)}
         taken = {name: value for name, value in told.items() if getattr(self, name) == defaults[name]}
-        return replace(self, run="", **taken)
+        return replace(self, run="", output=self.output or str(Path(self.run, "benchmark")), **taken)
 
     def command(self) -> str:
         """The command line that measures this again."""

@@ -1,7 +1,7 @@
 """Measure this machine with this dataset: which stage is the bottleneck, and what would help.
 
     shardline-benchmark --data DIR --output REPORT [--raw_images DIR] [--suite input]
-    shardline-benchmark --run RUN --output REPORT
+    shardline-benchmark --run RUN [--output REPORT]
 
 Adds to REPORT/results.jsonl, one line a measurement with every repeat, and draws REPORT/report.html. Ctrl-C keeps what
 was measured. The last lines on stdout are the bottleneck and the report's path.
@@ -20,6 +20,7 @@ from shardline.benchmarks.targets import summary
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
+from shardline.pipeline.run_input import CONFIG_FILE
 from shardline.trainer.xla import start_tensorflow
 
 __all__ = ["BenchConfig", "benchmark"]
@@ -38,6 +39,10 @@ def benchmark(config: BenchConfig) -> None:
     config = check(config)
     with own_directory(config.directory, "--output"):
         _measure(config)
+    if (config.directory.parent / CONFIG_FILE).is_file():
+        from shardline.trainer.run_report import refresh_links  # OpenCV: not for --help
+
+        refresh_links(config.directory.parent)
 
 
 def _measure(config: BenchConfig) -> None:

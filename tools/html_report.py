@@ -91,6 +91,17 @@ document.querySelectorAll('input[type=search]').forEach(input => input.addEventL
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads to a file: its text, and the path relative to the page."""
+
+    text: str
+    path: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Example:
     """An encoded image with a caption, and whether it was answered right."""
 
@@ -140,10 +151,7 @@ class HtmlReport:
 
     def links(self, title: str, links: Iterable[tuple[str, str]]) -> None:
         """A section of links to files beside the page: what each is, and its relative path."""
-        items = "".join(
-            f'<li><a href="{html.escape(quote(path))}">{html.escape(text)}</a></li>' for text, path in links
-        )
-        self._add(title, f"<ul>{items}</ul>")
+        self._add(title, _link_list(links))
 
     def figure(
         self, title: str, figure: Figure | bytes, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
@@ -224,12 +232,30 @@ class HtmlReport:
             self._sections.append((title, list(parts)))
 
 
+def replace_links(path: str | os.PathLike[str], title: str, links: Iterable[tuple[str, str]]) -> None:
+    """Give the section of links of a page that is there, as `HtmlReport.links` made it, other links."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    heading = f"<h2>{html.escape(title)}</h2>"
+    before, found, after = text.partition(f"{heading}<ul>")
+    if found:
+        _, _, rest = after.partition("</ul>")
+        atomic_write(path, (before + heading + _link_list(links) + rest).encode(errors="replace"), durable=False)
+
+
+def _link_list(links: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f'<li><a href="{html.escape(quote(path))}">{html.escape(text)}</a></li>' for text, path in links)
+    return f"<ul>{items}</ul>"
+
+
 def _kind(value: Any) -> str:
     """The attribute that sets numbers, and their column's head, to the right."""
     return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, Link):
+        return f'<td><a href="{html.escape(quote(value.path))}">{html.escape(value.text)}</a></td>'
     if not (kind := _kind(value)):
         return f"<td>{html.escape(str(value))}</td>"
     # Shares keep their last zeros, so that they stand below each other digit by digit.

@@ -1,15 +1,17 @@
 """Compare trained runs: a table, overlaid curves, the flags that differ, and McNemar's test on shared predictions.
 
     shardline-compare RUN RUN ... [--output DIR]
+    shardline-compare FOLDER --output FOLDER       # all runs in it: compare.html is their index
 
-Each RUN is a run directory, or the output directory of shardline-evaluate. With --output, compare.html, compare.json
-and curves.png are written there.
+Each RUN is a run directory, the output directory of shardline-evaluate, or a folder of runs. With --output,
+compare.html, compare.json and curves.png are written there.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +24,19 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write, own_directory
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.progress import log
-from shardline.pipeline.wording import as_flag, count
-from shardline.tools.html_report import HtmlReport
+from shardline.pipeline.wording import as_flag, count, shorten_list
+from shardline.tools.html_report import HtmlReport, Link
 from shardline.trainer import metrics_log
 from shardline.trainer.checks import make_directory
 from shardline.trainer.curves import comparison_curves, final_top1
 from shardline.trainer.evaluation import metrics, results
-from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config
+from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, choose_weights, read_config
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+MOST_PAIRED = 6  # runs of which all pairs are tested
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,10 @@ class CompareConfig:
     """Which runs to compare, and on what."""
 
     runs: tuple[str, ...] = option(
-        (), "run directories, or output directories of shardline-evaluate, two or more", positional=True, path="folder"
+        (),
+        "run directories, output directories of shardline-evaluate, or folders of runs",
+        positional=True,
+        path="folder",
     )
     split: str = option("test", "split whose predictions are compared")
     output: str = option("", "directory for compare.html, compare.json and curves.png; empty: none", path="folder")
@@ -53,6 +61,7 @@ class EvaluatedRun:
     """A run directory's content, with its evaluation where there is one."""
 
     name: str
+    directory: Path
     config: dict[str, Any]  # content of config.json
     log: list[dict[str, Any]]  # lines of metrics.jsonl
     metrics: dict[str, Any]  # metrics.json of the evaluation; {} without one
@@ -76,15 +85,16 @@ def compare(config: CompareConfig) -> Comparison:
     Raises:
       UsageError: a run or directory that cannot be used.
     """
-    if len(config.runs) < 2:
-        raise UsageError("name at least two runs: shardline-compare RUN RUN")
-    names = unique_names(config.runs)
-    runs = [load(name, path, config.split) for name, path in zip(names, config.runs, strict=True)]
+    paths = [run for path in config.runs for run in runs_in(path)]
+    if not paths or (len(paths) < 2 and list(config.runs) == paths):
+        raise UsageError("name at least two runs, or a folder of them: shardline-compare RUN RUN")
+    names = unique_names(paths)
+    runs = [load(name, path, config.split) for name, path in zip(names, paths, strict=True)]
     comparison = Comparison(
         names=tuple(names),
         results=[result_row(run) for run in runs],
         differences=flag_differences(runs),
-        tests=[mcnemar_test(first, second) for first, second in itertools.combinations(runs, 2)],
+        tests=[mcnemar_test(first, second) for first, second in pairs_to_test(runs)],
     )
     if config.output:
         with own_directory(make_directory(config.output), "--output"):
@@ -104,6 +114,13 @@ def main(config: CompareConfig) -> None:
 
 
 # ------------------------------------------------------------------------------------------- input
+
+
+def runs_in(path: str) -> list[str]:
+    """The run or evaluation itself; of a folder of runs, these, by name."""
+    is_run = any((Path(path) / name).is_file() for name in (CONFIG_FILE, results.METRICS))
+    inside = sorted(str(config.parent) for config in Path(path).glob(f"*/{CONFIG_FILE}"))
+    return [path] if is_run or not inside else inside
 
 
 def load(name: str, path: str, split: str) -> EvaluatedRun:
@@ -128,7 +145,7 @@ def load(name: str, path: str, split: str) -> EvaluatedRun:
     predictions = results.read_predictions(evaluation)[0] if evaluation and values["split"] == split else None
     lines = metrics_log.read(run)
     held_out = chosen.evaluation.get("top1") if chosen else final_top1(lines)
-    return EvaluatedRun(name, config, lines, values, predictions, held_out)
+    return EvaluatedRun(name, run, config, lines, values, predictions, held_out)
 
 
 def _chosen(run: Path) -> ChosenWeights | None:
@@ -195,6 +212,14 @@ def flag_differences(runs: Sequence[EvaluatedRun]) -> list[tuple[str, ...]]:
     return [row for row in [("dataset digest", *digests), *table] if len(set(row[1:])) > 1]
 
 
+def pairs_to_test(runs: Sequence[EvaluatedRun]) -> list[tuple[EvaluatedRun, EvaluatedRun]]:
+    """All pairs of a few runs; of many, each evaluated one with the best of them."""
+    if len(runs) <= MOST_PAIRED:
+        return list(itertools.combinations(runs, 2))
+    evaluated = sorted((run for run in runs if run.predictions is not None), key=lambda run: -run.metrics["top1"])
+    return [(evaluated[0], other) for other in evaluated[1:]]
+
+
 def mcnemar_test(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
     """McNemar's test of two runs on the images that both were evaluated on; `line` says it in words."""
     pair = f"{first.name} and {second.name}"
@@ -228,6 +253,12 @@ def _correct(predictions: pa.Table) -> dict[tuple[str, str], bool]:
 # ------------------------------------------------------------------------------------------- output
 
 
+def page_of(run: EvaluatedRun, output: Path) -> Link | str:
+    """The run's name, which leads to its page where it has one."""
+    page = run.directory / results.REPORT
+    return Link(run.name, os.path.relpath(page.absolute(), output.absolute())) if page.is_file() else run.name
+
+
 def as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table for the terminal."""
     cells = [list(map(str, header)), *([str(value) for value in row] for row in rows)]
@@ -237,12 +268,14 @@ def as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def write(output: Path, runs: Sequence[EvaluatedRun], found: Comparison) -> None:
     """compare.html, curves.png, and, last, compare.json."""
-
-    page = HtmlReport(f"{len(runs)} runs compared", subtitle=", ".join(found.names))
-    page.table("Results", HEADER, found.results)
+    page = HtmlReport(f"{count(len(runs), 'run')} compared", subtitle=shorten_list(found.names, 12))
+    page.table(
+        "Results", HEADER, [(page_of(run, output), *row[1:]) for run, row in zip(runs, found.results, strict=True)]
+    )
     curves = comparison_curves({run.name: run.log for run in runs})
     page.figure("Curves", curves, "loss and top-1 over epochs of every run", png=output / "curves.png")
-    page.text("McNemar's test", *(test["line"] for test in found.tests))
+    if found.tests:
+        page.text("McNemar's test", *(test["line"] for test in found.tests))
     if found.differences:
         page.table("Flags that differ", ("flag", *found.names), found.differences)
     else:

@@ -116,6 +116,32 @@ def throughput_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float
     return figure
 
 
+GPU_FIGURES = {
+    "gpu_utilization_percent": ("busy", "%"),
+    "gpu_memory_gib": ("memory", " GiB"),
+    "gpu_watts": ("power", " W"),
+}  # names in metrics.jsonl -> what it is, unit
+
+
+def gpu_curves(metrics: Sequence[Line]) -> Figure | None:
+    """Load, memory and power of the GPUs over a run. None where its log tells nothing of them."""
+    train = [line for line in metrics if line["kind"] == "train"]
+    series = {what: _series(train, name) for name, what in GPU_FIGURES.items()}
+    series = {what: points for what, points in series.items() if len(points[0])}
+    if not series:
+        return None
+    figure = new_figure(8, 0.8 + 1.6 * len(series))
+    for axes, ((what, unit), (epochs, values)) in zip(
+        figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0], series.items(), strict=True
+    ):
+        axes.plot(epochs, values, color=BLUE, marker="o" if len(values) < SMOOTHED_FROM else "", ms=3)
+        axes.set(ylabel=f"{what}, {unit.strip()}", ylim=(0, 100 if unit == "%" else 1.1 * max(values.max(), 1)))
+    axes.set_xlabel("epoch")
+    medians = ", ".join(f"{what} {np.median(values):,.3g}{unit}" for (what, unit), (_, values) in series.items())
+    set_title(figure, f"GPU: {medians} (medians)")
+    return figure
+
+
 def comparison_curves(metrics: Mapping[str, Sequence[Line]]) -> Figure:
     """Loss and top-1 of several runs over epochs, one color each; dashed: training, solid with dots: held out.
 

@@ -99,6 +99,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         from shardline.trainer.evaluation.report import write_report
         from shardline.trainer.handshake import check_equal
         from shardline.trainer.run_dir import load_run
+        from shardline.trainer.run_report import refresh_links
 
         devices = create_cluster("auto", config.logical_cpus, config)
         check_equal(devices, hosts_agree_on(config, chosen, data))
@@ -122,6 +123,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.report:
             write_report(output, directory, run, data, evaluation, plots)
         results.write(evaluation, plots, output)
+        refresh_links(directory)
     return evaluation
 
 

@@ -12,13 +12,12 @@ import numpy as np
 
 from shardline import pipeline
 from shardline.pipeline.files import atomic_write
-from shardline.pipeline.paths import is_remote
 from shardline.pipeline.wording import count
-from shardline.tools.html_report import HtmlReport
+from shardline.tools.html_report import HtmlReport, replace_links
 from shardline.trainer import metrics_log
 from shardline.trainer.callbacks import Callback, Report, Start
 from shardline.trainer.examples import HeldOut, add_examples, contact_sheet, mistakes_sheet, webp
-from shardline.trainer.run_dir import BATCHES, CONFIG_FILE, MISTAKES, PLOTS, REPORT
+from shardline.trainer.run_dir import BATCHES, CONFIG_FILE, MISTAKES, PLOTS, REPORT, read_config
 from shardline.trainer.run_sections import add_curves, add_numbers, add_settings, headline
 
 if TYPE_CHECKING:
@@ -90,19 +89,25 @@ class RunReport(Callback):
         page.save(self.directory / REPORT)
 
 
+def refresh_links(directory: Path) -> None:
+    """Let the page of a run, where it has one, lead to what was made of the run since: evaluations, benchmarks."""
+    if (directory / REPORT).is_file():
+        replace_links(directory / REPORT, FILES, files_beside(directory, read_config(directory)["train"]["data"]))
+
+
 def files_beside(directory: Path, data: str) -> list[tuple[str, str]]:
     """What to open next, as far as it is there: text and path, from the run directory."""
-    found = [(name, name) for name in (CONFIG_FILE, metrics_log.FILE_NAME)]
-    found += [(f"{path.parent.name}: report", f"{path.parent.name}/{REPORT}") for path in evaluations_of(directory)]
-    if data and not is_remote(data):
+    pages = [(f"{path.parent.name}: report", f"{path.parent.name}/{REPORT}") for path in pages_in(directory)]
+    found = [*pages, (CONFIG_FILE, CONFIG_FILE), (metrics_log.FILE_NAME, metrics_log.FILE_NAME)]
+    if data:
         where = os.path.relpath(Path(data, REPORT).absolute(), directory.absolute())
         found.insert(0, ("the dataset's report", where))
     return [(text, path) for text, path in found if (directory / path).exists()]
 
 
-def evaluations_of(directory: Path) -> list[Path]:
-    """The pages that shardline-evaluate has written into the run directory."""
-    return sorted(directory.glob(f"evaluation-*/{REPORT}"))
+def pages_in(directory: Path) -> list[Path]:
+    """The pages that shardline-evaluate and shardline-benchmark have written into folders of the run directory."""
+    return sorted(directory.glob(f"*/{REPORT}"))
 
 
 def samples_as_seen(setup: TrainSetup, cursor: int) -> list[tuple[np.ndarray, str]]:

@@ -37,6 +37,9 @@ def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]])
     throughput = curves.throughput_curves(log, phases)
     if throughput is not None:
         page.figure("Throughput", throughput, "images per second and share of time waiting for input, over epochs")
+    gpus = curves.gpu_curves(log)
+    if gpus is not None:
+        page.figure("GPUs", gpus, "load, memory and power of the GPUs, over epochs")
 
 
 def add_numbers(page: HtmlReport, log: Sequence[Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from shardline.tools.html_report import HtmlReport, _cell
+from shardline.tools.html_report import HtmlReport, Link, _cell, replace_links
 from shardline.tools.plot_style import PALETTE, figure_png, new_figure
 
 
@@ -66,6 +66,25 @@ def test_many_rows_are_folded_and_can_be_searched():
     few, many = page.render().split('<section id="s')[1:]
     assert "<details" not in few
     assert "<summary>1,000 rows</summary>" in many and '<input type="search"' in many and "many999" in many
+
+
+def test_links_of_a_page_that_is_there_are_replaced_and_nothing_else(tmp_path):
+    page = HtmlReport("t")
+    page.links("Files", [("old", "old.html")])
+    page.text("After", "text")
+    page.save(tmp_path / "p.html")
+    before = (tmp_path / "p.html").read_text()
+    replace_links(tmp_path / "p.html", "Files", [("old", "old.html"), ("new & more", "new page.html")])
+    added = '<li><a href="new%20page.html">new &amp; more</a></li>'
+    assert (tmp_path / "p.html").read_text() == before.replace("old</a></li>", f"old</a></li>{added}")
+    replace_links(tmp_path / "p.html", "None such", [("x", "x")])
+    assert added in (tmp_path / "p.html").read_text()
+
+
+def test_a_cell_can_lead_to_a_file():
+    page = HtmlReport("t")
+    page.table("Runs", ("run",), [(Link("a & b", "a b/report.html"),)])
+    assert '<td><a href="a%20b/report.html">a &amp; b</a></td>' in page.render()
 
 
 def test_links_are_relative_and_quoted_and_a_live_page_is_read_again():

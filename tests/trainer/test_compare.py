@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 
 from shardline.pipeline.files import file_sha256
 from shardline.trainer import compare
-from shardline.trainer.compare import CompareConfig
+from shardline.trainer.compare import CompareConfig, EvaluatedRun
 from tests.pipeline.tiny import edit_stored
 from tests.trainer.tiny import command
 
@@ -77,3 +78,23 @@ def test_an_evaluation_of_other_weights_than_the_run_has_now_is_noted(tiny_evalu
     assert notes == [
         "note: again was evaluated with the weights of step 3, those of the run are now of step 6; evaluate it again"
     ]
+
+
+def test_a_folder_of_runs_gets_an_index_that_leads_to_their_pages(tiny_run, other_run, tmp_path):
+    for name, run in (("first", tiny_run), ("second", other_run)):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "notes").mkdir()  # no run
+    result = command("shardline.trainer.compare", tmp_path / "runs", "--output", tmp_path / "runs")
+    assert "first" in result.stdout and "second" in result.stdout and "notes" not in result.stdout
+    page = (tmp_path / "runs" / "compare.html").read_text()
+    assert '<a href="first/report.html">first</a>' in page and '<a href="second/report.html">second</a>' in page
+    again = compare.compare(CompareConfig(runs=(str(tmp_path / "runs" / "first"), str(other_run))))
+    assert again.names == ("first", "other")
+
+
+def test_of_many_runs_each_is_tested_with_the_best():
+    table = pa.table({})
+    runs = [EvaluatedRun(str(i), Path(), {}, [], {"top1": i / 10}, table if i != 3 else None) for i in range(8)]
+    pairs = [(a.name, b.name) for a, b in compare.pairs_to_test(runs)]
+    assert pairs == [("7", "6"), ("7", "5"), ("7", "4"), ("7", "2"), ("7", "1"), ("7", "0")]
+    assert len(compare.pairs_to_test(runs[:6])) == 15

@@ -48,3 +48,12 @@ def test_the_range_test_names_its_suggestion():
     rates = np.geomspace(1e-6, 1, 20)
     _, texts = drawn(curves.learning_rate_range(rates, np.linspace(2, 1, 20), 0.03))
     assert "Train at a peak learning rate of about 0.03" in texts
+
+
+def test_gpu_figures_are_drawn_where_the_log_has_them():
+    line = {"kind": "train", "epoch": 1.0, "gpu_utilization_percent": 91.0, "gpu_watts": 420.0}
+    figure = curves.gpu_curves([line, line | {"epoch": 2.0, "gpu_watts": 440.0}])
+    _, texts = drawn(figure)
+    assert "GPU: busy 91%, power 430 W (medians)" in texts
+    assert "power, W" in texts and "memory, GiB" not in texts
+    assert curves.gpu_curves([{"kind": "train", "epoch": 1.0}]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ def write_report(
         "calibration": lambda: add_calibration(page, run, values, plots),
         "leakage": lambda: add_leakage(page, run, data, evaluation),
         "environment": lambda: add_environment(page, content, values),
+        "files": lambda: page.links("Files", files_of(output, directory, data)),
     }
     with progress(total=len(sections), desc="report", unit="sections", leave=False) as bar:
         for name, add in sections.items():
@@ -276,6 +278,14 @@ def add_leakage(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluatio
         (f"evaluated ({values['split']})", f"training ({train_split})", "found by"),
         [(leaked.path, leaked.train_path, leaked.kind) for leaked in found],
     )
+
+
+def files_of(output: Path, run: Path, data: Dataset) -> list[tuple[str, str]]:
+    """What to open next, as far as it is there: text and path, from the page's directory."""
+    beside = [(name, output / name) for name in (results.METRICS, results.PREDICTIONS)]
+    pages = [("the run's report", run / results.REPORT), ("the dataset's report", data.directory / results.REPORT)]
+    links = [(text, os.path.relpath(path.absolute(), output.absolute())) for text, path in pages if path.is_file()]
+    return [*links, *((text, path.name) for text, path in beside)]  # which are written after the page
 
 
 def add_environment(page: HtmlReport, content: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from shardline.tools.html_report import HtmlReport
 from shardline.trainer.evaluation.report import add_input
+from shardline.trainer.run_report import refresh_links
 
 SECTIONS = (
     "Result", "Settings", "Data ledger", "Training", "Throughput", "Input", "Confusion", "Classes",
     "ROC and precision-recall", "Most confident mistakes", "Label issues", "Calibration", "Leakage", "Environment",
+    "Files",
 )  # fmt: skip
 
 
@@ -95,3 +97,17 @@ def test_a_browser_shows_it_at_phone_width_and_sorts_its_tables(page, tmp_path):
     assert (found["overflow"], found["broken"]) == ("0", "0")
     up, down = ([float(value) for value in found[way].split()] for way in ("up", "down"))
     assert len(up) == 3 and up == sorted(up) and down == up[::-1]
+
+
+def test_run_and_evaluation_lead_to_each_other(tiny_run, page):
+    links = re.findall(r'<a href="([^"#]+)">', page)
+    assert "../run/report.html" in links and "../data/report.html" in links and "metrics.json" in links
+    run = tiny_run.parent / "copied"  # as far from the dataset
+    shutil.copytree(tiny_run, run)
+    (run / "evaluation-validation").mkdir()
+    (run / "evaluation-validation" / "report.html").write_text(page)
+    before = (run / "report.html").read_text()
+    refresh_links(run)
+    after = (run / "report.html").read_text()
+    added = '<li><a href="evaluation-validation/report.html">evaluation-validation: report</a></li>'
+    assert added not in before and after.replace(added, "") == before
