@@ -12,7 +12,9 @@ import contextlib
 import math
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -162,21 +164,10 @@ class Dataset:
         Raises:
           UsageError: the split holds no records, or the arguments do not fit each other.
         """
-        if not self.num_records(split):
-            raise UsageError(f"--split={split} holds no records to train on")
-        self.manifest.refuse_unlabelled(split, "--split")
         replica_batches = ReplicaBatches(config, host, hosts, replicas, cursor)
-        builder = self._builder(split, config, sampler=sampler)
-        self._fetch_ahead(split, builder.sampler, cursor, once=False)
         on_device = augment_on(config) == "device"
-
-        def make(number: int) -> Batch:
-            positions = replica_batches.positions(number)
-            return workers.train(builder, positions, on_device) if workers else builder.train(positions, on_device)
-
-        size, side = replica_batches.size, builder.side(on_device)
-        workers = self._workers(split, config, size * side * side * 3, replicas)
-        return self._graph(make, _ENDLESS, _train_spec(size, side, config, on_device), config)
+        make, side = self._train_maker(split, config, replica_batches, on_device, sampler)
+        return self._graph(make, _ENDLESS, _train_spec(replica_batches.size, side, config, on_device), config)
 
     def eval_batches(
         self, split: str, config: InputConfig, *, host: int = 0, hosts: int = 1, replicas: int = 1
@@ -188,19 +179,38 @@ class Dataset:
         Every host gets the same number of batches, all of the same size. Elements and arguments are those of
         `train_batches`, without augmentation.
         """
-        num_records = self.num_records(split)
         replica_batches = ReplicaBatches(config, host, hosts, replicas)
-        builder = self._builder(split, config, exact=True)
-        self._fetch_ahead(split, builder.sampler, 0, once=True)
+        make, elements = self._eval_maker(split, config, replica_batches)
+        return self._graph(make, elements, _spec(replica_batches.size, config.eval_shape), config)
 
-        def make(number: int) -> Batch:
-            positions = replica_batches.positions(number)
-            return workers.evaluation(builder, positions) if workers else builder.evaluation(positions)
+    def numpy_batches(
+        self,
+        split: str,
+        config: InputConfig,
+        *,
+        evaluation: bool = False,
+        cursor: int = 0,
+        host: int = 0,
+        hosts: int = 1,
+        replicas: int = 1,
+        sampler: Sampler | None = None,
+    ) -> Iterator[Batch]:
+        """The elements of `train_batches`, or of `eval_batches`, as NumPy arrays and without TensorFlow.
 
-        batch_bytes = replica_batches.size * math.prod(config.eval_shape)
-        workers = self._workers(split, config, batch_bytes, replicas, exact=True)
-        steps = -(-num_records // config.global_batch_size)
-        return self._graph(make, steps * replicas, _spec(replica_batches.size, config.eval_shape), config)
+        For PyTorch, JAX or a loop of one's own: the same order, cursor and bits. Images are augmented on the host
+        unless `config.augment_on` is device. An array's memory is used again once nothing refers to it.
+
+        Raises:
+          UsageError: as those do.
+          Failure: too many records are bad.
+        """
+        replica_batches = ReplicaBatches(config, host, hosts, replicas, 0 if evaluation else cursor)
+        elements = _ENDLESS
+        if evaluation:
+            make, elements = self._eval_maker(split, config, replica_batches)
+        else:
+            make, _ = self._train_maker(split, config, replica_batches, config.augment_on == "device", sampler)
+        return _in_order(make, elements, max(_threads(config), config.workers))
 
     def stage_times(self, iterator: tf.data.Iterator | None = None, *, of: str = "training") -> StageTimes:
         """What each stage has cost so far, and which one limits the rest.
@@ -232,6 +242,41 @@ class Dataset:
     def companion(self, name: str) -> Path:
         """Where a file of the dataset beside its shards is, e.g. sources.parquet. Raises FileNotFoundError."""
         return self._mirror.companion(name) if self._mirror else self.directory / name
+
+    def _train_maker(
+        self, split: str, config: InputConfig, batches: ReplicaBatches, on_device: bool, sampler: Sampler | None
+    ) -> tuple[Callable[[int], Batch], int]:
+        """What makes each training batch, and the side of its images in pixels."""
+        if not self.num_records(split):
+            raise UsageError(f"--split={split} holds no records to train on")
+        self.manifest.refuse_unlabelled(split, "--split")
+        builder = self._builder(split, config, sampler=sampler)
+        self._fetch_ahead(split, builder.sampler, batches.cursor, once=False)
+
+        def make(number: int) -> Batch:
+            positions = batches.positions(number)
+            return workers.train(builder, positions, on_device) if workers else builder.train(positions, on_device)
+
+        side = builder.side(on_device)
+        workers = self._workers(split, config, batches.size * side * side * 3, batches.replicas)
+        return make, side
+
+    def _eval_maker(
+        self, split: str, config: InputConfig, batches: ReplicaBatches
+    ) -> tuple[Callable[[int], Batch], int]:
+        """What makes each batch of an evaluation, and how many there are on a host."""
+        num_records = self.num_records(split)
+        builder = self._builder(split, config, exact=True)
+        self._fetch_ahead(split, builder.sampler, 0, once=True)
+
+        def make(number: int) -> Batch:
+            positions = batches.positions(number)
+            return workers.evaluation(builder, positions) if workers else builder.evaluation(positions)
+
+        workers = self._workers(
+            split, config, batches.size * math.prod(config.eval_shape), batches.replicas, exact=True
+        )
+        return make, -(-num_records // config.global_batch_size) * batches.replicas
 
     def _fetch_ahead(self, split: str, sampler: Sampler, cursor: int, once: bool) -> None:
         """Have a split's shards fetched, if they lie in an object store, in the order in which they are needed first.
@@ -320,6 +365,22 @@ class Dataset:
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
         return dataset.prefetch(PREFETCHED).with_options(options)
+
+
+def _in_order(make: Callable[[int], Batch], elements: int, threads: int) -> Iterator[Batch]:
+    """make(0), make(1), … in that order, some of them made ahead."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for number in range(elements):
+                ahead.append(pool.submit(make, number))
+                if len(ahead) > threads + PREFETCHED:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for unwanted in ahead:
+                unwanted.cancel()
 
 
 def too_large(split: Split, limit_bytes: int) -> str:
