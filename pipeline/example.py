@@ -99,7 +99,10 @@ def parse_example(payload: bytes | memoryview, features: Features) -> Example:
     except IndexError:
         raise ValueError("the Example ends in the middle of a field") from None
     if not isinstance(image, memoryview):
-        raise ValueError(f"feature {features.image!r} holds no bytes")
+        held = len(feature_values(payload, features.image))
+        raise ValueError(
+            f"feature {features.image!r} holds {f'{held} values, and no one image' if held > 1 else 'no bytes'}"
+        )
     if not isinstance(label, int):
         label = _other_label(payload, features)
     return Example(
@@ -112,7 +115,7 @@ def parse_example(payload: bytes | memoryview, features: Features) -> Example:
 
 
 def _other_label(payload: bytes | memoryview, features: Features) -> int:
-    """A label that is not simply the first integer of its feature, before the offset."""
+    """A label that is not simply the one integer of its feature, before the offset."""
     if not features.label:
         return NO_LABEL
     values = feature_values(payload, features.label)
@@ -121,7 +124,9 @@ def _other_label(payload: bytes | memoryview, features: Features) -> int:
         if len(hot) == 1 and all(value in (0, 1) for value in values):
             return hot[0]
         raise ValueError(f"feature {features.label!r} is not one-hot: {len(hot)} of its {len(values)} numbers are 1")
-    if len(values) != 1 or not features.label_kind:
+    if len(values) > 1:
+        raise ValueError(f"feature {features.label!r} holds {len(values)} labels; shardline takes one label an image")
+    if not values or not features.label_kind:
         raise ValueError(f"feature {features.label!r} holds no integer")
     if features.label_kind == "name":
         name = label_text(values[0])
@@ -213,7 +218,7 @@ def feature_kinds(payload: bytes | memoryview) -> dict[str, str]:
 
 
 def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memoryview | int | None]:
-    """First values of the features that are read, None where there is none; relies on keys before their values."""
+    """Values of the features that are read, None where there is not one; relies on keys before their values."""
     slots = _slots(features)
     values: list[memoryview | int | None] = [None] * 5
     at, end = _delimited(payload, 0, 0x0A)  # Example.features
@@ -230,7 +235,7 @@ def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memo
             if feature_end != at:
                 raise ValueError("not a tf.train.Example")
             if feature < feature_end:
-                values[slot] = _first_value(payload, feature)
+                values[slot] = _only_value(payload, feature)
     return values
 
 
@@ -241,20 +246,21 @@ def _slots(features: Features) -> dict[bytes, int]:
     return {name.encode(): slot for slot, name in enumerate(names) if name}
 
 
-def _first_value(payload: bytes | memoryview, feature: int) -> memoryview | int | None:
-    """First value of a Feature's list; None when that is empty or holds floats."""
+def _only_value(payload: bytes | memoryview, feature: int) -> memoryview | int | None:
+    """The value of a Feature's list; None when that is empty, holds several, or floats."""
     kind = payload[feature]
     start, end = _delimited(payload, feature, kind)
     if start == end:
         return None
     if kind == 0x0A:  # bytes_list
-        start, end = _delimited(payload, start, 0x0A)
-        return memoryview(payload)[start:end]
+        start, stop = _delimited(payload, start, 0x0A)
+        return memoryview(payload)[start:stop] if stop == end else None
     if kind == 0x1A:  # int64_list: packed, or one tag for each number
         start = start + 1 if payload[start] == 0x08 else _delimited(payload, start, 0x0A)[0]
         if start < end:
-            number, _ = _varint_at(payload, start)
-            return number - (1 << 64) if number >> 63 else number
+            number, stop = _varint_at(payload, start)
+            if stop == end:
+                return number - (1 << 64) if number >> 63 else number
     return None
 
 

@@ -282,7 +282,12 @@ def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widt
     low, high, offset = min(numbers), max(numbers), config.label_offset
     if low < 0 or (names and high >= len(names)):
         expected = f"0 to {len(names) - 1}" if names else "0 or more"
-        hint = f"; --label_offset={offset - low} would make the lowest 0" if low else ""
+        next_low = min((number for number in numbers if number > low), default=low)
+        hint = ""
+        if low < 0 and next_low - low > 1:
+            hint = f"; {low - offset} seems to mark images without a label: that has to be -1, which is left out"
+        elif low and (not names or high - low < len(names)):
+            hint = f"; --label_offset={offset - low} would make the lowest 0"
         raise UsageError(f"--label_offset={offset}: labels run from {low} to {high:,}, expected {expected}{hint}")
     for width in widths:
         if names and width != len(names):

@@ -345,6 +345,20 @@ def test_a_copy_in_a_folder_is_left_out_by_its_folder(tmp_path):
     assert adopted(tmp_path, exclude="copy").splits["train"].shards[0].file == "train-0.tfrecord"
 
 
+def test_a_later_record_of_several_labels_or_images_is_skipped_by_readers_too(tmp_path, capsys):
+    """Of a list, the first value would stand for all."""
+    put(tmp_path / "train.tfrecord", [ints(0), ints(1, 0), unpacked_ints(2, 1), ints(1)])
+    assert adopted(tmp_path).class_counts["train"] == (1, 1)
+    assert "holds 2 labels; shardline takes one label an image; readers skip it" in capsys.readouterr().err
+    shards = Shards(Manifest.load(tmp_path), tmp_path, "train")
+    for record in (1, 2):
+        with pytest.raises(ValueError, match="'label' holds 2 labels"):
+            shards.read(record)
+    two = {"image": texts(jpeg(0), jpeg(1))}
+    put(tmp_path / "images" / "train.tfrecord", [ints(0)] * 3, **two)
+    assert "feature 'image' holds 2 values, and no one image" in refusal(tmp_path / "images")
+
+
 def test_labels_of_minus_one_are_left_out_and_never_made_class_0(tmp_path, capsys):
     put(tmp_path / "train.tfrecord", [ints(number % 3) for number in range(6)])
     put(tmp_path / "test.tfrecord", [ints(-1)] * 3)
@@ -363,6 +377,20 @@ def test_labels_of_minus_one_among_others(tmp_path, capsys):
     assert (manifest.splits["train"].records, manifest.class_counts["train"]) == (3, (1, 1, 1))
     assert labels(tmp_path) == [0, 1, 2]
     assert sound(tmp_path) == 3
+
+
+@pytest.mark.parametrize("mark", [-100, -5, -2])
+def test_other_negative_labels_are_never_advised_to_be_class_0(tmp_path, mark):
+    put(tmp_path / "train.tfrecord", [ints(number) for number in (0, 1, mark, 2)])
+    said = refusal(tmp_path)
+    assert f"labels run from {mark} to 2, expected 0 or more; {mark} seems to mark images without a label" in said
+    assert "to -1" not in said and "make the lowest" not in said
+
+
+def test_labels_around_0_may_be_shifted_as_advised(tmp_path):
+    put(tmp_path / "train.tfrecord", [ints(number) for number in (-3, -2, 0, 1)])
+    assert "label_offset=3 would make the lowest 0" in refusal(tmp_path)
+    assert adopted(tmp_path, label_offset=3).class_counts["train"] == (1, 1, 0, 1, 1)
 
 
 def test_labels_of_minus_one_are_class_0_when_asked(tmp_path):
