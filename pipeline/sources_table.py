@@ -81,7 +81,8 @@ def sources_writer(directory: str | os.PathLike[str]) -> Iterator[Callable[[pa.T
             pieces.clear()
 
     target = Path(directory) / SOURCES_FILE
-    with atomic_writer(target) as file, parquet.ParquetWriter(file, SOURCES, compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with atomic_writer(target) as file, parquet.ParquetWriter(file, SOURCES, **options) as writer:
         yield add
         flush()
 
@@ -99,7 +100,7 @@ def read_sources(
 
     path = Path(directory) / SOURCES_FILE
     with _readable(path):
-        table = parquet.read_table(path, columns=list(columns), filters=where)
+        table = parquet.read_table(path, columns=list(columns), filters=where, page_checksum_verification=True)
         _check_columns(table.schema, columns)
         return table
 
@@ -109,10 +110,14 @@ def iterate_sources(directory: str | os.PathLike[str], columns: Sequence[str]) -
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
     path = Path(directory) / SOURCES_FILE
-    with _readable(path), parquet.ParquetFile(path) as file:
+    with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        rows = 0
         for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
             _check_columns(batch.schema, columns)
+            rows += len(batch)
             yield batch
+        if rows != file.metadata.num_rows:  # a damaged footer can hide all of them
+            raise pa.ArrowInvalid(f"{rows:,} of {file.metadata.num_rows:,} rows")
 
 
 @contextlib.contextmanager

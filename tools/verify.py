@@ -237,9 +237,11 @@ def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
                 faults.append((offset, str(error)))
                 continue
             labels[example.label] += 1
-            if rows and (example.label, example.filename) != rows[number]:
+            stored = (example.label, example.filename, example.height, example.width)
+            if rows and stored != rows[number]:
+                label, name, height, width = rows[number]
                 faults.append(
-                    (offset, f"sources.parquet has label {rows[number][0]} and path {rows[number][1]} for it")
+                    (offset, f"sources.parquet has label {label}, path {name} and {width}x{height} pixels for it")
                 )
             faults += [(offset, what) for what in _example_faults(example, task, number)]
     return CheckResult(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
@@ -280,21 +282,23 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
     return found, faults
 
 
-def _table_rows(task: CheckTask, index: np.ndarray) -> tuple[list[tuple[int, str]], list[Fault]]:
-    """Label and path of each record of a shard as sources.parquet has them; none where its rows do not fit."""
+def _table_rows(task: CheckTask, index: np.ndarray) -> tuple[list[tuple[int, str, int, int]], list[Fault]]:
+    """Label, path, height and width of each record of a shard by sources.parquet; none where its rows do not fit."""
     from shardline.pipeline.sources_table import read_sources  # pyarrow: not for --help
 
     if task.adopted:
         return [], []
     try:
         rows = read_sources(
-            task.directory, ["offset", "size", "label", "path"], [("shard", "=", task.shard.file)]
+            task.directory,
+            ["offset", "size", "label", "path", "height", "width"],
+            [("shard", "=", task.shard.file)],
         ).to_pydict()
     except (OSError, UsageError):
         return [], []  # which is told once
     if not np.array_equal(np.column_stack((rows["offset"], rows["size"])).reshape(-1, 2), index):
         return [], [(-1, "its records do not lie where sources.parquet says")]
-    return list(zip(rows["label"], rows["path"], strict=True)), []
+    return list(zip(rows["label"], rows["path"], rows["height"], rows["width"], strict=True)), []
 
 
 def _example_faults(example: Example, task: CheckTask, number: int) -> list[str]:

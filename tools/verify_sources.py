@@ -53,14 +53,17 @@ class Table:
 
 
 def read_table(directory: Path) -> Table:
-    """Read a dataset's sources.parquet. Raises OSError and UsageError."""
+    """Read a dataset's sources.parquet: every column, so that every page's checksum is checked.
+
+    Raises:
+      OSError, UsageError: it is missing or damaged.
+    """
     import pyarrow.compute as pc  # not for --help
 
-    from shardline.pipeline.sources_table import WRITTEN, iterate_sources
+    from shardline.pipeline.sources_table import SOURCES, WRITTEN, iterate_sources
 
     table = Table()
-    columns = ["status", "label", "label_name", "split", "record", "height", "width"]
-    for batch in iterate_sources(directory, columns):
+    for batch in iterate_sources(directory, SOURCES.names):
         table.statuses.update({pair["values"]: pair["counts"] for pair in pc.value_counts(batch["status"]).to_pylist()})
         rows = batch.filter(pc.equal(batch["status"], WRITTEN)).to_pydict()
         table.names.update(zip(rows["label"], rows["label_name"], strict=True))

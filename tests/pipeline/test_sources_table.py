@@ -53,6 +53,23 @@ def test_damage_is_one_line(tmp_path):
             assert "\n" not in str(refusal.value)
 
 
+def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path):
+    table = rows(40).set_column(1, SOURCES.field("sha256"), pa.array([f"{number:064x}" for number in range(40)]))
+    with writer(tmp_path) as write:
+        write(table)
+    path = tmp_path / SOURCES_FILE
+    whole, found = path.read_bytes(), 0
+    for at in range(0, len(whole), 29):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            shown = pa.Table.from_batches(iterate_sources(tmp_path, SOURCES.names))
+        except UsageError:
+            found += 1
+        else:
+            assert shown.equals(table), at
+    assert found > len(whole) / 29 / 3
+
+
 def test_columns_of_other_types_are_refused(tmp_path):
     parquet.write_table(pa.table({"record": ["a"], "split": ["train"]}), tmp_path / SOURCES_FILE)
     for columns in (["record"], ["split", "sha256"]):

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.example import encode_example
+from shardline.pipeline.example import encode_example, parse_example
 from shardline.pipeline.manifest import Manifest, write_shard_file
 from shardline.pipeline.sources_table import SOURCES_FILE
-from shardline.pipeline.tfrecord import frame_record
+from shardline.pipeline.tfrecord import frame_record, unframe_record
 from shardline.tools.conversion.run import convert
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
 from shardline.tools.image_variants import DISPLAY_P3
@@ -85,8 +85,11 @@ def stored_otherwise(data, path, change):
     table = parquet.read_table(data / SOURCES_FILE)
     sizes = [len(record) for record in framed]
     columns = {"size": sizes, "offset": (np.cumsum(sizes) - sizes).tolist()}
+    shown = [parse_example(unframe_record(record), manifest.features) for record in framed]
+    columns |= {"height": [example.height for example in shown], "width": [example.width for example in shown]}
     for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), table.schema.field(name), [values])
+        field = table.schema.field(name)
+        table = table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
     parquet.write_table(table, data / SOURCES_FILE)
     object.__setattr__(manifest.splits["train"], "shards", (shard,))
     manifest.save(data)
@@ -158,6 +161,8 @@ def edit(data, column, change):
         ("label", lambda values: values[::-1], "sources.parquet has label"),
         ("label_name", lambda values: ["a"] * len(values), "label 1 is called 'a', which it is not in the manifest"),
         ("path", lambda values: values[::-1], "for it"),
+        ("height", lambda values: [value + 1 for value in values], " pixels for it"),
+        ("width", lambda values: [value + 1 for value in values], " pixels for it"),
         ("offset", lambda values: [value + 1 for value in values], "do not lie where sources.parquet says"),
         ("split", lambda values: ["test"] * len(values), "the rows of split 'test' are not its 0 records in order"),
         ("record", lambda values: values[::-1], "the rows of split 'train' are not its 6 records in order"),
