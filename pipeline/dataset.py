@@ -34,7 +34,7 @@ from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.sampler import ReplicaBatches, Sampler, ShuffleSampler
 from shardline.pipeline.shards import BadRecord, Shards
 from shardline.pipeline.wording import count
-from shardline.pipeline.workers import PREFETCHED, Workers, pieces_in_flight, stored_images
+from shardline.pipeline.workers import PREFETCHED, Workers, pieces_in_flight, start_ahead, stored_images
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -212,6 +212,10 @@ class Dataset:
             make, _ = self._train_maker(split, config, replica_batches, config.augment_on == "device", sampler)
         return _in_order(make, elements, max(_threads(config), config.workers))
 
+    def start_workers(self, config: InputConfig | None = None) -> None:
+        """Start worker processes in the background, while something else is done: TensorFlow imported, a model made."""
+        start_ahead(_count_workers(config or InputConfig()))
+
     def stage_times(self, iterator: tf.data.Iterator | None = None, *, of: str = "training") -> StageTimes:
         """What each stage has cost so far, and which one limits the rest.
 
@@ -314,7 +318,7 @@ class Dataset:
         self, split: str, config: InputConfig, batch_bytes: int, replicas: int, exact: bool = False
     ) -> Workers | None:
         """The processes that make a split's batches, the same ones for every cursor; None for threads."""
-        count = _threads(config) if config.workers < 0 else config.workers
+        count = _count_workers(config)
         if not count:
             return None
         key = (split, config, batch_bytes, exact)
@@ -400,6 +404,10 @@ def mean_image_bytes(shards: Shards, image: ImageFormat) -> float:
     # A bad record is counted and named when a batch needs it.
     sizes = [found[0].size for found in stored_images(shards, image, records) if not isinstance(found, BadRecord)]
     return float(np.mean(sizes)) if sizes else 0.0
+
+
+def _count_workers(config: InputConfig) -> int:
+    return _threads(config) if config.workers < 0 else config.workers
 
 
 def _threads(config: InputConfig) -> int:

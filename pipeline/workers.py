@@ -53,6 +53,7 @@ _HELD_BY_A_REPLICA = (
 _MEMORY_SHARE = 0.5  # of what is free, that batches in flight may take
 _TIMEOUT_SECONDS = 5.0  # for a worker to end
 _MAX_SETUPS = 4  # that a worker keeps
+_AHEAD = 8  # workers that are started before it is known how many batches there will be
 _IMAGES_A_TASK = 8  # whole ones, which come through a pipe
 _MARK = struct.Struct("<q?")  # the record that a worker reads, and whether it decodes it
 
@@ -208,6 +209,18 @@ def stored_images(
             some = parts[first : first + count]
             for part, found in zip(some, threads.map(partial(workers.images, batches), some), strict=True):
                 yield from (found[record] for record in part)
+
+
+def start_ahead(count: int) -> None:
+    """Start up to `count` workers in the background, each of which takes a third of a second."""
+
+    def start() -> None:
+        # Whoever needs one that cannot be started says so.
+        with contextlib.suppress(Failure), _pool.worker(count):
+            pass
+
+    for _ in range(min(count, _AHEAD)):
+        threading.Thread(target=start, daemon=True).start()
 
 
 def pieces_in_flight(threads: int, replicas: int, batch_bytes: int) -> int:

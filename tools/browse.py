@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import option
 from shardline.tools.dataset_config import DatasetConfig
 
@@ -67,7 +68,7 @@ def browse(config: BrowseConfig) -> Server:
 
 def main(config: BrowseConfig) -> None:
     """The command: print the address, and serve the page until Ctrl-C."""
-    with browse(config) as server:
+    with Manifest.opened(config.directory), browse(config) as server:
         command_line.show(server.url)
         print("Ctrl-C ends it", flush=True)
         if config.open:

@@ -93,6 +93,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         command_line.log(f"note: {gap}")
 
     with own_directory(output, "--output") if chief else contextlib.nullcontext():
+        data.start_workers()
         start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
         from shardline.trainer.cluster import create_cluster
         from shardline.trainer.evaluation.plots import draw

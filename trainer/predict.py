@@ -105,6 +105,8 @@ def predict(config: PredictConfig) -> list[FilePrediction]:
 def _predict(
     config: PredictConfig, directory: Path, chosen: ChosenWeights, data: Dataset | None, paths: Sequence[str]
 ) -> list[FilePrediction]:
+    if data:
+        data.start_workers()
     start_tensorflow()  # takes seconds: after what can be refused at once, as the imports below
     from shardline.trainer.cluster import create_cluster
     from shardline.trainer.evaluation.inference import all_predictions, predict_files, predict_records

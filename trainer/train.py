@@ -113,6 +113,8 @@ def announce(config: TrainConfig, *, needs_workdir: bool) -> None:
     check_trackers(config)
     data = open_data(config)
     command_line.log(banner(config, data, choose_eval_split(config, data)))
+    if data and needs_workdir:
+        data.start_workers(config)
 
 
 def cli() -> None:

@@ -182,6 +182,16 @@ def test_as_many_start_as_are_asked_at_once_and_no_more_than_allowed(tiny, pool)
     assert len(alive(pool)) == 2
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_they_can_be_started_before_the_first_batch(tiny, pool, count):
+    pipeline.open_dataset(tiny).start_workers(pipeline.InputConfig(workers=count))
+    deadline = time.monotonic() + 60
+    while len(pool._idle) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(alive(pool)) == count
+
+
 def test_those_that_start_do_the_work_of_those_that_do_not(tiny, pool, monkeypatch, caplog):
     batches, workers = reader(tiny), Workers(2, BYTES)
     workers.train(batches, positions(0), False)
