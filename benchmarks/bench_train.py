@@ -91,13 +91,23 @@ def loop(config: TrainConfig, seconds: float) -> Callable[[], Rate]:
 
 
 def turns(
-    setup: TrainSetup, state: TrainState, train_steps: TrainLoop, monitor: StepMonitor, seconds: float
+    setup: TrainSetup,
+    state: TrainState,
+    train_steps: TrainLoop,
+    monitor: StepMonitor,
+    seconds: float,
+    finish: Callable[[], None] = lambda: None,
 ) -> Callable[[], Rate]:
-    """Some seconds of a training loop at each call, and the share of them that its steps waited for batches."""
+    """Some seconds of a training loop at each call, and the share of them that its steps waited for batches.
+
+    Args:
+      finish: what has to end before a turn does.
+    """
 
     def turn() -> int:
         first = state.cursor
         train_phase(setup, state, train_steps, [monitor, Deadline(seconds)], StopRequest())
+        finish()
         return state.cursor - first
 
     def timed_turn() -> Rate:

@@ -4,6 +4,10 @@ Iterator, loop, gradients (zeros), all-reduce, update and bookkeeping are the tr
 processes and shared memory; what they decode sleeps as well, so that two cores do for the cores of a large host. What
 lacks to replicas x rate is Python, its lock, memory for batches, or these cores. TensorFlow is imported where devices
 are claimed: a worker needs none.
+
+Simulated is forward and backward: a device with a queue, as a GPU has one. It works on a step while the host prepares
+the next, and the host waits once it is a step ahead; a turn ends when the last step is done. All-reduce and update run
+on the host's cores, which those of GPUs do not; a batch is not copied to a device.
 """
 
 from __future__ import annotations
@@ -113,7 +117,8 @@ def simulated(config: BenchConfig, replicas: int, rate: float, sleeping: bool) -
     """Some seconds of training at each call, on batches of sleepers or, with as many workers as cores, on real ones."""
     import tensorflow as tf
 
-    tf.config.threading.set_inter_op_parallelism_threads(4 * replicas + 8)  # sleeping steps hold one each
+    # As many as TensorFlow takes, and one that each device's queue holds: of a GPU it would hold none.
+    tf.config.threading.set_inter_op_parallelism_threads(available_cores() + replicas)
     from shardline.benchmarks.bench_train import turns
     from shardline.trainer.actions import StepMonitor
     from shardline.trainer.cluster import create_cluster
@@ -128,24 +133,60 @@ def simulated(config: BenchConfig, replicas: int, rate: float, sleeping: bool) -
     if sleeping:
         setup = replace(setup, data=SleepingDataset(config.data))
     network, state, _ = create_train_state(setup, setup.spans[0])
-    step = create_step(setup, network, state, sleeping_forward(list(network.weights.values()), rate))
+    devices: list[SleepingDevice] = []
+    step = create_step(setup, network, state, sleeping_forward(list(network.weights.values()), rate, devices))
     monitor = StepMonitor(setup, network, None, 0)
     monitor.bar.disable = True
-    return turns(setup, state, phase_loop(setup, network, state, step, monitor), monitor, config.seconds)
+    loop = phase_loop(setup, network, state, step, monitor)
+
+    def finish() -> None:
+        for device in devices:
+            device.wait()
+
+    return turns(setup, state, loop, monitor, config.seconds, finish)
 
 
-def sleeping_forward(variables: list[tf.Variable], rate: float) -> Forward:
-    """A forward pass that sleeps rows / rate seconds, and whose gradients are zeros of the variables' shapes."""
-    import tensorflow as tf
+class SleepingDevice:
+    """Works through steps one after another, each for rows / rate seconds."""
 
-    def sleep(positions: np.ndarray) -> np.float32:
-        time.sleep(len(positions) / rate)
+    def __init__(self, rate: float) -> None:
+        self._rate, self._free_at = rate, 0.0
+
+    def enqueue(self, positions: np.ndarray) -> np.float32:
+        """Take a step; the host goes on when it is begun, which is when the one before is done."""
+        began = max(self._free_at, time.perf_counter())
+        self.wait()
+        self._free_at = began + len(positions) / self._rate
         return np.float32(0)
 
+    def wait(self) -> None:
+        """Until the last step is done."""
+        time.sleep(max(self._free_at - time.perf_counter(), 0.0))
+
+
+def sleeping_forward(variables: list[tf.Variable], rate: float, devices: list[SleepingDevice]) -> Forward:
+    """A forward pass in a device's time, and whose gradients are zeros of the variables' shapes.
+
+    Each replica that is traced has a device of its own, which is added to `devices`.
+    """
+    import tensorflow as tf
+
+    sizes = [math.prod(variable.shape) for variable in variables]
+
     def forward(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        zero = tf.ensure_shape(tf.numpy_function(sleep, [batch["position"]], tf.float32), [])
-        weights = tf.add_n([tf.reduce_sum(variable) for variable in variables])
-        logits = tf.zeros([batch["position"].shape[0], 2]) + zero + 0.0 * weights
-        return logits, tf.one_hot(tf.zeros_like(batch["label"]), 2)
+        devices.append(SleepingDevice(rate))
+        done = tf.numpy_function(devices[-1].enqueue, [batch["position"]], tf.float32)
+        zero = tf.ensure_shape(done, [])
+
+        @tf.custom_gradient
+        def logits(*weights: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+            def gradients(_: tf.Tensor) -> list[tf.Tensor]:  # like those of a compiled step, out of one operation
+                parts = tf.split(tf.fill([sum(sizes)], zero), sizes)
+                return [tf.reshape(part, weight.shape) for part, weight in zip(parts, weights, strict=True)]
+
+            return tf.fill([batch["position"].shape[0], 2], zero), gradients
+
+        values: tf.Tensor = logits(*(tf.convert_to_tensor(variable) for variable in variables))
+        return values, tf.one_hot(tf.zeros_like(batch["label"]), 2)
 
     return forward

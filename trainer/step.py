@@ -342,14 +342,22 @@ def _reduce(
 
 def _all_reduce(tensors: Sequence[tf.Tensor], dtype: str) -> list[tf.Tensor]:
     """Add up over replicas, in replica context. All but the last of the tensors travel as `dtype`."""
-    context = tf.distribute.get_replica_context()
-    if dtype == "float32" or context.num_replicas_in_sync == 1:
-        total: list[tf.Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
-        return total
+    if tf.distribute.get_replica_context().num_replicas_in_sync == 1:
+        return list(tensors)
+    if dtype == "float32":
+        return _add_up(tensors)
     *wide, exact = tensors
-    narrow = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.cast(tensor, dtype) for tensor in wide])
+    narrow = _add_up([tf.cast(tensor, dtype) for tensor in wide])
     widened = [tf.cast(total, tensor.dtype) for total, tensor in zip(narrow, wide, strict=True)]
-    return [*widened, context.all_reduce(tf.distribute.ReduceOp.SUM, exact)]
+    return [*widened, *_add_up([exact])]
+
+
+def _add_up(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Sums over replicas of tensors of one type, which travel as one: there are dozens, most of them small."""
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+    total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    parts = tf.split(total, [math.prod(tensor.shape) for tensor in tensors])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def allreduce_adds(strategy: tf.distribute.Strategy, dtype: str) -> bool:

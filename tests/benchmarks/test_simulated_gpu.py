@@ -12,7 +12,7 @@ from shardline.benchmarks import simulated_gpu
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import Measurement
 from shardline.benchmarks.report import write_report
-from shardline.benchmarks.simulated_gpu import SleepingDataset, lacking, sleeping_forward, train_config
+from shardline.benchmarks.simulated_gpu import SleepingDataset, SleepingDevice, lacking, sleeping_forward, train_config
 from shardline.pipeline import InputConfig
 from shardline.pipeline.workers import Workers
 from tests.pipeline.tiny import payloads, write_dataset
@@ -34,15 +34,41 @@ def test_sleepers_make_whole_batches_in_their_time(data):
     assert "augment_params" in batch
 
 
-def test_a_sleeping_pass_has_zero_gradients_of_the_right_shapes_after_its_time():
-    variables = [tf.Variable(tf.ones([3, 5])), tf.Variable(2.0)]
-    forward = sleeping_forward(variables, rate=100.0)
+def test_a_device_takes_a_step_while_it_works_on_one_and_none_takes_less_than_its_time():
+    """Its clock is ours: the host comes back with a step when the device begins it, however long it was away."""
+    device, now = SleepingDevice(100.0), [50.0]
+
+    def advance(seconds):
+        now[0] += seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulated_gpu.time, "perf_counter", lambda: now[0])
+        patch.setattr(simulated_gpu.time, "sleep", advance)
+        step = np.arange(20)  # 0.2 s
+        device.enqueue(step)
+        assert now[0] == pytest.approx(50.0)  # begun
+        device.enqueue(step)
+        assert now[0] == pytest.approx(50.2)  # the first is done, the second begun
+        advance(0.15)  # the host prepares the next batch: nothing is lost
+        device.enqueue(step)
+        assert now[0] == pytest.approx(50.4)
+        advance(0.5)  # the device was without work for 0.3 s
+        device.enqueue(step)
+        assert now[0] == pytest.approx(50.9)
+        device.wait()
+        assert now[0] == pytest.approx(51.1)
+
+
+def test_a_sleeping_pass_has_zero_gradients_of_the_right_shapes_and_takes_its_time():
+    variables, devices = [tf.Variable(tf.ones([3, 5])), tf.Variable(2.0)], []
+    forward = sleeping_forward(variables, 100.0, devices)
     batch = {"position": tf.range(20), "label": tf.zeros(20, tf.int32)}
     began = time.perf_counter()
     with tf.GradientTape() as tape:
         logits, targets = forward(batch)
         loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
     gradients = tape.gradient(loss, variables)
+    devices[0].wait()
     assert time.perf_counter() - began >= 0.2
     assert [gradient.shape for gradient in gradients] == [(3, 5), ()]
     assert not any(tf.reduce_any(gradient != 0) for gradient in gradients) and np.isfinite(loss)
