@@ -155,6 +155,8 @@ def test_a_killed_worker_costs_nothing_but_speed(tiny, caplog, pool):
     config = pipeline.InputConfig(global_batch_size=8, image_size=16, workers=2)
     batches = data.train_batches("train", config).as_numpy_iterator()
     found = [next(batches)]
+    while len(pool._idle) < 2:  # enough is made ahead, and both have started
+        time.sleep(0.01)
     killed = alive(pool)
     assert len(killed) == 2
     os.kill(killed[0], signal.SIGKILL)
