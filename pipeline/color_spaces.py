@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from shardline.pipeline import exif
 from shardline.pipeline.image_types import BadImage
 
 Chromaticities = tuple[float, float, float, float, float, float]  # x and y of red, green and blue
@@ -86,9 +87,9 @@ def of_numbers(colors: Sequence[float], white: Sequence[float], power: float) ->
         return b""
 
 
-def adobe_rgb() -> bytes:
-    """The profile of Adobe RGB (1998)."""
-    return _profile(ADOBE_RGB, _ADOBE, _D65, 563 / 256)
+def of_exif(block: bytes) -> bytes:
+    """The profile of the color that an EXIF block tells, Adobe RGB (1998); empty for all others."""
+    return _profile(ADOBE_RGB, _ADOBE, _D65, 563 / 256) if exif.is_adobe_rgb(block) else b""
 
 
 def _profile_unless_srgb(name: str, colors: Chromaticities, white: tuple[float, float], power: float) -> bytes:

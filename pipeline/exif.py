@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 ORIENTATION = 0x0112
+_PREFIX = b"Exif\0\0"  # of JPEG, which some writers put into other formats, too
 _EXIF, _COLOR_SPACE, _INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 _INTEGERS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
@@ -114,7 +115,7 @@ class Directory:
 
 def orientation(block: bytes) -> int:
     """The orientation that an EXIF block or TIFF file gives: 1 to 8, 1 for a value out of range, 0 for no such tag."""
-    found = 0
+    found, block = 0, block.removeprefix(_PREFIX)
     if block[:2] in (b"II", b"MM"):
         try:
             directory = Directory(block)
@@ -129,6 +130,7 @@ def orientation(block: bytes) -> int:
 
 def is_adobe_rgb(block: bytes) -> bool:
     """Whether an EXIF block says that colors are Adobe RGB: by its color space, or as cameras do by R03 (DCF 2.0)."""
+    block = block.removeprefix(_PREFIX)
     if block[:2] not in (b"II", b"MM"):
         return False
     try:

@@ -34,6 +34,11 @@ class Header:
     orientation: int = 1  # EXIF's numbering, 1..8: what is still to be undone after decoding
     frames: int = 1
 
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Height and width after the orientation is undone."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -104,7 +104,7 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
         planes = [bgr]
         luma = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
     height, width = luma.shape
-    source_height, source_width = _oriented(header)
+    source_height, source_width = header.shown
     sharpness = _checked_sharpness(luma, options)
     same = (height, width) == (source_height, source_width) and header.orientation == 1 and not loaded.color_changed
     if same and isinstance(header, jpeg.JpegHeader) and header.passes_through and options.encoding == header.format:
@@ -188,7 +188,7 @@ def _checked_target(height: int, width: int, options: ImageOptions) -> tuple[int
 def _load(data: bytes, header: Header, options: ImageOptions) -> _Loaded:
     """Decode, convert to sRGB, orient and trim."""
     notes = [f"first frame of {header.frames}"] if header.frames > 1 else []
-    height, width = _oriented(header)
+    height, width = header.shown
     target = _checked_target(height, width, options)
     halvings = 0 if options.trim_borders else _halvings((height, width), target, most=3)
     pixels = decode_pixels(data, header, halvings, options.depth_range)
@@ -202,11 +202,6 @@ def _load(data: bytes, header: Header, options: ImageOptions) -> _Loaded:
             _check_side(height, width, options)
             target = _checked_target(height, width, options)
     return _Loaded(bgr, (height / 2**halvings, width / 2**halvings), target, pixels.color_changed, notes)
-
-
-def _oriented(header: Header) -> tuple[int, int]:
-    """Height and width as shown."""
-    return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------

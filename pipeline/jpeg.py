@@ -99,7 +99,7 @@ class _Segments:
         """ICC: embedded, or that of the color space which EXIF names."""
         if self._profile:
             return b"".join(self._profile[part] for part in sorted(self._profile))
-        return color_spaces.adobe_rgb() if self.exif and self.components == 3 and exif.is_adobe_rgb(self.exif) else b""
+        return color_spaces.of_exif(self.exif) if self.exif and self.components == 3 else b""
 
     def header(self, body: int, end: int) -> JpegHeader:
         """All of it, at the head of a scan."""

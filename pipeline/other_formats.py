@@ -280,8 +280,9 @@ def read_webp(data: bytes) -> ProfiledHeader:
     last = 8 + int.from_bytes(data[4:8], "little")
     if len(data) < last:
         raise BadImage("truncated", "WebP: shorter than its RIFF header says")
-    width = height = frames = orientation = 0
-    profile, xmp, position, adobe = b"", b"", 12, False
+    width = height = frames = 0
+    profile = xmp = block = b""
+    position = 12
     for _ in range(MOST_FRAMES):
         if position + 8 > last:
             break
@@ -300,14 +301,12 @@ def read_webp(data: bytes) -> ProfiledHeader:
         elif kind == b"ICCP":
             profile = data[body : body + length]
         elif kind == b"EXIF":
-            block = data[body : body + length].removeprefix(b"Exif\0\0")
-            orientation, adobe = exif.orientation(block), exif.is_adobe_rgb(block)
+            block = data[body : body + length]
         elif kind == b"XMP ":
             xmp = data[body : body + length]
         position = body + length + (length & 1)
-    orientation = orientation or exif.xmp_orientation(xmp) or 1
-    profile = profile or (color_spaces.adobe_rgb() if adobe else b"")
-    return ProfiledHeader("webp", width, height, orientation, max(1, frames), profile)
+    turn = exif.orientation(block) or exif.xmp_orientation(xmp) or 1
+    return ProfiledHeader("webp", width, height, turn, max(1, frames), profile or color_spaces.of_exif(block))
 
 
 def decode_webp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
@@ -332,7 +331,7 @@ def read_avif(data: bytes) -> Header:
     image = _open_avif(data)
     width, height = image.size
     isobmff.check_av1_sizes(data, height, width)
-    turn = exif.orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) or 1
+    turn = exif.orientation(image.info.get("exif", b"")) or 1
     profile = image.info.get("icc_profile") or _coded_profile("avif", data)
     return ProfiledHeader("avif", width, height, turn, getattr(image, "n_frames", 1), profile)
 

@@ -85,7 +85,7 @@ def _profile(colors: Mapping[bytes, bytes]) -> bytes:
         numbers = [number / 100_000 for number in struct.unpack(">8I", points)] if len(points) == 32 else []
         white = (numbers[0], numbers[1]) if numbers else ()
         return color_spaces.of_numbers(numbers[2:], white, 1 / level if level else 0.0)
-    return color_spaces.adobe_rgb() if exif.is_adobe_rgb(colors.get(b"eXIf", b"")) else b""
+    return color_spaces.of_exif(colors.get(b"eXIf", b""))
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
@@ -115,7 +115,7 @@ def _orientation_of_text(kind: bytes, body: bytes) -> int:
         return exif.xmp_orientation(_inflated(text, _MOST_TEXT) if packed else text)
     if kind != b"iTXt" and _RAW_PROFILE.match(name):
         block = _raw_profile(kind, text, _MOST_TEXT)
-        return exif.orientation(block.removeprefix(b"Exif\0\0")) or exif.xmp_orientation(block)
+        return exif.orientation(block) or exif.xmp_orientation(block)
     return 0
 
 

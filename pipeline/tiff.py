@@ -137,7 +137,7 @@ def _profile(data: bytes, header: TiffHeader) -> bytes:
         light = curve[levels // 2] / 65535 if len(curve) in (levels, 3 * levels) else 0
         power = float(np.log(light) / np.log(0.5)) if 0 < light < 1 else 0.0
         return color_spaces.of_numbers(colors, white, power) if len(colors) == 6 and len(white) in (0, 2) else b""
-    return color_spaces.adobe_rgb() if exif.is_adobe_rgb(data) else b""
+    return color_spaces.of_exif(data)
 
 
 def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:

@@ -171,7 +171,7 @@ def _add_image(content: ShardContent, example: Example, decode: bool) -> None:
         if decode:
             content.decoded += 1
             ENCODINGS[encoding].decode(example, exact=True)
-        height, width = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+        height, width = header.shown
         content.turned += header.orientation != 1
     content.encodings[encoding] += 1
     content.max_height, content.max_width = max(content.max_height, height), max(content.max_width, width)
