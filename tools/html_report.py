@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.wording import decimal
-from shardline.tools.plot_style import figure_png
+from shardline.tools.plot_style import figure_png, figure_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,15 +55,21 @@ th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
 img { max-width: 100%; height: auto; }
 figure { margin: .5rem 0; }
-figure.plot { background: #ffffff; overflow-x: auto; }
-@media (max-width: 40rem) { figure.plot img { max-width: none; width: var(--least); }
-  figure.plot::before { content: "scroll sideways ↔"; position: sticky; left: 0; color: #57606a; font-size: .75rem; } }
+figure.plot { overflow-x: auto; container-type: inline-size; }
+figure.plot.white { background: #ffffff; }
+figure.plot svg { display: block; width: min(100%, var(--full)); min-width: var(--least); height: auto; }
+figure.plot svg * { stroke-linejoin: round; stroke-linecap: butt; }
+figure.plot svg text { fill: currentColor; }
+@media (max-width: 40rem) { figure.plot img { max-width: none; width: max(100%, var(--least)); }
+  figure.scrolls::before { content: "scroll sideways ↔"; position: sticky; left: 0; color: #848d97;
+    font-size: .75rem; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
 .gallery figure { margin: 0; background: var(--card); padding: .25rem; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
 .gallery.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-.gallery.pairs img { aspect-ratio: auto; }
+.gallery.pairs img { aspect-ratio: auto; width: auto; }
 .gallery.small { grid-template-columns: repeat(auto-fill, minmax(4.75rem, 1fr)); }
+.groups { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21.5rem), 1fr)); column-gap: 2rem; }
 .right { border-bottom: 3px solid #009E73; }
 .wrong { border-bottom: 3px solid #D55E00; }
 h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
@@ -85,7 +91,8 @@ document.querySelectorAll('th button').forEach(button => button.addEventListener
 }));
 document.querySelectorAll('input[type=search]').forEach(input => input.addEventListener('input', () => {
   const wanted = input.value.toLowerCase(), rows = input.closest('details').querySelectorAll('tbody tr');
-  rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
+  rows.forEach(row => {
+    row.hidden = ![...row.cells].some(cell => cell.textContent.toLowerCase().includes(wanted)); });
 }));
 """
 
@@ -110,6 +117,9 @@ class Example:
     right: bool
 
 
+MOST_SVG = 150_000  # characters of a plot; one of thousands of points is smaller as PNG
+LEGIBLE = 0.7  # of its own size, at which the lettering of a plot is still legible: on a phone it scrolls below that
+PHONE = 358  # pixels of width that a page has on one
 FOLDED_FROM = 50  # rows of a table, beyond which it is folded
 
 
@@ -156,7 +166,7 @@ class HtmlReport:
     def figure(
         self, title: str, figure: Figure | bytes, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
     ) -> None:
-        """A section with a plot, embedded as PNG.
+        """A section with a plot, embedded as SVG in the page's own ink; as PNG where that is given, or smaller.
 
         Args:
           title: the message of the image.
@@ -165,12 +175,11 @@ class HtmlReport:
           note: a paragraph above it.
           png: also save it here.
         """
+        svg = "" if isinstance(figure, bytes) else figure_svg(figure)
         data = figure if isinstance(figure, bytes) else figure_png(figure)
         if png is not None:
             atomic_write(png, data, durable=False)
-        # On a phone a plot scrolls sideways at the width from which its lettering is legible.
-        least = int.from_bytes(data[16:20]) * 2 // 3  # of the width in the PNG's header
-        self._add(title, _note(note), f'<figure class="plot" style="--least: {least}px">{_img(data, alt)}</figure>')
+        self._add(title, _note(note), _plot_svg(svg, alt) if 0 < len(svg) < MOST_SVG else _plot_png(data, alt))
 
     def image(self, title: str, data: bytes, alt: str, note: str = "") -> None:
         """A section with one encoded image (PNG, JPEG or WebP)."""
@@ -194,8 +203,8 @@ class HtmlReport:
                 f"{'✓' if one.right else '✗'} {html.escape(one.caption)}</figcaption></figure>"
                 for one in images
             )
-            parts.append(f'<h3>{html.escape(heading)}</h3><div class="gallery small">{cells}</div>')
-        self._add(title, *parts)
+            parts.append(f'<div><h3>{html.escape(heading)}</h3><div class="gallery small">{cells}</div></div>')
+        self._add(title, parts[0], f'<div class="groups">{"".join(parts[1:])}</div>')
 
     def render(self) -> str:
         """The whole document."""
@@ -261,6 +270,20 @@ def _cell(value: Any) -> str:
     # Shares keep their last zeros, so that they stand below each other digit by digit.
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else decimal(value)
     return f'<td{kind} data-value="{value}">{text}</td>'
+
+
+def _plot_svg(svg: str, alt: str) -> str:
+    width = round(float(svg[svg.index('width="') + 7 :].partition("pt")[0]) * 96 / 72)
+    named = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
+    least = round(width * LEGIBLE)
+    kind = "plot scrolls" if least > PHONE else "plot"
+    return f'<figure class="{kind}" style="--full: {width}px; --least: {least}px">{named}</figure>'
+
+
+def _plot_png(data: bytes, alt: str) -> str:
+    """On white, in which it was drawn."""
+    least = int.from_bytes(data[16:20]) * 2 // 3  # of the width in the PNG's header
+    return f'<figure class="plot white scrolls" style="--least: {least}px">{_img(data, alt)}</figure>'
 
 
 def _note(text: str) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,15 +34,39 @@ def new_figure(width: float = 8, height: float = 4) -> Figure:
 
 
 def set_title(figure: Figure, message: str) -> None:
-    """Say above the figure what it shows."""
-    figure.suptitle(message, fontsize=11)
+    """Say above the figure what it shows, in as many lines as that takes."""
+    figure.suptitle(textwrap.fill(message, max(24, int(12 * figure.get_figwidth()))), fontsize=11)
 
 
-def figure_png(figure: Figure) -> bytes:
-    """Render a figure to PNG bytes and close it. Charts lose the frame's upper and right side, images keep theirs."""
+def _open_frames(figure: Figure) -> None:
+    """Charts lose the frame's upper and right side, images keep theirs."""
     for axes in figure.axes:
         if not axes.images:
             axes.spines[["top", "right"]].set_visible(False)
+
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as an SVG element that takes the ink of the page it stands in; the figure stays open.
+
+    Equal figures give equal text. Marks of a color keep it, what is black is drawn in the color of text.
+    """
+    import matplotlib
+
+    _open_frames(figure)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "shardline"}):
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to them, and each figure has the same ones
+    return text.replace("#000000", "currentColor").replace(GRID, "var(--line)")
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Render a figure to PNG bytes and close it."""
+    _open_frames(figure)
     buffer = io.BytesIO()
     # No software version inside: equal figures give equal bytes.
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white", metadata={"Software": None})

@@ -33,7 +33,7 @@ def training_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float]]
     train = [line for line in metrics if line["kind"] == "train"]
     held_out = [line for line in metrics if line["kind"] == "eval"]
     color = SPLIT_COLORS.get(eval_split, HELD_OUT)
-    figure = new_figure(8, 8)
+    figure = new_figure(5.2, 7)
     loss, top1, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
     for axes, name in ((loss, "loss"), (top1, "top1")):
         _plot_smoothed(axes, *_series(train, name))
@@ -97,7 +97,7 @@ def throughput_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float
     if not len(epochs):
         return None
     waiting = _series(train, "waiting_percent")[1] / 100
-    figure = new_figure(8, 4.6)
+    figure = new_figure(5.2, 4)
     rate, wait = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     marker = "o" if len(rates) < SMOOTHED_FROM else ""
     rate.plot(epochs, rates, color=BLUE, marker=marker, ms=3)
@@ -130,7 +130,7 @@ def gpu_curves(metrics: Sequence[Line]) -> Figure | None:
     series = {what: points for what, points in series.items() if len(points[0])}
     if not series:
         return None
-    figure = new_figure(8, 0.8 + 1.6 * len(series))
+    figure = new_figure(5.2, 0.8 + 1.5 * len(series))
     for axes, ((what, unit), (epochs, values)) in zip(
         figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0], series.items(), strict=True
     ):

@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from shardline.tools.html_report import HtmlReport, Link, _cell, replace_links
-from shardline.tools.plot_style import PALETTE, figure_png, new_figure
+from shardline.tools.plot_style import PALETTE, figure_png, figure_svg, new_figure
 
 
 @pytest.fixture
@@ -37,10 +38,25 @@ def test_text_is_escaped_and_numbers_sort_as_numbers(page):
 
 
 def test_images_have_words(page):
-    images = re.findall(r"<img [^>]*>", page)
-    assert len(images) == 2 and all(re.search(r'alt="[^"]+"', image) for image in images)
-    assert 'alt="a &quot;line&quot;"' in page
-    assert "data:image/png;base64," in images[0] and "data:image/jpeg;base64," in images[1]
+    (image,) = re.findall(r"<img [^>]*>", page)
+    assert 'alt="cap &amp; tion"' in image and "data:image/jpeg;base64," in image
+    assert '<svg role="img" aria-label="a &quot;line&quot;"' in page
+
+
+def test_plots_are_drawn_in_the_ink_of_the_page_and_large_ones_as_png():
+    figure = new_figure(4, 2)
+    axes = figure.subplots()
+    axes.plot([1, 2], [3, 4], color="black")
+    axes.set_title("a <b> & c")
+    page, points = HtmlReport("t"), np.random.default_rng(0).random((2, 20_000))
+    page.figure("Line", figure, "line")
+    assert "a &lt;b&gt; &amp; c</text>" in page.render()  # text can be searched and selected
+    assert "currentColor" in page.render() and "#000000" not in page.render() and "<img" not in page.render()
+    many = new_figure(4, 2)
+    many.subplots().plot(*points, ".")
+    page.figure("Many", many, "many points")
+    assert '<figure class="plot white scrolls"' in page.render() and "data:image/png;base64," in page.render()
+    assert len(page.render()) < 300_000
 
 
 def test_equal_figures_give_equal_bytes():
@@ -50,6 +66,12 @@ def test_equal_figures_give_equal_bytes():
         return figure_png(figure)
 
     assert draw() == draw()
+    svgs = []
+    for _ in range(2):
+        figure = new_figure(2, 1)
+        figure.subplots().plot([1, 3])
+        svgs.append(figure_svg(figure))
+    assert svgs[0] == svgs[1] and "http" not in svgs[0]
 
 
 def test_parts_under_one_title_share_a_section():

@@ -36,8 +36,8 @@ from shardline.tools.plot_style import GRAY, PALETTE, SPLIT_COLORS, new_figure, 
 
 PLOTS = "plots"
 PAIRS_FILE = "near_duplicates.csv"
-SHEET_CLASSES, SHEET_COLUMNS, THUMB = 100, 8, 96  # pixels
-LISTED = 300  # rows of a table, at most
+SHEET_CLASSES, SHEET_IMAGES, SHEET_COLUMNS, THUMB = 100, 8, 4, 96  # pixels
+LISTED, LISTED_CLASSES = 300, 1000  # rows of a table, at most
 SHOWN_PAIRS = 24
 PLOTTED_SIZES = 20_000  # of source images, at most
 COLUMNS = ["path", "label", "split", "status", "reason", "detail", "bytes", "format", "source_height", "source_width",
@@ -187,11 +187,11 @@ def _value_counts(values: pa.Array) -> Counter[str]:
 
 def _add_samples(samples: dict[int, list[Row]], written: pa.RecordBatch) -> None:
     """Add the first rows of each class that has fewer than a contact sheet shows."""
-    wanted = [label for label, rows in samples.items() if len(rows) < SHEET_COLUMNS]
+    wanted = [label for label, rows in samples.items() if len(rows) < SHEET_IMAGES]
     labels = written["label"].to_numpy()
     for index in np.flatnonzero(np.isin(labels, wanted)).tolist() if wanted else ():
         rows = samples[int(labels[index])]
-        if len(rows) < SHEET_COLUMNS:
+        if len(rows) < SHEET_IMAGES:
             rows += written.slice(index, 1).to_pylist()
 
 
@@ -208,15 +208,16 @@ def _add_classes(page: HtmlReport, conversion: Conversion) -> None:
     page.figure("Classes", figure, alt, note=title + ".", png=conversion.directory / PLOTS / "classes.png")
     rows = [
         (label, name, *(int(values[label]) for values in counts.values()), int(total[label]))
-        for label, name in enumerate(manifest.shown_labels[:1000])
+        for label, name in enumerate(manifest.shown_labels[:LISTED_CLASSES])
     ]
-    page.table("Classes", ("label", "class", *counts, "all"), rows)
+    note = f"The first {LISTED_CLASSES:,} of {len(manifest.labels):,} classes; manifest.json counts all."
+    page.table("Classes", ("label", "class", *counts, "all"), rows, note if len(rows) < len(manifest.labels) else "")
 
 
 def _classes_figure(manifest: Manifest, counts: dict[str, np.ndarray], total: np.ndarray) -> Any:
     """Bars for a few classes, a curve for many."""
     names, many = manifest.shown_labels, len(manifest.labels) > 40
-    figure = new_figure(6, 3.5 if many else max(2.0, 0.28 * len(names) * max(1, len(counts)) ** 0.5 + 1.2))
+    figure = new_figure(5.2, 3.2 if many else max(2.0, 0.28 * len(names) * max(1, len(counts)) ** 0.5 + 1.2))
     axes = figure.subplots()
     colors = _split_colors(manifest)
     if many:
@@ -234,7 +235,7 @@ def _classes_figure(manifest: Manifest, counts: dict[str, np.ndarray], total: np
         axes.invert_yaxis()
         axes.set_xlabel("images")
         axes.set_xlim(left=0)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 
@@ -262,12 +263,13 @@ def _add_sizes(page: HtmlReport, conversion: Conversion, facts: _Facts) -> None:
 
 
 def _sizes_figure(manifest: Manifest, width: np.ndarray, height: np.ndarray, split: np.ndarray) -> Any:
-    figure = new_figure(6, 3)
+    figure = new_figure(5.2, 2.8)
     left, right = figure.subplots(1, 2)
     colors = _split_colors(manifest)
     for number, name in enumerate(manifest.splits):
         mine = split == number
-        left.scatter(width[mine], height[mine], s=6, alpha=0.35, color=colors[name], label=name, linewidths=0)
+        dots = left.scatter(width[mine], height[mine], s=6, alpha=0.35, color=colors[name], label=name, linewidths=0)
+        dots.set_rasterized(True)  # there may be thousands
     top = max(1, int(max(width.max(), height.max()) * 1.05))
     if manifest.image.resize != "none":
         side = manifest.image.size
@@ -286,19 +288,16 @@ def _add_contact_sheets(page: HtmlReport, conversion: Conversion, facts: _Facts)
     labels = conversion.manifest.shown_labels
     sheets = []
     for label, rows in facts.samples.items():
-        thumbs = [_thumb(conversion, row) for row in rows]
-        sheet = np.hstack(thumbs + [_blank()] * (SHEET_COLUMNS - len(thumbs)))
-        sheets.append((f"{labels[label]} ({label})", sheet))
+        sheets.append((f"{labels[label]} ({label})", _sheet([_thumb(conversion, row) for row in rows])))
     note = "The first stored images of each class, as stored. "
     if len(labels) > SHEET_CLASSES:
         note += f"The first {len(sheets)} of {count(len(labels), 'class')}. "
-    for number, (name, sheet) in enumerate(sheets):
-        page.image("Contact sheets", _jpeg(sheet), f"images of class {name}", note=note * (number == 0) + name)
-    _save_sheets(conversion.directory / PLOTS / "contact_sheet.png", sheets[:40])
+    page.gallery("Contact sheets", [(_jpeg(sheet), name) for name, sheet in sheets], note=note, wide=True)
+    _save_sheets(conversion.directory / PLOTS / "contact_sheet.png", sheets[:20])
 
 
 def _save_sheets(path: Path, sheets: Sequence[tuple[str, np.ndarray]]) -> None:
-    figure = new_figure(8, 0.2 + 1.0 * len(sheets))
+    figure = new_figure(4.4, 0.2 + 2.2 * len(sheets))
     rows = figure.subplots(len(sheets), 1, squeeze=False)[:, 0]
     for axes, (name, sheet) in zip(rows, sheets, strict=True):
         axes.imshow(sheet)
@@ -411,6 +410,14 @@ def _thumb(conversion: Conversion, row: Row) -> np.ndarray:
     top, left = (THUMB - small.shape[0]) // 2, (THUMB - small.shape[1]) // 2
     square[top : top + small.shape[0], left : left + small.shape[1]] = small
     return square
+
+
+def _sheet(thumbs: Sequence[np.ndarray]) -> np.ndarray:
+    """Thumbnails in rows of SHEET_COLUMNS."""
+    columns = min(SHEET_COLUMNS, len(thumbs))
+    tiles = [*thumbs, *[_blank()] * (-len(thumbs) % columns)]
+    sheet: np.ndarray = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+    return sheet
 
 
 def _blank() -> np.ndarray:
