@@ -39,12 +39,26 @@ class Rate(NamedTuple):
 
 def timed(work: Callable[[], float]) -> Rate:
     """Run `work`, which returns how many units it did; measure its time, CPU time and delays, children's included."""
-    delay, children, cpu, wall = run_delay_seconds(), children_cpu_seconds(), time.process_time(), time.perf_counter()
+    delay, busy = run_delay_seconds(), cpus_busy_seconds()
+    children, cpu, wall = children_cpu_seconds(), time.process_time(), time.perf_counter()
     units = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cpu += children_cpu_seconds() - children
-    delay = max(run_delay_seconds() - delay, 0.0)  # that of threads which have ended is forgotten
+    # Our own threads may have waited for each other; and those that have ended are forgotten.
+    delay = max(min(run_delay_seconds() - delay, cpus_busy_seconds() - busy - cpu), 0.0)
     return Rate(units / wall, cpu / units, delay_seconds=delay / units) if units else Rate(units / wall)
+
+
+def cpus_busy_seconds() -> float:
+    """Time so far in which this process's CPUs worked for anybody, to 10 ms: proc_stat(5)."""
+    ticks = 0
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *values = line.split()
+            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in os.sched_getaffinity(0):
+                user, nice, system, _, _, *others = map(int, values[:8])  # others: interrupts, stolen
+                ticks += user + nice + system + sum(others)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def run_delay_seconds() -> float:
