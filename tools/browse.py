@@ -69,8 +69,8 @@ def browse(config: BrowseConfig) -> Server:
 def main(config: BrowseConfig) -> None:
     """The command: print the address, and serve the page until Ctrl-C."""
     with Manifest.opened(config.directory), browse(config) as server:
-        command_line.show(server.url)
-        print("Ctrl-C ends it", flush=True)
+        print(server.url, flush=True)
+        command_line.log("Ctrl-C ends it")
         if config.open:
             import webbrowser
 
