@@ -1,0 +1,55 @@
+"""The demo's figures, as the README has them: `python -m tests.demo_figures` runs `make demo` and saves what it gave.
+
+Writes benchmarks/results/demo.json and the README's two images, on an otherwise idle machine; what the README then has
+to say, tests/test_readme_figures.py tells. With --seconds: of a demo that was run already and took so long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from shardline.benchmarks.measure import machine
+from shardline.pipeline.evaluation_files import read_metrics
+from shardline.pipeline.manifest import Manifest
+from tests.tools.test_sample_data import color_top1
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "benchmarks" / "results" / "demo.json"
+IMAGES = {"predictions.png": "demo_predictions.png", "run/plots/curves.png": "demo_curves.png"}  # under docs/
+
+
+def main() -> None:
+    """Run the demo unless it was, and save its figures and images."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, help="how long the demo took that was run already")
+    parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="where it lies")
+    settings = parser.parse_args()
+    start = time.monotonic()
+    if settings.seconds is None:
+        subprocess.run(["make", "demo"], cwd=ROOT, check=True)
+    seconds = time.monotonic() - start if settings.seconds is None else settings.seconds
+    values = read_metrics(settings.demo / "evaluation")
+    data = settings.demo / "data"
+    figures = {
+        "seconds": round(seconds),
+        "training_images": Manifest.load(data).split("train").records,
+        "test_images": values["n"],
+        "top1": values["top1"],
+        "top1_interval95": values["interval95"]["top1"],
+        "nearest_mean_color_top1": color_top1(data),
+        "weights": values["weights"],
+        "machine": {name: fact for name, fact in machine().items() if name != "argv"},
+    }
+    FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+    for source, name in IMAGES.items():
+        if (settings.demo / source).is_file():
+            shutil.copyfile(settings.demo / source, ROOT / "docs" / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""How soon and how often each command says that it lives: `python -m tests.signs_of_life --output after.json`.
+
+Runs every command on the demo's data, on a terminal and with its output piped away, and prints a table: seconds until
+the first output, the longest silence, and what was said before it. Of an older version, whose commands are modules:
+
+    python -m tests.signs_of_life --typed 'env PYTHONPATH=OLD python -m {folder}.{module}' --output before.json
+    python -m tests.signs_of_life --output after.json --before before.json
+
+Seconds mean something on an idle machine only. `--only convert,train` runs some, after what they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shardline.pipeline.commands import COMMANDS
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+TRAIN = (
+    "--weights none --head gap --dropout 0 --phases all:6@2e-2 --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 "
+    "--global_batch_size 32 --logical_cpus 2"
+)
+# Each command with its arguments: PLACE is a folder of its own, so that every one is run twice. In this order.
+RUNS = {
+    "sample-data": "--output PLACE/photos",
+    "convert": "--source photos --output PLACE/data --size 54 --splits train=0.75,validation=0.05,test=0.2",
+    "verify": "--data data",
+    "doctor": "",
+    "inspect": "--data data --save PLACE/grid.png",
+    "adopt": "--data PLACE/adopted",
+    "train": f"--data data --workdir PLACE/run {TRAIN}",
+    "evaluate": "--run run --data data --split test --output PLACE/evaluation",
+    "predict": "--run run --input photos/*/*0001.* --output PLACE/predictions.csv --gallery PLACE/predictions.png",
+    "export": "--run run --output PLACE/exported",
+    "compare": "run run --output PLACE/compared",
+    "benchmark": "--data data --suite short --repeats 1 --output PLACE/report",
+    "browse": "data --run evaluation",
+}
+KEPT = {"sample-data": "photos", "convert": "data", "train": "run", "evaluate": "evaluation"}  # for those after them
+SERVES = {"browse": b"http://"}  # what ends the start of a command that then waits: it is stopped
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of one run. Seconds; `before`: the last words before the longest silence."""
+
+    code: int
+    first: float
+    longest: float
+    before: str
+    total: float
+
+
+def watch(command: list[str], folder: Path, terminal: bool, until: bytes = b"") -> Observed:
+    """Run a command, and note when it says something: on a terminal of 80 columns, or into a pipe."""
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    first, longest, before, said, last = 0.0, 0.0, "(its start)", b"", start
+    stopped = False
+    while True:
+        data = _read(ours)
+        now = time.monotonic()
+        if not stopped and now - last > longest:
+            longest, before = now - last, _last_words(said) or before
+        last, said = now, said + data
+        if not first and CONTROL.sub("", data.decode(errors="replace")).strip():
+            first = now - start
+        if until and until in said and not stopped:
+            stopped = True
+            process.send_signal(signal.SIGINT)
+        if not data:
+            break
+    os.close(ours)
+    code = process.wait()
+    if code and not stopped:
+        print(said.decode(errors="replace")[-500:], file=sys.stderr)
+    return Observed(0 if stopped else code, first, longest, before, time.monotonic() - start)
+
+
+def _read(file: int) -> bytes:
+    """What comes next; nothing when the other end is closed."""
+    select.select([file], [], [])
+    try:
+        return os.read(file, 1 << 16)
+    except OSError:  # how Linux tells it of a terminal
+        return b""
+
+
+def _last_words(said: bytes) -> str:
+    lines = [line for line in re.split(r"[\r\n]+", CONTROL.sub("", said.decode(errors="replace"))) if line.strip()]
+    return lines[-1].strip()[:60] if lines else ""
+
+
+def typed(template: str, name: str) -> list[str]:
+    """The command as it is started."""
+    _, folder, module = COMMANDS[name].module.split(".")
+    bin_folder = Path(sys.executable).parent
+    return shlex.split(template.format(bin=bin_folder, name=name, folder=folder, module=module))
+
+
+def arguments(name: str, place: str, folder: Path) -> list[str]:
+    """What is typed after a command: patterns are left to it."""
+    if name == "adopt":  # a copy of the shards, without what a conversion wrote about them
+        adopted = folder / place / "adopted"
+        adopted.mkdir()
+        for shard in (folder / "data").glob("*.tfrecord-*[0-9]"):
+            os.link(shard, adopted / shard.name)
+    return shlex.split(RUNS[name].replace("PLACE", place))
+
+
+def observe(template: str, names: list[str], folder: Path) -> dict[str, dict[str, Observed]]:
+    """Each command on a terminal and into a pipe."""
+    found: dict[str, dict[str, Observed]] = {}
+    for name in RUNS:
+        if name not in names and name not in KEPT:
+            continue
+        found[name] = {}
+        for kind in ("terminal", "pipe"):
+            place = f"{name}-{kind}"
+            (folder / place).mkdir()
+            command = [*typed(template, name), *arguments(name, place, folder)]
+            print(f"{kind}: {shlex.join(command)}", file=sys.stderr, flush=True)
+            found[name][kind] = watch(command, folder, kind == "terminal", SERVES.get(name, b""))
+        if name in KEPT:
+            (folder / KEPT[name]).symlink_to(folder / f"{name}-terminal" / KEPT[name])
+    return {name: found[name] for name in found if name in names}
+
+
+def table(found: dict[str, dict[str, Observed]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = [
+        "| command | first sign, terminal | longest silence | after | first sign, pipe | longest silence | after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, kinds in found.items():
+        cells = []
+        for kind in ("terminal", "pipe"):
+            seen = kinds[kind]
+            words = seen.before.replace("|", "\\|")
+            failed = f" (exit {seen.code})" if seen.code else ""
+            cells += [f"{seen.first:.1f} s", f"{seen.longest:.1f} s of {seen.total:.0f}{failed}", f"`{words}`"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Observe, print the table, and save what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--typed", default="{bin}/shardline-{name}", help="how a command is started; {bin}, {name}, "
+                        "{folder} and {module} are filled in")  # fmt: skip
+    parser.add_argument("--only", default=",".join(RUNS), help="commands to run, by name")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for what was seen")
+    parser.add_argument("--before", type=Path, help="such a file of an older version, for a table of both")
+    settings = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = observe(settings.typed, settings.only.split(","), Path(folder))
+    plain = {name: {kind: asdict(seen) for kind, seen in kinds.items()} for name, kinds in found.items()}
+    settings.output.write_text(json.dumps(plain, indent=1) + "\n")
+    if settings.before:
+        earlier = json.loads(settings.before.read_text())
+        print("\n".join(["Before:", "", *table({n: {k: Observed(**s) for k, s in kinds.items()}
+                                               for n, kinds in earlier.items()}), "", "After:", ""]))  # fmt: skip
+    print("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Every figure of the README comes from a file in benchmarks/results: its sentences, as the evidence gives them.
+
+When a file was measured anew, the failing test shows the sentence to write.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from shardline.benchmarks.measure import CONTROL, load_results, ratio
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+CPU = {(m.suite, m.name): m for m in load_results(RESULTS / "epyc-2-cores")}
+H200 = json.loads((RESULTS / "h200" / "gpu_report.json").read_text())
+DEMO = json.loads((RESULTS / "demo.json").read_text())
+README = " ".join((ROOT / "README.md").read_text().split())
+
+LOADERS, LARGE, RIVALS, MEGAPIXELS = "input", "convert 3,200 photographs", "convert", "convert 12 megapixels"
+OURS = "shardline host"
+WORDS = {3: "three", 5: "five", 7: "seven"}
+
+
+def times(suite, ours, other):
+    """Median, smallest and largest of the ratios within a turn."""
+    return ratio(CPU[suite, ours], CPU[suite, other])
+
+
+def median(suite, ours, other):
+    return times(suite, ours, other)[0]
+
+
+def per_cpu_second(suite, ours, other):
+    a, b = CPU[suite, ours].cpu_seconds, CPU[suite, other].cpu_seconds
+    return statistics.median(y / x for x, y in zip(a, b, strict=True))
+
+
+def gpu(part, what):
+    rows = [row for rows in H200.values() for row in rows if (row["part"], row.get("what")) == (part, what)]
+    (row,) = [row for row in rows if "images_per_second" in row]
+    return row
+
+
+def demo():
+    low, high = DEMO["top1_interval95"]
+    minutes, seconds = divmod(DEMO["seconds"], 60)
+    cores = {2: "two"}[DEMO["machine"]["cores"]]
+    yield f"`make demo` needs some minutes ({minutes} min {seconds} s on {cores} cores with AVX512-BF16)"
+    yield (
+        f"after six epochs on {DEMO['training_images']} drawn images, scores {DEMO['top1']:.1%} on "
+        f"{DEMO['test_images']} others (95% interval {low:.1%} to {high:.1%}; a nearest-mean-color classifier: "
+        f"{DEMO['nearest_mean_color_top1']:.0%})"
+    )
+
+
+def one_gpu():
+    synthetic, real = gpu("batches", "mixed_bfloat16, 128"), gpu("real", "default")
+    yield (
+        f"VGG16 trains {synthetic['images_per_second']:,.0f} images/s at 224 px (bfloat16, batches of 128, "
+        f"augmentation on the GPU), {real['images_per_second']:,.0f} from JPEGs that 16 cores decode, waiting "
+        f"{real['waiting_percent']:.1f}% of the time; determinism costs nothing, and runs repeat, also after a kill, "
+        "to the same SHA-256"
+    )
+
+
+def loaders():
+    """Beside other people's loaders."""
+    torch = "PyTorch DataLoader + OpenCV"
+    middle, low, high = times(LOADERS, OURS, torch)
+    turns = WORDS[len(CPU[LOADERS, OURS].repeats)]
+    grain, tfds, dali, garden = (
+        median(LOADERS, OURS, other)
+        for other in ("Grain + ArrayRecord + OpenCV", "TFDS", "DALI on the CPU", "Model Garden, float32")
+    )
+    yield (
+        f"shardline's default is {middle:.2f} times as fast as PyTorch's DataLoader with OpenCV, the fastest other "
+        f"({low:.2f} to {high:.2f} in {turns} turns; per second of CPU {per_cpu_second(LOADERS, OURS, torch):.2f}), "
+        f"{grain:.1f} times Grain with ArrayRecord, {tfds:.1f} times TFDS, {dali:.1f} times DALI, {garden:.1f} times a "
+        "Model-Garden-style pipeline"
+    )
+
+
+def converters():
+    """Beside other people's converters."""
+    loop, turns = "plain loop", WORDS[len(CPU[LARGE, "shardline"].repeats)]
+    middle, low, high = times(LARGE, "shardline", loop)
+    ffcv, img2dataset = (median(LARGE, "shardline", other) for other in ("FFCV writer, OpenCV", "img2dataset"))
+    yield (
+        f"it is {middle:.2f} times as fast as the plain OpenCV loop ({low:.2f} to {high:.2f} in {turns} runs that took "
+        f"turns of a quarter of a second; control {median(LARGE, CONTROL, loop):.2f}), {ffcv:.1f} times FFCV's writer "
+        f"and {img2dataset:.1f} times img2dataset"
+    )
+    nearest = {other: median(RIVALS, other, loop) for other in ("MDSWriter", "TFDS builder")}
+    yield (
+        f"The nearest others, on fewer photographs, are MDSWriter with {nearest['MDSWriter']:.2f} and TFDS's builder "
+        f"with {nearest['TFDS builder']:.2f} times the loop, where ours is {median(RIVALS, 'shardline', loop):.2f}"
+    )
+    two = median("scaling of the converter", "shardline, 2 workers on 2 cores", "shardline")
+    yield f"two cores convert {two:.1f} times as fast as one"
+    yield f"of 12-megapixel photographs {median(MEGAPIXELS, 'shardline', loop):.1f} times the loop"
+    yield (
+        f"medians of the same thing measured twice differ by up to {100 * max(map(stray, quoted_suites())):.0f}% there"
+    )
+
+
+def stray(suite):
+    """How far a suite's control strays from its reference."""
+    settings = {"input": OURS, "scaling of the converter": "shardline"}
+    return abs(median(suite, CONTROL, settings.get(suite, "plain loop")) - 1)
+
+
+def quoted_suites():
+    return LOADERS, LARGE, RIVALS, MEGAPIXELS, "scaling of the converter"
+
+
+CLAIMS = [(source.__name__, claim) for source in (demo, one_gpu, loaders, converters) for claim in source()]
+
+
+@pytest.mark.parametrize("claim", [claim for _, claim in CLAIMS], ids=[f"{n}{i}" for i, (n, _) in enumerate(CLAIMS)])
+def test_the_readme_says_what_the_evidence_gives(claim):
+    assert claim in README, f"the README has to say:\n{claim}"
+
+
+def test_no_other_figure_stands_in_the_readme():
+    prose = re.sub(r"```.*?```", " ", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    prose = " ".join(prose.split())
+    for _, claim in CLAIMS:
+        prose = prose.replace(claim, " ")
+    figures = re.findall(
+        r"\d[\d,.]*(?: ?%| times| images/s|/s\b| points| min\b| seconds)", re.sub(r"`[^`]*`", " ", prose)
+    )
+    assert figures == [], f"figures without evidence: {figures}"
+
+
+def test_others_are_named_honestly():
+    """The fastest other loader and the nearest converters are those that the sentences name."""
+    others = {
+        name: median(suite, name, OURS)
+        for suite, name in CPU
+        if suite == LOADERS and not name.startswith(("shardline", "TensorFlow", "control"))
+    }
+    assert max(others, key=others.get) == "PyTorch DataLoader + OpenCV"
+    others = {
+        name: median(suite, name, "plain loop")
+        for suite, name in CPU
+        if suite == RIVALS and not name.startswith(("shardline", "plain", "control"))
+    }
+    assert set(sorted(others, key=others.get)[-2:]) == {"MDSWriter", "TFDS builder"}
+
+
+def test_the_same_bits_on_a_gpu_are_in_the_evidence():
+    rows = [row for rows in H200.values() for row in rows if row["part"] == "same_bits" and "weights_sha256" in row]
+    assert len(rows) == 3 and len({row["weights_sha256"] for row in rows}) == 1 and "killed" in rows[2]["what"]
+    with_it, without = gpu("batches", "mixed_bfloat16, 128"), gpu("nondeterministic", "--nodeterministic")
+    assert with_it["images_per_second"] >= 0.99 * without["images_per_second"]  # "determinism costs nothing"
+
+
+def test_every_published_suite_is_of_one_clean_commit():
+    commits = {}
+    for line in (RESULTS / "epyc-2-cores" / "results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        commits.setdefault(row["suite"], set()).add(row["machine"]["commit"])
+    assert all(len(found) == 1 for found in commits.values()), commits
+    # The one that is not clean: to be measured again.
+    assert {suite for suite, (commit,) in commits.items() if commit.endswith("-dirty")} <= {RIVALS}
