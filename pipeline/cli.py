@@ -32,7 +32,7 @@ from shardline.pipeline.config_file import read_config_file, write_config_text
 from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line, explain
 from shardline.pipeline.habits import unknown
 from shardline.pipeline.options import Field, from_text, options
-from shardline.pipeline.progress import log, progress
+from shardline.pipeline.progress import log, progress, saying
 from shardline.pipeline.text import display
 
 if TYPE_CHECKING:
@@ -184,16 +184,18 @@ def import_tensorflow() -> Any:
 
     Other lines are passed on. For command lines; a library module imports TensorFlow as usual.
     """
+    loading = "loading TensorFlow …"
     if "tensorflow" not in sys.modules:
-        log("loading TensorFlow …")
+        log(loading)
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
         os.dup2(held.fileno(), 2)  # the file descriptor, because the messages come from C++
         try:
-            import tensorflow as tf
+            with saying(loading, lambda line: os.write(stderr, f"{line}\n".encode())):
+                import tensorflow as tf
 
-            tf.config.list_physical_devices()
+                tf.config.list_physical_devices()
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

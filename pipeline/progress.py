@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +20,8 @@ T = TypeVar("T")
 
 LINE_SECONDS = 30.0  # a line is due after this,
 STEP_PERCENT, STEP_SECONDS = 5, 5.0  # or after this much progress, but not sooner than this
+SAY_SECONDS = 10.0  # what has no bar says after this that it goes on
+BEAT_SECONDS = 2.0  # a bar that nothing moves is drawn again after this: its clock goes on
 now: Callable[[], float] = time.monotonic  # a test's clock goes its own way
 
 
@@ -34,7 +39,63 @@ def progress(
     bar, lines = _kinds()
     settings.setdefault("dynamic_ncols", True)
     kind = bar if sys.stderr.isatty() else lines
-    return kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, miniters=1, **settings)
+    made = kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, miniters=1, **settings)
+    _keep_alive(made)
+    return made
+
+
+_watching = threading.Lock()
+_open_bars: weakref.WeakSet[tqdm[Any]] = weakref.WeakSet()
+_watcher: threading.Thread | None = None  # while there are bars
+
+
+def _keep_alive(bar: tqdm[Any]) -> None:
+    """Have a bar drawn again and again until it is closed: one step of its work may take long."""
+    global _watcher
+    with _watching:
+        _open_bars.add(bar)
+        if _watcher is None:
+            _watcher = threading.Thread(target=_watch, daemon=True)
+            _watcher.start()
+
+
+def _watch() -> None:
+    global _watcher
+    while True:
+        time.sleep(BEAT_SECONDS)
+        _beat()
+        with _watching:
+            if not _open_bars:
+                _watcher = None
+                return
+
+
+def _beat() -> None:
+    """Draw all open bars; a function of its own, so that none is held between two beats."""
+    for bar in list(_open_bars):
+        with bar.get_lock():
+            with suppress(OSError, ValueError):  # nobody reads any more
+                bar.refresh(nolock=True)  # which a closed one does not do
+            if bar.disable:  # closed
+                _open_bars.discard(bar)
+
+
+@contextmanager
+def saying(text: str, say: Callable[[str], object] = log) -> Iterator[None]:
+    """Say now and then that something goes on, and for how long so far, while the block lasts."""
+    done, started = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not done.wait(SAY_SECONDS):
+            say(f"{text}, {time.monotonic() - started:.0f} seconds so far")
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @cache

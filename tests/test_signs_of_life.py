@@ -33,7 +33,16 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
 
     splits = "--splits=train=0.5,validation=0.25,test=0.25"
     shown, _ = phases(place, "convert", "--source=photos", "--output=data", "--size=40", splits)
-    assert_in_order(shown, "scan: ", "convert: ", "data: ")
+    assert_in_order(
+        shown, "scan: ", "convert: ", "duplicates: 12 inputs", "finish: ", "near duplicates: 12 images",
+        "report: classes", "report: contact sheets", "report: facts", "data: ",
+    )  # fmt: skip
+
+    shown, _ = phases(place, "verify", "data", "--sources=photos")
+    assert_in_order(shown, "verify: ", "compare sources: ", "no faults")
+
+    shown, _ = phases(place, "doctor")
+    assert_in_order(shown, "examine: ")
 
     trained, lines = phases(place, "train", "data", "--workdir=run", *QUICK)
     assert_in_order(
@@ -47,7 +56,8 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
 
     shown, _ = phases(place, "evaluate", "--run=run", "data")
     assert_in_order(
-        shown, "weights: ", "loading TensorFlow …", "evaluate test: ", "draw: ", "report: result",
+        shown, "weights: ", "loading TensorFlow …", "evaluate test: ", "leakage: ", "evaluate validation: ", "draw: ",
+        "report: result",
         "report: mistakes, Grad-CAM", "top-1 ",
     )  # fmt: skip
 
@@ -56,6 +66,9 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
 
     shown, _ = phases(place, "export", "--run=run", "--output=exported", "--formats=keras")
     assert_in_order(shown, "weights: ", "loading TensorFlow …", "export: ", "compare: ", "keras: ")
+
+    shown, _ = phases(place, "compare", "run", "run", "--output=compared")
+    assert_in_order(shown, "read: ", "curves: ", "compared")
 
     # The run again, and to be continued, from its own config.
     sha256 = r'"weights_sha256": "(\w+)"'

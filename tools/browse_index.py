@@ -276,7 +276,7 @@ def _look_alikes(
     first[np.unique(groups, return_index=True)[1]] = True
     rows = np.flatnonzero((records >= 0) & ((groups < 0) | first) & (hashes != 0))
     if len(rows):
-        log(f"look-alikes: comparing {count(len(rows), 'image')} …")
+        log(f"near duplicates: {count(len(rows), 'image')}")
     found: dict[int, list[int]] = {}
     for pair in near_duplicates(hashes[rows], rows, splits[rows]):
         found.setdefault(pair.first, []).append(pair.second)

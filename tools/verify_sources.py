@@ -22,6 +22,7 @@ from shardline.pipeline.executors import WHY, Show, no_show
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.progress import progress
 from shardline.pipeline.source_files import find_source
 
 # Of 255, by which a stored image may differ, on average and in one of its parts: edges of saturated color cost a tiny
@@ -164,7 +165,11 @@ def compare_sources(
     parts = [tuple(picked[i::TASKS]) for i in range(min(TASKS, len(picked)))]
     tasks = [SourceTask(str(directory), tuple(sources), manifest, part) for part in parts]
     engine, workers = "inline" if workers == 1 else "processes", max(1, min(workers or available_cores(), len(tasks)))
-    results = list(executors.run(_compare, tasks, engine=engine, workers=workers, image_timeout=image_timeout))
+    with progress(total=len(picked), desc="compare sources", unit="images") as bar:
+        compared = executors.run(
+            _compare, tasks, engine=engine, workers=workers, on_progress=bar.update, image_timeout=image_timeout
+        )
+        results = list(compared)
     return Comparison(
         sum(result.compared for result in results),
         tuple(sorted(line for result in results for line in result.faults)),

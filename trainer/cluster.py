@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from shardline.pipeline import nvidia
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.progress import saying
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.hosts import Hosts, HostsConfig, find_hosts, saying, wait_for_hosts
+from shardline.trainer.hosts import Hosts, HostsConfig, find_hosts, wait_for_hosts
 from shardline.trainer.xla import set_flags
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write, own_directory
 from shardline.pipeline.options import check_options, option
-from shardline.pipeline.progress import log
+from shardline.pipeline.progress import log, progress
 from shardline.pipeline.wording import as_flag, count, shorten_list
 from shardline.tools.html_report import HtmlReport, Link
 from shardline.trainer import metrics_log
@@ -89,7 +89,8 @@ def compare(config: CompareConfig) -> Comparison:
     if not paths or (len(paths) < 2 and list(config.runs) == paths):
         raise UsageError("name at least two runs, or a folder of them: shardline-compare RUN RUN")
     names = unique_names(paths)
-    runs = [load(name, path, config.split) for name, path in zip(names, paths, strict=True)]
+    found = progress(paths, total=len(paths), desc="read", unit="runs", leave=False)
+    runs = [load(name, path, config.split) for name, path in zip(names, found, strict=True)]
     comparison = Comparison(
         names=tuple(names),
         results=[result_row(run) for run in runs],
@@ -272,6 +273,7 @@ def write(output: Path, runs: Sequence[EvaluatedRun], found: Comparison) -> None
     page.table(
         "Results", HEADER, [(page_of(run, output), *row[1:]) for run, row in zip(runs, found.results, strict=True)]
     )
+    log(f"curves: {count(len(runs), 'run')}")
     curves = comparison_curves({run.name: run.log for run in runs})
     page.figure("Curves", curves, "loss and top-1 over epochs of every run", png=output / "curves.png")
     if found.tests:

@@ -23,6 +23,7 @@ from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import option
 from shardline.pipeline.paths import absolute
 from shardline.pipeline.remote import DataCacheOptions
+from shardline.pipeline.wording import count
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
 from shardline.trainer.hosts import HostsConfig, find_hosts
@@ -158,6 +159,7 @@ def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, c
     predictions = predict(config.split)
     leakage = Leakage((), "not searched for (--leakage=none)")
     if config.leakage != "none":
+        command_line.log(f"leakage: {count(len(predictions.records), 'image')}")
         leakage = find_leakage(
             run, devices, data, config.split, predictions.records,
             features=config.leakage == "features", batch_size=config.batch_size,

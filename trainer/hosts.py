@@ -11,7 +11,6 @@ import json
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -284,21 +283,3 @@ def _unreachable(address: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
-
-
-@contextmanager
-def saying(text: str) -> Iterator[None]:
-    """Say so every 10 seconds while the block lasts."""
-    done, started = threading.Event(), time.monotonic()
-
-    def say() -> None:
-        while not done.wait(SAY_SECONDS):
-            log(f"{text}, {time.monotonic() - started:.0f} seconds so far")
-
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

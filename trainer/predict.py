@@ -139,6 +139,7 @@ def _predict(
     if target and devices.chief:
         atomic_write(target, as_bytes(rows, form, num_listed(config)))
     if config.gallery:
+        command_line.log(f"drawing {config.gallery} …")
         draw_gallery(shown, len(rows), config.gallery)
     return rows
 

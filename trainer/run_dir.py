@@ -18,6 +18,7 @@ from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.pipeline.manifest import shown_labels
+from shardline.pipeline.progress import saying
 from shardline.pipeline.run_input import CONFIG_FILE, RUN_FORMAT
 from shardline.pipeline.stored import Sha256
 from shardline.trainer.checkpoints import (
@@ -283,9 +284,10 @@ def load_run(
             f"--checkpoint={found.path} is of a model of other classes than {Path(run_dir) / CONFIG_FILE} names; give "
             "one from the same run"
         )
-    network = create_network(
-        NetworkConfig.of(config, len(labels), precision=precision, input_scale=found.header["input_scale"])
-    )
+    with saying("making the model"):
+        network = create_network(
+            NetworkConfig.of(config, len(labels), precision=precision, input_scale=found.header["input_scale"])
+        )
     shapes = {name: tuple(variable.shape) for name, variable in network.weights.items()}
     if shapes != {name: array.shape for name, array in weights.items()}:
         raise UsageError(

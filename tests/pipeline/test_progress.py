@@ -1,13 +1,15 @@
 """Signs of life without a terminal: a line at the start, then one every so often and so far; by a clock of our own."""
 
+import gc
 import io
 import sys
 import threading
+import time
 
 import pytest
 
 from shardline.pipeline import progress as module
-from shardline.pipeline.progress import LINE_SECONDS, STEP_SECONDS, log, progress
+from shardline.pipeline.progress import LINE_SECONDS, STEP_SECONDS, log, progress, saying
 
 
 class Clock:
@@ -79,13 +81,69 @@ def test_an_iterable_is_passed_on_and_lines_of_log_stand_between(clock, lines):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_bars_start_no_threads(monkeypatch, terminal):
-    """tqdm's monitor can wait for ever for a thread that waits for it, and there was one for each bar."""
+def test_bars_share_one_thread_that_ends_with_them(monkeypatch, terminal):
+    """tqdm's own can wait for ever for a thread that waits for it, and there was one for each kind of bar."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
     screen = io.StringIO()
     screen.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", screen)
-    before = threading.active_count()
+    assert watchers_left(0)
     for _ in range(3):
-        with progress(range(3), total=3, desc="work", unit="file") as bar:
+        with progress(range(3), total=3, desc="work", unit="file") as bar, progress(total=1, desc="x", unit="y"):
             assert list(bar) == [0, 1, 2]
-    assert threading.active_count() == before and "work" in screen.getvalue()
+            assert len(watchers()) == 1
+    assert watchers_left(0) and "work" in screen.getvalue()
+    assert not [thread for thread in threading.enumerate() if "TMonitor" in type(thread).__name__]
+
+
+def watchers():
+    return [thread for thread in threading.enumerate() if "_watch" in thread.name]
+
+
+def watchers_left(number):
+    """Whether so many are left, soon."""
+    end = time.monotonic() + 60
+    while len(watchers()) != number and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    return len(watchers()) == number
+
+
+def test_bars_that_are_garbage_hold_nobody_up(monkeypatch):
+    """A bar that is collected is closed, which wants the lock of all bars, in whatever thread collects it."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.0001)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+    def forget():
+        for _ in range(200):
+            bar = progress(total=1, desc="x", unit="y")
+            bar.itself = [bar]  # for the collector alone
+            gc.collect(0)
+
+    threads = [threading.Thread(target=forget, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads) and watchers_left(0)
+
+
+def test_what_has_no_bar_is_said_again_and_again(monkeypatch, lines):
+    monkeypatch.setattr(module, "SAY_SECONDS", 0.01)
+    with saying("waiting"):
+        threading.Event().wait(0.2)
+    assert lines().count("waiting, 0 seconds so far") > 1
+
+
+def test_a_bar_that_nothing_moves_still_tells_that_it_lives(clock, lines, monkeypatch):
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
+    with progress(total=2, desc="compile", unit="programs"):
+        for _ in range(3):
+            clock.seconds += LINE_SECONDS
+            told, end = [], time.monotonic() + 60
+            while not told and time.monotonic() < end:
+                told = lines()
+            assert told[-1].startswith("compile: ")
+    clock.seconds += 10 * LINE_SECONDS
+    time.sleep(0.1)
+    assert lines() == []  # it was closed

@@ -500,7 +500,7 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(data):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "\nCtrl-C ends it\n" in err
     assert err.splitlines()[-1] == "shardline-browse: error: interrupted" and "Traceback" not in err
-    assert "index: " in err and "look-alikes: " in err  # each phase told of itself
+    assert "index: " in err and "near duplicates: " in err  # each phase told of itself
 
 
 def test_a_port_in_use_is_one_line(data, serve):

@@ -17,7 +17,6 @@ from shardline.trainer.hosts import (
     expand_counts,
     expand_nodes,
     find_hosts,
-    saying,
     slurm_hosts,
     wait_for_hosts,
 )
@@ -239,13 +238,6 @@ def test_a_host_name_that_is_unknown_is_missing():
     addresses = (free_addresses(1)[0], "no-such-host.invalid:2222")
     with pytest.raises(Failure, match=r"^host 1 \(no-such-host.invalid:2222: .*did not start"):
         wait_for_hosts(Hosts(addresses, 0, 0.01))
-
-
-def test_what_takes_long_is_said_again_and_again(monkeypatch, capsys):
-    monkeypatch.setattr(hosts_module, "SAY_SECONDS", 0.01)
-    with saying("waiting"):
-        threading.Event().wait(0.2)
-    assert capsys.readouterr().err.count("waiting, 0 seconds so far\n") > 1
 
 
 def test_a_cluster_is_not_started_before_its_hosts(monkeypatch):

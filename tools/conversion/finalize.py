@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.manifest import Shard, Split, index_path, shard_name, write_index
+from shardline.pipeline.progress import progress
 from shardline.pipeline.sources_table import DUPLICATE, ROW, SOURCES, WRITTEN, sources_writer
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.deduplicate import DedupResult
@@ -56,8 +57,9 @@ def finalize(
     next_record = [0] * len(plan.splits)
     counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
     sizes: list[np.ndarray] = []  # height and width: least and greatest of each shard
+    members = progress(list(plan.members()), total=len(results), desc="finish", unit="shards", leave=False)
     with sources_writer(directory) as write:
-        for task, (split, _, _) in enumerate(plan.members()):
+        for task, (split, _, _) in enumerate(members):
             rows = _final_rows(task, results[task], changes)
             stored = rows.filter(pc.equal(rows["status"], WRITTEN))
             name = ""

@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from shardline.pipeline.example import parse_example
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
+from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources
 from shardline.pipeline.text import csv_cell
 from shardline.pipeline.tfrecord import read_framed, unframe_record
@@ -123,6 +124,7 @@ def write_report(
     """
     manifest = conversion.manifest
     (conversion.directory / PLOTS).mkdir(exist_ok=True)
+    log(f"near duplicates: {count(manifest.ledger.written, 'image')}")
     pairs = _near_pairs(conversion.dedup)
     facts = _gather(conversion, pairs)
     shards = sum(len(split.shards) for split in manifest.splits.values())
@@ -134,13 +136,20 @@ def write_report(
     page.text("Ledger", f"{manifest.ledger}.", *conversion.sources.notes)
     page.table("Ledger", ("this run", ""), run)
     page.table("Estimated and actual", ("quantity", "estimated", "actual"), performance)
-    _add_classes(page, conversion)
-    _add_sizes(page, conversion, facts)
-    _add_contact_sheets(page, conversion, facts)
-    _add_refused(page, conversion, facts)
-    _add_exact_duplicates(page, conversion, facts)
-    _add_near_duplicates(page, conversion, facts, pairs)
-    _add_facts(page, conversion, facts)
+    sections: dict[str, Callable[[], None]] = {
+        "classes": lambda: _add_classes(page, conversion),
+        "sizes": lambda: _add_sizes(page, conversion, facts),
+        "contact sheets": lambda: _add_contact_sheets(page, conversion, facts),
+        "set aside": lambda: _add_refused(page, conversion, facts),
+        "duplicates": lambda: _add_exact_duplicates(page, conversion, facts),
+        "near duplicates": lambda: _add_near_duplicates(page, conversion, facts, pairs),
+        "facts": lambda: _add_facts(page, conversion, facts),
+    }
+    with progress(total=len(sections), desc="report", unit="sections", leave=False) as bar:
+        for name, add in sections.items():
+            bar.set_description_str(f"report: {name}")
+            add()
+            bar.update()
     page.save(conversion.directory / "report.html")
     if pairs:
         _save_pairs(conversion, pairs)

@@ -81,6 +81,7 @@ def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resum
     if config.report:
         _load_ahead("matplotlib.figure")
     progress = _write_shards(config, sources, plan, work)
+    log(f"duplicates: {count(len(sources), 'input')}")
     dedup = resolve_duplicates(progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits))
     _note_duplicates(config, dedup)
     _note_faint(dedup)

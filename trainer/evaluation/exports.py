@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shardline.pipeline.cli import progress
+from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.images import BadImage
@@ -157,11 +157,12 @@ def compare(
     Args:
       sources: image files as they were before the conversion, for the SavedModel that takes files.
     """
+    log(f"compare: {count:,} images of {split}")
     images = list(model_inputs(run, data, split, count))
     expected = probabilities(run.model, images)
     exports: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    for form, path in progress(list(paths.items()), total=None, desc="compare", unit="formats"):
+    for form, path in progress(list(paths.items()), total=len(paths), desc="compare", unit="formats"):
         name = "saved_model (uint8)" if form == "saved_model" else form
         exports[name] = judged(name, differences(run_export(form, path, images), expected))
     if "saved_model" in paths:
@@ -170,7 +171,7 @@ def compare(
             map("record {}".format, records), (file for file, _, _ in data.records(split, records)), strict=True
         )
         files = {RECORDS: stored} | ({SOURCES: ((str(path), path.read_bytes()) for path in sources)} if sources else {})
-        for name, named in files.items():
+        for name, named in progress(files.items(), total=len(files), desc="compare files", unit="sources"):
             found = compare_files(run, paths["saved_model"], named)
             if found["compared"]:
                 exports[name] = judged(name, found)
