@@ -34,7 +34,7 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
     splits = "--splits=train=0.5,validation=0.25,test=0.25"
     shown, _ = phases(place, "convert", "--source=photos", "--output=data", "--size=40", splits)
     assert_in_order(
-        shown, "scan: ", "convert: ", "duplicates: 16 inputs", "finish: ", "near duplicates: 16 images",
+        shown, "scan: ", "convert: ", "duplicates: 16 inputs", "finish: ", "near duplicates: ",
         "report: classes", "report: contact sheets", "report: facts", "data: ",
     )  # fmt: skip
 

@@ -29,7 +29,8 @@ def completion(shell: str) -> str:
         lines += [f"    {pattern}) echo {shlex.quote(' '.join(words))} ;;" for pattern, words in _words(name, command)]
     lines += ["  esac", "}", _COMPLETE.strip()]
     scripts = " ".join(f"shardline-{name}" for name in COMMANDS)
-    return "\n".join([*lines, f"complete -o default -o bashdefault -F _shardline shardline {scripts}"])
+    nospace = "-o nospace " if shell == "zsh" else ""  # bash is told by compopt, word by word
+    return "\n".join([*lines, f"complete {nospace}-o default -o bashdefault -F _shardline shardline {scripts}"])
 
 
 def _words(name: str, command: Command) -> list[tuple[str, list[str]]]:
@@ -51,11 +52,13 @@ _shardline() {
   if [[ ${COMP_WORDS[0]##*/} == shardline ]]; then
     if [[ $COMP_CWORD == 1 ]]; then
       COMPREPLY=($(compgen -W "COMMANDS" -- "$word"))
+      _shardline_spaces
       return
     fi
     command=${COMP_WORDS[1]}
     if [[ $command == completion ]]; then
       COMPREPLY=($(compgen -W "SHELLS" -- "$word"))
+      _shardline_spaces
       return
     fi
   fi
@@ -75,5 +78,16 @@ _shardline() {
     COMPREPLY=($(compgen -W "$(_shardline_words "$command")" -- "$word"))
     [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null
   fi
+  _shardline_spaces
+}
+# In zsh, no word gets a space after it by itself: `--port=` must not.
+_shardline_spaces() {
+  [[ -n ${ZSH_VERSION-} ]] || return 0
+  local each spaced=()
+  for each in "${COMPREPLY[@]}"; do
+    [[ -z $each || $each == *= ]] || each="$each "
+    spaced+=("$each")
+  done
+  COMPREPLY=("${spaced[@]}")
 }
 """.replace("COMMANDS", " ".join([*COMMANDS, "completion"])).replace("SHELLS", " ".join(SHELLS))

@@ -1,7 +1,14 @@
 """The completion script, sourced in a bash."""
 
+import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +16,7 @@ from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.errors import UsageError
 from shardline.tools.completion import completion
 
+ROOT = Path(__file__).parents[2]
 # What readline does: fills COMP_WORDS, calls the function that `complete` named, reads COMPREPLY.
 COMPLETE = """
 shopt -s extglob
@@ -77,3 +85,40 @@ def test_zsh_takes_the_script(tmp_path):
     )
     result = subprocess.run(["zsh", "-fc", code], capture_output=True, text=True)
     assert result.returncode == 0 and "_bash_complete" in result.stdout, result.stderr
+
+
+def wait_for(terminal, text, seconds=60):
+    """What a terminal shows until `text` comes."""
+    shown, end = "", time.monotonic() + seconds
+    while text not in shown:
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {shown!r}"
+        shown += os.read(terminal, 1 << 16).decode(errors="replace")
+    return shown
+
+
+def test_the_documented_line_completes_in_an_interactive_bash():
+    """As the README says it, typed into a terminal with the installed scripts."""
+    line = "source <(shardline completion bash)"
+    assert line in " ".join((ROOT / "README.md").read_text().split())
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    child, terminal = pty.fork()
+    if not child:
+        environment = {**os.environ, "PATH": paths, "INPUTRC": "/dev/null", "TERM": "dumb"}
+        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], environment)
+    try:
+        os.write(terminal, f"PS1='ready> '; {line}; echo sour''ced\n".encode())
+        wait_for(terminal, "sourced\r\n")
+        for typed, offered in (
+            ("shardline brow\t", "shardline browse "),
+            ("shardline-browse --po\t", "--port="),
+            ("shardline-train --head=g\t", "--head=gap"),
+            ("shardline verify --sam\t", "--sample="),
+            ("shardline comp\t\t", "completion"),
+        ):
+            os.write(terminal, typed.encode())
+            wait_for(terminal, offered)
+            os.write(terminal, b"\x15")  # away with the line
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
