@@ -45,7 +45,7 @@ RUNS = {
     "evaluate": "--run run --data data --split test --output PLACE/evaluation",
     "predict": "--run run --input photos/*/*0001.* --output PLACE/predictions.csv --gallery PLACE/predictions.png",
     "export": "--run run --output PLACE/exported",
-    "compare": "run run --output PLACE/compared",
+    "compare": "train-terminal/run train-pipe/run --output PLACE/compared",
     "benchmark": "--data data --suite short --repeats 1 --output PLACE/report",
     "browse": "data --run evaluation",
 }

@@ -67,12 +67,12 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
     shown, _ = phases(place, "export", "--run=run", "--output=exported", "--formats=keras")
     assert_in_order(shown, "weights: ", "loading TensorFlow …", "export: ", "compare: ", "keras: ")
 
-    shown, _ = phases(place, "compare", "run", "run", "--output=compared")
-    assert_in_order(shown, "read: ", "curves: ", "compared")
 
-    # The run again, and to be continued, from its own config.
+    # The run again, compared with the first, and to be continued, from its own config.
     sha256 = r'"weights_sha256": "(\w+)"'
     again, _ = phases(place, "train", "--config=run/config.json", "--workdir=run2")
     assert "writes to: run2\n" in again and re.search(sha256, again)[1] == re.search(sha256, trained)[1]
+    shown, _ = phases(place, "compare", "run", "run2", "--output=compared")
+    assert_in_order(shown, "read: ", "curves: ", "compared")
     again, _ = phases(place, "train", "--config=run/config.json")
     assert "writes to: run\n" in again and "nothing to do" in again
