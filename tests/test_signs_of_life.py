@@ -67,7 +67,6 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
     shown, _ = phases(place, "export", "--run=run", "--output=exported", "--formats=keras")
     assert_in_order(shown, "weights: ", "loading TensorFlow …", "export: ", "compare: ", "keras: ")
 
-
     # The run again, compared with the first, and to be continued, from its own config.
     sha256 = r'"weights_sha256": "(\w+)"'
     again, _ = phases(place, "train", "--config=run/config.json", "--workdir=run2")

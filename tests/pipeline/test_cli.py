@@ -1,5 +1,6 @@
 """Every command ends in an exit code and at most a line on stderr; none shows a traceback for a user's mistake."""
 
+import re
 import subprocess
 import sys
 from importlib import metadata
