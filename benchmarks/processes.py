@@ -39,13 +39,14 @@ class Rate(NamedTuple):
 
 def timed(work: Callable[[], float]) -> Rate:
     """Run `work`, which returns how many units it did; measure its time, CPU time and delays, children's included."""
-    delay, busy = run_delay_seconds(), cpus_busy_seconds()
-    children, cpu, wall = children_cpu_seconds(), time.process_time(), time.perf_counter()
+    delay, children, busy = run_delay_seconds(), children_cpu_seconds(), cpus_busy_seconds()
+    cpu, wall = time.process_time(), time.perf_counter()
     units = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    busy = cpus_busy_seconds() - busy
     cpu += children_cpu_seconds() - children
     # Our own threads may have waited for each other; and those that have ended are forgotten.
-    delay = max(min(run_delay_seconds() - delay, cpus_busy_seconds() - busy - cpu), 0.0)
+    delay = max(min(run_delay_seconds() - delay, busy - cpu), 0.0)
     return Rate(units / wall, cpu / units, delay_seconds=delay / units) if units else Rate(units / wall)
 
 
