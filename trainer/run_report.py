@@ -120,6 +120,7 @@ def samples_as_seen(setup: TrainSetup, cursor: int) -> list[tuple[np.ndarray, st
     settings = replace(setup.input, cache="none")
     sampler = setup.sampler if setup.config.balanced_sampling else None
     data = pipeline.open_dataset(setup.config.data, setup.config)  # of its own: the run's counts what its stages cost
+    data.bad_records = setup.data.bad_records  # which nobody tries again
     batches = data.train_batches(setup.config.train_split, settings, cursor=cursor, sampler=sampler)
     labels, shown = data.manifest.shown_labels, list[tuple[np.ndarray, str]]()
     for batch in itertools.islice(batches, -(-SHOWN // settings.global_batch_size)):

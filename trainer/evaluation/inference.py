@@ -98,13 +98,21 @@ class DistributedModel:
         return list(strategy.experimental_local_results(self.function(placed)))
 
 
-def input_config(run: Run, *, batch_size: int, replicas: int, tta: str = "none") -> InputConfig:
+def input_config(
+    run: Run,
+    *,
+    batch_size: int,
+    replicas: int,
+    tta: str = "none",
+    max_bad_records: int = InputConfig.max_bad_records,
+) -> InputConfig:
     """How `run`'s model is shown images, in batches of `batch_size` per replica."""
     return InputConfig(
         global_batch_size=batch_size * replicas,
         image_size=run.config.image_size,
         eval_crop_fraction=run.preprocessing["crop_fraction"],
         eval_crops=TTA_CROPS[tta],
+        max_bad_records=max_bad_records,
     )
 
 
@@ -117,6 +125,7 @@ def predict_split(
     batch_size: int,
     tta: str = "none",
     model: keras.Model | None = None,
+    max_bad_records: int = InputConfig.max_bad_records,
 ) -> Predictions:
     """The probabilities of every record of `split`, which is not empty. All hosts call it, and all get every record.
 
@@ -126,10 +135,10 @@ def predict_split(
       model: what to run instead of the run's own model, e.g. one that ends at the features.
 
     Raises:
-      Failure: no record can be read, or the model's outputs are not finite.
+      Failure: no record can be read, more than `max_bad_records` cannot, or the model's outputs are not finite.
     """
     num_stored, replicas = data.num_records(split), devices.replicas
-    config = input_config(run, batch_size=batch_size, replicas=replicas, tta=tta)
+    config = input_config(run, batch_size=batch_size, replicas=replicas, tta=tta, max_bad_records=max_bad_records)
     infer = DistributedModel(model or run.model, devices, tta, run.config.uses_xla)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     elements = iter(data.eval_batches(split, config, **devices.place))
@@ -156,15 +165,17 @@ def predict_split(
 def predict_records(
     run: Run, devices: Cluster, data: Dataset, split: str, *, top: int, batch_size: int
 ) -> Iterator[FilePrediction]:
-    """A prediction for each record of a split, with or without labels, in stored order, named by its source file."""
-    found = predict_split(run, devices, data, split, batch_size=batch_size)
+    """A prediction for each record of a split, with or without labels, in stored order, named by its source file; or
+    why there is none, where this host knows."""
+    found = predict_split(run, devices, data, split, batch_size=batch_size, max_bad_records=data.num_records(split))
     row_of = dict(zip(found.records.tolist(), found.probabilities, strict=True))
     for record in range(found.num_stored):
         if record in row_of:
             _, _, path = next(data.records(split, [record]))
             yield _best(path or f"{split}:{record}", run, row_of[record], top)
         else:
-            yield FilePrediction(f"{split}:{record}", error="the record cannot be read")
+            bad = data.bad_records.records.get((split, record))
+            yield FilePrediction(f"{split}:{record}", error=bad.reason if bad else "the record cannot be read")
 
 
 # ------------------------------------------------------------------------------------------- files
