@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,16 @@ class Conversion:
 
 
 _NOTHING = Conversion("")
+
+
+def grayed(samples: Samples) -> Samples:
+    """Gray that a decoder gave as three equal colors, as gray again where the profile is one of gray."""
+    pixels, channels = samples.pixels, samples.channels
+    if samples.profile[16:20] != b"GRAY" or channels[:3] not in ("BGR", "RGB"):
+        return samples
+    if any((pixels[..., 0] != pixels[..., color]).any() for color in (1, 2)):
+        return samples
+    return replace(samples, pixels=np.delete(pixels, (1, 2), axis=2), channels="L" + channels[3:])
 
 
 def conversion_of(samples: Samples) -> Conversion:

@@ -69,7 +69,7 @@ def _is_plain(data: memoryview) -> bool:
     if not any(sign in whole for sign in (b"Exif\0\0", b"ICC_PROFILE\0", b"tiff:Orientation")):
         return True
     header = jpeg.read_header(whole)
-    return header.orientation == 1 and not header.profile
+    return header.orientation == 1 and not header.profile and not header.broken_profile
 
 
 def _png(data: memoryview) -> np.ndarray:

@@ -39,7 +39,7 @@ def decode_pixels(data: bytes, header: Header, halvings: int = 0, depth_range: s
       MemoryError: the machine has too little memory; says nothing about the image.
     """
     in_decoder = halvings if header.format == "jpeg" else 0
-    samples = image_headers.decode(data, header, 2**in_decoder)
+    samples = color.grayed(image_headers.decode(data, header, 2**in_decoder))
     change = color.conversion_of(samples)
     bgr, depth_note = _to_bgr(samples, header, change, halvings - in_decoder, depth_range)
     turn_note = f"EXIF orientation {header.orientation} applied" if header.orientation != 1 else ""

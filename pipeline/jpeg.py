@@ -30,6 +30,7 @@ class JpegHeader(Header):
     passes_through: bool = False  # every decoder reads it
     cmyk: str = ""  # "", "adobe" (stored inverted) or "plain" (no Adobe marker: 0 is no ink, as libvips has it)
     profile: bytes = b""  # ICC
+    broken_profile: bool = False  # parts of it are missing, which libjpeg calls corrupt data
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
     scan: int = 0  # where the compressed data begins
     zeros_are_data: bool = True  # False: a run of zero bytes in the scan cannot be image
@@ -68,7 +69,7 @@ class _Segments:
         self.metadata: list[tuple[int, int]] = []
         self.first_ac_symbol: dict[int, int] = {}
         self._xmp = b""
-        self._profile: dict[int, bytes] = {}  # by number of the part
+        self._profile: list[tuple[int, int, bytes]] = []  # number of the part, of how many, and the part
 
     def add_metadata(self, start: int, body: int, end: int) -> None:
         if self.data.startswith(b"Exif\0\0", body):
@@ -83,7 +84,7 @@ class _Segments:
 
     def add_application2(self, start: int, body: int, end: int) -> None:
         if self.data.startswith(b"ICC_PROFILE\0", body):
-            self._profile[self.data[body + 12]] = self.data[body + 14 : end]
+            self._profile.append((self.data[body + 12], self.data[body + 13], self.data[body + 14 : end]))
         elif not self.data.startswith(b"MPF\0", body):  # where the further images of a phone's MPO file lie
             return
         self.metadata.append((start, end))
@@ -95,10 +96,14 @@ class _Segments:
             kind = f"{precision} bits a sample" if marker in _FRAMES else "lossless or hierarchical coding"
             raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
 
+    def _has_broken_profile(self) -> bool:
+        count = len(self._profile)
+        return [part[:2] for part in sorted(self._profile)] != [(number, count) for number in range(1, count + 1)]
+
     def _color_profile(self) -> bytes:
         """ICC: embedded, or that of the color space which EXIF names."""
         if self._profile:
-            return b"".join(self._profile[part] for part in sorted(self._profile))
+            return b"" if self._has_broken_profile() else b"".join(part for _, _, part in sorted(self._profile))
         return color_spaces.of_exif(self.exif) if self.exif and self.components == 3 else b""
 
     def header(self, body: int, end: int) -> JpegHeader:
@@ -119,6 +124,7 @@ class _Segments:
             passes_through=self.marker in (0xC0, 0xC1, 0xC2) and components in (1, 3),
             cmyk="" if components != 4 else "plain" if self.adobe < 0 else "adobe",
             profile=self._color_profile(),
+            broken_profile=self._has_broken_profile(),
             metadata=tuple(self.metadata),
             scan=end,
             zeros_are_data=self.marker == 0xC2
@@ -222,6 +228,9 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     libjpeg-turbo through simplejpeg, whose strict mode raises where libjpeg would only warn of corrupt data.
     """
     check_scan(data, header)
+    note = ""
+    if header.broken_profile:
+        data, note = strip(data, header), "color profile ignored: parts of it are missing"
     channels = "CMYK" if header.cmyk else "GRAY" if header.profile and header.components == 1 else "BGR"
     try:
         pixels = simplejpeg.decode_jpeg(
@@ -235,7 +244,8 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
         raise _fault(str(error)) from None
     if channels == "GRAY":
         return Samples(pixels[..., 0], "L", profile=header.profile)
-    return Samples(cv2.bitwise_not(pixels) if header.cmyk == "adobe" else pixels, channels, profile=header.profile)
+    pixels = cv2.bitwise_not(pixels) if header.cmyk == "adobe" else pixels
+    return Samples(pixels, channels, profile=header.profile, note=note)
 
 
 def _fault(message: str) -> BadImage | MemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 
 from shardline.pipeline import color
+from shardline.pipeline.decode import decode
 from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import load_rgb, process
+from shardline.pipeline.images import BadImage, load_rgb, process
 from shardline.pipeline.jpeg import JpegHeader
 from shardline.tools.image_variants import in_space, profile_of
-from shardline.tools.image_writers import icc_profile, rgb_to_xyz
+from shardline.tools.image_writers import icc_gray_profile, icc_profile, rgb_to_xyz
 from shardline.tools.malformed_images import reference_image
 
 AS_IS = ImageOptions(resize="none")
@@ -74,6 +76,41 @@ def test_a_profile_in_several_segments_is_put_together() -> None:
     long = profile_of("Display P3") + bytes(150_000)
     assert len(read_header(saved(reference_image(), icc_profile=long)).profile) == len(long)
     assert "P3 converted" in process(saved(reference_image(), icc_profile=long), ImageOptions()).note
+
+
+@pytest.mark.parametrize("lost", [[0], [1], [2], [0, 1]])
+def test_a_profile_of_which_parts_are_missing_costs_no_image(lost: list[int]) -> None:
+    """libjpeg calls that corrupt data; the pixels are whole, as every viewer shows them."""
+    rgb = reference_image()
+    jpeg, icc = saved(rgb), profile_of("Display P3") + bytes(150_000)
+    parts = [icc[i : i + 65_000] for i in range(0, len(icc), 65_000)]
+    marks = [
+        b"\xff\xe2" + struct.pack(">H", len(part) + 16) + b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part
+        for number, part in enumerate(parts, 1)
+    ]
+    whole = jpeg[:2] + b"".join(marks) + jpeg[2:]
+    assert "Display P3 converted" in process(whole, AS_IS).note
+    broken = jpeg[:2] + b"".join(mark for number, mark in enumerate(marks) if number not in lost) + jpeg[2:]
+    stored = process(broken, AS_IS)
+    assert "color profile ignored: parts of it are missing" in stored.note and stored.data == jpeg
+    assert np.array_equal(load_rgb(broken, AS_IS), np.asarray(Image.open(io.BytesIO(jpeg))))
+    assert np.array_equal(decode(memoryview(broken), exact=True), load_rgb(broken, AS_IS))
+    with pytest.raises(BadImage, match="truncated"):
+        process(whole[:2] + b"".join(marks[1:]) + jpeg[2:-400], AS_IS)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "AVIF"])
+def test_gray_with_alpha_and_a_profile_of_gray(kind: str) -> None:
+    """Decoders make color of it, for which a profile of gray is none."""
+    gray = reference_image()[..., 1]
+    alpha = np.full_like(gray, 128)
+    options = {"quality": 100} if kind == "AVIF" else {}
+    data = saved(np.dstack([gray, alpha]), kind, icc_profile=icc_gray_profile("Gray 1.8", 1.8), **options)
+    light = (gray / 255) ** 1.8
+    shown = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055) * 255
+    truth = np.dstack([shown * 128 / 255 + 127] * 3)
+    assert np.abs(load_rgb(data, AS_IS) - truth).mean() < 1.5
+    assert "Gray 1.8 converted to sRGB" in process(data, AS_IS).note
 
 
 def test_a_profiles_name_cannot_speak_to_the_terminal() -> None:
