@@ -309,14 +309,14 @@ def _busy_machine(turns: Sequence[Turn]) -> str:
     seen = []
     if noise(turns) > MAX_CONTROL:
         controls = [turn.control for turn in turns]
-        seen.append(f"control {min(controls):.2f} to {max(controls):.2f}")
+        seen.append(f"noise {noise(turns):.0%}: control {min(controls):.2f} to {max(controls):.2f}")
     pressures = [turn.strain.pressure for turn in turns]
     if pressures[-1] - pressures[0] > MAX_GROWTH:
         seen.append(f"CPU pressure grew from {pressures[0]:.0%} to {pressures[-1]:.0%}")
     steal = statistics.median(turn.strain.steal for turn in turns)
     if steal > MAX_STEAL:
         seen.append(f"{steal:.0%} of the CPU time stolen")
-    return f"this machine was busy ({', '.join(seen)}); repeat" if seen else ""
+    return f"this machine was busy ({', '.join(seen)}); repeat when it is quiet" if seen else ""
 
 
 def _input_limit(turn: Turn) -> str:

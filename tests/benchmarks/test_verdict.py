@@ -99,7 +99,7 @@ def test_noise_larger_than_the_difference_is_a_tie():
 @pytest.mark.parametrize(
     ("controls", "strains", "why"),
     [
-        ((0.38, 1.0, 1.29), (Strain(),), "control 0.38 to 1.29"),
+        ((0.38, 1.0, 1.29), (Strain(),), "noise 62%: control 0.38 to 1.29"),
         ((1.0, 1.0, 1.0), (Strain(0.1), Strain(0.2), Strain(0.6)), "CPU pressure grew from 10% to 60%"),
         ((1.0, 1.0, 1.0), (Strain(steal=0.3),), "30% of the CPU time stolen"),
     ],
@@ -107,7 +107,7 @@ def test_noise_larger_than_the_difference_is_a_tie():
 def test_a_busy_machine_gets_no_verdict_but_the_shares_of_cpu_time(controls, strains, why):
     found = judge(make_turns(controls=controls, strains=strains), CORES)
     assert found.word == "cannot tell" and not found.confident and found.factor is None and found.stages == ()
-    assert f"this machine was busy ({why}); repeat" in str(found)
+    assert f"this machine was busy ({why}); repeat when it is quiet" in str(found)
     assert found.cpu_shares["decode"] == pytest.approx(60 / 163, rel=0.1) and "decode 3" in str(found)
 
 

@@ -230,22 +230,30 @@ def gradcam_pairs(run: Run, data: Dataset, evaluation: Evaluation, chosen: np.nd
 
 def add_calibration(page: HtmlReport, run: Run, values: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
     """Whether 80% confidence means right in 80% of cases."""
+    note = calibration_note(values, run.config.train_split)
+    page.figure("Calibration", plots["calibration"], f"reliability diagram; ECE {values['ece']:.1%}", note)
+
+
+def calibration_note(values: Mapping[str, Any], train_split: str) -> str:
+    """What the fitted temperature brings, and whether the records suffice to say so."""
     found = values.get("calibration")
     if found is None:
-        note = "No temperature was fitted: that needs another held-out split (--calibration_split)."
-    else:
-        lowest, highest = metrics.TEMPERATURES
-        note = (
-            f"Dividing the logits by {found['temperature']:.3f}, fitted on {count(found['records'], 'record')} of "
-            f"{found['split']}, takes the expected calibration error from {values['ece']:.1%} to {found['ece']:.1%} "
-            f"and the log loss from {values['log_loss']:.3f} to {found['log_loss']:.3f}. The ranking, and so top-1, "
-            "stays the same."
-        )
-        if found["split"] == run.config.train_split:
-            note += " It was fitted on the training split, which flatters the model: use another split if you can."
-        if not lowest * 1.01 < found["temperature"] < highest * 0.99:
-            note += " The fit ran to the end of its range: that split cannot determine the temperature."
-    page.figure("Calibration", plots["calibration"], f"reliability diagram; ECE {values['ece']:.1%}", note)
+        return "No temperature was fitted: that needs another held-out split (--calibration_split)."
+    (low, high), (new_low, new_high) = values["interval95"]["ece"], found["ece_interval95"]
+    note = (
+        f"Dividing the logits by {found['temperature']:.3f}, fitted on {count(found['records'], 'record')} of "
+        f"{found['split']}, takes the expected calibration error from {values['ece']:.1%} (95% interval {low:.1%} "
+        f"to {high:.1%}) to {found['ece']:.1%} ({new_low:.1%} to {new_high:.1%}) and the log loss from "
+        f"{values['log_loss']:.3f} to {found['log_loss']:.3f}. The ranking, and so top-1, stays the same."
+    )
+    if low <= new_high and new_low <= high:
+        note += " The intervals of the errors overlap: these records do not show a difference."
+    if found["split"] == train_split:
+        note += " It was fitted on the training split, which flatters the model: use another split if you can."
+    lowest, highest = metrics.TEMPERATURES
+    if not lowest * 1.01 < found["temperature"] < highest * 0.99:
+        note += " The fit ran to the end of its range: that split cannot determine the temperature."
+    return note
 
 
 def add_leakage(page: HtmlReport, run: Run, data: Dataset, evaluation: Evaluation) -> None:

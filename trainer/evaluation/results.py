@@ -91,11 +91,13 @@ def compute(
     if calibration is not None:
         temperature = metrics.fit_temperature(calibration.probabilities, calibration.labels)
         calibrated = metrics.apply_temperature(predictions.probabilities, temperature)
+        after = metrics.reliability(calibrated, predictions.labels)
         values["calibration"] = {
             "split": calibration_split,
             "records": len(calibration.records),
             "temperature": temperature,
-            "ece": metrics.reliability(calibrated, predictions.labels).ece,
+            "ece": after.ece,
+            "ece_interval95": after.ece_interval(),
             "log_loss": metrics.log_loss(calibrated, predictions.labels),
         }
     values["leakage"] = _leakage(predictions, leakage)

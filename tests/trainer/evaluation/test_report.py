@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from shardline.tools.html_report import HtmlReport
-from shardline.trainer.evaluation.report import add_input
+from shardline.trainer.evaluation.report import add_input, calibration_note
 from shardline.trainer.run_report import refresh_links
 
 SECTIONS = (
@@ -47,6 +47,15 @@ def test_it_tells_what_the_input_of_the_run_cost(page):
     section = html.unescape(page[page.index("<h2>Input<") : page.index("<h2>Confusion<")])
     assert "Host 0, training, " in section and "(input waits " in section and "Host 0, evaluation, " in section
     assert section.count(">decode<") == 2 and "the slowest host first" in section
+
+
+@pytest.mark.parametrize(("after", "overlap"), [((0.01, 0.06), False), ((0.05, 0.09), True), ((0.3, 0.4), False)])
+def test_a_temperature_is_judged_by_the_intervals_of_both_errors(after, overlap):
+    fitted = {"split": "validation", "records": 90, "temperature": 1.4, "ece": 0.05, "ece_interval95": after}
+    values = {"ece": 0.1, "interval95": {"ece": (0.08, 0.14)}, "log_loss": 0.9}
+    note = calibration_note(values | {"calibration": fitted | {"log_loss": 0.8}}, "train")
+    assert f"from 10.0% (95% interval 8.0% to 14.0%) to 5.0% ({after[0]:.1%} to {after[1]:.1%})" in note
+    assert ("do not show a difference" in note) == overlap and "flatters" not in note
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def test_every_number_is_finite_or_none_for_single_classes_and_absent_ones(recor
     rows = predictions(records, classes, seed, present=[classes - 1] if single else None)
     values = computed(rows, classes, calibration=predictions(5, classes, seed + 1), calibration_split="v").metrics
     assert json.loads(json.dumps(values, allow_nan=False)) and all(map(np.isfinite, numbers(values)))
+    low, high = values["calibration"]["ece_interval95"]
+    assert 0 <= low <= high <= 1
     assert values["n"] == records and sum(c["support"] for c in values["classes"]) == records
     assert (values["mean_roc_auc"] is None) == (len(set(rows.labels.tolist())) == 1)
     assert values["top1"] <= values["top5"] <= 1 and values["interval95"]["top1"][0] <= values["top1"]
