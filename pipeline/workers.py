@@ -182,8 +182,8 @@ def _note_death(worker: _Worker, task: _Task, batches: BatchBuilder, deaths: lis
     split = batches.shards.split
     over = f"record {record} of {split}" if record >= 0 else f"no record of {split}"
     _log.warning(
-        "an input worker %s; %s",
-        "was ended, as its decoder did not" if worker.hangs else f"ended (exit code {code})",
+        "an input worker ended (%s); %s",
+        "killed, as its decoder did not end" if worker.hangs else f"exit code {code}",
         f"it decoded {over}" if record >= 0 else "another one does its work",
     )
     deaths.append(record)

@@ -310,7 +310,7 @@ def test_a_record_that_ends_two_workers_is_bad_and_never_decoded_here(
     (bad,) = batches.bad.records.values()
     assert bad.record == 5
     assert {"crash": "its decoder ended the process", "hang": "its decoder did not end"}[way] in bad.reason
-    said = {"crash": "ended (exit code -11); ", "hang": "was ended, as its decoder did not; "}[way]
+    said = {"crash": "ended (exit code -11); ", "hang": "ended (killed, as its decoder did not end); "}[way]
     assert caplog.text.count(f"{said}it decoded record 5 of train") == 2
     workers.train(batches, positions(8), False)
     assert sum(started) == 3 and len(alive(pool)) == 1
