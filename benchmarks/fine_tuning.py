@@ -30,7 +30,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
-from shardline.pipeline.wording import last_line
+from shardline.pipeline.wording import count, last_line
 from shardline.trainer import metrics_log
 from shardline.trainer.config import PRECISIONS, Phase, TrainConfig
 
@@ -157,7 +157,7 @@ def pace(config: FineTuningConfig, entry: Entry, num_records: int, workdir: Path
             continue
         found = [line["images_per_second"] for line in lines if line["phase"] == phase.part]
         if not found:
-            raise Failure(f"an epoch of {num_records} records is too short to time; give a larger --data")
+            raise Failure(f"an epoch of {count(num_records, 'record')} is too short to time; give a larger --data")
         epoch_seconds[phase.part] = num_records / found[-1]  # after the first, which compiles
     return Pace(seconds - sum(epoch_seconds.values()), epoch_seconds)
 

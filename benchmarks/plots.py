@@ -16,6 +16,7 @@ from shardline.benchmarks.bottleneck import (
 )
 from shardline.benchmarks.measure import CONTROL, Measurement, comparable, rate_text, ratio, reference_of
 from shardline.benchmarks.verdict import HOST_STAGES, Cost
+from shardline.pipeline.wording import count
 from shardline.tools.html_report import HtmlReport
 from shardline.tools.plot_style import BLUE, GRAY, GRID, ORANGE, SKY, new_figure
 
@@ -169,7 +170,7 @@ def forecast(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -> 
         title = f"The input reaches {host / step:.0%} of what one {device} needs for {rate_text(step)} images/s"
         needed = cores_for(DEVICES, gpu_images_per_second=step, images_per_second_per_core=host / cores)
         columns["cores needed"] = [needed[n] for n in DEVICES]
-        columns[f"hosts of {cores} cores"] = [math.ceil(needed[n] / cores) for n in DEVICES]
+        columns[f"hosts of {count(cores, 'core')}"] = [math.ceil(needed[n] / cores) for n in DEVICES]
         note += "Cores: at the measured rate a core."
     _forecast_figure(page, directory, title, reached, step, host, device)
     page.table(title, tuple(columns), list(zip(*columns.values(), strict=True)), note=note)

@@ -28,6 +28,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.wording import count
 from shardline.tools.html_report import HtmlReport
 
 
@@ -122,7 +123,7 @@ def _machine_line(directory: Path) -> str:
     facts = load_machine(directory)
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return (
-        f"{facts.cpu}, {facts.cores} cores, {facts.memory_gib} GiB; Python {facts.python}, {versions}; "
+        f"{facts.cpu}, {count(facts.cores or 0, 'core')}, {facts.memory_gib} GiB; Python {facts.python}, {versions}; "
         f"commit {facts.commit}"
     )
 

@@ -214,7 +214,7 @@ def show(text: str) -> None:
 
 
 def _quiet_start_up() -> None:
-    """Silence TensorFlow's start-up messages, which it prints before anybody can ask it not to."""
+    """Silence TensorFlow's start-up messages, which it prints before it can be asked not to."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 

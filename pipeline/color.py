@@ -76,7 +76,7 @@ def _probe(mode: str) -> np.ndarray:
 
 
 def _printable(text: str) -> str:
-    """A profile's description is anybody's text."""
+    """A profile's description is free text."""
     return re.sub(r"[^\w .()+-]+", " ", text, flags=re.ASCII).strip()[:40] or "without a name"
 
 

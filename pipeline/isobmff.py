@@ -41,7 +41,7 @@ class Bits:
         self._position = 0
 
     def read(self, width: int) -> int:
-        """The next number. Raises IndexError behind the end."""
+        """The next number. Raises IndexError after the end."""
         self._position += width
         if self._position > self._length:
             raise IndexError("out of bits")

@@ -315,7 +315,7 @@ def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
     for name, split in manifest.splits.items():
         counts = manifest.class_counts[name]
         if found.splits[name].records != split.records:
-            return f"split {name} has {split.records:,} records in its shards"
+            return f"split {name} has {count(split.records, 'record')} in its shards"
         if counts and (split.unlabelled or len(counts) != len(manifest.labels) or sum(counts) > split.records):
             return f"the class counts of split {name} do not fit its labels and records"
         own = [shard_name(manifest.name, name, number, len(split.shards)) for number in range(len(split.shards))]

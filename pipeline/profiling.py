@@ -111,17 +111,23 @@ class StageTimes:
 
     def __str__(self) -> str:
         lines = [
-            f"{name:10} {value:8.1f} us a sample {value / self.total_microseconds:6.1%}"
-            + (f", waiting {value - self.cpu_microseconds[name]:.1f} us" if name in self.cpu_microseconds else "")
+            f"{name:10} {value:8.1f} us a sample {value / self.total_microseconds:6.1%}{self._waiting(name)}"
             for name, value in self.microseconds.items()
         ]
         lines.append(f"{'all':10} {self.total_microseconds:8.1f} us, {self.samples_per_second:,.0f} samples/s a thread")
         if self.batch_seconds is not None and self.consumer_seconds is not None:
+            make = "1 thread makes" if self.threads == 1 else f"{self.threads} threads make"
             lines.append(
-                f"{self.threads} threads make a batch in {self.batch_seconds * 1e3:.1f} ms; "
+                f"{make} a batch in {self.batch_seconds * 1e3:.1f} ms; "
                 f"the consumer takes {self.consumer_seconds * 1e3:.1f} ms"
             )
         return "\n".join([*lines, self.limit])
+
+    def _waiting(self, stage: str) -> str:
+        if stage not in self.cpu_microseconds:
+            return ""
+        waited = max(0.0, self.microseconds[stage] - self.cpu_microseconds[stage])  # two clocks: it may be less than 0
+        return f", waiting {waited:.1f} us"
 
 
 class Stopwatch:

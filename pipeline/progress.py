@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardline.pipeline.text import display
+from shardline.pipeline.wording import count
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -123,7 +124,8 @@ def _kinds() -> tuple[type[tqdm[Any]], type[tqdm[Any]]]:
             if self._last is None:
                 # A search of unknown length, which most wrong inputs end at once, is told of when it lasts.
                 if self.total is not None:
-                    self.fp.write(f"{display(self.desc.removesuffix(': '))}: {self.total:,}{self.unit}\n")
+                    work = count(self.total, _one(self.unit), self.unit.strip())
+                    self.fp.write(f"{display(self.desc.removesuffix(': '))}: {work}\n")
             else:
                 passed = at - self._last[0]
                 if passed < LINE_SECONDS and (passed < STEP_SECONDS or share - self._last[1] < STEP_PERCENT):
@@ -143,6 +145,12 @@ def _kinds() -> tuple[type[tqdm[Any]], type[tqdm[Any]]]:
             self._decr_instances(self)
 
     return Bar, Lines
+
+
+def _one(unit: str) -> str:
+    """`batch` of ` batches`, `image` of ` images`."""
+    noun = unit.strip()
+    return noun.removesuffix("es") if noun.endswith(("ches", "shes", "sses", "xes")) else noun.removesuffix("s")
 
 
 LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {percentage:.0f}%, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"

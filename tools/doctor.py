@@ -214,7 +214,7 @@ def main(config: DoctorConfig) -> None:
     wrong = [row.name for row in rows if row.error]
     if wrong:
         raise Failure(f"{len(wrong)} of {len(rows)} kinds of file are handled wrongly here: {', '.join(wrong)}")
-    print(f"\nall {len(rows)} kinds of file are handled as they have to be")
+    print(f"\nall {len(rows)} kinds of file are handled as they should be")
 
 
 def cli() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -257,9 +258,13 @@ def _link_list(links: Iterable[tuple[str, str]]) -> str:
     return f"<ul>{items}</ul>"
 
 
+_PERCENT = re.compile(r"-?[0-9.]+%")
+
+
 def _kind(value: Any) -> str:
     """The attribute that sets numbers, and their column's head, to the right."""
-    return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return ' class="number"' if number or (isinstance(value, str) and _PERCENT.fullmatch(value)) else ""
 
 
 def _cell(value: Any) -> str:
@@ -267,6 +272,8 @@ def _cell(value: Any) -> str:
         return f'<td><a href="{html.escape(quote(value.path))}">{html.escape(value.text)}</a></td>'
     if not (kind := _kind(value)):
         return f"<td>{html.escape(str(value))}</td>"
+    if isinstance(value, str):
+        return f'<td{kind} data-value="{value[:-1]}">{value}</td>'
     # Shares keep their last zeros, so that they stand below each other digit by digit.
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else decimal(value)
     return f'<td{kind} data-value="{value}">{text}</td>'

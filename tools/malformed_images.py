@@ -273,7 +273,7 @@ def huge_png(side: int) -> bytes:
 
 
 def _lies() -> list[Case]:
-    """Headers that promise what the data does not hold, or more than anybody wants."""
+    """Headers that promise what the data does not hold, or more than any image needs."""
     image = _image(reference_image())
     animated = b"acTL" + struct.pack(">II", 2, 0)
     png = _save(image, "PNG")

@@ -24,6 +24,7 @@ from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.progress import progress
 from shardline.pipeline.source_files import find_source
+from shardline.pipeline.wording import count
 
 # Of 255, by which a stored image may differ, on average and in one of its parts: edges of saturated color cost a tiny
 # image 4 and 13, photographs less than 1 and 3; a Display P3 profile that is passed over costs 12.
@@ -94,7 +95,7 @@ def table_faults(table: Table, manifest: Manifest) -> Iterator[str]:
         for label, number in enumerate(manifest.class_counts.get(split, ())):
             if table.classes[split, label] != number:
                 name, rows = manifest.labels[label], table.classes[split, label]
-                yield f"split {split!r} has {rows:,} rows of class {name!r}, the manifest says {number:,}"
+                yield f"split {split!r} has {count(rows, 'row')} of class {name!r}, the manifest says {number:,}"
 
 
 # ----------------------------------------------------------------------------------------- source images

@@ -12,6 +12,7 @@ from pathlib import Path
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.wording import count
 from shardline.trainer.checkpoints import list_checkpoints
 from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, read_config
 
@@ -60,7 +61,7 @@ def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.Pa
     if ours == theirs:
         return
     if len(ours) != len(theirs):
-        what = f"has {len(theirs)} classes, the run was trained on {len(ours)}"
+        what = f"has {count(len(theirs), 'class')}, the run was trained on {len(ours)}"
     else:
         number = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         what = f"calls class {number} {theirs[number]!r}, the run {ours[number]!r}"

@@ -87,7 +87,7 @@ def compare(config: CompareConfig) -> Comparison:
     """
     paths = [run for path in config.runs for run in runs_in(path)]
     if not paths or (len(paths) < 2 and list(config.runs) == paths):
-        raise UsageError("name at least two runs, or a folder of them: shardline-compare RUN RUN")
+        raise UsageError("name at least two runs, or a folder of runs: shardline-compare RUN RUN")
     names = unique_names(paths)
     found = progress(paths, total=len(paths), desc="read", unit="runs", leave=False)
     runs = [load(name, path, config.split) for name, path in zip(names, found, strict=True)]
@@ -106,7 +106,7 @@ def compare(config: CompareConfig) -> Comparison:
 def main(config: CompareConfig) -> None:
     """The command: compare and print the tables."""
     found = compare(config)
-    command_line.show(as_text(HEADER, found.results))
+    command_line.show(as_text(HEADER, list(map(shown, found.results))))
     command_line.show(as_text(("flag", *found.names), found.differences) if found.differences else "no flag differs")
     for test in found.tests:
         command_line.show(test["line"])
@@ -182,8 +182,10 @@ def unique_names(paths: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------ results
 
 HEADER = (
-    "run", "dataset", "epochs", "steps", "images/s", "held-out top-1", "top-1", "95%", "top-5", "macro-F1", "ECE", "n"
+    "run", "dataset", "epochs", "steps", "images/s", "held-out top-1", "top-1", "95% interval", "top-5", "macro-F1",
+    "ECE", "n",
 )  # fmt: skip
+SHARES = {"held-out top-1", "top-1", "top-5", "ECE"}
 
 
 def result_row(run: EvaluatedRun) -> tuple[str | float, ...]:
@@ -198,9 +200,17 @@ def result_row(run: EvaluatedRun) -> tuple[str | float, ...]:
         round(float(np.median(rates)), 1) if rates else "",
         "" if held_out is None else round(held_out, 4),
         round(found["top1"], 4) if found else "",
-        "{:.3f}–{:.3f}".format(*found["interval95"]["top1"]) if found else "not evaluated",
+        "{:.1%} to {:.1%}".format(*found["interval95"]["top1"]) if found else "not evaluated",
         *("" if found.get(key) is None else round(found[key], 4) for key in ("top5", "macro_f1", "ece")),
         found["n"] if found else "",
+    )
+
+
+def shown(row: tuple[str | float, ...]) -> tuple[str | float, ...]:
+    """A row of results for people: shares as percentages."""
+    return tuple(
+        f"{value:.1%}" if name in SHARES and isinstance(value, float) else value
+        for name, value in zip(HEADER, row, strict=True)
     )
 
 
@@ -270,9 +280,8 @@ def as_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def write(output: Path, runs: Sequence[EvaluatedRun], found: Comparison) -> None:
     """compare.html, curves.png, and, last, compare.json."""
     page = HtmlReport(f"{count(len(runs), 'run')} compared", subtitle=shorten_list(found.names, 12))
-    page.table(
-        "Results", HEADER, [(page_of(run, output), *row[1:]) for run, row in zip(runs, found.results, strict=True)]
-    )
+    rows = [(page_of(run, output), *shown(row)[1:]) for run, row in zip(runs, found.results, strict=True)]
+    page.table("Results", HEADER, rows)
     log(f"curves: {count(len(runs), 'run')}")
     curves = comparison_curves({run.name: run.log for run in runs})
     page.figure("Curves", curves, "loss and top-1 over epochs of every run", png=output / "curves.png")

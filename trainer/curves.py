@@ -57,10 +57,12 @@ def training_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float]]
 def _training_message(train: Sequence[Line], held_out: Sequence[Line], eval_split: str) -> str:
     if held_out:
         last = held_out[-1]
-        return (
-            f"{last['top1']:.1%} top-1 on {eval_split} after {last['epoch']:.3g} {noun_after(last['epoch'], 'epoch')}"
-        )
-    return f"training loss {train[-1]['loss']:.3g} after {train[-1]['epoch']:.3g} epochs" if train else "no step yet"
+        return f"{last['top1']:.1%} top-1 on {eval_split} after {_epochs(last)}"
+    return f"training loss {train[-1]['loss']:.3g} after {_epochs(train[-1])}" if train else "no step yet"
+
+
+def _epochs(line: Line) -> str:
+    return f"{line['epoch']:.3g} {noun_after(line['epoch'], 'epoch')}"
 
 
 def _plot_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:

@@ -93,7 +93,7 @@ class StopRequest:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody wants it."""
+        """Whether any of them wants it."""
         return bool(self.signal or self.by or self.failure)
 
     def __enter__(self) -> StopRequest:

@@ -387,8 +387,8 @@ def label_ranks(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """
     own = tf.gather(scores, labels, batch_dims=1)[:, None]
     not_lower_class = tf.range(scores.shape[-1], dtype=labels.dtype) >= labels[:, None]
-    behind = (scores < own) | ((scores == own) & not_lower_class)
-    return tf.reduce_sum(tf.cast(~behind, tf.int32), -1)
+    later = (scores < own) | ((scores == own) & not_lower_class)
+    return tf.reduce_sum(tf.cast(~later, tf.int32), -1)
 
 
 def create_eval_step(strategy: tf.distribute.Strategy, forward: Forward, jit: bool) -> EvalStep:

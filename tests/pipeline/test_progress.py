@@ -47,6 +47,13 @@ def test_quick_work_is_announced_once(clock, lines):
     assert lines() == ["draw: 1,200 image"]
 
 
+@pytest.mark.parametrize("total, said", [(1, "1 batch"), (2, "2 batches")])
+def test_one_thing_is_not_several(total, said, lines):
+    with progress(total=total, desc="evaluate", unit="batches"):
+        pass
+    assert lines() == [f"evaluate: {said}"]
+
+
 def test_long_work_is_told_of_every_five_percent(clock, lines):
     work(clock, 100, STEP_SECONDS)
     told = lines()

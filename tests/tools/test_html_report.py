@@ -37,6 +37,13 @@ def test_text_is_escaped_and_numbers_sort_as_numbers(page):
     ]  # fmt: skip
 
 
+def test_percentages_stand_and_sort_as_numbers():
+    assert (
+        _cell("8.2%") == '<td class="number" data-value="8.2">8.2%</td>'
+        and _cell("8.2% of it") == "<td>8.2% of it</td>"
+    )
+
+
 def test_images_have_words(page):
     (image,) = re.findall(r"<img [^>]*>", page)
     assert 'alt="cap &amp; tion"' in image and "data:image/jpeg;base64," in image

@@ -43,7 +43,7 @@ def refusal(encoded: tf.Tensor) -> tf.Tensor:
     return tf.where(known, reason, UNKNOWN)
 
 
-# Text of a PNG that is packed or in hexadecimal; a JPEG's EXIF behind an EXIF without orientation.
+# Text of a PNG that is packed or in hexadecimal; a JPEG's EXIF after an EXIF without orientation.
 _HIDDEN = "|".join(
     (
         r"(tEXt|zTXt)Raw profile type (exif|APP1)\x00",

@@ -72,6 +72,7 @@ def write_report(
 # ------------------------------------------------------------------------------------- sections
 
 
+SHARES = {"top1", "top5", "ece"}  # shown as percentages
 HEADLINES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -85,11 +86,13 @@ HEADLINES = {
 
 def add_result(page: HtmlReport, values: Mapping[str, Any]) -> None:
     """The headline numbers, each with its interval where it has one."""
-    intervals = {key: f"{low:.4f} to {high:.4f}" for key, (low, high) in values["interval95"].items()}
-    rows = [(name, values[key], intervals.get(key, "")) for key, name in HEADLINES.items() if values[key] is not None]
+    texts = {key: f"{{:.{1 if key in SHARES else 4}{'%' if key in SHARES else 'f'}}}".format for key in HEADLINES}
+    intervals = {key: " to ".join(map(texts[key], ends)) for key, ends in values["interval95"].items()}
+    known = {key: name for key, name in HEADLINES.items() if values[key] is not None}
+    rows = [(name, texts[key](values[key]), intervals.get(key, "")) for key, name in known.items()]
     if clean := values["leakage"].get("without"):
         rest = f"without copies of training images (n = {clean['n']})"
-        rows += [(f"top-1 {rest}", clean["top1"], ""), (f"top-5 {rest}", clean["top5"], "")]
+        rows += [(f"{HEADLINES[key]} {rest}", texts[key](clean[key]), "") for key in ("top1", "top5")]
     tta = {"none": "", "flip": "; averaged over each image and its horizontal flip"}.get(
         values["tta"], f"; averaged over {values['tta']} crops"
     )
