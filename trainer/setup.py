@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.paths import absolute
 from shardline.trainer import schedule
 from shardline.trainer.arithmetic import decided
+from shardline.trainer.checkpoints import list_checkpoints
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.data import choose_eval_split, open_data
 from shardline.trainer.model import Network, NetworkConfig, create_network, initialize
+from shardline.trainer.run_dir import CONFIG_FILE, read_config
 from shardline.trainer.step import Batch, Forward, StepConfig
 from shardline.trainer.synthetic import SyntheticDataset
 from shardline.trainer.weights import check_weights, load_weights
@@ -163,7 +167,7 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
         raise UsageError(
             "--cache_features works on one host; use --cache_features=0, or train the head on one host first"
         )
-    weights_sha256 = check_weights(config.weights, config.head, config.width, config.weights_sha256)
+    weights_sha256 = starting_weights(config)
     found = open_data(config)
     data = _training_data(config, found)
     return TrainSetup(
@@ -175,6 +179,22 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
         spans=schedule.spans(config.phase_list, data.num_records(config.train_split)),
         weights_sha256=weights_sha256,
     )
+
+
+def starting_weights(config: TrainConfig) -> str:
+    """SHA-256 of the file of `--weights`, which is checked; a run that goes on needs none, and keeps what it has.
+
+    Raises:
+      UsageError: the file is not there, or not what it is called.
+    """
+    workdir = config.workdir
+    if workdir and (Path(workdir) / CONFIG_FILE).exists() and list_checkpoints(workdir):
+        begun = read_config(workdir, "--workdir")
+        found = str(begun["starting_weights_sha256"])
+        same = begun["train"].get("weights") in (config.weights, absolute(config.weights))
+        if same and config.weights_sha256.lower() in ("", found):
+            return found
+    return check_weights(config.weights, config.head, config.width, config.weights_sha256)
 
 
 def _training_data(config: TrainConfig, data: pipeline.Dataset | None) -> pipeline.Dataset | SyntheticDataset:

@@ -255,6 +255,24 @@ def test_t20_starting_weights_are_the_same_file_wherever_they_lie(config, tmp_pa
     assert train(longer) is None  # nothing to do, and no refusal
 
 
+def test_a_run_goes_on_without_the_weights_it_started_from(config, tmp_path, monkeypatch):
+    """Whatever lies in their place; a run that made no step yet needs them."""
+    write_legacy_h5(tmp_path / "w.h5", values(randomized(1, "gap")))
+    monkeypatch.chdir(tmp_path)
+    begun = dataclasses.replace(config, workdir=str(tmp_path / "run"), weights="w.h5", phases="head:1@0.01")
+    train(begun)
+    known = read_config(begun.workdir)["starting_weights_sha256"]
+    (tmp_path / "w.h5").write_bytes(b"another file")
+    longer = dataclasses.replace(begun, phases="head:2@0.01", weights_sha256=known)
+    assert train(longer, allow_changes=True)["epoch"] == 2
+    (tmp_path / "w.h5").unlink()
+    assert train(longer) is None
+    assert read_config(begun.workdir)["starting_weights_sha256"] == known != ""
+    for other in ({"weights": "v.h5"}, {"workdir": str(tmp_path / "new")}, {"weights_sha256": "0" * 64}):
+        with pytest.raises(UsageError, match=r"^weights=.*: no such file"):
+            train(dataclasses.replace(longer, **other))
+
+
 def test_a_checkpoint_of_other_classes_is_refused(copy):
     (*_, path) = list_checkpoints(copy.workdir)
     found = read_checkpoint(path)
