@@ -86,6 +86,11 @@ def for_caller(text: str) -> str:
     return as_typed(text) if _command_line else re.sub(r"(?<![\w-])--(?=[a-z])", "", text)
 
 
+def in_command() -> bool:
+    """Whether this process is a command that a person typed."""
+    return _command_line
+
+
 @contextmanager
 def command_line() -> Iterator[None]:
     """Within it, messages name flags: the process is a command that a person typed."""

@@ -15,7 +15,7 @@ from shardline.pipeline import nvidia
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.progress import saying
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.hosts import Hosts, HostsConfig, find_hosts, wait_for_hosts
+from shardline.trainer.hosts import Hosts, HostsConfig, ended_after, find_hosts, wait_for_hosts
 from shardline.trainer.xla import set_flags
 
 if TYPE_CHECKING:
@@ -140,7 +140,11 @@ def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts)
         wait_for_hosts(hosts)
         kinds = tf.distribute.experimental.CommunicationImplementation
         options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if found else kinds.AUTO)
-        with saying("waiting for all hosts to join TensorFlow's cluster"):
+        late = (
+            f"not all of {', '.join(hosts.addresses)} joined TensorFlow's cluster within "
+            f"--start_timeout={hosts.start_timeout:g} seconds; end the command on all of them and start it again"
+        )
+        with saying("waiting for all hosts to join TensorFlow's cluster"), ended_after(hosts.start_timeout, late):
             workers_strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         return Cluster(workers_strategy, hosts.own, workers, workers_strategy.num_replicas_in_sync, kind)
     # A CPU that an earlier call has split stays split: its other parts are left alone.

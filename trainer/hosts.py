@@ -11,17 +11,19 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from shardline.pipeline.cli import log
-from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.cli import log, program
+from shardline.pipeline.errors import Failure, UsageError, in_command
 from shardline.pipeline.options import option
+from shardline.pipeline.text import display
 
 SAY_SECONDS = 10.0  # between lines about hosts that are not there
 POLL_SECONDS = 0.25
@@ -41,8 +43,8 @@ class HostsConfig:
         path="any", group="devices",
     )  # fmt: skip
     start_timeout: float = option(
-        600.0, "seconds to wait for hosts that have not started; every 10 seconds a line says which", above=0,
-        group="devices",
+        600.0, "seconds to wait for hosts to start, and then again for all to join; every 10 seconds a line says which "
+        "have not", above=0, group="devices",
     )  # fmt: skip
 
 
@@ -283,3 +285,25 @@ def _unreachable(address: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+@contextmanager
+def ended_after(seconds: float, reason: str) -> Iterator[None]:
+    """End a command with `reason` and exit code 1 where the block lasts longer: TensorFlow's start hears no signal.
+
+    Outside a command the process is not ours to end.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        if not done.wait(seconds):
+            with suppress(OSError):
+                os.write(2, f"{program()}: error: {display(reason)}\n".encode())
+            os._exit(1)
+
+    if in_command():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -20,9 +20,11 @@ from shardline.pipeline.files import exclusive
 from shardline.tools.malformed_images import cases
 from shardline.trainer import export
 from shardline.trainer.checkpoints import list_checkpoints
+from shardline.trainer.config import TrainConfig
 from shardline.trainer.evaluation import exports
 from shardline.trainer.evaluation.inference import predict_files
 from shardline.trainer.export import ExportConfig
+from shardline.trainer.train import train
 from tests.pipeline.tiny import edit_stored
 from tests.trainer.evaluation.test_serving import SOURCES, UNNOTICED
 from tests.trainer.tiny import command
@@ -336,3 +338,15 @@ def test_an_output_directory_has_one_owner(exported, tiny_run, tmp_path):
     with exclusive(tmp_path / ".lock", "it"), pytest.raises(Failure, match=f"^output={tmp_path} is in use by process"):
         export.export(config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_head_on_all_blocks_exports_in_every_format(tiny_data, tmp_path):
+    config = TrainConfig(data=tiny_data, workdir=tmp_path / "run", head="hypercolumn", phases="all:4@0.02", dropout=0.0,
+                         image_size=32, width=0.1, global_batch_size=12, precision="float32", jit=False,
+                         eval_split="test", eval_every_epochs=4, peak_tflops=1)  # fmt: skip
+    train(config)
+    made = ExportConfig(run=tmp_path / "run", output=tmp_path / "out", formats=",".join(export.FORMATS))
+    parity = export.export(made).parity["exports"]
+    assert {name.split(" ")[0] for name in parity} == set(export.FORMATS)
+    assert parity["keras"]["max_difference"] < 1e-5 and parity["onnx"]["max_difference"] < 2e-5

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -238,6 +240,46 @@ def test_a_host_name_that_is_unknown_is_missing():
     addresses = (free_addresses(1)[0], "no-such-host.invalid:2222")
     with pytest.raises(Failure, match=r"^host 1 \(no-such-host.invalid:2222: .*did not start"):
         wait_for_hosts(Hosts(addresses, 0, 0.01))
+
+
+LATE = """
+import contextlib, sys, time
+from shardline.pipeline import errors
+from shardline.trainer.hosts import ended_after
+sys.argv = ["shardline-train"]
+with errors.command_line() if {command} else contextlib.nullcontext(), ended_after({seconds}, "too late"):
+    time.sleep({slept})
+print("on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "seconds", "slept", "code", "out", "err"),
+    [
+        (True, 0.01, 600, 1, "", "shardline-train: error: too late\n"),
+        (True, 600, 0.01, 0, "on\n", ""),
+        (False, 0.01, 0.5, 0, "on\n", ""),
+    ],
+)
+def test_a_wait_that_hears_no_signal_ends_a_command_and_no_other_program(command, seconds, slept, code, out, err):
+    program = LATE.format(command=command, seconds=seconds, slept=slept)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+@pytest.mark.multihost
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_host_that_never_joins_tensorflows_cluster_ends_the_others_in_one_line(own, tmp_path):
+    """Something listens at its address, and is no TensorFlow."""
+    addresses = free_addresses(2)
+    stranger = socket.create_server(("127.0.0.1", int(addresses[1 - own].rpartition(":")[2])))
+    cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": own}}
+    command = [sys.executable, "-m", "shardline.trainer.train", "--synthetic", "--workdir=x", "--start_timeout=5"]
+    environment = os.environ | {"TF_CONFIG": json.dumps(cluster)}
+    with stranger:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{', '.join(addresses)} joined TensorFlow's cluster within --start_timeout=5 seconds" in done.stderr
 
 
 def test_a_cluster_is_not_started_before_its_hosts(monkeypatch):
