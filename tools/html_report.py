@@ -64,7 +64,7 @@ figure.plot svg text { fill: currentColor; }
 @media (max-width: 40rem) { figure.plot img { max-width: none; width: max(100%, var(--least)); }
   figure.scrolls::before { content: "scroll sideways ↔"; position: sticky; left: 0; color: #848d97;
     font-size: .75rem; } }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .5rem; }
 .gallery figure { margin: 0; background: var(--card); padding: .25rem; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
 .gallery.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TRAIN = SPLIT_COLORS["train"]
 HELD_OUT = RED  # a held-out split of another name than validation and test
+FEW_RUNS = 6  # whose training is drawn beside what was held out
 SMOOTHED_FROM = 30  # points of single batches, which are noisy, from which a running mean is drawn over them
 
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -150,12 +151,14 @@ def comparison_curves(metrics: Mapping[str, Sequence[Line]]) -> Figure:
     Args:
       metrics: name -> lines of that run's metrics.jsonl.
     """
-    figure = new_figure(11, 4.4)
-    loss, top1 = figure.subplots(1, 2)
+    figure = new_figure(5.2, 6.5)
+    loss, top1 = figure.subplots(2, 1, sharex=True)
     styles: dict[str, dict[str, Any]] = {
         "train": {"ls": "--", "lw": 0.8, "alpha": 0.6},
         "eval": {"marker": "o", "ms": 4, "lw": 1.8},
     }
+    if len(metrics) > FEW_RUNS:  # else nothing could be told apart
+        del styles["train"]
     for i, (name, lines) in enumerate(metrics.items()):
         for axes, key in ((loss, "loss"), (top1, "top1")):
             for kind, style in styles.items():
@@ -163,12 +166,13 @@ def comparison_curves(metrics: Mapping[str, Sequence[Line]]) -> Figure:
                 if len(x):
                     label = f"{shorten_middle(name, 30)}, {'training' if kind == 'train' else 'held out'}"
                     axes.plot(x, y, color=PALETTE[i % len(PALETTE)], label=label, **style)
-    loss.set(xlabel="epoch", ylabel="loss, nats")
+    loss.set(ylabel="loss, nats")
     loss.set_ylim(bottom=0)
     top1.set(xlabel="epoch", ylabel="top-1", ylim=(0, 1))
     top1.yaxis.set_major_formatter(percent())
     if top1.get_lines():
-        top1.legend(fontsize=8, frameon=False, loc="lower right")
+        handles, names = top1.get_legend_handles_labels()
+        figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower left", ncols=2)
     finals = {name: value for name, lines in metrics.items() if (value := final_top1(lines)) is not None}
     if finals:
         best = max(finals, key=lambda name: finals[name])

@@ -124,6 +124,8 @@ def test_tensorboard_reads_every_number_once_and_images_and_settings(tracked):
             assert [event.value for event in read] == pytest.approx([line[name] for line in wanted]), name
     sheet = events_of(tracked.run / "tensorboard/train").Images("batches as seen")[-1]
     assert (sheet.width, sheet.encoded_image_string) == (1024, (tracked.run / "plots/batches.jpg").read_bytes())
+    mistakes = events_of(tracked.run / "tensorboard/train").Images("mistakes")
+    assert {event.step for event in mistakes} == {3, 6}  # at the evaluations
     plugin = events_of(tracked.run / "tensorboard").summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data
     session = metadata.parse_session_start_info_plugin_data(plugin.content)
     assert session.hparams["phases"].string_value == "all:2@0.05"
