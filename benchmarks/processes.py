@@ -39,14 +39,15 @@ class Rate(NamedTuple):
 
 def timed(work: Callable[[], float]) -> Rate:
     """Run `work`, which returns how many units it did; measure its time, CPU time and delays, children's included."""
-    delay, children, busy = run_delay_seconds(), children_cpu_seconds(), cpus_busy_seconds()
-    cpu, wall = time.process_time(), time.perf_counter()
+    delays, children, busy = run_delay_seconds(), children_cpu_seconds(), cpus_busy_seconds()
+    own, wall = time.process_time(), time.perf_counter()
     units = work()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    busy = cpus_busy_seconds() - busy
-    cpu += children_cpu_seconds() - children
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    busy, children = cpus_busy_seconds() - busy, children_cpu_seconds() - children
+    # Where children do the work, it is no matter when this process takes it from them.
+    delay = run_delay_seconds()[children > own] - delays[children > own]
     # Our own threads may have waited for each other; and those that have ended are forgotten.
-    delay = max(min(run_delay_seconds() - delay, busy - cpu), 0.0)
+    delay, cpu = max(min(delay, busy - own - children), 0.0), own + children
     return Rate(units / wall, cpu / units, delay_seconds=delay / units) if units else Rate(units / wall)
 
 
@@ -62,17 +63,21 @@ def cpus_busy_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def run_delay_seconds() -> float:
-    """Time so far in which threads of this process and of its children were ready and had no CPU.
+def run_delay_seconds() -> tuple[float, float]:
+    """Time so far in which threads of this process and its children, and of the children alone, lacked a CPU.
 
     0 where the kernel does not tell: https://docs.kernel.org/scheduler/sched-stats.html.
     """
-    nanoseconds = 0
-    for process in (os.getpid(), *_children()):
+
+    def seconds(process: int) -> float:
+        nanoseconds = 0
         for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
             with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
                 nanoseconds += int(task.read_text().split()[1])
-    return nanoseconds / 1e9
+        return nanoseconds / 1e9
+
+    children = sum(map(seconds, _children()))
+    return seconds(os.getpid()) + children, children
 
 
 def children_cpu_seconds() -> float:

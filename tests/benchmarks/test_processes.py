@@ -59,20 +59,29 @@ def test_a_thread_that_must_share_a_core_was_ready_for_it():
     assert shared.delay_seconds + shared.cpu_seconds == pytest.approx(1 / shared.rate, rel=0.25)
 
 
-@pytest.mark.parametrize("delay, others, counted", [(0.5, 0.1, 0.1), (0.2, 0.9, 0.2), (0.5, -0.01, 0.0)])
-def test_a_delay_counts_as_far_as_others_had_the_cpus(monkeypatch, delay, others, counted):
-    now = {"delay": 3.0, "busy": 40.0, "cpu": 7.0}
+@pytest.mark.parametrize(
+    "children, delay, others, counted",
+    [
+        (0.0, 0.5, 0.1, 0.1),  # ours waited for each other as well
+        (0.0, 0.2, 0.9, 0.2),
+        (0.0, 0.5, -0.01, 0.0),
+        (2.0, 0.2, 0.9, 0.03),  # children worked: their delay
+    ],
+)
+def test_a_delay_counts_as_far_as_others_had_the_cpus(monkeypatch, children, delay, others, counted):
+    now = {"delay": (3.0, 1.0), "busy": 40.0, "children": 5.0, "cpu": 7.0}
     monkeypatch.setattr(processes, "run_delay_seconds", lambda: now["delay"])
     monkeypatch.setattr(processes, "cpus_busy_seconds", lambda: now["busy"])
-    monkeypatch.setattr(processes, "children_cpu_seconds", lambda: 0.0)
+    monkeypatch.setattr(processes, "children_cpu_seconds", lambda: now["children"])
     monkeypatch.setattr(processes.time, "process_time", lambda: now["cpu"])
 
     def work():
-        now["delay"], now["busy"], now["cpu"] = 3.0 + delay, 40.0 + 1.5 + others, 7.0 + 1.5
+        now["delay"], now["children"], now["cpu"] = (3.0 + delay, 1.03), 5.0 + children, 7.0 + 1.5
+        now["busy"] = 40.0 + 1.5 + children + others
         return 1
 
     found = timed(work)
-    assert (found.cpu_seconds, found.delay_seconds) == (pytest.approx(1.5), pytest.approx(counted))
+    assert (found.cpu_seconds, found.delay_seconds) == (pytest.approx(1.5 + children), pytest.approx(counted))
 
 
 def test_outsiders_end_with_the_context(tmp_path):
