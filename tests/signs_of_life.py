@@ -123,12 +123,20 @@ def arguments(name: str, place: str, folder: Path) -> list[str]:
     return shlex.split(RUNS[name].replace("PLACE", place))
 
 
+def needed(names: list[str]) -> set[str]:
+    """These commands and all whose results they read."""
+    found = {*names, "convert"}
+    for name in reversed(RUNS):
+        if name in found:
+            words = re.split("[ /]", RUNS[name])
+            found |= {maker for maker, kept in KEPT.items() if kept in words and maker != name}
+    return found
+
+
 def observe(template: str, names: list[str], folder: Path) -> dict[str, dict[str, Observed]]:
     """Each command on a terminal and into a pipe."""
     found: dict[str, dict[str, Observed]] = {}
-    for name in RUNS:
-        if name not in names and name not in KEPT:
-            continue
+    for name in (name for name in RUNS if name in needed(names)):
         found[name] = {}
         for kind in ("terminal", "pipe"):
             place = f"{name}-{kind}"

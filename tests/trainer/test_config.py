@@ -10,11 +10,18 @@ from dataclasses import replace
 import pytest
 
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.options import narrowed
+from shardline.pipeline.options import narrowed, options
 from shardline.trainer import schedule
 from shardline.trainer.config import RECIPES, Phase, TrainConfig, differences, parse_phases
 from shardline.trainer.train import TrainCommand
+
+
+def test_a_grid_of_augmentation_shows_the_defaults_of_training():
+    """shardline-inspect --augmented without a run draws an InputConfig."""
+    shown, trained = options(InputConfig), options(TrainConfig)
+    assert {name: field.default for name, field in shown.items()} == {name: trained[name].default for name in shown}
 
 
 def test_phases_are_what_epochs_at_rate():
