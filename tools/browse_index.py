@@ -25,9 +25,9 @@ from shardline.pipeline.wording import count
 
 EQUAL, ALIKE = "equal pixels", "look alike"  # values of the facet `duplicates`
 RIGHT, WRONG = "right", "wrong"  # values of the facet `prediction`
-NO_CLASS = "no label"
+NO_CLASS = "(no label)"
 TOP = 5  # classes that are kept of each prediction
-_COLUMNS = ["path", "label", "split", "status", "reason", "source_height", "source_width", "bytes", "record",
+_COLUMNS = ["path", "label", "split", "status", "reason", "source_height", "source_width", "record",
             "pixel_hash", "perceptual_hash"]  # fmt: skip
 
 
@@ -170,9 +170,12 @@ def read_index(directory: Path, run: str) -> Index:
     manifest = Manifest.load(directory)
     adopted = not (directory / SOURCES_FILE).exists()
     table = _adopted_rows(directory, manifest) if adopted else _table_rows(directory, manifest.ledger.inputs)
-    splits = _codes(table["split"], tuple(manifest.splits))
-    records = table["record"].to_numpy()
-    _check_records(directory, manifest, splits, records)
+    if fault := _misfit(manifest, table):
+        raise UsageError(
+            f"{directory / SOURCES_FILE}: {fault}; shardline-verify tells more; restore it from a copy, or convert "
+            "again with --overwrite"
+        )
+    splits, records = _codes(table["split"], tuple(manifest.splits)), table["record"].to_numpy()
     groups = _equal_pixels(table["pixel_hash"])
     alike = _look_alikes(table["perceptual_hash"].to_numpy(), records, splits, groups)
     duplicates = np.full(len(table), -1, np.int32)
@@ -242,18 +245,21 @@ def _adopted_split(shards: Shards, split: str) -> Iterator[tuple[Any, ...]]:
             facts = (example.filename, example.label, split, WRITTEN, "", example.height, example.width)
         except ValueError:
             facts = ("", -1, split, WRITTEN, "damaged", 0, 0)
-        yield (*facts, shards.index[record].size, record, "", 0)
+        yield (*facts, record, "", 0)
 
 
-def _check_records(directory: Path, manifest: Manifest, splits: np.ndarray, records: np.ndarray) -> None:
-    """Refuse a table whose rows are not the records of the shards."""
+def _misfit(manifest: Manifest, table: pa.Table) -> str:
+    """What keeps a table's rows from being this dataset's; "" for nothing."""
+    if empty := [name for name in _COLUMNS if table[name].null_count]:
+        return f"empty places in {', '.join(empty)}"
+    labels, records = table["label"].to_numpy(), table["record"].to_numpy()
+    if len(labels) and labels.max() >= len(manifest.labels):
+        return f"label {labels.max()} is none of {count(len(manifest.labels), 'class')}"
+    splits = _codes(table["split"], tuple(manifest.splits))
     for number, (name, split) in enumerate(manifest.splits.items()):
-        there = records[(splits == number) & (records >= 0)]
-        if not np.array_equal(there, np.arange(split.records)):
-            raise UsageError(
-                f"{directory / SOURCES_FILE}: the rows of split {name} are not its {count(split.records, 'record')}; "
-                "shardline-verify tells more; restore it from a copy, or convert again with --overwrite"
-            )
+        if not np.array_equal(records[(splits == number) & (records >= 0)], np.arange(split.records)):
+            return f"the rows of split {name} are not its {count(split.records, 'record')}"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------- duplicates

@@ -477,11 +477,27 @@ def test_a_damaged_record_is_named_and_the_rest_is_shown(data, serve, tmp_path):
     assert status == 422 and b"cannot be shown" in body and page.get("image/1") and page.get("record/0")
 
 
-def test_a_table_of_other_records_is_refused(data, tmp_path):
+def replaced(table, name, values):
+    column = table.column_names.index(name)
+    return table.set_column(column, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda table: table.slice(1), r"are not its .* records; shardline-verify tells more"),
+        (lambda table: replaced(table, "record", [7] * len(table)), r"are not its .* records"),
+        (lambda table: replaced(table, "label", [2] * len(table)), "label 2 is none of 2 classes"),
+        (lambda table: replaced(table, "path", [None] * len(table)), "empty places in path"),
+        (lambda table: replaced(table, "label", [None] * len(table)), "empty places in label"),
+        (lambda table: table.drop_columns(["pixel_hash"]), "its columns are"),
+    ],
+)
+def test_a_table_that_is_not_the_datasets_is_refused(data, tmp_path, change, told):
     shutil.copytree(data, tmp_path / "d")
     table = parquet.read_table(tmp_path / "d" / "sources.parquet")
-    parquet.write_table(table.slice(1), tmp_path / "d" / "sources.parquet")
-    with pytest.raises(UsageError, match=r"are not its .* records; shardline-verify tells more"):
+    parquet.write_table(change(table), tmp_path / "d" / "sources.parquet")
+    with pytest.raises(UsageError, match=told):
         browse(BrowseConfig(data=tmp_path / "d"))
 
 
