@@ -252,8 +252,7 @@ def test_what_is_sent_to_a_worker_is_small_whatever_the_size_of_the_split(tiny):
     assert copy.read(20)[1:] == shards.read(20)[1:]
 
 
-@pytest.mark.parametrize("kind", ["train_batches", "eval_batches"])
-@pytest.mark.parametrize("cache", ["memory", "directory"])
+@pytest.mark.parametrize(("kind", "cache"), [("train_batches", "directory"), ("eval_batches", "memory")])
 def test_a_worker_decodes_what_this_process_puts_into_a_cache(tiny, tmp_path, kind, cache, monkeypatch):
     plain = pipeline.InputConfig(global_batch_size=8, image_size=16, workers=0)
     cached = replace(plain, workers=2, cache=str(tmp_path) if cache == "directory" else cache)
@@ -294,7 +293,7 @@ def flat_images(number=8):
     return [cv2.imencode(".jpg", np.full((40, 40, 3), 20 * n, np.uint8))[1].tobytes() for n in range(number)]
 
 
-@pytest.mark.parametrize("way", ["crash", "hang"])
+@pytest.mark.parametrize("way", ["crash", pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_record_that_ends_two_workers_is_bad_and_never_decoded_here(
     tmp_path, monkeypatch, pool, caplog, way, never_here
 ):
@@ -316,8 +315,7 @@ def test_a_record_that_ends_two_workers_is_bad_and_never_decoded_here(
     assert sum(started) == 3 and len(alive(pool)) == 1
 
 
-@pytest.mark.parametrize("cache", ["none", "memory"])
-@pytest.mark.parametrize("kind", ["train_batches", "eval_batches"])
+@pytest.mark.parametrize(("kind", "cache"), [("train_batches", "none"), ("eval_batches", "memory")])
 def test_no_decoder_ends_a_training_or_an_evaluation(tmp_path, monkeypatch, kind, cache, never_here):
     images = flat_images()
     adopted_reader(tmp_path / "data", images)

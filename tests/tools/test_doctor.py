@@ -140,7 +140,7 @@ def test_a_card_that_tensorflow_does_not_see_is_found(monkeypatch, capsys) -> No
     assert "no NVIDIA card" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", ["crash", "hang"])
+@pytest.mark.parametrize("way", ["crash", pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_decoder_that_crashes_or_hangs_costs_one_row(tmp_path, monkeypatch, way) -> None:
     monkeypatch.setitem(executors.run.__kwdefaults__, "image_timeout", 1.0)
     cases = [MALFORMED[name] for name in ("baseline.jpg", "progressive.jpg", "plain.png", "empty.jpg")]

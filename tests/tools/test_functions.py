@@ -71,7 +71,7 @@ def test_messages_name_fields_when_called_from_python(tmp_path, call, message):
         call(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["verify", "adopt"])
+@pytest.mark.parametrize("command", ["verify", pytest.param("adopt", marks=pytest.mark.slow)])
 def test_a_command_run_as_a_module_has_worker_processes_too(tmp_path, command):
     """What is defined in `__main__` is unknown to them."""
     convert(ConvertConfig(source=class_folders(tmp_path / "s", 2, 2), output=tmp_path / "d", engine="inline", size=16))
