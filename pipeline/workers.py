@@ -230,8 +230,8 @@ def pieces_in_flight(threads: int, replicas: int, batch_bytes: int) -> int:
     fit = int(_MEMORY_SHARE * available_memory() / max(batch_bytes, 1))
     if fit < wanted:
         _log.warning(
-            "%d batches of %.3g MB may be under way, more than %.0f %% of the free memory: workers make %d at a time; "
-            "use a smaller batch, or fewer --threads",
+            "%d batches of %.3g MB may be under way, more than %.0f %% of the free memory: all but %d take a "
+            "slower way; use a smaller batch, or fewer --threads",
             wanted, batch_bytes / 1e6, 100 * _MEMORY_SHARE, max(1, fit),
         )  # fmt: skip
     return max(1, min(wanted, fit))
@@ -257,6 +257,7 @@ class _Worker:
         file = os.memfd_create("shardline worker")
         try:
             os.ftruncate(file, _MARK.size)
+            self._mark = mmap.mmap(file, _MARK.size)
             self.process = subprocess.Popen(
                 # Not -m: the classes of a module that runs as __main__ are unknown to this process.
                 [sys.executable, "-P", "-c", f"from shardline.pipeline import workers; workers.work({file})"],
@@ -266,7 +267,6 @@ class _Worker:
                 start_new_session=True,  # Ctrl-C is for the parent; a worker ends with it
                 pass_fds=(file,),
             )
-            self._mark = mmap.mmap(file, _MARK.size)
         except OSError as error:
             raise _cannot_start(error.strerror or str(error)) from None
         finally:
