@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ LINE_SECONDS = 30.0  # a line is due after this,
 STEP_PERCENT, STEP_SECONDS = 5, 5.0  # or after this much progress, but not sooner than this
 SAY_SECONDS = 10.0  # what has no bar says after this that it goes on
 BEAT_SECONDS = 2.0  # a bar that nothing moves is drawn again after this: its clock goes on
+COLUMNS, ROWS = 80, 24  # of a terminal that does not tell
 now: Callable[[], float] = time.monotonic  # a test's clock goes its own way
 
 
@@ -38,11 +40,19 @@ def progress(
 ) -> tqdm[T]:
     """A tqdm bar with rate and time left, on stderr; lines where stderr is no terminal."""
     bar, lines = _kinds()
-    settings.setdefault("dynamic_ncols", True)
+    settings |= {"dynamic_ncols": True} if _columns() else {"ncols": COLUMNS, "nrows": ROWS}
     kind = bar if sys.stderr.isatty() else lines
     made = kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, miniters=1, **settings)
     _keep_alive(made)
     return made
+
+
+def _columns() -> int:
+    """Of the terminal; 0 where it does not tell, as of containers and editors: tqdm would then draw nothing at all."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        return COLUMNS
 
 
 _watching = threading.Lock()

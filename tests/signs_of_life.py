@@ -12,6 +12,7 @@ Seconds mean something on an idle machine only. `--only convert,train` runs some
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import pty
@@ -19,9 +20,11 @@ import re
 import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +70,8 @@ class Observed:
 def watch(command: list[str], folder: Path, terminal: bool, until: bytes = b"") -> Observed:
     """Run a command, and note when it says something: on a terminal of 80 columns, or into a pipe."""
     ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)

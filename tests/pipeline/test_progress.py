@@ -1,8 +1,15 @@
 """Signs of life without a terminal: a line at the start, then one every so often and so far; by a clock of our own."""
 
+import fcntl
 import gc
 import io
+import os
+import pty
+import re
+import select
+import struct
 import sys
+import termios
 import threading
 import time
 
@@ -85,6 +92,23 @@ def test_an_iterable_is_passed_on_and_lines_of_log_stand_between(clock, lines):
         log(f"note {number}")
         seen.append(number)
     assert seen == [0, 1, 2] and lines() == ["a\\x1b: 3 step", "note 0", "note 1", "note 2"]
+
+
+@pytest.mark.parametrize(("columns", "longest"), [(0, 80), (60, 60), (120, 120)])
+def test_a_terminal_that_does_not_tell_its_width_shows_a_bar_of_80_columns(monkeypatch, columns, longest):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
+    with os.fdopen(theirs, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        for _ in progress(range(2), total=2, desc="work", unit="file", mininterval=0):
+            pass
+        shown = ""
+        while "2/2" not in shown:
+            assert select.select([ours], [], [], 60)[0], shown
+            shown += os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    drawn = re.split("[\r\n]+", shown.strip())
+    assert "work: 100%" in drawn[-1] and longest - 2 <= max(map(len, drawn)) <= longest
 
 
 @pytest.mark.parametrize("terminal", [True, False])
