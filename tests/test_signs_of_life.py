@@ -42,7 +42,10 @@ def test_every_phase_of_a_day_announces_itself(tmp_path):
     assert_in_order(shown, "verify: ", "compare sources: ", "no faults")
 
     shown, _ = phases(place, "doctor")
-    assert_in_order(shown, "examine: ")
+    assert_in_order(shown, "examine: making sound and malformed files", "examine: ")
+
+    shown, _ = phases(place, "inspect", "data", "--save=grid.png")
+    assert_in_order(shown, "draw: ", "saved grid.png")
 
     trained, lines = phases(place, "train", "data", "--workdir=run", *QUICK)
     assert_in_order(

@@ -58,15 +58,16 @@ def doctor(config: DoctorConfig) -> list[Row]:
     Raises:
       UsageError: `corpus` exists and is not an empty folder.
     """
+    folder = Path(config.corpus)
+    if config.corpus and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
+    command_line.log("examine: making sound and malformed files …")  # importing the decoders takes seconds, too
     from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
     from shardline.tools import image_variants, malformed_images
 
     set_up_process()
     cases = [*malformed_images.cases(), *image_variants.variants()]
     if config.corpus:
-        folder = Path(config.corpus)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"--corpus={folder}: exists and is not an empty folder; name a new one")
         malformed_images.write(folder, cases)
     return examine_all(cases)
 

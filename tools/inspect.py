@@ -226,6 +226,7 @@ def _images(shards: Shards, manifest: Manifest, records: Sequence[int]) -> list[
 
 
 def _draw(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, title: str, save: str) -> None:
+    command_line.log(f"draw: {count(len(images), 'image')}")  # importing Matplotlib takes seconds
     rows = -(-len(images) // columns)
     figure = new_figure(columns * 1.1, rows * 1.3 + 0.4)
     figure.suptitle(title, fontsize=10)
