@@ -6,15 +6,17 @@ No TensorFlow.
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import json
 import os
 import re
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -287,23 +289,26 @@ def _unreachable(address: str) -> str:
     return ""
 
 
+# Says argv[1] if it is told anything.
+_SAY = "import sys; sys.stdin.buffer.read() and sys.stderr.write(sys.argv[1])"
+
+
 @contextmanager
 def ended_after(seconds: float, reason: str) -> Iterator[None]:
-    """End a command with `reason` and exit code 1 where the block lasts longer: TensorFlow's start hears no signal.
+    """End a command with `reason` and exit code 1 where the block lasts longer.
 
+    For TensorFlow's own start: it waits in C++ with the interpreter's lock held, so that no thread of Python's can run
+    and no signal is heard. `faulthandler`'s can: it writes to a process that makes one line of it, and ends this one.
     Outside a command the process is not ours to end.
     """
-    done = threading.Event()
-
-    def watch() -> None:
-        if not done.wait(seconds):
-            with suppress(OSError):
-                os.write(2, f"{program()}: error: {display(reason)}\n".encode())
-            os._exit(1)
-
-    if in_command():
-        threading.Thread(target=watch, daemon=True).start()
-    try:
+    if not in_command():
         yield
-    finally:
-        done.set()
+        return
+    line = f"{program()}: error: {display(reason)}\n"
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", _SAY, line], stdin=subprocess.PIPE) as speaker:
+        assert speaker.stdin is not None
+        faulthandler.dump_traceback_later(seconds, exit=True, file=speaker.stdin.fileno())
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()

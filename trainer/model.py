@@ -220,7 +220,8 @@ def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str
 
     def hypercolumn(outputs: Mapping[str, KerasTensor]) -> KerasTensor:
         # Means differ a hundredfold between channels and blocks: of their logarithms, each block is given one spread.
-        means = [keras.ops.log1p(pool(outputs[name])) for name, pool in zip(names, pools, strict=True)]
+        # (ONNX knows no log1p.)
+        means = [keras.ops.log(1 + pool(outputs[name])) for name, pool in zip(names, pools, strict=True)]
         return together([norm(mean) for norm, mean in zip(norms, means, strict=True)])
 
     return hypercolumn
