@@ -23,7 +23,8 @@ class GradCam:
         """`jit` compiles with XLA: without it, a CPU takes ten times as long in bfloat16."""
         model = clone_functional(model)
         convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-        seen = [layer for layer in convolutions if _feeds(layer, keras.layers.GlobalAveragePooling2D)]
+        pooled = [layer.input for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+        seen = [layer for layer in convolutions if any(layer.output is one for one in pooled)]
         dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
         outputs = [layer.output for layer in seen or convolutions[-1:]]
         self._run = keras.Model(model.input, [*outputs, dense.output])  # logits: a softmax near 1 has no slope left
@@ -54,11 +55,6 @@ class GradCam:
 def _spoken(activations: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
     """[n, h, w] of both [n, h, w, c]."""
     return tf.reduce_sum(tf.reduce_sum(gradients, (1, 2), keepdims=True) * activations, -1)
-
-
-def _feeds(layer: keras.Layer, kind: type[keras.Layer]) -> bool:
-    """Whether a layer of this kind takes the output of `layer`."""
-    return any(isinstance(node.operation, kind) for node in layer._outbound_nodes)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
