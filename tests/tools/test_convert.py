@@ -155,7 +155,7 @@ def refusals():
         ("empty", "out", [], 2, "the folder is empty"),
         ("loose", "out", [], 2, "1 image but no class folders"),
         ("hollow", "out", [], 2, "nothing holds no images"),
-        ("nested", "out", [], 2, "--label_from=parent"),
+        ("nested", "out", [], 2, "is a folder inside a class folder; give --source="),
         ("unreadable", "out", [], 1, "not one image of bad could be used (e.g. bad/x.jpg: empty)"),
         ("good", "full", [], 2, "is not empty (thesis.doc)"),
         ("good", "file.txt", [], 2, "is a file"),

@@ -147,7 +147,8 @@ def _named_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
     """Name and label of lines that each begin with the name of an image; [] where they do not."""
     pairs = [re.split(r"[\s,;]+", line.strip(), maxsplit=1) for line in lines]
     named = all(len(pair) == 2 and os.fsencode(pair[0]).lower().endswith(IMAGE_SUFFIXES) for pair in pairs)
-    return [(pair[0], pair[1].strip()) for pair in pairs] if named else []
+    # Of a line with tabs the second column: Tiny ImageNet's have a box after it.
+    return [(pair[0], pair[1].partition("\t")[0].strip()) for pair in pairs] if named else []
 
 
 def _numbered(label: str, order: Mapping[int, str], what: str) -> str:

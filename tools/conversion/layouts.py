@@ -30,6 +30,7 @@ OnProgress = Callable[[int], None]
 # Folders of datasets for detection and segmentation, which are no classes whatever lies in them.
 _PARTS = {"annotations", "imagesets", "jpegimages", "segmentationclass", "segmentationobject"}
 _PAIRS = ({"images", "labels"}, {"images", "masks"}, {"img", "mask"})
+_CONTAINERS = {"images", "image", "imgs", "img", "photos", "pictures", "jpegimages"}  # of a split, and no classes
 _TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
 _SEARCH_DEPTH, _SEARCH_FOLDERS = 4, 20  # how far split folders are looked for, for a hint
 
@@ -89,6 +90,7 @@ def scan_tree(tree: Tree, root: str, what: str, options: LayoutOptions, on_progr
     if not len(walk.builder):
         raise UsageError(f"{what}: the class folders hold no files")
     walk.refuse_empty_classes()
+    walk.refuse_one_parent()
     walk.refuse_foreign_labels()
     walk.refuse_tables()
     places = label_places(walk.builder, walk.labels, list(walk.splits))
@@ -167,7 +169,7 @@ def _refuse_others(
     """A folder beside splits is no class, and nobody knows which split it would be."""
     one, one_split = others[0], len(splits) == 1
     remedies = [f"leave {'it' if len(others) == 1 else 'each'} out with --exclude={_quoted(one)}"]
-    if is_split_name(path_text(one)) and _is_flat(tree.entries(one)):
+    if is_split_name(path_text(one)) and _is_flat(tree.entries(one)) and any(e.is_image for e in tree.entries(one)):
         remedies.append(f"convert it as a split without labels with --unlabelled={_quoted(one)}")
     if not options.named and all(_is_flat(tree.entries(name)) for name in splits):
         remedies.append(
@@ -183,7 +185,7 @@ def _refuse_others(
 def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: LayoutOptions) -> None:
     """Splits without class folders have no labels, unless a flag says where they are or that there are none."""
     unknown = [name for name in splits if path_text(name) not in {*options.unlabelled, *options.split_labels}]
-    flat = [name for name in unknown if _is_flat(tree.entries(name))]
+    flat = [name for name in unknown if _without_classes(tree, name, options)]
     if empty := [name for name in unknown if not tree.entries(name)]:
         raise UsageError(
             f"{what}: the folder {_listed(empty)} is empty; leave it out with --exclude={_quoted(empty[0])}"
@@ -191,7 +193,9 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
     if not flat:
         return
     name = path_text(flat[0])
-    images = count(sum(entry.is_image for entry in tree.entries(flat[0])), "image")
+    held = tree.entries(flat[0])
+    inside = [tree.entries(os.path.join(flat[0], entry.name)) for entry in held if entry.is_folder]
+    images = count(sum(entry.is_image for entries in (held, *inside) for entry in entries), "image")
     labels = f"--split_labels={_quoted(flat[0])}=FILE reads their labels from a file"
     if len(flat) == len(splits):
         remedy = f"list path,label and perhaps split in a .csv and give that, or {labels}"
@@ -220,6 +224,15 @@ def _is_flat(entries: Iterable[Entry]) -> bool:
     """Whether there are files and no folders."""
     entries = list(entries)
     return bool(entries) and not any(entry.is_folder for entry in entries)
+
+
+def _without_classes(tree: Tree, split: bytes, options: LayoutOptions) -> bool:
+    """Whether a split has no class folders: images alone, or in one folder called so (Tiny ImageNet's val/images)."""
+    entries = tree.entries(split)
+    folders = [entry.name for entry in entries if entry.is_folder]
+    if len(folders) != 1 or path_text(folders[0]) in options.labels.names:
+        return _is_flat(entries)
+    return path_text(folders[0]).lower() in _CONTAINERS and _is_flat(tree.entries(os.path.join(split, folders[0])))
 
 
 def _below_hint(tree: Tree, what: str) -> str:
@@ -283,6 +296,7 @@ class _Walk:
     beside: list[bytes] = field(default_factory=list)  # files that are no inputs
     empty: list[bytes] = field(default_factory=list)  # class folders
     from_folders: set[str] = field(default_factory=set)  # labels
+    outermost: set[bytes] = field(default_factory=set)  # class folders
     from_files: dict[str, set[str]] = field(default_factory=dict)  # labels by split
 
     def add_split(self, folder: bytes) -> None:
@@ -318,6 +332,7 @@ class _Walk:
 
     def _add_class(self, folder: bytes, first: bytes, split: int) -> None:
         before = len(self.builder)
+        self.outermost.add(first)
         self._add_folder(folder, first, split)
         if len(self.builder) == before:
             self.empty.append(folder)
@@ -353,17 +368,26 @@ class _Walk:
         """Splits inside a class, whatever flags say, and other folders there unless a flag says what they are."""
         self._refuse_splits(folder, below)
         if not self.options.label_from:
-            hint = (
-                self._sources_hint()
-                or _below_hint(self.tree, self.what)
-                or (
-                    "say --label_from=parent (the folder an image lies in names its class) or --label_from=first (the "
-                    "outermost folder does)"
-                )
-            )
+            hint = self._sources_hint() or _below_hint(self.tree, self.what) or self._label_hint(folder)
             raise UsageError(
                 f"{self.what}: {path_text(os.path.join(folder, below[0]))} is a folder inside a class folder; {hint}"
             )
+
+    def _label_hint(self, folder: bytes) -> str:
+        """Which of two folders names the class; only what would give more than one class is advised."""
+        above = os.path.dirname(folder)
+        folders = [entry.name for entry in self.tree.entries(above) if entry.is_folder]
+        held = {name: self.tree.entries(os.path.join(above, name)) for name in folders}
+        classes = [name for name, entries in held.items() if any(e.is_folder or e.is_image for e in entries)]
+        inside = {entry.name for entries in held.values() for entry in entries if entry.is_folder}
+        if len(classes) == 1 and not above and not any(entry.is_image for entry in held[classes[0]]):
+            return f"give --source={shlex.quote(self.what.partition('=')[2] + '/' + path_text(folder))}"
+        advice = []
+        if len(inside) > 1 or len(classes) == 1:
+            advice.append("--label_from=parent (the folder an image lies in names its class)")
+        if len(classes) > 1:
+            advice.append("--label_from=first (the outermost folder does)")
+        return f"say {' or '.join(advice)}"
 
     def _sources_hint(self) -> str:
         """How to say that the outermost folders, as seg_train and seg_test, are splits; "" for others."""
@@ -438,6 +462,16 @@ class _Walk:
                     f"({shorten_list(sorted(self.from_folders), 3)}); if they are numbers, say in --label_order which "
                     "class each is"
                 )
+
+    def refuse_one_parent(self) -> None:
+        """Images that all lie in folders of one name, as Tiny ImageNet's CLASS/images: that is no class."""
+        (name, *others) = self.from_folders or ("",)
+        several = len(self.outermost) > 1 and not others
+        if self.options.label_from == "parent" and several and name.lower() in _CONTAINERS:
+            raise UsageError(
+                f"--label_from=parent: all images lie in folders called {name!r}, which would be the only class; use "
+                "--label_from=first"
+            )
 
     def refuse_tables(self) -> None:
         """One class folder with a table beside it: the labels are in the table, and the folder is no class."""

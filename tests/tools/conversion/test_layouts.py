@@ -264,9 +264,7 @@ def test_classes_that_sound_like_a_split_are_none(tmp_path):
 @pytest.mark.parametrize("pair", [("images", "labels"), ("images", "masks")])
 def test_parts_of_a_dataset_for_detection_are_no_classes_of_a_split_either(tmp_path, split, pair):
     names = [f"{split}{pair[0]}/{i}.jpg" for i in range(3)]
-    source = touch(
-        tmp_path, *names, *(f"{split}{pair[1]}/{i}.txt" for i in range(3)), *["test/images/9.jpg"] * bool(split)
-    )
+    source = touch(tmp_path, *names, *(f"{split}{pair[1]}/{i}.txt" for i in range(3)))
     message = refusal(source)
     assert f"{', '.join(pair)} are no class but a part" in message and "list path,label in a .csv" in message
     found, _ = listed_in_a_table(tmp_path, [(name, "ab"[i % 2], "train") for i, name in enumerate(names)])
@@ -315,16 +313,53 @@ def test_flat_splits_alone_may_be_listed_or_have_files_of_labels(tmp_path):
 
 @pytest.mark.parametrize("split", ["", "train/"])
 def test_a_folder_alone_beside_a_table_is_no_class(tmp_path, split):
-    names = [f"{split}img/{i}.jpg" for i in range(4)]
+    names = [f"{split}faces/{i}.jpg" for i in range(4)]
     source = touch(tmp_path, *names)
-    (source / f"{split}labels.csv").write_text("path,label\n" + "".join(f"img/{i}.jpg,{i % 2}\n" for i in range(4)))
+    (source / f"{split}labels.csv").write_text("path,label\n" + "".join(f"faces/{i}.jpg,{i % 2}\n" for i in range(4)))
     message = refusal(source)
-    assert f"img would be the only class, but {split}labels.csv lies beside it" in message
+    assert f"faces would be the only class, but {split}labels.csv lies beside it" in message
     found, _ = scan(source / f"{split}labels.csv")
     assert (found.labels, found.class_counts().tolist()) == (("0", "1"), [2, 2])
     found, _ = scan(source, exclude=(flags_in(message)["exclude"],))
-    assert (found.labels, found.class_counts().tolist()) == (("img",), [4])
-    assert scan(source, labels=LabelOptions(("img",)))[0].labels == ("img",)
+    assert (found.labels, found.class_counts().tolist()) == (("faces",), [4])
+    assert scan(source, labels=LabelOptions(("faces",)))[0].labels == ("faces",)
+
+
+TINY_IMAGENET = (
+    *(f"train/n{c}/images/n{c}_{i}.JPEG" for c in (1, 2) for i in range(3)),
+    *(f"train/n{c}/n{c}_boxes.txt" for c in (1, 2)),
+    *(f"{split}/images/{split}_{i}.JPEG" for split in ("val", "test") for i in range(2)),
+    "val/val_annotations.txt",
+)
+
+
+def test_tiny_imagenet_step_by_step(tmp_path):
+    """--label_from=parent, advised once, made one class called images of all of it."""
+    source = touch(tmp_path, *TINY_IMAGENET)
+    (source / "val/val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t32\t44\t62\nval_1.JPEG\tn1\t52\t55\t57\t59\n")
+    options = {"exclude": ("*.txt",)}
+    message = refusal(source, **options)
+    assert "test holds 2 images and no class folders" in message and "--unlabelled=test" in message
+    options["unlabelled"] = ("test",)
+    message = refusal(source, **options)
+    assert "val holds 2 images and no class folders" in message and "--split_labels=val=FILE" in message
+    options["split_labels"] = {"val": str(source / "val/val_annotations.txt")}
+    message = refusal(source, **options)
+    assert "say --label_from=first" in message and "parent" not in message
+    found, listed = scan(source, label_from="first", **options)
+    assert (found.labels, found.splits) == (("n1", "n2"), ("train", "val", "test"))
+    assert listed["val/images/val_0.JPEG"] == ("n2", "val") and listed["test/images/test_1.JPEG"] == (None, "test")
+    assert listed["train/n2/images/n2_0.JPEG"] == ("n2", "train") and len(listed) == 10
+    assert "'images', which would be the only class" in refusal(source, label_from="parent", **options)
+
+
+def test_only_a_way_that_gives_several_classes_is_advised(tmp_path):
+    source = touch(tmp_path / "a", "images/apple/1.jpg", "images/pie/2.jpg", "meta/train.txt")
+    (inner,) = sources_in(message := refusal(source))
+    assert "label_from" not in message and scan(inner)[0].labels == ("apple", "pie")
+    source = touch(tmp_path / "b", "cat/persian/1.jpg", "cat/2.jpg", "dog/3.jpg")
+    assert "--label_from=first" in (message := refusal(source)) and "parent" not in message
+    assert scan(source, label_from="first")[0].labels == ("cat", "dog")
 
 
 def test_archives_that_lie_in_the_source_are_sources(tmp_path):
