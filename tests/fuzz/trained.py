@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from shardline.benchmarks.measure import Measurement, append_results, load_machine, load_results
 from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.evaluation_files import predictions_schema
 from shardline.pipeline.run_input import RUN_FORMAT
 from shardline.pipeline.stored_arrays import save_arrays
 from shardline.trainer import metrics_log
@@ -106,7 +107,7 @@ def metrics(data: bytes) -> None:
 @cache
 def predictions_files() -> list[bytes]:
     columns = [[1, 2], ["a", "b"], ["x", "y"], ["x", "x"], [True, False], [[0.5, 0.5], [0.25, 0.75]]]
-    table = pa.table(dict(zip(results._schema(2).names, columns, strict=True)), schema=results._schema(2))
+    table = pa.table(dict(zip(predictions_schema(2).names, columns, strict=True)), schema=predictions_schema(2))
     pq.write_table(table.replace_schema_metadata({"labels": "[]"}), WORK / results.PREDICTIONS)
     return [(WORK / results.PREDICTIONS).read_bytes()]
 
