@@ -48,7 +48,7 @@ RUNS = {
     "evaluate": "--run run --data data --split test --output PLACE/evaluation",
     "predict": "--run run --input photos/*/*0001.* --output PLACE/predictions.csv --gallery PLACE/predictions.png",
     "export": "--run run --output PLACE/exported",
-    "compare": "train-terminal/run train-pipe/run --output PLACE/compared",
+    "compare": "run evaluation --output PLACE/compared",
     "benchmark": "--data data --suite short --repeats 1 --output PLACE/report",
     "browse": "data --run evaluation",
 }
@@ -138,10 +138,13 @@ def needed(names: list[str]) -> set[str]:
     return found
 
 
-def observe(template: str, names: list[str], folder: Path) -> dict[str, dict[str, Observed]]:
+def observe(template: str, names: list[str], folder: Path, demo: Path | None) -> dict[str, dict[str, Observed]]:
     """Each command on a terminal and into a pipe."""
     found: dict[str, dict[str, Observed]] = {}
     for name in (name for name in RUNS if name in needed(names)):
+        if demo and name in KEPT and name not in names:
+            (folder / KEPT[name]).symlink_to(demo.absolute() / KEPT[name])
+            continue
         found[name] = {}
         for kind in ("terminal", "pipe"):
             place = f"{name}-{kind}"
@@ -177,11 +180,12 @@ def main() -> None:
     parser.add_argument("--typed", default="{bin}/shardline-{name}", help="how a command is started; {bin}, {name}, "
                         "{folder} and {module} are filled in")  # fmt: skip
     parser.add_argument("--only", default=",".join(RUNS), help="commands to run, by name")
+    parser.add_argument("--demo", type=Path, help="what `make demo` left, for commands that --only leaves out")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for what was seen")
     parser.add_argument("--before", type=Path, help="such a file of an older version, for a table of both")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = observe(settings.typed, settings.only.split(","), Path(folder))
+        found = observe(settings.typed, settings.only.split(","), Path(folder), settings.demo)
     plain = {name: {kind: asdict(seen) for kind, seen in kinds.items()} for name, kinds in found.items()}
     settings.output.write_text(json.dumps(plain, indent=1) + "\n")
     if settings.before:
