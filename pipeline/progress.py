@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 LINE_SECONDS = 30.0  # a line is due after this,
 STEP_PERCENT, STEP_SECONDS = 5, 5.0  # or after this much progress, but not sooner than this
-SAY_SECONDS = 10.0  # what has no bar says after this that it goes on
+SAY_SECONDS = 4.0  # what has no bar says after this that it goes on
 BEAT_SECONDS = 2.0  # a bar that nothing moves is drawn again after this: its clock goes on
 COLUMNS, ROWS = 80, 24  # of a terminal that does not tell
 now: Callable[[], float] = time.monotonic  # a test's clock goes its own way
@@ -92,12 +92,15 @@ def _beat() -> None:
 
 
 @contextmanager
-def saying(text: str, say: Callable[[str], object] = log) -> Iterator[None]:
-    """Say now and then that something goes on, and for how long so far, while the block lasts."""
+def saying(text: str, say: Callable[[str], object] = log, seconds: float = 0.0) -> Iterator[None]:
+    """Say now and then that something goes on, and for how long so far, while the block lasts.
+
+    `seconds`: between two times; 0: SAY_SECONDS.
+    """
     done, started = threading.Event(), time.monotonic()
 
     def repeat() -> None:
-        while not done.wait(SAY_SECONDS):
+        while not done.wait(seconds or SAY_SECONDS):
             say(f"{text}, {time.monotonic() - started:.0f} seconds so far")
 
     thread = threading.Thread(target=repeat, daemon=True)
