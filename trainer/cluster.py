@@ -144,7 +144,8 @@ def _create_cluster(strategy: str, logical_cpus: int, device: str, hosts: Hosts)
             f"not all of {', '.join(hosts.addresses)} joined TensorFlow's cluster within "
             f"--start_timeout={hosts.start_timeout:g} seconds; end the command on all of them and start it again"
         )
-        with saying("waiting for all hosts to join TensorFlow's cluster"), ended_after(hosts.start_timeout, late):
+        joining = saying("waiting for all hosts to join TensorFlow's cluster", seconds=10.0)
+        with joining, ended_after(hosts.start_timeout, late):
             workers_strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         return Cluster(workers_strategy, hosts.own, workers, workers_strategy.num_replicas_in_sync, kind)
     # A CPU that an earlier call has split stays split: its other parts are left alone.

@@ -121,7 +121,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
 
 def test_success_is_quiet_on_stderr():
     result = run_alone("--size=3", "--fail=tensorflow", "--quiet")
-    told = result.stderr.splitlines()  # again after ten seconds, on a busy machine
+    told = result.stderr.splitlines()  # again after some seconds, on a busy machine
     assert (result.returncode, result.stdout, told[0]) == (0, "", "loading TensorFlow …")
     assert all(re.fullmatch(r"loading TensorFlow …, \d+ seconds so far", line) for line in told[1:])
 
