@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from shardline.benchmarks.gpu.kernels import host_arguments, operations_without_kernel
-from shardline.trainer.config import HEADS, PARTS, PRECISIONS, TrainConfig
+from shardline.trainer.config import PARTS, PRECISIONS, TrainConfig
 from shardline.trainer.evaluation.inference import DistributedModel
 from shardline.trainer.feature_cache import create_feature_function
 from shardline.trainer.run import prepare
@@ -27,6 +27,7 @@ from shardline.trainer.step import create_eval_step
 ConcreteFunction: TypeAlias = tf.types.experimental.ConcreteFunction
 DTYPES = {"mixed_bfloat16": "bf16", "mixed_float16": "f16", "float32": "f32"}  # HLO's names
 BATCHES = (32, 128, 256)
+HEADS = ("gap", "flatten256", "fc4096")  # hypercolumn is gap's program with four more means
 AUGMENTATION: dict[str, Any] = {
     "randaugment_layers": 2,
     "hue": 0.1,

@@ -53,7 +53,7 @@ def save(path, rgb, *options):
 
 
 def drawn(figure):
-    """Pixels of the rendered figure, and every text on it."""
+    """Pixels of the rendered figure, and every text on it, its lines joined."""
     figure.canvas.draw()
-    texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    texts = [" ".join(text.get_text().split()) for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     return cv2.imdecode(np.frombuffer(figure_png(figure), np.uint8), cv2.IMREAD_COLOR), [t for t in texts if t]
