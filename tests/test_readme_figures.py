@@ -15,6 +15,7 @@ from shardline.benchmarks.measure import CONTROL, load_results, ratio
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CPU = {(m.suite, m.name): m for m in load_results(RESULTS / "epyc-2-cores")}
+SLEEPING = {(m.suite, m.name): m for m in load_results(RESULTS / "simulated_gpu")}
 H200 = json.loads((RESULTS / "h200" / "gpu_report.json").read_text())
 DEMO = json.loads((RESULTS / "demo.json").read_text())
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -63,6 +64,16 @@ def one_gpu():
         f"augmentation on the GPU), {real['images_per_second']:,.0f} from JPEGs that 16 cores decode, waiting "
         f"{real['waiting_percent']:.1f}% of the time; determinism costs nothing, and runs repeat, also after a kill, "
         "to the same SHA-256"
+    )
+
+
+def sleeping_gpus():
+    rows = [SLEEPING["simulated GPUs", f"shardline, {name}"] for name in ("1 replica", "8 replicas")]
+    rate = rows[0].settings["step_rate"]
+    one, eight = (row.median / (rate * n) for row, n in zip(rows, (1, 8), strict=True))
+    yield (
+        f"Of GPUs that only sleep through their work ({rate:,.0f} images/s each), the trainer keeps one busy for "
+        f"{one:.1%} of the time and eight for {eight:.1%}"
     )
 
 
@@ -116,7 +127,9 @@ def quoted_suites():
     return LOADERS, LARGE, RIVALS, MEGAPIXELS, "scaling of the converter"
 
 
-CLAIMS = [(source.__name__, claim) for source in (demo, one_gpu, loaders, converters) for claim in source()]
+CLAIMS = [
+    (source.__name__, claim) for source in (demo, one_gpu, sleeping_gpus, loaders, converters) for claim in source()
+]
 
 
 @pytest.mark.parametrize("claim", [claim for _, claim in CLAIMS], ids=[f"{n}{i}" for i, (n, _) in enumerate(CLAIMS)])

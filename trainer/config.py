@@ -263,7 +263,7 @@ class TrainConfig(HostsConfig, InputConfig):
         choices=("none", "loss", "top1", "top5"), group="cadence",
     )  # fmt: skip
     track: str = option(
-        "", f"trackers that the run reports to, besides its own files: {', '.join(TRACKERS)}; several with commas",
+        "", f"trackers that hear the numbers, too: {', '.join(TRACKERS)}; several with commas",
         group="cadence",
     )  # fmt: skip
     profile_steps: str = option(

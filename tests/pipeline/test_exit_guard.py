@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 UNFINISHED = """
 import sys
 from shardline import pipeline
@@ -13,6 +15,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_stops_in_the_middle_exits_cleanly(tiny):
     result = subprocess.run([sys.executable, "-c", UNFINISHED, str(tiny)], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr

@@ -197,6 +197,7 @@ def test_onnx_without_its_packages_is_refused_before_any_work(tiny_run, tmp_path
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_process_without_this_project_loads_it_and_gets_the_predictions(exported, loaded_run, tiny_data, tmp_path):
     raw = tiny_data.parent / "raw" / "test"
     files = [raw / "green" / "0.png", raw / "blue" / "1.jpg"]
@@ -261,6 +262,7 @@ def test_a_dataset_converted_anew_is_not_taken_for_the_one_of_the_run(tiny_run, 
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_differs_takes_nothings_place(tiny_run, tmp_path, monkeypatch):
     """Neither beside an earlier export, which stays whole, nor in an empty directory."""
     make = partial(ExportConfig, run=tiny_run, output=tmp_path, parity_images=2, overwrite=True)

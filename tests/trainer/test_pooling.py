@@ -68,7 +68,11 @@ def gradients(network, batch, jit):
 
 @pytest.mark.parametrize(
     "precision, jit",
-    [("float32", True), ("float32", False), pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow)],
+    [
+        ("float32", False),
+        pytest.param("float32", True, marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
+    ],
 )
 def test_vgg16_has_the_gradients_it_has_with_the_pooling_of_keras(precision, jit, monkeypatch):
     draw = np.random.default_rng(0)

@@ -210,6 +210,7 @@ def test_the_average_is_what_the_result_is_of(config, tmp_path):
     assert any(not np.array_equal(average[name], last[name]) for name in average)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_is_looked_for_where_training_follows(config, tmp_path):
     """t16."""
     folder = tmp_path / "run" / "plots"
@@ -222,6 +223,7 @@ def test_a_learning_rate_is_looked_for_where_training_follows(config, tmp_path):
         train(dataclasses.replace(config, workdir=str(tmp_path / "other")))
 
 
+@pytest.mark.slow
 def test_a_relative_dataset_is_stored_as_absolute_and_looked_for_by_both_names(config, tmp_path, monkeypatch):
     """t20."""
     shutil.copytree(config.data, tmp_path / "here" / "data")
@@ -255,6 +257,7 @@ def test_t20_starting_weights_are_the_same_file_wherever_they_lie(config, tmp_pa
     assert train(longer) is None  # nothing to do, and no refusal
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_it_started_from(config, tmp_path, monkeypatch):
     """Whatever lies in their place; a run that made no step yet needs them."""
     write_legacy_h5(tmp_path / "w.h5", values(randomized(1, "gap")))

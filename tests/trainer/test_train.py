@@ -199,6 +199,7 @@ def thin(tmp_path_factory):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
     """As in a notebook: results are returned, nothing of the process stays changed, and the bits are the same."""
     handlers, found = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], []
@@ -239,7 +240,7 @@ def test_a_run_leaves_and_tells_what_its_input_costs_and_how_long_the_step_waite
     assert all(0 <= line["waiting_percent"] <= 100 for line in lines if line["kind"] == "train")
 
 
-@pytest.mark.parametrize(("seconds", "step"), [(0.0, 3), (1e6, 1)])
+@pytest.mark.parametrize(("seconds", "step"), [pytest.param(0.0, 3, marks=pytest.mark.slow), (1e6, 1)])
 def test_a_run_that_breaks_leaves_what_its_input_had_cost(seconds, step, thin, tmp_path, monkeypatch):
     def broken(self, state):
         raise KeyboardInterrupt

@@ -125,7 +125,8 @@ def test_weights_are_told_and_kept_by_their_hash(thin, whole, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("file", ["labels.npy", pytest.param("features.npy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["labels.npy", "features.npy"])
 def test_a_damaged_feature_cache_is_made_again(thin, tmp_path, file):
     settings = {**thin, "phases": "head:2@0.05", "cache_features": 1}
     whole = train(TrainConfig(**settings, workdir=tmp_path / "whole"))
