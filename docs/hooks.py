@@ -4,58 +4,39 @@ from __future__ import annotations
 
 import importlib
 import sys
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "build" / "typing"))
 
-from shardline.pipeline import cli  # noqa: E402
+from shardline.pipeline.commands import COMMANDS  # noqa: E402
 from shardline.pipeline.options import Field, options  # noqa: E402
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 MARK = "<!-- the commands -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the reference where a page asks for it."""
-    return markdown.replace(MARK, "\n".join(map(command_section, scripts()))) if MARK in markdown else markdown
+    return markdown.replace(MARK, "\n".join(map(command_section, COMMANDS))) if MARK in markdown else markdown
 
 
-def scripts() -> list[str]:
-    """The commands that are installed, but for the one that calls the others."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [name for name in project["scripts"] if name != "shardline"]
-
-
-def command_section(script: str) -> str:
+def command_section(name: str) -> str:
     """What a command does, and its flags in a table for each group."""
-    config, doc = command(script)
+    module = importlib.import_module(COMMANDS[name].module)
+    config, doc = getattr(module, COMMANDS[name].config), module.__doc__ or ""
     groups: dict[str, list[str]] = {name: [] for name in getattr(config, "GROUPS", ())}
     for field in options(config).values():
         if field.option.flag:
             groups.setdefault(field.option.group or "flags", []).append(row(field))
     # Outside of examples, which are indented, brackets would be links.
     text = [line if line.startswith("    ") else line.replace("[", "\\[") for line in doc.strip().splitlines()]
-    lines = [f"## {script}", "", *text, ""]
+    lines = [f"## shardline-{name}", "", *text, ""]
     for group, rows in groups.items():
         if rows:
             head = ["| flag | default | values | |", "|---|---|---|---|"]
             lines += [f"**{group.capitalize()}**", "", *head, *rows, ""]
     return "\n".join(lines)
-
-
-def command(script: str) -> tuple[type[DataclassInstance], str]:
-    """The config class of a script, and what its help says first."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    module, _, function = project["scripts"][script].partition(":")
-    with patch.object(cli, "run") as run:
-        getattr(importlib.import_module(module), function)()
-    return run.call_args.args[1], sys.modules[module].__doc__ or ""
 
 
 def row(field: Field) -> str:

@@ -17,7 +17,9 @@ import signal
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -59,19 +61,26 @@ def workers_option() -> int:
     return field
 
 
-class Task(Protocol):
-    """What the executors need to know of a task: its length, and how to go on when one position kills the process."""
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What the executors need to know of a task: its length, and how to go on when one position kills the process.
 
+    Attributes:
+      unsafe: positions that are not to be decoded, and why: CRASH or TIMEOUT.
+    """
+
+    unsafe: tuple[tuple[int, str], ...] = ()
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def without(self, position: int, reason: str) -> Self:
-        """The same task with the input at `position` left out: its decoder ended the process, or did not end, twice.
-
-        `reason` is CRASH or TIMEOUT.
-        """
-
+    @abstractmethod
     def describe(self, position: int) -> str:
         """What stands at `position`, for a message."""
+
+    def without(self, position: int, reason: str) -> Self:
+        """The same task with the input at `position` left out: its decoder ended the process, or did not end, twice."""
+        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
 
 T = TypeVar("T", bound=Task)

@@ -206,15 +206,10 @@ def _locked(path: Path, what: str, wait: bool) -> int:
     """An open descriptor of the file that has this name and is locked by us."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        if not _lock(file, fcntl.LOCK_EX, path, what, wait=wait):
             owner = display(os.pread(file, 200, 0).strip())
             os.close(file)
-            raise Failure(f"{what} is in use by {owner or 'another process'}; wait for it, or end it") from None
-        except OSError as error:  # ENOLCK, EOPNOTSUPP: no lock server
-            _say_no_locks(path.parent, error.strerror, what)
-            return file
+            raise Failure(f"{what} is in use by {owner or 'another process'}; wait for it, or end it")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
@@ -283,13 +278,13 @@ def _opened(path: str | os.PathLike[str], how: int) -> int | None:
         return None
 
 
-def _lock(file: int, kind: int, path: str | os.PathLike[str], what: str) -> bool:
+def _lock(file: int, kind: int, path: str | os.PathLike[str], what: str, *, wait: bool = False) -> bool:
     """Whether this process now has the lock, or there are none here, which is said."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:
+    except OSError as error:  # ENOLCK, EOPNOTSUPP: no lock server
         _say_no_locks(Path(path).parent, error.strerror or str(error), what)
     return True
 

@@ -6,13 +6,13 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
 
 from shardline.pipeline import executors
-from shardline.pipeline.executors import Show, no_show
+from shardline.pipeline.executors import Show, Task, no_show
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.machine import available_cores
@@ -22,20 +22,15 @@ FILES_A_TASK = 8  # of photographs at full size, 300 MB on their way from proces
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Task(Task):
     """Files to load: the task of a worker."""
 
     first: int  # number of the first file
     files: tuple[str | bytes, ...]  # their paths or their bytes
     options: ImageOptions
-    unsafe: tuple[tuple[int, str], ...] = ()  # positions whose decoder ended the process, or did not end, and why
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def without(self, position: int, reason: str) -> _Task:
-        """The same with one file not decoded."""
-        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Its path."""

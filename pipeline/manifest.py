@@ -369,10 +369,15 @@ def check_files(
             start, end = end, end + len(index)
             rows[start:end, 0] = number
             rows[start:end, 1:] = index
+    refuse_faults(faults, f"{flag}={directory}", remedy)
+    return rows
+
+
+def refuse_faults(faults: Sequence[str], what: str, remedy: str) -> None:
+    """Raise UsageError where files have faults: the first five, how many more, and the remedy."""
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UsageError(f"{flag}={directory}: {'; '.join(faults[:5])}{more}; {remedy}")
-    return rows
+        raise UsageError(f"{what}: {'; '.join(faults[:5])}{more}; {remedy}")
 
 
 def _fits(index: np.ndarray, shard: Shard, *, gaps: bool) -> bool:

@@ -162,7 +162,7 @@ class StageTimer:
                 self.seconds[stage] += seconds[stage]
                 self.cpu_seconds[stage] += cpu_seconds[stage]
             self.samples += samples
-            self.batches += 1
+            self.batches += samples > 0  # through a cache, a batch adds its costs in parts
 
     def times(self, iterator: tf.data.Iterator | None = None) -> StageTimes:
         """All times so far, with those of tf.data's model of an iterator, if one is given."""

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import LOCK, atomic_write, atomic_writer, exclusive, user_cache
-from shardline.pipeline.manifest import FILE_NAME, Manifest, Shard, index_path, shard_path
+from shardline.pipeline.manifest import FILE_NAME, Manifest, Shard, index_path, refuse_faults, shard_path
 from shardline.pipeline.options import option
 from shardline.pipeline.stored import LIMIT_BYTES
 from shardline.pipeline.text import display
@@ -157,7 +157,7 @@ class Mirror:
             with exclusive(path.with_name(f".{path.name}{LOCK}"), str(path), wait=True):
                 if not _is_whole(path, shard):  # nobody fetched it meanwhile
                     self._make_room(shard.bytes)
-                    self._get(shard.file, path, shard.sha256)
+                    self.store.fetch(shard.file, path, shard.sha256)
         os.utime(path)  # for `_make_room`
         return path
 
@@ -168,7 +168,8 @@ class Mirror:
             return
         what = f"{count(len(missing), 'shard')} ({sum(shard.bytes for shard in missing) / 1e9:,.2f} GB)"
         _log.warning("fetching %s of %s into %s", what, self.url, self.folder)
-        todo = _ahead[self.url] = queue.SimpleQueue()
+        _ahead.add(self.url)
+        todo: queue.SimpleQueue[Shard] = queue.SimpleQueue()
         for shard in missing:
             todo.put(shard)
         for _ in range(PARALLEL):
@@ -180,7 +181,7 @@ class Mirror:
         """Where another file of the dataset lies, once it is there. Raises FileNotFoundError."""
         path = self.folder / name
         if not path.exists():
-            self._get(name, path)
+            self.store.fetch(name, path)
         return path
 
     def check(self, manifest: Manifest) -> None:
@@ -197,19 +198,14 @@ class Mirror:
             for shard in shards
             if sizes.get(shard.file, shard.bytes) != shard.bytes
         ]
-        if faults:
-            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise UsageError(f"--data={self.url}: {'; '.join(faults[:5])}{more}; upload the dataset again")
-        names = [index_path(shard.file) for shard in shards]
+        refuse_faults(faults, f"--data={self.url}", "upload the dataset again")
         with ThreadPoolExecutor(PARALLEL) as pool:
-            for path in pool.map(self._fetch_index, names):
-                assert path
+            list(pool.map(self._fetch_index, [index_path(shard.file) for shard in shards]))  # raises what they raise
 
-    def _fetch_index(self, name: Path) -> Path:
-        target = self.folder / name
-        target.parent.mkdir(exist_ok=True)
+    def _fetch_index(self, name: Path) -> None:
+        (self.folder / name).parent.mkdir(exist_ok=True)
         try:
-            return self.companion(str(name))
+            self.companion(str(name))
         except FileNotFoundError:
             raise UsageError(f"--data={self.url}: {name} is missing; upload the dataset again") from None
 
@@ -219,9 +215,6 @@ class Mirror:
                 shard = todo.get_nowait()
                 with contextlib.suppress(Failure, OSError):
                     self.fetch(shard)
-
-    def _get(self, name: str, target: Path, sha256: str = "") -> None:
-        self.store.fetch(name, target, sha256)
 
     def _make_room(self, needed: int) -> None:
         """Delete the shards that were not used for longest, of all datasets here, until `needed` bytes fit."""
@@ -319,7 +312,7 @@ def _remedy(error: str) -> str:
     return "check the network, the region and the endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
 
 
-_ahead: dict[str, queue.SimpleQueue[Shard]] = {}  # by address: what this process has begun to fetch
+_ahead: set[str] = set()  # addresses that this process has begun to fetch
 _fetchers: list[threading.Thread] = []
 _exiting = threading.Event()
 

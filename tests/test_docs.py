@@ -1,5 +1,6 @@
 """The documentation: what it quotes is in the code, its pages are in the site, the tutorial's commands run."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.options import options
 from shardline.pipeline.sources_table import SOURCES
 from tests.test_scripts import BIN, SCRIPTS, config_of
@@ -68,9 +70,11 @@ def test_the_reference_has_every_flag_with_its_default():
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
     made = hooks.on_page_markdown((DOCS / "reference/commands.md").read_text())
-    assert sorted(hooks.scripts()) == sorted(script for script in SCRIPTS if script != "shardline")
-    for script in hooks.scripts():
-        section = made.split(f"\n## {script}\n")[1].split("\n## ")[0]
+    documented = {f"shardline-{name}": importlib.import_module(command.module) for name, command in COMMANDS.items()}
+    assert sorted(documented) == sorted(script for script in SCRIPTS if script != "shardline")
+    for script, module in documented.items():
+        section = f"\n{made}".split(f"\n## {script}\n")[1].split("\n## ")[0]
+        assert section.strip().startswith(module.__doc__.strip().splitlines()[0])
         for name, field in options(config_of(script)).items():
             if field.option.flag:
                 row = next(line for line in section.splitlines() if re.match(rf"\| `--(\[no\])?{name}` ", line))

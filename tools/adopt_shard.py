@@ -12,7 +12,7 @@ import numpy as np
 from shardline.pipeline.encodings import ENCODINGS, recognize
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import Example, feature_values, label_text, parse_example
-from shardline.pipeline.executors import WHY, Show, no_show
+from shardline.pipeline.executors import WHY, Show, Task, no_show
 from shardline.pipeline.manifest import NO_LABEL, Features, Shard, index_path, write_index
 from shardline.pipeline.source_files import machine_fault
 from shardline.pipeline.tfrecord import index_records, unframe_record
@@ -22,14 +22,13 @@ SAMPLE = 32  # images of a file that are decoded when not all are
 
 
 @dataclass(frozen=True)
-class ShardFile:
+class ShardFile(Task):
     """One file to adopt. Positions are byte offsets: how many records there are is not known yet."""
 
     directory: str
     file: str  # relative path
     features: Features
     unlabelled: bool
-    unsafe: tuple[tuple[int, str], ...] = ()  # offsets of records whose decoder ended the process, or did not end
     decode_all: bool = True
 
     def __len__(self) -> int:
@@ -39,10 +38,6 @@ class ShardFile:
     def path(self) -> str:
         """Where it lies."""
         return os.path.join(self.directory, self.file)
-
-    def without(self, position: int, reason: str) -> ShardFile:
-        """The same with one record left out."""
-        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """File and offset."""

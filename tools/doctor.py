@@ -7,14 +7,14 @@ shardline-doctor --corpus=DIR     # also keep the files, to try other tools on t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline import executors, nvidia
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.executors import WHY, Show, no_show
+from shardline.pipeline.executors import WHY, Show, Task, no_show
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.options import check_options, option
 
@@ -73,19 +73,14 @@ def doctor(config: DoctorConfig) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class _Cases:
+class _Cases(Task):
     """Cases to examine: the task of a worker."""
 
     first: int  # number of the first case
     cases: tuple[Case, ...]
-    unsafe: tuple[tuple[int, str], ...] = ()  # positions whose decoder ended the process, or did not end, and why
 
     def __len__(self) -> int:
         return len(self.cases)
-
-    def without(self, position: int, reason: str) -> _Cases:
-        """The same with one case not decoded."""
-        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Name of the file."""

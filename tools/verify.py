@@ -23,7 +23,7 @@ from shardline.pipeline import executors
 from shardline.pipeline.encodings import ENCODINGS, Encoding
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import Example, parse_example
-from shardline.pipeline.executors import WHY, Show, image_timeout_option, no_show, workers_option
+from shardline.pipeline.executors import WHY, Show, Task, image_timeout_option, no_show, workers_option
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard, index_path, load_index
@@ -54,7 +54,7 @@ class VerifyConfig(DatasetConfig):
 
 
 @dataclass(frozen=True)
-class CheckTask:
+class CheckTask(Task):
     """One shard to check."""
 
     directory: str
@@ -65,14 +65,9 @@ class CheckTask:
     unlabelled: bool
     adopted: bool
     every: int  # check each record whose number is a multiple of this
-    unsafe: tuple[tuple[int, str], ...] = ()  # records whose decoder ended the process, or did not end, and why
 
     def __len__(self) -> int:
         return self.shard.records
-
-    def without(self, position: int, reason: str) -> CheckTask:
-        """The same with the image of one record found faulty, undecoded."""
-        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Shard and record."""

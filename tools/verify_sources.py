@@ -11,14 +11,14 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from shardline.pipeline import executors
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.executors import WHY, Show, no_show
+from shardline.pipeline.executors import WHY, Show, Task, no_show
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import Manifest
@@ -114,21 +114,16 @@ class SourceRow:
 
 
 @dataclass(frozen=True)
-class SourceTask:
+class SourceTask(Task):
     """Some images to compare."""
 
     directory: str
     sources: tuple[str, ...]
     manifest: Manifest
     rows: tuple[SourceRow, ...]
-    unsafe: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def without(self, position: int, reason: str) -> SourceTask:
-        """The same with one image not compared."""
-        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Path of the file."""

@@ -41,7 +41,7 @@ def folder_store(monkeypatch, root, cache):
     store = FolderStore(root)
     monkeypatch.setattr(remote, "file_system", lambda url: (store, url.removeprefix("s3://")))
     monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(remote, "_ahead", {})
+    monkeypatch.setattr(remote, "_ahead", set())
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return store
 

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from shardline.pipeline import stored
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import encode_example, parse_example
-from shardline.pipeline.executors import TIMEOUT, WHY, Show, no_show
+from shardline.pipeline.executors import TIMEOUT, WHY, Show, Task, no_show
 from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
@@ -42,7 +42,7 @@ NOTHING = {field.name: "" if pa.types.is_string(field.type) else 0 for field in 
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class ShardTask(Task):
     """One shard to write: which inputs, in which order, where to, and how."""
 
     root: str
@@ -56,14 +56,9 @@ class ShardTask:
     fail_on_bad_image: bool = False
     unseen: frozenset[int] = frozenset()  # positions at which the scan saw no file
     scan_host: str = ""  # where the scan ran
-    unsafe: tuple[tuple[int, str], ...] = ()  # positions whose decoder ended the worker before, or did not end, and why
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-    def without(self, position: int, reason: str) -> ShardTask:
-        """The same task, with one input quarantined undecoded because it kills the process or keeps it for ever."""
-        return replace(self, unsafe=(*self.unsafe, (position, reason)))
 
     def describe(self, position: int) -> str:
         """Path of an input, for a message."""
