@@ -168,7 +168,7 @@ def compare(config: FineTuningConfig) -> dict[str, list[Outcome]]:
     outcomes: dict[str, list[Outcome]] = {name: [] for name in ENTRIES}
     with tempfile.TemporaryDirectory() as folder:
         phases = {}
-        for name, entry in command_line.progress(list(ENTRIES.items()), total=None, desc="pace", unit=" recipes"):
+        for name, entry in command_line.progress(list(ENTRIES.items()), total=None, desc="pace", unit="recipe"):
             phases[name] = pace(config, entry, num_records, Path(folder) / f"pace {name}").phases(entry, config.seconds)
         runs = [(seed, name) for seed in config.seeds for name in ENTRIES]
         for seed, name in command_line.progress(runs, total=len(runs), desc="train", unit="run"):

@@ -138,7 +138,7 @@ def take_turns(
     facts = {**(settings or {}), **({"reference": reference} if reference else {}), "strain": strains}
     measurements = partial(_measurements, suite, texts={**(what or {}), **control}, settings=facts)
     taken: list[Mapping[str, Rate]] = []
-    with progress(total=repeats + 1, desc=suite, unit="turns") as bar:
+    with progress(total=repeats + 1, desc=suite, unit="turn") as bar:
         for number in range(repeats + 1):
             strained = strain.watch()
             try:

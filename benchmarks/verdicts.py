@@ -298,6 +298,7 @@ def _burn() -> None:
 
 def main(config: VerdictsConfig) -> None:
     """The command: run all scenarios, print a line for each and what was said in place of what."""
+    command_line.stop_on_sigterm()  # no file system stays mounted
     said, within = Counter[tuple[str, str]](), []
     wrong, num_right = [], 0
     chosen = [scenario for scenario in scenarios() if config.only in scenario.name]

@@ -10,7 +10,9 @@ Names are loaded on first use, so that importing the package, as every command d
 TensorFlow and OpenCV. Type checkers see the static imports.
 """
 
-from typing import TYPE_CHECKING, Any
+from shardline.pipeline import start as start  # first of all: it sees to Ctrl-C
+
+from typing import TYPE_CHECKING, Any  # isort: skip
 
 if TYPE_CHECKING:
     from shardline.pipeline.augment_device import augment_on_device, soft_labels

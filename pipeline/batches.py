@@ -56,7 +56,7 @@ class BadRecords:
             if len(self.records) > limit and self.failure is None:
                 self.failure = Failure(
                     f"{len(self.records)} bad records, more than --max_bad_records={limit}; the last: {bad}; "
-                    "restore the shards from a copy or convert again, or allow more"
+                    "restore the shards from a copy or convert again, or raise --max_bad_records"
                 )
             if self.failure:
                 raise self.failure

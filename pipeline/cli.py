@@ -9,7 +9,7 @@ Flags exist only while a command runs, in a register of its own, so any number o
 in one process.
 
 Exit codes: 0 success, 2 usage (a flag, value or input the user can mend), 1 failure while running, 130 Ctrl-C, 141 who
-read the output has gone (`| head`), 143 a training run that SIGTERM stopped before its end.
+read the output has gone (`| head`), 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -38,7 +38,17 @@ from shardline.pipeline.text import display
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["help_text", "import_tensorflow", "log", "parse", "program", "progress", "run", "show"]
+__all__ = [
+    "help_text",
+    "import_tensorflow",
+    "log",
+    "parse",
+    "program",
+    "progress",
+    "run",
+    "show",
+    "stop_on_sigterm",
+]
 
 C = TypeVar("C", bound="DataclassInstance")
 
@@ -71,7 +81,7 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
 def exit_code_of(work: Callable[[], None]) -> NoReturn:
     """Do a command's work, and leave with an exit code and at most one line on stderr."""
     _quiet_start_up()
-    with command_line():
+    with start.last_words(), command_line():
         try:
             start.hand_over()
             work()
@@ -84,7 +94,7 @@ def exit_code_of(work: Callable[[], None]) -> NoReturn:
         except Failure as error:
             _leave(1, error)
         except KeyboardInterrupt:
-            _leave(130, "interrupted")
+            _leave(128 + (_stopped_by or signal.SIGINT), "interrupted")
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 _leave(128 + signal.SIGPIPE)
@@ -92,6 +102,20 @@ def exit_code_of(work: Callable[[], None]) -> NoReturn:
                 raise
             _leave(1, reason)
     sys.exit(0)
+
+
+_stopped_by = 0  # number of the signal that `stop_on_sigterm` heard
+
+
+def stop_on_sigterm() -> None:
+    """From here on SIGTERM ends this command as Ctrl-C does: children stopped, what was for the time being removed."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        global _stopped_by
+        _stopped_by = number
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _run(main: Callable[[C], None], config: type[C]) -> None:

@@ -78,11 +78,16 @@ def _fill(paragraph: str, width: int) -> str:
     return paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width, break_on_hyphens=False)
 
 
+def versions() -> dict[str, str]:
+    """Of this package and those that compute for it."""
+    return {name: _version(name) for name in ("shardline", *_VERSIONS)}
+
+
 def version_text() -> str:
     """Our version, and on a second line what else a ticket needs to know."""
-    others = [f"{name} {_version(name)}" for name in _VERSIONS]
+    ours, *others = (" ".join(item) for item in versions().items())
     place = f"{platform.platform()}, {count(available_cores(), 'core')}"
-    return f"shardline {_version('shardline')}\nPython {platform.python_version()}, {', '.join(others)}; {place}"
+    return f"{ours}\nPython {platform.python_version()}, {', '.join(others)}; {place}"
 
 
 def _version(name: str) -> str:

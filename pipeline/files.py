@@ -8,16 +8,19 @@ before it gets its name, and so is the name. What can be made again at any time 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,9 +73,18 @@ def user_cache() -> Path:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 (hex) of a file, read piece by piece."""
-    with open(path, "rb") as file:
+    """SHA-256 (hex) of a regular file, read piece by piece."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """A regular file, to be read: whoever opens a pipe that lies there instead waits for ever. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
+    return open(descriptor, "rb")
 
 
 def remove_strays(directory: str | os.PathLike[str], ours: Callable[[str], bool], *, owned: bool = True) -> None:

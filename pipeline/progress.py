@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardline.pipeline.text import display
-from shardline.pipeline.wording import count
+from shardline.pipeline.wording import count, noun_after
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -38,11 +39,16 @@ def log(text: str) -> None:
 def progress(
     iterable: Iterable[T] | None = None, *, total: int | None, desc: str, unit: str, **settings: Any
 ) -> tqdm[T]:
-    """A tqdm bar with rate and time left, on stderr; lines where stderr is no terminal."""
+    """A tqdm bar with rate and time left, on stderr; lines where stderr is no terminal.
+
+    Args:
+      unit: one of what is counted, as `wording.count` takes it: `batch`. With `unit_scale` a unit of measure: `B`.
+    """
     bar, lines = _kinds()
     settings |= {"dynamic_ncols": True} if _columns() else {"ncols": COLUMNS, "nrows": ROWS}
+    settings.setdefault("bar_format", OPEN_BAR if total is None else BAR)
     kind = bar if sys.stderr.isatty() else lines
-    made = kind(iterable, total=total, desc=desc, unit=f" {unit.strip()}", file=sys.stderr, miniters=1, **settings)
+    made = kind(iterable, total=total, desc=desc, unit=unit, file=sys.stderr, miniters=1, **settings)
     _keep_alive(made)
     return made
 
@@ -83,7 +89,9 @@ def _watch() -> None:
 
 def _beat() -> None:
     """Draw all open bars; a function of its own, so that none is held between two beats."""
-    for bar in list(_open_bars):
+    with _watching:
+        bars = list(_open_bars)
+    for bar in bars:
         with bar.get_lock():
             with suppress(OSError, ValueError):  # nobody reads any more
                 bar.refresh(nolock=True)  # which a closed one does not do
@@ -126,6 +134,16 @@ def _kinds() -> tuple[type[tqdm[Any]], type[tqdm[Any]]]:
 
         monitor_interval = 0
 
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            """tqdm's facts, with what formats below use: `things`, the unit after a number, and `pace`."""
+            facts: dict[str, Any] = super().format_dict
+            rate = facts["rate"] or (facts["n"] - facts["initial"]) / (facts["elapsed"] or math.inf)
+            if self.unit_scale:
+                return facts | {"things": self.unit, "pace": f"{tqdm.format_sizeof(rate)}{self.unit}/s"}
+            things = noun_after(self.n if self.total is None else self.total, self.unit)
+            return facts | {"things": f" {things}", "pace": _pace(rate, self.unit)}
+
     class Lines(Bar):
         """A bar that writes a line at its start, and then when one is due."""
 
@@ -137,7 +155,8 @@ def _kinds() -> tuple[type[tqdm[Any]], type[tqdm[Any]]]:
             if self._last is None:
                 # A search of unknown length, which most wrong inputs end at once, is told of when it lasts.
                 if self.total is not None:
-                    work = count(self.total, _one(self.unit), self.unit.strip())
+                    size = f"{tqdm.format_sizeof(self.total)}{self.unit}"
+                    work = size if self.unit_scale else count(self.total, self.unit)
                     self.fp.write(f"{display(self.desc.removesuffix(': '))}: {work}\n")
             else:
                 passed = at - self._last[0]
@@ -160,10 +179,13 @@ def _kinds() -> tuple[type[tqdm[Any]], type[tqdm[Any]]]:
     return Bar, Lines
 
 
-def _one(unit: str) -> str:
-    """`batch` of ` batches`, `image` of ` images`."""
-    noun = unit.strip()
-    return noun.removesuffix("es") if noun.endswith(("ches", "shes", "sses", "xes")) else noun.removesuffix("s")
+def _pace(rate: float, unit: str) -> str:
+    """`2.50 images/s`, `3.20 s/image`."""
+    if not rate:
+        return f"? {noun_after(0, unit)}/s"
+    return f"{rate:.2f} {noun_after(0, unit)}/s" if rate >= 1 else f"{1 / rate:.2f} s/{unit}"
 
 
-LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {percentage:.0f}%, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{things} [{elapsed}<{remaining}, {pace}{postfix}]"
+OPEN_BAR = "{desc}: {n_fmt}{things} [{elapsed}, {pace}{postfix}]"
+LINE = "{desc}: {n_fmt}/{total_fmt}{things}, {percentage:.0f}%, {elapsed} so far, {remaining} left, {pace}{postfix}"

@@ -1,43 +1,77 @@
-"""Where the installed scripts begin: while a command is being imported, Ctrl-C ends it in one line with exit code 130.
+"""Where commands begin: from the first import of ours on, Ctrl-C ends one in one line with exit code 130, as later.
 
-An import that is interrupted would else show a traceback, or take the KeyboardInterrupt for its own failure. Imports
-nothing that takes time.
+An import that is interrupted would else show a traceback, or take the KeyboardInterrupt for its own failure. So the
+packages import this module before all else, and it imports what Python has loaded already until it has seen to that.
 """
 
-from __future__ import annotations
-
-import contextlib
-import importlib
+import _signal  # what `signal` is made of, without its imports
 import os
-import signal
 import sys
-from functools import partial
-from types import FrameType
+
+_module = ""  # of a command that was started by `python -m`
+_begun = False  # whether this process is a command
 
 
-def _start(module: str) -> None:
-    """Import the module of a command and run its `cli`, which ends the process."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored, as under nohup
-        signal.signal(signal.SIGINT, _end)
+def _is_command() -> bool:
+    """Whether this process was started as a script of ours or by `python -m` with a module of ours."""
+    global _module
+    typed, words = sys.argv[0] if getattr(sys, "argv", None) else "", sys.orig_argv
+    if typed == "-m":  # while Python imports the packages of the module
+        after = words.index("-m") + 1 if "-m" in words else len(words)
+        _module = words[after] if words[after:] and words[after].startswith("shardline.") else ""
+        return bool(_module)
+    # Processes of multiprocessing have the arguments of their parent.
+    return typed in words and os.path.basename(typed).partition("-")[0] == "shardline"
+
+
+def _begin() -> None:
+    global _begun
+    _begun = True
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where it is ignored, as under nohup
+        _signal.signal(_signal.SIGINT, _end)
+
+
+def _end(number: int, frame: object = None) -> None:
+    line = f"{_module or os.path.basename(sys.argv[0])}: error: interrupted\n"
     try:
-        importlib.import_module(module).cli()
-    except KeyboardInterrupt:  # a second Ctrl-C, while the first one was reported
-        _end(signal.SIGINT)
+        os.write(2, line.encode())
     finally:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: nothing that Python could add at its own end
+        os._exit(128 + number)
+
+
+if _is_command():
+    _begin()
+
+import importlib  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+from functools import partial  # noqa: E402
 
 
 def hand_over() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt: the command is there, and reports it."""
-    if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _signal.getsignal(_signal.SIGINT) is _end:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
-def _end(number: int, frame: FrameType | None = None) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{os.path.basename(sys.argv[0])}: error: interrupted\n".encode())
-    os._exit(128 + number)
+@contextmanager
+def last_words() -> Iterator[None]:
+    """Of a command: a second Ctrl-C while the first is reported is told like the first, one after the block not."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not _begun:
+            raise
+        _end(_signal.SIGINT)
+    finally:
+        if _begun and _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:
+            _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # all is said: nothing that Python could add at its own end
+
+
+def _start(module: str) -> None:
+    """Import the module of a command and run its `cli`, which ends the process."""
+    _begin()
+    importlib.import_module(module).cli()
 
 
 # One for each of [project.scripts] in pyproject.toml.

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,7 +20,7 @@ import google_crc32c
 import msgspec
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, open_regular
 from shardline.pipeline.text import display
 
 LIMIT_BYTES = 64 << 20  # of a JSON file; a manifest of 10,000 shards and 100,000 classes has 4 MB
@@ -105,13 +104,10 @@ def _line_crc(body: str) -> str:
 def read_bytes(path: str | os.PathLike[str], *, remedy: str, limit_bytes: int = LIMIT_BYTES) -> bytes:
     """The content of a regular file of a sane size. Raises FileNotFoundError and UsageError."""
     try:
-        # Not blocking: opening a named pipe would wait for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise UsageError(f"{path} is no regular file; {remedy}")
-            if facts.st_size > limit_bytes:
-                raise UsageError(f"{path} has {facts.st_size:,} bytes, more than the {limit_bytes:,} allowed; {remedy}")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit_bytes:
+                raise UsageError(f"{path} has {size:,} bytes, more than the {limit_bytes:,} allowed; {remedy}")
             return file.read(limit_bytes + 1)
     except FileNotFoundError:
         raise

@@ -23,7 +23,7 @@ import numpy as np
 
 from shardline.pipeline import stored
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.files import atomic_writer, open_regular
 from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.text import display
 
@@ -83,7 +83,7 @@ def load_arrays(
       UsageError: in one line, with the remedy, for a file that is not what `save_arrays` wrote.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if not _tail_is_right(file, Path(path)):
                 raise UsageError(f"{path} is damaged or cut: its checksum does not match; {remedy}")
             with zipfile.ZipFile(file) as archive:

@@ -217,7 +217,7 @@ def _codes(column: pa.ChunkedArray, values: tuple[str, ...]) -> np.ndarray:
 def _table_rows(directory: Path, inputs: int) -> pa.Table:
     """The columns of sources.parquet that an index is made of."""
     batches = []
-    with progress(total=inputs, desc="index", unit="inputs") as bar:
+    with progress(total=inputs, desc="index", unit="input") as bar:
         for batch in iterate_sources(directory, _COLUMNS):
             batches.append(batch)
             bar.update(len(batch))
@@ -228,7 +228,7 @@ def _adopted_rows(directory: Path, manifest: Manifest) -> pa.Table:
     """The same of somebody else's shards, read record by record."""
     rows: list[tuple[Any, ...]] = []
     total = sum(split.records for split in manifest.splits.values())
-    with progress(total=total, desc="index", unit="records") as bar:
+    with progress(total=total, desc="index", unit="record") as bar:
         for split in manifest.splits:
             for row in _adopted_split(Shards(manifest, directory, split), split):
                 rows.append(row)

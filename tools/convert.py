@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
@@ -61,18 +61,9 @@ def estimate(config: ConvertConfig) -> Estimate:
 
 def main(config: ConvertConfig) -> None:
     """The command: convert and print the digest, or print a dry run's estimate."""
-    _stop_on_sigterm()
-    command_line.show(str(estimate(config)) if config.dry_run else convert(config).digest)
-
-
-def _stop_on_sigterm() -> None:
-    """End as Ctrl-C does: workers stopped, what is finished kept."""
-
-    def stop(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    command_line.stop_on_sigterm()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started with & inherits it ignored
+    command_line.show(str(estimate(config)) if config.dry_run else convert(config).digest)
 
 
 def cli() -> None:

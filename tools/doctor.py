@@ -90,7 +90,7 @@ class _Cases(Task):
 def examine_all(cases: Sequence[Case]) -> list[Row]:
     """A row for each case, in order: examined in processes of their own, as any of these decoders may crash."""
     tasks = [_Cases(first, tuple(cases[first : first + CASES])) for first in range(0, len(cases), CASES)]
-    with command_line.progress(total=len(cases), desc="examine", unit="files") as bar:
+    with command_line.progress(total=len(cases), desc="examine", unit="file") as bar:
         found = dict(executors.run(_examine, tasks, workers=available_cores(), on_progress=bar.update))
     return [row for first in sorted(found) for row in found[first]]
 

@@ -122,7 +122,7 @@ def _draw_files(folder: Path, tasks: list[Task], seed: int) -> None:
     with ThreadPoolExecutor(available_cores()) as pool:
         try:
             files = pool.map(lambda task: _draw_file(folder, task, seed), tasks)
-            for _ in command_line.progress(files, total=len(tasks), desc="draw", unit="images"):
+            for _ in command_line.progress(files, total=len(tasks), desc="draw", unit="image"):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for images nobody wants

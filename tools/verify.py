@@ -155,7 +155,7 @@ def _verify(config: VerifyConfig, manifest: Manifest) -> Verification:
 
 def _check_shards(tasks: list[CheckTask], config: VerifyConfig) -> dict[str, CheckResult]:
     engine = "inline" if config.workers == 1 else "processes"
-    with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit="records") as bar:
+    with command_line.progress(total=sum(map(len, tasks)), desc="verify", unit="record") as bar:
         results = executors.run(
             check_shard,
             tasks,

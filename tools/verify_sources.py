@@ -161,7 +161,7 @@ def compare_sources(
     parts = [tuple(picked[i::TASKS]) for i in range(min(TASKS, len(picked)))]
     tasks = [SourceTask(str(directory), tuple(sources), manifest, part) for part in parts]
     engine, workers = "inline" if workers == 1 else "processes", max(1, min(workers or available_cores(), len(tasks)))
-    with progress(total=len(picked), desc="compare sources", unit="images") as bar:
+    with progress(total=len(picked), desc="compare sources", unit="image") as bar:
         compared = executors.run(
             _compare, tasks, engine=engine, workers=workers, on_progress=bar.update, image_timeout=image_timeout
         )

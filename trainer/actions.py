@@ -61,7 +61,7 @@ class StepMonitor(Action):
         self._gpu = GpuFigures() if setup.cluster.device_kind == "GPU" else None
         steps = steps_between(0, setup.spans[-1].stop, setup.config.global_batch_size)
         self._epochs = setup.epoch(setup.spans[-1].stop)
-        self.bar = progress(total=steps, initial=start_step, desc="train", unit="steps", bar_format=BAR)
+        self.bar = progress(total=steps, initial=start_step, desc="train", unit="step", bar_format=BAR)
         self.flops = {span.index: flops_per_image(network, span.phase.part) for span in setup.spans}
         strategy, dtype = setup.cluster.strategy, setup.config.allreduce_dtype
         self.allreduce_bytes = {
@@ -266,6 +266,11 @@ class Evaluate(Action):
         n = totals.pop("n")
         found = {name: value / max(n, 1) for name, value in totals.items()}
         split, speed = self.setup.eval_split, self.monitor.images_per_second
+        if not np.isfinite(found["loss"]):
+            raise Failure(
+                f"the loss of {split} after step {state.step} is not finite: training diverged. Lower the rate in "
+                "--phases, or set --clip_norm; the last checkpoint is from before this step"
+            )
         state.evaluation = {"step": state.step, "split": split, **found}
         log(
             f"epoch {self.setup.epoch(state.cursor):.3g}, step {state.step}: {split} loss {found['loss']:.3f}, "
@@ -284,7 +289,7 @@ class Evaluate(Action):
             swap(strategy, state.weights, state.ema_weights)
         split = self.setup.eval_split
         batches = steps_between(0, self.setup.data.num_records(split), self.setup.config.global_batch_size)
-        with progress(total=batches, desc=f"evaluate {split}", unit="batches", leave=False) as bar:
+        with progress(total=batches, desc=f"evaluate {split}", unit="batch", leave=False) as bar:
             for batch, (sums, answers) in one_late(self._step, self.waits.over(self._dataset or ())):
                 totals += sums.numpy()
                 rows += [answers_of(*parts) for parts in zip(*map(local, map(batch.get, _ROWS)), answers, strict=True)]

@@ -87,7 +87,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         header, arrays = load_arrays(path, format=FORMAT, remedy=remedy)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; {remedy}") from None
-    return Checkpoint(path, vars(stored.convert(header, _Header, what=path, remedy=remedy)), arrays)
+    values = vars(stored.convert(header, _Header, what=path, remedy=remedy))
+    for name, kind in {"evaluation": _Evaluation, "sampler": _Sampler}.items():
+        stored.convert(values[name], kind, what=path, remedy=remedy)
+    return Checkpoint(path, values, arrays)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,23 @@ class _Header:
     sampler: dict[str, str | int | bool]
     input_scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
     labels: tuple[str, ...] = ()  # (): of a run before they were kept here
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Those of its values that are computed with; none before the first evaluation."""
+
+    step: Count = 0
+    loss: float = 0.0
+    top1: float = 0.0
+    top5: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Those of its values that are computed with."""
+
+    records: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 def checkpoint_path(workdir: str | os.PathLike[str], step: int) -> Path:
@@ -134,7 +154,12 @@ def newest_checkpoint(workdir: str | os.PathLike[str]) -> tuple[Checkpoint | Non
     damaged: list[str] = []
     for path in reversed(list_checkpoints(workdir)):
         try:
-            return read_checkpoint(path), damaged
+            found = read_checkpoint(path)
         except UsageError as error:
             damaged.append(str(error))
+            continue
+        step = found.header["step"]
+        if path == checkpoint_path(workdir, step):
+            return found, damaged
+        damaged.append(f"{path} is of step {step}, not of the one in its name; rename it, or move it away")
     return None, damaged

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import FILE_NAME as MANIFEST_FILE
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import count
 from shardline.trainer.checkpoints import list_checkpoints
@@ -69,7 +70,10 @@ def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.Pa
 
 
 def make_directory(path: str) -> Path:
-    """`--output` as a writable directory."""
+    """`--output` as a writable directory, whose files no other command counts as its own."""
+    for name, what in ((CONFIG_FILE, "a run directory"), (MANIFEST_FILE, "a dataset")):
+        if (Path(path) / name).exists():
+            raise UsageError(f"--output={path} holds {name}, as {what} does; name another directory")
     _make(Path(path), f"--output={path}")
     return Path(path)
 

@@ -89,7 +89,7 @@ def compare(config: CompareConfig) -> Comparison:
     if not paths or (len(paths) < 2 and list(config.runs) == paths):
         raise UsageError("name at least two runs, or a folder of runs: shardline-compare RUN RUN")
     names = unique_names(paths)
-    found = progress(paths, total=len(paths), desc="read", unit="runs", leave=False)
+    found = progress(paths, total=len(paths), desc="read", unit="run", leave=False)
     runs = [load(name, path, config.split) for name, path in zip(names, found, strict=True)]
     comparison = Comparison(
         names=tuple(names),

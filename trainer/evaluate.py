@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from shardline import pipeline
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.class_gaps import class_gaps
+from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import option
@@ -67,6 +68,9 @@ class EvaluateConfig(DataCacheOptions, HostsConfig, ModelConfig):
         "duplicates, by the hashes in the ledger; features: crops and flipped copies as well, which runs the model "
         "over the training split",
         choices=("none", "hashes", "features"),
+    )
+    max_bad_records: int = option(
+        InputConfig.max_bad_records, "distinct unreadable records after which the evaluation stops", low=0
     )
     report: bool = option(True, "write report.html")
 
@@ -154,7 +158,8 @@ def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, c
     from shardline.trainer.evaluation.leakage import Leakage, find_leakage
 
     def predict(split: str) -> Predictions:
-        return predict_split(run, devices, data, split, batch_size=config.batch_size, tta=config.tta)
+        settings = {"batch_size": config.batch_size, "max_bad_records": config.max_bad_records}
+        return predict_split(run, devices, data, split, tta=config.tta, **settings)
 
     predictions = predict(config.split)
     leakage = Leakage((), "not searched for (--leakage=none)")

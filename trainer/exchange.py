@@ -6,6 +6,7 @@ All hosts must call these functions at the same points.
 from __future__ import annotations
 
 import io
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -80,6 +81,11 @@ def _sum(cluster: Cluster, piece: bytes, size: int) -> bytes:
     parts = strategy.experimental_distribute_values_from_function(
         lambda context: numbers if context.replica_id_in_sync_group == first else tf.zeros_like(numbers)
     )
-    total = strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None).numpy()
+    try:
+        total = strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None).numpy()
+    except tf.errors.OpError as error:
+        # One of these holds a pool of threads, which would complain at the program's end, after our own last words.
+        traceback.clear_frames(error.__traceback__)
+        raise
     found: bytes = total.astype(np.uint16).tobytes()[:size]
     return found

@@ -140,7 +140,7 @@ def export(config: ExportConfig) -> Exported:
 
         run = load_run(str(directory), chosen, precision="float32")
         made = {form: folder / path.name for form, path in paths.items()}
-        for form, path in command_line.progress(list(made.items()), total=len(made), desc="export", unit="formats"):
+        for form, path in command_line.progress(list(made.items()), total=len(made), desc="export", unit="format"):
             images = partial(exports.calibration_images, run, data, config.calibration_images)
             exports.write_model(run, form, path, images)
         write_labels(folder, run)

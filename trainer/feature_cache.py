@@ -165,7 +165,7 @@ def _first_batches(setup: TrainSetup, network: Network, samples: int) -> Iterato
     compute = create_feature_function(setup, network)
     batches, steps = setup.train_batches(0), math.ceil(samples / setup.config.global_batch_size)
     names = ("position", "record", "label", "weight")
-    bar = progress(range(steps), total=steps, desc="features", unit="steps")
+    bar = progress(range(steps), total=steps, desc="features", unit="step")
     for batch, features in one_late(compute, (next(batches) for _ in bar)):
         columns = {name: batch[name] for name in names} | {"features": features}
         parts = [strategy.experimental_local_results(column) for column in columns.values()]

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import keras
 import numpy as np
-import tensorflow as tf
 
+from shardline.pipeline.command_help import versions
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import Cluster
@@ -33,8 +32,7 @@ _ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (Usage
 def check_config(config: TrainConfig, cluster: Cluster) -> None:
     """Refuse hosts that were started with other flags or versions than the first one."""
     fields = (field.name for field in dataclasses.fields(config) if field.name not in _HOST_FIELDS)
-    versions = {"TensorFlow": tf.__version__, "Keras": keras.__version__}
-    check_equal(cluster, {f"--{name}": getattr(config, name) for name in fields} | versions)
+    check_equal(cluster, {f"--{name}": getattr(config, name) for name in fields} | versions())
 
 
 def check_data(setup: TrainSetup) -> None:

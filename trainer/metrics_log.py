@@ -15,6 +15,7 @@ from shardline.pipeline.stored import Count
 from shardline.trainer.callbacks import Callback, Report
 
 FILE_NAME = "metrics.jsonl"
+LIMIT_BYTES = 1 << 32  # of some ten million lines
 
 
 class MetricsLog(Callback):
@@ -44,10 +45,16 @@ class MetricsLog(Callback):
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics. What a kill cut short is left out; so are damaged lines, with a warning."""
-    path = Path(workdir) / FILE_NAME
-    lines = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    """All whole lines of a run's metrics. What a kill cut short is left out; so are damaged lines, with a warning.
+
+    Raises:
+      UsageError: what is there is no file, or an absurd one.
+    """
+    path, lines = Path(workdir) / FILE_NAME, []
+    try:
+        text = stored.read_bytes(path, remedy="move it away", limit_bytes=LIMIT_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
     for number, line in enumerate(text.split("\n")[:-1], 1):  # what follows the last line break was cut short
         try:
             values = stored.unsealed_line(line, what=path, remedy="")

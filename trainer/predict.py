@@ -127,7 +127,7 @@ def _predict(
         if config.gallery:
             shown += records_to_show(run, data, config.split, rows)
     else:
-        with command_line.progress(total=len(paths), desc="predict", unit="images") as bar:
+        with command_line.progress(total=len(paths), desc="predict", unit="image") as bar:
             shared = {"host": devices.host, "hosts": devices.hosts}
             for row, image in predict_files(run, paths, images=GALLERY_IMAGES, **settings, **shared):
                 rows.append(row)

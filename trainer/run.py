@@ -38,7 +38,7 @@ from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_o
 from shardline.trainer.run_dir import MODEL_FILE, ChosenWeights, choose_weights, load_run, model_is_whole, note_model
 from shardline.trainer.run_report import RunReport
 from shardline.trainer.schedule import steps_between
-from shardline.trainer.setup import TrainSetup, create_setup
+from shardline.trainer.setup import TrainSetup, create_setup, weights_begun_with
 from shardline.trainer.state import TrainState, create_step, create_train_state
 from shardline.trainer.step import TrainLoop, TrainStep, allreduce_adds, create_train_loop
 from shardline.trainer.trackers import check_trackers, create_trackers
@@ -211,7 +211,7 @@ def prepare(config: TrainConfig) -> TrainSetup:
         config = replace(config, **from_chief(cluster, lambda: arithmetic(config)))
         cluster = claim(config)  # the same one; operations outside XLA are made deterministic, if all are
     keras.utils.set_random_seed(config.seed)
-    return create_setup(config, cluster)
+    return create_setup(config, cluster, from_chief(cluster, lambda: weights_begun_with(config)))
 
 
 def arithmetic(config: TrainConfig) -> dict[str, Any]:

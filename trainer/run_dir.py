@@ -19,7 +19,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.pipeline.manifest import shown_labels
 from shardline.pipeline.progress import saying
-from shardline.pipeline.run_input import CONFIG_FILE, RUN_FORMAT
+from shardline.pipeline.run_input import CONFIG_FILE, RUN_FORMAT, say_absent
 from shardline.pipeline.stored import Sha256
 from shardline.trainer.checkpoints import (
     Checkpoint,
@@ -91,6 +91,7 @@ def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[st
             f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give a --workdir of shardline-train"
         ) from None
     stored.convert(content["preprocessing"], _Preprocessing, what=path, remedy=remedy)
+    say_absent(path, TrainConfig, content["train"])
     return content
 
 

@@ -59,7 +59,7 @@ def selftest(config: TrainConfig) -> None:
         ("input keeps up with the training step", checks.input_speed, False),
     ]
     wrong = 0
-    bar = progress(table, total=len(table), desc="selftest", unit="checks")
+    bar = progress(table, total=len(table), desc="selftest", unit="check")
     for name, check, about_correctness in bar:
         started = time.perf_counter()
         good, detail = check()

@@ -86,7 +86,7 @@ class TrainSetup:
         config, data = self.config, self.data
         if not config.balanced_sampling or not isinstance(data, pipeline.Dataset):
             return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size)
-        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="records")
+        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
         labels = np.array([label for _, label, _ in data.records(config.train_split, numbers)])
         return pipeline.BalancedSampler(labels, config.seed)
 
@@ -152,8 +152,12 @@ def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
     return iterator
 
 
-def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
-    """Check the config against the devices and the data. Raises UsageError for what cannot work."""
+def create_setup(config: TrainConfig, cluster: Cluster, kept_weights: str = "") -> TrainSetup:
+    """Check the config against the devices and the data. Raises UsageError for what cannot work.
+
+    Args:
+      kept_weights: what `weights_begun_with` found on the chief: hosts need no file of weights then.
+    """
     config = decided(config)
     settings = config.input_config()
     size = settings.replica_batch_size(cluster.replicas)
@@ -167,7 +171,7 @@ def create_setup(config: TrainConfig, cluster: Cluster) -> TrainSetup:
         raise UsageError(
             "--cache_features works on one host; use --cache_features=0, or train the head on one host first"
         )
-    weights_sha256 = starting_weights(config)
+    weights_sha256 = kept_weights or starting_weights(config)
     found = open_data(config)
     data = _training_data(config, found)
     return TrainSetup(
@@ -187,6 +191,14 @@ def starting_weights(config: TrainConfig) -> str:
     Raises:
       UsageError: the file is not there, or not what it is called.
     """
+    return weights_begun_with(config) or check_weights(config.weights, config.head, config.width, config.weights_sha256)
+
+
+def weights_begun_with(config: TrainConfig) -> str:
+    """SHA-256 of the `--weights` that the run in the workdir began with, if it has made steps; else "".
+
+    Also "" where it began with other ones, or none.
+    """
     workdir = config.workdir
     if workdir and (Path(workdir) / CONFIG_FILE).exists() and list_checkpoints(workdir):
         begun = read_config(workdir, "--workdir")
@@ -194,7 +206,7 @@ def starting_weights(config: TrainConfig) -> str:
         same = begun["train"].get("weights") in (config.weights, absolute(config.weights))
         if same and config.weights_sha256.lower() in ("", found):
             return found
-    return check_weights(config.weights, config.head, config.width, config.weights_sha256)
+    return ""
 
 
 def _training_data(config: TrainConfig, data: pipeline.Dataset | None) -> pipeline.Dataset | SyntheticDataset:

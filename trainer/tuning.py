@@ -84,7 +84,7 @@ def range_test(setup: TrainSetup) -> tuple[np.ndarray, np.ndarray]:
     batches = setup.train_batches(0)
     rates: list[float] = []
     losses: list[float] = []
-    bar = progress(np.geomspace(LOWEST_RATE, HIGHEST_RATE, RATE_STEPS), total=RATE_STEPS, desc="find_lr", unit="steps")
+    bar = progress(np.geomspace(LOWEST_RATE, HIGHEST_RATE, RATE_STEPS), total=RATE_STEPS, desc="find_lr", unit="step")
     for rate in bar:
         loss = float(step(next(batches), tf.constant(rate, tf.float32))["loss"])
         if not np.isfinite(loss) or (losses and loss > 4 * losses[0]):

@@ -111,7 +111,7 @@ def compile_programs(config: CompileConfig) -> list[Row]:
     flags = {"XLA_FLAGS": f"{DETERMINISTIC} {WITHOUT_DEVICE}"}
     chosen, rows = programs.SUITES[config.suite](), []
     with WorkerProcess(compiler, python=config.xla_python, environment=ENVIRONMENT | flags) as compile_module:
-        for program in progress(chosen, total=len(chosen), desc="gpu-compile", unit="programs"):
+        for program in progress(chosen, total=len(chosen), desc="gpu-compile", unit="program"):
             with tempfile.TemporaryDirectory() as folder:
                 lowered = programs.lower(program)
                 module = Path(folder, "module.pb")

@@ -1,6 +1,11 @@
 """The simulated pipelines cost what they say, and a wrong word said with confidence fails."""
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +85,24 @@ def test_the_matrix_is_printed_and_a_wrong_word_fails(monkeypatch, capsys):
     with pytest.raises(Failure, match="wrong words said with confidence: disk: decode-bound"):
         verdicts.main(verdicts.VerdictsConfig())
     assert "1 storage-bound -> decode-bound" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_file_system_mounted():
+    command = [sys.executable, "-m", "shardline.benchmarks.verdicts", "--only=of a file", "--repeats=1000"]
+    before = mounts()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not mounts() - before:
+        if process.poll() is not None:
+            pytest.skip(f"no file system can be mounted here: {process.communicate()[0]}")
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.splitlines()[-1]) == (143, "shardline.benchmarks.verdicts: error: interrupted")
+    assert not mounts() - before
+
+
+def mounts():
+    """Slow disks, by their folders."""
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return {line.split()[1] for line in lines if line.startswith("slow\\040disk")}

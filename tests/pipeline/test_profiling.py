@@ -109,6 +109,17 @@ def test_a_few_batches_name_no_bottleneck():
     assert timer.times().since(earlier).bottleneck == "not known"
 
 
+def test_a_batch_that_adds_its_costs_in_parts_is_one_batch():
+    """As with a cache: order and read, then decode, and its samples with the last part."""
+    timer = StageTimer()
+    for _ in range(3):
+        timer.add({"order": 0.1}, {"order": 0.1}, 0)
+        timer.add({"decode": 0.1}, {"decode": 0.1}, 0)
+        timer.add({"augment": 0.1}, {"augment": 0.1}, 8)
+    times = timer.times()
+    assert (times.batches, times.samples) == (3, 24) and set(times.microseconds) == {"order", "decode", "augment"}
+
+
 def test_cpu_time_is_taken_apart_from_waiting():
     watch = Stopwatch()
     time.sleep(0.05)

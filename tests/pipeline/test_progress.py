@@ -16,7 +16,7 @@ import time
 import pytest
 
 from shardline.pipeline import progress as module
-from shardline.pipeline.progress import LINE_SECONDS, STEP_SECONDS, log, progress, saying
+from shardline.pipeline.progress import LINE_SECONDS, STEP_SECONDS, _pace, log, progress, saying
 
 
 class Clock:
@@ -51,12 +51,12 @@ def work(clock, total, seconds_each, known=True):
 
 def test_quick_work_is_announced_once(clock, lines):
     work(clock, 1200, 0.001)
-    assert lines() == ["draw: 1,200 image"]
+    assert lines() == ["draw: 1,200 images"]
 
 
 @pytest.mark.parametrize("total, said", [(1, "1 batch"), (2, "2 batches")])
 def test_one_thing_is_not_several(total, said, lines):
-    with progress(total=total, desc="evaluate", unit="batches"):
+    with progress(total=total, desc="evaluate", unit="batch"):
         pass
     assert lines() == [f"evaluate: {said}"]
 
@@ -64,13 +64,35 @@ def test_one_thing_is_not_several(total, said, lines):
 def test_long_work_is_told_of_every_five_percent(clock, lines):
     work(clock, 100, STEP_SECONDS)
     told = lines()
-    assert told[0] == "draw: 100 image" and len(told) == 1 + 20
-    assert told[1].startswith("draw: 5/100 image, 5%, ") and "left" in told[1]
+    assert told[0] == "draw: 100 images" and len(told) == 1 + 20
+    assert told[1].startswith("draw: 5/100 images, 5%, ") and "left" in told[1]
 
 
 def test_very_long_work_is_told_of_every_half_minute(clock, lines):
     work(clock, 100, LINE_SECONDS)
     assert len(lines()) == 1 + 100
+
+
+@pytest.mark.parametrize(
+    ("unit", "settings", "said"),
+    [
+        ("box", {}, r"pack: 1/3 boxes, 33%, 01:0\d so far, 02:\d\d left, 6\d\.\d\d s/box"),
+        ("B", {"unit_scale": True}, r"pack: 1\.00/3\.00B, 33%, .* left, 0\.0\dB/s"),
+    ],
+)
+def test_a_unit_is_one_thing_or_several_as_the_number_says(clock, lines, unit, settings, said):
+    with progress(total=3, desc="pack", unit=unit, mininterval=0, smoothing=0, **settings) as bar:
+        bar.start_t -= 60
+        clock.seconds += LINE_SECONDS
+        bar.update()
+    assert re.fullmatch(said, lines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(0.0, "? images/s"), (0.25, "4.00 s/image"), (1.0, "1.00 images/s"), (2.5, "2.50 images/s")]
+)
+def test_a_slow_pace_is_told_by_the_thing(rate, said):
+    assert _pace(rate, "image") == said
 
 
 def test_quick_progress_waits_for_its_turn(clock, lines):
@@ -81,7 +103,7 @@ def test_quick_progress_waits_for_its_turn(clock, lines):
 def test_work_of_unknown_length_is_told_of_when_it_lasts(clock, lines):
     work(clock, 6, LINE_SECONDS / 2, known=False)
     told = lines()
-    assert len(told) == 3 and told[0].startswith("draw: 2/? image")
+    assert len(told) == 3 and told[0].startswith("draw: 2/? images")
     work(clock, 6, 0.001, known=False)
     assert lines() == []
 
@@ -91,7 +113,7 @@ def test_an_iterable_is_passed_on_and_lines_of_log_stand_between(clock, lines):
     for number in progress(range(3), total=3, desc="a\x1b", unit="step"):
         log(f"note {number}")
         seen.append(number)
-    assert seen == [0, 1, 2] and lines() == ["a\\x1b: 3 step", "note 0", "note 1", "note 2"]
+    assert seen == [0, 1, 2] and lines() == ["a\\x1b: 3 steps", "note 0", "note 1", "note 2"]
 
 
 @pytest.mark.parametrize(("columns", "longest"), [(0, 80), (60, 60), (120, 120)])
@@ -168,7 +190,7 @@ def test_what_has_no_bar_is_said_again_and_again(monkeypatch, lines):
 
 def test_a_bar_that_nothing_moves_still_tells_that_it_lives(clock, lines, monkeypatch):
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
-    with progress(total=2, desc="compile", unit="programs"):
+    with progress(total=2, desc="compile", unit="program"):
         for _ in range(3):
             clock.seconds += LINE_SECONDS
             told, end = [], time.monotonic() + 60

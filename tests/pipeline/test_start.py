@@ -53,6 +53,56 @@ def test_ctrl_c_is_one_line_at_any_module(module):
     assert (code, shown) == (130, "shardline-train: error: interrupted\n")
 
 
+# Imported by Python at its start: a signal comes when the module named first begins to be imported.
+AT_THE_START = """
+import atexit, os, signal, sys
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupter())
+if os.environ["INTERRUPT_AT"] == "the end":
+    atexit.register(signal.raise_signal, signal.SIGINT)
+"""
+
+
+@pytest.fixture
+def interrupted_at(tmp_path, monkeypatch):
+    """Exit code and what is shown of a program of Python's that Ctrl-C meets at a module; its exact command line."""
+    (tmp_path / "sitecustomize.py").write_text(AT_THE_START)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run(module, *command):
+        monkeypatch.setenv("INTERRUPT_AT", module)
+        return type_in(*command)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "module", ["json", "shardline.pipeline.cli", "absl.flags", "shardline.trainer.config", "shardline.pipeline.dataset"]
+)
+def test_ctrl_c_is_one_line_of_python_m_too(module, interrupted_at):
+    """`json` is the first import of this command's module, before any of ours that it names."""
+    command = (sys.executable, "-m", "shardline.trainer.train", "nowhere", "--workdir=nowhere")
+    assert interrupted_at(module, *command) == (130, "shardline.trainer.train: error: interrupted\n")
+
+
+@pytest.mark.parametrize("command", [(BIN / "shardline-train",), (sys.executable, "-m", "shardline.trainer.train")])
+def test_ctrl_c_after_the_last_word_of_any_command_shows_nothing(command, interrupted_at):
+    code, shown = interrupted_at("the end", *command, "--version")
+    assert code == -signal.SIGINT and shown.startswith("shardline ") and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    "program", ["import shardline.trainer, json.tool", "from runpy import run_module as run; run('json.tool')"]
+)
+def test_other_programs_keep_their_ctrl_c(program, interrupted_at):
+    """Also those that import this package, or are started by `python -m`."""
+    code, shown = interrupted_at("json.tool", sys.executable, "-c", f"import shardline.pipeline\n{program}")
+    assert code == -signal.SIGINT and shown.endswith("KeyboardInterrupt\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["tensorflow", "numpy.linalg", "keras", "tensorflow.python.ops.math_ops", "h5py"])
 def test_ctrl_c_is_one_line_while_tensorflow_is_imported(module):

@@ -26,7 +26,7 @@ import psutil
 from tests.tools.folders import ROOT, class_folders, shard_hashes
 
 SHARDS = 6
-ENDED = (0, 1, 2, 130, -signal.SIGKILL, -signal.SIGTERM)
+ENDED = (0, 1, 2, 130, 143, -signal.SIGKILL, -signal.SIGTERM)
 
 
 class Soak:

@@ -322,3 +322,22 @@ def test_callbacks_see_the_rule_and_the_rate_of_the_run(optimizer, name):
 def test_a_callback_that_would_change_the_weights_is_refused(make, tmp_path):
     with pytest.raises(UsageError, match=r"puts other weights into the model.*best_metric keeps the best weights"):
         KerasCallback(make(tmp_path / "backup"))
+
+
+class Spoiler(Callback):
+    """Makes the weights what no rate makes them before the loss tells: not a number, just before an evaluation."""
+
+    def begin(self, start):
+        self.weights = start.model.weights
+
+    def report(self, report):
+        for weight in self.weights if (report.step, report.kind) == (3, "train") else ():
+            weight.assign(np.full(weight.shape, np.nan))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_not_kept(thin, tmp_path):
+    with pytest.raises(Failure, match="the loss of validation after step 3 is not finite"):
+        train(TrainConfig(**thin, workdir=tmp_path / "run"), callbacks=[Spoiler()])
+    assert list_checkpoints(tmp_path / "run") == []
+    assert [line["kind"] for line in metrics_log.read(tmp_path / "run")] == ["train"] * 3

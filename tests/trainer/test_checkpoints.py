@@ -18,7 +18,7 @@ from shardline.trainer.checkpoints import (
 
 HEADER = {
     "step": 9, "cursor": 72, "phase": 1, "best_metric": "validation top1", "best": 0.5, "best_step": 9,
-    "evals_since_best": 0, "evaluation": {"step": 9, "top1": 0.5}, "train": {}, "sampler": {"seed": 3},
+    "evals_since_best": 0, "evaluation": {"step": 9, "top1": 0.5}, "train": {}, "sampler": {"seed": 3, "records": 40},
     "input_scale": 1.0,
 }  # fmt: skip
 
@@ -61,6 +61,33 @@ def test_a_header_of_other_types_is_refused_by_field(tmp_path, change):
     with pytest.raises(UsageError) as caught:
         read_checkpoint(checkpoint_path(tmp_path, 9))
     assert f"$.{next(iter(change))}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sampler": {}}, {"sampler": {"records": 0}}, {"evaluation": {"step": 9, "loss": "small"}}]
+)
+def test_a_header_whose_numbers_could_not_be_computed_with_is_refused(tmp_path, change):
+    save(tmp_path, 9, **change)
+    with pytest.raises(UsageError, match=r"step-00000009.npz is damaged \(.*; give another checkpoint"):
+        read_checkpoint(checkpoint_path(tmp_path, 9))
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_the_newest(tmp_path):
+    """A run that went on from it would do so from now on, whatever it saves."""
+    save(tmp_path, 8)
+    save(tmp_path, 9)
+    other = checkpoint_path(tmp_path, 8).rename(checkpoint_path(tmp_path, 99))
+    checkpoint, damaged = newest_checkpoint(tmp_path)
+    assert checkpoint.header["step"] == 9
+    assert damaged == [f"{other} is of step 8, not of the one in its name; rename it, or move it away"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_checkpoint_that_is_no_file_is_passed_over(tmp_path, make):
+    save(tmp_path, 8)
+    make(checkpoint_path(tmp_path, 9))
+    checkpoint, (line,) = newest_checkpoint(tmp_path)
+    assert checkpoint.header["step"] == 8 and "step-00000009.npz cannot be read (is no regular file); " in line
 
 
 def test_checkpoints_of_the_former_format_and_other_files_are_refused_in_one_line(tmp_path):

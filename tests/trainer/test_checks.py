@@ -145,3 +145,10 @@ def test_targets_are_made_room_for(tmp_path):
     assert (tmp_path / "c").is_dir()
     with pytest.raises(UsageError, match=r"^output=.* is a directory; name a file"):
         check_target("--output", str(tmp_path / "c"))
+
+
+def test_results_do_not_go_into_a_run_or_a_dataset(tiny_run, tiny_data):
+    """Whose report.html, model.keras and curves.png they would replace."""
+    for owner, what in ((tiny_run, "config.json, as a run directory does"), (tiny_data, "manifest.json, as a dataset")):
+        with pytest.raises(UsageError, match=rf"^output={owner} holds {what}.*; name another directory$"):
+            make_directory(str(owner))

@@ -152,6 +152,9 @@ def test_an_unreadable_record_is_counted_and_said(tiny_run, tiny_data, tmp_path)
     result = command("shardline.trainer.evaluate", "--run", tiny_run, "--data", data, "--output", output, "--noreport")
     assert "n = 20/21, each once; 1 unreadable" in result.stdout
     assert json.loads((output / "metrics.json").read_text())["n"] == 20
+    arguments = ("--run", tiny_run, "--data", data, "--output", output, "--max_bad_records", 0)
+    line = command("shardline.trainer.evaluate", *arguments, check=1).stderr.splitlines()[-1]
+    assert "1 bad records, more than --max_bad_records=0; " in line and line.endswith("or raise --max_bad_records")
 
 
 def test_a_report_directory_has_one_owner(tiny_run, tiny_data, tmp_path):

@@ -1,9 +1,11 @@
 """Numbers over time survive kills."""
 
 import json
+import os
 
 import pytest
 
+from shardline.pipeline.errors import UsageError
 from shardline.trainer import metrics_log
 from shardline.trainer.callbacks import Report
 
@@ -60,3 +62,10 @@ def test_lines_without_a_checksum_are_read(tmp_path):
     found = metrics_log.read(tmp_path)
     path.write_text(json.dumps(found[0]) + "\n")
     assert metrics_log.read(tmp_path) == found
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_log_that_is_no_file_is_refused_in_one_line(tmp_path, make):
+    make(tmp_path / metrics_log.FILE_NAME)
+    with pytest.raises(UsageError, match=r"metrics.jsonl cannot be read \(is no regular file\); move it away$"):
+        metrics_log.read(tmp_path)

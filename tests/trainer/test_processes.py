@@ -18,6 +18,8 @@ from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.evaluation import results
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import find_checkpoint
+from tests.trainer.networks import randomized, values
+from tests.trainer.test_weights import write_legacy_h5
 from tests.trainer.tiny import command
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +48,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def spawn(module, *arguments, tf_config=None):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+def spawn(module, *arguments, tf_config=None, packages=ROOT):
+    environment = {**os.environ, "PYTHONPATH": f"{packages}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
     if tf_config:
         environment["TF_CONFIG"] = json.dumps(tf_config)
     command = [sys.executable, "-m", module, *map(str, arguments)]
@@ -56,9 +58,9 @@ def spawn(module, *arguments, tf_config=None):
     )
 
 
-def start(data, workdir, *flags, tf_config=None):
+def start(data, workdir, *flags, **place):
     arguments = (f"--data={data}", f"--workdir={workdir}", *FLAGS, *flags)
-    return spawn("shardline.trainer.train", *arguments, tf_config=tf_config)
+    return spawn("shardline.trainer.train", *arguments, **place)
 
 
 def end(process, timeout=1500):
@@ -169,7 +171,7 @@ def test_a_killed_worker_ends_the_others_and_any_number_of_them_continues(data, 
     second.communicate()
     _, err = first.communicate(timeout=180)
     assert first.returncode == 1
-    assert "another worker stopped" in err.strip().splitlines()[-1]
+    assert "another worker stopped" in err.strip().splitlines()[-1], err[-2000:]
     continued = end(start(data, tmp_path / "run", "--strategy=one_device"))
     assert continued["step"] == alone["step"]
     weights = [find_checkpoint(tmp_path / name).final_weights for name in ("alone", "run")]
@@ -229,6 +231,21 @@ def test_hosts_with_other_flags_are_refused_on_every_host(data, tmp_path, flag, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.multihost
+def test_hosts_with_another_version_of_a_package_are_refused(data, tmp_path):
+    """NumPy is at work in augmentation; a name and a number on the path make it another version."""
+    other = tmp_path / "packages" / "numpy-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 9.9.9\n")
+    places = [{"tf_config": config} for config in loopback(2)]
+    places[1]["packages"] = other.parent
+    for host in [start(data, tmp_path / "run", **place) for place in places]:
+        _, err = host.communicate(timeout=120)
+        assert host.returncode == 2 and "NumPy is '2" in err.strip().splitlines()[-1], err
+        assert "'9.9.9' on host 1" in err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 def train_part(settings, stop_at, folder, num_hosts):
     """Train with so many hosts, of which the chief alone has a run directory; its result, records of each step."""
     folder.mkdir()
@@ -264,6 +281,27 @@ def test_1_2_1_hosts_without_a_shared_workdir_are_one_host(data, tmp_path):
     difference = max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
     print(f"largest difference of a weight: {difference:.2g}")
     assert difference < 1e-6
+
+
+@pytest.mark.multihost
+def test_hosts_that_go_on_need_no_file_of_weights(data, tmp_path):
+    """Nor does one that joins later and knows no run directory; where no step was made yet, all need it."""
+    file = tmp_path / "w.h5"
+    write_legacy_h5(file, values(randomized(1, "gap")))
+    begun = start(data, tmp_path / "run", f"--weights={file}", "--strategy=one_device")
+    wait_for_step(tmp_path / "run", 4, begun)
+    begun.send_signal(signal.SIGTERM)
+    begun.communicate(timeout=60)
+    assert begun.returncode == 143
+    file.unlink()
+    for process in start_workers(data, tmp_path / "new", 2, f"--weights={file}"):
+        _, err = process.communicate(timeout=180)
+        assert process.returncode == 2 and "no such file" in err.strip().splitlines()[-1], err
+    chief, other = loopback(2)
+    first = start(data, tmp_path / "run", f"--weights={file}", tf_config=chief)
+    second = start(data, "", "--weights=not/there.h5", tf_config=other)
+    assert end(second) == {}
+    assert end(first)["step"] == STEPS
 
 
 def on_two_hosts(name, *arguments):

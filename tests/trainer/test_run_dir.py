@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardline.pipeline.errors import Interrupted, UsageError
+from shardline.pipeline.run_input import read_run_input
+from shardline.pipeline.wording import as_flag
 from shardline.trainer import compare, metrics_log, selftest
 from shardline.trainer.actions import SaveCheckpoint
 from shardline.trainer.checkpoints import (
@@ -25,6 +28,7 @@ from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import StopRequest
 from shardline.trainer.run_dir import choose_weights, load_run, read_config
 from shardline.trainer.train import train
+from tests.pipeline.tiny import edit_stored
 from tests.trainer.networks import randomized, values
 from tests.trainer.test_weights import write_legacy_h5
 from tests.trainer.tiny import command
@@ -274,6 +278,18 @@ def test_a_run_goes_on_without_the_weights_it_started_from(config, tmp_path, mon
     for other in ({"weights": "v.h5"}, {"workdir": str(tmp_path / "new")}, {"weights_sha256": "0" * 64}):
         with pytest.raises(UsageError, match=r"^weights=.*: no such file"):
             train(dataclasses.replace(longer, **other))
+
+
+def test_a_config_of_before_a_setting_opens_with_its_default_and_says_so_once(copy, capsys):
+    path = Path(copy.workdir) / "config.json"
+    edit_stored(path, lambda content: [content["train"].pop(name) for name in ("image_timeout", "block_lr_decay")])
+    assert TrainConfig.from_dict(read_config(copy.workdir)["train"]).image_timeout == copy.image_timeout
+    read_config(copy.workdir)
+    said = f"note: {path} is of a version without {{}}, as is taken now\n"
+    assert capsys.readouterr().err == said.format(f"--image_timeout={as_flag(copy.image_timeout)}, --block_lr_decay=1")
+    assert read_run_input(copy.workdir).config == copy.input_config()
+    assert capsys.readouterr().err == said.format(f"--image_timeout={as_flag(copy.image_timeout)}")
+    assert train(copy) is None  # as before
 
 
 def test_a_checkpoint_of_other_classes_is_refused(copy):

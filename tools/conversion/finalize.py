@@ -57,7 +57,7 @@ def finalize(
     next_record = [0] * len(plan.splits)
     counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
     sizes: list[np.ndarray] = []  # height and width: least and greatest of each shard
-    members = progress(list(plan.members()), total=len(results), desc="finish", unit="shards", leave=False)
+    members = progress(list(plan.members()), total=len(results), desc="finish", unit="shard", leave=False)
     with sources_writer(directory) as write:
         for task, (split, _, _) in enumerate(members):
             rows = _final_rows(task, results[task], changes)

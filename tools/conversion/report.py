@@ -145,7 +145,7 @@ def write_report(
         "near duplicates": lambda: _add_near_duplicates(page, conversion, facts, pairs),
         "facts": lambda: _add_facts(page, conversion, facts),
     }
-    with progress(total=len(sections), desc="report", unit="sections", leave=False) as bar:
+    with progress(total=len(sections), desc="report", unit="section", leave=False) as bar:
         for name, add in sections.items():
             bar.set_description_str(f"report: {name}")
             add()

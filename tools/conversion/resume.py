@@ -129,7 +129,7 @@ def _changed_content(output: Path, sources: Sources, hash_input: Callable[[int],
         return [f"its {SOURCES_FILE}, by which changed sources could be told, cannot be read: {error}"]
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        progress(total=len(sources), desc="compare sources", unit="files") as bar,
+        progress(total=len(sources), desc="compare sources", unit="file") as bar,
     ):
 
         def hashed(number: int) -> str:

@@ -119,7 +119,7 @@ def dry_run(config: ConvertConfig) -> Estimate:
     with tempfile.TemporaryDirectory() as folder:
         task = _task(config, sources, sample, output=os.path.join(folder, "sample"))
         # In one process of its own, so that a decoder that crashes costs the sample one image here, too.
-        with progress_bar(total=len(task), desc="sample", unit="images") as bar:
+        with progress_bar(total=len(task), desc="sample", unit="image") as bar:
             (result,) = executors.run(
                 write_shard, [task], workers=1, on_progress=bar.update, image_timeout=config.image_timeout
             )
@@ -142,7 +142,7 @@ def _workers(config: ConvertConfig) -> int:
 
 def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
     """Find the inputs and decide what to do with them."""
-    with progress_bar(total=None, desc="scan", unit="files", leave=False) as bar:
+    with progress_bar(total=None, desc="scan", unit="file", leave=False) as bar:
         sources = scan(
             config.source,
             options=ScanOptions(
@@ -228,7 +228,7 @@ def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Pat
     estimate = None
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in results)
     workers = _workers(config)
-    with progress_bar(total=len(sources), initial=resumed, desc="convert", unit="images") as bar:
+    with progress_bar(total=len(sources), initial=resumed, desc="convert", unit="image") as bar:
         for result in executors.run(
             write_shard,
             tasks,

@@ -162,7 +162,7 @@ def compare(
     expected = probabilities(run.model, images)
     exports: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    for form, path in progress(list(paths.items()), total=len(paths), desc="compare", unit="formats"):
+    for form, path in progress(list(paths.items()), total=len(paths), desc="compare", unit="format"):
         name = "saved_model (uint8)" if form == "saved_model" else form
         exports[name] = judged(name, differences(run_export(form, path, images), expected))
     if "saved_model" in paths:
@@ -171,7 +171,7 @@ def compare(
             map("record {}".format, records), (file for file, _, _ in data.records(split, records)), strict=True
         )
         files = {RECORDS: stored} | ({SOURCES: ((str(path), path.read_bytes()) for path in sources)} if sources else {})
-        for name, named in progress(files.items(), total=len(files), desc="compare files", unit="sources"):
+        for name, named in progress(files.items(), total=len(files), desc="compare files", unit="source"):
             found = compare_files(run, paths["saved_model"], named)
             if found["compared"]:
                 exports[name] = judged(name, found)

@@ -143,7 +143,7 @@ def predict_split(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     elements = iter(data.eval_batches(split, config, **devices.place))
     steps = iter(lambda: list(itertools.islice(elements, devices.local_replicas)), [])  # a batch for each replica
-    with progress(total=num_stored, desc=f"evaluate {split}", unit="images") as bar:
+    with progress(total=num_stored, desc=f"evaluate {split}", unit="image") as bar:
         for batches, outputs in one_late(lambda step: infer([batch["image"] for batch in step]), steps):
             for batch, output in zip(batches, outputs, strict=True):
                 used = (batch["weight"].numpy() > 0) | (batch["label"].numpy() == NO_LABEL)

@@ -58,7 +58,7 @@ def draw(evaluation: Evaluation) -> dict[str, bytes]:
         ),
     }
     plots = {}
-    for name, drawing in progress(drawings.items(), total=len(drawings), desc="draw", unit="plots", leave=False):
+    for name, drawing in progress(drawings.items(), total=len(drawings), desc="draw", unit="plot", leave=False):
         if (figure := drawing()) is not None:
             plots[name] = figure_png(figure)
     return plots

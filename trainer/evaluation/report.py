@@ -61,7 +61,7 @@ def write_report(
         "environment": lambda: add_environment(page, content, values),
         "files": lambda: page.links("Files", files_of(output, directory, data)),
     }
-    with progress(total=len(sections), desc="report", unit="sections", leave=False) as bar:
+    with progress(total=len(sections), desc="report", unit="section", leave=False) as bar:
         for name, add in sections.items():
             bar.set_description_str(f"report: {name}")
             add()

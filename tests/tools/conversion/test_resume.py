@@ -76,7 +76,7 @@ def test_any_kill_and_a_second_run_give_the_same_bytes(source, whole, tmp_path, 
         number = {"kill parent": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}[how]
         os.kill(process.pid, number)
         code = process.wait(60)
-        assert code == (-9 if how == "kill parent" else 130)
+        assert code == {"kill parent": -9, "terminate": 143, "interrupt": 130}[how]
         assert not (output / "manifest.json").exists()
         psutil.wait_procs(workers, timeout=10)
         assert not any(worker.is_running() for worker in workers), "orphans"
