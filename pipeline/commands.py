@@ -22,6 +22,7 @@ class Command:
 COMMANDS = {
     "convert": Command("shardline.tools.convert", "ConvertConfig", "raw images to TFRecord shards with a manifest"),
     "adopt": Command("shardline.tools.adopt", "AdoptConfig", "manifest and indexes for TFRecords made elsewhere"),
+    "merge": Command("shardline.tools.merge", "MergeConfig", "join datasets, shards by hard link"),
     "verify": Command("shardline.tools.verify", "VerifyConfig", "check a dataset to the last byte"),
     "inspect": Command("shardline.tools.inspect", "InspectConfig", "what a dataset holds; one record; image grids"),
     "browse": Command("shardline.tools.browse", "BrowseConfig", "look through a dataset and its mistakes in a browser"),

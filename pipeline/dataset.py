@@ -27,7 +27,7 @@ from shardline.pipeline.cache import Cache, DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import ImageFormat, Manifest, Split
+from shardline.pipeline.manifest import ImageFormat, Manifest, Split, generation_folder
 from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.profiling import StageTimer, StageTimes
 from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
@@ -45,18 +45,21 @@ _ENDLESS = 2**62  # elements
 _LOOK_AHEAD = 1 << 20  # samples, to find out which shards are needed first
 
 
-def open_dataset(directory: str | os.PathLike[str], options: DataCacheOptions | None = None) -> Dataset:
+def open_dataset(
+    directory: str | os.PathLike[str], options: DataCacheOptions | None = None, *, digest: str = ""
+) -> Dataset:
     """Open a converted or adopted dataset: a directory, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
 
     Args:
       directory: where it is.
-      options: where shards from an object store are kept.
+      options: which generation, and where shards from an object store are kept.
+      digest: open the generation that has it, if there is one; it goes before that of `options`.
 
     Raises:
       UsageError: names what is missing, damaged or replaced.
       Failure: an object store gave no answer.
     """
-    return Dataset(directory, options)
+    return Dataset(directory, options, digest=digest)
 
 
 class TrainingData(Protocol):
@@ -97,21 +100,26 @@ class Dataset:
 
     Attributes:
       where: as it was opened.
+      manifest: of the generation that was asked for; `latest` of the last one.
       directory: where its manifest is, and, once they were read, its shards: `where` itself, or a mirror of it.
       builder: what makes its batches.
     """
 
     builder = BatchBuilder
 
-    def __init__(self, directory: str | os.PathLike[str], options: DataCacheOptions | None = None) -> None:
-        self.where = os.fspath(directory)
+    def __init__(
+        self, directory: str | os.PathLike[str], options: DataCacheOptions | None = None, *, digest: str = ""
+    ) -> None:
+        self.where, options = os.fspath(directory), options or DataCacheOptions()
         self._mirror: Mirror | None = None
         if is_remote(self.where):
-            self._mirror, self.manifest = open_mirror(local_path(self.where, "dataset"), options or DataCacheOptions())
+            self._mirror, self.manifest = open_mirror(local_path(self.where, "dataset"), options)
         else:
             opened = contextlib.ExitStack()
             self.manifest = opened.enter_context(Manifest.opened(directory))
             weakref.finalize(self, opened.close)  # as long as this object lives, nobody replaces its files
+        self.latest = self.manifest
+        self.manifest = self.latest.at(self.latest.generation_of(digest) or options.generation)
         self.directory = self._mirror.folder if self._mirror else Path(directory)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far
@@ -244,8 +252,14 @@ class Dataset:
         return self._shards[split]
 
     def companion(self, name: str) -> Path:
-        """Where a file of the dataset beside its shards is, e.g. sources.parquet. Raises FileNotFoundError."""
-        return self._mirror.companion(name) if self._mirror else self.directory / name
+        """Where a file of the dataset beside its shards is, e.g. sources.parquet. Raises FileNotFoundError.
+
+        Those of later generations are then in their folders.
+        """
+        if self._mirror:
+            for generation in range(1, self.latest.num_generations + 1):
+                self._mirror.companion(generation_folder(generation) + name)
+        return self.directory / name
 
     def _train_maker(
         self, split: str, config: InputConfig, batches: ReplicaBatches, on_device: bool, sampler: Sampler | None

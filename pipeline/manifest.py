@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ FORMAT = "shardline/2"
 NO_LABEL = -1  # stored label of an image that has none, as TFDS's
 UNKNOWN_KERNEL = "unknown"  # images that somebody else stored
 REMEDY = "convert again, or restore it from a copy"
+_RESTORE = "restore the files from a copy, or convert again"
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f\x7f]+$", max_length=200)]  # of a dataset: starts file names
 SplitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
@@ -133,6 +135,30 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """What a dataset was after a conversion added to it (`shardline-convert --append`).
+
+    Attributes:
+      digest: of the dataset then.
+      labels: how many of the labels it had.
+      shards: how many of each split's shards it had.
+      class_counts, ledger: as a manifest has them.
+      max_height, max_width: of the largest stored image, in pixels.
+      options, versions: of what was added last.
+    """
+
+    digest: Sha256
+    labels: Count
+    shards: Mapping[SplitName, Count]
+    class_counts: Mapping[SplitName, tuple[Count, ...]]
+    ledger: Ledger
+    max_height: Count
+    max_width: Count
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a reader needs to know before it opens a shard."""
 
@@ -146,6 +172,7 @@ class Manifest:
     words: tuple[str, ...] = ()  # to show for each label; () or "": the label itself
     options: Mapping[str, Any] = field(default_factory=dict)  # the converter's, for people and for resume
     versions: Mapping[str, str] = field(default_factory=dict)  # of the tools whose change could change bytes
+    generations: tuple[Generation, ...] = ()  # this and all before it, the first one first; () where nothing was added
 
     @property
     def digest(self) -> str:
@@ -178,6 +205,118 @@ class Manifest:
                 f"{flag}={split}: this split was converted without labels (--unlabelled), so it can only be predicted; "
                 f"name one with labels: {labelled or 'there is none'}"
             )
+
+    @property
+    def num_generations(self) -> int:
+        """How often the dataset was added to, and once."""
+        return max(1, len(self.generations))
+
+    def at(self, generation: int) -> Manifest:
+        """The dataset as it was after a generation, counted from 1; 0: as it is.
+
+        Raises:
+          UsageError: there is no such generation, or this is not what it was.
+        """
+        if generation in (0, self.num_generations):
+            return self
+        if not 0 < generation < self.num_generations:
+            raise UsageError(f"--generation={generation}: this dataset has {count(self.num_generations, 'generation')}")
+        then = self.generations[generation - 1]
+        found = replace(
+            self,
+            labels=self.labels[: then.labels],
+            words=self.words[: then.labels],
+            splits={
+                name: replace(split, shards=split.shards[: then.shards[name]])
+                for name, split in self.splits.items()
+                if name in then.shards
+            },
+            ledger=then.ledger,
+            image=replace(self.image, max_height=then.max_height, max_width=then.max_width),
+            class_counts=then.class_counts,
+            options=then.options,
+            versions=then.versions,
+            generations=self.generations[:generation] if generation > 1 else (),
+        )
+        if found.digest != then.digest:
+            raise UsageError(f"{FILE_NAME} was edited or damaged: generation {generation} is not what it was; {REMEDY}")
+        return found
+
+    def generation_of(self, digest: str) -> int:
+        """Number of the generation that has a digest; 0 where none has."""
+        digests = [then.digest for then in self.generations] or [self.digest]
+        return digests.index(digest) + 1 if digest in digests else 0
+
+    def added(self, generation: int) -> dict[str, tuple[Shard, ...]]:
+        """The shards that a generation added, by split."""
+        if not self.generations:
+            return {name: split.shards for name, split in self.splits.items()}
+        before = self.generations[generation - 2].shards if generation > 1 else {}
+        return {
+            name: self.splits[name].shards[before.get(name, 0) : number]
+            for name, number in self.generations[generation - 1].shards.items()
+        }
+
+    def grown(self, added: Manifest) -> Manifest:
+        """This dataset and another generation.
+
+        Args:
+          added: what is added: of this dataset's name, features and format, with all of its labels and perhaps more;
+            its shards lie in `generation_folder`.
+        """
+        splits = {
+            name: replace(
+                (self.splits.get(name) or added.splits[name]),
+                shards=tuple(
+                    shard for part in (self, added) if name in part.splits for shard in part.splits[name].shards
+                ),
+            )
+            for name in {**self.splits, **added.splits}
+        }
+        empty = (0,) * len(added.labels)
+        class_counts = {
+            name: ()
+            if split.unlabelled
+            else tuple(
+                before + now
+                for before, now in zip_longest(
+                    self.class_counts.get(name, ()), added.class_counts.get(name, empty), fillvalue=0
+                )
+            )
+            for name, split in splits.items()
+        }
+        ledger = Ledger(**{name: value + getattr(added.ledger, name) for name, value in asdict(self.ledger).items()})
+        image = replace(
+            self.image,
+            max_height=max(self.image.max_height, added.image.max_height),
+            max_width=max(self.image.max_width, added.image.max_width),
+        )
+        grown = replace(
+            self,
+            labels=added.labels,
+            words=added.words,
+            splits=splits,
+            class_counts=class_counts,
+            ledger=ledger,
+            image=image,
+            options=added.options,
+            versions=added.versions,
+        )
+        generations = self.generations or (self._as_generation(),)
+        return replace(grown, generations=(*generations, grown._as_generation()))
+
+    def _as_generation(self) -> Generation:
+        return Generation(
+            digest=self.digest,
+            labels=len(self.labels),
+            shards={name: len(split.shards) for name, split in self.splits.items()},
+            class_counts=self.class_counts,
+            ledger=self.ledger,
+            max_height=self.image.max_height,
+            max_width=self.image.max_width,
+            options=self.options,
+            versions=self.versions,
+        )
 
     def label_name(self, label: int) -> str:
         """The class of a stored label; "" for NO_LABEL."""
@@ -214,6 +353,7 @@ class Manifest:
             **({"words": self.words} if self.words else {}),
             "options": self.options,
             "versions": self.versions,
+            **({"generations": [asdict(then) for then in self.generations]} if self.generations else {}),
         }
         stored.save(Path(directory) / FILE_NAME, content, format=FORMAT)
 
@@ -257,6 +397,7 @@ class Manifest:
             words=found.words,
             options=found.options,
             versions=found.versions,
+            generations=found.generations,
         )
         if fault := _contradiction(manifest, found):
             raise UsageError(f"{what} was edited or damaged: {fault}; {REMEDY}")
@@ -287,6 +428,7 @@ class _StoredManifest:
     options: Mapping[str, Any]
     versions: Mapping[str, str]
     words: tuple[str, ...] = ()
+    generations: tuple[Generation, ...] = ()
 
 
 def shown_labels(labels: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
@@ -318,10 +460,36 @@ def _contradiction(manifest: Manifest, found: _StoredManifest) -> str:
             return f"split {name} has {count(split.records, 'record')} in its shards"
         if counts and (split.unlabelled or len(counts) != len(manifest.labels) or sum(counts) > split.records):
             return f"the class counts of split {name} do not fit its labels and records"
-        own = [shard_name(manifest.name, name, number, len(split.shards)) for number in range(len(split.shards))]
-        if not manifest.adopted and [shard.file for shard in split.shards] != own:
-            return f"split {name} names files that are not its shards"
+    if fault := _wrong_generations(manifest):
+        return fault
+    for generation in range(1, manifest.num_generations + 1):
+        folder = generation_folder(generation)
+        for name, shards in manifest.added(generation).items():
+            own = [folder + shard_name(manifest.name, name, number, len(shards)) for number in range(len(shards))]
+            if not manifest.adopted and [shard.file for shard in shards] != own:
+                return f"split {name} names files that are not its shards"
     return ""
+
+
+def _wrong_generations(manifest: Manifest) -> str:
+    """What cannot be true of a manifest's generations; "" for nothing. Digests of earlier ones: see `Manifest.at`."""
+    then = manifest.generations
+    if not then:
+        return ""
+    last = then[-1]
+    totals = {name: len(split.shards) for name, split in manifest.splits.items()}
+    if len(then) < 2 or last.digest != manifest.digest or last.labels != len(manifest.labels) or last.shards != totals:
+        return "its last generation is not what it is"
+    for before, after in pairwise(then):
+        grows = all(number <= after.shards.get(name, -1) for name, number in before.shards.items())
+        if not grows or before.labels > after.labels:
+            return "a generation has less than the one before"
+    return ""
+
+
+def generation_folder(generation: int) -> str:
+    """Where the files of a generation lie in their dataset, with a slash at its end; "" for the first one."""
+    return f"generation-{generation:05d}/" if generation > 1 else ""
 
 
 def check_files(
@@ -330,7 +498,7 @@ def check_files(
     split: str,
     *,
     flag: str = "--data",
-    remedy: str = "restore the files from a copy, or convert again",
+    remedy: str = _RESTORE,
     mirrored: bool = False,
 ) -> np.ndarray:
     """Hold every shard of `split` against the manifest and return the split's index.
@@ -371,6 +539,28 @@ def check_files(
             rows[start:end, 1:] = index
     refuse_faults(faults, f"{flag}={directory}", remedy)
     return rows
+
+
+def check_sizes(
+    shards: Sequence[Shard], directory: str | os.PathLike[str], faults: Sequence[str] = (), *, mirrored: bool = False
+) -> None:
+    """Hold the size of every shard against the manifest. Arguments are those of `check_files`, and `faults` so far.
+
+    Raises:
+      UsageError: naming each faulty file (the first five) and the remedy.
+    """
+    found = list(faults)
+    for shard in shards:
+        path = shard_path(directory, shard)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            if not mirrored:
+                found.append(f"{os.path.basename(path)} is missing")
+            continue
+        if size != shard.bytes:
+            found.append(f"{shard.file} has {size:,} bytes, not {shard.bytes:,}")
+    refuse_faults(found, f"--data={directory}", _RESTORE)
 
 
 def refuse_faults(faults: Sequence[str], what: str, remedy: str) -> None:

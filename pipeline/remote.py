@@ -52,7 +52,7 @@ _FOLDER = re.compile("[0-9a-f]{32}")  # the start of a digest
 
 @dataclass(frozen=True)
 class DataCacheOptions:
-    """Where copies of shards from an object store are kept, and how many."""
+    """Which generation of a dataset is read, where copies of shards from an object store are kept, and how many."""
 
     data_cache: str = option(
         "", "local folder for shards of --data=s3://… or gs://…; default: shardline/data in your cache folder",
@@ -62,6 +62,9 @@ class DataCacheOptions:
         0.0, "GB of shards kept in --data_cache, the oldest go first; 0: nine tenths of the free space",
         low=0, group="input",
     )  # fmt: skip
+    generation: int = option(
+        0, "generation of --data, of a dataset that was added to, counted from 1; 0: the last one", low=0, group="input"
+    )
 
 
 class Store:

@@ -8,54 +8,24 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example, parse_example
-from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, check_files
+from shardline.pipeline.manifest import NO_LABEL, Features, Manifest
+from shardline.pipeline.split_index import Index, RecordLocation, open_index
 from shardline.pipeline.tfrecord import unframe_record
 
 if TYPE_CHECKING:
     from shardline.pipeline.remote import Mirror
 
 _MAX_OPEN_FILES = 512  # half of the usual limit of 1,024; shards above it are opened for each read
-
-
-class RecordLocation(NamedTuple):
-    """Where a record lies: number of its shard, byte offset, and bytes with its frame."""
-
-    shard: int
-    offset: int
-    size: int
-
-
-class Index:
-    """The locations of all records of a split: 12 bytes a record, 120 MB for 10 million."""
-
-    def __init__(self, rows: np.ndarray, shard_records: list[int]) -> None:
-        self._offsets = rows[:, 1].copy()
-        self._sizes = rows[:, 2].astype(np.uint32)
-        self._ends = list(accumulate(shard_records))
-        self._ends_array = np.array(self._ends)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def __getitem__(self, record: int) -> RecordLocation:
-        return RecordLocation(bisect_right(self._ends, record), int(self._offsets[record]), int(self._sizes[record]))
-
-    def locations(self, records: np.ndarray) -> np.ndarray:
-        """int64 [n, 3]: the same for many records."""
-        shards = np.searchsorted(self._ends_array, records, side="right")
-        return np.column_stack((shards, self._offsets[records], self._sizes[records]))
 
 
 class Shards:
@@ -72,8 +42,8 @@ class Shards:
     ) -> None:
         shards = manifest.split(split).shards
         self.split = split
-        self.index: Index | Mapping[int, RecordLocation] = Index(
-            check_files(manifest, directory, split, mirrored=mirror is not None), [shard.records for shard in shards]
+        self.index: Index | Mapping[int, RecordLocation] = open_index(
+            manifest, directory, split, mirrored=mirror is not None
         )
         self.unlabelled = manifest.split(split).unlabelled
         # Whatever a split without labels has for one: somebody else's may have none, or zeros.
@@ -100,7 +70,7 @@ class Shards:
 
     def locations(self, records: np.ndarray) -> np.ndarray:
         """int64 [n, 3]: the locations of some records, for `locate` of a copy in another process."""
-        assert isinstance(self.index, Index)
+        assert not isinstance(self.index, Mapping)
         return self.index.locations(records)
 
     def locate(self, records: np.ndarray, locations: np.ndarray) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.manifest import FILE_NAME, Manifest, generation_folder
 
 SOURCES_FILE = "sources.parquet"
 ROW_GROUP = 10_000  # rows, at least: many shards of few records should not make many row groups
@@ -92,14 +93,22 @@ def read_sources(
 ) -> pa.Table:
     """Some columns of a dataset's sources.parquet; `where`: only rows that fit, e.g. [("split", "=", "train")].
 
+    Those of later generations lie in their folders, and come after the others.
+
     Raises:
       FileNotFoundError: the dataset has none; it was adopted.
       UsageError: the file is damaged, or not what a conversion writes.
     """
+    return pa.concat_tables(read_part(path, columns, where) for path in table_paths(directory))
+
+
+def read_part(
+    path: str | os.PathLike[str], columns: Sequence[str], where: list[tuple[str, str, object]] | None = None
+) -> pa.Table:
+    """The same of one generation: a path of `table_paths`."""
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    path = Path(directory) / SOURCES_FILE
-    with _readable(path):
+    with _readable(Path(path)):
         table = parquet.read_table(path, columns=list(columns), filters=where, page_checksum_verification=True)
         _check_columns(table.schema, columns)
         return table
@@ -109,15 +118,22 @@ def iterate_sources(directory: str | os.PathLike[str], columns: Sequence[str]) -
     """The same for all rows, at most ROW_GROUP at a time. Raises as `read_sources` does."""
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    path = Path(directory) / SOURCES_FILE
-    with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
-        rows = 0
-        for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
-            _check_columns(batch.schema, columns)
-            rows += len(batch)
-            yield batch
-        if rows != file.metadata.num_rows:  # a damaged footer can hide all of them
-            raise pa.ArrowInvalid(f"{rows:,} of {file.metadata.num_rows:,} rows")
+    for path in table_paths(directory):
+        with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            rows = 0
+            for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
+                _check_columns(batch.schema, columns)
+                rows += len(batch)
+                yield batch
+            if rows != file.metadata.num_rows:  # a damaged footer can hide all of them
+                raise pa.ArrowInvalid(f"{rows:,} of {file.metadata.num_rows:,} rows")
+
+
+def table_paths(directory: str | os.PathLike[str]) -> list[Path]:
+    """The tables of a dataset: its own and one of each later generation; the folder's own where it is no dataset."""
+    whole = (Path(directory) / FILE_NAME).exists()
+    generations = Manifest.load(directory).num_generations if whole else 1
+    return [Path(directory) / generation_folder(number) / SOURCES_FILE for number in range(1, generations + 1)]
 
 
 @contextlib.contextmanager
@@ -144,12 +160,12 @@ def read_row(directory: str | os.PathLike[str], number: int) -> dict[str, Any]:
     """One row, by its number in the file. Raises as `read_sources` does."""
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    path = Path(directory) / SOURCES_FILE
-    with _readable(path), parquet.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number < rows:
-                found: list[dict[str, Any]] = file.read_row_group(group).slice(number, 1).to_pylist()
-                return found[0]
-            number -= rows
-        raise IndexError(number)
+    for path in table_paths(directory):
+        with _readable(path), parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if number < rows:
+                    found: list[dict[str, Any]] = file.read_row_group(group).slice(number, 1).to_pylist()
+                    return found[0]
+                number -= rows
+    raise IndexError(number)

@@ -78,6 +78,7 @@ def _start(module: str) -> None:
 shardline = partial(_start, "shardline.tools.shardline")
 convert = partial(_start, "shardline.tools.convert")
 adopt = partial(_start, "shardline.tools.adopt")
+merge = partial(_start, "shardline.tools.merge")
 verify = partial(_start, "shardline.tools.verify")
 inspect = partial(_start, "shardline.tools.inspect")
 browse = partial(_start, "shardline.tools.browse")

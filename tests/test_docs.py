@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shardline.benchmarks.sizing import SizingConfig
 from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.options import options
 from shardline.pipeline.sources_table import SOURCES
@@ -56,6 +57,7 @@ def test_formats_of_the_specification_are_those_of_the_code():
 
 def test_every_flag_that_a_page_names_exists():
     known = {name for script in SCRIPTS if script != "shardline" for name in options(config_of(script))}
+    known |= set(options(SizingConfig))
     known |= {"help", "helpfull", "version", "config", "print_config", "selftest"}
     for path in PAGES:
         if path.parent.name == "recipes":

@@ -175,6 +175,7 @@ MISSING = {
     "shardline-evaluate": ["--run=nowhere"],
     "shardline-export": ["--run=nowhere", "--output=out"],
     "shardline-inspect": ["nowhere"],
+    "shardline-merge": ["nowhere", "--output=out"],
     "shardline-predict": ["--run=nowhere", "x.jpg"],
     "shardline-sample-data": ["--config=nowhere.toml"],
     "shardline-train": ["nowhere", "--workdir=run"],

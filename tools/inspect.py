@@ -81,6 +81,8 @@ def inspect(config: InspectConfig) -> str:
     run = read_run_input(config.run) if config.run else None
     directory = Path(config.data or (run.data if run else ""))
     with Manifest.opened(directory) as manifest:
+        if run:
+            manifest = manifest.at(manifest.generation_of(run.digest))
         return _inspect(config, run, directory, manifest)
 
 
@@ -112,6 +114,8 @@ def describe(manifest: Manifest) -> str:
             f"{split.bytes / 1e6:,.1f} MB{mean}"
             + (", no labels" if split.unlabelled else _spread(manifest.class_counts.get(name, ())))
         )
+    for number, then in enumerate(manifest.generations, 1):
+        lines.append(f"  generation {number}: {then.ledger.written:,} written, digest {then.digest}")
     lines.append(f"  ledger: {manifest.ledger}")
     shown = [f"{number} {label}" for number, label in enumerate(manifest.shown_labels[:12])]
     lines.append(f"  labels: {', '.join(shown)}" + (", …" if len(manifest.labels) > 12 else ""))

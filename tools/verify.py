@@ -26,8 +26,17 @@ from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.executors import WHY, Show, Task, image_timeout_option, no_show, workers_option
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard, index_path, load_index
+from shardline.pipeline.manifest import (
+    NO_LABEL,
+    Features,
+    Manifest,
+    Shard,
+    generation_folder,
+    index_path,
+    load_index,
+)
 from shardline.pipeline.options import option
+from shardline.pipeline.split_index import directory_of, file_name, map_index
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 from shardline.tools.dataset_config import DatasetConfig
@@ -127,7 +136,7 @@ def _verify(config: VerifyConfig, manifest: Manifest) -> Verification:
     results = _check_shards(tasks, config)
     faults = _manifest_faults(manifest) + _foreign_files(manifest, config.directory)
     if not manifest.adopted:
-        faults += _description_faults(manifest, config.directory)
+        faults += _description_faults(manifest, config.directory) + _index_faults(manifest, config.directory)
     for task in tasks:
         for offset, what in results[task.shard.file].faults:
             faults.append(f"{task.shard.file}{f' @ {offset}' if offset >= 0 else ''}: {what}")
@@ -168,20 +177,31 @@ def _check_shards(tasks: list[CheckTask], config: VerifyConfig) -> dict[str, Che
 
 
 def _manifest_faults(manifest: Manifest) -> list[str]:
-    return [
+    faults = [
         f"manifest.json: class counts of split {split.name!r} do not sum to its {count(split.records, 'record')}"
         for split in manifest.splits.values()
         if (counts := manifest.class_counts.get(split.name, ()))
         and (len(counts) != len(manifest.labels) or sum(counts) != split.records)
     ]
+    for generation in range(1, manifest.num_generations):
+        try:
+            manifest.at(generation)
+        except UsageError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _foreign_files(manifest: Manifest, directory: Path) -> list[str]:
     own = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    folders = [generation_folder(number) for number in range(1, manifest.num_generations + 1)]
     return [
-        f"{name}: not part of the dataset, but TFDS would take it for one of its shards"
-        for name in sorted(os.listdir(directory))
-        if name.startswith(f"{manifest.name}-") and ".tfrecord-" in name and name.removesuffix(".idx") not in own
+        f"{folder}{name}: not part of the dataset, but TFDS would take it for one of its shards"
+        for folder in folders
+        if (directory / folder).is_dir()
+        for name in sorted(os.listdir(directory / folder))
+        if name.startswith(f"{manifest.name}-")
+        and ".tfrecord-" in name
+        and (folder + name).removesuffix(".idx") not in own
     ]
 
 
@@ -195,12 +215,49 @@ def _description_faults(manifest: Manifest, directory: Path) -> list[str]:
     except (OSError, UsageError) as error:
         return [f"{SOURCES_FILE}: cannot be read: {error}"]
     faults = [f"{SOURCES_FILE}: {fault}" for fault in table_faults(table, manifest)]
-    common_size = next(iter(table.sizes)) if len(table.sizes) == 1 else None
-    for name, content in tfds_metadata(manifest, common_size).items():
-        path = directory / name
-        if not path.is_file() or path.read_bytes() != content:
-            faults.append(f"{name}: not what this dataset's says; TFDS and people would read something else from it")
+    for generation in range(1, manifest.num_generations + 1):
+        folder = generation_folder(generation)
+        sizes = table.sizes.get(folder.rstrip("/"), set())
+        common_size = next(iter(sizes)) if len(sizes) == 1 else None
+        for name, content in tfds_metadata(_part(manifest, generation), common_size).items():
+            path = directory / folder / name
+            if not path.is_file() or path.read_bytes() != content:
+                faults.append(
+                    f"{folder}{name}: not what this dataset's says; TFDS and people would read something else from it"
+                )
     return faults
+
+
+def _index_faults(manifest: Manifest, directory: Path) -> list[str]:
+    """Where the index of a split is not what those of its shards say, which are held against the shards themselves."""
+    faults = []
+    for generation in range(1, manifest.num_generations + 1):
+        for split, shards in manifest.added(generation).items():
+            path = directory_of(directory, generation) / file_name(manifest.name, split)
+            if not path.exists():  # made by a version that wrote none
+                continue
+            try:
+                ends = map_index(path, shards, check=True)
+                sizes = np.diff(ends.astype(np.int64), prepend=0)
+                texts = [load_index(index_path(directory / shard.file), shard.records)[:, 1] for shard in shards]
+                if len(shards) and not np.array_equal(sizes, np.concatenate(texts)):
+                    raise ValueError("the indexes of its shards say otherwise")
+            except (OSError, ValueError) as error:
+                faults.append(
+                    f"{generation_folder(generation)}{path.name}: {error}; remove it, or restore it from a copy"
+                )
+    return faults
+
+
+def _part(manifest: Manifest, generation: int) -> Manifest:
+    """What a generation added, as a dataset of its own."""
+    splits = {
+        name: replace(manifest.splits[name], shards=shards)
+        for name, shards in manifest.added(generation).items()
+        if shards or generation == 1
+    }
+    labels = manifest.generations[generation - 1].labels if manifest.generations else None
+    return replace(manifest, labels=manifest.labels[:labels], splits=splits)
 
 
 def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
@@ -279,13 +336,13 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
 
 def _table_rows(task: CheckTask, index: np.ndarray) -> tuple[list[tuple[int, str, int, int]], list[Fault]]:
     """Label, path, height and width of each record of a shard by sources.parquet; none where its rows do not fit."""
-    from shardline.pipeline.sources_table import read_sources  # pyarrow: not for --help
+    from shardline.pipeline.sources_table import SOURCES_FILE, read_part  # pyarrow: not for --help
 
     if task.adopted:
         return [], []
     try:
-        rows = read_sources(
-            task.directory,
+        rows = read_part(
+            Path(task.directory, task.shard.file).parent / SOURCES_FILE,
             ["offset", "size", "label", "path", "height", "width"],
             [("shard", "=", task.shard.file)],
         ).to_pydict()

@@ -42,7 +42,7 @@ class Table:
       names: each pair of label and class name.
       classes: written rows of each split and label.
       records: written rows of each split.
-      sizes: height and width of the stored images, the first two that differ.
+      sizes: height and width of the stored images in each folder, the first two that differ.
       disordered: splits whose record numbers do not count up.
     """
 
@@ -50,7 +50,7 @@ class Table:
     names: set[tuple[int, str]] = field(default_factory=set)
     classes: Counter[tuple[str, int]] = field(default_factory=Counter)
     records: Counter[str] = field(default_factory=Counter)
-    sizes: set[tuple[int, int]] = field(default_factory=set)
+    sizes: dict[str, set[tuple[int, int]]] = field(default_factory=dict)
     disordered: set[str] = field(default_factory=set)
 
 
@@ -70,8 +70,10 @@ def read_table(directory: Path) -> Table:
         rows = batch.filter(pc.equal(batch["status"], WRITTEN)).to_pydict()
         table.names.update(zip(rows["label"], rows["label_name"], strict=True))
         table.classes.update(zip(rows["split"], rows["label"], strict=True))
-        if len(table.sizes) < 2:
-            table.sizes.update(zip(rows["height"], rows["width"], strict=True))
+        folders = {shard.rpartition("/")[0] for shard in rows["shard"]}  # one: generations have a table each
+        for folder in folders:
+            if len(found := table.sizes.setdefault(folder, set())) < 2:
+                found.update(zip(rows["height"], rows["width"], strict=True))
         for split, record in zip(rows["split"], rows["record"], strict=True):
             if record != table.records[split]:
                 table.disordered.add(split)

@@ -58,6 +58,7 @@ RUNTIME_FIELDS = frozenset(
         "workers",
         "data_cache",
         "data_cache_gb",
+        "generation",
         "image_timeout",
     }
 )

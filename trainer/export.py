@@ -243,7 +243,7 @@ def open_data(config: ExportConfig, run: Path) -> tuple[Dataset, str]:
             f"--data is missing: this run was trained on {where}, which is not there; name the directory that holds "
             f"the dataset with digest {content['dataset']['dataset']}"
         )
-    data = pipeline.open_dataset(where, config)
+    data = pipeline.open_dataset(where, config, digest="" if config.data else content["dataset"]["dataset"])
     if not config.data and data.manifest.digest != content["dataset"]["dataset"]:
         raise UsageError(
             f"--data is missing: {where}, which this run was trained on, was converted anew since: digest "

@@ -44,6 +44,7 @@ _RUNTIME_FIELDS = {
     "image_timeout",
     "data_cache",
     "data_cache_gb",
+    "generation",
 }
 
 

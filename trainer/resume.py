@@ -123,7 +123,7 @@ def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: b
     """Refuse a run directory whose run this one does not continue; the SHA-256 of the weights it started from."""
     workdir = setup.config.workdir
     old = read_config(workdir, "--workdir")
-    check_sampler(f"--workdir={workdir}", old["dataset"], content["dataset"])
+    check_sampler(f"--workdir={workdir}", old["dataset"], content["dataset"], setup.data)
     if tuple(old["labels"]) != setup.labels:
         raise UsageError(f"--workdir={workdir} was trained on other labels; start in another --workdir")
     before, now = TrainConfig.from_dict(old["train"]), setup.config
@@ -138,12 +138,18 @@ def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: b
     return str(old["starting_weights_sha256"])
 
 
-def check_sampler(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_sampler(name: str, old: dict[str, Any], new: dict[str, Any], data: pipeline.TrainingData) -> None:
     """Refuse another order of samples: a position would no longer mean the same sample."""
     keys = ("dataset", "split", "records", "seed", "shuffle_block_size", "balanced_sampling")
     ours, theirs = ({key: values.get(key) for key in keys} for values in (new, old))
     if ours != theirs:
         differing = [f"{key} {theirs[key]} there, {ours[key]} here" for key in keys if ours[key] != theirs[key]]
+        began = data.latest.generation_of(str(theirs["dataset"])) if isinstance(data, pipeline.Dataset) else 0
+        if began and ours["dataset"] != theirs["dataset"]:
+            raise UsageError(
+                f"{name} was trained on generation {began} of the dataset, which was added to since; continue on that "
+                f"with --generation={began}, or start in another --workdir"
+            )
         raise UsageError(
             f"{name} was trained on another order of samples ({'; '.join(differing)}); "
             "use the same dataset and seed, or start in another --workdir"
@@ -161,7 +167,7 @@ def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
             "restore one from a copy, or start in another --workdir"
         )
     if checkpoint:
-        check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key)
+        check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key, setup.data)
         checkpoint = dataclasses.replace(checkpoint, header=_judged_anew(checkpoint.header, setup.best_metric))
     return checkpoint
 

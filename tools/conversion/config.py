@@ -57,7 +57,8 @@ class ConvertConfig(ImageOptions):
     GROUPS: ClassVar = ("data", "images", "checks", "shards", "run")
     COMMON: ClassVar = (
         *("source", "output", "splits", "name", "class_names", "label_from", "exclude", "resize", "size", "upscale"),
-        *("encoding", "quality", "duplicates", "on_bad_image", "shard_mb", "seed", "workers", "overwrite", "dry_run"),
+        *("encoding", "quality", "duplicates", "on_bad_image", "shard_mb", "seed", "workers", "append", "overwrite"),
+        "dry_run",
     )
 
     source: tuple[str, ...] = option(
@@ -158,7 +159,15 @@ class ConvertConfig(ImageOptions):
     verify: bool = option(
         False, "if the dataset is finished already, read all of it and compare the SHA-256 of each shard", group="run"
     )
-    overwrite: bool = option(False, "delete the dataset in --output first", group="run")
+    append: bool = option(
+        False,
+        "add what is new in --source to the dataset in --output, as another generation: its shards, labels and splits "
+        "stay what they are",
+        group="run",
+    )
+    overwrite: bool = option(
+        False, "delete the dataset in --output first; with --append, only what an interrupted one left", group="run"
+    )
     report: bool = option(True, "write report.html and its plots", group="run")
     dry_run: bool = option(False, "convert a sample, estimate size, time and bad fraction, write nothing", group="run")
 
@@ -172,7 +181,7 @@ class ConvertConfig(ImageOptions):
             raise UsageError(f"--path_format={self.path_format} has no {{}} for what stands in the column")
         _ = self.label_files
         object.__setattr__(self, "source", tuple(source.rstrip("/") or source for source in self.source))
-        object.__setattr__(self, "name", _name_of(self.name, self.source[0]))
+        object.__setattr__(self, "name", name_of(self.name, self.source[0]))
 
     @property
     def label_files(self) -> dict[str, str]:
@@ -201,7 +210,8 @@ class ConvertConfig(ImageOptions):
         return {name: getattr(self, name) for name in names} | asdict(self.image)
 
 
-def _name_of(name: str, source: str) -> str:
+def name_of(name: str, source: str) -> str:
+    """A dataset's name: the one that was given, or its source's where that is "". Raises UsageError."""
     if not name:
         path = re.sub(ARCHIVE, "", split_and_path(source)[1], flags=re.IGNORECASE)
         stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(path).resolve().stem

@@ -8,7 +8,7 @@ together, and with --duplicates=drop all but one are left out. Either is a copy 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +25,41 @@ from shardline.tools.conversion.splits import Plan
 
 
 @dataclass(frozen=True, eq=False)
+class Earlier:
+    """The images that a dataset holds before a conversion adds to it: equal columns, sorted by pixels.
+
+    Attributes:
+      pixels: uint64, of the pixel hash.
+      splits: int8, number in the plan's.
+      labels: int32.
+      rows: int64, number in the dataset's table of sources.
+      path: of a row.
+    """
+
+    pixels: np.ndarray
+    splits: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    path: Callable[[int], str]
+
+    def find(self, pixels: np.ndarray) -> np.ndarray:
+        """int64: of each pixel hash where it stands first; -1 where it does not."""
+        at = np.minimum(np.searchsorted(self.pixels, pixels), len(self.pixels) - 1)
+        return np.where(self.pixels[at] == pixels, at, -1)
+
+
+@dataclass(frozen=True, eq=False)
 class DuplicateGroup:
-    """Inputs with equal pixels. The first is the one that is kept when duplicates are dropped."""
+    """Images with equal pixels. The first is the one that is kept when duplicates are dropped.
+
+    Where that is one of the dataset's already, which is not among the inputs, `earlier` is true.
+    """
 
     inputs: tuple[int, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     splits: tuple[int, ...]  # as planned
+    earlier: bool = False
 
     @property
     def conflicting(self) -> bool:
@@ -79,7 +107,12 @@ class DedupResult:
 
 
 def resolve_duplicates(
-    results: Sequence[ShardResult], plan: Plan, sources: Sources, duplicates: str, keep_together: bool
+    results: Sequence[ShardResult],
+    plan: Plan,
+    sources: Sources,
+    duplicates: str,
+    keep_together: bool,
+    earlier: Earlier | None = None,
 ) -> DedupResult:
     """Read all receipts and decide on duplicates.
 
@@ -90,19 +123,20 @@ def resolve_duplicates(
       duplicates: keep, drop or fail.
       keep_together: bring duplicates (and the groups they lie in) together in one split; false where the source
         itself names the splits.
+      earlier: what the dataset holds already, which stays where it is.
 
     Raises:
       Failure: there are duplicates and they are to be refused.
     """
     facts = _read_receipts(results, len(sources))
     written = np.flatnonzero(facts.written).astype(np.uint32)
-    groups = _duplicate_groups(written, facts.pixels, plan, sources, spare_evaluation=not keep_together)
+    groups = _duplicate_groups(written, facts.pixels, plan, sources, earlier, spare_evaluation=not keep_together)
     if groups and duplicates == "fail":
         _refuse(groups, len(sources))
     dropped: frozenset[int] = frozenset()
     moved: dict[int, int] = {}
     if duplicates == "drop":
-        dropped = frozenset(number for group in groups for number in group.inputs[1:])
+        dropped = frozenset(number for group in groups for number in group.inputs[0 if group.earlier else 1 :])
     elif keep_together:
         moved = _bring_together(groups, plan, sources, written)
     return DedupResult(
@@ -172,7 +206,7 @@ def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
 
 def _refuse(groups: Sequence[DuplicateGroup], inputs: int) -> None:
     first = groups[0]
-    extra = sum(len(group.inputs) - 1 for group in groups)
+    extra = sum(len(group.paths) - 1 for group in groups)
     raise Failure(
         f"--duplicates=fail: {extra:,} of {count(inputs, 'image')} {'has' if extra == 1 else 'have'} the pixels of "
         f"another, e.g. {first.paths[1]} those of {first.paths[0]}; remove them, or use --duplicates=drop or keep"
@@ -180,13 +214,24 @@ def _refuse(groups: Sequence[DuplicateGroup], inputs: int) -> None:
 
 
 def _duplicate_groups(
-    written: np.ndarray, pixels: np.ndarray, plan: Plan, sources: Sources, *, spare_evaluation: bool
+    written: np.ndarray,
+    pixels: np.ndarray,
+    plan: Plan,
+    sources: Sources,
+    earlier: Earlier | None,
+    *,
+    spare_evaluation: bool,
 ) -> list[DuplicateGroup]:
     """Inputs of equal pixels. 64 of the hash's bits are compared: a chance hit among ten million is 1 in 400,000."""
     order = _with_company(written, pixels)
+    if earlier:
+        order = np.union1d(order, written[earlier.find(pixels[written]) >= 0])
+        order = order[np.argsort(pixels[order], kind="stable")]
     keys = pixels[order]
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(np.append(starts, len(keys)))
+    before = earlier.find(keys[starts]) if earlier else np.full(len(starts), -1)
+    several = (sizes > 1) | (before >= 0)
 
     def rank(number: int) -> tuple[bool, int, bytes]:
         # The first of a group is kept: where the source names the splits, one outside the first split, because an
@@ -195,16 +240,15 @@ def _duplicate_groups(
         return spare_evaluation and plan.split[number] == 0, len(path), path
 
     groups = []
-    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+    for start, size, at in zip(*(column[several].tolist() for column in (starts, sizes, before)), strict=True):
         members = sorted(order[start : start + size].tolist(), key=rank)
-        groups.append(
-            DuplicateGroup(
-                tuple(members),
-                tuple(path_text(sources.path(number)) for number in members),
-                tuple(sources.label[members].tolist()),
-                tuple(plan.split[members].tolist()),
-            )
-        )
+        paths = [path_text(sources.path(number)) for number in members]
+        labels, splits = sources.label[members].tolist(), plan.split[members].tolist()
+        if earlier and at >= 0:
+            paths.insert(0, earlier.path(int(earlier.rows[at])))
+            labels.insert(0, int(earlier.labels[at]))
+            splits.insert(0, int(earlier.splits[at]))
+        groups.append(DuplicateGroup(tuple(members), tuple(paths), tuple(labels), tuple(splits), earlier=at >= 0))
     return sorted(groups, key=lambda group: (not group.across_splits, not group.conflicting, group.paths))
 
 
@@ -227,7 +271,12 @@ def _bring_together(
 ) -> dict[int, int]:
     """Which inputs move to which task, so that no duplicates, and no source groups that they tie, lie in two splits."""
     moves: dict[int, int] = {}  # input -> the input whose shard takes it
+    split_of = {number: group.splits[0] for group in groups if group.earlier for number in group.inputs}
+    joining: dict[int, int] = {}  # input -> the split where the dataset has it, or what it is tied to
     for inputs in _tied_inputs(groups, sources, written):
+        if (fixed := next((split_of[number] for number in inputs if number in split_of), None)) is not None:
+            joining |= {number: fixed for number in inputs if plan.split[number] != fixed}
+            continue
         home = min(inputs, key=lambda number: (len(sources.path(number)), sources.path(number)))
         moves |= {number: home for number in inputs if plan.split[number] != plan.split[home]}
     homes = np.array(sorted(set(moves.values())), np.uint32)
@@ -236,7 +285,12 @@ def _bring_together(
         for task, (_, _, inputs) in enumerate(plan.members() if moves else ())
         for number in inputs[np.isin(inputs, homes)]
     }
-    return {number: task_of[home] for number, home in moves.items()}
+    first_task: dict[int, int] = {}
+    for task, (split, _, _) in enumerate(plan.members() if joining else ()):
+        first_task.setdefault(split, task)
+    return {number: task_of[home] for number, home in moves.items()} | {
+        number: first_task[split] for number, split in joining.items()
+    }
 
 
 def _tied_inputs(groups: Sequence[DuplicateGroup], sources: Sources, written: np.ndarray) -> list[list[int]]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,9 +19,18 @@ import pyarrow.compute as pc
 
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import atomic_writer, file_sha256
-from shardline.pipeline.manifest import Shard, Split, index_path, shard_name, write_index
+from shardline.pipeline.manifest import (
+    Manifest,
+    Shard,
+    Split,
+    generation_folder,
+    index_path,
+    shard_name,
+    write_index,
+)
 from shardline.pipeline.progress import progress
 from shardline.pipeline.sources_table import DUPLICATE, ROW, SOURCES, WRITTEN, sources_writer
+from shardline.pipeline.split_index import file_name, index_writer
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.deduplicate import DedupResult
 from shardline.tools.conversion.resume import note_placing
@@ -42,30 +51,47 @@ class Finished:
 
 
 def finalize(
-    directory: Path, results: Sequence[ShardResult], dedup: DedupResult, plan: Plan, sources: Sources
+    directory: Path,
+    results: Sequence[ShardResult],
+    dedup: DedupResult,
+    plan: Plan,
+    sources: Sources,
+    base: Manifest | None = None,
 ) -> Finished:
     """Place every shard and write sources.parquet.
+
+    Args:
+      directory: of the dataset, or of the generation that is added to `base`.
+      results: in the order of the plan's tasks.
+      dedup: what becomes of duplicates.
+      plan: what was planned.
+      sources: the inputs.
+      base: the dataset that these are added to: record numbers go on there, and a split may get none.
 
     Raises:
       Failure: a split has lost all of its records, or a shard is not what its receipt says.
       UsageError: a file that is not of this conversion has the name of a shard.
     """
     changes = _find_changes(results, dedup, len(sources))
-    names = _shard_names(results, changes, plan)
-    note_placing(directory, plan.name, list(chain.from_iterable(names)))
+    names = _shard_names(results, changes, plan, may_be_empty=base is not None)
+    folder = generation_folder(base.num_generations + 1) if base else ""
+    indexes = [file_name(plan.name, split) for split, placed in zip(plan.splits, names, strict=True) if placed]
+    note_placing(directory, plan.name, [*chain.from_iterable(names), *indexes])
     shards: dict[int, list[Shard]] = {split: [] for split in range(len(plan.splits))}
-    next_record = [0] * len(plan.splits)
+    next_record = [base.splits[name].records if base and name in base.splits else 0 for name in plan.splits]
     counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
     sizes: list[np.ndarray] = []  # height and width: least and greatest of each shard
     members = progress(list(plan.members()), total=len(results), desc="finish", unit="shard", leave=False)
-    with sources_writer(directory) as write:
+    with sources_writer(directory) as write, index_writer(directory, plan.name) as add_to_index:
         for task, (split, _, _) in enumerate(members):
             rows = _final_rows(task, results[task], changes)
             stored = rows.filter(pc.equal(rows["status"], WRITTEN))
             name = ""
             if len(stored):
-                name = names[split][len(shards[split])]
-                shards[split].append(_place(results[task], stored, directory / name))
+                name = folder + names[split][len(shards[split])]
+                placed = _place(results[task], stored, directory / names[split][len(shards[split])])
+                shards[split].append(replace(placed, file=name))
+                add_to_index(plan.splits[split], placed, stored["size"].to_numpy())
                 label = stored["label"].to_numpy()
                 counts[split] += np.bincount(label[label >= 0], minlength=len(sources.labels))
                 extent = np.column_stack([stored["height"].to_numpy(), stored["width"].to_numpy()])
@@ -77,10 +103,12 @@ def finalize(
         {
             name: Split(name, tuple(shards[split]), unlabelled=name in sources.unlabelled)
             for split, name in enumerate(plan.splits)
+            if shards[split]
         },
         {
             name: () if name in sources.unlabelled else tuple(counts[split].tolist())
             for split, name in enumerate(plan.splits)
+            if shards[split]
         },
         max_height=greatest[0],
         max_width=greatest[1],
@@ -115,7 +143,9 @@ def _placed_rows(result: ShardResult) -> pa.Table:
     return rows.append_column("file", pa.array([result.output] * len(rows), pa.string()))
 
 
-def _shard_names(results: Sequence[ShardResult], changes: _Changes, plan: Plan) -> list[list[str]]:
+def _shard_names(
+    results: Sequence[ShardResult], changes: _Changes, plan: Plan, *, may_be_empty: bool
+) -> list[list[str]]:
     """By split, the names of the shards that have records: empty ones are not written."""
     num_shards = [0] * len(plan.splits)
     removed = changes.dropped | changes.moved
@@ -123,7 +153,7 @@ def _shard_names(results: Sequence[ShardResult], changes: _Changes, plan: Plan) 
         records = results[task].records - int(removed[inputs].sum()) + len(changes.moved_in.get(task, ()))
         num_shards[split] += records > 0
     for split, name in enumerate(plan.splits):
-        if not num_shards[split]:
+        if not num_shards[split] and not may_be_empty:
             raise Failure(
                 f"split {name!r}: not one of its {count(len(plan.order[split]), 'image')} could be used; see --dry_run"
             )
@@ -176,7 +206,7 @@ def _place(result: ShardResult, stored: pa.Table, target: Path) -> Shard:
     size = stored["size"].to_numpy()
     write_index(index_path(target), np.column_stack((np.cumsum(size) - size, size)))
     if len(stored) == result.records and stored["file"].unique().to_pylist() == [result.output]:
-        _link_or_copy(result.output, target)
+        link_or_copy(result.output, target)
         return Shard(target.name, result.records, result.bytes, result.sha256)
     digest = hashlib.sha256()
     with atomic_writer(target) as out:
@@ -193,10 +223,10 @@ def _place(result: ShardResult, stored: pa.Table, target: Path) -> Shard:
     return Shard(target.name, len(stored), int(size.sum()), digest.hexdigest())
 
 
-def _link_or_copy(source: str, target: Path) -> None:
-    """The same bytes under a second name, until the folder of unfinished work goes."""
+def link_or_copy(source: str | os.PathLike[str], target: Path) -> None:
+    """The same bytes under a second name; a copy where a link cannot be made."""
     try:
         os.link(source, target)
-    except OSError:  # the file system has no links
+    except OSError:  # the file system has no links, or the target lies on another one
         with open(source, "rb") as file, atomic_writer(target) as out:
             shutil.copyfileobj(file, out, 1 << 20)

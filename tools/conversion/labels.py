@@ -53,11 +53,13 @@ class LabelOptions:
       names: the classes in label order; (): as found.
       merge_similar: make one class of names that differ in case, spaces or Unicode form only, and do not refuse them.
       kind: what a label is: "name", "index" (a position in `names`), "onehot", or "" to find out.
+      open_ended: classes that `names` does not list come after those that it does.
     """
 
     names: tuple[str, ...] = ()
     merge_similar: bool = False
     kind: str = ""
+    open_ended: bool = False
 
 
 def split_rank(name: str) -> int | None:
@@ -226,21 +228,27 @@ def order_labels(
     used = dict.fromkeys(chosen)
     if wanted:
         ordered = list(wanted)
-        if unknown := sorted(set(used) - set(wanted)):
+        unknown = _in_order(set(used) - set(wanted), options)
+        if options.open_ended:
+            ordered += unknown
+        elif unknown:
             hint = "; if they are positions in it, use --label_kind=index" if are_numbers(unknown) else ""
             raise UsageError(
                 f"--class_names does not list {shorten_list(unknown)}; add the names or remove the images{hint}"
             )
     elif listed:
         ordered = list(used)
-    elif options.kind != "name" and are_numbers(used):
-        ordered = sorted(used, key=number)
     else:
-        ordered = sorted(used)
+        ordered = _in_order(used, options)
     numbers = {name: number for number, name in enumerate(ordered)}
     return LabelOrder(
         tuple(ordered), np.array([numbers[name] for name in chosen], np.int32), _merge_notes(found, chosen)
     )
+
+
+def _in_order(names: Iterable[str], options: LabelOptions) -> list[str]:
+    """Numbers by their value, anything else as text."""
+    return sorted(names, key=number) if options.kind != "name" and are_numbers(names) else sorted(names)
 
 
 def _check_label(name: str, found: Sequence[str], what: str) -> None:

@@ -52,14 +52,16 @@ class Conversion:
     """What a report is about.
 
     Attributes:
-      directory: of the dataset, its shards and sources.parquet in place.
-      manifest: about to be saved.
+      directory: of the dataset, or of what is added to one; its shards and sources.parquet are in place.
+      manifest: of what the conversion wrote.
+      digest: of the dataset.
       dedup: what became of the inputs.
       sources: the inputs.
     """
 
     directory: Path
     manifest: Manifest
+    digest: str
     dedup: DedupResult
     sources: Sources
 
@@ -131,7 +133,7 @@ def write_report(
     page = HtmlReport(
         f"Conversion of {manifest.name}",
         f"{count(manifest.ledger.written, 'image')} in {count(shards, 'shard')}, "
-        f"{count(len(manifest.labels), 'class')}, digest {manifest.digest[:16]}…",
+        f"{count(len(manifest.labels), 'class')}, digest {conversion.digest[:16]}…",
     )
     page.text("Ledger", f"{manifest.ledger}.", *conversion.sources.notes)
     page.table("Ledger", ("this run", ""), run)
@@ -343,12 +345,12 @@ def _add_exact_duplicates(page: HtmlReport, conversion: Conversion, facts: _Fact
         for group in groups[:LISTED]
     ]
     page.table("Exact duplicates", ("files", "label", "conflict", "planned for several splits"), rows)
-    pairs = ((group.inputs[0], group.inputs[1]) for group in groups[:SHOWN_PAIRS])
+    pairs = ((group.inputs[0], group.inputs[1]) for group in groups[:SHOWN_PAIRS] if len(group.inputs) > 1)
     page.gallery("Exact duplicates", _side_by_side(conversion, facts, pairs), wide=True)
 
 
 def _duplicate_lines(dedup: DedupResult) -> list[str]:
-    extra = sum(len(group.inputs) - 1 for group in dedup.groups)
+    extra = sum(len(group.paths) - 1 for group in dedup.groups)
     across_splits = sum(group.across_splits for group in dedup.groups)
     lines = [f"{count(extra, 'image')} {'has' if extra == 1 else 'have'} the pixels of another one."]
     if dedup.dropped:
@@ -409,7 +411,8 @@ def _side_by_side(conversion: Conversion, facts: _Facts, pairs: Iterable[tuple[i
 
 def _thumb(conversion: Conversion, row: Row) -> np.ndarray:
     """A stored image in a square of THUMB pixels, RGB."""
-    framed = read_framed(conversion.directory / row["shard"], row["offset"], row["size"])
+    shard = conversion.directory / Path(row["shard"]).name  # without the folder of a generation
+    framed = read_framed(shard, row["offset"], row["size"])
     example = parse_example(unframe_record(framed), conversion.manifest.features)
     rgb = ENCODINGS[conversion.manifest.image.encoding].decode(example, exact=True)
     scale = (THUMB - 4) / max(rgb.shape[:2])

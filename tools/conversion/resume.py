@@ -27,8 +27,17 @@ from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256, nobody_reads, remove_strays
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import FILE_NAME, Manifest, check_files, index_path, shard_name, shard_path
+from shardline.pipeline.manifest import (
+    FILE_NAME,
+    Manifest,
+    check_files,
+    generation_folder,
+    index_path,
+    shard_name,
+    shard_path,
+)
 from shardline.pipeline.sources_table import SOURCES_FILE, iterate_sources
+from shardline.pipeline.split_index import file_name
 from shardline.pipeline.stored import FileName, Sha256, stored_path
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 from shardline.pipeline.wording import count, shorten_list
@@ -106,14 +115,17 @@ def finished_already(
             )
         return None
     manifest = Manifest.load(output)
-    differences = _differences(manifest.options.get("request", {}), request.to_json())
-    differences = differences or _changed_content(output, sources, hash_input)
+    if manifest.num_generations > 1:
+        differences = [count(manifest.num_generations, "generation")]
+    else:
+        differences = _differences(manifest.options.get("request", {}), request.to_json())
+        differences = differences or _changed_content(output, sources, hash_input)
     if differences:
         raise UsageError(
             f"--output={output} holds another dataset, {manifest.name!r} ({'; '.join(differences)}); "
-            f"name another folder, or {_OVERWRITE}"
+            f"add to it with --append, name another folder, or {_OVERWRITE}"
         )
-    _check_shards(manifest, output, verify)
+    check_shards(manifest, output, verify)
     return manifest
 
 
@@ -124,21 +136,10 @@ def _changed_content(output: Path, sources: Sources, hash_input: Callable[[int],
             return []
         batches = iterate_sources(output, ["path", "sha256"])
         rows = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in batches)
-        then = _content_keys(rows)
+        then = content_keys(rows)
     except (OSError, UsageError) as error:
         return [f"its {SOURCES_FILE}, by which changed sources could be told, cannot be read: {error}"]
-    with (
-        ThreadPoolExecutor(available_cores()) as pool,
-        progress(total=len(sources), desc="compare sources", unit="file") as bar,
-    ):
-
-        def hashed(number: int) -> str:
-            bar.update()
-            return hash_input(number)
-
-        numbers = range(len(sources))
-        pieces = (pool.map(hashed, numbers[start : start + _PIECE]) for start in range(0, len(sources), _PIECE))
-        now = _content_keys(zip(map(path_text, sources.paths()), chain.from_iterable(pieces), strict=True))
+    now = content_keys_of(sources, np.arange(len(sources)), hash_input)
     changed = np.flatnonzero(~np.isin(now, then))
     if len(changed):
         example = path_text(sources.path(int(changed[0])))
@@ -147,12 +148,30 @@ def _changed_content(output: Path, sources: Sources, hash_input: Callable[[int],
     return []
 
 
-def _content_keys(pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-    """uint64 by input: equal for equal path and content."""
+def content_keys_of(sources: Sources, numbers: np.ndarray, hash_input: Callable[[int], str]) -> np.ndarray:
+    """`content_keys` of some inputs, which are read."""
+    if not len(numbers):
+        return np.empty(0, np.uint64)
+    with (
+        ThreadPoolExecutor(available_cores()) as pool,
+        progress(total=len(numbers), desc="compare sources", unit="file") as bar,
+    ):
+
+        def hashed(number: int) -> str:
+            bar.update()
+            return hash_input(number)
+
+        pieces = (numbers[start : start + _PIECE].tolist() for start in range(0, len(numbers), _PIECE))
+        hashes = chain.from_iterable(pool.map(hashed, piece) for piece in pieces)
+        return content_keys(zip((path_text(sources.path(int(n))) for n in numbers), hashes, strict=True))
+
+
+def content_keys(pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+    """uint64 by input: equal for equal path and content (SHA-256)."""
     return np.fromiter((hash64(f"{path}\0{sha256}".encode()) for path, sha256 in pairs), np.uint64)
 
 
-def _check_shards(manifest: Manifest, output: Path, verify: bool) -> None:
+def check_shards(manifest: Manifest, output: Path, verify: bool) -> None:
     """Hold every shard against the manifest: size and index, and its SHA-256 if asked to."""
     for split in manifest.splits:
         check_files(manifest, output, split, flag="--output", remedy=f"restore the files from a copy, or {_OVERWRITE}")
@@ -191,7 +210,7 @@ def remove_dataset(output: Path) -> bool:
       UsageError: nobody can tell which files are the dataset's, or somebody else made them.
       Failure: a process reads the dataset.
     """
-    names = [FILE_NAME, STAMPS, SOURCES_FILE, *TFDS_FILES]
+    names, generations = [FILE_NAME, STAMPS, SOURCES_FILE, *TFDS_FILES], 1
     if (output / FILE_NAME).exists():
         try:
             manifest = Manifest.load(output)
@@ -201,18 +220,37 @@ def remove_dataset(output: Path) -> bool:
             raise UsageError(
                 f"--overwrite: --output={output} holds shards that were adopted, not converted; name another folder"
             )
-        for split in manifest.splits.values():
-            total = len(split.shards)
-            names += [shard_name(manifest.name, split.name, number, total) for number in range(total)]
+        names += _shard_names(manifest, 1)
+        generations = manifest.num_generations
     elif not (output / WORK).exists():
         return False
     names += _placed(output / WORK)
     # Once the manifest is gone, nobody begins to read.
     with nobody_reads(output / FILE_NAME, f"--output={output}"):
         _remove(output, [name for file in names for name in (file, index_path(file).name)])
+        for number in range(2, generations + 2):  # and one that was begun
+            if (folder := output / generation_folder(number)).is_dir():
+                files = [SOURCES_FILE, *TFDS_FILES, *_placed(folder / WORK)]
+                files += _shard_names(manifest, number) if number <= generations else []
+                _remove(folder, [name for file in files for name in (file, index_path(file).name)])
+                remove_report(folder)
+                remove_work(folder)
+                with contextlib.suppress(OSError):  # files that are not ours
+                    folder.rmdir()
     remove_report(output)
     remove_work(output)
     return True
+
+
+def _shard_names(manifest: Manifest, generation: int) -> list[str]:
+    """In the folder of a generation, with the indexes of its splits."""
+    added = manifest.added(generation)
+    names = [
+        shard_name(manifest.name, split, number, len(added[split]))
+        for split in added
+        for number in range(len(added[split]))
+    ]
+    return names + [file_name(manifest.name, split) for split in added]
 
 
 def remove_work(output: Path) -> None:
@@ -384,7 +422,7 @@ def _source_differences(work: Path, sources: Sources) -> list[str]:
         return []
     names, ends = old["names"].tobytes(), old["ends"]
     folders = old["folders"].tobytes().split(b"\n")
-    begins = np.concatenate(([0], ends[:-1])).tolist()
+    begins = np.concatenate(([0], ends[:-1].astype(np.int64))).tolist()
     then = {
         (folders[folder], names[begin:end]): (size, stamp, label)
         for folder, begin, end, size, stamp, label in zip(

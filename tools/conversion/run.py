@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
@@ -30,10 +31,10 @@ from shardline.pipeline.files import own_directory
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import ImageFormat, Manifest
+from shardline.pipeline.manifest import ImageFormat, Manifest, generation_folder
 from shardline.pipeline.sources_table import QUARANTINED
 from shardline.pipeline.wording import count, shorten_list
-from shardline.tools.conversion import resume
+from shardline.tools.conversion import append, resume
 from shardline.tools.conversion.config import ConvertConfig, split_and_path
 from shardline.tools.conversion.deduplicate import DedupResult, DuplicateGroup, resolve_duplicates
 from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds_text
@@ -55,6 +56,8 @@ def convert(config: ConvertConfig) -> Manifest:
     """Scan, plan, write shards, resolve duplicates, put everything in place; the manifest last."""
     started = time.monotonic()
     _check_places(config)
+    if config.append:
+        return _append(config, started)
     sources, plan = prepare(config)
     words = {"class_words": sources.words} if sources.words else {}
     request = resume.Request(config.stored_options() | words, _versions(), sources.fingerprint(stamps=False))
@@ -75,29 +78,75 @@ def convert(config: ConvertConfig) -> Manifest:
     return manifest
 
 
-def _convert(config: ConvertConfig, sources: Sources, plan: Plan, request: resume.Request, started: float) -> Manifest:
-    """The work, in a folder that is ours alone."""
-    work = resume.workspace(config.directory, plan, request, sources)
+def _append(config: ConvertConfig, started: float) -> Manifest:
+    """Add what is new in the sources to a finished dataset."""
+    base = append.base_of(config)
+    with own_directory(config.directory, "--output"):
+        base = append.base_of(config)  # another process may have added to it meanwhile
+        config = append.with_options_of(base, config)
+        for generation in range(1, base.num_generations + 1):  # of a run that was killed when all was done
+            resume.remove_work(config.directory / generation_folder(generation))
+        folder = config.directory / generation_folder(base.num_generations + 1)
+        if config.overwrite:
+            resume.remove_dataset(folder)
+        sources, plan = prepare(config, base)
+        if not len(sources):
+            return _nothing_to_add(config, base, folder)
+        for label in range(len(base.labels), len(sources.labels)):
+            log(f"note: new class: {sources.labels[label]!r} is label {label}")
+        folder.mkdir(exist_ok=True)
+        request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
+        return _convert(config, sources, plan, request, started, base)
+
+
+def _nothing_to_add(config: ConvertConfig, base: Manifest, folder: Path) -> Manifest:
+    resume.remove_dataset(folder)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    log(f"{config.output} has all of this already; nothing to add")
+    return base
+
+
+def _convert(
+    config: ConvertConfig,
+    sources: Sources,
+    plan: Plan,
+    request: resume.Request,
+    started: float,
+    base: Manifest | None = None,
+) -> Manifest:
+    """The work, in a folder that is ours alone: the dataset's, or that of the generation that is added to `base`."""
+    place = config.directory / (generation_folder(base.num_generations + 1) if base else "")
+    work = resume.workspace(place, plan, request, sources)
     if config.report:
         _load_ahead("matplotlib.figure")
     progress = _write_shards(config, sources, plan, work)
     log(f"duplicates: {count(len(sources), 'input')}")
-    dedup = resolve_duplicates(progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits))
+    earlier = append.earlier_images(base, config.directory, plan.splits) if base else None
+    dedup = resolve_duplicates(
+        progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits), earlier=earlier
+    )
     _note_duplicates(config, dedup)
     _note_faint(dedup)
-    _refuse_empty_classes(config, sources, dedup, progress.results)
-    finished = finalize(config.directory, progress.results, dedup, plan, sources)
-    manifest = _manifest(config, plan, sources, dedup, finished, request)
+    _refuse_empty_classes(config, sources, dedup, progress.results, first=len(base.labels) if base else 0)
+    if base and not dedup.ledger.written:
+        return _nothing_to_add(config, base, place)
+    finished = finalize(place, progress.results, dedup, plan, sources, base)
+    added = _manifest(config, plan, sources, dedup, finished, request)
+    manifest = base.grown(added) if base else added
     for gap in class_gaps(manifest.labels, manifest.class_counts):
         log(f"note: {gap}")
-    write_tfds_metadata(config.directory, manifest, finished.common_size)
+    write_tfds_metadata(place, added, finished.common_size)
     seconds = time.monotonic() - started
     if config.report:
-        _report(config, Conversion(config.directory, manifest, dedup, sources), progress, seconds)
-    resume.write_stamps(config.directory, sources)
+        _report(config, Conversion(place, added, manifest.digest, dedup, sources), progress, seconds)
+    if not base:
+        resume.write_stamps(place, sources)
     manifest.save(config.directory)
-    resume.remove_work(config.directory)
-    _summarize(config, manifest, dedup, seconds, progress.resumed)
+    resume.remove_work(place)
+    _summarize(config, added, dedup, seconds, progress.resumed)
+    if base:
+        log(f"this is generation {manifest.num_generations} of {config.output}: {manifest.ledger}")
     return manifest
 
 
@@ -113,7 +162,11 @@ def _load_ahead(module: str) -> None:
 def dry_run(config: ConvertConfig) -> Estimate:
     """Convert a sample into a temporary folder and estimate what a run would give."""
     config = replace(config, on_bad_image="quarantine")  # the sample's reasons are wanted
-    sources, plan = prepare(config)
+    base = append.base_of(config) if config.append else None
+    config = append.with_options_of(base, config) if base else config
+    sources, plan = prepare(config, base)
+    if not len(sources):
+        raise UsageError(f"--append: {config.output} has all of this already; nothing to add")
     share = min(1.0, SAMPLE / len(sources))
     sample = np.concatenate([order[: max(1, round(len(order) * share))] for order in plan.order])
     with tempfile.TemporaryDirectory() as folder:
@@ -140,13 +193,15 @@ def _workers(config: ConvertConfig) -> int:
     return config.workers or available_cores()
 
 
-def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
-    """Find the inputs and decide what to do with them."""
+def prepare(config: ConvertConfig, base: Manifest | None = None) -> tuple[Sources, Plan]:
+    """Find the inputs, those that `base` does not have, and decide what to do with them."""
     with progress_bar(total=None, desc="scan", unit="file", leave=False) as bar:
         sources = scan(
             config.source,
             options=ScanOptions(
-                labels=LabelOptions(
+                labels=append.label_options(base, config)
+                if base
+                else LabelOptions(
                     names=read_class_names(config.class_names) if config.class_names else (),
                     merge_similar=config.merge_similar_labels,
                     kind=config.label_kind,
@@ -169,8 +224,11 @@ def prepare(config: ConvertConfig) -> tuple[Sources, Plan]:
         sources = replace(sources, words=words)
     for note in sources.notes:
         log(f"note: {note}")
+    if base:
+        sources = append.with_words_of(base, sources)
+        sources = append.only_new(base, config, sources, _hash_input(config, sources))
     record_bytes = _expected_record_bytes(config.image, sources)
-    plan = make_plan(config, sources, record_bytes=record_bytes, versions=_versions())
+    plan = make_plan(config, sources, record_bytes=record_bytes, versions=_versions(), base=base)
     return sources, plan
 
 
@@ -270,9 +328,11 @@ def _refuse_too_many_bad(config: ConvertConfig, results: Iterable[ShardResult], 
 
 
 def _refuse_empty_classes(
-    config: ConvertConfig, sources: Sources, dedup: DedupResult, results: Sequence[ShardResult]
+    config: ConvertConfig, sources: Sources, dedup: DedupResult, results: Sequence[ShardResult], *, first: int
 ) -> None:
+    """Of the classes from label `first` on, which are new."""
     had_inputs = sources.class_counts() > 0
+    had_inputs[:first] = False
     empty = np.flatnonzero(had_inputs & (dedup.class_counts == 0))
     if len(empty):
         names = shorten_list(sources.labels[number] for number in empty)

@@ -9,13 +9,14 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Features
 from shardline.pipeline.source_files import Origin, Place
+
+WIDE = 2**32  # bytes of names, from which on 32 bits cannot count them
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Sources:
     folders: tuple[bytes, ...]
     folder: np.ndarray  # int32: which of `folders` the input lies in
     names: bytearray  # all file names, end to end
-    ends: np.ndarray  # uint32: where in `names` each ends
+    ends: np.ndarray  # uint32, or uint64 from 4 GiB of names on: where in `names` each ends
     label: np.ndarray  # int32
     split: np.ndarray  # int8: number in `splits`, -1 for none
     group: np.ndarray  # uint64: hash of the group's name, 0 for none; empty when the source has no groups
@@ -50,6 +51,20 @@ class Sources:
         folder = self.folders[self.folder[number]]
         name = self.names[int(self.ends[number - 1]) if number else 0 : int(self.ends[number])]
         return folder + b"/" + bytes(name) if folder else bytes(name)
+
+    def only(self, kept: np.ndarray) -> Sources:
+        """Those inputs for which a mask is true, in the same order."""
+        lengths = np.diff(self.ends, prepend=self.ends.dtype.type(0)).astype(np.int64)
+        names = np.frombuffer(self.names, np.uint8)[np.repeat(kept, lengths)]
+        columns = {name: getattr(self, name)[kept] for name in ("folder", "label", "split", "size", "stamp")}
+        return replace(
+            self,
+            names=bytearray(names.tobytes()),
+            ends=np.cumsum(lengths[kept]).astype(self.ends.dtype),
+            group=self.group[kept] if len(self.group) else self.group,
+            places={name: column[kept] for name, column in self.places.items()},
+            **columns,
+        )
 
     def class_counts(self, inputs: np.ndarray | slice = slice(None)) -> np.ndarray:
         """int64 by label: how many of some inputs, or all, are of each class."""
@@ -96,8 +111,8 @@ class SourcesBuilder:
     ) -> None:
         """One input: label and split -1 for none, size and stamp 0 when they cannot be told."""
         self.names += name
-        if len(self.names) >= 2**32:
-            raise UsageError("the names of all files together exceed 4 GB; convert the source in parts")
+        if len(self.names) >= WIDE and self.ends.typecode == "I":
+            self.ends = array("Q", self.ends)
         self.ends.append(len(self.names))
         self.folder.append(folder)
         self.label.append(label)
@@ -138,7 +153,7 @@ class SourcesBuilder:
             folders=tuple(self.folders),
             folder=np.array(self.folder, np.int32, copy=None),
             names=self.names,
-            ends=np.array(self.ends, np.uint32, copy=None),
+            ends=np.array(self.ends, self.ends.typecode, copy=None),
             label=np.append(relabel, -1).astype(np.int32)[label],  # no label stays -1
             split=np.array(self.split, np.int8, copy=None),
             group=np.array(self.group, np.uint64, copy=None),

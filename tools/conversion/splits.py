@@ -23,6 +23,7 @@ from itertools import islice
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.config import ConvertConfig
 from shardline.tools.conversion.sources import Sources, hash64
@@ -57,7 +58,12 @@ class Plan:
 
 
 def make_plan(
-    config: ConvertConfig, sources: Sources, *, record_bytes: int, versions: Mapping[str, str] | None = None
+    config: ConvertConfig,
+    sources: Sources,
+    *,
+    record_bytes: int,
+    versions: Mapping[str, str] | None = None,
+    base: Manifest | None = None,
 ) -> Plan:
     """Assign splits, order and shards.
 
@@ -67,23 +73,30 @@ def make_plan(
       sources: the inputs.
       record_bytes: expected size of one stored record.
       versions: of what else the stored bytes depend on; part of the digest.
+      base: the dataset that the inputs are added to. Its splits come first, and none needs to get an input.
 
     Raises:
       UsageError: when a split would come out empty, or the shares contradict the source.
     """
-    names, split = _split_numbers(sources, config.splits, config.seed)
+    names, split = _split_numbers(sources, config.splits, config.seed, fill=base is None)
+    if base:
+        found, names = names, tuple(dict.fromkeys((*base.splits, *names)))
+        split = np.array([names.index(name) for name in found], np.int8)[split]
     shuffled = _shuffled(sources, config.seed)
     order = tuple(shuffled[split[shuffled] == number] for number in range(len(names)))
     del shuffled
     shard_bytes = int(config.shard_mb * 1e6)
     shards = tuple(_shard_count(len(members), config.shards, shard_bytes, record_bytes) for members in order)
     facts = [sources.fingerprint(stamps=False), names, shards, config.stored_options(), dict(versions or {})]
+    facts += [base.digest] if base else []
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(split.data)
     return Plan(config.name, names, split, order, shards, digest.hexdigest())
 
 
-def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> tuple[tuple[str, ...], np.ndarray]:
+def _split_numbers(
+    sources: Sources, shares: Mapping[str, float], seed: int, *, fill: bool
+) -> tuple[tuple[str, ...], np.ndarray]:
     """The splits' names, and for each input the number of its split."""
     if not shares:
         if not sources.splits:
@@ -100,7 +113,8 @@ def _split_numbers(sources: Sources, shares: Mapping[str, float], seed: int) -> 
     for start in range(0, len(sources), PIECE):
         piece = np.fromiter(islice(units, PIECE), np.uint64)
         split[start : start + PIECE] = np.searchsorted(edges, piece, side="right")
-    _fill_empty_splits(split, sources, shares, seed)
+    if fill:
+        _fill_empty_splits(split, sources, shares, seed)
     return tuple(shares), split
 
 

@@ -152,7 +152,7 @@ def training_data(run: Run, data: Dataset) -> tuple[Dataset | None, str]:
     else:
         where = run.config.data
         try:
-            trained_on = pipeline.open_dataset(where, run.config)
+            trained_on = pipeline.open_dataset(where, run.config, digest=digest)
         except UsageError:
             return None, f"not searched for: the training data, {where}, is not there"
         if trained_on.manifest.digest != digest:
@@ -170,7 +170,9 @@ def read_hashes(data: Dataset, split: str) -> HashedSplit | None:
     columns = ["record", "path", "sha256", "pixel_hash", "perceptual_hash"]
     try:
         table = read_sources(
-            data.companion(SOURCES_FILE).parent, columns, where=[("split", "=", split), ("record", ">=", 0)]
+            data.companion(SOURCES_FILE).parent,
+            columns,
+            where=[("split", "=", split), ("record", ">=", 0), ("record", "<", data.num_records(split))],
         )
     except FileNotFoundError:
         return None

@@ -180,3 +180,15 @@ def test_columns_stay_small(tmp_path):
     columns = [value for value in vars(sources).values() if isinstance(value, np.ndarray)]
     assert sum(column.nbytes for column in columns) / len(sources) <= 40
     assert len(sources.names) == 5 * 500
+
+
+def test_names_beyond_what_32_bits_count(tmp_path, monkeypatch):
+    source = touch(tmp_path, "b/2.jpg", "b/1.jpg", "a/x", "10/x", "9/x")
+    narrow = scan(source)
+    monkeypatch.setattr("shardline.tools.conversion.sources.WIDE", 8)
+    wide = scan(source)
+    assert (narrow.ends.dtype, wide.ends.dtype) == (np.uint32, np.uint64)
+    assert list(wide.paths()) == list(narrow.paths()) and wide.path(3) == b"b/1.jpg"
+    some = np.array([True, False, False, True, True])
+    assert list(wide.only(some).paths()) == list(narrow.only(some).paths()) == [b"10/x", b"b/1.jpg", b"b/2.jpg"]
+    assert wide.only(some).label.tolist() == [0, 3, 3]

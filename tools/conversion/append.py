@@ -1,0 +1,154 @@
+"""Adding to a finished dataset: what it prescribes, and what it holds already. No TensorFlow.
+
+What is added becomes another generation: a folder of the dataset with shards, indexes, a table of sources, TFDS's
+metadata and a report of its own. It is no part of the dataset until the manifest, written last, names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shardline.pipeline.errors import UsageError
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.images import KERNEL
+from shardline.pipeline.manifest import Features, Manifest
+from shardline.pipeline.options import options
+from shardline.pipeline.progress import log, progress
+from shardline.pipeline.sources_table import WRITTEN, iterate_sources, read_row
+from shardline.pipeline.wording import count
+from shardline.tools.conversion.config import ConvertConfig, name_of
+from shardline.tools.conversion.deduplicate import Earlier
+from shardline.tools.conversion.labels import LabelOptions, read_class_names
+from shardline.tools.conversion.resume import check_shards, content_keys, content_keys_of
+from shardline.tools.conversion.sources import Sources, hash64, path_text
+
+_KEPT = ("name", "splits", "seed", *options(ImageOptions))  # options that are the dataset's
+
+
+def base_of(config: ConvertConfig) -> Manifest:
+    """The finished dataset in `--output`, to which images made in the same way can be added.
+
+    Raises:
+      UsageError: there is none, it is not whole, or its images were made in another way.
+    """
+    manifest = Manifest.load(config.directory)
+    what = f"--append: --output={config.output}"
+    if manifest.adopted or manifest.features != Features():
+        raise UsageError(f"{what} holds shards that were adopted, not converted; convert what is new by itself")
+    if manifest.image.kernel != KERNEL:
+        raise UsageError(
+            f"{what} has images that were resized by {manifest.image.kernel}, this version resizes by {KERNEL}; "
+            "convert all of it again"
+        )
+    check_shards(manifest, config.directory, config.verify)
+    return manifest
+
+
+def with_options_of(base: Manifest, config: ConvertConfig) -> ConvertConfig:
+    """The config with what the dataset prescribes: name, splits, seed, and how images are made.
+
+    Raises:
+      UsageError: something else was asked for.
+    """
+    kept, changed = {}, []
+    for name in _KEPT:
+        given = getattr(config, name)
+        default = name_of("", config.source[0]) if name == "name" else options(ConvertConfig)[name].default
+        then = base.options.get(name, default)
+        if given not in (default, then, {}):
+            raise UsageError(f"--{name}={given}: the dataset was made with {then}, which --append keeps; leave it out")
+        kept[name] = then
+        changed += [f"--{name}={then}"] if given != then else []
+    if changed:
+        log(f"note: as the dataset: {' '.join(changed)}")
+    return replace(config, **kept)
+
+
+def label_options(base: Manifest, config: ConvertConfig) -> LabelOptions:
+    """The dataset's classes first, under their numbers, then others."""
+    listed = read_class_names(config.class_names) if config.class_names else ()
+    if listed and listed[: len(base.labels)] != base.labels:
+        raise UsageError(
+            f"--class_names={config.class_names} does not begin with the dataset's classes in their order; list those "
+            "first, then new ones, or leave it out"
+        )
+    return LabelOptions(listed or base.labels, config.merge_similar_labels, config.label_kind, open_ended=not listed)
+
+
+def with_words_of(base: Manifest, sources: Sources) -> Sources:
+    """The sources with the words that the dataset shows for its classes, and their own for new ones."""
+    before = (*base.words, *[""] * len(sources.labels))
+    words = tuple(old or new for old, new in zip(before, sources.words or [""] * len(sources.labels), strict=False))
+    return replace(sources, words=words if any(words) else ())
+
+
+def only_new(base: Manifest, config: ConvertConfig, sources: Sources, hash_input: Callable[[int], str]) -> Sources:
+    """The inputs that are not in the dataset already, under the same path and with the same content.
+
+    Raises:
+      UsageError: a split has labels here and none in the dataset, or the other way round.
+    """
+    for name in sources.splits:
+        if name in base.splits and base.splits[name].unlabelled != (name in sources.unlabelled):
+            have = "has no labels" if base.splits[name].unlabelled else "has labels"
+            raise UsageError(f"--append: split {name} of the dataset {have}; give what is added in the same way")
+    rows = iterate_sources(config.directory, ["path", "sha256"])
+    pairs = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in rows)
+    paths, contents = [], []
+    for path, sha256 in pairs:
+        paths.append(hash64(path.encode()))
+        contents.append((path, sha256))
+    known_contents = content_keys(contents)
+    key_of = (hash64(path_text(path).encode()) for path in sources.paths())
+    again = np.flatnonzero(np.isin(np.fromiter(key_of, np.uint64), np.array(paths, np.uint64)))
+    same = np.isin(content_keys_of(sources, again, hash_input), known_contents)
+    if same.any():
+        log(f"left out {count(int(same.sum()), 'input')} that the dataset has already, unchanged")
+    if not same.all():
+        example = path_text(sources.path(int(again[~same][0])))
+        log(
+            f"note: {count(int((~same).sum()), 'input')} with a path that the dataset has, but other content, e.g. "
+            f"{example}: added, and what was there stays"
+        )
+    kept = np.ones(len(sources), bool)
+    kept[again[same]] = False
+    return sources.only(kept)
+
+
+def earlier_images(manifest: Manifest, directory: Path, splits: tuple[str, ...]) -> Earlier:
+    """The images that a dataset holds, by their pixels.
+
+    Args:
+      splits: to number the splits by, all of the dataset's among them.
+    """
+    pieces: list[tuple[np.ndarray, ...]] = []
+    first = 0
+    numbers = {name: number for number, name in enumerate(splits)}
+    with progress(total=manifest.ledger.inputs, desc="read dataset", unit="input", leave=False) as bar:
+        for batch in iterate_sources(directory, ["status", "pixel_hash", "split", "label"]):
+            stored = np.flatnonzero(pc.equal(batch["status"], WRITTEN).to_numpy(zero_copy_only=False))
+            rows = batch.take(pa.array(stored))
+            pixels = [int(text[:16], 16) for text in rows["pixel_hash"].to_pylist()]
+            split = [numbers[name] for name in rows["split"].to_pylist()]
+            pieces.append(
+                (np.array(pixels, np.uint64), np.array(split, np.int8), rows["label"].to_numpy(), first + stored)
+            )
+            first += len(batch)
+            bar.update(len(batch))
+    columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    found, split_numbers, labels, row_numbers = (column[order] for column in columns)
+    return Earlier(found, split_numbers, labels, row_numbers, path=partial(_path_of, directory))
+
+
+def _path_of(directory: Path, row: int) -> str:
+    path: str = read_row(directory, row)["path"]
+    return path
