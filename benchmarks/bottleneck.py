@@ -49,10 +49,10 @@ LEAST = 1.05  # predicted factors below it are not worth a word: noise is larger
 MOST_KEPT = 0.1  # of the pages: a stage that finds more of them in memory is no cold one
 COLD_SECONDS = 1.0  # a cold pass shorter than this says little
 PRICES = {  # of the what-ifs, by flag
-    "cache": "the decoded images in memory",
-    "global_batch_size": "another recipe",
-    "shuffle_block_size": "neighbors stay together",
-    "augment_on": "the device works instead",
+    "cache": "keeps the decoded images in memory",
+    "global_batch_size": "changes the recipe",
+    "shuffle_block_size": "shuffles blocks of neighbors",
+    "augment_on": "gives the work to the device",
 }
 
 
@@ -130,16 +130,16 @@ class Advice:
     beaten: bool = False
 
     def __str__(self) -> str:
-        price = f", {self.price}" if self.price else ""
+        price = f"; {self.price}" if self.price else ""
         if not self.input_factor:
-            return f"{self.change} (the input alone measured {self.measured:.1f}x{price})"
+            return f"{self.change} (measured {self.measured:.1f}x for the input alone{price})"
         low, high = self.factor / (1 + self.error), self.factor * (1 + self.error)
         predicted = f"predicted {low:.1f}x" + (f" to {high:.1f}x" if f"{low:.1f}" != f"{high:.1f}" else "")
         if self.measured is None:
             return f"{self.change} ({predicted}{price}; not tried)"
         if self.beaten:
             return f"{self.change} ({predicted}, measured {self.measured:.1f}x: withdrawn)"
-        return f"{self.change} ({predicted}, the input alone measured {self.measured:.1f}x{price})"
+        return f"{self.change} ({predicted}, measured {self.measured:.1f}x for the input alone{price})"
 
 
 @dataclass(frozen=True)
@@ -162,17 +162,27 @@ class Bottleneck:
         """The predicted pace."""
         return self.verdict.images_per_second
 
-    def __str__(self) -> str:
+    @property
+    def headline(self) -> str:
+        """The verdict's word, or two where the first epoch is another matter, and the advice."""
         word = self.word
         if (
             self.cold
             and self.cold.stages
             and (self.cold.word != word or self.cold.images_per_second < self.images_per_second / LEAST)
         ):
-            first, later = (f"{v.word}, {rate_text(v.images_per_second)}/s" for v in (self.cold, self.verdict))
+            first, later = (f"{v.word}, {rate_text(v.images_per_second)} images/s" for v in (self.cold, self.verdict))
             word = f"epoch 1: {first}; later: {later}"
         advice = f": {', or '.join(map(str, self.advice))}" if self.advice else ""
-        return f"{word}{advice} — {'; '.join((*self.verdict.reasons, *self.notes))}"
+        return f"{word}{advice}"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What the verdict rests on, and what it does not tell, one clause each."""
+        return *self.verdict.reasons, *self.notes
+
+    def __str__(self) -> str:
+        return f"{self.headline} — {'; '.join(self.reasons)}"
 
 
 def bottleneck_of(measurements: Sequence[Measurement]) -> Bottleneck | None:
@@ -184,7 +194,7 @@ def bottleneck_of(measurements: Sequence[Measurement]) -> Bottleneck | None:
     turns, notes = turns_of(stages, facts), []
     cold = turns_of(stages, facts, cold=True) if COLD_STORAGE in stages else None
     if cold and facts.records and facts.records / stages[COLD_STORAGE].median < COLD_SECONDS:
-        notes.append(f"cold storage: read in less than {COLD_SECONDS:g} s, too little to tell")
+        notes.append(f"the disk gave the whole split in less than {COLD_SECONDS:g} s, too little to tell of epoch 1")
     if cold and (doubt := _warm_text(stages[COLD_STORAGE].settings.get("page_cache_kept", ()))):
         notes, cold = [doubt], None
     if cold and not facts.fits_memory:
@@ -313,17 +323,17 @@ def _cores_text(measurements: Sequence[Measurement]) -> str:
     """The measured curve of cores: nothing is said of more than there are."""
     rows = [m for m in measurements if m.suite == SCALING_SUITE and m.name != CONTROL]
     if len(rows) < 2 or not all(comparable(m, rows[0]) for m in rows):
-        return "more cores: not known"
+        return "what more cores would bring was not measured"
     curve = ", ".join(f"{m.name.rpartition(', ')[2]} {ratio(m, rows[0])[0]:.1f}x" for m in rows)
-    return f"measured: {curve}; more: not known"
+    return f"with {curve}; more cores were not measured"
 
 
 def _warm_text(kept: Sequence[float]) -> str:
     """Why cold stages were not cold: what the page cache kept when told to drop the shards; empty if nothing much."""
     if min(kept, default=0.0) < 0:
-        return "epoch 1: not known, this file system does not tell whether it dropped its page cache"
+        return "epoch 1 is not known: this file system does not tell whether it dropped its page cache"
     if max(kept, default=0.0) > MOST_KEPT:
-        return f"epoch 1: not known, the page cache kept {max(kept):.0%} of the shards"
+        return f"epoch 1 is not known: the page cache kept {max(kept):.0%} of the shards"
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardline.benchmarks.bottleneck import (
     STAGES,
@@ -19,6 +20,9 @@ from shardline.benchmarks.verdict import HOST_STAGES, Cost
 from shardline.pipeline.wording import count
 from shardline.tools.html_report import HtmlReport
 from shardline.tools.plot_style import BLUE, GRAY, GRID, ORANGE, SKY, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DEVICES = (1, 2, 4, 8)
 HEADER = ("suite", "name", "unit", "median", "min", "max", "ratio", "per core", "busy cores", "MB/s", "what it did")
@@ -46,12 +50,15 @@ def row(m: Measurement, rows: Sequence[Measurement]) -> tuple[str | float, ...]:
 
 def bottleneck(page: HtmlReport, directory: Path, found: Bottleneck, rows: Sequence[Measurement]) -> None:
     """The sentence, whether training kept the predicted pace, and what an image costs in each host stage."""
-    lines = [str(found), f"Predicted training throughput: {rate_text(found.images_per_second)} images/s."]
+    pace = f"Predicted training throughput: {rate_text(found.images_per_second)} images/s."
     measured = next((m for m in rows if m.name == "end_to_end"), None)
     if measured is not None:
         error = found.images_per_second / measured.median - 1
-        lines[1] += f" Measured end to end: {rate_text(measured.median)} (the prediction is off by {error:+.0%})."
-    page.text("Bottleneck", *lines)
+        off = f"{abs(error):.0%} too {'high' if error > 0 else 'low'}" if round(error, 2) else "right"
+        pace += f" Measured end to end: {rate_text(measured.median)} images/s; the prediction is {off}."
+    page.text(
+        "Bottleneck", f"{found.headline}.", *(f"{reason[0].upper()}{reason[1:]}." for reason in found.reasons), pace
+    )
     _host_costs(page, directory, found.costs)
 
 
@@ -92,18 +99,20 @@ def _host_costs(page: HtmlReport, directory: Path, costs: Mapping[str, Cost]) ->
     heavy, total = max(cpu, key=lambda stage: cpu[stage]), sum(cpu.values())
     if not total:
         return
-    title = f"{heavy} takes {cpu[heavy] / total:.0%} of the input's CPU time"
+    title = f"{heavy.capitalize()} takes {cpu[heavy] / total:.0%} of the input's CPU time"
     figure = new_figure(_PHONE, 2.6)
     axes = figure.add_subplot()
     for position, stage in enumerate(costs):
         axes.barh(position, cpu[stage], color=BLUE)
         axes.barh(position, waiting[stage], left=cpu[stage], color=SKY)
-        axes.text(cpu[stage] + waiting[stage], position, f" {rate_text(cpu[stage] + waiting[stage])}", va="center")
+        _write_beside(axes, cpu[stage] + waiting[stage], position, rate_text(cpu[stage] + waiting[stage]))
     axes.set_yticks(range(len(costs)), list(costs))
     axes.invert_yaxis()
     widest = max(cpu[stage] + waiting[stage] for stage in costs)
     axes.set(xlabel="µs an image of one thread (light: waiting)", xlim=(0, widest * 1.15))
-    alt = ", ".join(f"{stage} {cpu[stage]:.0f} µs of CPU and {waiting[stage]:.0f} µs of waiting" for stage in costs)
+    alt = ", ".join(
+        f"{stage} {cpu[stage]:.0f} µs of CPU time and {waiting[stage]:.0f} µs of waiting" for stage in costs
+    )
     page.figure(title, figure, alt=alt, png=directory / _HOST_TIME)
 
 
@@ -115,7 +124,7 @@ def _rates(page: HtmlReport, directory: Path, title: str, rows: Sequence[Measure
         color = BLUE if m.name in HOST_STAGES else SKY if "cold" in m.name else ORANGE
         axes.plot((max(low, high / 1e6), high), (position, position), color="black", linewidth=1.5, zorder=1)
         axes.scatter(m.median, position, s=50, color=color, zorder=2)
-        axes.annotate(rate_text(m.median), (high, position), (8, 0), textcoords="offset points", va="center")
+        _write_beside(axes, high, position, rate_text(m.median), 8)
     # Stages differ by orders of magnitude; the figure above has the zero-based view.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: _power_text(value))
@@ -124,9 +133,14 @@ def _rates(page: HtmlReport, directory: Path, title: str, rows: Sequence[Measure
     axes.set_yticks(range(len(rows)), [m.name.replace("_", " ") for m in rows])
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.set(xlabel="images/s, logarithmic (black: smallest to largest repeat)")
+    axes.set(xlabel="images/s, logarithmic (thin line: smallest to largest repeat)")
     alt = ", ".join(f"{m.name} {rate_text(m.median)}" for m in rows) + " images/s"
     page.figure(title, figure, alt=alt, png=directory / _STAGES)
+
+
+def _write_beside(axes: Axes, x: float, y: float, text: str, points: int = 4) -> None:
+    """Right of a mark; a blank would be lost in an SVG."""
+    axes.annotate(text, (x, y), (points, 0), textcoords="offset points", va="center")
 
 
 def _power_text(value: float) -> str:
@@ -186,7 +200,7 @@ def _forecast_figure(
     axes.annotate("linear ", (counts[-1], counts[-1] * step), ha="right", va="bottom", color=GRAY)
     axes.plot(counts, list(rates.values()), color=BLUE, marker="o")
     for n, rate in rates.items():
-        axes.annotate(rate_text(rate), (n, rate), (5, -4), textcoords="offset points", va="top", color=BLUE)
+        axes.annotate(rate_text(rate), (n, rate), (5, -4), textcoords="offset points", va="top")
     top = counts[-1] * step * 1.15
     if host < top:
         axes.axhline(host, color=ORANGE)
@@ -203,24 +217,25 @@ def simulated(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) ->
     reached = {int(m.name.split()[1]): m for m in rows if m.name != CONTROL and "real" not in m.name}
     most = max(reached)
     share = reached[most].median / (most * rate)
-    title = f"Around steps that sleep, {most} GPUs of {rate_text(rate)} images/s reach {share:.0%} of that"
+    title = f"Of GPUs that sleep instead of computing, {most} reach {share:.0%} of {most} times one GPU's rate"
     figure = new_figure(_PHONE, 3)
     axes = figure.add_subplot()
     axes.plot(list(reached), [n * rate for n in reached], color=_OTHERS, linestyle="--")
-    axes.annotate("replicas x rate ", (most, most * rate), ha="right", va="bottom", color=GRAY)
+    axes.annotate("linear ", (most, most * rate), ha="right", va="bottom", color=GRAY)
     axes.plot(list(reached), [m.median for m in reached.values()], color=BLUE, marker="o")
     for n, m in reached.items():
         axes.plot((n, n), m.spread, color="black", linewidth=1.5)
-        axes.annotate(rate_text(m.median), (n, m.median), (5, -4), textcoords="offset points", va="top", color=BLUE)
+        axes.annotate(rate_text(m.median), (n, m.median), (5, -4), textcoords="offset points", va="top")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="replicas that sleep", ylabel="images/s", xticks=list(reached), xlim=(0.5, most + 1.5))
     axes.set_ylim(bottom=0)
     alt = ", ".join(f"{n} replicas {rate_text(m.median)}" for n, m in reached.items()) + " images/s"
     page.figure(title, figure, alt=alt, png=directory / "simulated_gpu.png")
     page.table(
-        title, ("what", "images/s", "min", "max", "busy cores", "of replicas x rate"),
+        title, ("what", "images/s", "min", "max", "busy cores", "reached"),
         [(m.name, _cell(m.median), *map(_cell, m.spread), m.busy_cores or "", m.what) for m in rows],
-        note="No GPU was used. Workers sleep, too, in all rows but that of real input.",
+        note=f"No GPU was used: a step sleeps as long as one of {rate_text(rate)} images/s would work. Workers that "
+        "make batches sleep, too, in all rows but that of real input.",
     )  # fmt: skip
 
 
@@ -235,7 +250,7 @@ def costs(page: HtmlReport, found: Bottleneck, rows: Sequence[Measurement]) -> N
         "Cost of a million images",
         ("change", "images/s", "price of a million"),
         [(change, _cell(rate), cost_per_million(rate, price)) for change, rate in rates.items()],
-        note=f"One pass over a million images at {price:g} an hour for this machine, at the predicted pace.",
+        note=f"One pass over a million images at the predicted pace, on a machine that costs {price:g} an hour.",
     )
 
 
@@ -273,8 +288,8 @@ def _validation_figure(
         axes.barh(position - 0.2, predicted, 0.36, color=ORANGE)
         axes.barh(position + 0.2, middle, 0.36, color=BLUE)
         axes.plot((low, high), (position + 0.2, position + 0.2), color="black", linewidth=1.5)
-        axes.text(predicted, position - 0.2, f" predicted {predicted:.2f}x", va="center")
-        axes.text(high, position + 0.2, f" measured {middle:.2f}x", va="center")
+        _write_beside(axes, predicted, position - 0.2, f"predicted {predicted:.2f}x")
+        _write_beside(axes, high, position + 0.2, f"measured {middle:.2f}x")
     axes.set_yticks(range(len(trials)), [name.replace(" (", "\n(") for name, *_ in trials])
     axes.invert_yaxis()
     widest = max(max(predicted, high) for _, predicted, _, _, high in trials)
@@ -288,27 +303,26 @@ def comparison(page: HtmlReport, directory: Path, rows: Sequence[Measurement]) -
     reference = reference_of(rows)
     suite, unit = rows[0].suite, rows[0].unit
     chosen = [m for m in rows if m.name != CONTROL]
-    figure = new_figure(_PHONE + 1, 0.4 * len(chosen) + 0.9)
+    figure = new_figure(_PHONE, 0.4 * len(chosen) + 0.9)
     axes = figure.add_subplot()
     for position, m in enumerate(chosen):
         low, high = m.spread
         axes.barh(position, m.median, color=BLUE if _is_ours(m) else _OTHERS)
         axes.plot((low, high), (position, position), color="black", linewidth=1.5)
         times = f" ({ratio(m, reference)[0]:.2f}x)" if comparable(m, reference) else ""
-        axes.text(high, position, f" {rate_text(m.median)}{times}", va="center")
+        _write_beside(axes, high, position, f"{rate_text(m.median)}{times}")
     axes.set_yticks(range(len(chosen)), [m.name for m in chosen])
     axes.invert_yaxis()
     widest = max(m.spread[1] for m in chosen)
-    axes.set(xlim=(0, widest * 1.35 or 1), xlabel=f"{unit} (black: smallest to largest repeat)")
+    axes.set(xlim=(0, widest * 1.35 or 1), xlabel=f"{unit} (thin line: smallest to largest repeat)")
     note = f"Ratios are to {reference.name}."
-    control = next((m for m in rows if m.name == CONTROL), None)
-    if control is not None and comparable(control, reference):
-        note += f" The same thing measured twice differed by {abs(ratio(control, reference)[0] - 1):.1%}."
+    if (noise := _noise(rows, reference)) is not None:
+        note += f" The same thing measured twice differed by {noise:.1%}."
     for absent, why in reference.settings.get("absent", {}).items():
         note += f" Not measured: {absent} ({why})."
     alt = ", ".join(f"{m.name} {rate_text(m.median)} {unit}" for m in chosen)
     page.figure(
-        _title(suite, chosen, reference), figure, alt=alt, note=note, png=directory / comparison_file(suite, unit)
+        _title(suite, rows, reference), figure, alt=alt, note=note, png=directory / comparison_file(suite, unit)
     )
 
 
@@ -323,24 +337,30 @@ def files(measurements: Sequence[Measurement]) -> set[str]:
     return {*_FILES, *(comparison_file(m.suite, m.unit) for m in measurements)}
 
 
+def _noise(rows: Sequence[Measurement], reference: Measurement) -> float | None:
+    """How far the reference, measured twice, differs from itself; None where it was measured once."""
+    control = next((m for m in rows if m.name == CONTROL), None)
+    return abs(ratio(control, reference)[0] - 1) if control and comparable(control, reference) else None
+
+
 def _title(suite: str, rows: Sequence[Measurement], reference: Measurement) -> str:
     """The message: how ours, which stands first, compares with the fastest other, or the best with the reference."""
-    ours = [m for m in rows if _is_ours(m)]
-    others = [m for m in rows if not _is_ours(m)]
+    title, noise = suite[:1].upper() + suite[1:], _noise(rows, reference) or 0.0
+    rows = [m for m in rows if m.name != CONTROL]
+    ours, others = [m for m in rows if _is_ours(m)], [m for m in rows if not _is_ours(m)]
     if not ours or not any(m.median for m in rows):
-        return suite
-    if not others:
-        best = max(ours, key=lambda m: m.median)
-        if not comparable(best, reference):
-            return suite
-        if best is reference:
-            return f"{suite}: nothing is faster than {reference.name}"
-        return f"{suite}: {best.name} {ratio(best, reference)[0]:.2f}x {reference.name}"
-    fastest = max(others, key=lambda m: m.median)
-    if not comparable(ours[0], fastest):
-        return suite
+        return title
     # Our other rows have more cores, or another task.
-    return f"{suite}: {ours[0].name} {ratio(ours[0], fastest)[0]:.2f}x {fastest.name}, the fastest other"
+    one = ours[0] if others else max(ours, key=lambda m: m.median)
+    other = max(others, key=lambda m: m.median) if others else reference
+    if not comparable(one, other):
+        return title
+    if one is other:
+        return f"{title}: nothing is faster than {reference.name}"
+    times, which = ratio(one, other)[0], ", the fastest other" if others else ""
+    if abs(times - 1) <= noise:
+        return f"{title}: {one.name} and {other.name}{which}, differ by no more than the noise of {noise:.1%}"
+    return f"{title}: {one.name} at {times:.2f} times the rate of {other.name}{which}"
 
 
 def earlier(page: HtmlReport, measurements: Sequence[Measurement], before: Sequence[Measurement]) -> None:
@@ -351,7 +371,7 @@ def earlier(page: HtmlReport, measurements: Sequence[Measurement], before: Seque
         for m in measurements
         if (rate := old.get((m.suite, m.name))) is not None
     ]
-    note = "Measured at different times: only differences well beyond the control's mean anything."
+    note = "Measured at different times: only differences far beyond the noise of both reports mean anything."
     page.table(
         "Compared with the earlier report", ("suite", "name", "unit", "before", "now", "now / before"), rows, note
     )

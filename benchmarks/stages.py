@@ -54,6 +54,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
     on_gpu = bool(config.gpu_step_rate or step_stages.num_gpus())
     facts = describe(data, config, step_on_host=not on_gpu)
     what = STAGE_TEXT | {name: f"{STAGE_TEXT[name.split()[0]]}; page cache dropped" for name in COLD}
+    what[SEQUENTIAL] = "read the shards a megabyte at a time, in stored order, by one process"
     kept: list[float] = []
     # The step first: it claims the devices.
     steps, step_texts = ({}, {}) if config.gpu_step_rate else step_stages.step_stages(config)

@@ -38,7 +38,8 @@ def summary(measured: Sequence[Measurement]) -> str:
     by_name = {m.name: m for m in measured}
     lines = [table(measured)]
     if CONTROL in by_name:
-        lines.append("control: {:.3f} ({:.3f}–{:.3f})".format(*ratio(by_name[CONTROL], reference_of(measured))))
+        middle, low, high = ratio(by_name[CONTROL], reference_of(measured))
+        lines.append(f"noise: the reference, measured twice, is {middle:.3f} times itself ({low:.3f}–{high:.3f})")
     for name, other, least in TARGETS.get(measured[0].suite, ()):
         if name in by_name and other in by_name:
             middle, low, high = ratio(by_name[name], by_name[other])

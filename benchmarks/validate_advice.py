@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from shardline.benchmarks.bottleneck import STAGES_SUITE, UNCHANGED, VALIDATION_SUITE, Bottleneck, bottleneck_of
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.images import evenly_spaced, find_images
@@ -28,6 +26,7 @@ from shardline.benchmarks.processes import Rate, WorkerProcess
 from shardline.benchmarks.stages import Batches, files, from_disk
 from shardline.pipeline.dataset import Dataset, open_dataset
 from shardline.pipeline.encodings import ENCODINGS
+from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.shards import Shards
 from shardline.tools.convert import ConvertConfig, convert
@@ -50,7 +49,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
     if not config.validate_advice or bottleneck is None:
         return []
     if not any(advice.input_factor for advice in bottleneck.advice):
-        print(f"no sample is converted: nothing is advised for it ({bottleneck.word})", file=sys.stderr)
+        print(f"no sample is converted: {bottleneck.word} needs no images stored otherwise", file=sys.stderr)
         return []
     (batch,) = (m for m in results if m.suite == STAGES_SUITE and m.name == "batch")
     images = max(1, min(SAMPLE, int(SAMPLE_PIXELS / batch.settings["facts"]["stored_pixels"])))
@@ -114,8 +113,7 @@ def extract_sample(data: Dataset, split: str, folder: Path, images: int) -> None
             example = shards.read(record)
             image = bytes(example.image)
             if not encoding.self_describing:
-                pixels = cv2.cvtColor(encoding.decode(example), cv2.COLOR_RGB2BGR)
-                image = cv2.imencode(".png", pixels)[1].tobytes()
+                image = encode_rgb(encoding.decode(example), "png")
         except ValueError:
             continue  # the stages have told of it
         (folder / f"{record:08d}.{'jpg' if encoding.name == 'jpeg' else 'png'}").write_bytes(image)

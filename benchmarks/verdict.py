@@ -309,14 +309,18 @@ def _busy_machine(turns: Sequence[Turn]) -> str:
     seen = []
     if noise(turns) > MAX_CONTROL:
         controls = [turn.control for turn in turns]
-        seen.append(f"noise {noise(turns):.0%}: control {min(controls):.2f} to {max(controls):.2f}")
+        span = f"{min(controls):.2f} to {max(controls):.2f}"
+        seen.append(f"noise {noise(turns):.0%}: a second measurement of the same thing gave {span} times the first")
     pressures = [turn.strain.pressure for turn in turns]
     if pressures[-1] - pressures[0] > MAX_GROWTH:
-        seen.append(f"CPU pressure grew from {pressures[0]:.0%} to {pressures[-1]:.0%}")
+        seen.append(
+            f"the share of the time in which something waited for a CPU grew from {pressures[0]:.0%} to "
+            f"{pressures[-1]:.0%}"
+        )
     steal = statistics.median(turn.strain.steal for turn in turns)
     if steal > MAX_STEAL:
-        seen.append(f"{steal:.0%} of the CPU time stolen")
-    return f"this machine was busy ({', '.join(seen)}); repeat when it is quiet" if seen else ""
+        seen.append(f"the hypervisor gave {steal:.0%} of the CPU time to others")
+    return f"this machine was busy ({', '.join(seen)}); measure again when it is quiet" if seen else ""
 
 
 def _input_limit(turn: Turn) -> str:
@@ -347,23 +351,28 @@ def _reasons(busy: str, turn: Turn, cores: Cores, predicted: float, explained: b
     reasons = [busy] if busy else []
     limited = turn.waiting_share is None or turn.waiting_share >= NOT_LIMIT
     if limited and turn.busy_cores < BUSY * cores.allowed:
-        ready = f", {turn.delayed_cores:.1f} more were wanted but in others' hands" if taken_away(turn, cores) else ""
-        reasons.append(f"{turn.busy_cores:.1f} of {cores.allowed:.3g} cores busy{ready}")
+        ready = (
+            f"; other processes used {turn.delayed_cores:.1f} that it was ready for" if taken_away(turn, cores) else ""
+        )
+        reasons.append(f"the input kept {turn.busy_cores:.1f} of {cores.allowed:.3g} cores busy{ready}")
     if turn.waiting_share is not None:
         limit = {"no": "not the limit", "moderately": "moderately the limit", "yes": "the limit"}[_input_limit(turn)]
-        reasons.append(f"the input is {limit} (the step waits {turn.waiting_share:.0%})")
+        reasons.append(f"the input is {limit}: the step waits for it {turn.waiting_share:.0%} of the time")
     if turn.step and not cores.step_on_host:
         reasons.append(
-            f"alone, the input takes {input_microseconds(turn, cores):,.0f} µs an image, the step {turn.step:,.0f}"
+            f"by itself the input takes {input_microseconds(turn, cores):,.0f} µs an image, "
+            f"the step {turn.step:,.0f} µs"
         )
     shares = sorted(cpu_shares(turn).items(), key=lambda item: -item[1])
-    reasons.append(f"CPU of the input: {', '.join(f'{stage} {share:.0%}' for stage, share in shares if share >= 0.01)}")
+    listed = ", ".join(f"{stage} {share:.0%}" for stage, share in shares if share >= 0.01)
+    reasons.append(f"CPU time of the input: {listed}")
     waits = {stage: cost.waiting for stage, cost in turn.host.items() if cost.waiting >= 1}
     if waits:
-        reasons.append(f"waiting: {', '.join(f'{stage} {wait:,.0f} µs' for stage, wait in waits.items())} an image")
+        listed = ", ".join(f"{stage} {wait:,.0f} µs" for stage, wait in waits.items())
+        reasons.append(f"waiting of a thread for each image: {listed}")
     if not explained and turn.end_to_end is not None:
         reasons.append(
-            "the stages do not explain the pace: not overlapped, or contention "
-            f"(predicted {1e6 / predicted:,.0f} images/s, measured {1e6 / turn.end_to_end:,.0f})"
+            f"the stages do not explain the pace (predicted {1e6 / predicted:,.0f} images/s, measured "
+            f"{1e6 / turn.end_to_end:,.0f} images/s): they do not overlap, or slow each other down"
         )
     return reasons

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def command_section(name: str) -> str:
     """What a command does, and its flags in a table for each group."""
-    module = importlib.import_module(COMMANDS[name].module)
-    config, doc = getattr(module, COMMANDS[name].config), module.__doc__ or ""
+    config = COMMANDS[name].config_class()
+    doc = sys.modules[COMMANDS[name].module].__doc__ or ""
     groups: dict[str, list[str]] = {name: [] for name in getattr(config, "GROUPS", ())}
     for field in options(config).values():
         if field.option.flag:

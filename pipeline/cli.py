@@ -14,6 +14,7 @@ read the output has gone (`| head`), 143 SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -30,8 +31,8 @@ from shardline.pipeline import start
 from shardline.pipeline.command_help import FLAGS_OF_EVERY_COMMAND, help_text, version_text
 from shardline.pipeline.config_file import read_config_file, write_config_text
 from shardline.pipeline.errors import Failure, Interrupted, UsageError, command_line, explain
-from shardline.pipeline.habits import unknown
-from shardline.pipeline.options import Field, from_text, options
+from shardline.pipeline.habits import OTHER_VALUES, meant, unknown
+from shardline.pipeline.options import Field, from_text, options, value_of
 from shardline.pipeline.progress import log, progress, saying
 from shardline.pipeline.text import display
 
@@ -141,10 +142,9 @@ def _read(config: type[DataclassInstance], argv: Sequence[str]) -> tuple[flags.F
     try:
         arguments = register(list(argv))[1:]
     except flags.UnrecognizedFlagError as error:
-        known = [*(field.name for field in _flags(config)), *FLAGS_OF_EVERY_COMMAND]
-        raise UsageError(f"--{error.flagname}: {unknown(error.flagname, known)} (--help lists the flags)") from None
+        raise UsageError(f"{_unknown_flag(config, argv[1:], error.flagname)} {_see_help()}") from None
     except (flags.Error, ValueError) as error:  # ValueError: --noflag=value
-        raise UsageError(f"{error} (--help lists the flags)") from None
+        raise UsageError(f"{error} {_see_help()}") from None
     _set_verbosity(register)
     # Flags that are not given are left to the class: as text, a default may have lost digits.
     given = [field for field in _flags(config) if not register[field.name].using_default_value]
@@ -156,6 +156,25 @@ def _read(config: type[DataclassInstance], argv: Sequence[str]) -> tuple[flags.F
     # A class may have settings that decide what others are where they are not given.
     completed: Callable[[dict[str, Any]], dict[str, Any]] = getattr(config, "completed", dict)
     return register, completed(values)
+
+
+def _unknown_flag(config: type[DataclassInstance], words: list[str], name: str) -> str:
+    """What is said of a flag that the command has not, as it was typed, its value where that is right for ours, too."""
+    known = [*(field.name for field in _flags(config)), *FLAGS_OF_EVERY_COMMAND]
+    said, ours = unknown(name, known), options(config).get(meant(name, known).removeprefix("--"))
+    place = next((i for i, word in enumerate(words) if word.lstrip("-").partition("=")[0] == name), len(words))
+    typed, attached, value = [*words, f"--{name}"][place].partition("=")
+    value = value if attached else "".join(words[place + 1 : place + 2])
+    if ours and ours.kind is not bool and value[:1] not in ("", "-") and name not in OTHER_VALUES:
+        with contextlib.suppress(UsageError):
+            value_of(ours, from_text(ours, value))
+            return f"{typed}{attached or ' '}{value}: {said}={value}"
+    return f"{typed}{attached}{value if attached else ''}: {said}"
+
+
+def _see_help() -> str:
+    main_spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return f"({'python -m ' if main_spec else ''}{program()} --help lists the flags)"
 
 
 def _flags(config: type[DataclassInstance]) -> list[Field]:
@@ -194,7 +213,7 @@ def _with_arguments(config: type[DataclassInstance], values: dict[str, Any], arg
         return values
     takers = [field for field in options(config).values() if field.option.positional]
     if not takers:
-        raise UsageError(f"unexpected argument {arguments[0]!r}; every input is a flag (--help lists them)")
+        raise UsageError(f"unexpected argument {arguments[0]!r}; every input is a flag {_see_help()}")
     (taker,) = takers
     if taker.kind is tuple:
         return values | {taker.name: (*values.get(taker.name, ()), *arguments)}

@@ -5,9 +5,14 @@ No TensorFlow, and no module of a command is imported before its command runs.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,11 @@ class Command:
     module: str
     config: str
     summary: str
+
+    def config_class(self) -> type[DataclassInstance]:
+        """The config class itself; imports the module."""
+        found: type[DataclassInstance] = getattr(importlib.import_module(self.module), self.config)
+        return found
 
 
 COMMANDS = {

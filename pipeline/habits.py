@@ -148,6 +148,8 @@ HABITS: dict[str, tuple[str, ...]] = {
     "cfg": ("config",),
     "c": ("config",),
 }
+# Names whose values mean something else than those of ours.
+OTHER_VALUES = {"model", "pretrained", "shard_size", "val_split", "validation_split", "warmup_steps"}
 # Where the other name alone does not tell what to write.
 EXAMPLES = {
     "phases": "--phases=PART:EPOCHS@LEARNING_RATE, e.g. --phases=all:9@0.02",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
@@ -49,10 +49,16 @@ def shorten_middle(text: str, length: int = 22) -> str:
 
 
 def as_flag(value: object) -> str:
-    """A setting's value as one would type it: `true`, `0.35,1`."""
+    """A setting's value as one would type it: `true`, `0.35,1`, `train=0.8,test=0.2`, `auto` for None."""
+    if value is None:
+        return "auto"
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={as_flag(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
         return ",".join(map(as_flag, value))
-    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def shorten_list(names: Iterable[str], limit: int = 5) -> str:

@@ -1,11 +1,14 @@
 """Chromium, driven over its DevTools protocol by a pair of pipes: what a page shows, and what a press does."""
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import time
 
+import cv2
+import numpy as np
 import pytest
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -95,8 +98,9 @@ class Browser:
         logged = [e["params"]["entry"]["text"] for e in self.events if e.get("method") == "Log.entryAdded"]
         return [*logged, *(str(e["params"]) for e in self.events if e.get("method") == "Runtime.exceptionThrown")]
 
-    def screenshot(self, path):
-        """Save what is seen."""
-        import base64
-
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+    def pixels(self, left, top, width, height):
+        """A part of the page, also of what has to be scrolled to: uint8 RGB [height, width, 3]."""
+        clip = {"x": left, "y": top, "width": width, "height": height, "scale": 1}
+        shot = self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        data = np.frombuffer(base64.b64decode(shot["data"]), np.uint8)
+        return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

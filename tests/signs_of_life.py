@@ -49,7 +49,7 @@ RUNS = {
     "predict": "--run run --input photos/*/*0001.* --output PLACE/predictions.csv --gallery PLACE/predictions.png",
     "export": "--run run --output PLACE/exported",
     "compare": "run evaluation --output PLACE/compared",
-    "benchmark": "--data data --suite short --repeats 1 --output PLACE/report",
+    "benchmark": "--data data --suite short --repeats 1 --seconds 0.1 --image_size 48 --output PLACE/report",
     "browse": "data --run evaluation",
 }
 KEPT = {"sample-data": "photos", "convert": "data", "train": "run", "evaluate": "evaluation"}  # for those after them
@@ -65,6 +65,10 @@ class Observed:
     longest: float
     before: str
     total: float
+
+
+Found = dict[str, dict[str, Observed]]  # by command and KINDS
+KINDS = "terminal", "pipe"
 
 
 def watch(command: list[str], folder: Path, terminal: bool, until: bytes = b"") -> Observed:
@@ -138,26 +142,42 @@ def needed(names: list[str]) -> set[str]:
     return found
 
 
-def observe(template: str, names: list[str], folder: Path, demo: Path | None) -> dict[str, dict[str, Observed]]:
-    """Each command on a terminal and into a pipe."""
-    found: dict[str, dict[str, Observed]] = {}
+def observe(template: str, names: list[str], folder: Path, demo: Path | None, output: Path) -> Found:
+    """Each command on a terminal and into a pipe; `output` has what was seen so far."""
+    found: Found = {}
     for name in (name for name in RUNS if name in needed(names)):
         if demo and name in KEPT and name not in names:
             (folder / KEPT[name]).symlink_to(demo.absolute() / KEPT[name])
             continue
         found[name] = {}
-        for kind in ("terminal", "pipe"):
+        for kind in KINDS:
             place = f"{name}-{kind}"
             (folder / place).mkdir()
             command = [*typed(template, name), *arguments(name, place, folder)]
             print(f"{kind}: {shlex.join(command)}", file=sys.stderr, flush=True)
             found[name][kind] = watch(command, folder, kind == "terminal", SERVES.get(name, b""))
+            write(output, {name: found[name] for name in found if name in names})
         if name in KEPT:
             (folder / KEPT[name]).symlink_to(folder / f"{name}-terminal" / KEPT[name])
     return {name: found[name] for name in found if name in names}
 
 
-def table(found: dict[str, dict[str, Observed]]) -> list[str]:
+def write(output: Path, found: Found) -> None:
+    """Keep what was seen of some commands, beside what the file holds of others."""
+    plain = {name: {kind: asdict(seen) for kind, seen in kinds.items()} for name, kinds in found.items()}
+    earlier = json.loads(output.read_text()) if output.exists() else {}
+    output.write_text(json.dumps(earlier | plain, indent=1) + "\n")
+
+
+def read(path: Path) -> Found:
+    """What `write` kept."""
+    return {
+        name: {kind: Observed(**seen) for kind, seen in kinds.items()}
+        for name, kinds in json.loads(path.read_text()).items()
+    }
+
+
+def table(found: Found) -> list[str]:
     """Lines of Markdown."""
     lines = [
         "| command | first sign, terminal | longest silence | after | first sign, pipe | longest silence | after |",
@@ -165,8 +185,7 @@ def table(found: dict[str, dict[str, Observed]]) -> list[str]:
     ]
     for name, kinds in found.items():
         cells = []
-        for kind in ("terminal", "pipe"):
-            seen = kinds[kind]
+        for seen in (kinds[kind] for kind in KINDS if kind in kinds):
             words = seen.before.replace("|", "\\|")
             failed = f" (exit {seen.code})" if seen.code else ""
             cells += [f"{seen.first:.1f} s", f"{seen.longest:.1f} s of {seen.total:.0f}{failed}", f"`{words}`"]
@@ -181,18 +200,14 @@ def main() -> None:
                         "{folder} and {module} are filled in")  # fmt: skip
     parser.add_argument("--only", default=",".join(RUNS), help="commands to run, by name")
     parser.add_argument("--demo", type=Path, help="what `make demo` left, for commands that --only leaves out")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for what was seen")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for what was seen, command by command")
     parser.add_argument("--before", type=Path, help="such a file of an older version, for a table of both")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = observe(settings.typed, settings.only.split(","), Path(folder), settings.demo)
-    plain = {name: {kind: asdict(seen) for kind, seen in kinds.items()} for name, kinds in found.items()}
-    settings.output.write_text(json.dumps(plain, indent=1) + "\n")
+        observe(settings.typed, settings.only.split(","), Path(folder), settings.demo, settings.output)
     if settings.before:
-        earlier = json.loads(settings.before.read_text())
-        print("\n".join(["Before:", "", *table({n: {k: Observed(**s) for k, s in kinds.items()}
-                                               for n, kinds in earlier.items()}), "", "After:", ""]))  # fmt: skip
-    print("\n".join(table(found)))
+        print("\n".join(["Before:", "", *table(read(settings.before)), "", "After:", ""]))
+    print("\n".join(table(read(settings.output))))
 
 
 if __name__ == "__main__":

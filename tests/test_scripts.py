@@ -13,11 +13,9 @@ import termios
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-from shardline.pipeline import cli as command_line
 from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.options import options
 
@@ -34,9 +32,7 @@ def command(script):
 
 def config_of(script):
     """The config class whose fields are a script's flags."""
-    with patch.object(command_line, "run") as run:
-        command(script)()
-    return run.call_args.args[1]
+    return COMMANDS[script.removeprefix("shardline-")].config_class()
 
 
 def type_in(*command, columns=80, cwd=None):
@@ -192,7 +188,15 @@ def test_a_missing_file_is_one_line_with_exit_code_2_before_tensorflow(script, c
 
 def test_one_command_has_all_the_others(tmp_path):
     for typed, said in (
-        (("train", "--epochs=3"), "shardline train: error: --epochs: no such flag; use --phases="),
+        (("train", "--epochs=3"), "shardline train: error: --epochs=3: no such flag; use --phases="),
+        (
+            ("convert", "--image_size", "160"),
+            "error: --image_size 160: no such flag; use --size=160 (shardline convert ",
+        ),
+        (("train", "--batch-size=8"), "--batch-size=8: no such flag; use --global_batch_size=8 (shardline train --he"),
+        (("train", "--batch_size=many"), "--batch_size=many: no such flag; use --global_batch_size (shardline train "),
+        (("train", "--amp", "data"), "--amp: no such flag; use --precision (shardline train --help lists the flags)\n"),
+        (("train", "--warmup_steps=500"), "--warmup_steps=500: no such flag; use --warmup_epochs (shardline train "),
         (("inspect", "nowhere"), "no such directory; make one with shardline convert\n"),
         (("trian",), "shardline: error: trian: no such command; use train "),
     ):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import option
 from shardline.tools.dataset_config import DatasetConfig
 
@@ -55,11 +54,12 @@ def browse(config: BrowseConfig) -> Server:
     Raises:
       UsageError: there is no such dataset or evaluation, a file of it is damaged, or the port is taken.
     """
-    from shardline.tools.browse_index import read_index  # pyarrow: not for --help
+    from shardline.pipeline.dataset import open_dataset  # OpenCV, pyarrow: not for --help
+    from shardline.tools.browse_index import read_index
     from shardline.tools.browse_server import Server
     from shardline.tools.browse_site import Site
 
-    index = read_index(config.directory, config.run)
+    index = read_index(open_dataset(config.data), config.run)
     try:
         return Server(Site(index, config.sources), config.port)
     except OSError as error:
@@ -68,7 +68,7 @@ def browse(config: BrowseConfig) -> Server:
 
 def main(config: BrowseConfig) -> None:
     """The command: print the address, and serve the page until Ctrl-C."""
-    with Manifest.opened(config.directory), browse(config) as server:
+    with browse(config) as server:
         print(server.url, flush=True)
         command_line.log("Ctrl-C ends it")
         if config.open:

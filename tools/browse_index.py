@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardline.pipeline.dataset import Dataset
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.evaluation_files import METRICS, read_predictions
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import near_duplicates
 from shardline.pipeline.progress import log, progress
-from shardline.pipeline.shards import Shards
 from shardline.pipeline.sources_table import SOURCES, SOURCES_FILE, WRITTEN, iterate_sources, read_row
 from shardline.pipeline.wording import count
+
+if TYPE_CHECKING:
+    from shardline.pipeline.shards import Shards
 
 EQUAL, ALIKE = "equal pixels", "look alike"  # values of the facet `duplicates`
 RIGHT, WRONG = "right", "wrong"  # values of the facet `prediction`
@@ -97,8 +100,7 @@ class Index:
       adopted: there is no table of sources.
     """
 
-    directory: Path
-    manifest: Manifest
+    data: Dataset
     facets: dict[str, Facet]
     paths: pa.Array
     records: np.ndarray
@@ -110,6 +112,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The dataset's."""
+        return self.data.manifest
 
     def select(self, query: Query) -> Selection:
         """The rows that fit."""
@@ -153,7 +160,7 @@ class Index:
 
     def facts(self, row: int) -> dict[str, Any]:
         """All that sources.parquet says of a row; {} where the dataset was adopted."""
-        return {} if self.adopted else read_row(self.directory, row)
+        return {} if self.adopted else read_row(self.data.directory, row)
 
     def relatives(self, row: int) -> dict[str, list[int]]:
         """Other rows of equal pixels, and rows that look alike."""
@@ -161,15 +168,15 @@ class Index:
         return {EQUAL: [other for other in equal.tolist() if other != row], ALIKE: self.alike.get(row, [])}
 
 
-def read_index(directory: Path, run: str) -> Index:
+def read_index(data: Dataset, run: str) -> Index:
     """The index of a dataset, with what a run predicted of it unless `run` is "".
 
     Raises:
-      UsageError: there is no such dataset or evaluation, or a file is damaged.
+      UsageError: there is no such evaluation, or a file is damaged.
     """
-    manifest = Manifest.load(directory)
+    manifest, directory = data.manifest, data.directory
     adopted = not (directory / SOURCES_FILE).exists()
-    table = _adopted_rows(directory, manifest) if adopted else _table_rows(directory, manifest.ledger.inputs)
+    table = _adopted_rows(data) if adopted else _table_rows(directory, manifest.ledger.inputs)
     if fault := _misfit(manifest, table):
         raise UsageError(
             f"{directory / SOURCES_FILE}: {fault}; shardline-verify tells more; restore it from a copy, or convert "
@@ -191,7 +198,7 @@ def read_index(directory: Path, run: str) -> Index:
         "duplicates": Facet("duplicates", (EQUAL, ALIKE), duplicates),
     }
     index = Index(
-        directory, manifest, facets, table["path"].combine_chunks(), records,
+        data, facets, table["path"].combine_chunks(), records,
         {"side": np.where(short > 0, short, np.nan)}, groups, alike, None, adopted,
     )  # fmt: skip
     return _with_predictions(index, Path(run)) if run else index
@@ -224,13 +231,13 @@ def _table_rows(directory: Path, inputs: int) -> pa.Table:
     return pa.Table.from_batches(batches, pa.schema([SOURCES.field(name) for name in _COLUMNS]))
 
 
-def _adopted_rows(directory: Path, manifest: Manifest) -> pa.Table:
+def _adopted_rows(data: Dataset) -> pa.Table:
     """The same of somebody else's shards, read record by record."""
     rows: list[tuple[Any, ...]] = []
-    total = sum(split.records for split in manifest.splits.values())
+    total = sum(split.records for split in data.manifest.splits.values())
     with progress(total=total, desc="index", unit="record") as bar:
-        for split in manifest.splits:
-            for row in _adopted_split(Shards(manifest, directory, split), split):
+        for split in data.manifest.splits:
+            for row in _adopted_split(data.shards(split), split):
                 rows.append(row)
                 bar.update()
     columns = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
@@ -313,7 +320,7 @@ def _with_predictions(index: Index, run: Path) -> Index:
         of = f"; {', '.join(skipped)}: of another dataset" if skipped else ""
         raise UsageError(
             f"--run={run}: no evaluation of this dataset there{of}; make one with shardline-evaluate --run {run} "
-            f"--data {index.directory}"
+            f"--data {index.data.where}"
         )
     for other in skipped:
         log(f"note: {other} is an evaluation of another dataset, and left out")

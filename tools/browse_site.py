@@ -1,7 +1,8 @@
 """What shardline-browse shows: pages of images that fit a query, one record, and the images themselves. No TensorFlow.
 
-Stored images go out as they are stored; a browser reads JPEG and PNG. Raw pixels become PNG. Files that were not stored
-are decoded in a process of their own, as a conversion does it, and shown as JPEG.
+Stored images go out as they are stored; a browser reads JPEG and PNG. Raw pixels become PNG. Of what is large, a grid
+gets thumbnails. Those and files that were not stored are decoded in a process of their own, as a conversion does it,
+and shown as JPEG.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.image_bytes import encode_rgb, fit
 from shardline.pipeline.image_files import ImageLoader
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.shards import Shards
 from shardline.pipeline.sniff import sniff
 from shardline.pipeline.source_files import find_source
 from shardline.pipeline.text import display
@@ -29,7 +30,8 @@ from shardline.tools.browse_server import Answer
 from shardline.tools.html_report import STYLE
 
 PAGE_IMAGES = 120
-THUMBNAIL = 320  # pixels of the longer side of an image that is not stored
+THUMBNAIL = 320  # pixels of the longer side of a thumbnail, and of an image that is not stored
+LIGHT = 40_000  # bytes of a stored image that a grid shows as it is
 RELATIVES = 60  # of a record that are shown
 SHOWN_BY_BROWSERS = ("jpeg", "png", "webp", "gif", "bmp", "avif")
 RANGES = {"side": ("shorter side", "px"), "confidence": ("confidence", "%")}
@@ -64,6 +66,11 @@ document.querySelectorAll('form select').forEach(select =>
 document.querySelectorAll('form').forEach(form => form.addEventListener('formdata', event => {
   for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
 }));
+document.querySelectorAll('img').forEach(image => {
+  const place = Object.assign(document.createElement('div'), { className: 'absent', textContent: 'cannot be shown' });
+  const gone = () => image.replaceWith(place);
+  if (image.complete && !image.naturalWidth) gone(); else image.addEventListener('error', gone);
+});
 document.addEventListener('keydown', event => {
   if (event.target.matches('input, select') || event.ctrlKey || event.altKey || event.metaKey) return;
   const rel = { ArrowLeft: 'prev', ArrowRight: 'next' }[event.key];
@@ -85,10 +92,10 @@ class Site:
     def __init__(self, index: Index, sources: Sequence[str] = ()) -> None:
         self.index = index
         self.sources = tuple(sources)
-        self._shards = {name: Shards(index.manifest, index.directory, name) for name in index.manifest.splits}
         limit = index.manifest.options.get("max_megapixels", 128.0)
         self._loader = ImageLoader(ImageOptions(resize="long", size=THUMBNAIL, max_megapixels=limit))
         self._source_image = lru_cache(1000)(self._load_source)
+        self._thumbnail = lru_cache(1000)(self._load_thumbnail)
 
     def answer(self, path: Sequence[str], query: Mapping[str, str]) -> Answer:
         """What stands at a path: see `browse_server.Content`."""
@@ -99,6 +106,8 @@ class Site:
                 return self._record(self._row(number))
             case ["image", number]:
                 return self._image(self._row(number))
+            case ["thumbnail", number]:
+                return self._thumbnail(self._row(number))
             case ["browse.css"]:
                 return Answer((STYLE + _STYLE).encode(), "text/css", lasting=True)
             case ["browse.js"]:
@@ -117,14 +126,24 @@ class Site:
     def _image(self, row: int) -> Answer:
         if self.index.records[row] < 0:
             return self._source_image(row)
-        example = self._shards[self.index.split(row)].read(int(self.index.records[row]))
+        stored = self._stored(row)
+        if isinstance(stored, np.ndarray):
+            return Answer(encode_rgb(stored, "png"), "image/png", lasting=True)
+        if (kind := sniff(stored)) in SHOWN_BY_BROWSERS:
+            return Answer(stored, f"image/{kind}", lasting=True)
+        return self._decoded(stored)
+
+    def _load_thumbnail(self, row: int) -> Answer:
+        stored = self._stored(row) if self.index.records[row] >= 0 else b""
+        if isinstance(stored, np.ndarray) and max(stored.shape) > THUMBNAIL:
+            return Answer(encode_rgb(fit(stored, THUMBNAIL), "jpg"), "image/jpeg", lasting=True)
+        return self._decoded(stored) if isinstance(stored, bytes) and len(stored) > LIGHT else self._image(row)
+
+    def _stored(self, row: int) -> bytes | np.ndarray:
+        """The file of a stored image, or its pixels where they are stored raw."""
+        example = self.index.data.shards(self.index.split(row)).read(int(self.index.records[row]))
         encoding = ENCODINGS[self.index.manifest.image.encoding]
-        if not encoding.self_describing:
-            return Answer(_as_file(encoding.decode(example, exact=True), "png"), "image/png", lasting=True)
-        data = bytes(example.image)
-        if (kind := sniff(data)) in SHOWN_BY_BROWSERS:
-            return Answer(data, f"image/{kind}", lasting=True)
-        return self._decoded(data)
+        return bytes(example.image) if encoding.self_describing else encoding.decode(example, exact=True)
 
     def _load_source(self, row: int) -> Answer:
         file = find_source(self.sources, self.index.paths[row].as_py())
@@ -136,7 +155,7 @@ class Site:
         image = self._loader.load(file)
         if isinstance(image, str):
             raise ValueError(image)
-        return Answer(_as_file(image, "jpg"), "image/jpeg", lasting=True)
+        return Answer(encode_rgb(image, "jpg", 90), "image/jpeg", lasting=True)
 
     # --------------------------------------------------------------------------------------------------- pages
 
@@ -203,17 +222,17 @@ class Site:
         kind = ' class="wrong"' if self._is_wrong(row) else ""
         caption = "<br>".join(map(text, lines))
         return (
-            f'<a href="{up}record/{row}" title="{text(path)}"><figure{kind}>{self._picture(row, up, lazy=True)}'
+            f'<a href="{up}record/{row}" title="{text(path)}"><figure{kind}>{self._picture(row, up, small=True)}'
             f"<figcaption>{caption}</figcaption></figure></a>"
         )
 
-    def _picture(self, row: int, up: str, *, lazy: bool = False) -> str:
-        """The image of a row, or a place where none can be shown."""
+    def _picture(self, row: int, up: str, *, small: bool = False) -> str:
+        """The image of a row, small as one of many, or a place where none can be shown."""
         path = self.index.paths[row].as_py()
         if self.index.records[row] < 0 and not find_source(self.sources, path):
             return f'<div class="absent">{text(self.index.value("reason", row))}</div>'
-        loading = ' loading="lazy"' if lazy else ""
-        return f'<img src="{up}image/{row}" alt="{text(path or f"record {self.index.records[row]}")}"{loading}>'
+        kind, loading = ("thumbnail", ' loading="lazy"') if small else ("image", "")
+        return f'<img src="{up}{kind}/{row}" alt="{text(path or f"record {self.index.records[row]}")}"{loading}>'
 
     def _is_wrong(self, row: int) -> bool:
         return self.index.top is not None and self.index.value("prediction", row) == WRONG
@@ -256,16 +275,17 @@ class Site:
         if record < 0:
             return []
         split = index.split(row)
-        path, offset = self._shards[split].where(record)
+        shards = index.data.shards(split)
+        path, offset = shards.where(record)
         facts = [("where", f"{path.name}, byte {offset:,}")]
         facts.append(
             (
                 "elsewhere",
-                f"shardline-inspect {shlex.quote(str(index.directory))} --record {split}:{record} --save image.png",
+                f"shardline-inspect {shlex.quote(index.data.where)} --record {split}:{record} --save image.png",
             )
         )
         if index.adopted:
-            example = self._shards[split].read(record)
+            example = shards.read(record)
             facts += [("file", example.filename), ("bytes", f"{len(example.image):,}")]
         return facts
 
@@ -295,12 +315,6 @@ def _number(name: str, value: str) -> float:
     if not math.isfinite(number):
         raise UsageError(f"{name}={value}: use a number")
     return number
-
-
-def _as_file(rgb: np.ndarray, kind: str) -> bytes:
-    import cv2  # not for --help
-
-    return cv2.imencode(f".{kind}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _select(name: str, title: str, options: Sequence[tuple[str, str]], chosen: str) -> str:

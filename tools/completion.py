@@ -8,7 +8,6 @@ The script holds the names, so that nothing of ours is started at a press of the
 
 from __future__ import annotations
 
-import importlib
 import shlex
 
 from shardline.pipeline.command_help import FLAGS_OF_EVERY_COMMAND
@@ -35,7 +34,7 @@ def completion(shell: str) -> str:
 
 def _words(name: str, command: Command) -> list[tuple[str, list[str]]]:
     """What may stand after a command, and after each of its flags that has choices."""
-    fields = options(getattr(importlib.import_module(command.module), command.config))
+    fields = options(command.config_class())
     flags = [field for field in fields.values() if field.option.flag]
     names = [f"--{field.name}" + ("" if field.kind is bool else "=") for field in flags]
     names += [f"--no{field.name}" for field in flags if field.kind is bool]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from urllib.parse import quote
 
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.wording import decimal
-from shardline.tools.plot_style import figure_png, figure_svg
+from shardline.tools.plot_style import Plot, figure_png, figure_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ p { margin: .5rem 0; }
 nav { display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; }
 summary { cursor: pointer; padding: .25rem 0; }
 input[type=search] { font: inherit; width: min(100%, 20rem); padding: .25rem .5rem; }
-.wide { overflow-x: auto; background: linear-gradient(to right, var(--back) 30%, transparent) local,
+.wide { overflow-x: auto; margin: .5rem 0; background: linear-gradient(to right, var(--back) 30%, transparent) local,
   linear-gradient(to left, var(--back) 30%, transparent) 100% 0 local,
   linear-gradient(to right, var(--line), transparent) scroll,
   linear-gradient(to left, var(--line), transparent) 100% 0 scroll;
@@ -50,6 +51,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
 .number { text-align: right; white-space: nowrap; }
+.whole { white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; white-space: nowrap; }
 th button:focus-visible { outline: 2px solid #0072B2; }
 th[aria-sort=ascending] button::after { content: " ▲"; }
@@ -57,13 +59,11 @@ th[aria-sort=descending] button::after { content: " ▼"; }
 img { max-width: 100%; height: auto; }
 figure { margin: .5rem 0; }
 figure.plot { overflow-x: auto; container-type: inline-size; }
-figure.plot.white { background: #ffffff; }
 figure.plot svg { display: block; width: min(100%, var(--full)); min-width: var(--least); height: auto; }
 figure.plot svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figure.plot svg text { fill: currentColor; }
-@media (max-width: 40rem) { figure.plot img { max-width: none; width: max(100%, var(--least)); }
-  figure.scrolls::before { content: "scroll sideways ↔"; position: sticky; left: 0; color: #848d97;
-    font-size: .75rem; } }
+@media (max-width: 40rem) { figure.scrolls::before { content: "scroll sideways ↔"; position: sticky; left: 0;
+  color: var(--soft); font-size: .75rem; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .5rem; }
 .gallery figure { margin: 0; background: var(--card); padding: .25rem; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
@@ -118,7 +118,6 @@ class Example:
     right: bool
 
 
-MOST_SVG = 150_000  # characters of a plot; one of thousands of points is smaller as PNG
 LEGIBLE = 0.7  # of its own size, at which the lettering of a plot is still legible: on a phone it scrolls below that
 PHONE = 358  # pixels of width that a page has on one
 FOLDED_FROM = 50  # rows of a table, beyond which it is folded
@@ -138,6 +137,11 @@ class HtmlReport:
         """A section of plain paragraphs."""
         self._add(title, *(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs))
 
+    def folded(self, title: str, summary: str, *paragraphs: str) -> None:
+        """Paragraphs that are shown when their summary is pressed."""
+        text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
+        self._add(title, f"<details><summary>{html.escape(summary)}</summary>{text}</details>")
+
     def pre(self, title: str, text: str) -> None:
         """A section of text whose line breaks count, such as a listing."""
         self._add(title, f"<pre>{html.escape(text)}</pre>")
@@ -148,12 +152,12 @@ class HtmlReport:
         Many rows are folded away, with a field that searches them.
         """
         rows = list(rows)
-        kinds = map(_kind, rows[0] if rows else [""] * len(header))
+        styles = [_style([row[column] for row in rows]) for column in range(len(header))]
         heads = "".join(
-            f'<th scope="col"{kind}><button type="button">{html.escape(name)}</button></th>'
-            for name, kind in zip(header, kinds, strict=True)
+            f'<th scope="col"{style.kind}><button type="button">{html.escape(name)}</button></th>'
+            for name, style in zip(header, styles, strict=True)
         )
-        body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
+        body = "".join("<tr>" + "".join(map(_cell, row, styles)) + "</tr>\n" for row in rows)
         table = f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>'
         if len(rows) > FOLDED_FROM:
             search = '<input type="search" placeholder="search these rows" aria-label="search these rows">'
@@ -165,22 +169,23 @@ class HtmlReport:
         self._add(title, _link_list(links))
 
     def figure(
-        self, title: str, figure: Figure | bytes, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
+        self, title: str, figure: Figure | Plot, alt: str, note: str = "", png: str | os.PathLike[str] | None = None
     ) -> None:
-        """A section with a plot, embedded as SVG in the page's own ink; as PNG where that is given, or smaller.
+        """A section with a plot, embedded as SVG in the page's own ink.
 
         Args:
           title: the message of the image.
-          figure: a Matplotlib figure, which is closed, or the PNG made of one.
+          figure: a Matplotlib figure, which is closed, or what was rendered of one.
           alt: what the image shows, for those who cannot see it.
           note: a paragraph above it.
-          png: also save it here.
+          png: also save it here, on white.
         """
-        svg = "" if isinstance(figure, bytes) else figure_svg(figure)
-        data = figure if isinstance(figure, bytes) else figure_png(figure)
+        svg = figure.svg if isinstance(figure, Plot) else figure_svg(figure)
         if png is not None:
-            atomic_write(png, data, durable=False)
-        self._add(title, _note(note), _plot_svg(svg, alt) if 0 < len(svg) < MOST_SVG else _plot_png(data, alt))
+            atomic_write(png, figure.png if isinstance(figure, Plot) else figure_png(figure), durable=False)
+        elif not isinstance(figure, Plot):
+            figure.clear()
+        self._add(title, _note(note), _plot(svg, alt))
 
     def image(self, title: str, data: bytes, alt: str, note: str = "") -> None:
         """A section with one encoded image (PNG, JPEG or WebP)."""
@@ -258,39 +263,58 @@ def _link_list(links: Iterable[tuple[str, str]]) -> str:
     return f"<ul>{items}</ul>"
 
 
+_WHOLE = re.compile(r"--\w+|[0-9.]+%? to [0-9.]+%?")  # flags and intervals, which no line breaks
 _PERCENT = re.compile(r"-?[0-9.]+%")
 
 
-def _kind(value: Any) -> str:
-    """The attribute that sets numbers, and their column's head, to the right."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return ' class="number"' if number or (isinstance(value, str) and _PERCENT.fullmatch(value)) else ""
+@dataclass(frozen=True)
+class _Style:
+    """Of a column: the attribute that sets numbers, and their head, to the right; their decimals, None: as needed."""
+
+    kind: str = ""
+    places: int | None = None
 
 
-def _cell(value: Any) -> str:
+def _style(column: Sequence[Any]) -> _Style:
+    known = [value for value in column if value != ""]
+    if not known or not all(map(_is_number, known)):
+        return _Style()
+    sizes = [abs(value) for value in known if isinstance(value, float) and value and math.isfinite(value)]
+    if not sizes:
+        return _Style(' class="number"')
+    # So that they stand below each other digit by digit, with about four of the largest.
+    wanted = max(len(decimal(size).partition(".")[2]) for size in sizes)
+    places = min(wanted, max(0, 3 - math.floor(math.log10(max(sizes))))) if max(sizes) > 1 else 4
+    return _Style(' class="number"', places if min(sizes) >= 10**-places else None)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_PERCENT.fullmatch(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cell(value: Any, style: _Style = _Style()) -> str:
+    kind = style.kind
     if isinstance(value, Link):
         return f'<td><a href="{html.escape(quote(value.path))}">{html.escape(value.text)}</a></td>'
-    if not (kind := _kind(value)):
-        return f"<td>{html.escape(str(value))}</td>"
+    if not _is_number(value):
+        kind = kind or (' class="whole"' if _WHOLE.fullmatch(str(value)) else "")
+        return f"<td{kind}>{html.escape(str(value))}</td>"
     if isinstance(value, str):
         return f'<td{kind} data-value="{value[:-1]}">{value}</td>'
-    # Shares keep their last zeros, so that they stand below each other digit by digit.
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if 0.001 <= abs(value) <= 1 else decimal(value)
+    text = f"{value:,}" if isinstance(value, int) else decimal(value)
+    if isinstance(value, float) and style.places is not None and math.isfinite(value):
+        text = f"{value:,.{style.places}f}"
     return f'<td{kind} data-value="{value}">{text}</td>'
 
 
-def _plot_svg(svg: str, alt: str) -> str:
+def _plot(svg: str, alt: str) -> str:
     width = round(float(svg[svg.index('width="') + 7 :].partition("pt")[0]) * 96 / 72)
     named = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
     least = round(width * LEGIBLE)
     kind = "plot scrolls" if least > PHONE else "plot"
     return f'<figure class="{kind}" style="--full: {width}px; --least: {least}px">{named}</figure>'
-
-
-def _plot_png(data: bytes, alt: str) -> str:
-    """On white, in which it was drawn."""
-    least = int.from_bytes(data[16:20]) * 2 // 3  # of the width in the PNG's header
-    return f'<figure class="plot white scrolls" style="--least: {least}px">{_img(data, alt)}</figure>'
 
 
 def _note(text: str) -> str:

@@ -21,6 +21,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.manifest import NO_LABEL, Manifest
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.run_input import RunInput, read_run_input
@@ -154,7 +155,7 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str)
         f"image    {pixels.shape[1]}x{pixels.shape[0]}, {len(example.image):,} bytes {manifest.image.encoding}",
     ]
     if save:
-        _save_image(save, pixels)
+        _save(save, encode_rgb(pixels, "png"))
         lines.append(f"saved    {save}")
     return "\n".join(lines)
 
@@ -241,12 +242,6 @@ def _draw(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, t
         cell.imshow(image)
         cell.set_title(shorten(caption, 16), fontsize=7, pad=2)
     _save(save, figure_png(figure))
-
-
-def _save_image(save: str, rgb: np.ndarray) -> None:
-    import cv2  # not for --help
-
-    _save(save, cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 def _save(save: str, data: bytes) -> None:

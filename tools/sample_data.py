@@ -22,6 +22,7 @@ import numpy as np
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import count
@@ -148,9 +149,7 @@ def _jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def _png(image: np.ndarray, quality: int) -> bytes:
-    import cv2
-
-    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    return encode_rgb(image, "png")
 
 
 def _truncated(image: np.ndarray, quality: int) -> bytes:
@@ -183,7 +182,8 @@ DIFFICULT = {"truncated": _truncated, "sideways": _sideways, "cmyk": _cmyk, "rea
 def main(config: SampleDataConfig) -> None:
     """The command: draw the folder and say what is in it."""
     files, difficult = sample_data(config)
-    print(f"{config.output}: {count(files, 'image')} of {config.classes} classes, {difficult} of them difficult files")
+    drawn = f"{count(files, 'image')} of {count(config.classes, 'class')}"
+    print(f"{config.output}: {drawn}, {difficult} of them difficult to read")
 
 
 def cli() -> None:

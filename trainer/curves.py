@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardline.pipeline.wording import noun_after, shorten_middle
+from shardline.pipeline.wording import count, noun_after, shorten_middle
 from shardline.tools.plot_style import BLUE, GRAY, GRID, PALETTE, RED, SPLIT_COLORS, new_figure, percent, set_title
 
 if TYPE_CHECKING:
@@ -39,12 +39,11 @@ def training_curves(metrics: Sequence[Line], phases: Sequence[tuple[str, float]]
     for axes, name in ((loss, "loss"), (top1, "top1")):
         _plot_smoothed(axes, *_series(train, name))
         axes.plot(*_series(held_out, name), color=color, label=eval_split, marker="o", ms=4)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
         axes.grid(axis="y", color=GRID, lw=0.6)
     rate.plot(*_series(train, "learning_rate"), color=GRAY)
-    loss.set(ylabel="loss, nats")
-    top1.set(ylabel="top-1", ylim=(0, 1))
+    loss.set(ylabel="loss, nats", ylim=(0, _top(metrics, "loss")))
+    top1.set(ylabel="top-1", ylim=(0, 1.02))
     top1.yaxis.set_major_formatter(percent())
     rate.set(ylabel="learning rate", xlabel="epoch")
     rate.set_ylim(bottom=0)
@@ -166,18 +165,26 @@ def comparison_curves(metrics: Mapping[str, Sequence[Line]]) -> Figure:
                 if len(x):
                     label = f"{shorten_middle(name, 30)}, {'training' if kind == 'train' else 'held out'}"
                     axes.plot(x, y, color=PALETTE[i % len(PALETTE)], label=label, **style)
-    loss.set(ylabel="loss, nats")
-    loss.set_ylim(bottom=0)
-    top1.set(xlabel="epoch", ylabel="top-1", ylim=(0, 1))
+    highest = max((_top(lines, "loss") for lines in metrics.values()), default=1.0)
+    loss.set(ylabel="loss, nats", ylim=(0, highest))
+    top1.set(xlabel="epoch", ylabel="top-1", ylim=(0, 1.02))
     top1.yaxis.set_major_formatter(percent())
     if top1.get_lines():
         handles, names = top1.get_legend_handles_labels()
         figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower left", ncols=2)
     finals = {name: value for name, lines in metrics.items() if (value := final_top1(lines)) is not None}
     if finals:
-        best = max(finals, key=lambda name: finals[name])
-        set_title(figure, f"{shorten_middle(best, 30)} ends highest, at {finals[best]:.1%} held-out top-1")
+        best = max(finals.values())
+        first, *more = (name for name, value in finals.items() if value == best)
+        who = f"{count(1 + len(more), 'run')} end" if more else f"{shorten_middle(first, 30)} ends"
+        set_title(figure, f"{who} highest, at {best:.1%} held-out top-1")
     return figure
+
+
+def _top(lines: Sequence[Line], name: str) -> float:
+    """The upper end of an axis that begins at 0 and shows all values of that name."""
+    _, values = _series(lines, name)
+    return 1.05 * float(values.max()) or 1.0 if len(values) else 1.0
 
 
 def final_top1(metrics: Sequence[Line]) -> float | None:

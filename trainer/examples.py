@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from shardline.pipeline.dataset import Dataset
+from shardline.pipeline.image_bytes import encode_rgb, fit
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.pipeline.wording import count, shorten, shorten_middle
 from shardline.tools.html_report import Example, HtmlReport
@@ -115,9 +115,7 @@ def mistakes_sheet(found: HeldOut) -> bytes:
 
 def webp(image: np.ndarray, side: int = THUMBNAIL) -> bytes:
     """A square image, uint8 RGB, at most `side` pixels wide."""
-    if len(image) > side:
-        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, 75])[1].tobytes()
+    return encode_rgb(fit(image, side), "webp", 75)
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> bytes:
@@ -130,5 +128,4 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
         sheet.paste(Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BOX), (left, top))
         lines = [shorten_middle(shorten(line, 60), TILE // 6) for line in caption.split("\n")]
         draw.multiline_text((left + 2, top + TILE), "\n".join(lines), "black", font, spacing=1)
-    encoded = np.asarray(sheet)[..., ::-1]
-    return cv2.imencode(".jpg", encoded, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    return encode_rgb(np.asarray(sheet), "jpg", 85)

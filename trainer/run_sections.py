@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shardline.pipeline.wording import as_flag, noun_after
+from shardline.pipeline.wording import as_flag, count, noun_after
 from shardline.tools.html_report import HtmlReport
 from shardline.trainer import curves
 from shardline.trainer.config import TrainConfig
@@ -45,11 +45,16 @@ def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]])
 def add_numbers(page: HtmlReport, log: Sequence[Mapping[str, Any]]) -> None:
     """Every evaluation so far."""
     rows = [
-        (f"{line['epoch']:.2f}", int(line["step"]), line["split"], f"{line['loss']:.4f}", f"{line['top1']:.1%}",
-         f"{line['top5']:.1%}")
+        (
+            round(line["epoch"], 2),
+            int(line["step"]),
+            line["split"],
+            line["loss"],
+            *map(_share, (line["top1"], line["top5"])),
+        )
         for line in log
         if line["kind"] == "eval"
-    ]  # fmt: skip
+    ]
     if rows:
         page.table("Evaluations", ("epoch", "step", "split", "loss, nats", "top-1", "top-5"), rows)
 
@@ -60,5 +65,9 @@ def add_settings(page: HtmlReport, config: TrainConfig) -> None:
     changed = [name for name, value in used.items() if value != default[name]]
     rows = [(f"--{name}", as_flag(used[name]), as_flag(default[name])) for name in changed]
     page.table("Settings", ("flag", "value", "default"), rows, note="Flags that differ from their defaults:")
-    rest = ", ".join(f"{name}={as_flag(value)}" for name, value in used.items() if name not in changed)
-    page.text("Settings", f"Defaults: {rest}.")
+    rest = [(f"--{name}", as_flag(value)) for name, value in used.items() if name not in changed and value != ""]
+    page.folded("Settings", f"{count(len(rest), 'flag')} at the default", ", ".join(map("=".join, rest)))
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"

@@ -97,7 +97,7 @@ def test_the_first_epoch_has_a_verdict_of_its_own():
     cold = row(COLD_STORAGE, 4_000 / 2, COSTS["order"] + COSTS["storage"])
     found = bottleneck_of([*rows(step=10), cold])
     assert found.word == "decode-bound" and found.cold.word == "storage-bound"
-    assert str(found).startswith("epoch 1: storage-bound, 435/s; later: decode-bound, 3,317/s")
+    assert str(found).startswith("epoch 1: storage-bound, 435 images/s; later: decode-bound, 3,317 images/s")
     few = bottleneck_of([*rows(step=10, facts=replace(FACTS, records=100)), cold])
     assert "too little to tell" in str(few) and "too little to tell" not in str(found)
 
@@ -105,7 +105,7 @@ def test_the_first_epoch_has_a_verdict_of_its_own():
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
-        ([0.0, 0.5], "epoch 1: not known, the page cache kept 50%"),
+        ([0.0, 0.5], "epoch 1 is not known: the page cache kept 50%"),
         ([0.0, -1.0], "does not tell"),
         ([0.02], "epoch 1: s"),
     ],
@@ -153,7 +153,7 @@ def test_advice_that_was_tried_says_what_it_brought():
     (untried,) = bottleneck_of(rows(step=10)).advice
     assert "not tried)" in str(untried) and untried.measured is None
     (kept,) = bottleneck_of([*rows(step=10), *validated(2.0)]).advice
-    assert kept.measured == pytest.approx(2.0) and "the input alone measured 2.0x" in str(kept)
+    assert kept.measured == pytest.approx(2.0) and "measured 2.0x for the input alone" in str(kept)
     found = bottleneck_of([*rows(step=10), *validated(1.04, control=1.05)])
     assert found.advice[0].beaten and "measured 1.0x: withdrawn)" in str(found)
 
@@ -167,7 +167,7 @@ def tried(control=1.0, **flags):
 def test_of_the_what_ifs_only_those_that_beat_the_control_are_printed_the_best_first():
     found = bottleneck_of([*rows(step=10), *tried(control=1.15, workers=1.1, cache=3.0, shuffle_block_size=0.9)])
     raw, cache = found.advice
-    assert str(cache) == "--cache 8 (the input alone measured 3.0x, the decoded images in memory)"
+    assert str(cache) == "--cache 8 (measured 3.0x for the input alone; keeps the decoded images in memory)"
     assert cache.factor == pytest.approx(3.0) and raw.change == "--encoding raw"
     assert "workers" not in str(found) and "shuffle" not in str(found)
     limited = bottleneck_of([*rows(step=200), *tried(cache=3.0)])
@@ -190,9 +190,11 @@ def test_images_that_were_not_resized_get_their_size_by_the_short_side():
 
 
 def test_nothing_is_said_of_more_cores_than_there_are():
-    assert "more cores: not known" in str(bottleneck_of(rows(step=10)))
+    assert "what more cores would bring was not measured" in str(bottleneck_of(rows(step=10)))
     curve = [row(f"shardline, {name}", cost, suite="scaling") for name, cost in (("1 core", 190), ("2 cores", 100))]
-    assert "measured: 1 core 1.0x, 2 cores 1.9x; more: not known" in str(bottleneck_of([*rows(step=10), *curve]))
+    assert "with 1 core 1.0x, 2 cores 1.9x; more cores were not measured" in str(
+        bottleneck_of([*rows(step=10), *curve])
+    )
     assert "cores" not in str(bottleneck_of([*rows(step=2_000), *curve]))
 
 

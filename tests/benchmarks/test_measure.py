@@ -146,7 +146,7 @@ def test_targets_are_reached_or_missed():
         for name, rate in rates.items()
     ]
     text = summary(rows)
-    assert "control: 0.980" in text
+    assert "measured twice, is 0.980 times itself" in text
     assert "shardline / plain loop: 1.50 (1.50–1.50), target 1.20: reached" in text
     assert "shardline / FFCV writer: 1.50 (1.50–1.50), target 2.00: MISSED" in text
     assert "img2dataset" not in text  # was not measured

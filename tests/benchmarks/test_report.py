@@ -70,7 +70,7 @@ def test_the_report_stands_alone_and_names_the_bottleneck(tmp_path):
     write_report(tmp_path, load_results(tmp_path), canned())
     page = (tmp_path / "report.html").read_text()
     assert "decode-bound: " in page and "--size 224" in page and "Compared with the earlier report" in page
-    assert "input: shardline host 1.13x DataLoader, the fastest other" in page
+    assert "Input: shardline host at 1.13 times the rate of DataLoader, the fastest other" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {"host_time.png", "stages.png", "forecast.png", "input_images_per_s.png"}
@@ -93,7 +93,7 @@ def test_stages_tell_their_share_of_both_upper_bounds_and_of_the_cpu(tmp_path):
     assert megabytes == f"{4_600 * 29_000 / 1e6:.4g}"
     assert (of_decode, of_storage) == (f"{4_600 / 5_600:.1%}", f"{4_600 / 40_000:.1%}")
     assert by_name["parse"][6:8] == ["", "50.0%"]  # decoding is no upper bound of what comes before it
-    assert "Measured end to end: 4,500 (the prediction is off by +2%)" in page
+    assert "Measured end to end: 4,500 images/s; the prediction is 2% too high." in page
 
 
 def test_what_the_input_of_more_gpus_needs_and_costs(tmp_path):
@@ -123,7 +123,10 @@ def test_a_host_that_trains_by_itself_is_not_fed_by_hosts(tmp_path):
 
 @pytest.mark.parametrize(
     ("two", "title"),
-    [(150.0, "shardline, 2 cores 1.50x shardline, 1 core"), (90.0, "nothing is faster than shardline, 1 core")],
+    [
+        (150.0, "shardline, 2 cores at 1.50 times the rate of shardline, 1 core"),
+        (90.0, "nothing is faster than shardline, 1 core"),
+    ],
 )
 def test_the_title_of_scaling_says_what_it_brought(two, title, tmp_path):
     rows = [
@@ -131,7 +134,7 @@ def test_the_title_of_scaling_says_what_it_brought(two, title, tmp_path):
         for name, rate in (("shardline, 1 core", 100.0), ("shardline, 2 cores", two))
     ]
     write_report(tmp_path, rows)
-    assert f"scaling: {title}" in (tmp_path / "report.html").read_text()
+    assert f"Scaling: {title}" in (tmp_path / "report.html").read_text()
 
 
 def test_predictions_stand_beside_measurements(tmp_path):
@@ -201,7 +204,19 @@ def test_the_title_of_a_comparison_takes_the_ratio_turn_by_turn(tmp_path):
         for name, rates in (("shardline", (200.0, 20.0, 60.0)), ("other", (100.0, 10.0, 60.0)))
     ]
     write_report(tmp_path, rows)
-    assert "input: shardline 2.00x other, the fastest other" in (tmp_path / "report.html").read_text()
+    assert (
+        "Input: shardline at 2.00 times the rate of other, the fastest other" in (tmp_path / "report.html").read_text()
+    )
+
+
+@pytest.mark.parametrize(("control", "within"), [(1.0, False), (0.8, True)])
+def test_a_difference_within_the_noise_is_said_to_be_none(control, within, tmp_path):
+    rates = {"other": 100.0, "shardline": 113.0, CONTROL: 100.0 * control}
+    settings = {"reference": "other"}
+    write_report(tmp_path, [Measurement("input", n, "images/s", (r,), settings=settings) for n, r in rates.items()])
+    page = (tmp_path / "report.html").read_text()
+    assert ("differ by no more than the noise of 20.0%" in page) == within
+    assert ("1.13 times" in page) != within
 
 
 def test_the_gate_exits_with_1(tmp_path):

@@ -102,7 +102,7 @@ def test_the_report_draws_replicas_beside_their_rate(tmp_path):
     ]
     write_report(tmp_path, rows)
     page = (tmp_path / "report.html").read_text()
-    assert "8 GPUs of 4,400 images/s reach 85% of that" in page and (tmp_path / "simulated_gpu.png").exists()
+    assert "8 reach 85% of 8 times one GPU&#x27;s rate" in page and (tmp_path / "simulated_gpu.png").exists()
 
 
 @pytest.mark.slow

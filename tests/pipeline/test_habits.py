@@ -1,7 +1,5 @@
 """What is answered to a flag of another tool, or a mistyped one."""
 
-import importlib
-
 import pytest
 
 from shardline.pipeline.command_help import FLAGS_OF_EVERY_COMMAND, help_text
@@ -10,13 +8,8 @@ from shardline.pipeline.habits import EXAMPLES, HABITS, meant, unknown
 from shardline.pipeline.options import options
 
 
-def config_of(name):
-    command = COMMANDS[name]
-    return getattr(importlib.import_module(command.module), command.config)
-
-
 def flags_of(name):
-    own = [field.name for field in options(config_of(name)).values() if field.option.flag]
+    own = [field.name for field in options(COMMANDS[name].config_class()).values() if field.option.flag]
     return [*own, *FLAGS_OF_EVERY_COMMAND]
 
 
@@ -52,7 +45,7 @@ def test_a_habit_gets_the_name_of_ours(command, typed, ours):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_suggestion_is_a_flag_that_help_hides(command):
-    shown = help_text(config_of(command), "", full=True)
+    shown = help_text(COMMANDS[command].config_class(), "", full=True)
     hidden = ("flagfile", "undefok", "log_dir", "logtostderr", "stderrthreshold", "showprefixforinfo", "pdb", "verbose")
     for typed in (*HABITS, *hidden, "onlyparse", "run_with_pdb", "v"):
         name = meant(typed, flags_of(command)).split("=")[0].split(":")[0].split(",")[0]

@@ -21,6 +21,8 @@ import pytest
 
 from shardline import pipeline
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.shards import Shards
 from shardline.tools.adopt import AdoptConfig, adopt
 from shardline.tools.browse import BrowseConfig, browse
 from shardline.tools.conversion.run import convert
@@ -259,7 +261,9 @@ def test_names_are_text_whatever_they_hold(data, serve):
         found = Tags(page.get(path, **query)[1])
         assert {tag for tag, _ in found.tags} <= plain
         assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
-        assert all(re.fullmatch(r"(\.\./)?image/\d+", a["src"]) for tag, a in found.tags if tag == "img")
+        assert all(
+            re.fullmatch(r"(thumbnail|\.\./(image|thumbnail))/\d+", a["src"]) for tag, a in found.tags if tag == "img"
+        )
         assert [a["src"] for tag, a in found.tags if tag == "script"] == [("../" if path else "") + "browse.js"]
         assert MARKUP in found.text
     assert found.text.count(MARKUP) > 1
@@ -331,6 +335,37 @@ def test_images_are_the_bytes_that_are_stored(encoded, serve):
             assert pixels.tobytes() == stored
         else:
             assert (served, body) == (f"image/{kind}", stored)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_a_grid_gets_thumbnails_of_what_is_large(encoding, serve, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (300, 900, 3), np.uint8)
+    for name, pixels in (("large", noise), ("small", noise[:40, :60])):
+        (tmp_path / "s" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "s" / name / "1.png"), pixels)
+    image = {"encoding": encoding, "resize": "none", "size": 32}
+    convert(config(tmp_path / "s", tmp_path / "d", image=image, splits={"train": 1.0}))
+    page = serve(tmp_path / "d")
+    sizes = {}
+    rows = re.findall(r'src="thumbnail/(\d)" alt="(large|small)/1.png"', page.get("")[1].decode())
+    for row, name in rows:
+        assert f'src="thumbnail/{row}"' in page.get("")[1].decode()
+        assert f'src="../image/{row}"' in page.get(f"record/{row}")[1].decode()
+        whole, small = page.get(f"image/{row}"), page.get(f"thumbnail/{row}")
+        assert (whole == small) == (name == "small")
+        sizes[name] = cv2.imdecode(np.frombuffer(small[1], np.uint8), cv2.IMREAD_COLOR).shape[:2]
+        assert len(small[1]) <= len(whole[1])
+    assert sizes == {"large": (107, 320), "small": (40, 60)}
+
+
+def test_a_dataset_is_opened_once(data, serve, monkeypatch):
+    opened = []
+    load, index = Manifest.load.__func__, Shards.__init__
+    monkeypatch.setattr(Manifest, "load", classmethod(lambda cls, *a: opened.append("manifest") or load(cls, *a)))
+    monkeypatch.setattr(Shards, "__init__", lambda self, *a: opened.append("index") or index(self, *a))
+    page = serve(data)
+    assert page.get("image/0") and page.get("record/0")
+    assert Counter(opened) == {"manifest": 1, "index": 2}  # one for each split
 
 
 def test_threads_do_not_share_a_buffer(data, serve):
@@ -531,7 +566,7 @@ def test_a_port_in_use_is_one_line(data, serve):
 def test_the_index_is_small(data):
     from shardline.tools.browse_index import read_index
 
-    index = read_index(data, "")
+    index = read_index(pipeline.open_dataset(data), "")
     columns = [index.records, index.groups, *index.numbers.values(), *(facet.codes for facet in index.facets.values())]
     assert sum(column.nbytes for column in columns) / len(index) < 60  # bytes a row, beside its path
 

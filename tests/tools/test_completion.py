@@ -96,17 +96,28 @@ def wait_for(terminal, text, seconds=60):
     return shown
 
 
-def test_the_documented_line_completes_in_an_interactive_bash():
+SHELLS = {  # how each starts without a file of the user's, and what has to come before the documented line
+    "bash": (["bash", "--norc", "--noprofile", "-i"], ":"),
+    "zsh": (["zsh", "-f", "-i"], "autoload -U compinit; compinit -u -d $DUMP; unsetopt prompt_sp"),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_documented_line_completes_in_an_interactive_shell(shell, tmp_path):
     """As the README says it, typed into a terminal with the installed scripts."""
-    line = "source <(shardline completion bash)"
-    assert line in " ".join((ROOT / "README.md").read_text().split())
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here")
+    assert "source <(shardline completion bash)" in (said := " ".join((ROOT / "README.md").read_text().split()))
+    assert "`… zsh)` in `~/.zshrc` after `compinit`" in said
+    command, before = SHELLS[shell]
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     child, terminal = pty.fork()
     if not child:
-        environment = {**os.environ, "PATH": paths, "INPUTRC": "/dev/null", "TERM": "dumb"}
-        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], environment)
+        environment = {**os.environ, "PATH": paths, "INPUTRC": "/dev/null", "TERM": "dumb", "DUMP": f"{tmp_path}/dump"}
+        os.execvpe(shell, command, environment)
     try:
-        os.write(terminal, f"PS1='ready> '; {line}; echo sour''ced\n".encode())
+        line = f"{before}; source <(shardline completion {shell}); PS1='ready> '; echo sour''ced"
+        os.write(terminal, f"{line}\n".encode())
         wait_for(terminal, "sourced\r\n")
         for typed, offered in (
             ("shardline brow\t", "shardline browse "),

@@ -1,12 +1,13 @@
 """The report page: one file, nothing from the network, everything escaped, readable without a script."""
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 
-from shardline.tools.html_report import HtmlReport, Link, _cell, replace_links
-from shardline.tools.plot_style import PALETTE, figure_png, figure_svg, new_figure
+from shardline.tools.html_report import HtmlReport, Link, _cell, _style, replace_links
+from shardline.tools.plot_style import GRAY, PALETTE, figure_png, figure_svg, ink_on, new_figure
 
 
 @pytest.fixture
@@ -32,15 +33,30 @@ def test_text_is_escaped_and_numbers_sort_as_numbers(page):
     assert "first &lt;b&gt;" in page and "&lt;x&gt;.jpg" in page
     assert 'data-value="12345">12,345<' in page
     assert re.findall('<th scope="col"(.*?)>', page) == ["", ' class="number"']  # a head stands above its numbers
-    assert [_cell(x).partition(">")[2] for x in (0.5, 1.0, 2e-5, 1234.56)] == [
-        "0.5000</td>", "1.0000</td>", "0.00002</td>", "1,235</td>"
-    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        ((0.5, 1.0, 0.0), ["0.5000", "1.0000", "0.0000"]),
+        ((2e-5, 0.5), ["0.00002", "0.5"]),
+        ((0.1, 95.0, 35.75), ["0.10", "95.00", "35.75"]),
+        ((4600.0, 1234.56, ""), ["4,600", "1,235", ""]),
+        ((1.119, 2.08), ["1.119", "2.080"]),
+        ((12, 3000), ["12", "3,000"]),
+    ],
+)
+def test_numbers_of_a_column_stand_below_each_other(column, shown):
+    page = HtmlReport("t")
+    page.table("Numbers", ("n",), [(value,) for value in column])
+    assert re.findall(r'<td class="number"[^>]*>(.*?)</td>', page.render()) == shown
 
 
 def test_percentages_stand_and_sort_as_numbers():
     assert (
-        _cell("8.2%") == '<td class="number" data-value="8.2">8.2%</td>'
+        _cell("8.2%", _style(["8.2%"])) == '<td class="number" data-value="8.2">8.2%</td>'
         and _cell("8.2% of it") == "<td>8.2% of it</td>"
+        and _style(["8.2%", "8.2% of it"]).kind == ""
     )
 
 
@@ -50,7 +66,7 @@ def test_images_have_words(page):
     assert '<svg role="img" aria-label="a &quot;line&quot;"' in page
 
 
-def test_plots_are_drawn_in_the_ink_of_the_page_and_large_ones_as_png():
+def test_plots_are_drawn_in_the_ink_of_the_page_also_those_of_many_points():
     figure = new_figure(4, 2)
     axes = figure.subplots()
     axes.plot([1, 2], [3, 4], color="black")
@@ -60,10 +76,23 @@ def test_plots_are_drawn_in_the_ink_of_the_page_and_large_ones_as_png():
     assert "a &lt;b&gt; &amp; c</text>" in page.render()  # text can be searched and selected
     assert "currentColor" in page.render() and "#000000" not in page.render() and "<img" not in page.render()
     many = new_figure(4, 2)
-    many.subplots().plot(*points, ".")
+    axes = many.subplots()
+    axes.plot(*points, ".")
+    axes.set_xlabel("lettering", color=GRAY)
     page.figure("Many", many, "many points")
-    assert '<figure class="plot white scrolls"' in page.render() and "data:image/png;base64," in page.render()
-    assert len(page.render()) < 300_000
+    assert page.render().count("<svg ") == 2 and "<image " in page.render() and "lettering</text>" in page.render()
+    assert "var(--soft)" in page.render().split("<svg ")[2] and len(page.render()) < 300_000
+
+
+def test_what_is_written_on_a_colored_cell_can_be_read():
+    def luminance(*rgb):
+        parts = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in rgb]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    for rgb in itertools.product(np.linspace(0, 1, 9), repeat=3):
+        cell, ink = luminance(*rgb), 1.0 if ink_on(*rgb) == "white" else 0.0
+        assert (max(cell, ink) + 0.05) / (min(cell, ink) + 0.05) > 4.5
+    assert ink_on(1, 1, 1) not in ("black", "#000000")  # which becomes the ink of the page
 
 
 def test_equal_figures_give_equal_bytes():

@@ -1,19 +1,13 @@
 """All pages in a real browser: as wide as a desk and a phone, light and dark, with few classes and with 1,000."""
 
-import re
-
 import pytest
 
 from shardline.tools.html_report import HtmlReport
 from shardline.tools.plot_style import new_figure
+from tests import pages
 from tests.browser import Browser
 
 pytestmark = pytest.mark.browser
-
-INK, BACK = (
-    {False: "rgb(27, 31, 36)", True: "rgb(230, 237, 243)"},
-    {False: "rgb(255, 255, 255)", True: "rgb(13, 17, 23)"},
-)
 
 
 @pytest.fixture(scope="module")
@@ -36,32 +30,32 @@ def many_classes(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", ["run", "evaluation", "data", "many"])
-def test_no_page_is_wider_than_its_window_and_all_follow_dark_mode(name, tab, tiny_run, tiny_evaluation, many_classes):
-    pages = {
-        "run": tiny_run,
-        "evaluation": tiny_evaluation,
-        "data": tiny_run.parent / "data",
-        "many": many_classes.parent,
-    }
-    path = pages[name] / "report.html"
-    assert path.stat().st_size < 2_000_000
-    text = re.sub(r'http-equiv="refresh"', "", path.read_text())
-    assert "http:" not in text
-    for width in (390, 1200):
-        for dark in (False, True):
-            tab.size(width, 900, dark=dark)
-            tab.open(path.as_uri())
-            assert tab.run("document.documentElement.scrollWidth") <= width
-            assert tab.run("getComputedStyle(document.body).color") == INK[dark]
-            assert tab.run("getComputedStyle(document.body).backgroundColor") == BACK[dark]
-            inks = tab.run("[...document.querySelectorAll('svg text')].map(e => getComputedStyle(e).fill)")
-            # What is written in gray is for orientation, and gray on both.
-            assert inks and INK[dark] in inks and INK[not dark] not in inks
-            cut = "[...document.querySelectorAll('.plot')].filter(e => e.scrollWidth > e.clientWidth + 1)"
-            unsaid = f"{cut}.filter(e => !getComputedStyle(e, '::before').content.includes('scroll')).length"
-            assert tab.run(unsaid) == 0  # a plot that is cut says that it scrolls
-    assert tab.problems() == []
+@pytest.mark.parametrize("classes", pages.CLASSES)
+def test_no_page_is_cut_or_unreadable(classes, tab, tmp_path):
+    assert pages.look(tab, pages.make(tmp_path, classes)) == []
+    with pages.browsed(tmp_path, classes) as addresses:
+        assert pages.look(tab, addresses) == []
+
+
+def test_no_report_of_a_benchmark_is_cut_or_unreadable(tab, tmp_path):
+    assert pages.look(tab, pages.benchmarks(tmp_path)) == []
+
+
+def test_what_no_page_may_have_is_seen(tab, tmp_path):
+    page = HtmlReport("Faults")
+    page.text("Words", "1 files", "{'a': 1}")
+    page.table("Long", ("a",), [(n,) for n in range(50)])
+    page.image("Image", b"\xff\xd8\xff", "a broken one")
+    page.save(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    style = "<p style='color: #888'>pale</p><p style='width: 2000px'>wide</p></body>"
+    rows = "".join(f"<tr><td>{n}</td></tr>" for n in range(51))
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"<table>{rows}</table>{style}"))
+    for width, dark in ((390, False), (1200, True)):
+        found = " | ".join(pages.faults(tab, (tmp_path / "page.html").as_uri(), width, dark=dark))
+        told = ["'1 files'", '"{\'"', "broken image: a broken one", "51 rows that are not folded", "pixels wide: <p"]
+        assert [fault for fault in told if fault not in found] == []
+        assert dark or "contrast 3.5 of 'pale'" in found
 
 
 def test_a_thousand_rows_are_folded_searched_and_sorted(tab, many_classes):

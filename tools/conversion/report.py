@@ -23,17 +23,18 @@ import pyarrow.compute as pc
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.files import atomic_write
+from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
 from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources
 from shardline.pipeline.text import csv_cell
 from shardline.pipeline.tfrecord import read_framed, unframe_record
-from shardline.pipeline.wording import count, shorten, shorten_list
+from shardline.pipeline.wording import as_flag, count, shorten, shorten_list
 from shardline.tools.conversion.deduplicate import DedupResult
 from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.html_report import HtmlReport
-from shardline.tools.plot_style import GRAY, PALETTE, SPLIT_COLORS, new_figure, save_figure
+from shardline.tools.plot_style import GRAY, PALETTE, SPLIT_COLORS, new_figure, save_figure, whole_numbers
 
 PLOTS = "plots"
 PAIRS_FILE = "near_duplicates.csv"
@@ -246,6 +247,7 @@ def _classes_figure(manifest: Manifest, counts: dict[str, np.ndarray], total: np
         axes.invert_yaxis()
         axes.set_xlabel("images")
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(whole_numbers())
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
@@ -303,7 +305,7 @@ def _add_contact_sheets(page: HtmlReport, conversion: Conversion, facts: _Facts)
     note = "The first stored images of each class, as stored. "
     if len(labels) > SHEET_CLASSES:
         note += f"The first {len(sheets)} of {count(len(labels), 'class')}. "
-    page.gallery("Contact sheets", [(_jpeg(sheet), name) for name, sheet in sheets], note=note, wide=True)
+    page.gallery("Contact sheets", [(encode_rgb(sheet, "jpg"), name) for name, sheet in sheets], note=note, wide=True)
     _save_sheets(conversion.directory / PLOTS / "contact_sheet.png", sheets[:20])
 
 
@@ -391,8 +393,10 @@ def _add_facts(page: HtmlReport, conversion: Conversion, facts: _Facts) -> None:
         [*facts.formats.most_common(), *((str(note), note.images) for note in notes[:40])],
     )
     manifest = conversion.manifest
-    options = [(name, str(value)) for name, value in manifest.options.items() if name != "request"]
-    page.table("Options and versions", ("name", "value"), [*options, *manifest.versions.items()])
+    options = [(name, as_flag(value)) for name, value in manifest.options.items() if name != "request"]
+    page.table(
+        "Options and versions", ("name", "value"), [row for row in (*options, *manifest.versions.items()) if row[1]]
+    )
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -405,7 +409,7 @@ def _side_by_side(conversion: Conversion, facts: _Facts, pairs: Iterable[tuple[i
         thumbs = [_thumb(conversion, row) if row["shard"] else None for row in rows]
         known = next((thumb for thumb in thumbs if thumb is not None), _blank())  # a dropped one looks the same
         sheet = np.hstack([known if thumb is None else thumb for thumb in thumbs])
-        result.append((_jpeg(sheet), " | ".join(f"{row['split']}: {row['path']}" for row in rows)))
+        result.append((encode_rgb(sheet, "jpg"), " | ".join(f"{row['split']}: {row['path']}" for row in rows)))
     return result
 
 
@@ -434,10 +438,6 @@ def _sheet(thumbs: Sequence[np.ndarray]) -> np.ndarray:
 
 def _blank() -> np.ndarray:
     return np.full((THUMB, THUMB, 3), 245, np.uint8)
-
-
-def _jpeg(rgb: np.ndarray) -> bytes:
-    return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
 
 def _save_pairs(conversion: Conversion, pairs: Sequence[Pair]) -> None:

@@ -322,8 +322,8 @@ def _refuse_too_many_bad(config: ConvertConfig, results: Iterable[ShardResult], 
     side_files = suffix and number > 0.9 * bad and not os.fsencode(suffix.lower()).endswith(IMAGE_SUFFIXES)
     remedy = f"leave these files out with --exclude='*{suffix}', or " if side_files else ""
     raise Failure(
-        f"{count(bad, 'bad image')} are more than --max_bad_fraction={fraction:g} of {inputs:,}: {told}; {remedy}raise "
-        "the flag to go on from here"
+        f"{count(bad, 'bad image')} {'is' if bad == 1 else 'are'} more than --max_bad_fraction={fraction:g} of "
+        f"{inputs:,}: {told}; {remedy}raise the flag to go on from here"
     )
 
 

@@ -21,6 +21,7 @@ from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.images import BadImage
 from shardline.pipeline.machine import available_cores
+from shardline.pipeline.wording import noun_after
 from shardline.trainer.evaluation.graph_pixels import SERVED
 from shardline.trainer.evaluation.model_input import (
     converter_options,
@@ -157,7 +158,7 @@ def compare(
     Args:
       sources: image files as they were before the conversion, for the SavedModel that takes files.
     """
-    log(f"compare: {count:,} images of {split}")
+    log(f"compare: {count:,} {noun_after(count, 'image')} of {split}")
     images = list(model_inputs(run, data, split, count))
     expected = probabilities(run.model, images)
     exports: dict[str, Any] = {}

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from shardline.pipeline.image_bytes import encode_rgb
+
 
 def clone_functional(model: keras.Model) -> keras.Model:
     """The same model in layers of its own. The trainer's layers belong to several models, so that the `output` of one
@@ -74,4 +76,4 @@ def side_by_side(*images: np.ndarray, height: int = 192) -> bytes:
     ]
     gap = np.full((height, 4, 3), 255, np.uint8)
     row = np.hstack([part for p in scaled for part in (p, gap)][:-1])
-    return cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+    return encode_rgb(row, "jpg", 88)

@@ -21,9 +21,11 @@ from shardline.tools.plot_style import (
     PINK,
     RED,
     SKY,
-    figure_png,
+    Plot,
+    ink_on,
     new_figure,
     percent,
+    render,
     set_title,
     whole_numbers,
 )
@@ -44,8 +46,8 @@ LISTED = 14  # bars in the list beside a plot of too many classes
 Pairs = Sequence[tuple[int, int, int]]  # true class, predicted class, records
 
 
-def draw(evaluation: Evaluation) -> dict[str, bytes]:
-    """The plots of an evaluation as PNGs, by file name; without `roc_pr` where only one class occurs."""
+def draw(evaluation: Evaluation) -> dict[str, Plot]:
+    """The plots of an evaluation, by file name; without `roc_pr` where only one class occurs."""
     rows, labels, calibrated = evaluation.predictions, evaluation.shown_labels, evaluation.calibrated
     drawings: dict[str, Callable[[], Figure | None]] = {
         "confusion": lambda: confusion(evaluation.confusion, labels),
@@ -60,7 +62,7 @@ def draw(evaluation: Evaluation) -> dict[str, bytes]:
     plots = {}
     for name, drawing in progress(drawings.items(), total=len(drawings), desc="draw", unit="plot", leave=False):
         if (figure := drawing()) is not None:
-            plots[name] = figure_png(figure)
+            plots[name] = render(figure)
     return plots
 
 
@@ -89,7 +91,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     image = axes.imshow(_pool(share), "Blues", norm=PowerNorm(0.5, 0, 1), extent=extent, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, format=percent())
     if n <= MAX_WRITTEN:
-        _write_counts(axes, matrix, share)
+        _write_counts(axes, matrix, image.to_rgba(share))
     axes.set(xlabel="predicted class", ylabel="true class")
     set_title(figure, _confusion_message(pairs, matrix, labels))
     return figure
@@ -101,10 +103,10 @@ def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=size)
 
 
-def _write_counts(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:
+def _write_counts(axes: Axes, matrix: np.ndarray, colors: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(matrix):
         if count:
-            color = "white" if share[row, column] > 0.35 else "black"
+            color = ink_on(*colors[row, column, :3])
             axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
 
 
@@ -147,7 +149,7 @@ def classes(scores: ClassScores, labels: Sequence[str]) -> Figure:
         _list_classes(listing, scores, order[:LISTED], labels)
         listing.set_title(f"the {LISTED} of lowest recall", fontsize=10)
     else:
-        figure = new_figure(8, max(2.4, 1.2 + 0.26 * len(order)))
+        figure = new_figure(5.2, max(2.4, 1.2 + 0.26 * len(order)))
         _list_classes(figure.add_subplot(), scores, order, labels)
     set_title(figure, _classes_message(scores, order, labels))
     return figure
@@ -206,8 +208,8 @@ def roc_and_precision_recall(probabilities: np.ndarray, targets: np.ndarray, lab
     curves = {c: curve for c, curve in found.items() if curve is not None}
     if not curves:
         return None
-    figure = new_figure(11, 4.8)
-    roc, pr = figure.subplots(1, 2)
+    figure = new_figure(5.2, 8.6)
+    roc, pr = figure.subplots(2, 1)
     roc.plot([0, 1], [0, 1], ":", color=GRAY, lw=1)
     worst_first = sorted(curves, key=lambda c: curves[c].roc_auc)
     if len(curves) > MAX_CURVES:
@@ -246,7 +248,7 @@ def _curves_message(curves: Mapping[int, BinaryCurves], labels: Sequence[str]) -
 
 def calibration(before: Reliability, after: Reliability | None = None, temperature: float = 1.0) -> Figure:
     """Reliability diagram: accuracy over confidence, and how many records lie where."""
-    figure = new_figure(6.4, 5.6)
+    figure = new_figure(5.2, 5.6)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], ":", color=GRAY, lw=1)
     upper.text(0.03, 0.07, "perfect", color=GRAY, fontsize=8, rotation=35)

@@ -30,6 +30,7 @@ from shardline.trainer.run_sections import add_curves, add_settings
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
+    from shardline.tools.plot_style import Plot
     from shardline.trainer.evaluation.results import Evaluation
     from shardline.trainer.run_dir import Run
 
@@ -38,7 +39,7 @@ LABEL_FLOOR = 0.5  # share of records a model gets right, at least, for its doub
 
 
 def write_report(
-    output: Path, directory: Path, run: Run, data: Dataset, evaluation: Evaluation, plots: Mapping[str, bytes]
+    output: Path, directory: Path, run: Run, data: Dataset, evaluation: Evaluation, plots: Mapping[str, Plot]
 ) -> None:
     """Write the page for one evaluation of the run in `directory`; `plots` holds what `plots.draw` made."""
     content, log = read_config(directory), metrics_log.read(directory)
@@ -140,7 +141,7 @@ def add_input(page: HtmlReport, directory: Path) -> None:
     page.table("Input", ("host", "batches", "stage", "CPU µs an image", "waiting µs an image"), rows, note=note)
 
 
-def add_confusion(page: HtmlReport, evaluation: Evaluation, plots: Mapping[str, bytes]) -> None:
+def add_confusion(page: HtmlReport, evaluation: Evaluation, plots: Mapping[str, Plot]) -> None:
     """Which classes are confused, and the table of classes."""
     matrix, labels = evaluation.confusion, evaluation.shown_labels
     pairs = metrics.confused_pairs(matrix, 20)
@@ -231,7 +232,7 @@ def gradcam_pairs(run: Run, data: Dataset, evaluation: Evaluation, chosen: np.nd
     return pairs
 
 
-def add_calibration(page: HtmlReport, run: Run, values: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
+def add_calibration(page: HtmlReport, run: Run, values: Mapping[str, Any], plots: Mapping[str, Plot]) -> None:
     """Whether 80% confidence means right in 80% of cases."""
     note = calibration_note(values, run.config.train_split)
     page.figure("Calibration", plots["calibration"], f"reliability diagram; ECE {values['ece']:.1%}", note)

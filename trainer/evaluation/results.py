@@ -24,6 +24,7 @@ from shardline.pipeline.wording import count
 from shardline.trainer.evaluation import metrics
 
 if TYPE_CHECKING:
+    from shardline.tools.plot_style import Plot
     from shardline.trainer.evaluation.inference import Predictions
     from shardline.trainer.evaluation.leakage import Leakage
 
@@ -181,10 +182,10 @@ def default_directory(run: Path, split: str) -> Path:
     return run / f"evaluation-{split}"
 
 
-def write(evaluation: Evaluation, plots: Mapping[str, bytes], output: Path) -> None:
+def write(evaluation: Evaluation, plots: Mapping[str, Plot], output: Path) -> None:
     """The PNGs, predictions.parquet and, last, metrics.json."""
-    for name, png in plots.items():
-        atomic_write(output / f"{name}.png", png, durable=False)
+    for name, plot in plots.items():
+        atomic_write(output / f"{name}.png", plot.png, durable=False)
     write_predictions(evaluation, output / PREDICTIONS)
     content = {**_plain(evaluation.metrics), "predictions_sha256": file_sha256(output / PREDICTIONS)}
     stored.save(output / METRICS, content, format=FORMAT)
