@@ -158,7 +158,7 @@ def _read(config: type[DataclassInstance], argv: Sequence[str]) -> tuple[flags.F
     return register, completed(values)
 
 
-def _unknown_flag(config: type[DataclassInstance], words: list[str], name: str) -> str:
+def _unknown_flag(config: type[DataclassInstance], words: Sequence[str], name: str) -> str:
     """What is said of a flag that the command has not, as it was typed, its value where that is right for ours, too."""
     known = [*(field.name for field in _flags(config)), *FLAGS_OF_EVERY_COMMAND]
     said, ours = unknown(name, known), options(config).get(meant(name, known).removeprefix("--"))
