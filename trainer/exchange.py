@@ -70,7 +70,16 @@ def lost_hosts() -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
+        let_go(error)
         raise Failure(f"another host was lost ({type(error).__name__}); its own message says why") from error
+
+
+def let_go(error: tf.errors.OpError) -> None:
+    """Free what the frames that an error of a collective came through hold.
+
+    Among it is a pool of threads, which would complain at the program's end, after the last line that is ours.
+    """
+    traceback.clear_frames(error.__traceback__)
 
 
 def _sum(cluster: Cluster, piece: bytes, size: int) -> bytes:
@@ -81,11 +90,6 @@ def _sum(cluster: Cluster, piece: bytes, size: int) -> bytes:
     parts = strategy.experimental_distribute_values_from_function(
         lambda context: numbers if context.replica_id_in_sync_group == first else tf.zeros_like(numbers)
     )
-    try:
-        total = strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None).numpy()
-    except tf.errors.OpError as error:
-        # One of these holds a pool of threads, which would complain at the program's end, after our own last words.
-        traceback.clear_frames(error.__traceback__)
-        raise
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None).numpy()
     found: bytes = total.astype(np.uint16).tobytes()[:size]
     return found

@@ -26,7 +26,7 @@ from shardline.trainer.checkpoint_writer import CheckpointWriter
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import claim, device_lines, peak_tflops
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.exchange import gather, lost_hosts
+from shardline.trainer.exchange import gather, let_go, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
 from shardline.trainer.handshake import check_config, check_data, from_chief, pack, unpack
 from shardline.trainer.hosts import find_hosts
@@ -294,6 +294,7 @@ def errors_in_one_line(setup: TrainSetup, state: TrainState) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
+        let_go(error)
         failure = getattr(getattr(setup.data, "bad_records", None), "failure", None)
         if failure:
             raise failure from error
