@@ -5,17 +5,28 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all fuzz soak lint format bench verdicts gpu-compile gpu-report docs clean
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-# The stamp, not the folder: an install that was interrupted is done again.
+.PHONY: demo test test-all pythons fuzz soak lint format bench verdicts gpu-compile gpu-report docs clean
+
+# What the commands need. The stamp, not the folder: an install that was interrupted is done again.
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "shardline needs Python 3.11 or newer; make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "shardline needs Python 3.11 to 3.13; make PYTHON=/path/to/python3.11")'
 	@echo "installing TensorFlow and what else shardline needs into .venv: some 700 MB to download, 3 GB on disk, 2 to 10 minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) .
 	touch $@
 
-# From nothing to a trained, evaluated model: the five commands of the README on drawn images.
+# And what developing needs besides.
+.venv/.dev: .venv/.installed
+	$(PIP) '.[dev]'
+	touch $@
+
+.venv/.docs: .venv/.installed
+	$(PIP) '.[docs]'
+	touch $@
+
+# From nothing to a trained, evaluated model: the commands of the README on drawn images.
 demo: .venv/.installed
 	@echo "the demo: draws 720 images, converts, trains and evaluates a small VGG16; about 3 minutes on two cores, 100 MB in demo/"
 	rm -rf demo
@@ -31,24 +42,34 @@ demo: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# With the trackers where they install; the fast tests make do with TensorBoard.
-test-all: lint
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mlflow,wandb]'
-	$(BIN)/python -m pytest -m 'not gpu'
+# Everything that needs no GPU, with the trackers and the packagers where they install, and how much of the code it ran:
+# in this process, in its threads and in the processes that it started.
+export COVERAGE_FILE := $(CURDIR)/build/coverage/data
+test-all: lint docs
+	-$(PIP) '.[mlflow,wandb,release]'
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -m 'not gpu' $(TESTS); code=$$?; \
+	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$code
+
+# The fast tests with every Python that is declared and is here; those that are not are named.
+pythons: .venv/.dev
+	$(PIP) '.[release]'
+	$(BIN)/tox run
 
 # Ten minutes of hostile bytes for every reader, FUZZ_SECONDS=60 for less, also out of images of yours: FUZZ_SOURCE=DIR.
 # With atheris where it installs.
 FUZZ_SECONDS ?= 600
-fuzz: .venv/.installed
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+fuzz: .venv/.dev
+	-$(PIP) '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SOURCE),--source $(FUZZ_SOURCE))
 
 # The same time of kills, full disks, damage and second owners; `make soak SOAK_SOURCE=DIR` takes images of yours.
 SOAK_SECONDS ?= 600
-soak: .venv/.installed
+soak: .venv/.dev
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(if $(SOAK_SOURCE),--source $(SOAK_SOURCE))
 
-lint: .venv/.installed build/typing/shardline
+lint: .venv/.dev build/typing/shardline
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
@@ -58,7 +79,7 @@ build/typing/shardline: Makefile
 	rm -rf $@ && mkdir -p $@
 	for folder in pipeline trainer tools benchmarks; do ln -s ../../../$$folder $@/$$folder; done
 
-format: .venv/.installed
+format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -67,10 +88,9 @@ verdicts: .venv/.installed
 	$(BIN)/python -m shardline.benchmarks.verdicts
 
 # The documentation site, without network, into build/site; warnings are errors.
-docs: .venv/.installed build/typing/shardline
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+docs: .venv/.docs build/typing/shardline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	$(BIN)/codespell docs README.md BUILD.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pipeline tools trainer benchmarks
+	$(BIN)/codespell docs examples *.md pipeline tools trainer benchmarks
 	@echo build/site/index.html
 
 # Which stage binds and what would help, on drawn images; `make bench BENCH_DATA=DIR` takes a dataset of yours.

@@ -54,6 +54,7 @@ __all__ = [
 C = TypeVar("C", bound="DataclassInstance")
 
 _HELP, _FULL_HELP, _VERSION = {"--help", "-help", "-h"}, {"--helpfull", "-helpfull"}, {"--version", "-version"}
+MACHINE = {"--machine", "-machine"}  # with the version or without
 
 
 def program() -> str:
@@ -71,8 +72,8 @@ def run(main: Callable[[C], None], config: type[C], doc: str | None) -> NoReturn
     words = set(sys.argv[1:])
     if words & (_HELP | _FULL_HELP):
         exit_code_of(lambda: print(help_text(config, doc, full=bool(words & _FULL_HELP))))
-    if words & _VERSION:
-        exit_code_of(lambda: print(version_text()))
+    if words & (_VERSION | MACHINE):
+        exit_code_of(lambda: print(version_text(machine=bool(words & MACHINE))))
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if config.__module__ == "__main__" and spec:  # python -m: worker processes know what it defines by its own name
         importlib.import_module(spec.name).cli()

@@ -5,14 +5,17 @@ A class may list its flags' groups in the order of `GROUPS`, and in `COMMON` tho
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shutil
 import textwrap
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from shardline.pipeline import nvidia
 from shardline.pipeline.commands import as_typed
-from shardline.pipeline.machine import available_cores
+from shardline.pipeline.machine import available_cores, available_memory, cpu_quota, memory_limit, processor_name
 from shardline.pipeline.options import Field, options
 from shardline.pipeline.wording import count
 
@@ -24,10 +27,24 @@ EVERY_COMMAND = {
     "--config=FILE": "settings in a .toml, .yaml or .json file, by the names of the flags; flags override them",
     "--[no]print_config  (default: off)": "print all settings as a .toml file, and stop",
     "--verbosity=-1": "messages of libraries: -1, warnings; 0, infos, too",
-    "--version": "versions, for a ticket",
+    "--version": "versions",
+    "--machine": "versions, processor, memory and cards, to paste into a ticket",
     "--helpfull": "all flags",
 }
-FLAGS_OF_EVERY_COMMAND = ("config", "print_config", "verbosity", "version", "help", "helpfull")
+FLAGS_OF_EVERY_COMMAND = ("config", "print_config", "verbosity", "version", "machine", "help", "helpfull")
+_MISSING = "not installed"
+_EXTRAS = (
+    "ray",
+    "tensorboard",
+    "mlflow-skinny",
+    "wandb",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "nvidia-ml-py",
+    "torch",
+    "jax",
+)
 _VERSIONS = ("TensorFlow", "Keras", "NumPy", "opencv-python-headless", "Pillow", "pyarrow")
 
 
@@ -83,15 +100,47 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in ("shardline", *_VERSIONS)}
 
 
-def version_text() -> str:
-    """Our version, and on a second line what else a ticket needs to know."""
+def version_text(machine: bool = False) -> str:
+    """Our version, and on a second line what else a ticket needs to know.
+
+    Args:
+      machine: a line for each fact instead: also every package that ours asks for, and what this process may use.
+    """
+    if machine:
+        return "\n".join(f"{name}: {fact}" for name, fact in _facts().items())
     ours, *others = (" ".join(item) for item in versions().items())
     place = f"{platform.platform()}, {count(available_cores(), 'core')}"
     return f"{ours}\nPython {platform.python_version()}, {', '.join(others)}; {place}"
+
+
+def _facts() -> dict[str, str]:
+    """What rates and faults depend on, without names of users, hosts and folders."""
+    names = [re.split(r"[^\w.-]", line)[0] for line in metadata.requires("shardline") or () if "extra ==" not in line]
+    extras = [name for name in _EXTRAS if _version(name) != _MISSING]
+    quota = cpu_quota()
+    found = nvidia.cards()
+    cards = ", ".join(f"{found.count(card)} × {card}" for card in dict.fromkeys(found))
+    return {
+        "shardline": _version("shardline"),
+        "packages": ", ".join(f"{name} {_version(name)}" for name in sorted([*names, "keras", *extras], key=str.lower)),
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": f"{platform.platform()}, {_distribution()}",
+        "processor": processor_name(),
+        "cores": f"{available_cores()} of {os.cpu_count()}" + ("" if quota is None else f", a quota of {quota:g}"),
+        "memory": f"{memory_limit() / 2**30:.1f} GiB, {available_memory() / 2**30:.1f} GiB of it free",
+        "GPUs": (cards or "none") + (", hidden by CUDA_VISIBLE_DEVICES" if found and nvidia.hidden() else ""),
+    }
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown distribution")
+    except OSError:
+        return "unknown distribution"
 
 
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return _MISSING

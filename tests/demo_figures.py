@@ -1,7 +1,8 @@
 """The demo's figures, as the README has them: `python -m tests.demo_figures` runs `make demo` and saves what it gave.
 
-Writes benchmarks/results/demo.json and the README's two images, on an otherwise idle machine; what the README then has
-to say, tests/test_readme_figures.py tells. With --seconds: of a demo that was run already and took so long.
+Writes benchmarks/results/demo.json and the demo's two images, on an otherwise idle machine; what the README then has
+to say, tests/test_readme_figures.py tells. With --seconds: of a demo that was run already and took so long. With
+--tutorial the images of docs/tutorial.md instead, which need no idle machine.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
+
+from PIL import Image
 
 from shardline.benchmarks.measure import machine
 from shardline.pipeline.evaluation_files import read_metrics
 from shardline.pipeline.manifest import Manifest
+from tests.shell_commands import follow
 from tests.tools.test_sample_data import color_top1
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "demo.json"
+TUTORIAL = {"grid.png": "grid.png", "run/plots/curves.png": "curves.png", "gallery.png": "gallery.png"}
 IMAGES = {"predictions.png": "demo_predictions.png", "run/plots/curves.png": "demo_curves.png"}  # under docs/
 
 
@@ -28,7 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, help="how long the demo took that was run already")
     parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="where it lies")
+    parser.add_argument("--tutorial", action="store_true", help="follow the tutorial, and keep its images")
     settings = parser.parse_args()
+    if settings.tutorial:
+        return tutorial()
     start = time.monotonic()
     if settings.seconds is None:
         subprocess.run(["make", "demo"], cwd=ROOT, check=True)
@@ -49,6 +59,16 @@ def main() -> None:
     for source, name in IMAGES.items():
         if (settings.demo / source).is_file():
             shutil.copyfile(settings.demo / source, ROOT / "docs" / name)
+
+
+def tutorial() -> None:
+    """Follow the tutorial, and save its images under docs/tutorial."""
+    with tempfile.TemporaryDirectory() as folder:
+        follow(ROOT / "docs" / "tutorial.md", folder, sys.executable)
+        (ROOT / "docs" / "tutorial").mkdir(exist_ok=True)
+        for source, name in TUTORIAL.items():
+            with Image.open(Path(folder, source)) as image:  # a third of the bytes, and no eye that sees it
+                image.convert("RGB").quantize(128).save(ROOT / "docs" / "tutorial" / name, optimize=True)
 
 
 if __name__ == "__main__":

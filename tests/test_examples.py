@@ -69,6 +69,13 @@ def test_dali_finds_every_record_by_the_index(data):
     assert records == 37
 
 
+@pytest.mark.slow
+def test_dali_reads_a_batch_on_the_cpu(data):
+    if not find_spec("nvidia") or not find_spec("nvidia.dali"):
+        pytest.skip("nvidia-dali is not installed")
+    assert run("dali_pipeline.py", data, "cpu").startswith("(32, 224, 224, 3) [")
+
+
 def test_a_serving_request_holds_the_files(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8file")
     made = json.loads(runpy.run_path(str(EXAMPLES / "serving_request.py"))["body"]([str(tmp_path / "a.jpg")]))

@@ -9,6 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"].values()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -20,17 +21,44 @@ def recipe(target):
 def test_continuous_integration_runs_make_targets_alone():
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert runs == ["make test", "make demo"] and recipe("test") and recipe("demo")
+    assert runs == ["make test", "make demo", "make docs"]
+    assert all(recipe(run.removeprefix("make ")) for run in runs)
 
 
-def test_continuous_integration_tries_every_python_that_is_declared():
-    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
-    tried = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+def test_every_python_that_is_declared_is_tried():
     marker = "Programming Language :: Python :: "
     declared = [
         name.removeprefix(marker) for name in PROJECT["project"]["classifiers"] if name.startswith(marker + "3.")
     ]
-    assert tried == declared
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == declared
+    tox = PROJECT["tool"]["tox"]
+    assert tox["env_list"] == declared and tox["skip_missing_interpreters"]
+    first, last = (int(name.split(".")[1]) for name in (declared[0], declared[-1]))
+    assert PROJECT["project"]["requires-python"] == f">=3.{first},<3.{last + 1}"
+    assert f"(3, {first}) <= sys.version_info < (3, {last + 1})" in MAKEFILE
+
+
+def test_every_extra_is_named_with_what_it_is_for_and_no_other():
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    assert (
+        set(re.findall(r"^\| `(\w+)` \|", (ROOT / "BUILD.md").read_text().split("## The loop")[0], re.MULTILINE))
+        == extras
+    )
+    texts = [MAKEFILE, *((ROOT / name).read_text() for name in ("README.md", "BUILD.md"))]
+    texts += [
+        path.read_text()
+        for folder in ("docs", *FOLDERS)
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".md", ".py")
+    ]
+    named = {
+        name
+        for text in texts
+        for found in re.findall(r"(?:shardline|'\.)\[([\w,]+)\]'", text)
+        for name in found.split(",")
+    }
+    assert named <= extras
 
 
 def test_pre_commit_checks_what_lint_does():

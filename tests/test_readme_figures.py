@@ -1,4 +1,5 @@
-"""Every figure of the README comes from a file in benchmarks/results: its sentences, as the evidence gives them.
+"""Every figure of the README and of docs/explanation/speed.md comes from a file in benchmarks/results: their sentences
+and the README's table, as the evidence gives them.
 
 When a file was measured anew, the failing test shows the sentence to write.
 """
@@ -18,7 +19,8 @@ CPU = {(m.suite, m.name): m for m in load_results(RESULTS / "epyc-2-cores")}
 SLEEPING = {(m.suite, m.name): m for m in load_results(RESULTS / "simulated_gpu")}
 H200 = json.loads((RESULTS / "h200" / "gpu_report.json").read_text())
 DEMO = json.loads((RESULTS / "demo.json").read_text())
-README = " ".join((ROOT / "README.md").read_text().split())
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/explanation/speed.md")}
+README, SPEED = PAGES
 
 LOADERS, LARGE, RIVALS, MEGAPIXELS = "input", "convert 3,200 photographs", "convert", "convert 12 megapixels"
 OURS = "shardline host"
@@ -49,7 +51,8 @@ def demo():
     low, high = DEMO["top1_interval95"]
     minutes, seconds = divmod(DEMO["seconds"], 60)
     cores = {2: "two"}[DEMO["machine"]["cores"]]
-    yield f"`make demo` needs some minutes ({minutes} min {seconds} s on {cores} cores with AVX512-BF16)"
+    took = f"{minutes} min {seconds} s on {cores} cores with AVX512-BF16"
+    yield f"Once installed, `make demo` needs some minutes ({took})"
     yield (
         f"after six epochs on {DEMO['training_images']} drawn images, scores {DEMO['top1']:.1%} on "
         f"{DEMO['test_images']} others (95% interval {low:.1%} to {high:.1%}; a nearest-mean-color classifier: "
@@ -117,6 +120,40 @@ def converters():
     )
 
 
+def beside():
+    """The rows of the README's table: the fastest others first, then the same thing measured twice."""
+    jobs = {"reading": (LOADERS, OURS, OURS), "converting": (LARGE, "shardline", "plain loop")}
+    for job, (suite, ours, reference) in jobs.items():
+        others = {name: times(suite, ours, name) for name in NAMES[suite]}
+        for name in sorted(others, key=others.get):
+            yield row(NAMES[suite][name], job, others[name])
+        yield row("*the reference, measured a second time*", job, times(suite, CONTROL, reference))
+
+
+def row(what, job, found):
+    middle, low, high = found
+    return f"| {what} | {job} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
+
+
+NAMES = {
+    LOADERS: {
+        "PyTorch DataLoader + OpenCV": "PyTorch's DataLoader, OpenCV",
+        "webdataset + OpenCV": "webdataset, OpenCV",
+        "Grain + ArrayRecord + OpenCV": "Grain with ArrayRecord, OpenCV",
+        "TFDS": "TFDS",
+        "DALI on the CPU": "DALI on the CPU",
+        "MosaicML Streaming + OpenCV": "MosaicML Streaming, OpenCV",
+        "Model Garden, float32": "tf.data as in TensorFlow's Model Garden, to float32",
+        "Keras from directory, float32": "Keras's `image_dataset_from_directory`, to float32, squashed, not cropped",
+    },
+    LARGE: {
+        "plain loop": "a plain OpenCV loop",
+        "FFCV writer, OpenCV": "FFCV's writer, OpenCV",
+        "img2dataset": "img2dataset",
+    },
+}
+
+
 def stray(suite):
     """How far a suite's control strays from its reference."""
     settings = {"input": OURS, "scaling of the converter": "shardline"}
@@ -128,24 +165,44 @@ def quoted_suites():
 
 
 CLAIMS = [
-    (source.__name__, claim) for source in (demo, one_gpu, sleeping_gpus, loaders, converters) for claim in source()
+    (page, source.__name__, claim)
+    for page, sources in {README: (demo, beside, one_gpu), SPEED: (loaders, converters, one_gpu, sleeping_gpus)}.items()
+    for source in sources
+    for claim in source()
 ]
 
 
-@pytest.mark.parametrize("claim", [claim for _, claim in CLAIMS], ids=[f"{n}{i}" for i, (n, _) in enumerate(CLAIMS)])
-def test_the_readme_says_what_the_evidence_gives(claim):
-    assert claim in README, f"the README has to say:\n{claim}"
+@pytest.mark.parametrize(
+    ("page", "claim"),
+    [(page, claim) for page, _, claim in CLAIMS],
+    ids=[f"{Path(page).stem}-{name}{number}" for number, (page, name, _) in enumerate(CLAIMS)],
+)
+def test_a_page_says_what_the_evidence_gives(page, claim):
+    assert claim in " ".join(PAGES[page].split()), f"{page} has to say:\n{claim}"
 
 
-def test_no_other_figure_stands_in_the_readme():
-    prose = re.sub(r"```.*?```", " ", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    prose = " ".join(prose.split())
-    for _, claim in CLAIMS:
+@pytest.mark.parametrize("page", PAGES)
+def test_no_other_figure_stands_there(page):
+    prose = " ".join(re.sub(r"```.*?```|Python 3\.\d+ to 3\.\d+", " ", PAGES[page], flags=re.DOTALL).split())
+    for _, _, claim in CLAIMS:
         prose = prose.replace(claim, " ")
-    figures = re.findall(
-        r"\d[\d,.]*(?: ?%| times| images/s|/s\b| points| min\b| seconds)", re.sub(r"`[^`]*`", " ", prose)
-    )
+    pattern = r"\d[\d,.]*(?: ?%| times| images/s|/s\b| points| min\b| seconds)|\d\.\d\d"
+    figures = re.findall(pattern, re.sub(r"`[^`]*`", " ", prose))
     assert figures == [], f"figures without evidence: {figures}"
+
+
+def test_the_table_leaves_out_no_other_tool():
+    """Beside rows that decode only, or whose images are read by the slower of two libraries."""
+    for suite, less in (
+        (LOADERS, {"TensorFlow, decode only", "PyTorch DataLoader + Pillow"}),
+        (LARGE, {"FFCV writer"}),
+    ):
+        measured = {name for found, name in CPU if found == suite and not name.startswith(("shardline", "control"))}
+        assert measured - less == set(NAMES[suite])
+
+
+def test_the_readme_is_one_screen():
+    assert len(PAGES[README].splitlines()) < 120
 
 
 def test_others_are_named_honestly():

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shardline.pipeline.options import options
 from shardline.trainer.hosts import HostsConfig, find_hosts, read_tf_config
-from tests.test_scripts import config_of
+from tests.shell_commands import in_script, parse
 
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 SCRIPTS = sorted([*RECIPES.glob("*.sh"), *RECIPES.glob("*.sbatch")])
@@ -33,15 +31,6 @@ def container(job):
     return job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
 
 
-def commands(text):
-    """Each shardline command of a shell script with its arguments."""
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        words = shlex.split(line, comments=True)
-        for number, word in enumerate(words):
-            if word.startswith("shardline-"):
-                yield word, words[number + 1 :]
-
-
 def test_every_recipe_is_named_in_the_page():
     page = (RECIPES / "README.md").read_text()
     assert [path.name for path in (*SCRIPTS, *MANIFESTS) if f"]({path.name})" not in page] == []
@@ -50,19 +39,10 @@ def test_every_recipe_is_named_in_the_page():
 
 @pytest.mark.parametrize(("name", "text"), list(texts()))
 def test_commands_have_these_flags_and_values(name, text):
-    found = list(commands(text))
+    found = list(in_script(text))
     assert found
     for command, arguments in found:
-        known, values = options(config_of(command)), {}
-        words = iter(arguments)
-        for word in words:
-            flag, equals, value = word.removeprefix("--").partition("=")
-            assert word.startswith("--") and flag in known, f"{name}: {command} {word}"
-            values[flag] = value if equals else next(words)
-        given = {flag: re.sub(r"^\$.*$", "8", value) for flag, value in values.items()}  # $N is some number or path
-        kinds = {flag: known[flag].kind for flag in given}
-        numbers = {flag: kind(given[flag]) for flag, kind in kinds.items() if kind in (int, float)}
-        config_of(command)(**given | numbers)
+        assert parse(command, arguments), f"{name}: {command}"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from shardline.pipeline.commands import COMMANDS
+from shardline.pipeline.machine import available_cores, memory_limit
 from shardline.pipeline.options import options
 
 ROOT = Path(__file__).parent.parent
@@ -73,8 +74,8 @@ def test_help_tells_what_the_command_does_and_its_flags(script, columns):
         assert all(f"\n  {name[len('shardline-') :]} " in shown for name in SCRIPTS if name != script)
         return
     heads = re.findall("\n  (--.*)", shown)
-    assert all(re.search(r"=.|\(default: |\(no default\)|^--version|^--helpfull", head) or told_default(shown, head)
-               for head in heads), heads  # fmt: skip
+    told = re.compile(r"=.|\(default: |\(no default\)|^--(version|machine|helpfull)")
+    assert all(told.search(head) or told_default(shown, head) for head in heads), heads
     assert max(map(len, shown[shown.index("\n  --") :].splitlines())) <= columns
     assert script == "shardline-doctor" or len(heads) > 5
 
@@ -96,6 +97,37 @@ def test_help_of_many_flags_shows_common_ones_and_helpfull_the_rest():
 def test_version_is_told(script, columns):
     code, shown = type_in(BIN / script, "--version", columns=columns)
     assert code == 0 and shown.startswith(f"shardline {metadata.version('shardline')}\nPython 3.")
+
+
+def test_version_and_machine_are_what_a_ticket_needs():
+    code, shown = type_in(BIN / "shardline", "--version", "--machine")
+    facts = dict(line.split(": ", 1) for line in shown.splitlines())
+    assert code == 0
+    assert [*facts] == ["shardline", "packages", "Python", "system", "processor", "cores", "memory", "GPUs"]
+    packages = dict(fact.rsplit(" ", 1) for fact in facts["packages"].split(", "))
+    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        name = re.split(r"[^\w.-]", line)[0]
+        assert packages[name] == metadata.version(name)
+    assert facts["cores"].split(" of ")[0] == str(available_cores()) and all(facts.values())
+    assert facts["memory"].startswith(f"{memory_limit() / 2**30:.1f} GiB, ")
+    private = {Path.home().name, os.uname().nodename, str(Path.home())} - {"root", "/root"}
+    assert not [word for word in private if re.search(rf"\b{re.escape(word)}\b", shown)]
+    template = (ROOT / ".github/ISSUE_TEMPLATE/fault.yml").read_text()
+    assert "`shardline --version --machine`" in template
+    other = type_in(BIN / "shardline-train", "--machine")[1]
+    assert [line for line in other.splitlines() if not line.startswith("memory")] == [
+        line for line in shown.splitlines() if not line.startswith("memory")
+    ]
+
+
+def test_cards_are_told_as_their_driver_names_them(tmp_path):
+    """A stand-in for nvidia-smi answers as a machine with two H100 does."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 580.1, 9.0\\n%.0s' 1 2\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([BIN / "shardline", "--machine"], env=environment, capture_output=True, text=True)
+    card = "NVIDIA H100 80GB HBM3, compute capability 9.0, driver 580.1"
+    assert result.stdout.splitlines()[-1] == f"GPUs: 2 × {card}, hidden by CUDA_VISIBLE_DEVICES"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

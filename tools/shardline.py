@@ -11,7 +11,7 @@ import importlib
 import sys
 
 from shardline.pipeline import cli as command_line
-from shardline.pipeline.command_help import version_text
+from shardline.pipeline.command_help import EVERY_COMMAND, version_text
 from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.habits import nearest
@@ -22,9 +22,8 @@ _OWN = {"completion": f"print the script that completes all this in a shell: {' 
 
 def help_text() -> str:
     """Each command with what it does."""
-    rows = (
-        {name: command.summary for name, command in COMMANDS.items()} | _OWN | {"--version": "versions, for a ticket"}
-    )
+    rows = {name: command.summary for name, command in COMMANDS.items()} | _OWN
+    rows |= {name: EVERY_COMMAND[name] for name in ("--version", "--machine")}
     listed = "\n".join(f"  {name:<12} {summary}" for name, summary in rows.items())
     return f"{(__doc__ or '').strip()}\n\nCommands; `shardline NAME --help` tells more:\n{listed}"
 
@@ -34,8 +33,8 @@ def main(arguments: list[str]) -> None:
     name, rest = (arguments or [""])[0], arguments[1:]
     if name in ("--help", "-help", "-h", "--helpfull", "help"):
         print(help_text())
-    elif name in ("--version", "version"):
-        print(version_text())
+    elif name in ("--version", "version", *command_line.MACHINE):
+        print(version_text(machine=bool(command_line.MACHINE & set(arguments))))
     elif name == "completion":
         print(completion(rest[0] if rest else ""))
     elif not name or name.startswith("-"):

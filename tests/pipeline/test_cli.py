@@ -162,7 +162,7 @@ def test_help_goes_to_stdout_and_ends_with_0(run, flag):
 def test_help_shows_the_common_flags_and_says_how_many_more_there_are(run, monkeypatch):
     monkeypatch.setattr(CommandConfig, "COMMON", ("mode", "size"), raising=False)
     short, full = run("--help")[1], run("--helpfull")[1]
-    flags, every = sum(field.option.flag for field in options(CommandConfig).values()), 5
+    flags, every = sum(field.option.flag for field in options(CommandConfig).values()), 6
     assert short.count("\n  --") == 2 + every and f"these and {flags - 2} more flags" in " ".join(short.split())
     assert full.count("\n  --") == flags + every and "--rate" in full and "--rate" not in short
 

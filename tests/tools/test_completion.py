@@ -104,10 +104,12 @@ SHELLS = {  # how each starts without a file of the user's, and what has to come
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_documented_line_completes_in_an_interactive_shell(shell, tmp_path):
-    """As the README says it, typed into a terminal with the installed scripts."""
+    """As the reference says it, typed into a terminal with the installed scripts."""
     if not shutil.which(shell):
         pytest.skip(f"no {shell} here")
-    assert "source <(shardline completion bash)" in (said := " ".join((ROOT / "README.md").read_text().split()))
+    assert "source <(shardline completion bash)" in (
+        said := " ".join((ROOT / "docs/reference/commands.md").read_text().split())
+    )
     assert "`… zsh)` in `~/.zshrc` after `compinit`" in said
     command, before = SHELLS[shell]
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

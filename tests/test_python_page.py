@@ -1,4 +1,4 @@
-"""The README's Python runs, block after block, as a reader would paste it."""
+"""The Python of the pages runs, block after block, as a reader would paste it."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shardline.benchmarks import verdict
+from tests.shell_commands import blocks
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,10 +29,13 @@ def test_the_examples_run_on_a_converted_folder(tmp_path):
     convert = [sys.executable, "-m", "shardline.tools.convert", "--source=photos", "--output=data", "--size=72"]
     subprocess.run(convert, cwd=tmp_path, check=True, env=environment(), capture_output=True)
 
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    python, serving, readme = (
+        blocks((ROOT / name).read_text(), "python")
+        for name in ("docs/guides/python.md", "docs/guides/serving.md", "README.md")
+    )
+    assert [len(found) for found in (python, serving, readme)] == [4, 1, 1]
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join([*blocks[:2], *LOSS, *blocks[2:4], *EXPORT, blocks[4], *TOLD])],
+        [sys.executable, "-c", "\n".join([*readme, *python[:2], *LOSS, *python[2:], *EXPORT, *serving, *TOLD])],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -58,7 +62,7 @@ LOSS = (  # of the validation images, one by one
 EXPORT = (
     "from shardline.trainer.export import ExportConfig, export",
     "export(ExportConfig(run='run', output='exported', formats='saved_model', parity_images=2))",
-    "files = [open('photos/validation/dark/0.png', 'rb').read()]",
+    "open('photo.jpg', 'wb').write(open('photos/validation/dark/0.png', 'rb').read())",
 )
 TOLD = ("print('cursor', cursor)", "print('status', answer['status'].numpy(), shown.shape)")
 
@@ -70,6 +74,5 @@ def environment():
 def test_every_word_of_a_verdict_has_an_example():
     words = [f"{stage}-bound" for stage in (*verdict.HOST_STAGES, "copy", "step")]
     words += ["balanced", "tie: ", verdict.QUOTA, verdict.TAKEN, "cannot tell", "epoch 1: ", "withdrawn"]
-    section = (ROOT / "README.md").read_text().split("## Where the time goes")[1]
-    said = section.replace("-`", "-bound")  # `order-`, … and `batch-bound`
+    said = (ROOT / "docs/guides/slow_pipeline.md").read_text().replace("-`", "-bound")  # `order-`, … and `batch-bound`
     assert [word for word in words if word not in said] == []
