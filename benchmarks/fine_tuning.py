@@ -52,8 +52,7 @@ class Entry:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """As the recipe has them."""
-        weights = "none" if self.recipe == "scratch" else "given"
-        return TrainConfig(recipe=self.recipe, weights=weights).phase_list
+        return TrainConfig(recipe=self.recipe, weights="given").phase_list
 
     def stretched(self, factor: float) -> tuple[Phase, ...]:
         """The phases, those beside the head's this many times as long: the head's is short, on stored features."""

@@ -62,7 +62,8 @@ class StepMonitor(Action):
         steps = steps_between(0, setup.spans[-1].stop, setup.config.global_batch_size)
         self._epochs = setup.epoch(setup.spans[-1].stop)
         self.bar = progress(total=steps, initial=start_step, desc="train", unit="step", bar_format=BAR)
-        self.flops = {span.index: flops_per_image(network, span.phase.part) for span in setup.spans}
+        size = setup.config.image_size
+        self.flops = {span.index: flops_per_image(network, size, span.phase.part) for span in setup.spans}
         strategy, dtype = setup.cluster.strategy, setup.config.allreduce_dtype
         self.allreduce_bytes = {
             span.index: allreduce_bytes(strategy, network.trained(span.phase.part), dtype) for span in setup.spans

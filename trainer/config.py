@@ -18,9 +18,20 @@ HEADS = ("gap", "hypercolumn", "flatten256", "fc4096")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")
 AUTO = "auto"
+POOLED_HEADS = ("gap", "hypercolumn")  # fit images of any size
+MIN_IMAGE_SIZE = 32  # five halvings leave one pixel
 # Named recipes: what other flags are where they are not given. benchmarks/fine_tuning.py measures them.
 RECIPES: dict[str, dict[str, str | float]] = {
-    "scratch": {},
+    "plain": {},
+    "scratch": {
+        "head": "hypercolumn",
+        "dropout": 0.0,
+        "phases": "all:32@2e-4",
+        "optimizer": "adamw",
+        "weight_decay": 0.05,
+        "label_smoothing": 0.1,
+        "progressive_resizing": "0.5:0.3,0.75:0.6",
+    },
     "linear_probe": {"head": "hypercolumn", "dropout": 0.0, "phases": "head:30@0.3", "cache_features": 4},
     "finetune": {
         "head": "hypercolumn",
@@ -95,6 +106,47 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+@dataclass(frozen=True)
+class Resize:
+    """Progressive resizing: what the images measure, in pixels, until so much of the run (0 to 1) is done."""
+
+    image_size: int
+    until: float
+
+    def __str__(self) -> str:
+        return f"{self.image_size} px until {self.until:.0%}"
+
+
+def parse_resizing(text: str, image_size: int) -> tuple[Resize, ...]:
+    """`32:0.3,48:0.6,64` at an image size of 64 as the two smaller sizes. A size of at most 1 is a share of it."""
+    found: list[Resize] = []
+    *items, last = text.split(",") if text else [""]
+    for item in items if last.strip() == str(image_size) else filter(None, [*items, last]):
+        match = re.fullmatch(r"\s*([0-9.]+):([0-9.]+)\s*", item)
+        try:
+            size, until = float(match[1]), float(match[2])  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"--progressive_resizing={text}: {item.strip()!r} is not SIZE:UNTIL, e.g. 32:0.3,48:0.6 or, as shares "
+                f"of --image_size={image_size}, 0.5:0.3,0.75:0.6"
+            ) from None
+        # A multiple of 8 where the size is a share: VGG16 halves it five times, and 32 is the least it can take.
+        pixels = max(MIN_IMAGE_SIZE, round(size * image_size / 8) * 8) if size <= 1 else int(size)
+        if size > 1 and not (size == pixels and MIN_IMAGE_SIZE <= size <= image_size):
+            raise UsageError(
+                f"--progressive_resizing={text}: {size:g} is no number of pixels from {MIN_IMAGE_SIZE} to "
+                f"--image_size={image_size}"
+            )
+        before = found[-1].until if found else 0.0
+        if not before < until < 1:
+            raise UsageError(
+                f"--progressive_resizing={text}: {until:g} is no share of the run above {before:g} and below 1; shares "
+                "grow, and the rest of the run has --image_size"
+            )
+        found.append(Resize(min(pixels, image_size), until))
+    return tuple(found)
+
+
 def _flags(recipe: str) -> str:
     return " ".join(f"--{name}={value}" for name, value in RECIPES[recipe].items()) or "the defaults shown here"
 
@@ -161,7 +213,7 @@ class TrainConfig(HostsConfig, InputConfig):
         above=0, high=1, group="model",
     )  # fmt: skip
     recipe: str = option(
-        "scratch",
+        "plain",
         "named set of defaults, which other flags override: " + "; ".join(f"{r}, {_flags(r)}" for r in RECIPES),
         choices=tuple(RECIPES), group="recipe",
     )  # fmt: skip
@@ -204,6 +256,12 @@ class TrainConfig(HostsConfig, InputConfig):
         0.0, "label smoothing: share of each label that is spread over all classes; 0.1 is usual", low=0, below=1,
         group="recipe",
     )  # fmt: skip
+    progressive_resizing: str = option(
+        "",
+        "train on smaller images first: SIZE:UNTIL,..., the side in pixels, or as a share of --image_size, until that "
+        "share of the run, e.g. 0.5:0.3,0.75:0.6; the rest has --image_size; empty: all of it",
+        group="recipe",
+    )
     class_weights: str = option(
         "none", "weights of the loss; balanced: 1 / frequency of the sample's class", choices=("none", "balanced"),
         group="recipe",
@@ -285,10 +343,15 @@ class TrainConfig(HostsConfig, InputConfig):
         for name, value in self.completed(self.__dict__.pop("_given", {})).items():
             object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.recipe != "scratch" and self.weights == "none":
+        if self.recipe in ("linear_probe", "finetune") and self.weights == "none":
             raise UsageError(f"--recipe={self.recipe} is for pretrained weights: name them in --weights")
-        if self.image_size < 32:
+        if self.image_size < MIN_IMAGE_SIZE:
             raise UsageError(f"--image_size={self.image_size}: VGG16 halves the image five times; use at least 32")
+        if self.resizes and self.head not in POOLED_HEADS:
+            raise UsageError(
+                f"--progressive_resizing={self.progressive_resizing}: --head={self.head} fits one image size only; use "
+                f"--head={' or '.join(POOLED_HEADS)}"
+            )
         if self.eval_crops != 1:
             raise UsageError(f"--eval_crops={self.eval_crops}: training evaluates the center crop; use 1")
         parse_phases(self.phases)
@@ -351,6 +414,11 @@ class TrainConfig(HostsConfig, InputConfig):
     def phase_list(self) -> tuple[Phase, ...]:
         """The parsed `--phases`."""
         return parse_phases(self.phases)
+
+    @property
+    def resizes(self) -> tuple[Resize, ...]:
+        """The parsed `--progressive_resizing`: sizes before the last, which is `image_size`."""
+        return parse_resizing(self.progressive_resizing, self.image_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for config.json."""

@@ -113,10 +113,20 @@ class StopRequest:
 
 
 def train_phase(
-    setup: TrainSetup, state: TrainState, train: TrainLoop, actions: Sequence[Action], stop: StopRequest
+    setup: TrainSetup,
+    state: TrainState,
+    train: TrainLoop,
+    actions: Sequence[Action],
+    stop: StopRequest,
+    until: int | None = None,
 ) -> bool:
-    """Train until the state's phase ends. False if a signal to any host, a callback or an action stopped it."""
+    """Train until the state's phase ends, or `until` so many samples are consumed.
+
+    Returns:
+      False if a signal to any host, a callback or an action stopped it.
+    """
     span = setup.spans[state.phase]
+    end = span.stop if until is None else until
     pending: _Call | None = None
     step_seconds = CALL_SECONDS  # the first call is of one step
 
@@ -136,9 +146,9 @@ def train_phase(
         asked = setup.cluster.hosts == 1 and bool(stop.by or stop.failure)
         return asked or any(action.should_stop for action in actions)
 
-    while state.cursor < span.stop and not stopped():
+    while state.cursor < end and not stopped():
         hasten = bool(stop.signal) and setup.cluster.hosts == 1
-        count = 1 if hasten else steps_until_due(setup, state, actions, most_steps(setup, step_seconds))
+        count = 1 if hasten else steps_until_due(setup, state, actions, most_steps(setup, step_seconds), end)
         cursors = [state.cursor + i * setup.config.global_batch_size for i in range(count + 1)]
         rates = [setup.learning_rate(span, cursor) for cursor in cursors[:-1]]
         started = time.perf_counter()
@@ -166,13 +176,13 @@ def most_steps(setup: TrainSetup, step_seconds: float) -> int:
     return MOST_STEPS if setup.cluster.hosts > 1 else max(1, min(MOST_STEPS, int(CALL_SECONDS / step_seconds)))
 
 
-def steps_until_due(setup: TrainSetup, state: TrainState, actions: Sequence[Action], most: int) -> int:
-    """Steps until an action wants the call to end, the phase does, or there are `most`."""
+def steps_until_due(setup: TrainSetup, state: TrainState, actions: Sequence[Action], most: int, end: int) -> int:
+    """Steps until an action wants the call to end, `end` samples are consumed, or there are `most`."""
     ahead = replace(state)
     for count in range(1, most):
         ahead.step += 1
         ahead.cursor += setup.config.global_batch_size
-        if ahead.cursor >= setup.spans[state.phase].stop or any(action.ends_call(ahead) for action in actions):
+        if ahead.cursor >= end or any(action.ends_call(ahead) for action in actions):
             return count
     return most
 

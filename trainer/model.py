@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras import KerasTensor
 
-from shardline.trainer.config import TrainConfig
+from shardline.trainer.config import POOLED_HEADS, TrainConfig
 from shardline.trainer.pooling import MaxPooling2x2
 
 BGR_MEAN = (103.939, 116.779, 123.68)
@@ -185,7 +185,8 @@ def _create_network(config: NetworkConfig) -> Network:
         return keras.layers.Dropout(config.dropout, name=f"dropout_{index}")(x)
 
     served = keras.Input((size, size, 3), dtype="uint8", name="image")
-    trained = keras.Input((size, size, 3), dtype="float32", name="image")
+    side = None if config.head in POOLED_HEADS else size  # progressive resizing trains on smaller images, too
+    trained = keras.Input((side, side, 3), dtype="float32", name="image")
     found = features(trained, [MaxPooling2x2(name=x.name) if _pools(x) else x for x in stack])
     cached = keras.Input(found.shape[1:], dtype="float32", name="features")
     return Network(
@@ -273,13 +274,13 @@ def initialize(network: Network, seed: int) -> None:
         variable.assign(normal * np.float32(deviation))
 
 
-def flops_per_image(network: Network, part: str = "all") -> float:
-    """Floating-point operations of one training step per image: forward, and backward down to what trains."""
+def flops_per_image(network: Network, image_size: int, part: str = "all") -> float:
+    """Floating-point operations of a training step per image of this side: forward, and backward to what trains."""
     forward: dict[str, float] = {}
-    shapes = {layer.name: layer.output.shape for layer in network.train.layers}
     for path, variable in network.weights.items():
         if path.endswith("kernel"):
-            pixels = np.prod(shapes[path.split("/")[0]][1:-1]) if len(variable.shape) == 4 else 1
+            # Every block after the first sees half the side of the one before.
+            pixels = (image_size >> int(path[5]) - 1) ** 2 if len(variable.shape) == 4 else 1
             forward[path] = 2.0 * float(np.prod(variable.shape)) * float(pixels)
     trained = network.trained(part)
     kernels = [path for path in forward if path in trained]

@@ -33,11 +33,11 @@ from shardline.trainer.hosts import find_hosts
 from shardline.trainer.keras_callbacks import adapted
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
-from shardline.trainer.model import Network
+from shardline.trainer.model import Network, flops_per_image
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
 from shardline.trainer.run_dir import MODEL_FILE, ChosenWeights, choose_weights, load_run, model_is_whole, note_model
 from shardline.trainer.run_report import RunReport
-from shardline.trainer.schedule import steps_between
+from shardline.trainer.schedule import PhaseSpan, steps_between
 from shardline.trainer.setup import TrainSetup, create_setup, weights_begun_with
 from shardline.trainer.state import TrainState, create_step, create_train_state
 from shardline.trainer.step import TrainLoop, TrainStep, allreduce_adds, create_train_loop
@@ -101,7 +101,7 @@ def _train(
     """The run from where it stands, in a directory that is ours alone."""
     first = starting_span(setup, checkpoint)
     check_allreduce(setup)
-    network, state, step = create_train_state(setup, first, checkpoint)
+    network, state, _ = create_train_state(setup, first, checkpoint)
     if checkpoint:
         state.restore(checkpoint)
         log(f"continuing {setup.config.workdir} at step {state.step} (epoch {setup.epoch(state.cursor):.3g})")
@@ -120,15 +120,12 @@ def _train(
         actions = [monitor, Profile(setup), evaluate, save, input_profile]
         say_allreduce(setup, monitor)
         callbacks.begin(start_of(setup, network, state))
-        for span in setup.spans[first.index :]:
-            if span is not first:
-                state.begin_phase(setup, network, span)
-                step = create_step(setup, network, state)
-            train_steps = phase_loop(setup, network, state, step, monitor)
+        for sized, end in stretches_left(setup, network, state, first):
+            train_steps = phase_loop(sized, network, state, create_step(sized, network, state), monitor)
             monitor.restart()
             if setup.config.jit:
-                log("compiling the step (once a phase, about 30 s) …")
-            if not train_phase(setup, state, train_steps, actions, stop):
+                log("compiling the step (once a phase and image size, about 30 s) …")
+            if not train_phase(setup, state, train_steps, actions, stop, end):
                 break
         save.act(state)
         input_profile.act(state)
@@ -140,6 +137,16 @@ def _train(
             raise Failure(f"{stop.failure}; the run itself is complete") from stop.failure
         return found
     return _stopped(setup, state, monitor.images_per_second, stop)
+
+
+def stretches_left(
+    setup: TrainSetup, network: Network, state: TrainState, first: PhaseSpan
+) -> Iterator[tuple[TrainSetup, int]]:
+    """What is left to train, from `first` on, phase by phase and image size by image size; begins the phases."""
+    for span in setup.spans[first.index :]:
+        if span is not first:
+            state.begin_phase(setup, network, span)
+        yield from setup.stretches(span, state.cursor)
 
 
 def check_allreduce(setup: TrainSetup) -> None:
@@ -247,6 +254,8 @@ def phase_loop(
         monitor.flops[state.phase] = cache.flops
         step, batches = create_step(setup, network, state, cache.forward), cache.batches(state.cursor)
     else:
+        part = setup.spans[state.phase].phase.part
+        monitor.flops[state.phase] = flops_per_image(network, setup.input.image_size, part)
         batches = setup.train_batches(state.cursor)
     return create_train_loop(setup.cluster.strategy, step, batches, clock(setup))
 

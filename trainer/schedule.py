@@ -7,9 +7,10 @@ size or another number of hosts changes neither.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from shardline.trainer.config import Phase
+from shardline.trainer.config import Phase, Resize
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,28 @@ def spans(phases: tuple[Phase, ...], num_records: int) -> tuple[PhaseSpan, ...]:
         result.append(PhaseSpan(phase, index, start, stop))
         start = stop
     return tuple(result)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Samples of one phase that are trained on at one image size, up to `stop`."""
+
+    image_size: int
+    stop: int
+
+
+def stretches(span: PhaseSpan, cursor: int, resizes: Sequence[Resize], image_size: int, end: int) -> Iterator[Stretch]:
+    """What is left of a phase at `cursor`, cut where the images of a run that ends at `end` grow.
+
+    The step that starts at a sample has the size of that sample: where the run was killed does not matter.
+    """
+    for resize in resizes:
+        stop = min(round(resize.until * end), span.stop)
+        if cursor < stop:
+            yield Stretch(resize.image_size, stop)
+            cursor = stop
+    if cursor < span.stop:
+        yield Stretch(image_size, span.stop)
 
 
 def steps_between(start: int, stop: int, global_batch_size: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,14 @@ class TrainSetup:
             warmup_epochs=self.config.warmup_epochs,
             batch=self.config.global_batch_size,
         )
+
+    def stretches(self, span: schedule.PhaseSpan, cursor: int) -> Iterator[tuple[TrainSetup, int]]:
+        """What is left of a phase at `cursor` by image size: the setup with batches of that size, and where it ends."""
+        config = self.config
+        # The frozen layers' output is stored once, of images as the model will see them.
+        resizes = () if config.cache_features and span.phase.part == "head" else config.resizes
+        for stretch in schedule.stretches(span, cursor, resizes, config.image_size, self.spans[-1].stop):
+            yield replace(self, input=replace(self.input, image_size=stretch.image_size)), stretch.stop
 
     def train_batches(self, cursor: int) -> Iterator[Batch]:
         """Iterator of distributed training batches from the sample at `cursor` on."""

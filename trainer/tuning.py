@@ -53,8 +53,10 @@ def dry_run(config: TrainConfig) -> str:
             f"{count(steps, 'step')} at a peak rate of "
             f"{span.phase.learning_rate:g}; {num_parameters(network.trained(part)):,} of "
             f"{num_parameters(network.weights):,} parameters train, "
-            f"{flops_per_image(network, part) / 1e9:.1f} GFLOP an image"
+            f"{flops_per_image(network, config.image_size, part) / 1e9:.1f} GFLOP an image"
         )
+    if config.resizes:
+        lines.append(f"progressive resizing: {', '.join(map(str, config.resizes))}, then {config.image_size} px")
     need = max(step_bytes(setup, network, span) for span in setup.spans) / GIB
     lines.append(f"memory: about {need:.2f} GiB a GPU, as XLA compiles the step (`make gpu-compile`)")
     return "\n".join(lines)

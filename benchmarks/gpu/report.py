@@ -2,10 +2,10 @@
 
     make gpu-report DATA=DIR OUTPUT=OUT
 
-or, where the package is not installed,
+or, on a machine without a network that has the packages named below,
 
-    mkdir -p /tmp/links/shardline && ln -sfn $PWD/{pipeline,tools,trainer,benchmarks} /tmp/links/shardline/
-    PYTHONPATH=/tmp/links python -m shardline.benchmarks.gpu.report --data DIR --output OUT --seconds 480
+    pip install --no-deps --no-build-isolation --target /tmp/shardline .
+    PYTHONPATH=/tmp/shardline python -m shardline.benchmarks.gpu.report --data DIR --output OUT --seconds 480
 
 Writes OUT/gpu_report.json, OUT/messages.txt and, where the profiler works, OUT/trace.xplane.pb.gz; everything else goes
 to a temporary folder. The parts run one after another, the most valuable first, in processes of their own: one that

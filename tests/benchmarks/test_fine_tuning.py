@@ -75,7 +75,7 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
     rows = {row.name: row for row in load_results(folder / "report")}
     assert list(rows) == list(ENTRIES) and rows["from scratch"].repeats == (54.0, 57.0)
     assert rows["from scratch"].unit == "% top-1"
-    assert rows["from scratch"].what == "--recipe=scratch --phases=all:8@0.02"
+    assert rows["from scratch"].what == "--recipe=scratch --phases=all:8@0.0002"
     assert "| from scratch | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
 
 

@@ -21,6 +21,7 @@ from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.run_dir import find_checkpoint, load_run
+from shardline.trainer.setup import TrainSetup
 from shardline.trainer.train import train as train_run
 
 FOLDER, SECTIONS = Path(sys.argv[1]), sys.argv[2:]
@@ -78,13 +79,13 @@ def at_step(number, act):
     StepMonitor.after_step = after_step
 
 
-def killed_at(name, number):
+def killed_at(name, number, **changes):
     def die():
         raise Killed
 
     at_step(number, die)
     try:
-        train(name)
+        train(name, **changes)
     except Killed:
         return
     raise AssertionError("the run was not killed")
@@ -197,6 +198,27 @@ def features():
     }
 
 
+def resizing():
+    """Images that grow within a phase; killed before they do, at the last small step, and after."""
+    changes = {"image_size": 40, "progressive_resizing": "0.8:0.5", "phases": "all:1@0.05"}
+    begun, train_batches = [], TrainSetup.train_batches
+
+    def noted(setup, cursor):
+        begun.append((cursor, setup.input.image_size))
+        return train_batches(setup, cursor)
+
+    TrainSetup.train_batches = noted
+    results = {"whole": train("growing", **changes), "begun": list(begun)}
+    for number in (2, 3, 5):
+        killed_at(f"growing{number}", number, **changes)
+        begun.clear()
+        results[f"killed{number}"] = {**train(f"growing{number}", **changes), "begun": list(begun)}
+    results["steps"] = steps_of("growing5")
+    results["changed"] = train("growing", **{**changes, "progressive_resizing": ""})["error"]
+    TrainSetup.train_batches = train_batches
+    return results
+
+
 def stopping():
     options = {
         "phases": "all:8@0",
@@ -244,7 +266,14 @@ def allreduce():
     }
 
 
-MORE = {"allreduce": allreduce, "restarts": restarts, "refusals": refusals, "features": features, "stopping": stopping}
+MORE = {
+    "allreduce": allreduce,
+    "restarts": restarts,
+    "refusals": refusals,
+    "features": features,
+    "resizing": resizing,
+    "stopping": stopping,
+}
 
 if __name__ == "__main__":
     Path(DATA).mkdir()

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import re
 import tomllib
 from dataclasses import replace
 
@@ -14,7 +15,8 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, options
 from shardline.trainer import schedule
-from shardline.trainer.config import RECIPES, Phase, TrainConfig, differences, parse_phases
+from shardline.trainer.config import RECIPES, Phase, Resize, TrainConfig, differences, parse_phases
+from shardline.trainer.schedule import Stretch, spans, stretches
 from shardline.trainer.train import TrainCommand
 
 
@@ -58,7 +60,7 @@ def test_phases_are_what_epochs_at_rate():
         ({"block_lr_decay": 1.5}, "block_lr_decay=1.5"),
         ({"eval_every_epochs": 0.0}, "eval_every_epochs=0.0"),
         ({"weight_decay": float("nan")}, "weight_decay=nan"),
-        ({"recipe": "best"}, "recipe=best: use one of scratch, linear_probe, finetune"),
+        ({"recipe": "best"}, "recipe=best: use one of plain, scratch, linear_probe, finetune"),
         ({"recipe": "finetune"}, "recipe=finetune is for pretrained weights: name them in weights"),
         ({"recipe": "finetune", "weights": "x", "mixup": 0.2}, "or it: cache_features=0"),
     ],
@@ -129,11 +131,56 @@ def test_a_recipe_sets_what_is_not_given():
     assert (made.head, made.phases, made.cache_features, made.dropout) == ("hypercolumn", "head:30@0.3", 4, 0.5)
     assert made.recipe_text == "linear_probe with --dropout=0.5"
     assert TrainConfig(recipe="linear_probe", weights="w.h5").recipe_text == "linear_probe"
-    assert TrainConfig() == TrainConfig(recipe="scratch") and TrainConfig().recipe_text == "scratch"
+    assert TrainConfig() == TrainConfig(recipe="plain") and TrainConfig().recipe_text == "plain"
     for same in (replace(made, seed=0), TrainConfig.from_dict(made.to_dict()), copy.deepcopy(made),
                  pickle.loads(pickle.dumps(made)), narrowed(TrainCommand(**made.to_dict()), TrainConfig)):  # fmt: skip
         assert same == made and same.dropout == 0.5
-    assert differences(made, replace(made, recipe="scratch")) == []  # a name for values, which are compared themselves
+    assert differences(made, replace(made, recipe="plain")) == []  # a name for values, which are compared themselves
+
+
+def test_progressive_resizing_is_in_pixels_or_shares_of_the_image_size():
+    made = TrainConfig(image_size=64, progressive_resizing="32:0.3,48:0.6,64")
+    assert made.resizes == (Resize(32, 0.3), Resize(48, 0.6))
+    assert TrainConfig(image_size=64, progressive_resizing="0.5:0.3,0.75:0.6").resizes == made.resizes
+    assert TrainConfig(image_size=224, progressive_resizing="0.5:0.3,0.75:0.6").resizes == (
+        Resize(112, 0.3), Resize(168, 0.6),
+    )  # fmt: skip
+    assert TrainConfig(image_size=40, progressive_resizing="0.5:0.3").resizes == (Resize(32, 0.3),)
+    assert TrainConfig().resizes == ()
+
+
+@pytest.mark.parametrize(
+    "text, wrong",
+    [
+        ("32", "'32' is not SIZE:UNTIL"),
+        ("32:a", "'32:a' is not SIZE:UNTIL"),
+        ("16:0.3", "16 is no number of pixels from 32 to image_size=64"),
+        ("80:0.3", "80 is no number of pixels from 32 to image_size=64"),
+        ("33.5:0.3", "33.5 is no number of pixels"),
+        ("32:0.6,48:0.3", "0.3 is no share of the run above 0.6 and below 1"),
+        ("32:1", "1 is no share of the run above 0 and below 1"),
+        ("32:0", "0 is no share"),
+    ],
+)
+def test_wrong_progressive_resizing_is_refused(text, wrong):
+    with pytest.raises(UsageError, match=re.escape(wrong)):
+        TrainConfig(image_size=64, progressive_resizing=text)
+
+
+def test_a_head_of_one_image_size_is_not_resized():
+    with pytest.raises(UsageError, match="head=flatten256 fits one image size only; use head=gap or hypercolumn"):
+        TrainConfig(head="flatten256", progressive_resizing="0.5:0.5")
+
+
+def test_a_phase_is_cut_where_images_grow_wherever_it_is_begun():
+    first, second = spans(parse_phases("head:1@1,all:3@1"), 100)
+    resizes = (Resize(32, 0.5), Resize(48, 0.75))
+    assert list(stretches(first, 0, resizes, 64, 400)) == [Stretch(32, 100)]
+    assert list(stretches(second, 104, resizes, 64, 400)) == [Stretch(32, 200), Stretch(48, 300), Stretch(64, 400)]
+    assert list(stretches(second, 200, resizes, 64, 400)) == [Stretch(48, 300), Stretch(64, 400)]
+    assert list(stretches(second, 304, resizes, 64, 400)) == [Stretch(64, 400)]
+    assert list(stretches(second, 400, resizes, 64, 400)) == []
+    assert list(stretches(second, 104, (), 64, 400)) == [Stretch(64, 400)]
 
 
 def test_flags_override_a_file_and_both_override_the_recipe(tmp_path):
@@ -153,8 +200,8 @@ def test_the_printed_settings_are_those_of_the_recipe(monkeypatch, capsys):
     }
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "scratch"])
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "plain"])
 def test_every_recipe_is_a_config_and_told_in_help(recipe):
-    TrainConfig(recipe=recipe, weights="w.h5")
+    TrainConfig(recipe=recipe, weights="none" if recipe == "scratch" else "w.h5")
     told = " ".join(command_line.help_text(TrainCommand, "", full=False).split())
     assert f"{recipe}, --head=hypercolumn" in told

@@ -70,10 +70,10 @@ def test_the_four_views_share_their_layers(head):
 
 def test_flops_of_vgg16_at_224_are_the_published_ones():
     network = create_network(NetworkConfig(1000))
-    flops = flops_per_image(network)
+    flops = flops_per_image(network, 224)
     forward = 2 * (15.47e9 - 25088 * 4096 - 4096 * 4096)  # without fc1 and fc2
     assert flops == pytest.approx(3 * forward, rel=0.01)
-    assert flops_per_image(network, "head") == pytest.approx(forward, rel=0.01)
+    assert flops_per_image(network, 224, "head") == pytest.approx(forward, rel=0.01)
 
 
 def test_initial_activations_keep_their_size_through_all_layers():

@@ -44,7 +44,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
     """Every other way to break a run off, stored features, early stopping: minutes."""
-    return check_train(tmp_path_factory.mktemp("more"), "restarts", "features", "stopping", "allreduce")
+    return check_train(tmp_path_factory.mktemp("more"), "restarts", "features", "resizing", "stopping", "allreduce")
 
 
 def test_a_run_leaves_what_its_readers_need(results):
@@ -91,6 +91,19 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(step, more):
     killed = more["restarts"][f"killed{step}"]
     assert killed["weights_sha256"] == more["whole"]["result"]["weights_sha256"]
     assert killed["steps"] == list(range(1, 8))
+
+
+@pytest.mark.slow
+def test_images_grow_within_a_phase_and_a_kill_around_it_costs_no_bit(more):
+    """40 records, 8 a step: the steps at samples 0, 8 and 16 are before the half, those at 24 and 32 are not."""
+    found = more["resizing"]
+    assert found["begun"] == [[0, 32], [24, 40]]
+    for number, begun in ((2, [[0, 32], [24, 40]]), (3, [[16, 32], [24, 40]]), (5, [[32, 40]])):
+        killed = found[f"killed{number}"]
+        assert killed["weights_sha256"] == found["whole"]["weights_sha256"]
+        assert killed["begun"] == begun
+    assert found["steps"] == [1, 2, 3, 4, 5]
+    assert "--progressive_resizing: '0.8:0.5' -> ''" in found["changed"]
 
 
 @pytest.mark.slow
