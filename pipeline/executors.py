@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import multiprocessing
 import os
 import signal
@@ -20,15 +19,16 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from types import ModuleType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
+from shardline.pipeline import ray_executor
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.options import option
-from shardline.pipeline.source_files import MachineFault
+from shardline.pipeline.ray_executor import Cluster
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 CRASH, TIMEOUT = "crashes-decoder", "decoder-timeout"  # why a position is left out, and in words:
@@ -36,8 +36,6 @@ WHY = {CRASH: "its decoder ended the process, twice", TIMEOUT: "its decoder did 
 IMAGE_TIMEOUT = 60.0  # seconds, where nobody says otherwise
 MAX_DEATHS = 8  # of workers over one task, at whatever positions
 TICK_SECONDS = 0.2  # between two looks at the workers
-RAY_PATIENCE_SECONDS = 30  # for tasks that were cancelled
-RAY_RETRIES = 3  # of a task whose worker died
 
 
 def image_timeout_option(then: str, group: str = "") -> float:
@@ -110,6 +108,7 @@ def run(
     workers: int = 1,
     on_progress: OnProgress = lambda done: None,
     image_timeout: float = IMAGE_TIMEOUT,
+    cluster: Cluster = Cluster(),
 ) -> Iterator[R]:
     """Yield `work(task, show)` of every task, in the order they finish.
 
@@ -117,10 +116,11 @@ def run(
       work: a module-level function of a task and of a `Show`.
       tasks: consumed as workers get free.
       engine: a name of EXECUTORS.
-      workers: how many at a time.
+      workers: how many at a time; with Ray also 0: one for each CPU of the cluster.
       on_progress: called now and then with the number of inputs worked on since the last call.
       image_timeout: seconds that a process may decode one input before it is ended; 0: any. Not for `inline`, where a
         decoder that crashes or hangs ends or stalls this process.
+      cluster: which one, for Ray.
 
     Raises:
       Failure: a worker was lost again and again over the same task.
@@ -128,6 +128,8 @@ def run(
     """
     if engine not in EXECUTORS:
         raise UsageError(f"--engine={engine}: use {', '.join(EXECUTORS)}")
+    if engine == "ray":
+        return _ray(work, iter(tasks), workers, on_progress, image_timeout, cluster)
     if workers < 1:
         raise UsageError(f"--workers={workers}: use 1 or more")
     return EXECUTORS[engine](work, iter(tasks), workers, on_progress, image_timeout)
@@ -337,95 +339,20 @@ def _die_with(parent: int) -> None:
 
 
 def _ray(
-    work: Work[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress, image_timeout: float
+    work: Work[T, R],
+    tasks: Iterator[T],
+    workers: int,
+    on_progress: OnProgress,
+    image_timeout: float,
+    cluster: Cluster = Cluster(),
 ) -> Iterator[R]:
-    ray = _start_ray(workers)
-    remote = ray.remote(max_retries=RAY_RETRIES)(_run_remotely)
-    running: dict[object, tuple[T, frozenset[str]]] = {}  # with the nodes that could not read the task's inputs
-
-    def start(task: T, failed: frozenset[str], place: object = "SPREAD") -> None:
-        running[remote.options(scheduling_strategy=place).remote(work, task, image_timeout)] = (task, failed)
-
-    try:
-        for task in islice(tasks, workers):
-            start(task, frozenset())
-        while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            task, failed = running.pop(done)
-            node, result = _result_of(ray, done, task)
-            if isinstance(result, MachineFault):
-                start(task, failed | {node}, _place_elsewhere(ray, failed | {node}, result))
-                continue
-            if (following := next(tasks, None)) is not None:
-                start(following, frozenset())
-            on_progress(len(task))
-            yield result
-    finally:  # nothing of ours goes on writing after an error
-        for unfinished in running:
-            ray.cancel(unfinished, force=True)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=RAY_PATIENCE_SECONDS)
+    return ray_executor.run(partial(_alone, work, image_timeout), tasks, workers, on_progress, cluster)
 
 
-def _place_elsewhere(ray: ModuleType, failed: frozenset[str], fault: MachineFault) -> object:
-    """Another node for a task that could not be read on these. Raises the fault when there is none left."""
-    nodes = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    others = sorted(node["NodeID"] for node in nodes if node["NodeID"] not in failed)
-    if not others:
-        raise fault
-    # Not only there: it may be gone by then.
-    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(others[0], soft=True)
-
-
-def _result_of(ray: ModuleType, done: object, task: Task) -> tuple[str, Any]:
-    """The node of a finished task, and what it returned or the MachineFault that it met. Raises what else it raised."""
-    try:
-        found: tuple[str, Any] = ray.get(done)
-        return found
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
-    except ray.exceptions.RayError as error:
-        raise Failure(
-            f"Ray lost the shard of {task.describe(0)} {RAY_RETRIES + 1} times ({str(error).splitlines()[0]}); look "
-            "at its nodes and their memory, then run the same command again to continue"
-        ) from None
-
-
-def _start_ray(workers: int) -> ModuleType:
-    """The module, connected to the cluster of RAY_ADDRESS, or to one on this machine where there is none."""
-    try:
-        ray = importlib.import_module("ray")
-        importlib.import_module("ray.util.scheduling_strategies")
-    except ImportError:
-        raise UsageError("--engine=ray needs Ray: pip install 'shardline[ray]'") from None
-
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        try:
-            ray.init(
-                address=address,
-                num_cpus=None if address else workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-            )
-        except Exception as error:  # Ray raises bare ones
-            where = f"at RAY_ADDRESS={address}" if address else "on this machine"
-            raise Failure(f"Ray did not start {where}: {str(error).splitlines()[0]}") from None
-    return ray
-
-
-def _run_remotely(work: Work[T, R], task: T, image_timeout: float) -> tuple[str, R | MachineFault]:
-    """What `work` makes of a task, or the fault of this node, and which node this is.
-
-    The work is done in a process of its own, so that a decoder that crashes or hangs costs one image here, too.
-    """
-    node: str = importlib.import_module("ray").get_runtime_context().get_node_id()
-    try:
-        (result,) = _processes(work, iter([task]), 1, lambda done: None, image_timeout)
-        return node, result
-    except MachineFault as fault:
-        return node, fault
+def _alone(work: Work[T, R], image_timeout: float, task: T, on_progress: OnProgress) -> R:
+    """What `work` makes of a task in a process of its own, where a decoder that crashes or hangs costs one image."""
+    (result,) = _processes(work, iter([task]), 1, on_progress, image_timeout)
+    return result
 
 
 EXECUTORS = {"processes": _processes, "inline": _inline, "ray": _ray}  # --engine's choices

@@ -11,6 +11,7 @@ import pytest
 
 from shardline.pipeline import executors
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.ray_executor import Cluster
 
 
 @dataclass(frozen=True)
@@ -155,3 +156,59 @@ def test_a_decoder_that_crashes_or_hangs_on_ray_costs_one_input():
     tasks = [Toy(0, does=("", "crash", "")), Toy(1, does=("hang", "")), Toy(2)]
     found = run(tasks, engine="ray", workers=2, image_timeout=0.5)
     assert found == [(0, [(1, "crashes-decoder")]), (1, [(0, "decoder-timeout")]), (2, [])]
+
+
+def wait_for_another(task, show):
+    """Of task 2, the first attempt waits until somebody else has done it."""
+    if task.number == 2 and first_time(task, 0):
+        for _ in range(600):
+            time.sleep(0.1)
+        raise Failure("nobody began it again")
+    return task.number
+
+
+@pytest.mark.ray
+def test_a_task_that_takes_far_longer_than_others_is_begun_again_once(tmp_path):
+    pytest.importorskip("ray")
+    tasks = [Toy(number, str(tmp_path), ("",)) for number in range(5)]
+    found = executors.run(wait_for_another, tasks, engine="ray", workers=2, image_timeout=0)
+    assert sorted(found) == [0, 1, 2, 3, 4]
+
+
+def wait_to_be_seen(task, show):
+    """Goes on once the first of its two inputs is known to be done."""
+    show(1)
+    for _ in range(600):
+        if (Path(task.folder) / "seen").exists():
+            return task.number
+        time.sleep(0.1)
+    raise Failure("nobody saw it")
+
+
+@pytest.mark.ray
+def test_progress_on_ray_is_told_input_by_input(tmp_path):
+    pytest.importorskip("ray")
+    told = []
+
+    def on_progress(done):
+        told.append(done)
+        if sum(told) == 1:
+            (tmp_path / "seen").touch()
+
+    tasks = [Toy(0, str(tmp_path), ("", ""))]
+    found = executors.run(wait_to_be_seen, tasks, engine="ray", workers=2, image_timeout=0, on_progress=on_progress)
+    assert list(found) == [0] and sum(told) == 2
+
+
+@pytest.mark.ray
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray")
+    ray.shutdown()
+    with pytest.raises(
+        Failure, match=r"ray_address=127\.0\.0\.1:9: no Ray cluster answers there \(Connection refused\)"
+    ):
+        list(executors.run(work, [Toy(0)], engine="ray", cluster=Cluster("127.0.0.1:9")))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://localhost:9")
+    with pytest.raises(Failure, match=r"RAY_ADDRESS=ray://localhost:9: no Ray cluster answers there"):
+        list(executors.run(work, [Toy(0)], engine="ray"))
+    assert run([Toy(0)], engine="ray", workers=1, cluster=Cluster("local")) == [(0, [])]

@@ -148,13 +148,21 @@ class ConvertConfig(ImageOptions):
     shards: int = option(0, "number of shards of each split; 0: by --shard_mb", low=0, group="shards")
     shard_mb: float = option(128.0, "size to aim for in a shard, in MB", low=0.001, group="shards")
     seed: int = option(0, "seed of the splits and of the stored order", group="shards")
-    workers: int = option(0, "processes (Ray: tasks) at a time; 0: one for each core", low=0, group="run")
+    workers: int = option(
+        0, "processes (Ray: tasks) at a time; 0: one for each core, with Ray of the whole cluster", low=0, group="run"
+    )
     engine: str = option(
         "processes",
         "executor of the work: worker processes; this process alone, which a decoder that crashes then ends; or a Ray "
         "cluster",
         choices=tuple(executors.EXECUTORS), group="run",
     )  # fmt: skip
+    ray_address: str = option(
+        "",
+        "cluster of --engine=ray: HOST:PORT, ray://HOST:PORT, auto (one that runs on this machine) or local (one that "
+        "is started for this run); default: RAY_ADDRESS, else local",
+        group="run",
+    )
     image_timeout: float = executors.image_timeout_option("it is set aside", group="run")
     verify: bool = option(
         False, "if the dataset is finished already, read all of it and compare the SHA-256 of each shard", group="run"
@@ -175,6 +183,8 @@ class ConvertConfig(ImageOptions):
         check_options(self)
         if not all(self.source) or not self.source:
             raise UsageError("--source is missing: name a folder of class folders, an archive, a table, or tfds:NAME")
+        if self.ray_address and self.engine != "ray":
+            raise UsageError(f"--ray_address={self.ray_address} is for --engine=ray: add that, or leave it out")
         if not self.output and not self.dry_run:
             raise UsageError("--output is missing: name the folder to write the dataset to")
         if "{}" not in self.path_format:

@@ -32,6 +32,8 @@ from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest, generation_folder
+from shardline.pipeline.ray_executor import Cluster, cluster_cpus
+from shardline.pipeline.source_files import FOLDER
 from shardline.pipeline.sources_table import QUARANTINED
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion import append, resume
@@ -190,7 +192,8 @@ def dry_run(config: ConvertConfig) -> Estimate:
 
 
 def _workers(config: ConvertConfig) -> int:
-    return config.workers or available_cores()
+    """Processes at a time; on Ray tasks, as many as the cluster has CPUs once it is connected."""
+    return config.workers or (cluster_cpus() if config.engine == "ray" else available_cores())
 
 
 def prepare(config: ConvertConfig, base: Manifest | None = None) -> tuple[Sources, Plan]:
@@ -256,6 +259,16 @@ def _task(config: ConvertConfig, sources: Sources, members: np.ndarray, output: 
     )
 
 
+def _some_files(sources: Sources) -> tuple[str, ...]:
+    """The archives among the sources, or the first and the last file: what another machine has to see."""
+    if sources.origins:
+        return tuple(os.path.abspath(os.fsdecode(o.path)) for o in sources.origins if o.kind != FOLDER)
+    seen = np.flatnonzero(sources.stamp)
+    found = (os.fsdecode(sources.path(int(number))) for number in {*seen[:1].tolist(), *seen[-1:].tolist()})
+    names = (name.rpartition("@")[0] if sources.features else name for name in found)
+    return tuple(os.path.join(os.path.abspath(sources.root), name) for name in names)
+
+
 def _shard_output(work: Path, plan: Plan, split: int, shard: int) -> str:
     return str(work.absolute() / f"{plan.splits[split]}-{shard:05d}")
 
@@ -285,18 +298,18 @@ def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Pat
         log(f"continuing: {resumed:,} of {count(len(sources), 'input')} {'is' if resumed == 1 else 'are'} done")
     estimate = None
     tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in results)
-    workers = _workers(config)
     with progress_bar(total=len(sources), initial=resumed, desc="convert", unit="image") as bar:
         for result in executors.run(
             write_shard,
             tasks,
             engine=config.engine,
-            workers=workers,
+            workers=config.workers if config.engine == "ray" else _workers(config),
             on_progress=bar.update,
             image_timeout=config.image_timeout,
+            cluster=Cluster(config.ray_address, _some_files(sources), str(work.absolute())),
         ):
             results[number_of[result.output]] = result
-            estimate = estimate or estimate_from([result], len(sources), min(workers, len(outputs)))
+            estimate = estimate or estimate_from([result], len(sources), min(_workers(config), len(outputs)))
             _refuse_too_many_bad(config, results.values(), len(sources))
     return _Progress([results[number] for number in range(len(outputs))], resumed, estimate)
 

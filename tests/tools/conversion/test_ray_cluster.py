@@ -1,6 +1,7 @@
-"""Two Ray nodes here, one of which cannot see the source: the bytes of a conversion without Ray, or one line."""
+"""Two Ray nodes here, one of which dies or cannot see the source: the bytes of a run without Ray, or one line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,8 @@ from shardline.tools.conversion.run import convert
 from tests.tools.conversion.test_resume import SHARDS, receipts, start, wait_for
 from tests.tools.folders import class_folders, config, shard_hashes
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="hides a mount: needs root"),
-]
+pytestmark = pytest.mark.ray
+hides_a_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="hides a mount: needs root")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +63,7 @@ def alive_nodes(cluster):
     return sum(node["Alive"] for node in cluster.global_state.node_table())
 
 
+@hides_a_mount
 def test_a_node_without_the_source_and_a_killed_worker_change_no_byte(cluster, blind_node, source, whole, tmp_path):
     cluster.add_node(num_cpus=2)
     process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "4")
@@ -77,12 +77,26 @@ def test_a_node_without_the_source_and_a_killed_worker_change_no_byte(cluster, b
         worker.kill()
     message = process.communicate(timeout=240)[1]
     assert process.returncode == 0, message
+    assert f"is left out: --source: {source}/" in message
     assert shard_hashes(tmp_path / "d") == whole
 
 
+def test_a_node_that_dies_changes_no_byte_and_all_cpus_are_used(cluster, source, whole, tmp_path):
+    nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=1)]
+    address = cluster.address
+    process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "0", "--ray_address", address)
+    wait_for(lambda: process.poll() is not None or len(receipts(tmp_path / "d")) >= 2, 120)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    said, message = process.communicate(timeout=240)
+    assert process.returncode == 0, message
+    assert shard_hashes(tmp_path / "d") == whole
+    assert re.search(r"inputs/s with [13] workers?$", said, re.MULTILINE), said  # of the nodes that are left
+
+
+@hides_a_mount
 def test_where_no_node_sees_the_source_the_run_ends_in_one_line(blind_node, source, tmp_path):
     process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "2")
     message = process.communicate(timeout=240)[1]
     assert process.returncode == 1 and "Traceback" not in message, message
-    assert "cannot be read on" in message.strip().splitlines()[-1]
+    assert "no node of the Ray cluster can do the work" in message.strip().splitlines()[-1]
     assert not (tmp_path / "d" / "manifest.json").exists()

@@ -1,0 +1,349 @@
+"""Run one function over many tasks on a Ray cluster, whose nodes come and go. No TensorFlow.
+
+Every node is asked before it gets work: does it have this version of the program, does it see the inputs, can it write
+the output? One that cannot is left out, by name. A task whose node is lost is done again, on another one where this
+one could not read its inputs. When no task is left to begin, those that take far longer than others are begun a second
+time, once: both attempts write the same bytes, each to a file of its own until it is whole, and the first one counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.machine import available_cores
+from shardline.pipeline.progress import log
+from shardline.pipeline.source_files import MachineFault
+
+if TYPE_CHECKING:
+    from shardline.pipeline.executors import Task
+
+CONNECT_SECONDS = 8  # for a cluster to answer
+CHECK_SECONDS = 60  # for a node to answer
+PATIENCE_SECONDS = 30  # for tasks that were cancelled
+LOOK_SECONDS = 1.0  # between two looks at the nodes and at what they do
+RETRIES = 3  # of a task whose worker died
+SLOW = 2.0  # times the median of the tasks that are done: then a task is begun a second time
+
+T = TypeVar("T", bound="Task")
+R = TypeVar("R")
+OnProgress = Callable[[int], None]
+RunOne = Callable[[T, OnProgress], R]  # does a task, and tells how many inputs are done
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which cluster, and what its nodes have to see.
+
+    Attributes:
+      address: HOST:PORT, ray://HOST:PORT, auto, or local for one on this machine; "": RAY_ADDRESS, else local.
+      inputs: some of the files that tasks read.
+      output: the folder that they write to; "" for none.
+    """
+
+    address: str = ""
+    inputs: tuple[str, ...] = ()
+    output: str = ""
+
+
+@dataclass(eq=False)
+class _Attempt(Generic[T]):
+    """A task that is being done."""
+
+    number: int  # of the task
+    task: T
+    failed: frozenset[str] = frozenset()  # nodes that could not read its inputs
+    began: float = field(default_factory=time.monotonic)
+
+
+def run(
+    run_one: RunOne[T, R], tasks: Iterator[T], workers: int, on_progress: OnProgress, cluster: Cluster
+) -> Iterator[R]:
+    """Yield what `run_one` makes of every task, in the order they finish.
+
+    Args:
+      run_one: a picklable function of a task and of a function that is told of progress.
+      tasks: consumed as the cluster gets free.
+      workers: tasks at a time; 0: one for each CPU of the cluster, however many those become.
+      on_progress: called now and then with the number of inputs worked on since the last call.
+      cluster: where.
+
+    Raises:
+      UsageError: Ray is not installed.
+      Failure: no cluster answers, no node can do the work, or a task was lost again and again.
+      Exception: whatever `run_one` raised, after all other tasks are stopped.
+    """
+    ray = connect(cluster.address, workers)
+    nodes = _Nodes(ray, cluster)
+    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+    remote = ray.remote(max_retries=RETRIES)(_run_remotely)
+    running: dict[object, _Attempt[T]] = {}
+    cancelled: list[object] = []
+    seconds: list[float] = []  # that tasks took
+    counts: dict[int, int] = {}  # inputs done, by task, when we looked last
+    shown = done = 0  # inputs
+
+    def begin(attempt: _Attempt[T], place: object) -> None:
+        call = remote.options(scheduling_strategy=place).remote(run_one, attempt.task, board, attempt.number)
+        running[call] = attempt
+
+    def fill(numbered: Iterator[tuple[int, T]]) -> None:
+        """Begin what there is room for: tasks that were not begun, then once more those that take long."""
+        free = (workers or nodes.cpus) - len(running)
+        while free > 0 and (following := next(numbered, None)) is not None:
+            begin(_Attempt(*following), nodes.place(frozenset()))
+            free -= 1
+        for slow in _stragglers(running.values(), seconds)[: max(free, 0)]:
+            begin(_Attempt(slow.number, slow.task, slow.failed), nodes.place(slow.failed))
+
+    def show(counts: dict[int, int]) -> None:
+        nonlocal shown
+        now = done + sum(counts.get(number, 0) for number in {attempt.number for attempt in running.values()})
+        on_progress(now - shown)
+        shown = now
+
+    try:
+        numbered = enumerate(tasks)
+        fill(numbered)
+        while running:
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+            if not finished:
+                nodes.look()
+                counts = _read(ray, board)
+                show(counts)
+                fill(numbered)
+                continue
+            attempt = running.pop(finished[0])
+            others = [call for call, other in running.items() if other.number == attempt.number]
+            node, result = _result_of(ray, finished[0], attempt.task)
+            if isinstance(result, MachineFault):
+                if not others:
+                    failed = attempt.failed | {node}
+                    begin(_Attempt(attempt.number, attempt.task, failed), nodes.place(failed, result))
+                continue
+            for call in others:
+                ray.cancel(call, force=True)
+                cancelled.append(call)
+                del running[call]
+            seconds.append(time.monotonic() - attempt.began)
+            done += len(attempt.task)
+            fill(numbered)
+            show(counts)
+            yield result
+    finally:  # nothing of ours goes on writing after an error, or beside who comes next
+        for unfinished in running:
+            ray.cancel(unfinished, force=True)
+        if left := [*running, *cancelled]:
+            ray.wait(left, num_returns=len(left), timeout=PATIENCE_SECONDS)
+        ray.kill(board)
+
+
+def _stragglers(attempts: Iterable[_Attempt[T]], seconds: list[float]) -> list[_Attempt[T]]:
+    """Tasks that are done once and take far longer than others did."""
+    if len(seconds) < 2:
+        return []
+    attempts, limit = list(attempts), SLOW * statistics.median(seconds) + LOOK_SECONDS
+    numbers = [attempt.number for attempt in attempts]
+    now = time.monotonic()
+    return [found for found in attempts if now - found.began > limit and numbers.count(found.number) == 1]
+
+
+class _Nodes:
+    """The nodes of a cluster that can do the work."""
+
+    def __init__(self, ray: ModuleType, cluster: Cluster) -> None:
+        self._ray, self._cluster = ray, cluster
+        self._cpus: dict[str, float] = {}  # of those that live and can
+        self._faults: dict[str, str] = {}  # of all that were asked; "" for none
+        self._turn = 0
+        self.look()
+
+    @property
+    def cpus(self) -> int:
+        """Of all nodes that can do the work, at least 1."""
+        return max(1, int(sum(self._cpus.values())))
+
+    def look(self) -> None:
+        """See who is there; ask who is new. Raises Failure when no node can do the work."""
+        alive = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+        new = [node for node in alive if node not in self._faults]
+        for node, fault in zip(new, self._ask(new), strict=True):
+            self._faults[node] = fault
+            if fault:
+                log(f"note: node {_name(alive[node])} is left out: {fault}")
+        self._cpus = {node: alive[node]["Resources"]["CPU"] for node in alive if not self._faults[node]}
+        if alive and not self._cpus:
+            node = next(iter(alive))
+            raise Failure(f"no node of the Ray cluster can do the work: {_name(alive[node])}: {self._faults[node]}")
+
+    def _ask(self, nodes: list[str]) -> list[str]:
+        affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        ask = self._ray.remote(num_cpus=0, max_retries=1)(check_node)
+        facts = (metadata.version("shardline"), self._cluster.inputs, self._cluster.output)
+        calls = [ask.options(scheduling_strategy=affinity(node, soft=False)).remote(*facts) for node in nodes]
+        return [self._answer(call) for call in calls]
+
+    def _answer(self, call: object) -> str:
+        try:
+            return str(self._ray.get(call, timeout=CHECK_SECONDS))
+        except self._ray.exceptions.RayError as error:
+            if re.search(r"No module named '?shardline", str(error)):
+                return f"shardline {metadata.version('shardline')} is not installed there"
+            return f"it does not answer ({str(error).strip().splitlines()[-1]})"
+
+    def place(self, failed: frozenset[str], fault: MachineFault | None = None) -> object:
+        """Where a task may run that these nodes could not read; raises the fault where there is no other."""
+        others = sorted(node for node in self._cpus if node not in failed)
+        if not others:
+            raise fault or Failure("no node of the Ray cluster is left that could do the work; run the command again")
+        if not failed and not any(self._faults.values()):
+            return "SPREAD"
+        self._turn += 1
+        # Not only there: it may be gone by then.
+        return self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            others[self._turn % len(others)], soft=True
+        )
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node.get("NodeManagerHostname") or node.get("NodeManagerAddress") or node["NodeID"])
+
+
+def check_node(version: str, inputs: tuple[str, ...], output: str) -> str:
+    """What keeps this machine from doing the work; "" for nothing. Runs on each node."""
+    here = metadata.version("shardline")
+    if here != version:
+        return f"shardline {version} is not installed there, but {here}"
+    for path in inputs:
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            return f"--source: {path} cannot be read there: {error.strerror}"
+    if output:
+        try:
+            with tempfile.TemporaryFile(dir=output):
+                pass
+        except OSError as error:
+            return f"--output: {output} cannot be written there: {error.strerror}; it has to be a shared folder"
+    return ""
+
+
+class _Board:
+    """An actor that knows how far each task is."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    def show(self, number: int, count: int) -> None:
+        """So many inputs of a task are done."""
+        self.counts[number] = count
+
+    def read(self) -> dict[int, int]:
+        """Inputs done, by task."""
+        return self.counts
+
+
+def _read(ray: ModuleType, board: Any) -> dict[int, int]:
+    try:
+        counts: dict[int, int] = ray.get(board.read.remote(), timeout=LOOK_SECONDS)
+        return counts
+    except ray.exceptions.RayError:  # it is being started again elsewhere
+        return {}
+
+
+def _run_remotely(run_one: RunOne[T, R], task: T, board: Any, number: int) -> tuple[str, R | MachineFault]:
+    """What `run_one` makes of a task, or the fault of this node, and which node this is."""
+    node: str = importlib.import_module("ray").get_runtime_context().get_node_id()
+    count, told = 0, time.monotonic()
+
+    def on_progress(done: int) -> None:
+        nonlocal count, told
+        count += done
+        if time.monotonic() - told > LOOK_SECONDS:
+            told = time.monotonic()
+            board.show.remote(number, count)
+
+    try:
+        return node, run_one(task, on_progress)
+    except MachineFault as fault:
+        return node, fault
+
+
+def _result_of(ray: ModuleType, done: object, task: Task) -> tuple[str, Any]:
+    """The node of a finished task, and what it returned or the MachineFault that it met. Raises what else it raised."""
+    try:
+        found: tuple[str, Any] = ray.get(done)
+        return found
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, (Failure, UsageError, OSError)) else error from None
+    except ray.exceptions.RayError as error:
+        raise Failure(
+            f"Ray lost the shard of {task.describe(0)} {RETRIES + 1} times ({str(error).splitlines()[0]}); look "
+            "at its nodes and their memory, then run the same command again to continue"
+        ) from None
+
+
+def connect(address: str, workers: int = 0) -> ModuleType:
+    """The module `ray`, connected to a cluster, or to one that is started on this machine.
+
+    Raises:
+      UsageError: Ray is not installed.
+      Failure: nobody answers at the address within `CONNECT_SECONDS`, or not as a cluster should.
+    """
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.util.scheduling_strategies")
+    except ImportError:
+        raise UsageError("--engine=ray needs Ray: pip install 'shardline[ray]'") from None
+    if ray.is_initialized():
+        return ray
+    what = f"--ray_address={address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    local = address in ("", "local")
+    if not local:
+        _refuse_silent(address, what)
+    try:
+        ray.init(
+            address="local" if local else address,
+            num_cpus=workers or None if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level="error",
+        )
+    except Exception as error:  # Ray raises bare ones
+        where = "on this machine" if local else f"({what})"
+        raise Failure(f"Ray did not start {where}: {str(error).strip().splitlines()[0]}") from None
+    return ray
+
+
+def cluster_cpus() -> int:
+    """CPUs of the cluster that this process is connected to; of this machine, where it is to none."""
+    ray = sys.modules.get("ray")
+    return int(ray.cluster_resources().get("CPU", 1)) if ray and ray.is_initialized() else available_cores()
+
+
+def _refuse_silent(address: str, what: str) -> None:
+    """Raise Failure where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d+)", address)
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise Failure(
+            f"{what}: no Ray cluster answers there ({error.strerror or error}); start one (ray start --head), or name "
+            "its HOST:PORT"
+        ) from None
