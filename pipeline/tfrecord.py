@@ -43,18 +43,22 @@ def masked_crc(data: bytes | memoryview) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def index_records(path: str | os.PathLike[str]) -> np.ndarray:
+def index_records(path: str | os.PathLike[str], start: int = 0, stop: int = 0) -> np.ndarray:
     """Offset and framed size of every record, int64 [records, 2], without reading the payloads.
+
+    Args:
+      path: of the file.
+      start, stop: byte offsets of the first record and of the end of those that are wanted; 0: of the file's.
 
     Raises:
       ValueError: the file is damaged or compressed; the message names the offset.
     """
-    size = os.path.getsize(path)
+    size = stop or os.path.getsize(path)
     if not size:
         return np.empty((0, 2), np.int64)
     offsets = []
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        offset = 0
+        offset = start
         while offset < size:
             if offset + FRAME_BYTES > size:
                 raise ValueError(f"truncated at byte {offset:,}: no room for another record")

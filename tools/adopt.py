@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from shardline.pipeline import cli as command_line
 from shardline.pipeline import executors
 from shardline.pipeline.class_gaps import class_gaps
@@ -26,11 +28,20 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.executors import image_timeout_option, workers_option
 from shardline.pipeline.files import nobody_reads, own_directory
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import FILE_NAME, Features, ImageFormat, Ledger, Manifest, Split
+from shardline.pipeline.manifest import (
+    FILE_NAME,
+    Features,
+    ImageFormat,
+    Ledger,
+    Manifest,
+    Split,
+    index_path,
+    write_index,
+)
 from shardline.pipeline.options import option
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.adopt_features import FeatureOptions, find_features
-from shardline.tools.adopt_shard import ShardContent, ShardFile, read_shard
+from shardline.tools.adopt_shard import ShardContent, ShardFile, joined, read_shard
 from shardline.tools.conversion.config import dataset_name
 from shardline.tools.conversion.labels import (
     LabelOptions,
@@ -183,24 +194,31 @@ def _described_splits(config: AdoptConfig, layout: TfdsLayout, exclusions: Exclu
 
 
 def _read_shards(config: AdoptConfig, splits: Splits, features: Features) -> dict[str, ShardContent]:
-    """What every file holds, by its name; what a person should know is noted on stderr."""
-    workers = config.workers or available_cores()
-    tasks = [
+    """What every file holds, by its name, its index written; what a person should know is noted on stderr."""
+    files = [
         ShardFile(config.data, file, features, split in config.unlabelled, decode_all=config.check == "all")
         for split, files in splits.items()
         for file in files
     ]
-    contents = {}
-    with command_line.progress(total=sum(map(len, tasks)), desc="adopt", unit="B", unit_scale=True) as bar:
+    contents: dict[str, ShardContent] = {}
+    read: dict[str, list[ShardContent]] = {}  # parts of files of which others are still being read
+    total = sum(os.path.getsize(file.path) for file in files)
+    with command_line.progress(total=total, desc="adopt", unit="B", unit_scale=True) as bar:
         for content in executors.run(
             read_shard,
-            tasks,
+            (part for file in files for part in file.parts()),
             engine="inline" if config.workers == 1 else "processes",
-            workers=min(workers, len(tasks)),
+            workers=config.workers or available_cores(),
             on_progress=bar.update,
             image_timeout=config.image_timeout,
         ):
-            contents[content.shard.file] = content
+            name = content.shard.file
+            parts = read.setdefault(name, [])
+            parts.append(content)
+            if sum(part.stop - part.start for part in parts) == content.shard.bytes:
+                contents[name] = joined(read.pop(name))
+                write_index(index_path(config.directory / name), contents[name].index)
+                contents[name].index = np.empty((0, 2), np.int64)
     for file in sorted(contents):
         _note_faults(config, contents[file])
     images, decoded = (sum(getattr(content, name) for content in contents.values()) for name in ("images", "decoded"))

@@ -1,10 +1,11 @@
-"""The unit of work of an adoption: one TFRecord file read from its first byte to its last. No TensorFlow."""
+"""The unit of work of an adoption: one TFRecord file, or a part of a large one, record by record. No TensorFlow."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,26 +14,38 @@ from shardline.pipeline.encodings import ENCODINGS, recognize
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.example import Example, feature_values, label_text, parse_example
 from shardline.pipeline.executors import WHY, Show, Task, no_show
-from shardline.pipeline.manifest import NO_LABEL, Features, Shard, index_path, write_index
+from shardline.pipeline.manifest import NO_LABEL, Features, Shard
 from shardline.pipeline.source_files import machine_fault
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 
 SAMPLE = 32  # images of a file that are decoded when not all are
+MOST_FAULTS = 10  # of a file that are told in words
+PART_BYTES = 256 << 20  # of a file, or of the part of a larger one that is read by itself
 
 
 @dataclass(frozen=True)
 class ShardFile(Task):
-    """One file to adopt. Positions are byte offsets: how many records there are is not known yet."""
+    """One file to adopt, or a part of it. Positions are byte offsets from `start`.
+
+    Attributes:
+      start, stop: byte offsets of the first record and of the end.
+      first: number of the first record in the file.
+      step: every how manieth record of the file is decoded; 0: to be found out, of a whole file.
+    """
 
     directory: str
     file: str  # relative path
     features: Features
     unlabelled: bool
     decode_all: bool = True
+    start: int = 0
+    stop: int = 0
+    first: int = 0
+    step: int = 0
 
     def __len__(self) -> int:
-        return os.path.getsize(self.path)
+        return self.stop - self.start
 
     @property
     def path(self) -> str:
@@ -41,7 +54,20 @@ class ShardFile(Task):
 
     def describe(self, position: int) -> str:
         """File and offset."""
-        return f"{self.file}, byte {position:,}"
+        return f"{self.file}, byte {self.start + position:,}"
+
+    def parts(self) -> Iterator[ShardFile]:
+        """Itself, or parts of some PART_BYTES that end between records. Raises Failure for a damaged large file."""
+        size = os.path.getsize(self.path)
+        if size <= PART_BYTES:
+            yield replace(self, stop=size)
+            return
+        offsets = _index(self)[:, 0]
+        firsts = np.unique(np.searchsorted(offsets, np.arange(0, size, PART_BYTES)))
+        firsts = firsts[firsts < len(offsets)]
+        edges = [*offsets[firsts].tolist(), size]
+        for first, start, stop in zip(firsts.tolist(), edges[:-1], edges[1:], strict=True):
+            yield replace(self, start=start, stop=stop, first=first, step=_step(self, len(offsets)))
 
 
 @dataclass
@@ -49,7 +75,9 @@ class ShardContent:
     """What one file holds.
 
     Attributes:
-      shard: its entry in the manifest; without the records that are left out.
+      start, stop: the bytes that were read.
+      index: offset and framed size of its records, without those that are left out.
+      shard: its entry in the manifest; without the records that are left out; its SHA-256 is the first part's.
       labels: records of each label, which is text where labels are names.
       encodings: records of each encoding.
       faults: what is wrong with which records, which are left out: of the first ten; `faulty` counts all.
@@ -60,6 +88,9 @@ class ShardContent:
       widths: lengths of one-hot labels.
     """
 
+    start: int
+    stop: int
+    index: np.ndarray
     shard: Shard
     labels: Counter[int | str] = field(default_factory=Counter)
     encodings: Counter[str] = field(default_factory=Counter)
@@ -76,42 +107,75 @@ class ShardContent:
     def add_fault(self, offset: int, what: str) -> None:
         """Count and, while there are few, keep."""
         self.faulty += 1
-        if len(self.faults) < 10:
+        if len(self.faults) < MOST_FAULTS:
             self.faults.append(f"byte {offset:,}: {what}")
 
 
+def joined(parts: Sequence[ShardContent]) -> ShardContent:
+    """What a file holds whose parts were read one by one."""
+    first, *others = sorted(parts, key=lambda part: part.start)
+    whole = replace(first, labels=first.labels.copy(), encodings=first.encodings.copy(), widths=set(first.widths))
+    for part in others:
+        whole.labels.update(part.labels)
+        whole.encodings.update(part.encodings)
+        whole.widths |= part.widths
+        whole.faults = [*whole.faults, *part.faults][:MOST_FAULTS]
+        for name in ("faulty", "without_label", "images", "decoded", "turned"):
+            setattr(whole, name, getattr(whole, name) + getattr(part, name))
+        for name in ("max_height", "max_width", "stop"):
+            setattr(whole, name, max(getattr(whole, name), getattr(part, name)))
+    whole.index = np.concatenate([first.index, *(part.index for part in others)])
+    whole.shard = replace(first.shard, records=len(whole.index))
+    return whole
+
+
 def read_shard(task: ShardFile, show: Show = no_show) -> ShardContent:
-    """Check every record of a file, and write the index of those that can be used beside it."""
+    """Check every record of a file or part. The first part has the SHA-256 of the file."""
     from shardline.pipeline.images import set_up_process  # OpenCV: not for --help
 
     set_up_process()
-    try:
-        index = index_records(task.path)
-    except ValueError as error:
-        raise Failure(f"{task.path}: {error}") from None
-    content = ShardContent(Shard(task.file, 0, os.path.getsize(task.path), ""))
+    index = _index(task)
+    content = ShardContent(task.start, task.stop, index, Shard(task.file, 0, os.path.getsize(task.path), ""))
     digest = hashlib.sha256()
     kept = np.ones(len(index), bool)
-    step = 1 if task.decode_all else -(-len(index) // SAMPLE)
+    step = task.step or _step(task, len(index))
+    unsafe = dict(task.unsafe)
     with open(task.path, "rb") as data:
+        data.seek(task.start)
         for number, (offset, size) in enumerate(index.tolist()):
-            show(offset, decoding=True)
+            show(offset - task.start, decoding=True)
             framed = data.read(size)
             digest.update(framed)
-            if reason := dict(task.unsafe).get(offset):
+            if reason := unsafe.get(offset - task.start):
                 content.add_fault(offset, f"{reason}: {WHY[reason]}")
                 kept[number] = False
                 continue
             try:
-                kept[number] = _add(content, unframe_record(framed), task, decode=not number % step)
+                decode = not (task.first + number) % step
+                kept[number] = _add(content, unframe_record(framed), task, decode=decode)
             except ValueError as error:
                 content.add_fault(offset, str(error))
                 kept[number] = False
             except MemoryError:
                 raise machine_fault(task.file, "out of memory; use fewer --workers") from None
-    write_index(index_path(task.path), index[kept])
-    content.shard = replace(content.shard, records=int(kept.sum()), sha256=digest.hexdigest())
+        show(task.stop - task.start)
+        while task.start == 0 and (rest := data.read(1 << 20)):
+            digest.update(rest)
+    content.index = index[kept]
+    content.shard = replace(content.shard, records=len(content.index), sha256=digest.hexdigest())
     return content
+
+
+def _index(task: ShardFile) -> np.ndarray:
+    """Offset and framed size of the records of a file or part, int64 [records, 2]."""
+    try:
+        return index_records(task.path, task.start, task.stop)
+    except ValueError as error:
+        raise Failure(f"{task.path}: {error}") from None
+
+
+def _step(task: ShardFile, records: int) -> int:
+    return 1 if task.decode_all else -(-records // SAMPLE)
 
 
 def _add(content: ShardContent, payload: bytes, task: ShardFile, *, decode: bool) -> bool:

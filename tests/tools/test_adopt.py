@@ -9,8 +9,9 @@ import pytest
 
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.files import exclusive
-from shardline.pipeline.manifest import Manifest, check_files, load_index
-from shardline.pipeline.tfrecord import frame_record
+from shardline.pipeline.manifest import Features, Manifest, check_files, load_index
+from shardline.pipeline.tfrecord import frame_record, index_records
+from shardline.tools import adopt_shard
 from shardline.tools.adopt import AdoptConfig, adopt
 from shardline.tools.conversion.run import convert
 from tests.tools.folders import Run, class_folders, config, draw, records
@@ -179,3 +180,39 @@ def test_a_directory_has_one_owner(tmp_path):
     with exclusive(tmp_path / ".lock", "it"), pytest.raises(Failure, match=f"^data={tmp_path} is in use by process"):
         adopt(AdoptConfig(data=str(tmp_path), split_pattern="(?P<split>.*)"))
     assert [path.name for path in tmp_path.iterdir()] == ["train.tfrecord"]
+
+
+@pytest.mark.parametrize("check", ["all", "sample"])
+@pytest.mark.parametrize("part_bytes", [1, 2000, 9000, 100_000])
+def test_a_large_file_is_read_in_parts_and_gives_what_it_gives_whole(tmp_path, monkeypatch, capsys, check, part_bytes):
+    images = [draw(tmp_path / f"{i}.jpg", i, height=20 + i).read_bytes() for i in range(40)]
+    images[3] = images[33] = b"<html>"
+    records = [
+        frame_record(example(image=feature("bytes", image), label=feature("int", i % 3 if i != 20 else 2**64 - 1)))
+        for i, image in enumerate(images)
+    ]
+    records[38] = records[38][:-20] + bytes([records[38][-20] ^ 1]) + records[38][-19:]
+    found, said = [], []
+    for name, most in (("whole", 1 << 30), ("parts", part_bytes)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.tfrecord").write_bytes(b"".join(records))
+        (tmp_path / name / "test.tfrecord").write_bytes(b"".join(records[:3]))
+        monkeypatch.setattr(adopt_shard, "PART_BYTES", most)
+        adopt(AdoptConfig(data=tmp_path / name, name="x", check=check, workers=1))
+        found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+        said.append(capsys.readouterr().err.replace(name, "DIR"))
+    assert found[0] == found[1] and said[0] == said[1] and "byte" in said[0]
+    assert Manifest.load(tmp_path / "parts").splits["train"].records == 40 - 4
+
+
+def test_parts_end_between_records_and_are_shared_by_workers(imagenet, monkeypatch):
+    monkeypatch.setattr(adopt_shard, "PART_BYTES", 2000)
+    file = adopt_shard.ShardFile(str(imagenet), "train-00000-of-00003", Features(), False)
+    parts = list(file.parts())
+    index = index_records(file.path)
+    assert len(parts) > 1 and {part.start for part in parts} < set(index[:, 0].tolist())
+    assert [part.stop for part in parts] == [*(part.start for part in parts[1:]), (imagenet / file.file).stat().st_size]
+    assert [part.first for part in parts] == np.searchsorted(index[:, 0], [part.start for part in parts]).tolist()
+    (imagenet / file.file).write_bytes((imagenet / file.file).read_bytes()[:-1])
+    with pytest.raises(Failure, match="truncated"):
+        list(file.parts())
