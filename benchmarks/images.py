@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.images import BadImage, read_header
+from shardline.pipeline.image_files import load_files
+from shardline.pipeline.image_options import ImageOptions
 
 
 def evenly_spaced(total: int, most: int) -> list[int]:
@@ -17,24 +18,19 @@ def evenly_spaced(total: int, most: int) -> list[int]:
 
 
 def find_images(folder: str | Path, most: int | None = None) -> list[Path]:
-    """The files that are images, at any depth, sorted by name; of larger folders, those of `most` evenly spaced files.
+    """The files that can be decoded, at any depth, sorted by name; of larger folders, of `most` evenly spaced files.
 
     Raises:
       UsageError: there is none.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    found = [paths[n] for n in evenly_spaced(len(paths), most or len(paths)) if _is_image(paths[n])]
+    paths = [paths[number] for number in evenly_spaced(len(paths), most or len(paths))]
+    # In processes of their own: a decoder that crashes or hangs costs its file.
+    loaded = load_files(list(map(str, paths)), ImageOptions(size=32))
+    found = [paths[number] for number in sorted(number for number, image in loaded if not isinstance(image, str))]
     if not found:
         raise UsageError(f"--raw_images={folder}: no image found in it")
     return found
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        read_header(path.read_bytes())
-    except BadImage:
-        return False
-    return True
 
 
 def twelve_megapixels(folder: Path, photos: list[Path], count: int) -> list[Path]:

@@ -49,7 +49,7 @@ def load_files(files: Sequence[str | bytes], options: ImageOptions) -> Iterator[
         _Task(first, tuple(files[first : first + FILES_A_TASK]), options)
         for first in range(0, len(files), FILES_A_TASK)
     ]
-    for first, images in executors.run(_load, tasks, workers=min(available_cores(), len(tasks))):
+    for first, images in executors.run(_load, tasks, workers=max(1, min(available_cores(), len(tasks)))):
         yield from enumerate(images, first)
 
 

@@ -25,6 +25,7 @@ from shardline.trainer.evaluation import exports
 from shardline.trainer.evaluation.inference import predict_files
 from shardline.trainer.export import ExportConfig
 from shardline.trainer.train import train
+from tests.pipeline.deadly import make_deadly
 from tests.pipeline.tiny import edit_stored
 from tests.trainer.evaluation.test_serving import SOURCES, UNNOTICED
 from tests.trainer.tiny import command
@@ -93,6 +94,17 @@ def test_source_files_are_answered_as_predict_answers_them_or_refused(on_sources
     assert on_sources["max_difference"] <= 0.005 and on_sources["top1_agreement"] == 1
     assert {Path(name).name for name in on_sources["unnoticed"]} == {f"malformed {name}" for name in UNNOTICED}
     assert sum(on_sources["refused"].values()) == on_sources["files"] - on_sources["compared"] - len(UNNOTICED)
+
+
+@pytest.mark.slow
+def test_a_source_file_that_ends_its_decoder_ends_no_export(loaded_run, exported, tmp_path, monkeypatch):
+    for name in ("large.jpg", "gray.jpg"):
+        (tmp_path / name).write_bytes(SOURCES[name])
+    files = {name: str(tmp_path / name) for name in ("large.jpg", "gray.jpg")}
+    make_deadly(monkeypatch, tmp_path / "site", SOURCES["large.jpg"], "crash")
+    found = exports.compare_files(loaded_run, exported / "saved_model", files)
+    assert (found["files"], found["compared"]) == (2, 1) and found["levels"] <= 0.5
+    assert found["refused"] == {"crashes-decoder: its decoder ended the process, twice": 1}
 
 
 def test_no_images_give_no_answers_and_a_broken_file_spoils_none(exported):

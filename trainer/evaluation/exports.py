@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,15 @@ import tensorflow as tf
 
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure
+from shardline.pipeline.executors import WHY
 from shardline.pipeline.files import atomic_write
-from shardline.pipeline.images import BadImage
+from shardline.pipeline.image_files import load_files
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.wording import noun_after
 from shardline.trainer.evaluation.graph_pixels import SERVED
 from shardline.trainer.evaluation.model_input import (
     converter_options,
     describe_preprocessing,
-    load_image,
     preprocess,
     stored_images,
 )
@@ -168,12 +168,13 @@ def compare(
         exports[name] = judged(name, differences(run_export(form, path, images), expected))
     if "saved_model" in paths:
         records = spread(data.num_records(split), count).tolist()
-        stored = zip(
-            map("record {}".format, records), (file for file, _, _ in data.records(split, records)), strict=True
-        )
-        files = {RECORDS: stored} | ({SOURCES: ((str(path), path.read_bytes()) for path in sources)} if sources else {})
-        for name, named in progress(files.items(), total=len(files), desc="compare files", unit="source"):
-            found = compare_files(run, paths["saved_model"], named)
+        stored = (file for file, _, _ in data.records(split, records))
+        files: dict[str, dict[str, str | bytes]] = {
+            RECORDS: dict(zip(map("record {}".format, records), stored, strict=True))
+        }
+        files |= {SOURCES: {str(path): str(path) for path in sources}} if sources else {}
+        for name, given in progress(files.items(), total=len(files), desc="compare files", unit="source"):
+            found = compare_files(run, paths["saved_model"], given)
             if found["compared"]:
                 exports[name] = judged(name, found)
             else:
@@ -198,38 +199,52 @@ def judged(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "bound": bound, "agreement_bound": agreement_bound, "ok": ok}
 
 
-def compare_files(run: Run, saved_model: Path, files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+def compare_files(run: Run, saved_model: Path, files: Mapping[str, str | bytes]) -> dict[str, Any]:
     """What a SavedModel, read back from disk, makes of files, and what prediction makes of them.
+
+    Prediction's decoders run in processes of their own. A file that ends one of them is not given to the SavedModel,
+    whose decoders run in this one.
+
+    Args:
+      files: paths of image files, or their bytes, by name.
 
     Returns:
       `files`; `compared`, the number of those that both take, and differences over them: `levels` is the largest mean
       difference of what the model is shown of one, in levels of 255; `refused`, how many the SavedModel refuses for
       each reason; `unnoticed`, names of files that the converter refuses and the SavedModel does not.
     """
-    signatures, options = tf.saved_model.load(str(saved_model)).signatures, converter_options(run)
+    signatures = tf.saved_model.load(str(saved_model)).signatures
     refused: Counter[str] = Counter()
-    unnoticed, levels, outputs, expected = [], [], [], []
-    total = 0
-    for name, file in files:
-        total += 1
-        answer = signatures["serving_default"](bytes=tf.constant([file]))
+    unnoticed: list[str] = []
+    compared: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # by number: levels off, what each makes of it
+    named = list(files.items())
+    for number, loaded in load_files(list(files.values()), converter_options(run)):
+        name, file = named[number]
+        if isinstance(loaded, str) and loaded.startswith(tuple(WHY)):
+            refused[loaded] += 1
+            continue
+        data = tf.constant([file if isinstance(file, bytes) else Path(file).read_bytes()])
+        answer = signatures["serving_default"](bytes=data)
         status = answer["status"].numpy()[0].decode()
         if status != SERVED:
             refused[status] += 1
-            continue
-        try:
-            image = load_image(file, run, options)
-        except BadImage:
+        elif isinstance(loaded, str):
             unnoticed.append(name)
-            continue
-        shown = signatures["preprocess"](bytes=tf.constant([file]))["images"].numpy()[0]
-        levels.append(float(np.abs(shown.astype(int) - image).mean()))
-        outputs.append(answer["probabilities"].numpy())
-        expected.append(probabilities(run.model, [image]))
-    found = {"files": total, "compared": len(levels), "refused": dict(refused.most_common()), "unnoticed": unnoticed}
-    if not levels:
+        else:
+            image = preprocess(loaded, run)
+            shown = signatures["preprocess"](bytes=data)["images"].numpy()[0]
+            levels = float(np.abs(shown.astype(int) - image).mean())
+            compared[number] = levels, answer["probabilities"].numpy(), probabilities(run.model, [image])
+    found = {
+        "files": len(files),
+        "compared": len(compared),
+        "refused": dict(sorted(refused.items(), key=lambda item: (-item[1], item[0]))),
+        "unnoticed": sorted(unnoticed),
+    }
+    if not compared:
         return found
-    return found | {"levels": max(levels), **differences(np.concatenate(outputs), np.concatenate(expected))}
+    levels_off, outputs, expected = zip(*(compared[number] for number in sorted(compared)), strict=True)
+    return found | {"levels": max(levels_off), **differences(np.concatenate(outputs), np.concatenate(expected))}
 
 
 def probabilities(model: keras.Model, images: Sequence[np.ndarray]) -> np.ndarray:

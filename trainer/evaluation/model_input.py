@@ -12,7 +12,6 @@ import numpy as np
 
 from shardline.pipeline import workers
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import load_rgb
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.pipeline.shards import BadRecord
 
@@ -31,15 +30,6 @@ def preprocess(image: np.ndarray, run: Run) -> np.ndarray:
     """What the model is shown of an image: uint8 RGB [h, w, 3] -> [image_size, image_size, 3]."""
     pixels: np.ndarray = eval_geometry(image, run.config.image_size, run.preprocessing["crop_fraction"])
     return pixels
-
-
-def load_image(data: bytes, run: Run, options: ImageOptions) -> np.ndarray:
-    """What the model is shown of an image file's bytes. Raises shardline.pipeline.images.BadImage.
-
-    Args:
-      options: the run's `converter_options`.
-    """
-    return preprocess(load_rgb(data, options), run)
 
 
 def converter_options(run: Run) -> ImageOptions:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from shardline import pipeline
+from shardline.pipeline.images import load_rgb
 from shardline.tools.convert import ConvertConfig, convert
 from shardline.trainer.evaluation import model_input
 from shardline.trainer.evaluation.inference import input_config
@@ -85,7 +86,8 @@ def test_a_file_is_shown_as_its_stored_record(photos, options, tmp_path):
     for record, (_, _, name) in enumerate(data.records("test", range(14))):
         file = (photos / "raw" / name).read_bytes()
         assert (shown[record] == model_input.preprocess(images[record], run)).all(), name
-        assert (shown[record] == model_input.load_image(file, run, model_input.converter_options(run))).all(), name
+        loaded = load_rgb(file, model_input.converter_options(run))
+        assert (shown[record] == model_input.preprocess(loaded, run)).all(), name
 
 
 def test_an_unreadable_record_is_none(tiny_data, tmp_path):
