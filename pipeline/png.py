@@ -38,6 +38,8 @@ class PngHeader(Header):
 
 def read_header(data: bytes) -> PngHeader:
     """Walk the chunks to the last."""
+    if data[12:16] == b"CgBI":
+        raise BadImage("unsupported-png", "PNG in Apple's form for its devices (CgBI); convert it to a common PNG")
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     chunks: list[tuple[bytes, int, int]] = []
     frames, orientation, from_text, texts, gray_key = 1, 0, 0, 0, None

@@ -285,6 +285,9 @@ def _png_others() -> Iterator[Case]:
     frame = struct.pack(">IIIIIHHBB", 0, WIDTH, HEIGHT, 0, 0, 1, 10, 0, 0)
     animated = [(b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", frame)]
     yield Case("animated-default-image.png", png(_rgb(), 2, chunks=animated), note="first frame of 2", rgb=_rgb())
+    common = png(alpha, 6)
+    apple = common[:8] + w.png_chunk(b"CgBI", b"\x50\0\x20\6") + common[8:]
+    yield Case("apple-devices.png", apple, "unsupported-png", rgb=_rgb())
 
 
 # --- BMP --------------------------------------------------------------------------------------------------

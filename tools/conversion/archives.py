@@ -21,7 +21,7 @@ import struct
 import weakref
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -206,6 +206,7 @@ _END = struct.Struct("<4s4HIIH")  # end of the central directory
 _END64_LOCATOR, _END64 = struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2I4Q")
 _ENTRY = struct.Struct("<4s2B5HIII5HII")  # of the central directory
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # flags
+_ZIP64, _UNICODE_NAME = 0x1, 0x7075  # extra fields
 _UNIX = 3
 
 
@@ -262,8 +263,9 @@ def _add_zip_member(data: mmap.mmap, at: int, before: int, members: _Members) ->
     raw, extra = data[at : at + name_bytes], data[at + name_bytes : at + name_bytes + extra_bytes]
     if len(extra) < extra_bytes:
         raise ValueError("the directory ends within an entry")
-    size, packed, offset = _zip64(extra, size, packed, offset)
-    name = _zip_name(raw, flags)
+    fields = _extra_fields(extra)
+    size, packed, offset = _zip64(fields, size, packed, offset)
+    name = _zip_name(raw, flags, fields)
     path = members.checked(name)
     mode = attributes >> 16 if system == _UNIX else 0
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -281,23 +283,32 @@ def _add_zip_member(data: mmap.mmap, at: int, before: int, members: _Members) ->
     return at + name_bytes + extra_bytes + comment_bytes, (size, packed)
 
 
-def _zip64(extra: bytes, *sizes: int) -> list[int]:
-    """Full size, packed size and offset, the large ones out of the extra field."""
-    found = list(sizes)
+def _extra_fields(extra: bytes) -> dict[int, bytes]:
+    """Fields of an entry's extra block, by their numbers; of several with one number, the first."""
+    fields: dict[int, bytes] = {}
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
-        if kind == 1:
-            large = [number for number, size in enumerate(found) if size == 0xFFFFFFFF]
-            values = struct.unpack_from(f"<{len(large)}Q", extra, 4)
-            for number, value in zip(large, values, strict=True):
-                found[number] = value
+        fields.setdefault(kind, extra[4 : 4 + length])
         extra = extra[4 + length :]
+    return fields
+
+
+def _zip64(fields: Mapping[int, bytes], *sizes: int) -> list[int]:
+    """Full size, packed size and offset, the large ones out of the extra field."""
+    found = list(sizes)
+    large = [number for number, size in enumerate(found) if size == 0xFFFFFFFF]
+    if _ZIP64 in fields:
+        for number, value in zip(large, struct.unpack_from(f"<{len(large)}Q", fields[_ZIP64]), strict=True):
+            found[number] = value
     return found
 
 
-def _zip_name(raw: bytes, flags: int) -> bytes:
+def _zip_name(raw: bytes, flags: int, fields: Mapping[int, bytes]) -> bytes:
     """The name as a file system would hold it, in UTF-8; separators of Windows are ours."""
-    if not flags & _UTF8:
+    unicode = fields.get(_UNICODE_NAME, b"")  # version, checksum of the other name, name
+    if unicode[:1] == b"\1" and int.from_bytes(unicode[1:5], "little") == zlib.crc32(raw):
+        raw = unicode[5:]
+    elif not flags & _UTF8:
         try:
             raw.decode()
         except UnicodeDecodeError:

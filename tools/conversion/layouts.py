@@ -211,8 +211,11 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
 
 def _refuse_parts(tree: Tree, what: str, folders: Sequence[bytes], options: LayoutOptions) -> None:
     """Folders of another kind of dataset, which would come out as classes."""
-    names = {path_text(name).lower() for name in folders if path_text(name) not in options.labels.names}
-    parts = sorted(names & _PARTS) or next((sorted(pair) for pair in _PAIRS if pair <= names), [])
+    names = {
+        path_text(name).lower(): path_text(name) for name in folders if path_text(name) not in options.labels.names
+    }
+    found = names.keys() & _PARTS or next((pair for pair in _PAIRS if pair <= names.keys()), set())
+    parts = sorted(names[part] for part in found)
     if parts:
         raise UsageError(
             f"{what}: {shorten_list(parts)} {'is' if len(parts) == 1 else 'are'} no class but a part of a dataset for "

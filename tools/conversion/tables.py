@@ -78,6 +78,8 @@ def scan_table(path: Path, options: TableOptions, on_progress: Callable[[int], N
     lines = _parquet_lines(path) if path.suffix.lower() == ".parquet" else _text_lines(path)
     header = next(lines)[1]
     columns = _Columns.find(header, options, what)
+    if path.suffix.lower() == ".parquet":
+        _refuse_nested(path, columns.path, what)
     if not columns.classes and options.labels.kind == "onehot":
         options = replace(options, labels=replace(options.labels, kind="index"))
     scan = _TableScan(path, options)
@@ -119,22 +121,26 @@ class _TableScan:
                 raise UsageError(f"{self.what}, row {line}: path and label must not be empty{hint}")
             label = self.labels.setdefault(row.label, len(self.labels))
         path = os.fsencode(self.options.path_format.replace("{}", row.path))
+        size, stamp = self._size_and_stamp(path)
+        if not stamp and b"\\" in path and self._size_and_stamp(slashes := path.replace(b"\\", b"/"))[1]:
+            path, (size, stamp) = slashes, self._size_and_stamp(slashes)  # written on Windows
         if self.options.exclusions.leaves_out(path):
             return
+        self.exist += stamp > 0
         folder, name = os.path.split(path)
         if folder not in self.folders:
             self.folders[folder] = self.builder.enter(folder)
-        size = stamp = 0
-        try:
-            facts = os.stat(os.path.join(os.fsencode(self.path.parent), folder, name))
-            if stat.S_ISREG(facts.st_mode):
-                size, stamp = facts.st_size, file_stamp(facts)
-                self.exist += 1
-        except (OSError, ValueError):
-            pass  # its worker will say so
         self.builder.add(self.folders[folder], name, label, split, size, stamp)
         if row.group is not None:
             self.builder.group.append(hash64(row.group.encode()) if row.group else 0)
+
+    def _size_and_stamp(self, path: bytes) -> tuple[int, int]:
+        """0 and 0 where no file is, as its worker will say."""
+        try:
+            facts = os.stat(os.path.join(os.fsencode(self.path.parent), path))
+        except (OSError, ValueError):
+            return 0, 0
+        return (facts.st_size, file_stamp(facts)) if stat.S_ISREG(facts.st_mode) else (0, 0)
 
     def _split(self, line: int, row: _Row) -> int:
         """Number of a row's split."""
@@ -350,20 +356,21 @@ def _text_lines(path: Path) -> Iterator[Line]:
     with open(path, newline="", encoding=encoding) as file:
         try:
             first = file.readline()
-            delimiter = _delimiter(first, path)
+            if told := re.fullmatch(r'"?sep=(.)"?\s*', first):  # Excel's
+                first = file.readline()
+            above = 2 if told else 1
+            delimiter = told[1] if told else _delimiter(first, path)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = next(csv.reader(io.StringIO(first), delimiter=delimiter, strict=True), [])
-            yield 1, header
+            yield above, header
             for cells in reader:
                 if not cells:
                     continue
-                yield reader.line_num + 1, cells
+                yield reader.line_num + above, cells
         except UnicodeDecodeError as error:
             raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-        except UnicodeError as error:
-            raise UsageError(f"{what} is damaged UTF-16 ({error}); save it as UTF-8") from None
         except csv.Error as error:
-            raise UsageError(f"{what}, line {reader.line_num + 1}: {error}") from None
+            raise UsageError(f"{what}, line {reader.line_num + above}: {error}") from None
 
 
 def _delimiter(header: str, path: Path) -> str:
@@ -391,6 +398,19 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
                 yield line, list(map(_as_text, cells))
     except pyarrow.ArrowInvalid as error:
         raise UsageError(f"--source={path}: {error}") from None
+
+
+def _refuse_nested(path: Path, column: int, what: str) -> None:
+    """Datasets of Hugging Face have the images themselves in the column `image`."""
+    import pyarrow  # only for such a table
+    import pyarrow.parquet as parquet
+
+    field = parquet.read_schema(path).field(column)
+    if pyarrow.types.is_nested(field.type):
+        raise UsageError(
+            f"{what}: column {field.name!r} holds {str(field.type)[:40]} and no paths; write its images into files, "
+            "and their paths and labels into a .csv, and give that"
+        )
 
 
 def _as_text(value: object) -> str:

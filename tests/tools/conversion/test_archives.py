@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 
@@ -178,6 +179,28 @@ def test_names_of_other_systems(tmp_path):
     data = (tmp_path / "x.zip").read_bytes().replace(b"a\\1.jpg", b"\x82\\1.jpg")  # é in code page 437
     (tmp_path / "x.zip").write_bytes(data)
     assert list(members(open_archive(str(tmp_path / "x.zip")))) == ["é/1.jpg"]
+
+
+def test_a_name_in_unicode_beside_one_in_another_code_counts(tmp_path):
+    """Info-ZIP's extra field: the name of the entry is in the code page of whoever packed it."""
+    names = {"猫/1.jpg": b"\x94L/1.jpg", "café/2.jpg": b"caf\xe9/2.jpg"}
+    for name, raw in names.items():
+        field = b"\1" + struct.pack("<I", zlib.crc32(raw)) + name.encode()
+        for checksum, expected in ((zlib.crc32(raw), name), (0, raw.decode("cp437"))):
+            info = zipfile.ZipInfo("n" * len(raw))
+            info.extra = struct.pack("<HH", 0x7075, len(field)) + field[:1] + struct.pack("<I", checksum) + field[5:]
+            with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+                archive.writestr(info, b"1")
+            data = (tmp_path / "x.zip").read_bytes().replace(b"n" * len(raw), raw)
+            (tmp_path / "x.zip").write_bytes(data)
+            assert list(members(open_archive(str(tmp_path / "x.zip")))) == [expected]
+    hostile = b"../../x"
+    info = zipfile.ZipInfo("n")
+    info.extra = struct.pack("<HHBI", 0x7075, 5 + len(hostile), 1, zlib.crc32(b"n")) + hostile
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, b"1")
+    with pytest.raises(UsageError, match="leads out of the archive"):
+        open_archive(str(tmp_path / "x.zip"))
 
 
 def test_of_two_members_with_one_name_the_last_counts_as_if_unpacked(tmp_path):

@@ -227,3 +227,37 @@ def test_a_label_a_row_for_each_of_several_labels_is_told_by_their_kind(folder):
 def test_what_is_no_table_is_said(folder, data, message):
     (folder / "t.csv").write_bytes(data)
     assert message in refusal(folder / "t.csv")
+
+
+# ------------------------------------------------------------------------------------- of other programs
+
+
+def test_excel_tells_the_separator_in_a_line_of_its_own(folder):
+    for first in ("sep=;", '"sep=;"', "sep=|", "sep=\t"):
+        mark = first.strip('"')[-1]
+        rows = [first, *(mark.join(row) for row in [("path", "label", "split"), *ROWS])]
+        (folder / "t.csv").write_text("\r\n".join(rows) + "\r\n", newline="")
+        assert scan(folder / "t.csv")[1] == EXPECTED
+    (folder / "t.csv").write_text("sep=;\npath;label\n1.jpg\n")
+    assert "line 3: 1 column" in refusal(folder / "t.csv")
+
+
+def test_paths_of_windows_are_read_where_no_file_is_called_so(tmp_path):
+    images(tmp_path, "a/b/1.jpg", "a\\2.jpg")
+    (tmp_path / "t.csv").write_text("path,label\na\\b\\1.jpg,cat\na\\2.jpg,dog\n")
+    assert scan(tmp_path / "t.csv")[1] == {"a/b/1.jpg": ("cat", ""), "a\\2.jpg": ("dog", "")}
+    assert list(scan(tmp_path / "t.csv", exclude=("a/b/1.jpg",))[1]) == ["a\\2.jpg"]
+
+
+def test_a_table_that_holds_its_images_is_refused_in_words(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    table = pa.table({"image": [{"bytes": b"x" * 9999, "path": None}], "label": [3]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    message = refusal(tmp_path / "t.parquet")
+    assert "column 'image' holds struct<bytes: binary, path: null>" in message and len(message) < 400
+    assert "write its images into files, and their paths and labels into a .csv, and give that" in message
+    images(tmp_path, "1.jpg")
+    (tmp_path / "t.csv").write_text("path,label\n1.jpg,3\n")
+    assert scan(tmp_path / "t.csv")[1] == {"1.jpg": ("3", "")}

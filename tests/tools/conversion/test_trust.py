@@ -418,7 +418,7 @@ def test_a_file_that_may_not_be_read_is_its_own_fault_where_the_scan_ran(tmp_pat
     with pytest.raises(ValueError, match="unreadable"):
         read_file(os.fsencode(path), 10**6, seen=True)
     with pytest.raises(MachineFault, match="Permission denied"):
-        read_file(os.fsencode(path), 10**6, seen=True, elsewhere=True)
+        read_file(os.fsencode(path), 10**6, seen=True, seen_on="another host")
 
 
 def test_permission_is_judged_by_where_the_scan_ran(tmp_path, monkeypatch):
@@ -431,7 +431,7 @@ def test_permission_is_judged_by_where_the_scan_ran(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unreadable"):
         read_file(b"x.jpg", 10**6, seen=True)
     with pytest.raises(MachineFault, match="Permission denied"):
-        read_file(b"x.jpg", 10**6, seen=True, elsewhere=True)
+        read_file(b"x.jpg", 10**6, seen=True, seen_on="another host")
 
 
 def test_a_machine_fault_crosses_processes(source, tmp_path, monkeypatch):
