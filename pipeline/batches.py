@@ -109,14 +109,13 @@ class BatchBuilder:
             found = self.through_cache(positions, self.find)
         watch = Stopwatch()
         side = self.side(on_device)
-        batch = unfilled(
-            positions, self.sampler.records(positions), self._buffers.empty((len(positions), side, side, 3))
-        )
+        records = self.sampler.records(positions)
+        batch = unfilled(positions, records, self._buffers.empty((len(positions), side, side, 3)))
         params = AugmentParams(self.config, positions)
         put = augment_host.send_to_device if on_device else augment_host.augment
         watch.lap("order")
-        for row in range(len(positions)):
-            pixels = self._image(batch, row, watch, found, partial(params.crop, row))
+        for row, record in enumerate(records.tolist()):
+            pixels = self._image(batch, row, record, watch, found, partial(params.crop, row))
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -139,7 +138,7 @@ class BatchBuilder:
         records = self.sampler.records(positions)
         batch = unfilled(positions, records, self._buffers.empty((len(positions), *config.eval_shape)))
         for row, record in enumerate(records.tolist()):
-            pixels = self._image(batch, row, watch, found) if record != PADDING else None
+            pixels = self._image(batch, row, record, watch, found) if record != PADDING else None
             if pixels is None:
                 batch["image"][row] = 0
             else:
@@ -182,12 +181,12 @@ class BatchBuilder:
         self,
         batch: Batch,
         row: int,
+        record: int,
         watch: Stopwatch,
         found: Mapping[int, Found] | None,
         window: CropBox | None = None,
     ) -> np.ndarray | None:
         """A record's pixels, its label and weight filled in; None when it is bad, which leaves weight 0."""
-        record = int(batch["record"][row])
         image = self._decoded(record, watch, window) if found is None else found[record]
         if isinstance(image, BadRecord):
             self.bad.add(image, self.config.max_bad_records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -35,7 +35,7 @@ def grayed(samples: Samples) -> Samples:
         return samples
     if any((pixels[..., 0] != pixels[..., color]).any() for color in (1, 2)):
         return samples
-    return replace(samples, pixels=np.delete(pixels, (1, 2), axis=2), channels="L" + channels[3:])
+    return samples._replace(pixels=np.delete(pixels, (1, 2), axis=2), channels="L" + channels[3:])
 
 
 def conversion_of(samples: Samples) -> Conversion:

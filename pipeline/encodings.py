@@ -6,7 +6,8 @@ and TFDS's metadata ask the object, and nothing else knows the names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from shardline.pipeline.image_options import ImageOptions
 
 TFDS_FEATURES = "tensorflow_datasets.core.features"  # where TFDS has the classes that its features.json names
+
+
+@cache
+def _decoder() -> Callable[..., np.ndarray]:
+    from shardline.pipeline.decode import decode  # OpenCV: not for --help
+
+    return decode
 
 
 class Encoding:
@@ -63,9 +71,7 @@ class Encoding:
         Raises:
           ValueError: the bytes are no image, or a damaged one.
         """
-        from shardline.pipeline.decode import decode  # OpenCV: not for --help
-
-        return decode(example.image, exact=exact, window=window, checked=checked)
+        return _decoder()(example.image, exact=exact, window=window, checked=checked)
 
     def fault(self, example: Example) -> str:
         """What shows, without decoding, that this is not the encoding of a stored image; "" for nothing."""

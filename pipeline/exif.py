@@ -69,15 +69,19 @@ class Directory:
         for i, (tag, kind, length) in enumerate(struct.iter_unpack(layout, entries)):
             yield Entry(tag, kind, length, first + i * self._size)
 
+    def all(self, tag: int) -> Iterator[Entry]:
+        """The entries of a tag, found without looking at the others; none in a BigTIFF."""
+        if self.big or not self._count:
+            return
+        tags = np.frombuffer(self.data, self.order + "u2", self._count * 6, self._start)[::6]
+        for number in np.flatnonzero(tags == tag).tolist():
+            at = self._start + number * self._size
+            kind, length = struct.unpack_from(self.order + "HI", self.data, at + 2)
+            yield Entry(tag, kind, length, at + 8)
+
     def find(self, tag: int) -> Entry | None:
-        """The first entry of a tag, found without looking at the others' values; of classic TIFF."""
-        entries = self.data[self._start : self._start + self._count * self._size]
-        tags = struct.unpack(self.order + "H10x" * self._count, entries)
-        if self.big or tag not in tags:
-            return None
-        at = self._start + tags.index(tag) * self._size
-        kind, length = struct.unpack_from(self.order + "HI", self.data, at + 2)
-        return Entry(tag, kind, length, at + 8)
+        """The first of them."""
+        return next(self.all(tag), None)
 
     def number(self, entry: Entry) -> int:
         """The value of a tag that holds one short or long number."""
@@ -119,10 +123,9 @@ def orientation(block: bytes) -> int:
     if block[:2] in (b"II", b"MM"):
         try:
             directory = Directory(block)
-            for entry in directory:
-                if entry.tag == ORIENTATION:
-                    values = directory.values(entry, 1)
-                    found = int(values[0]) if len(values) and 1 <= values[0] <= 8 else found or 1
+            for entry in directory.all(ORIENTATION):
+                values = directory.values(entry, 1)
+                found = int(values[0]) if len(values) and 1 <= values[0] <= 8 else found or 1
         except struct.error:
             pass
     return found

@@ -5,15 +5,17 @@ To add a format: a signature in `sniff.py`, an entry in FORMATS, and a case for 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import cv2
 import numpy as np
 
-from shardline.pipeline import jpeg, opencv, png, tiff
+from shardline.pipeline import jpeg, png, tiff
 from shardline.pipeline import other_formats as other
 from shardline.pipeline.image_types import BadImage, Header, Samples
 from shardline.pipeline.sniff import NOT_IMAGES, UNSUPPORTED, sniff
@@ -22,6 +24,16 @@ __all__ = ["FORMATS", "BadImage", "Header", "decode", "only_bad_images", "orient
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_COMPLAINTS = (OSError, RuntimeError, SyntaxError, ValueError, IndexError, struct.error, cv2.error)  # of decoders
+_NO_MEMORY = re.compile(
+    "out of memory|insufficient memory|memory allocation(?!.*limit)|bad_alloc|cannot allocate", re.IGNORECASE
+)
+_WORDS = {
+    "corrupt-scan": re.compile("corrupt jpeg data|premature end of data", re.IGNORECASE),
+    "truncated": re.compile("truncat|negative|end of (jpeg )?file", re.IGNORECASE),
+    # Not what libjpeg calls so, of markers that damage has made.
+    "unsupported": re.compile("unsupported(?! marker)|not supported|unknown(?! adobe)", re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True)
@@ -53,20 +65,35 @@ FORMATS = {
 }
 
 
+def fault_of(error: Exception, name: str = "") -> BadImage | MemoryError:
+    """What an error says of an image. Want of memory is the machine's fault; the rest decoders tell in words.
+
+    Args:
+      error: raised by anything.
+      name: the format whose decoder raised it; "" for what is no decoder.
+    """
+    if isinstance(error, (BadImage, MemoryError)):
+        return error
+    text = " ".join(str(getattr(error, "err", None) or error).split())[:200]
+    if _NO_MEMORY.search(str(error)):
+        return MemoryError(f"{name}: {text}")
+    if not name or not isinstance(error, _COMPLAINTS) or isinstance(error, RecursionError):
+        return BadImage("decoder-error", f"{type(error).__name__}: {text}")
+    reason = next((reason for reason, words in _WORDS.items() if words.search(text)), "corrupt-data")
+    if reason == "unsupported":
+        return BadImage(f"unsupported-{name}", f"{text}; convert it to PNG or JPEG")
+    return BadImage(reason, f"{name}: {text}")
+
+
 def only_bad_images(function: Callable[P, R]) -> Callable[P, R]:
-    """Whatever a decoder raises becomes BadImage; but want of memory is the machine's fault, and stays MemoryError."""
+    """Whatever is raised becomes BadImage, or MemoryError where the machine has too little memory."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except (BadImage, MemoryError):
-            raise
         except Exception as error:
-            if opencv.out_of_memory(error):
-                raise MemoryError(str(error)) from error
-            detail = " ".join(str(error).split())[:200]
-            raise BadImage("decoder-error", f"{type(error).__name__}: {detail}") from error
+            raise fault_of(error) from None
 
     return guarded
 
@@ -84,18 +111,15 @@ def read_header(data: bytes) -> Header:
         raise BadImage("not-an-image", f"begins with {data[:12]!r}, no image format known here")
     if name not in FORMATS:
         raise BadImage(f"unsupported-{name}", f"{UNSUPPORTED.get(name, name)} is not read; convert it to PNG or JPEG")
-    header = _read(name, data)
+    try:
+        header = FORMATS[name].read(data)
+    except (struct.error, IndexError):
+        raise BadImage("truncated", f"{name}: the file ends inside its header") from None
+    except Exception as error:
+        raise fault_of(error, name) from None
     if header.width < 1 or header.height < 1:
         raise BadImage("corrupt-header", f"{name}: {header.width}x{header.height} pixels")
     return header
-
-
-@only_bad_images
-def _read(name: str, data: bytes) -> Header:
-    try:
-        return FORMATS[name].read(data)
-    except (struct.error, IndexError):
-        raise BadImage("truncated", f"{name}: the file ends inside its header") from None
 
 
 def orientation_of(data: bytes) -> int:
@@ -110,22 +134,13 @@ def decode(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """The samples of the first frame, a JPEG's reduced. Raises BadImage, and MemoryError where that is the reason."""
     expected = -(-header.height // reduction), -(-header.width // reduction)
     try:
-        samples = _decode(data, header, reduction)
-    except BadImage:
-        _check_memory(header)
-        raise
+        samples = FORMATS[header.format].decode(data, header, reduction)
+    except Exception as error:
+        # MemoryError if there was not the memory for this: several decoders call that damage. Nothing touches it.
+        np.empty(24 * header.height * header.width, np.uint8)
+        raise fault_of(error, header.format) from None
     if samples.pixels.shape[:2] != expected:
         height, width = samples.pixels.shape[:2]
         promised = f"{header.format}: says {expected[1]}x{expected[0]} pixels"
         raise BadImage("corrupt-header", f"{promised}, holds {width}x{height}")
     return samples
-
-
-@only_bad_images
-def _decode(data: bytes, header: Header, reduction: int) -> Samples:
-    return FORMATS[header.format].decode(data, header, reduction)
-
-
-def _check_memory(header: Header) -> None:
-    """Raises MemoryError if there was not the memory to decode this: several decoders call that damage."""
-    np.empty(24 * header.height * header.width, np.uint8)  # address space only: nothing touches it

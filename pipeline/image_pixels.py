@@ -5,7 +5,7 @@ The same for the converter, the reader of adopted records and prediction: see `i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,7 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 FEW_LEVELS = r"(?P<few>uses [\d,]+ of [\d,]+ levels)"  # the note on an image of little contrast
 
 
-@dataclass(frozen=True)
-class Pixels:
+class Pixels(NamedTuple):
     """An image as it is shown.
 
     Attributes:
@@ -39,7 +38,10 @@ def decode_pixels(data: bytes, header: Header, halvings: int = 0, depth_range: s
       MemoryError: the machine has too little memory; says nothing about the image.
     """
     in_decoder = halvings if header.format == "jpeg" else 0
-    samples = color.grayed(image_headers.decode(data, header, 2**in_decoder))
+    samples = image_headers.decode(data, header, 2**in_decoder)
+    if in_decoder == halvings and samples.is_plain and header.orientation == 1:  # as most photographs are
+        return Pixels(samples.pixels, False, ())
+    samples = color.grayed(samples)
     change = color.conversion_of(samples)
     bgr, depth_note = _to_bgr(samples, header, change, halvings - in_decoder, depth_range)
     turn_note = f"EXIF orientation {header.orientation} applied" if header.orientation != 1 else ""

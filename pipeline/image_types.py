@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +41,7 @@ class Header:
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Decoded samples, and what they mean.
 
     Attributes:
@@ -61,3 +61,9 @@ class Samples:
     palette: np.ndarray | None = None
     profile: bytes = b""
     note: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether these are 8-bit BGR in sRGB, and there is nothing to say of them."""
+        plain = self.channels == "BGR" and self.white == 255 and self.pixels.dtype == np.uint8
+        return plain and not self.profile and not self.note

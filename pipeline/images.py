@@ -12,6 +12,7 @@ import logging
 import math
 from dataclasses import dataclass
 from importlib import metadata
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -52,8 +53,7 @@ class FilteredImage(BadImage):
     status = "filtered"
 
 
-@dataclass(frozen=True)
-class ProcessedImage:
+class ProcessedImage(NamedTuple):
     """One stored image and what was found out on the way."""
 
     data: bytes

@@ -49,52 +49,6 @@ class Bits:
         return self._number >> shift & (1 << width) - 1
 
 
-def coded_color(data: bytes) -> tuple[int, int] | None:
-    """Color primaries and transfer characteristics (H.273) of the primary item of an AVIF or HEIC; None for none.
-
-    None as well where it has an ICC profile, which counts more.
-    """
-    meta = next((span for kind, *span in boxes(data) if kind == b"meta"), None)
-    if not meta:
-        return None
-    inside = {kind: (start, end) for kind, start, end in boxes(data, meta[0] + 4, meta[1])}
-    if not {b"pitm", b"iprp"} <= inside.keys():
-        return None
-    start, end = inside[b"pitm"]
-    primary = int.from_bytes(data[start + 4 : min(end, start + (8 if data[start] else 6))], "big")
-    described = {kind: (start, end) for kind, start, end in boxes(data, *inside[b"iprp"])}
-    if not {b"ipco", b"ipma"} <= described.keys():
-        return None
-    properties = list(islice(boxes(data, *described[b"ipco"]), MOST_ITEMS))
-    found = None
-    for number in _properties_of(data, primary, *described[b"ipma"]):
-        kind, start, _ = properties[number - 1] if 0 < number <= len(properties) else (b"", 0, 0)
-        if kind == b"colr" and data[start : start + 4] in (b"prof", b"rICC"):
-            return None
-        if kind == b"colr" and data[start : start + 4] == b"nclx":
-            found = struct.unpack_from(">HH", data, start + 4)
-    return found
-
-
-def _properties_of(data: bytes, item: int, start: int, end: int) -> list[int]:
-    """Numbers, from 1, of the properties that an ipma box associates with an item."""
-    version, wide = data[start], data[start + 3] & 1
-    id_size, size = (4 if version else 2), (2 if wide else 1)
-    position = start + 8
-    for _ in range(min(int.from_bytes(data[start + 4 : start + 8], "big"), MOST_ITEMS)):
-        if position >= end:
-            break
-        number = int.from_bytes(data[position : position + id_size], "big")
-        position += id_size
-        count = data[position]
-        entries = data[position + 1 : position + 1 + size * count]
-        if number == item:
-            mask = 0x7FFF if wide else 0x7F
-            return [int.from_bytes(entries[i : i + size], "big") & mask for i in range(0, len(entries), size)]
-        position += 1 + size * count
-    return []
-
-
 # --- AV1 in AVIF ------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import simplejpeg
@@ -15,7 +14,7 @@ from shardline.pipeline import color_spaces, exif
 from shardline.pipeline.image_types import BadImage, Header, Samples
 
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic"}
-_BARE = frozenset(bytes([code]) for code in (0x01, *range(0xD0, 0xD9)))  # markers without a length
+_BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 MOST_METADATA = 32  # segments in which an orientation is looked for
 MOST_SEGMENTS = 10_000  # a profile in 255 parts and 100 MB of XMP are 2,000
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -33,7 +32,6 @@ class JpegHeader(Header):
     broken_profile: bool = False  # parts of it are missing, which libjpeg calls corrupt data
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
     scan: int = 0  # where the compressed data begins
-    zeros_are_data: bool = True  # False: a run of zero bytes in the scan cannot be image
 
 
 def read_header(data: bytes) -> JpegHeader:
@@ -46,14 +44,12 @@ def read_header(data: bytes) -> JpegHeader:
             found.add_application2(start, body, end)
         elif code == 0xEE and data.startswith(b"Adobe", body):
             found.adobe = data[body + 11]
-        elif code == 0xC4:
-            found.first_ac_symbol.update(_first_ac_symbols(data[body : min(end, body + 8 * 273)]))
-        elif 0xC0 <= code <= 0xCF and code not in (0xC8, 0xCC):
+        elif 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
             found.set_frame(code, body)
         elif code == 0xF7:
             raise BadImage("unsupported-jpeg", "JPEG-LS is not read; convert it to PNG")
         elif code == 0xDA:
-            return found.header(body, end)
+            return found.header(end)
     raise BadImage("truncated", "JPEG: the file ends before its first scan")
 
 
@@ -67,7 +63,6 @@ class _Segments:
         self.marker = self.width = self.height = self.components = 0
         self.exif = b""
         self.metadata: list[tuple[int, int]] = []
-        self.first_ac_symbol: dict[int, int] = {}
         self._xmp = b""
         self._profile: list[tuple[int, int, bytes]] = []  # number of the part, of how many, and the part
 
@@ -97,8 +92,8 @@ class _Segments:
             raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
 
     def _has_broken_profile(self) -> bool:
-        count = len(self._profile)
-        return [part[:2] for part in sorted(self._profile)] != [(number, count) for number in range(1, count + 1)]
+        count, parts = len(self._profile), sorted(self._profile)
+        return count > 0 and [part[:2] for part in parts] != [(number, count) for number in range(1, count + 1)]
 
     def _color_profile(self) -> bytes:
         """ICC: embedded, or that of the color space which EXIF names."""
@@ -106,15 +101,13 @@ class _Segments:
             return b"" if self._has_broken_profile() else b"".join(part for _, _, part in sorted(self._profile))
         return color_spaces.of_exif(self.exif) if self.exif and self.components == 3 else b""
 
-    def header(self, body: int, end: int) -> JpegHeader:
-        """All of it, at the head of a scan."""
-        data, components = self.data, self.components
+    def header(self, scan: int) -> JpegHeader:
+        """All of it, at the first scan."""
+        components = self.components
         if not self.marker:
             raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
         if self.height == 0:
             raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
-        interleaved = data[body] == components
-        tables = [data[body + 2 + 2 * i] & 15 for i in range(data[body])]
         return JpegHeader(
             "jpeg",
             self.width,
@@ -126,41 +119,67 @@ class _Segments:
             profile=self._color_profile(),
             broken_profile=self._has_broken_profile(),
             metadata=tuple(self.metadata),
-            scan=end,
-            zeros_are_data=self.marker == 0xC2
-            or not interleaved
-            or all(self.first_ac_symbol.get(table, 0) == 0 for table in tables),
+            scan=scan,
         )
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     """(marker, start, body, end) of each segment up to and with the first SOS."""
-    position = 2
+    position, last = 2, len(data) - 4
     for _ in range(MOST_SEGMENTS):
-        if data[position : position + 1] != b"\xff":
+        if position > last or data[position] != 0xFF:
             break
-        code = data[position + 1 : position + 2]
-        if code == b"\xff":  # fill bytes before a marker
+        code = data[position + 1]
+        if code == 0xFF:  # fill bytes before a marker
             fill = data[position : position + 65_536]
             position += len(fill) - len(fill.lstrip(b"\xff")) - 1
             continue
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if code in _BARE:
             position += 2
             continue
-        if position + 4 > len(data) or end > len(data) or code == b"\xd9":
+        end = position + 2 + (data[position + 2] << 8 | data[position + 3])
+        if end > len(data) or code == 0xD9:
             return
-        yield code[0], position, position + 4, end
-        if code == b"\xda":
+        yield code, position, position + 4, end
+        if code == 0xDA:
             return
         position = end
     else:
         raise BadImage("unsupported-jpeg", f"JPEG with more than {MOST_SEGMENTS:,} segments before its data")
-    if position < len(data):
+    if position < len(data) and data[position] != 0xFF:
         raise BadImage("corrupt-header", f"JPEG: no marker at byte {position}")
 
 
-@lru_cache(256)  # most files have the tables of the standard
+# --- Compressed data --------------------------------------------------------------------------------------
+
+
+def check_scan(data: bytes, header: JpegHeader) -> None:
+    """Refuse blank stretches in compressed data: what a lost disk block leaves, and libjpeg may decode in silence."""
+    blank = data.find(_ZERO_RUN, header.scan)
+    if blank >= 0 and blank < scan_end(data, header) and not _zeros_are_data(data):
+        raise BadImage("corrupt-scan", f"JPEG: blank stretch in the compressed data at byte {blank}")
+
+
+def _zeros_are_data(data: bytes) -> bool:
+    """Whether a run of zero bytes in the first scan can be image.
+
+    Not in sequential Huffman data, unless zeros spell "end of block" for every component of the scan: otherwise it
+    would be dozens of equal coefficients in one 8x8 block.
+    """
+    components, first_ac_symbol = 0, dict[int, int]()
+    for code, _, body, end in segments(data):
+        if code == 0xC2:  # progressive
+            return True
+        if code == 0xC4:
+            first_ac_symbol |= _first_ac_symbols(data[body : min(end, body + 8 * 273)])
+        elif code in _FRAMES:
+            components = data[body + 5]
+        elif code == 0xDA:
+            tables = [data[body + 2 + 2 * i] & 15 for i in range(data[body])]
+            return data[body] != components or all(first_ac_symbol.get(table, 0) == 0 for table in tables)
+    return True
+
+
 def _first_ac_symbols(body: bytes) -> dict[int, int]:
     """Number of each AC Huffman table of a segment: the symbol whose code is all zeros."""
     found = {}
@@ -170,22 +189,6 @@ def _first_ac_symbols(body: bytes) -> dict[int, int]:
             found[body[0] & 15] = body[17]
         body = body[17 + count :]
     return found
-
-
-# --- Compressed data --------------------------------------------------------------------------------------
-
-
-def check_scan(data: bytes, header: JpegHeader) -> None:
-    """Refuse blank stretches in compressed data: what a lost disk block leaves, and libjpeg may decode in silence.
-
-    Sequential Huffman data cannot hold such a run unless zeros spell "end of block" for every component of the
-    scan: otherwise it would be dozens of equal coefficients in one 8x8 block.
-    """
-    if header.zeros_are_data:
-        return
-    blank = data.find(_ZERO_RUN, header.scan)
-    if blank >= 0 and blank < scan_end(data, header):
-        raise BadImage("corrupt-scan", f"JPEG: blank stretch in the compressed data at byte {blank}")
 
 
 def scan_end(data: bytes, header: JpegHeader) -> int:
@@ -232,25 +235,14 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     if header.broken_profile:
         data, note = strip(data, header), "color profile ignored: parts of it are missing"
     channels = "CMYK" if header.cmyk else "GRAY" if header.profile and header.components == 1 else "BGR"
-    try:
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            channels,
-            min_height=-(-header.height // reduction),
-            min_width=-(-header.width // reduction),
-            min_factor=reduction,
-        )
-    except ValueError as error:
-        raise _fault(str(error)) from None
+    pixels = simplejpeg.decode_jpeg(
+        data,
+        channels,
+        min_height=-(-header.height // reduction),
+        min_width=-(-header.width // reduction),
+        min_factor=reduction,
+    )
     if channels == "GRAY":
         return Samples(pixels[..., 0], "L", profile=header.profile)
     pixels = cv2.bitwise_not(pixels) if header.cmyk == "adobe" else pixels
     return Samples(pixels, channels, profile=header.profile, note=note)
-
-
-def _fault(message: str) -> BadImage | MemoryError:
-    if "nsufficient memory" in message:
-        return MemoryError(f"JPEG: {message}")
-    if "remature end" in message:
-        return BadImage("truncated" if "file" in message else "corrupt-scan", f"JPEG: {message}")
-    return BadImage("corrupt-scan" if "orrupt JPEG data" in message else "corrupt-data", f"JPEG: {message}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 import cv2
 import numpy as np
@@ -13,36 +12,18 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 LARGE_BYTES = 16 << 20  # of decoded pixels; from here on their memory matters more than a copy of the file
 
 
-_OUT_OF_MEMORY = re.compile("out of memory|insufficient memory|bad_alloc|cannot allocate", re.IGNORECASE)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether a codec failed for want of memory, which says nothing about the image."""
-    no_memory = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
-    return no_memory or _OUT_OF_MEMORY.search(str(error)) is not None
-
-
 def decode(data: bytes, header: Header) -> np.ndarray:
     """What OpenCV makes of it: 16 bits and alpha kept, no orientation applied."""
-    try:
-        pixels = _decode(data, header)
-    except cv2.error as error:
-        if out_of_memory(error):
-            raise MemoryError(f"{header.format}: {error.err}") from None
-        raise BadImage("corrupt-data", f"{header.format}: {error.err}") from None
+    if header.height * header.width * 3 < LARGE_BYTES:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    else:  # imdecode copies the pixels on their way into Python; imread with a `dst` decodes them in place
+        with open(os.memfd_create("image"), "wb") as file:
+            file.write(data)
+            file.flush()
+            pixels = cv2.imread(f"/proc/self/fd/{file.fileno()}", dst=None, flags=cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise BadImage("corrupt-data", f"{header.format}: damaged image data")
     return pixels
-
-
-def _decode(data: bytes, header: Header) -> np.ndarray | None:
-    if header.height * header.width * 3 < LARGE_BYTES:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    # imdecode copies the pixels on their way into Python; imread with a `dst` decodes them in place.
-    with open(os.memfd_create("image"), "wb") as file:
-        file.write(data)
-        file.flush()
-        return cv2.imread(f"/proc/self/fd/{file.fileno()}", dst=None, flags=cv2.IMREAD_UNCHANGED)
 
 
 def samples(pixels: np.ndarray, profile: bytes) -> Samples:

@@ -53,14 +53,14 @@ def machine_fault(path: bytes | str, reason: str) -> MachineFault:
     )
 
 
-def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, elsewhere: bool = False) -> bytes:
+def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, seen_on: str = "") -> bytes:
     """The bytes of a regular file.
 
     Args:
       path: of the file.
       limit_bytes: a larger file is no image.
       seen: it was there before: that it cannot be found says nothing about it.
-      elsewhere: it was seen by another host: neither does that it may not be read here.
+      seen_on: the host that saw it; on another one, that it may not be read says nothing about it either.
 
     Raises:
       BadImage: something else stands there, or nothing.
@@ -70,7 +70,7 @@ def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, elsewhere: b
         # Not blocking: opening a named pipe would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error, seen, elsewhere) from None
+        raise _unreadable(path, error, seen, seen_on) from None
     try:
         facts = os.fstat(descriptor)
         if stat.S_ISDIR(facts.st_mode):
@@ -79,10 +79,13 @@ def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, elsewhere: b
             raise BadImage("not-a-file", "a pipe, socket or device")
         if facts.st_size > limit_bytes:
             raise BadImage("file-too-large", f"{facts.st_size:,} bytes are more than --max_megapixels can need")
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            return file.read()
+        data = os.read(descriptor, facts.st_size + 1)
+        if len(data) == facts.st_size:  # all, in one call
+            return data
+        with open(descriptor, "rb", closefd=False) as file:  # it grows, or is larger than what one call reads
+            return data + file.read()
     except OSError as error:
-        raise _unreadable(path, error, True, elsewhere) from None
+        raise _unreadable(path, error, True, seen_on) from None
     except MemoryError:
         raise machine_fault(path, "out of memory") from None
     finally:
@@ -101,7 +104,7 @@ def find_source(folders: Sequence[str], path: str) -> str:
     return next(filter(os.path.isfile, places), "")
 
 
-def _unreadable(path: bytes, error: OSError | ValueError, seen: bool, elsewhere: bool) -> BadImage | MachineFault:
+def _unreadable(path: bytes, error: OSError | ValueError, seen: bool, seen_on: str) -> BadImage | MachineFault:
     """Only what is proven is said of the file: every error that is not known to be its own is the machine's."""
     if isinstance(error, ValueError):
         return BadImage("missing", "no file has a name with a zero byte")
@@ -112,7 +115,7 @@ def _unreadable(path: bytes, error: OSError | ValueError, seen: bool, elsewhere:
         return BadImage("not-a-file", "a pipe, socket or device")
     if error.errno in (errno.ENAMETOOLONG, errno.EISDIR):
         return BadImage("unreadable", what)
-    if error.errno in (errno.EACCES, errno.EPERM) and not (seen and elsewhere):
+    if error.errno in (errno.EACCES, errno.EPERM) and not (seen and seen_on not in ("", socket.gethostname())):
         return BadImage("unreadable", what)
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not seen:
         if os.path.islink(path):

@@ -175,25 +175,20 @@ def _planes(data: bytes, header: TiffHeader) -> np.ndarray:
 
     tiled = _TILES in header.tags
     starts, sizes = header.values(_TILES if tiled else _STRIPS), header.values(_TILE_BYTES if tiled else _STRIP_BYTES)
-    try:
-        with tifffile.TiffFile(io.BytesIO(_directory_alone(header))) as file:
-            page = file.pages.first
-            planes, _, height, width, samples = page.shaped
-            if not len(starts) == len(sizes) >= np.prod(page.chunked) or not sizes.all():
-                raise BadImage("unsupported-tiff", "TIFF without data for some of its strips or tiles")
-            pixels: np.ndarray = np.empty((planes, height, width, samples), page.dtype)
-            for index in range(int(np.prod(page.chunked))):
-                segment = data[int(starts[index]) : int(starts[index] + sizes[index])]
-                if page.compression == _JPEG:
-                    _check_jpeg(segment, header)
-                part, (plane, _, top, left, _), _ = page.decode(segment, index, jpegtables=page.jpegtables)
-                assert part is not None
-                place = pixels[plane, top : top + part.shape[1], left : left + part.shape[2]]
-                place[:] = part[0, : place.shape[0], : place.shape[1]]
-    except (RuntimeError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
-        if isinstance(error, BadImage):
-            raise
-        raise BadImage("corrupt-data", f"TIFF: {error}") from None
+    with tifffile.TiffFile(io.BytesIO(_directory_alone(header))) as file:
+        page = file.pages.first
+        planes, _, height, width, samples = page.shaped
+        if not len(starts) == len(sizes) >= np.prod(page.chunked) or not sizes.all():
+            raise BadImage("unsupported-tiff", "TIFF without data for some of its strips or tiles")
+        pixels: np.ndarray = np.empty((planes, height, width, samples), page.dtype)
+        for index in range(int(np.prod(page.chunked))):
+            segment = data[int(starts[index]) : int(starts[index] + sizes[index])]
+            if page.compression == _JPEG:
+                _check_jpeg(segment, header)
+            part, (plane, _, top, left, _), _ = page.decode(segment, index, jpegtables=page.jpegtables)
+            assert part is not None
+            place = pixels[plane, top : top + part.shape[1], left : left + part.shape[2]]
+            place[:] = part[0, : place.shape[0], : place.shape[1]]
     pixels = pixels[0] if planes == 1 else np.moveaxis(pixels[..., 0], 0, -1)
     return pixels.view(np.uint8) if pixels.dtype == bool else pixels
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -194,9 +193,8 @@ def _read(task: ShardTask, position: int) -> bytes:
         if origin.kind != FOLDER:
             return read_member(origin, place, size, limit_bytes)
         root, path = origin.path, path.removeprefix(origin.shown_as).lstrip(b"/")
-    elsewhere = task.scan_host not in ("", socket.gethostname())
     seen = position not in task.unseen
-    return read_file(os.path.join(os.fsencode(root), path), limit_bytes, seen=seen, elsewhere=elsewhere)
+    return read_file(os.path.join(os.fsencode(root), path), limit_bytes, seen=seen, seen_on=task.scan_host)
 
 
 def source_sha256(task: ShardTask, position: int) -> str:
