@@ -14,7 +14,7 @@ from shardline.pipeline.options import narrowed, option, options
 from shardline.trainer.config import AUTO, PRECISIONS, TrainConfig
 from shardline.trainer.run_dir import read_config
 
-SUITES = ("short", "input", "convert", "train", "baselines", "scaling", "simulated_gpu", "all")
+SUITES = ("short", "input", "convert", "train", "baselines", "scaling", "simulated_gpu", "object_store", "all")
 _NEED_IMAGES = ("convert", "baselines", "all")
 
 
@@ -49,7 +49,8 @@ class BenchConfig(InputConfig):
     )
     suite: str = option(
         "input", "what to measure; short takes a few minutes: all stages, with the step at width multiplier 1/8, and "
-        "reading on 1 to all cores; simulated_gpu: 1 to 8 GPUs that sleep instead of working",
+        "reading on 1 to all cores; simulated_gpu: 1 to 8 GPUs that sleep instead of working; object_store: "
+        "the dataset from a store, near and 50 ms away",
         choices=SUITES, group="benchmark",
     )  # fmt: skip
     split: str = option("train", "split to read", group="benchmark")

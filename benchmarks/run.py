@@ -84,6 +84,7 @@ def parts(suite: str) -> tuple[Part, ...]:
         bench_convert,
         bench_image,
         bench_input,
+        bench_object_store,
         bench_scaling,
         bench_train,
         simulated_gpu,
@@ -109,6 +110,7 @@ def parts(suite: str) -> tuple[Part, ...]:
         "scaling": (bench_scaling.cores, *scaling),
         "train": train,
         "simulated_gpu": (simulated_gpu.measure,),
+        "object_store": (bench_object_store.measure,),
         "all": (*advised, *scaling, bench_input.measure, *train, *convert),
     }
     return suites[suite]

@@ -29,6 +29,12 @@ TARGETS = {  # suite: (row, the row it is compared with, least ratio)
         ("loop, real input", "loop, synthetic input", 0.97),
         ("loop, synthetic input", "bare tf.function, one batch", 0.98),
     ),
+    "object_store": (
+        ("store, warm cache", "folder", 0.97),
+        ("store, cold, 50 ms", "folder", 0.8),
+        ("store, cold, 50 ms", "store, cold", 0.95),
+        ("store, blocks of 64, cache of a half, 50 ms", "store, blocks of 64, cache of a half", 0.95),
+    ),
     "train head": (("head, on stored features", "head, through the frozen layers", 20.0),),
 }
 

@@ -23,6 +23,7 @@ import numpy as np
 from shardline.pipeline import exit_guard
 from shardline.pipeline.augment_params import num_columns
 from shardline.pipeline.batches import BadRecords, Batch, BatchBuilder
+from shardline.pipeline.blocks_ahead import BlocksAhead
 from shardline.pipeline.cache import Cache, DirectoryCache, MemoryCache
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
@@ -30,7 +31,7 @@ from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest, Split, generation_folder
 from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.profiling import StageTimer, StageTimes
-from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
+from shardline.pipeline.remote import PIECE_BYTES, DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.sampler import ReplicaBatches, Sampler, ShuffleSampler
 from shardline.pipeline.shards import BadRecord, Shards
 from shardline.pipeline.wording import count
@@ -269,10 +270,12 @@ class Dataset:
             raise UsageError(f"--split={split} holds no records to train on")
         self.manifest.refuse_unlabelled(split, "--split")
         builder = self._builder(split, config, sampler=sampler)
-        self._fetch_ahead(split, builder.sampler, batches.cursor, once=False)
+        ahead = self._fetch_ahead(split, builder.sampler, batches, once=False)
 
         def make(number: int) -> Batch:
             positions = batches.positions(number)
+            if ahead:
+                ahead.reach(number)
             return workers.train(builder, positions, on_device) if workers else builder.train(positions, on_device)
 
         side = builder.side(on_device)
@@ -285,10 +288,12 @@ class Dataset:
         """What makes each batch of an evaluation, and how many there are on a host."""
         num_records = self.num_records(split)
         builder = self._builder(split, config, exact=True)
-        self._fetch_ahead(split, builder.sampler, 0, once=True)
+        ahead = self._fetch_ahead(split, builder.sampler, batches, once=True)
 
         def make(number: int) -> Batch:
             positions = batches.positions(number)
+            if ahead:
+                ahead.reach(number)
             return workers.evaluation(builder, positions) if workers else builder.evaluation(positions)
 
         workers = self._workers(
@@ -296,23 +301,54 @@ class Dataset:
         )
         return make, -(-num_records // config.global_batch_size) * batches.replicas
 
-    def _fetch_ahead(self, split: str, sampler: Sampler, cursor: int, once: bool) -> None:
+    def _fetch_ahead(self, split: str, sampler: Sampler, batches: ReplicaBatches, *, once: bool) -> BlocksAhead | None:
         """Have a split's shards fetched, if they lie in an object store, in the order in which they are needed first.
 
+        Args:
+          once: each record is read once, in stored order.
+
+        Returns:
+          Where not all shards fit into the cache, what has to be told of each batch that is made.
+
         Raises:
-          UsageError: they are read in random order, and do not all fit into the cache.
+          UsageError: they do not fit, and are read in random order.
         """
         if not self._mirror:
-            return
-        found = self.manifest.split(split)
-        if found.bytes > self._mirror.limit_bytes:
-            if once or (isinstance(sampler, ShuffleSampler) and not sampler.shuffle):
-                return  # one shard after another
-            raise UsageError(too_large(found, self._mirror.limit_bytes))
-        positions = np.arange(cursor, cursor + min(found.records, _LOOK_AHEAD))
+            return None
+        found, limit = self.manifest.split(split), self._mirror.limit_bytes
+        if found.bytes > limit:
+            return self._blocks_ahead(found, sampler, batches, once)
+        positions = np.arange(batches.cursor, batches.cursor + min(found.records, _LOOK_AHEAD))
         numbers = self._shards[split].locations(sampler.records(positions))[:, 0].tolist()
         order = dict.fromkeys([*numbers, *range(len(found.shards))])
         self._mirror.fetch_ahead([found.shards[number] for number in order])
+        return None
+
+    def _blocks_ahead(self, split: Split, sampler: Sampler, batches: ReplicaBatches, once: bool) -> BlocksAhead | None:
+        assert self._mirror
+        mean, limit = split.bytes / split.records, self._mirror.limit_bytes
+        block = math.ceil(PIECE_BYTES / mean)
+        in_order = once or (isinstance(sampler, ShuffleSampler) and not sampler.shuffle)
+        if not in_order:
+            block = sampler.shuffle_block_size if isinstance(sampler, ShuffleSampler) else 1
+            if block * mean < PIECE_BYTES:
+                raise UsageError(too_large(split, limit))
+
+        def records(number: int) -> np.ndarray:
+            positions = batches.positions(number)
+            assert isinstance(positions, np.ndarray)
+            return sampler.records(positions[positions < split.records] if once else positions)
+
+        ahead = BlocksAhead(self._mirror, self._shards[split.name], records, batches.size, block, int(limit / 2 / mean))
+        if 2 * ahead.samples * mean > limit:
+            if in_order:
+                return None  # one shard after another
+            raise UsageError(
+                f"--data_cache_gb={limit / 1e9:g}: {ahead.samples:,} records are fetched ahead, "
+                f"{ahead.samples * mean / 1e9:.2g} GB; use {2 * ahead.samples * mean / 1e9:.2g} or more"
+            )
+        self._mirror.piece_bytes = PIECE_BYTES
+        return ahead
 
     def _builder(
         self, split: str, config: InputConfig, *, exact: bool = False, sampler: Sampler | None = None
@@ -405,10 +441,14 @@ def too_large(split: Split, limit_bytes: int) -> str:
     """What an exact shuffle would fetch of a split that does not fit into the cache."""
     share = 1 - limit_bytes / split.bytes
     often = share * split.records / len(split.shards)
+    mean = split.bytes / split.records
+    block = max(64, math.ceil(PIECE_BYTES / mean))
     return (
         f"--data_cache_gb={limit_bytes / 1e9:,.1f}: split {split.name} has {split.bytes / 1e9:,.1f} GB, and shuffled "
         f"records would have each of its {count(len(split.shards), 'shard')} fetched about {often:,.0f} times an "
-        f"epoch, {often * split.bytes / 1e9:,.0f} GB in all; use {math.ceil(split.bytes / 1e9)} or more, or --noshuffle"
+        f"epoch, {often * split.bytes / 1e9:,.0f} GB in all; use {math.ceil(split.bytes / 1e9)} or more, "
+        f"--shuffle_block_size={block} or more, by which blocks of {block * mean / 1e6:,.1f} MB are fetched once, or "
+        "--noshuffle"
     )
 
 

@@ -174,7 +174,7 @@ def exclusive(path: str | os.PathLike[str], what: str, *, wait: bool = False) ->
     file = _locked(path, what, wait)
     try:
         os.ftruncate(file, 0)
-        os.pwrite(file, f"{_owner()}\n".encode(), 0)
+        os.pwrite(file, f"{owner()}\n".encode(), 0)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -235,8 +235,8 @@ def _say_no_locks(folder: Path, reason: str, what: str) -> None:
     )
 
 
-def _owner(pid: int | None = None) -> str:
-    """This process, or another one of this host, for a message."""
+def owner(pid: int | None = None) -> str:
+    """This process, or another one of this host, for a message: `process PID on HOST, started TIME`."""
     pid = pid or os.getpid()
     started = ""
     with contextlib.suppress(psutil.Error):
@@ -309,5 +309,5 @@ def _holder(file: int) -> str:
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.replace("-> ", "").split()  # number, FLOCK, ADVISORY, READ, pid, device and inode, …
             if words[1] == "FLOCK" and words[5] == name and int(words[4]) > 0:
-                return _owner(int(words[4]))
+                return owner(int(words[4]))
     return "another process, perhaps of another host"

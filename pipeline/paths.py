@@ -1,7 +1,7 @@
 """Where a flag may point: the one place that takes a file or folder's name apart. No TensorFlow.
 
-Names are local but for datasets that are read, which may lie in an object store (`pipeline.remote`). Any other address
-is refused before any work, so that no command ever makes a local folder called `s3:`.
+Names are local but for those that may lie in an object store (`pipeline.object_store`). Any other address is refused
+before any work, so that no command ever makes a local folder called `s3:`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import re
 from urllib.parse import unquote, urlsplit
 
-# What a field's name may be of. any: either, or a word or pattern of its own; dataset: a folder, here or in a store.
-KINDS = ("folder", "file", "any", "dataset")
+# What a field's name may be of. any: either, or a word or pattern of its own; dataset: a folder, here or in a store;
+# source: what any may be, or a file or folder in a store, also after SPLIT=.
+KINDS = ("folder", "file", "any", "dataset", "source")
 
 _REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs"
 # With or without slashes (pathlib merges them), also after a folder or SPLIT=; and SCHEME:/ or HOST:/ of any kind.
@@ -38,7 +39,7 @@ def absolute(name: str) -> str:
 def local_path(name: str, kind: str) -> str:
     """The path that a name given by a user means on this machine: `~` and `file://` are resolved.
 
-    An address of an object store stays one where `kind` is dataset.
+    An address of an object store stays one where `kind` is dataset or source.
 
     Raises:
       ValueError: what to do instead, for an empty name, an address, a NUL, an unknown user's home, a file where `kind`
@@ -50,15 +51,16 @@ def local_path(name: str, kind: str) -> str:
         raise ValueError("holds a NUL character, which no file's name can; leave it out")
     if name.lower().startswith("file://"):
         name = _of_url(name)
-    if kind == "dataset" and is_remote(name):
+    if kind in ("dataset", "source") and is_remote(name):
         return _address(name)
+    split, mark, rest = name.partition("=")
+    if kind == "source" and mark and is_remote(rest):
+        return f"{split}={_address(rest)}"
     if found := _ADDRESS.search(name):
         scheme = found[found.lastindex or 0].lower()
         copy = _COPY.get(scheme, "a program that knows the place")
-        if kind == "dataset":
-            raise ValueError(
-                f"{scheme}: is not read from; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local folder"
-            )
+        if kind in ("dataset", "source"):
+            raise ValueError(f"{scheme}: is not known; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local place")
         raise ValueError(f"{scheme}: cannot be read or written yet; name a local place, and copy with {copy}")
     if name.startswith("~") and not os.path.lexists(name):
         home = os.path.expanduser(name)

@@ -4,47 +4,37 @@ Manifest and indexes are copied when a dataset is opened. A shard is copied whol
 the manifest's SHA-256, and from then on read as any local file, by all processes of the host. The folder is named by
 the dataset's digest: whatever becomes of the bucket, what lies there is right.
 
-pyarrow talks to the stores. Credentials, region and endpoint come from the usual environment: AWS_ACCESS_KEY_ID,
-AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …; GOOGLE_APPLICATION_CREDENTIALS.
+Where not all shards fit, and records are read in blocks, pieces of shards are copied in place of whole ones, ahead of
+the samples that need them. Each record's own checksum says whether its piece is right.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import os
 import queue
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import LOCK, atomic_write, atomic_writer, exclusive, user_cache
+from shardline.pipeline.files import LOCK, atomic_write, exclusive, user_cache
 from shardline.pipeline.manifest import FILE_NAME, Manifest, Shard, index_path, refuse_faults, shard_path
+from shardline.pipeline.object_store import PARALLEL, Store, exiting
 from shardline.pipeline.options import option
-from shardline.pipeline.stored import LIMIT_BYTES
-from shardline.pipeline.text import display
 from shardline.pipeline.wording import count
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-ATTEMPTS = 4  # for each file, beside those that pyarrow makes for each request
-PARALLEL = 8  # files that are fetched at once
-_PAUSE_SECONDS = 0.5  # before the second attempt; doubled for each further one
-_PIECE_BYTES = 8 << 20
+PIECE_BYTES = 256 << 10
+PIECES = "pieces"  # folder of a mirror
+_SWEEP_SHARE = 0.02  # of the limit: that many bytes of pieces may be copied before room is made for them
 _FREE_SHARE = 0.9  # of the disk's free space, that copies may take
 _TIMEOUT_SECONDS = 5.0  # for a fetcher to end
 _FOLDER = re.compile("[0-9a-f]{32}")  # the start of a digest
@@ -67,78 +57,6 @@ class DataCacheOptions:
     )
 
 
-class Store:
-    """A folder of an object store. Its methods raise FileNotFoundError, and Failure once the store has failed often.
-
-    Args:
-      url: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-
-    def read(self, name: str) -> bytes:
-        """The content of a file of a sane size."""
-        return self._tried(name, lambda: b"".join(self._pieces(name, LIMIT_BYTES)))
-
-    def fetch(self, name: str, target: Path, sha256: str = "") -> None:
-        """Copy a file, whole or not at all. What has another SHA-256 is fetched again."""
-
-        def copy() -> None:
-            found = hashlib.sha256()
-            with atomic_writer(target) as file:
-                for piece in self._pieces(name):
-                    found.update(piece)
-                    file.write(piece)
-                if sha256 and found.hexdigest() != sha256:
-                    raise _StoreError("its SHA-256 is not the one in the manifest")
-
-        self._tried(name, copy)
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file, by its path from here on."""
-        from pyarrow.fs import FileSelector
-
-        def listed() -> dict[str, int]:
-            with _errors_of_the_store():
-                system, root = file_system(self.url)
-                infos = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-            return {info.path.removeprefix(f"{root}/"): info.size for info in infos if info.is_file}
-
-        return self._tried("", listed)
-
-    def _pieces(self, name: str, limit_bytes: float = float("inf")) -> Iterator[bytes]:
-        with contextlib.ExitStack() as stack:
-            with _errors_of_the_store():
-                system, root = file_system(self.url)
-                stream = stack.enter_context(system.open_input_stream(f"{root}/{name}"))
-            read = 0
-            while True:
-                with _errors_of_the_store():
-                    piece = stream.read(_PIECE_BYTES)
-                read += len(piece)
-                if read > limit_bytes:
-                    raise Failure(f"{self.url}/{name} has more than {limit_bytes:,} bytes; upload the dataset again")
-                if _exiting.is_set():
-                    raise Failure("the program ends")
-                if not piece:
-                    return
-                yield piece
-
-    def _tried(self, name: str, work: Callable[[], T]) -> T:
-        """What `work` returns, tried again after each error of the store."""
-        what = f"{self.url}/{name}" if name else self.url
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return work()
-            except _StoreError as error:
-                if attempt == ATTEMPTS:
-                    raise Failure(f"{what}: {error}, {ATTEMPTS} times; {_remedy(str(error))}") from None
-                _log.warning("%s: %s; trying again", what, error)
-                _exiting.wait(_PAUSE_SECONDS * 2 ** (attempt - 1))
-        raise AssertionError
-
-
 class Mirror:
     """A dataset of an object store, as far as it was read, in a folder of this host. Goes to other processes pickled.
 
@@ -146,11 +64,60 @@ class Mirror:
       url: the dataset's address.
       folder: where its manifest and indexes are, and its shards once they were fetched.
       limit_bytes: of all shards in `folder` and its siblings; beyond it, those that were not used for longest go.
+      piece_bytes: 0 for whole shards; else the size of the pieces that are copied.
     """
 
     def __init__(self, url: str, folder: Path, limit_bytes: int) -> None:
         self.url, self.folder, self.limit_bytes = url, folder, limit_bytes
         self.store = Store(url)
+        self.piece_bytes = 0
+        self._unswept = 0  # bytes of pieces that this process has copied since it last made room
+
+    def read(self, shard: Shard, offset: int, size: int, *, anew: bool = False) -> bytes:
+        """Some bytes of a shard, fewer at its end; the pieces that hold them are copied first, if they are not here.
+
+        Args:
+          anew: they are copied again, because they are damaged.
+
+        Raises:
+          Failure: they cannot be had.
+        """
+        first = offset // self.piece_bytes
+        numbers = range(first, -(-(offset + size) // self.piece_bytes))
+        kept = [None if anew else self._kept(shard, number) for number in numbers]
+        if None in kept:
+            kept = list(self.fetch_pieces(shard, offset, size))
+        start = offset - first * self.piece_bytes
+        return b"".join(piece for piece in kept if piece)[start : start + size]
+
+    def fetch_pieces(self, shard: Shard, offset: int, size: int) -> list[bytes]:
+        """Copy the pieces that hold some bytes of a shard, by one request."""
+        first, last = offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes)
+        content = self.store.read_range(shard.file, first * self.piece_bytes, (last - first) * self.piece_bytes)
+        pieces = [content[start : start + self.piece_bytes] for start in range(0, len(content), self.piece_bytes)]
+        for number, piece in enumerate(pieces, first):
+            path = self._piece_path(shard, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, piece, durable=False)
+        self._unswept += len(content)
+        if self._unswept > _SWEEP_SHARE * self.limit_bytes:
+            self._make_room(self._unswept)
+            self._unswept = 0
+        return pieces
+
+    def has_pieces(self, shard: Shard, offset: int, size: int) -> bool:
+        """Whether all pieces that hold some bytes of a shard are here."""
+        numbers = range(offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes))
+        return all(self._piece_path(shard, number).exists() for number in numbers)
+
+    def _kept(self, shard: Shard, number: int) -> bytes | None:
+        try:
+            return self._piece_path(shard, number).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _piece_path(self, shard: Shard, number: int) -> Path:
+        return self.folder / PIECES / f"{shard.file}@{number}"
 
     def fetch(self, shard: Shard) -> Path:
         """Where a shard lies, once it is there. Raises Failure when it cannot be had."""
@@ -171,10 +138,11 @@ class Mirror:
             return
         what = f"{count(len(missing), 'shard')} ({sum(shard.bytes for shard in missing) / 1e9:,.2f} GB)"
         _log.warning("fetching %s of %s into %s", what, self.url, self.folder)
-        _ahead.add(self.url)
+        _ahead[self.url] = PARALLEL
         todo: queue.SimpleQueue[Shard] = queue.SimpleQueue()
         for shard in missing:
             todo.put(shard)
+        _fetchers[:] = filter(threading.Thread.is_alive, _fetchers)
         for _ in range(PARALLEL):
             thread = threading.Thread(target=self._fetch_all, args=(todo,), daemon=True)
             thread.start()
@@ -194,7 +162,7 @@ class Mirror:
           UsageError: names what is missing or has another size.
         """
         shards = [shard for split in manifest.splits.values() for shard in split.shards]
-        sizes = self.store.sizes()
+        sizes = {name: file.size for name, file in self.store.files().items()}
         faults = [f"{shard.file} is missing" for shard in shards if shard.file not in sizes]
         faults += [
             f"{shard.file} has {sizes[shard.file]:,} bytes, not {shard.bytes:,}"
@@ -214,10 +182,13 @@ class Mirror:
 
     def _fetch_all(self, todo: queue.SimpleQueue[Shard]) -> None:
         with contextlib.suppress(queue.Empty):
-            while not _exiting.is_set():
+            while not exiting.is_set():
                 shard = todo.get_nowait()
                 with contextlib.suppress(Failure, OSError):
                     self.fetch(shard)
+        with _counting:
+            if (left := _ahead.pop(self.url, 1) - 1) > 0:
+                _ahead[self.url] = left
 
     def _make_room(self, needed: int) -> None:
         """Delete the shards that were not used for longest, of all datasets here, until `needed` bytes fit."""
@@ -256,15 +227,6 @@ def open_mirror(url: str, options: DataCacheOptions) -> tuple[Mirror, Manifest]:
     return mirror, manifest
 
 
-@lru_cache(maxsize=16)
-def file_system(url: str) -> tuple[FileSystem, str]:
-    """pyarrow's file system of an address, and the path there."""
-    from pyarrow.fs import FileSystem
-
-    system, path = FileSystem.from_uri(url)
-    return system, path.rstrip("/")
-
-
 def _limit(options: DataCacheOptions, root: Path) -> int:
     if options.data_cache_gb:
         return int(options.data_cache_gb * 1e9)
@@ -283,6 +245,10 @@ def _copies(root: Path) -> Iterator[tuple[float, int, Path]]:
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.stat()
                     yield facts.st_mtime, facts.st_size, path
+        for path in (folder / PIECES).rglob("*@*"):
+            with contextlib.suppress(FileNotFoundError):
+                facts = path.stat()
+                yield facts.st_mtime, facts.st_size, path
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
@@ -292,37 +258,14 @@ def _is_whole(path: Path, shard: Shard) -> bool:
         return False
 
 
-class _StoreError(Exception):
-    """The store, or the way to it, failed; trying again may help."""
-
-
-@contextlib.contextmanager
-def _errors_of_the_store() -> Iterator[None]:
-    """Tells its errors from those of this host's disk: pyarrow's have words of its own."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise _StoreError(display(" ".join(str(error).split()))) from None
-
-
-def _remedy(error: str) -> str:
-    if "ACCESS_DENIED" in error or "403" in error or "INVALID_ACCESS_KEY" in error or "SIGNATURE" in error:
-        return "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
-    if "SHA-256" in error:
-        return "upload the dataset again"
-    return "check the network, the region and the endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
-
-
-_ahead: set[str] = set()  # addresses that this process has begun to fetch
+_ahead: dict[str, int] = {}  # threads of this process that fetch from each address
+_counting = threading.Lock()
 _fetchers: list[threading.Thread] = []
-_exiting = threading.Event()
 
 
 @atexit.register
 def _stop() -> None:
-    """Python must not end threads that are inside pyarrow."""
-    _exiting.set()
+    """Python must not end threads that are inside obstore."""
+    exiting.set()
     for thread in _fetchers:
         thread.join(_TIMEOUT_SECONDS)

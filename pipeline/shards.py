@@ -18,7 +18,7 @@ import numpy as np
 from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example, parse_example
-from shardline.pipeline.manifest import NO_LABEL, Features, Manifest
+from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard
 from shardline.pipeline.split_index import Index, RecordLocation, open_index
 from shardline.pipeline.tfrecord import unframe_record
 
@@ -104,10 +104,25 @@ class Shards:
         except OSError as error:
             error.filename = str(self._paths[location.shard])  # which a read of an open file does not know
             raise
-        return unframe_record(framed)
+        try:
+            return unframe_record(framed)
+        except ValueError:
+            if not self._reads_pieces:
+                raise
+            return unframe_record(self._pread(*location, anew=True))  # nothing else has checked a piece
 
-    def _pread(self, shard: int, offset: int, size: int) -> memoryview:
+    def shard(self, number: int) -> Shard:
+        """A shard of a split in an object store."""
+        return self._mirrored[number]
+
+    @property
+    def _reads_pieces(self) -> bool:
+        return self._mirror is not None and self._mirror.piece_bytes > 0
+
+    def _pread(self, shard: int, offset: int, size: int, *, anew: bool = False) -> memoryview:
         """Bytes of a shard, fewer at its end, in a buffer that this thread's next read uses again."""
+        if self._mirror and self._reads_pieces:
+            return memoryview(self._mirror.read(self._mirrored[shard], offset, size, anew=anew))
         memory = thread_buffer("record", size)
         file = self._files.get(shard)
         if file is None:

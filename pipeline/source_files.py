@@ -18,14 +18,15 @@ from typing import NamedTuple
 
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.object_store import Store
 from shardline.pipeline.text import display
 
-FOLDER, TAR, ZIP = "folder", "tar", "zip"  # kinds of origin
+FOLDER, TAR, ZIP, STORE = "folder", "tar", "zip", "store"  # kinds of origin
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A folder or an archive that inputs are read from."""
+    """A folder, here or in an object store, or an archive that inputs are read from."""
 
     path: str
     kind: str
@@ -77,8 +78,7 @@ def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, seen_on: str
             raise BadImage("is-a-directory", "a directory stands where an image was expected")
         if not stat.S_ISREG(facts.st_mode):
             raise BadImage("not-a-file", "a pipe, socket or device")
-        if facts.st_size > limit_bytes:
-            raise BadImage("file-too-large", f"{facts.st_size:,} bytes are more than --max_megapixels can need")
+        _refuse_too_large(facts.st_size, limit_bytes)
         data = os.read(descriptor, facts.st_size + 1)
         if len(data) == facts.st_size:  # all, in one call
             return data
@@ -90,6 +90,31 @@ def read_file(path: bytes, limit_bytes: int, *, seen: bool = False, seen_on: str
         raise machine_fault(path, "out of memory") from None
     finally:
         os.close(descriptor)
+
+
+def read_object(origin: Origin, path: bytes, size: int, limit_bytes: int, *, seen: bool) -> bytes:
+    """The bytes of a file in an object store, of `size` bytes as the store's listing says.
+
+    Raises:
+      BadImage: it is too large for an image; or it is not there, and was not `seen` before.
+      MachineFault: it has gone since.
+      Failure: the store gives no answer.
+    """
+    _refuse_too_large(size, limit_bytes)
+    store, name = Store(origin.path), path.decode()
+    try:
+        return store.read(name, limit_bytes)
+    except FileNotFoundError:
+        if seen:
+            raise machine_fault(f"{store.url}/{name}", "it is not there any more") from None
+    if any(store.entries(name)):
+        raise BadImage("is-a-directory", "a directory stands where an image was expected")
+    raise BadImage("missing", "no such file")
+
+
+def _refuse_too_large(size: int, limit_bytes: int) -> None:
+    if size > limit_bytes:
+        raise BadImage("file-too-large", f"{size:,} bytes are more than --max_megapixels can need")
 
 
 def find_source(folders: Sequence[str], path: str) -> str:
@@ -137,8 +162,7 @@ def read_member(origin: Origin, place: Place, size: int, limit_bytes: int) -> by
       BadImage: it is too large for an image, or damaged.
       MachineFault: this machine cannot read the archive.
     """
-    if size > limit_bytes:
-        raise BadImage("file-too-large", f"{size:,} bytes are more than --max_megapixels can need")
+    _refuse_too_large(size, limit_bytes)
     try:
         with open(origin.path, "rb", buffering=0) as file:
             if origin.kind == TAR:

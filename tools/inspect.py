@@ -10,6 +10,7 @@ A record that is damaged is refused; in a grid its place stays empty. shardline-
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from shardline.pipeline.files import atomic_write
 from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.manifest import NO_LABEL, Manifest
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.paths import is_remote
+from shardline.pipeline.remote import PIECE_BYTES, DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.run_input import RunInput, read_run_input
 from shardline.pipeline.sampler import BalancedSampler, Sampler
 from shardline.pipeline.shards import BadRecord, Shards
@@ -43,6 +46,10 @@ _EMPTY = np.full((1, 1, 3), 255, np.uint8)  # in place of an image
 class InspectConfig(DatasetConfig):
     """What to look at: `inspect(InspectConfig(data=…))`. One field, one flag."""
 
+    data: str = option(
+        "", "dataset directory, also s3://BUCKET/FOLDER or gs://…; may be given without the flag, as the one argument",
+        positional=True, path="dataset",
+    )  # fmt: skip
     record: str = option("", "record to show, as SPLIT:NUMBER, e.g. train:17")
     save: str = option("", "PNG file to write: the record's image, or else a grid of images", path="file")
     split: str = option("", "split whose first images the grid shows; default: the dataset's first")
@@ -80,23 +87,32 @@ def inspect(config: InspectConfig) -> str:
       UsageError: there is no such dataset, split or record, or the record is damaged.
     """
     run = read_run_input(config.run) if config.run else None
-    directory = Path(config.data or (run.data if run else ""))
-    with Manifest.opened(directory) as manifest:
+    where = config.data or (run.data if run else "")
+    with contextlib.ExitStack() as stack:
+        directory, mirror = Path(where), None
+        if is_remote(where):
+            mirror, manifest = open_mirror(where, DataCacheOptions())
+            directory = mirror.folder
+            mirror.piece_bytes = PIECE_BYTES  # a few records are not worth a shard
+        else:
+            manifest = stack.enter_context(Manifest.opened(directory))
         if run:
             manifest = manifest.at(manifest.generation_of(run.digest))
-        return _inspect(config, run, directory, manifest)
+        return _inspect(config, run, directory, manifest, mirror)
 
 
-def _inspect(config: InspectConfig, run: RunInput | None, directory: Path, manifest: Manifest) -> str:
+def _inspect(
+    config: InspectConfig, run: RunInput | None, directory: Path, manifest: Manifest, mirror: Mirror | None
+) -> str:
     if config.record:
-        return describe_record(directory, manifest, config.record, config.save)
+        return describe_record(directory, manifest, config.record, config.save, mirror)
     text = describe(manifest)
     if config.save:
         split = manifest.split(config.split or (run.split if run else next(iter(manifest.splits)))).name
         if config.augmented:
-            save_augmented(config, run, manifest, Shards(manifest, directory, split))
+            save_augmented(config, run, manifest, Shards(manifest, directory, split, mirror))
         else:
-            save_grid(directory, manifest, split, config.save)
+            save_grid(directory, manifest, split, config.save, mirror)
         text += f"\nsaved {config.save}"
     return text
 
@@ -132,7 +148,7 @@ def _spread(counts: Sequence[int]) -> str:
     return f", {low:,} in each class" if low == high else f", {low:,} to {high:,} in a class"
 
 
-def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str) -> str:
+def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str, mirror: Mirror | None = None) -> str:
     """One record's facts, a line each; its image goes to `save` if that is a path."""
     name, _, text = wanted.rpartition(":")
     if not name or not text.isdecimal():
@@ -140,7 +156,7 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str)
     split, number = manifest.split(name), int(text)
     if number >= split.records:
         raise UsageError(f"--record={wanted}: {name} has {count(split.records, 'record')}, 0 to {split.records - 1}")
-    shards = Shards(manifest, directory, name)
+    shards = Shards(manifest, directory, name, mirror)
     (found,) = _images(shards, manifest, [number])
     if isinstance(found, BadRecord):
         raise UsageError(f"--record={wanted}: damaged ({found.reason}); {_VERIFY}")
@@ -160,9 +176,9 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str)
     return "\n".join(lines)
 
 
-def save_grid(directory: Path, manifest: Manifest, split: str, save: str) -> None:
+def save_grid(directory: Path, manifest: Manifest, split: str, save: str, mirror: Mirror | None = None) -> None:
     """The first images of a split, which the stored order has shuffled."""
-    shards = Shards(manifest, directory, split)
+    shards = Shards(manifest, directory, split, mirror)
     images, captions = [], []
     for found in _images(shards, manifest, range(min(len(shards), ROWS * COLUMNS))):
         if isinstance(found, BadRecord):

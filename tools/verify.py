@@ -9,10 +9,12 @@ Each fault is a line on stdout with the shard and the byte offset. Records are c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +38,8 @@ from shardline.pipeline.manifest import (
     load_index,
 )
 from shardline.pipeline.options import option
+from shardline.pipeline.paths import is_remote
+from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.split_index import directory_of, file_name, map_index
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
@@ -49,6 +53,10 @@ Fault = tuple[int, str]  # byte offset (-1: the file as a whole), what is wrong
 class VerifyConfig(DatasetConfig):
     """What to check: `verify(VerifyConfig(data=…))`. One field, one flag."""
 
+    data: str = option(
+        "", "dataset directory, also s3://BUCKET/FOLDER or gs://…; may be given without the flag, as the one argument",
+        positional=True, path="dataset",
+    )  # fmt: skip
     sample: float = option(1.0, "share of the records to read and decode", above=0, high=1)
     sources: tuple[str, ...] = option(
         (),
@@ -74,6 +82,7 @@ class CheckTask(Task):
     unlabelled: bool
     adopted: bool
     every: int  # check each record whose number is a multiple of this
+    mirror: Mirror | None = None  # fetches the shard into `directory`, which is left without it
 
     def __len__(self) -> int:
         return self.shard.records
@@ -109,17 +118,32 @@ def verify(config: VerifyConfig) -> Verification:
     """Check every shard of a dataset and all, or a sample, of its records.
 
     Raises:
-      UsageError: there is no dataset.
-      Failure: another process is replacing it.
+      UsageError: there is no dataset, or in an object store shards are missing.
+      Failure: another process is replacing it, or an object store gives no answer.
     """
-    with Manifest.opened(config.directory) as manifest:
-        return _verify(config, manifest)
+    if not is_remote(config.data):
+        with Manifest.opened(config.directory) as manifest:
+            return _verify(config, config.directory, manifest)
+    if config.sources:
+        raise UsageError("--sources compares a dataset on disk; copy it from the store first")
+    from shardline.pipeline.sources_table import SOURCES_FILE  # pyarrow and TFDS: not for --help
+    from shardline.tools.conversion.tfds_metadata import FILES
+
+    with tempfile.TemporaryDirectory(prefix="shardline-") as folder:  # what lies in a cache is not what is checked
+        mirror, manifest = open_mirror(config.data, DataCacheOptions(folder))
+        indexes = [file_name(manifest.name, split) for split in manifest.splits]
+        for generation in range(1, manifest.num_generations + 1):
+            for name in (SOURCES_FILE, *FILES, *indexes):
+                with contextlib.suppress(FileNotFoundError):
+                    mirror.companion(generation_folder(generation) + name)
+        return _verify(config, mirror.folder, manifest, mirror)
 
 
-def _verify(config: VerifyConfig, manifest: Manifest) -> Verification:
+def _verify(config: VerifyConfig, directory: Path, manifest: Manifest, mirror: Mirror | None = None) -> Verification:
     tasks = [
         CheckTask(
-            directory=config.data,
+            directory=str(directory),
+            mirror=mirror,
             shard=shard,
             features=replace(manifest.features, label="")
             if manifest.adopted and split.unlabelled
@@ -134,9 +158,10 @@ def _verify(config: VerifyConfig, manifest: Manifest) -> Verification:
         for shard in split.shards
     ]
     results = _check_shards(tasks, config)
-    faults = _manifest_faults(manifest) + _foreign_files(manifest, config.directory)
+    names = mirror.store.files() if mirror else _names_in(directory, manifest)
+    faults = _manifest_faults(manifest) + _foreign_files(manifest, names)
     if not manifest.adopted:
-        faults += _description_faults(manifest, config.directory) + _index_faults(manifest, config.directory)
+        faults += _description_faults(manifest, directory) + _index_faults(manifest, directory)
     for task in tasks:
         for offset, what in results[task.shard.file].faults:
             faults.append(f"{task.shard.file}{f' @ {offset}' if offset >= 0 else ''}: {what}")
@@ -146,7 +171,7 @@ def _verify(config: VerifyConfig, manifest: Manifest) -> Verification:
     if config.sources:
         sources = compare_sources(
             manifest,
-            config.directory,
+            directory,
             config.sources,
             config.source_images,
             workers=config.workers,
@@ -191,17 +216,23 @@ def _manifest_faults(manifest: Manifest) -> list[str]:
     return faults
 
 
-def _foreign_files(manifest: Manifest, directory: Path) -> list[str]:
-    own = {shard.file for split in manifest.splits.values() for shard in split.shards}
+def _names_in(directory: Path, manifest: Manifest) -> list[str]:
+    """Names of the dataset's files, with the folder of their generation."""
     folders = [generation_folder(number) for number in range(1, manifest.num_generations + 1)]
+    there = [folder for folder in folders if (directory / folder).is_dir()]
+    return [folder + name for folder in there for name in sorted(os.listdir(directory / folder))]
+
+
+def _foreign_files(manifest: Manifest, names: Iterable[str]) -> list[str]:
+    own = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    folders = [generation_folder(number).rstrip("/") for number in range(1, manifest.num_generations + 1)]
     return [
-        f"{folder}{name}: not part of the dataset, but TFDS would take it for one of its shards"
-        for folder in folders
-        if (directory / folder).is_dir()
-        for name in sorted(os.listdir(directory / folder))
-        if name.startswith(f"{manifest.name}-")
+        f"{name}: not part of the dataset, but TFDS would take it for one of its shards"
+        for name in names
+        if os.path.dirname(name) in folders
+        and os.path.basename(name).startswith(f"{manifest.name}-")
         and ".tfrecord-" in name
-        and (folder + name).removesuffix(".idx") not in own
+        and name.removesuffix(".idx") not in own
     ]
 
 
@@ -266,6 +297,19 @@ def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
 
     set_up_process()
     path = Path(task.directory) / task.shard.file
+    if not task.mirror:
+        return _check_file(task, path, show)
+    try:
+        task.mirror.fetch(task.shard)
+    except Failure as error:
+        return CheckResult(task.shard.file, faults=((-1, f"cannot be had: {error}"),))
+    try:
+        return _check_file(task, path, show)
+    finally:
+        path.unlink()
+
+
+def _check_file(task: CheckTask, path: Path, show: Show) -> CheckResult:
     try:
         faults = _size_and_hash_faults(task, path)
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from shardline.trainer.checkpoints import best_path, checkpoint_path, list_check
 class CheckpointWriter:
     """The checkpoints of one run directory. A context: leaving it waits for the last of them."""
 
-    def __init__(self, workdir: str, keep: int) -> None:
-        """Args: keep: how many numbered checkpoints stay."""
-        self._workdir, self._keep = workdir, keep
+    def __init__(self, workdir: str, keep: int, after: Callable[[], None] = lambda: None) -> None:
+        """Args: keep: how many numbered checkpoints stay; after: called when one was written."""
+        self._workdir, self._keep, self._after = workdir, keep, after
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
 
@@ -74,6 +74,7 @@ class CheckpointWriter:
         written = numbered[: numbered.index(path) + 1] if path in numbered else []
         for old in written[: -self._keep]:
             old.unlink()
+        self._after()
 
 
 def link(path: Path, name: Path) -> None:

@@ -181,9 +181,10 @@ class TrainConfig(HostsConfig, InputConfig):
     )  # fmt: skip
     workdir: str = option(
         "",
-        "run directory: config, metrics, checkpoints, plots and the model are written there",
+        "run directory, also s3://BUCKET/FOLDER or gs://…: config, metrics, checkpoints, plots and the model are "
+        "written there",
         group="run",
-        path="folder",
+        path="dataset",
     )
     train_split: str = option("train", "split to train on", group="run")
     eval_split: str = option(

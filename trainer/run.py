@@ -34,6 +34,7 @@ from shardline.trainer.keras_callbacks import adapted
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
 from shardline.trainer.model import Network, flops_per_image
+from shardline.trainer.remote_workdir import local_workdir
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
 from shardline.trainer.run_dir import MODEL_FILE, ChosenWeights, choose_weights, load_run, model_is_whole, note_model
 from shardline.trainer.run_report import RunReport
@@ -55,6 +56,14 @@ def train(
     told = adapted(callbacks)
     check_callbacks(told)
     check_chief(config, len(find_hosts(config).addresses) == 1)
+    with local_workdir(config) as (config, pushed):
+        return _train_here(config, allow_changes, told, pushed)
+
+
+def _train_here(
+    config: TrainConfig, allow_changes: bool, told: Sequence[Callback], pushed: Callable[[], None]
+) -> dict[str, Any] | None:
+    """The run, in a directory of this host; `pushed` is called after each checkpoint."""
     setup = prepare(config)
     if setup.cluster.chief:
         log("\n".join(device_lines(setup.cluster, config.global_batch_size)))
@@ -65,7 +74,7 @@ def train(
         checkpoint = from_chief(setup.cluster, lambda: checkpoint_to_continue(setup), pack, unpack)
         if checkpoint and is_over(setup, checkpoint):
             return _complete(setup, checkpoint.header["step"])
-        return _train(setup, content, checkpoint, told)
+        return _train(setup, content, checkpoint, told, pushed)
 
 
 def _claim(setup: TrainSetup, allow_changes: bool, stack: ExitStack) -> dict[str, Any]:
@@ -96,7 +105,11 @@ def _complete(setup: TrainSetup, step: int) -> dict[str, Any] | None:
 
 
 def _train(
-    setup: TrainSetup, content: dict[str, Any], checkpoint: Checkpoint | None, told: Sequence[Callback]
+    setup: TrainSetup,
+    content: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    told: Sequence[Callback],
+    pushed: Callable[[], None],
 ) -> dict[str, Any] | None:
     """The run from where it stands, in a directory that is ours alone."""
     first = starting_span(setup, checkpoint)
@@ -112,8 +125,10 @@ def _train(
         monitor = stack.enter_context(closing(StepMonitor(setup, network, callbacks, state.step, *peaks)))
         stack.enter_context(errors_in_one_line(setup, state))
         stack.callback(callbacks.end)
-        keep = setup.config.keep_checkpoints
-        writer = stack.enter_context(CheckpointWriter(setup.config.workdir, keep)) if setup.cluster.chief else None
+        writer = None
+        if setup.cluster.chief:
+            writer = CheckpointWriter(setup.config.workdir, setup.config.keep_checkpoints, pushed)
+            stack.enter_context(writer)
         save = SaveCheckpoint(setup, network, content, state.step, writer)
         evaluate = Evaluate(setup, network, monitor, callbacks, save)
         input_profile = WriteInputProfile(setup, monitor, evaluate)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.machine import available_memory, peak_memory
+from shardline.pipeline.paths import is_remote
 from shardline.pipeline.wording import count, last_line, noun_after
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
@@ -68,8 +69,8 @@ def find_lr(config: TrainConfig) -> dict[str, Any]:
     Returns:
       learning_rate, and the phase it is for: the first one's part of the network.
     """
-    if not config.workdir:
-        raise UsageError("--workdir is missing: --find_lr puts its image there")
+    if not config.workdir or is_remote(config.workdir):
+        raise UsageError(f"--workdir={config.workdir}: --find_lr puts its image there; name a local folder")
     setup = prepare(dataclasses.replace(config, ema=0.0))
     rates, losses = range_test(setup)
     smooth, suggestion = suggest(rates, losses)

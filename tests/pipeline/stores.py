@@ -1,47 +1,59 @@
-"""Object stores for tests: a folder that fails when told to, in place of pyarrow's file systems; and moto's S3."""
+"""Object stores for tests: a folder that fails when told to, in place of obstore's; and moto's S3, behind a proxy."""
 
 import contextlib
-import io
-import os
+import http.client
+import re
+import socket
+import struct
+import threading
+import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
-import pyarrow.fs
-
-from shardline.pipeline import remote
+from shardline.pipeline import object_store, remote
 
 
 class FolderStore:
-    """What `remote` needs of a pyarrow file system, over a local folder.
+    """What reading needs of obstore's S3Store, over a local folder.
 
     `faults` are taken in turn by each opening of a file of that name: an exception, or a function of its content.
     """
 
     def __init__(self, root):
         self.root, self.faults, self.opened = Path(root), {}, Counter()
-        self.order = []
+        self.order, self.ranges = [], []
 
-    def open_input_stream(self, path):
-        name = os.path.relpath(path, "bucket/data")
-        self.opened[name] += 1
-        self.order.append(name)
+    def _content(self, name):
         fault = self.faults[name].pop(0) if self.faults.get(name) else None
         if isinstance(fault, Exception):
             raise fault
         content = (self.root / name).read_bytes()
-        return io.BytesIO(fault(content) if fault else content)
+        return fault(content) if fault else content
 
-    def get_file_info(self, selector):
-        found = pyarrow.fs.LocalFileSystem().get_file_info(pyarrow.fs.FileSelector(str(self.root), recursive=True))
-        return [pyarrow.fs.FileInfo(i.path.replace(str(self.root), "bucket/data"), i.type, size=i.size) for i in found]
+    def get_range(self, name, start, length):
+        self.ranges.append((name, start, length))
+        return self._content(name)[start : start + length]
+
+    def get(self, name):
+        self.opened[name] += 1
+        self.order.append(name)
+        content = self._content(name)
+        return SimpleNamespace(stream=lambda min_chunk_size: iter([content] if content else []))
+
+    def list(self):
+        paths = (path for path in self.root.rglob("*") if path.is_file())
+        yield [{"path": str(p.relative_to(self.root)), "size": p.stat().st_size, "e_tag": None} for p in paths]
 
 
 def folder_store(monkeypatch, root, cache):
     """s3://bucket/data is `root` from now on, in this process; copies are kept in `cache`."""
     store = FolderStore(root)
-    monkeypatch.setattr(remote, "file_system", lambda url: (store, url.removeprefix("s3://")))
-    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(remote, "_ahead", set())
+    monkeypatch.setattr(object_store, "client", lambda url: store)
+    monkeypatch.setattr(object_store, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(remote, "_ahead", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return store
 
@@ -64,3 +76,125 @@ def s3_server():
         }
     finally:
         server.stop()
+
+
+class Bucket:
+    """A bucket of a server of moto's, and the proxy that leads to it.
+
+    `faults` are [a pattern of "METHOD /path?query", how it goes wrong] or [pattern, how, times]: an HTTP status; reset,
+    before it is carried out, or lost, after that; cut, in the middle of the answer; slow; a function of the answer.
+    """
+
+    def __init__(self, environment, proxy):
+        import boto3
+
+        self.environment, self._proxy = environment, proxy
+        keys = {name.lower(): environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        self.client = boto3.client("s3", region_name="us-east-1", endpoint_url=proxy.behind, **keys)
+        self.client.create_bucket(Bucket="bucket")
+
+    @property
+    def requests(self):
+        """Every request since `clear`, as METHOD /path?query."""
+        return self._proxy.requests
+
+    def clear(self, *faults):
+        """Forget the requests; fail so from now on."""
+        self._proxy.requests.clear()
+        self._proxy.faults[:] = map(list, faults)
+
+    def files(self, prefix):
+        """Content by name below a folder."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=f"{prefix}/")
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        return {key.removeprefix(f"{prefix}/"): self.get(key) for key in keys}
+
+    def get(self, key):
+        return self.client.get_object(Bucket="bucket", Key=key)["Body"].read()
+
+    def put(self, key, content):
+        self.client.put_object(Bucket="bucket", Key=key, Body=content)
+
+    def upload(self, folder, prefix):
+        for path in Path(folder).rglob("*"):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+
+
+@contextlib.contextmanager
+def s3_bucket():
+    """See `Bucket`."""
+    with s3_server() as environment:
+        proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+        proxy.daemon_threads = True
+        proxy.behind, proxy.faults, proxy.requests = environment["AWS_ENDPOINT_URL"], [], []
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield Bucket(environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}, proxy)
+        finally:
+            proxy.shutdown()
+            proxy.server_close()
+            thread.join()
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _pass_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = f"{self.command} {self.path}"
+        self.server.requests.append(request)
+        fault = self._fault(request)
+        if fault == "reset":
+            return self._reset()
+        if isinstance(fault, int):
+            return self._answer(fault, {}, b"<Error><Code>InternalError</Code></Error>")
+        connection = http.client.HTTPConnection(urlsplit(self.server.behind).netloc)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if fault == "lost":
+            return self._reset()
+        content = fault(content) if callable(fault) else content
+        self._answer(answer.status, dict(answer.getheaders()), content, fault)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+
+    def _fault(self, request):
+        for fault in self.server.faults:
+            if re.search(fault[0], request) and (len(fault) < 3 or fault[2] > 0):
+                if len(fault) == 3:
+                    fault[2] -= 1
+                return fault[1]
+        return None
+
+    def _answer(self, status, headers, content, fault=None):
+        self.send_response(status)
+        left_out = ("content-length", "transfer-encoding", "connection", "date", "server")
+        for name, value in headers.items():
+            if name.lower() not in left_out:
+                self.send_header(name, value)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+        if status != 204:
+            self.send_header("Content-Length", length)
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            return self._reset()
+        for start in range(0, len(content), 1 << (14 if fault == "slow" else 24)):
+            self.wfile.write(content[start : start + (1 << (14 if fault == "slow" else 24))])
+            self.wfile.flush()
+            if fault == "slow":
+                time.sleep(0.02)
+        return None
+
+    def _reset(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass

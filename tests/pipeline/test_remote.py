@@ -6,9 +6,10 @@ import threading
 
 import numpy as np
 import pytest
+from obstore.exceptions import GenericError, PermissionDeniedError
 
 from shardline import pipeline
-from shardline.pipeline import remote
+from shardline.pipeline import dataset, object_store, remote
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path
 from shardline.pipeline.remote import DataCacheOptions
@@ -90,11 +91,11 @@ def flipped(content):
 def test_what_comes_damaged_or_not_at_all_is_fetched_again(store, folder):
     first, second, third, fourth = shards_of(folder)
     store.faults = {
-        first: [OSError("AWS Error NETWORK_CONNECTION during GetObject: reset by peer"), OSError("503 SLOW_DOWN")],
+        first: [GenericError("error sending request: connection reset"), GenericError("503 SlowDown")],
         second: [flipped],
         third: [lambda content: content[:-1], lambda content: b""],
-        f"{fourth}.idx": [OSError("500 INTERNAL_FAILURE")],
-        "manifest.json": [OSError("500 INTERNAL_FAILURE")],
+        f"{fourth}.idx": [GenericError("500 InternalError")],
+        "manifest.json": [GenericError("500 InternalError")],
     }
     assert_equal(batches(pipeline.open_dataset(URL)), batches(pipeline.open_dataset(folder)))
 
@@ -103,13 +104,16 @@ def test_what_comes_damaged_or_not_at_all_is_fetched_again(store, folder):
     ("fault", "message"),
     [
         (flipped, "SHA-256 is not the one in the manifest, 4 times; upload the dataset again"),
-        (OSError("AWS Error ACCESS_DENIED (HTTP status 403)"), "ACCESS_DENIED.*4 times; check the credentials"),
-        (OSError("curlCode: 7, Could not connect"), "Could not connect, 4 times; check the network, the region"),
+        (PermissionDeniedError("status code: 403 Forbidden"), "403 Forbidden, 4 times; check the credentials"),
+        (
+            GenericError("error trying to connect\n\nDebug source: …"),
+            "error trying to connect, 4 times; check the network, the region",
+        ),
     ],
 )
 def test_a_store_that_keeps_failing_ends_in_one_line_and_leaves_nothing_that_looks_whole(store, folder, fault, message):
     name = shards_of(folder)[1]
-    store.faults = {name: [fault] * remote.ATTEMPTS}
+    store.faults = {name: [fault] * object_store.ATTEMPTS}
     data = pipeline.open_dataset(URL)
     with pytest.raises(Failure, match=rf"^{URL}/{name}: .*{message}"):
         list(data.records("train", [15]))
@@ -168,9 +172,67 @@ def test_a_cache_too_small_for_a_shuffle_is_refused_with_the_arithmetic(store, f
     data = pipeline.open_dataset(URL, DataCacheOptions("", split.bytes / 2 / 1e9))
     with pytest.raises(UsageError, match=r"each of its 4 shards fetched about 5 times an epoch.*or noshuffle$"):
         data.train_batches("train", CONFIG)
+    with pytest.raises(UsageError, match=r"shuffle_block_size=\d+ or more, by which blocks of 0.3 MB are fetched once"):
+        data.train_batches("train", BLOCKS)
     stored = pipeline.InputConfig(global_batch_size=8, image_size=32, workers=0, threads=1, shuffle=False)
     assert_equal(batches(data, 5, stored), batches(pipeline.open_dataset(folder), 5, stored))
     assert_equal(batches(data, 2, split="test"), batches(pipeline.open_dataset(folder), 2, split="test"))
+
+
+BLOCKS = pipeline.InputConfig(
+    global_batch_size=8, image_size=32, workers=0, threads=2, shuffle_block_size=16, augment_on="host"
+)
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Pieces of 2 kB: some records each."""
+    for module in (remote, dataset):
+        monkeypatch.setattr(module, "PIECE_BYTES", 2048)
+
+
+def half(folder):
+    return DataCacheOptions("", 0.5 * Manifest.load(folder).split("train").bytes / 1e9)
+
+
+def test_blocks_come_in_their_order_where_shards_do_not_fit_and_each_is_fetched_about_once(
+    pieces, tmp_path, monkeypatch
+):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400), "test": payloads(200)}, shards=4)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    data = pipeline.open_dataset(URL, half(folder))
+    assert_equal(batches(data, 120, BLOCKS), batches(pipeline.open_dataset(folder), 120, BLOCKS))  # over two epochs
+    assert not any(store.opened[name] for name in shards_of(folder))  # never whole
+    read = sum(size for name, _, size in store.ranges if "-train" in name)
+    assert 2.4 * 0.9 < read / Manifest.load(folder).split("train").bytes < 2.4 * 2  # of pieces, ends are read twice
+    kept = sum(path.stat().st_size for path in data.directory.rglob("*@*"))
+    assert kept <= half(folder).data_cache_gb * 1e9
+    assert_equal(batches(data, 25, BLOCKS, "test"), batches(pipeline.open_dataset(folder), 25, BLOCKS, "test"))
+
+
+def test_a_damaged_or_lost_piece_is_fetched_again(pieces, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400)}, shards=4)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    store.faults = {name: [flipped, GenericError("503 SlowDown"), flipped] for name in shards_of(folder)}
+    data = pipeline.open_dataset(URL, half(folder))
+    assert_equal(batches(data, 50, BLOCKS), batches(pipeline.open_dataset(folder), 50, BLOCKS))
+    assert data.bad_records.failure is None
+
+
+def test_two_hosts_fetch_what_their_own_batches_need(pieces, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400)}, shards=4)
+    config = pipeline.InputConfig(
+        global_batch_size=64, image_size=32, workers=0, threads=1, shuffle_block_size=16, augment_on="host"
+    )
+    read = []
+    for host in range(2):
+        store = folder_store(monkeypatch, folder, tmp_path / f"cache{host}")
+        data = pipeline.open_dataset(URL, half(folder))
+        ours = list(data.train_batches("train", config, host=host, hosts=2).take(6).as_numpy_iterator())
+        theirs = pipeline.open_dataset(folder).train_batches("train", config, host=host, hosts=2).take(6)
+        assert_equal(ours, list(theirs.as_numpy_iterator()))
+        read.append(sum(size for _, _, size in store.ranges))
+    assert max(read) < 1.5 * Manifest.load(folder).split("train").bytes
 
 
 def test_addresses_that_cannot_be_used_are_refused_in_one_line(monkeypatch):
@@ -179,13 +241,13 @@ def test_addresses_that_cannot_be_used_are_refused_in_one_line(monkeypatch):
     for address, message in {
         "s3://key:secret@bucket/data": "holds credentials",
         "s3://bucket": "names no folder of a bucket",
-        "https://host/data": "https: is not read from; name s3://BUCKET/FOLDER",
-        "hf://x/data": "hf: is not read from",
+        "https://host/data": "https: is not known; name s3://BUCKET/FOLDER",
+        "hf://x/data": "hf: is not known",
     }.items():
         with pytest.raises(UsageError, match=f"^data={address}: {message}"):
             TrainConfig(data=address)
-    with pytest.raises(UsageError, match=r"^workdir=s3://b/x: s3: cannot be read or written yet"):
-        TrainConfig(data="s3://b/x", workdir="s3://b/x")
+    with pytest.raises(UsageError, match=r"^cache=s3://b/x: s3: cannot be read or written yet|^data_cache=s3://b/x"):
+        TrainConfig(data="s3://b/x", data_cache="s3://b/x")
 
 
 @pytest.mark.object_store
@@ -205,4 +267,4 @@ def test_a_real_server_gives_the_batches_of_the_folder_also_in_worker_processes(
         assert_equal(batches(data, config=config), batches(pipeline.open_dataset(folder)))
         with pytest.raises(UsageError, match=r"data=s3://bucket/nothing: no manifest\.json there"):
             pipeline.open_dataset("s3://bucket/nothing")
-    remote.file_system.cache_clear()
+    object_store.client.cache_clear()

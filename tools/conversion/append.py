@@ -21,13 +21,15 @@ from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL
 from shardline.pipeline.manifest import Features, Manifest
 from shardline.pipeline.options import options
+from shardline.pipeline.paths import is_remote
 from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import WRITTEN, iterate_sources, read_row
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.config import ConvertConfig, name_of
 from shardline.tools.conversion.deduplicate import Earlier
 from shardline.tools.conversion.labels import LabelOptions, read_class_names
-from shardline.tools.conversion.resume import check_shards, content_keys, content_keys_of
+from shardline.tools.conversion.output import Output
+from shardline.tools.conversion.resume import content_keys, content_keys_of
 from shardline.tools.conversion.sources import Sources, hash64, path_text
 
 _KEPT = ("name", "splits", "seed", *options(ImageOptions))  # options that are the dataset's
@@ -39,6 +41,11 @@ def base_of(config: ConvertConfig) -> Manifest:
     Raises:
       UsageError: there is none, it is not whole, or its images were made in another way.
     """
+    if is_remote(config.output):
+        raise UsageError(
+            f"--append: --output={config.output} lies in an object store; copy it to a disk, add to it there, and copy "
+            "it back, manifest.json last"
+        )
     manifest = Manifest.load(config.directory)
     what = f"--append: --output={config.output}"
     if manifest.adopted or manifest.features != Features():
@@ -48,7 +55,7 @@ def base_of(config: ConvertConfig) -> Manifest:
             f"{what} has images that were resized by {manifest.image.kernel}, this version resizes by {KERNEL}; "
             "convert all of it again"
         )
-    check_shards(manifest, config.directory, config.verify)
+    Output(config.output, config.directory).check(manifest, config.verify)
     return manifest
 
 

@@ -64,10 +64,14 @@ class ConvertConfig(ImageOptions):
     source: tuple[str, ...] = option(
         (),
         "folder or archive (.zip, .tar, .tar.gz) of class folders or of split folders of class folders; table of "
-        "path,label; or tfds:NAME[:VERSION]; may be repeated, also as SPLIT=SOURCE",
-        group="data", path="any",
+        "path,label; each also as s3://… or gs://…, but for archives; or tfds:NAME[:VERSION]; may be repeated, also as "
+        "SPLIT=SOURCE",
+        group="data", path="source",
     )  # fmt: skip
-    output: str = option("", "folder for the dataset; new, empty, or one to continue", group="data", path="folder")
+    output: str = option(
+        "", "folder for the dataset, also s3://BUCKET/FOLDER or gs://…; new, empty, or one to continue", group="data",
+        path="dataset",
+    )  # fmt: skip
     name: str = option("", "dataset name, the start of every shard's name; default: the source's", group="data")
     label_from: str = option(
         "", "which folder of a nested class folder names the class", choices=("", "parent", "first"), group="data"

@@ -6,19 +6,15 @@ Safe to run again after it was interrupted: nothing here is taken for a dataset 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.manifest import (
     Manifest,
     Shard,
@@ -33,10 +29,13 @@ from shardline.pipeline.sources_table import DUPLICATE, ROW, SOURCES, WRITTEN, s
 from shardline.pipeline.split_index import file_name, index_writer
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.deduplicate import DedupResult
+from shardline.tools.conversion.output import Output
 from shardline.tools.conversion.resume import note_placing
 from shardline.tools.conversion.shard_writer import ShardResult
 from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan
+
+_RUN_BYTES = 8 << 20  # of records that are copied at once
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Finished:
 
 
 def finalize(
-    directory: Path,
+    output: Output,
     results: Sequence[ShardResult],
     dedup: DedupResult,
     plan: Plan,
@@ -61,7 +60,7 @@ def finalize(
     """Place every shard and write sources.parquet.
 
     Args:
-      directory: of the dataset, or of the generation that is added to `base`.
+      output: where the dataset is to lie, or the generation that is added to `base`.
       results: in the order of the plan's tasks.
       dedup: what becomes of duplicates.
       plan: what was planned.
@@ -76,20 +75,20 @@ def finalize(
     names = _shard_names(results, changes, plan, may_be_empty=base is not None)
     folder = generation_folder(base.num_generations + 1) if base else ""
     indexes = [file_name(plan.name, split) for split, placed in zip(plan.splits, names, strict=True) if placed]
-    note_placing(directory, plan.name, [*chain.from_iterable(names), *indexes])
+    note_placing(output, plan.name, [*chain.from_iterable(names), *indexes])
     shards: dict[int, list[Shard]] = {split: [] for split in range(len(plan.splits))}
     next_record = [base.splits[name].records if base and name in base.splits else 0 for name in plan.splits]
     counts = np.zeros((len(plan.splits), len(sources.labels)), np.int64)
     sizes: list[np.ndarray] = []  # height and width: least and greatest of each shard
     members = progress(list(plan.members()), total=len(results), desc="finish", unit="shard", leave=False)
-    with sources_writer(directory) as write, index_writer(directory, plan.name) as add_to_index:
+    with sources_writer(output.directory) as write, index_writer(output.directory, plan.name) as add_to_index:
         for task, (split, _, _) in enumerate(members):
             rows = _final_rows(task, results[task], changes)
             stored = rows.filter(pc.equal(rows["status"], WRITTEN))
             name = ""
             if len(stored):
                 name = folder + names[split][len(shards[split])]
-                placed = _place(results[task], stored, directory / names[split][len(shards[split])])
+                placed = _place(results[task], stored, names[split][len(shards[split])], output)
                 shards[split].append(replace(placed, file=name))
                 add_to_index(plan.splits[split], placed, stored["size"].to_numpy())
                 label = stored["label"].to_numpy()
@@ -199,34 +198,36 @@ def _with_column(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, column)
 
 
-def _place(result: ShardResult, stored: pa.Table, target: Path) -> Shard:
+def _place(result: ShardResult, stored: pa.Table, name: str, output: Output) -> Shard:
     """Make the final file and its index, of the records of some rows."""
-    if file_sha256(result.output) != result.sha256:
+    if not output.is_whole(result.output, result.bytes, result.sha256):
         raise Failure(f"{result.output} is not what its receipt says; run the command again, it will be written anew")
     size = stored["size"].to_numpy()
-    write_index(index_path(target), np.column_stack((np.cumsum(size) - size, size)))
+    write_index(index_path(output.directory / name), np.column_stack((np.cumsum(size) - size, size)))
     if len(stored) == result.records and stored["file"].unique().to_pylist() == [result.output]:
-        link_or_copy(result.output, target)
-        return Shard(target.name, result.records, result.bytes, result.sha256)
+        output.place(result.output, name)
+        return Shard(name, result.records, result.bytes, result.sha256)
     digest = hashlib.sha256()
-    with atomic_writer(target) as out:
-        for file, offset, length in zip(
-            stored["file"].to_pylist(), stored["offset"].to_pylist(), stored["size"].to_pylist(), strict=True
-        ):
-            with open(file, "rb") as source:
-                source.seek(offset)
-                framed = source.read(length)
+    with output.writer(name) as out:
+        for file, offset, length in _runs(stored):
+            framed = output.read(file, offset, length)
             if len(framed) != length:
                 raise Failure(f"{file} was cut meanwhile; run the command again, it will be written anew")
             out.write(framed)
             digest.update(framed)
-    return Shard(target.name, len(stored), int(size.sum()), digest.hexdigest())
+    return Shard(name, len(stored), int(size.sum()), digest.hexdigest())
 
 
-def link_or_copy(source: str | os.PathLike[str], target: Path) -> None:
-    """The same bytes under a second name; a copy where a link cannot be made."""
-    try:
-        os.link(source, target)
-    except OSError:  # the file system has no links, or the target lies on another one
-        with open(source, "rb") as file, atomic_writer(target) as out:
-            shutil.copyfileobj(file, out, 1 << 20)
+def _runs(stored: pa.Table) -> Iterator[tuple[str, int, int]]:
+    """File, offset and bytes of records that lie end to end, some MB at a time."""
+    file, offset, size = "", 0, 0
+    columns = (stored[name].to_pylist() for name in ("file", "offset", "size"))
+    for row in zip(*columns, strict=True):
+        if row[:2] == (file, offset + size) and size < _RUN_BYTES:
+            size += row[2]
+            continue
+        if size:
+            yield file, offset, size
+        file, offset, size = row
+    if size:
+        yield file, offset, size

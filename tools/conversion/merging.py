@@ -45,8 +45,8 @@ from shardline.pipeline.wording import count
 from shardline.tools.conversion import resume
 from shardline.tools.conversion.append import earlier_images
 from shardline.tools.conversion.config import name_of
-from shardline.tools.conversion.finalize import link_or_copy
 from shardline.tools.conversion.labels import LabelOptions, order_labels
+from shardline.tools.conversion.output import NOTE, WORK, Output, link_or_copy
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
 
 # How images were made, which all have to share: training, prediction and export do the same to any image.
@@ -204,11 +204,11 @@ def _finished(output: Path, whole: Manifest) -> Manifest | None:
         manifest = Manifest.load(output)
         if (manifest.options.get("merged"), manifest.name) != (whole.options["merged"], whole.name):
             raise UsageError(f"--output={output} holds another dataset, {manifest.name!r}; name another folder")
-        resume.check_shards(manifest, output, verify=False)
+        Output(str(output), output).check(manifest, verify=False)
         return manifest
-    if (output / resume.WORK / resume.NOTE).exists():
+    if (output / WORK / NOTE).exists():
         raise UsageError(f"--output={output} holds an interrupted conversion; continue it, or name another folder")
-    resume.remove_dataset(output)
+    resume.remove_dataset(Output(str(output), output))
     if foreign := [entry.name for entry in os.scandir(output) if entry.name[0] != "."]:
         raise UsageError(f"--output={output} is not empty ({', '.join(sorted(foreign)[:3])}); name a new folder")
     return None
@@ -245,9 +245,11 @@ def _note_duplicates(inputs: Sequence[_Input], splits: tuple[str, ...], *, refus
 
 
 def _write(output: Path, inputs: Sequence[_Input], whole: Manifest) -> Manifest:
-    (output / resume.WORK).mkdir(exist_ok=True)
+    (output / WORK).mkdir(exist_ok=True)
     names = [shard.file for split in whole.splits.values() for shard in split.shards]
-    resume.note_placing(output, whole.name, [*names, *(file_name(whole.name, split) for split in whole.splits)])
+    resume.note_placing(
+        Output(str(output), output), whole.name, [*names, *(file_name(whole.name, split) for split in whole.splits)]
+    )
     splits = {name: list(split.shards) for name, split in whole.splits.items()}
     total = sum(map(len, splits.values()))
     sizes: set[tuple[int, int]] = set()
@@ -281,7 +283,7 @@ def _write(output: Path, inputs: Sequence[_Input], whole: Manifest) -> Manifest:
         log(f"note: {gap}")
     write_tfds_metadata(output, manifest, next(iter(sizes)) if len(sizes) == 1 else None)
     manifest.save(output)
-    resume.remove_work(output)
+    Output(str(output), output).remove_work()
     return manifest
 
 

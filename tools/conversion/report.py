@@ -29,7 +29,7 @@ from shardline.pipeline.near_duplicates import Pair, near_duplicates
 from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources
 from shardline.pipeline.text import csv_cell
-from shardline.pipeline.tfrecord import read_framed, unframe_record
+from shardline.pipeline.tfrecord import unframe_record
 from shardline.pipeline.wording import as_flag, count, shorten, shorten_list
 from shardline.tools.conversion.deduplicate import DedupResult
 from shardline.tools.conversion.sources import Sources, path_text
@@ -38,6 +38,7 @@ from shardline.tools.plot_style import GRAY, PALETTE, SPLIT_COLORS, new_figure, 
 
 PLOTS = "plots"
 PAIRS_FILE = "near_duplicates.csv"
+REPORT_FILES = ("report.html", PAIRS_FILE, *(f"{PLOTS}/{name}.png" for name in ("classes", "sizes", "contact_sheet")))
 SHEET_CLASSES, SHEET_IMAGES, SHEET_COLUMNS, THUMB = 100, 8, 4, 96  # pixels
 LISTED, LISTED_CLASSES = 300, 1000  # rows of a table, at most
 SHOWN_PAIRS = 24
@@ -58,6 +59,7 @@ class Conversion:
       digest: of the dataset.
       dedup: what became of the inputs.
       sources: the inputs.
+      read: bytes of a shard, by its name, an offset and a size.
     """
 
     directory: Path
@@ -65,6 +67,7 @@ class Conversion:
     digest: str
     dedup: DedupResult
     sources: Sources
+    read: Callable[[str, int, int], bytes]
 
     def path(self, number: int) -> str:
         """Path of an input."""
@@ -415,8 +418,8 @@ def _side_by_side(conversion: Conversion, facts: _Facts, pairs: Iterable[tuple[i
 
 def _thumb(conversion: Conversion, row: Row) -> np.ndarray:
     """A stored image in a square of THUMB pixels, RGB."""
-    shard = conversion.directory / Path(row["shard"]).name  # without the folder of a generation
-    framed = read_framed(shard, row["offset"], row["size"])
+    shard = Path(row["shard"]).name  # without the folder of a generation
+    framed = conversion.read(shard, row["offset"], row["size"])
     example = parse_example(unframe_record(framed), conversion.manifest.features)
     rgb = ENCODINGS[conversion.manifest.image.encoding].decode(example, exact=True)
     scale = (THUMB - 4) / max(rgb.shape[:2])
@@ -459,9 +462,7 @@ def _split_colors(manifest: Manifest) -> dict[str, str]:
 
 def remove_report(directory: Path) -> None:
     """Delete what `write_report` made."""
-    for name in ("report.html", PAIRS_FILE):
+    for name in REPORT_FILES:
         (directory / name).unlink(missing_ok=True)
-    for name in ("classes.png", "sizes.png", "contact_sheet.png"):
-        (directory / PLOTS / name).unlink(missing_ok=True)
     if (directory / PLOTS).is_dir() and not any((directory / PLOTS).iterdir()):
         os.rmdir(directory / PLOTS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,34 +24,30 @@ import pyarrow as pa
 from shardline.pipeline import stored
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import file_sha256, nobody_reads, remove_strays
+from shardline.pipeline.files import nobody_reads, remove_strays
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import (
-    FILE_NAME,
-    Manifest,
-    check_files,
-    generation_folder,
-    index_path,
-    shard_name,
-    shard_path,
-)
+from shardline.pipeline.manifest import FILE_NAME, Manifest, generation_folder, index_path, shard_name
 from shardline.pipeline.sources_table import SOURCES_FILE, iterate_sources
 from shardline.pipeline.split_index import file_name
-from shardline.pipeline.stored import FileName, Sha256, stored_path
+from shardline.pipeline.stored import FileName, Sha256
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 from shardline.pipeline.wording import count, shorten_list
-from shardline.tools.conversion.report import remove_report
+from shardline.tools.conversion.output import (
+    NOTE,
+    OVERWRITE,
+    PLACED,
+    SOURCES,
+    STAMPS,
+    WORK,
+    WORK_FILE,
+    Output,
+)
 from shardline.tools.conversion.shard_writer import ShardResult, load_receipt, receipt_path
 from shardline.tools.conversion.sources import Sources, hash64, path_text
 from shardline.tools.conversion.splits import Plan
 from shardline.tools.conversion.tfds_metadata import FILES as TFDS_FILES
 
-WORK = ".convert"
-STAMPS = ".sources.json"  # which files, to the stamp, a finished dataset was made of; it lies beside the manifest
-NOTE, SOURCES, PLACED = "request.json", "sources.npz", "placed.json"  # in WORK
-FORMAT = "shardline conversion 3"  # of all of these
-_WORK_FILE = re.compile(rf"{NOTE}|{SOURCES}|{PLACED}|[A-Za-z_]\w*-\d{{5}}(\.receipt\.arrow)?", re.ASCII)
-_OVERWRITE = "start over with --overwrite"
+FORMAT = "shardline conversion 3"  # of all files in WORK, and of STAMPS
 _PIECE = 10_000  # inputs in flight when their content is compared
 
 
@@ -92,12 +87,12 @@ class _Stamps:
 
 
 def finished_already(
-    output: Path, request: Request, sources: Sources, hash_input: Callable[[int], str], *, verify: bool = False
+    output: Output, request: Request, sources: Sources, hash_input: Callable[[int], str], *, verify: bool = False
 ) -> Manifest | None:
     """The finished dataset in `output` if this very request made it; None when there is none.
 
     Args:
-      output: the folder.
+      output: where it is to lie.
       request: what is asked for.
       sources: the inputs; where their stamps are not those of the dataset's, their content is compared.
       hash_input: the SHA-256 of an input, by number.
@@ -106,15 +101,16 @@ def finished_already(
     Raises:
       UsageError: another dataset, or something else, is there, or the dataset is not whole.
     """
-    if not (output / FILE_NAME).exists():
-        foreign_files = [] if not output.exists() else [e.name for e in os.scandir(output) if e.name[0] != "."]
-        if foreign_files and not (output / WORK).exists():
+    if not (output.directory / FILE_NAME).exists():
+        names = output.names()
+        foreign_files = [name for name in names if name[0] != "."]
+        if foreign_files and WORK not in names:
             raise UsageError(
-                f"--output={output} is not empty ({', '.join(sorted(foreign_files)[:3])}) and holds no dataset; name a "
-                "new or empty folder"
+                f"--output={output.where} is not empty ({', '.join(sorted(foreign_files)[:3])}) and holds no dataset; "
+                "name a new or empty folder"
             )
         return None
-    manifest = Manifest.load(output)
+    manifest = Manifest.load(output.directory)
     if manifest.num_generations > 1:
         differences = [count(manifest.num_generations, "generation")]
     else:
@@ -122,19 +118,20 @@ def finished_already(
         differences = differences or _changed_content(output, sources, hash_input)
     if differences:
         raise UsageError(
-            f"--output={output} holds another dataset, {manifest.name!r} ({'; '.join(differences)}); "
-            f"add to it with --append, name another folder, or {_OVERWRITE}"
+            f"--output={output.where} holds another dataset, {manifest.name!r} ({'; '.join(differences)}); "
+            f"add to it with --append, name another folder, or {OVERWRITE}"
         )
-    check_shards(manifest, output, verify)
+    output.check(manifest, verify)
     return manifest
 
 
-def _changed_content(output: Path, sources: Sources, hash_input: Callable[[int], str]) -> list[str]:
+def _changed_content(output: Output, sources: Sources, hash_input: Callable[[int], str]) -> list[str]:
     """A phrase where the sources are not what the dataset was made of, for all that names and sizes are."""
     try:
-        if note_of_stamps(output) == sources.fingerprint(stamps=True):
+        if note_of_stamps(output.directory) == sources.fingerprint(stamps=True):
             return []
-        batches = iterate_sources(output, ["path", "sha256"])
+        output.companion(SOURCES_FILE)
+        batches = iterate_sources(output.directory, ["path", "sha256"])
         rows = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in batches)
         then = content_keys(rows)
     except (OSError, UsageError) as error:
@@ -144,7 +141,7 @@ def _changed_content(output: Path, sources: Sources, hash_input: Callable[[int],
     if len(changed):
         example = path_text(sources.path(int(changed[0])))
         return [f"{count(len(changed), 'input')} changed since, e.g. {example}"]
-    write_stamps(output, sources)  # the next time is fast again
+    write_stamps(output.directory, sources)  # the next time is fast again
     return []
 
 
@@ -171,31 +168,16 @@ def content_keys(pairs: Iterable[tuple[str, str]]) -> np.ndarray:
     return np.fromiter((hash64(f"{path}\0{sha256}".encode()) for path, sha256 in pairs), np.uint64)
 
 
-def check_shards(manifest: Manifest, output: Path, verify: bool) -> None:
-    """Hold every shard against the manifest: size and index, and its SHA-256 if asked to."""
-    for split in manifest.splits:
-        check_files(manifest, output, split, flag="--output", remedy=f"restore the files from a copy, or {_OVERWRITE}")
-    shards = [shard for split in manifest.splits.values() for shard in split.shards] if verify else []
-    with ThreadPoolExecutor(available_cores()) as pool:
-        hashes = pool.map(file_sha256, (shard_path(output, shard) for shard in shards))
-        damaged = [shard.file for shard, sha256 in zip(shards, hashes, strict=True) if sha256 != shard.sha256]
-    if damaged:
-        raise UsageError(
-            f"--output={output}: the SHA-256 of {shorten_list(damaged)} is not the manifest's; restore the files from "
-            f"a copy, or {_OVERWRITE}"
-        )
-
-
-def write_stamps(output: Path, sources: Sources) -> None:
+def write_stamps(directory: Path, sources: Sources) -> None:
     """Note which files, to the stamp, the dataset is made of."""
     with contextlib.suppress(OSError):  # it only saves time
-        stored.save(output / STAMPS, {"stamps": sources.fingerprint(stamps=True)}, format=FORMAT, durable=False)
+        stored.save(directory / STAMPS, {"stamps": sources.fingerprint(stamps=True)}, format=FORMAT, durable=False)
 
 
-def note_of_stamps(output: Path) -> str:
+def note_of_stamps(directory: Path) -> str:
     """Inverse of `write_stamps`; "" where there is none."""
     try:
-        return stored.load(output / STAMPS, _Stamps, format=FORMAT, remedy="").stamps
+        return stored.load(directory / STAMPS, _Stamps, format=FORMAT, remedy="").stamps
     except (FileNotFoundError, UsageError):
         return ""
 
@@ -203,7 +185,7 @@ def note_of_stamps(output: Path) -> str:
 # Deleting ----------------------------------------------------------------------------------------------------------
 
 
-def remove_dataset(output: Path) -> bool:
+def remove_dataset(output: Output) -> bool:
     """--overwrite: delete what a conversion left there, finished or not, and nothing else. False: there was none.
 
     Raises:
@@ -211,34 +193,41 @@ def remove_dataset(output: Path) -> bool:
       Failure: a process reads the dataset.
     """
     names, generations = [FILE_NAME, STAMPS, SOURCES_FILE, *TFDS_FILES], 1
-    if (output / FILE_NAME).exists():
+    directory = output.directory
+    if (directory / FILE_NAME).exists():
         try:
-            manifest = Manifest.load(output)
+            manifest = Manifest.load(directory)
         except UsageError as error:
             raise UsageError(f"--overwrite: {error}") from None
         if manifest.adopted:
             raise UsageError(
-                f"--overwrite: --output={output} holds shards that were adopted, not converted; name another folder"
+                f"--overwrite: --output={output.where} holds shards that were adopted, not converted; name another "
+                "folder"
             )
         names += _shard_names(manifest, 1)
         generations = manifest.num_generations
-    elif not (output / WORK).exists():
+        if output.address and generations > 1:
+            raise UsageError(
+                f"--overwrite: --output={output.where} holds {count(generations, 'generation')}; delete it in the store"
+            )
+    elif not (directory / WORK).exists():
         return False
-    names += _placed(output / WORK)
+    names += _placed(directory / WORK)
     # Once the manifest is gone, nobody begins to read.
-    with nobody_reads(output / FILE_NAME, f"--output={output}"):
-        _remove(output, [name for file in names for name in (file, index_path(file).name)])
+    with nobody_reads(directory / FILE_NAME, f"--output={output.where}"):
+        output.remove([name for file in names for name in (file, index_path(file).name)])
         for number in range(2, generations + 2):  # and one that was begun
-            if (folder := output / generation_folder(number)).is_dir():
+            if (folder := directory / generation_folder(number)).is_dir():
                 files = [SOURCES_FILE, *TFDS_FILES, *_placed(folder / WORK)]
                 files += _shard_names(manifest, number) if number <= generations else []
-                _remove(folder, [name for file in files for name in (file, index_path(file).name)])
-                remove_report(folder)
-                remove_work(folder)
+                added = Output(str(folder), folder)
+                added.remove([name for file in files for name in (file, index_path(file).name)])
+                added.remove_report()
+                added.remove_work()
                 with contextlib.suppress(OSError):  # files that are not ours
                     folder.rmdir()
-    remove_report(output)
-    remove_work(output)
+    output.remove_report()
+    output.remove_work()
     return True
 
 
@@ -253,50 +242,27 @@ def _shard_names(manifest: Manifest, generation: int) -> list[str]:
     return names + [file_name(manifest.name, split) for split in added]
 
 
-def remove_work(output: Path) -> None:
-    """Delete the folder of unfinished work, but for files that no run puts there."""
-    work = output / WORK
-    if work.is_symlink() or not work.is_dir():
-        return
-    remove_strays(work, lambda name: bool(_WORK_FILE.fullmatch(name)))
-    _remove(work, sorted(name for name in os.listdir(work) if _WORK_FILE.fullmatch(name)))
-    if left := sorted(os.listdir(work)):
-        log(f"note: {work} is kept: {shorten_list(left)} {'is' if len(left) == 1 else 'are'} not the conversion's")
-    else:
-        work.rmdir()
-
-
-def _remove(directory: Path, names: Sequence[str]) -> None:
-    """Delete files of ours, in order, and what killed attempts left of them."""
-    for name in names:
-        path = stored_path(directory, name, r".+", what=directory)
-        if path.is_dir() and not path.is_symlink():
-            raise UsageError(f"--overwrite: {path} is a folder where a conversion puts a file; move it away")
-        path.unlink(missing_ok=True)
-    ours = set(names)
-    remove_strays(directory, ours.__contains__)
-
-
 # Unfinished work ---------------------------------------------------------------------------------------------------
 
 
-def workspace(output: Path, plan: Plan, request: Request, sources: Sources) -> Path:
-    """The folder for unfinished work, swept of what killed attempts left; call within `own_directory`.
+def workspace(output: Output, plan: Plan, request: Request, sources: Sources) -> Path:
+    """The folder for unfinished work, swept of what killed attempts left; call within `Output.owned`.
 
     Raises:
       UsageError: an interrupted run was asked to do something else.
     """
-    work = output / WORK
+    work = output.directory / WORK
     if work.is_symlink():
-        raise UsageError(f"--output={output}: {WORK} is a link there; remove it, or name another folder")
+        raise UsageError(f"--output={output.where}: {WORK} is a link there; remove it, or name another folder")
     work.mkdir(exist_ok=True)
-    remove_strays(work, lambda name: bool(_WORK_FILE.fullmatch(name)))
-    _check_request(work, plan, request, sources)
-    _remove(output, [name for file in _placed(work) for name in (file, index_path(file).name)])
+    remove_strays(work, lambda name: bool(WORK_FILE.fullmatch(name)))
+    _check_request(output, work, plan, request, sources)
+    output.remove([name for file in _placed(work) for name in (file, index_path(file).name)])
+    output.sync()
     return work
 
 
-def note_placing(output: Path, dataset: str, files: Sequence[str]) -> None:
+def note_placing(output: Output, dataset: str, files: Sequence[str]) -> None:
     """Before shards get their final names: note these, so that another run may delete them.
 
     Raises:
@@ -304,16 +270,15 @@ def note_placing(output: Path, dataset: str, files: Sequence[str]) -> None:
     """
     names = {name for file in files for name in (file, index_path(file).name)}
     there = sorted(
-        name
-        for name in os.listdir(output)
-        if name in names or (name.startswith(f"{dataset}-") and ".tfrecord-" in name)
+        name for name in output.names() if name in names or (name.startswith(f"{dataset}-") and ".tfrecord-" in name)
     )
     if there:
         raise UsageError(
-            f"--output={output}: {shorten_list(there)} {'is' if len(there) == 1 else 'are'} in the way and not of this "
-            "conversion; move what you want to keep and run the same command again, it continues"
+            f"--output={output.where}: {shorten_list(there)} {'is' if len(there) == 1 else 'are'} in the way and not "
+            "of this conversion; move what you want to keep and run the same command again, it continues"
         )
-    stored.save(output / WORK / PLACED, {"files": list(files)}, format=FORMAT)
+    stored.save(output.directory / WORK / PLACED, {"files": list(files)}, format=FORMAT)
+    output.sync()
 
 
 def _placed(work: Path) -> tuple[str, ...]:
@@ -325,16 +290,17 @@ def _placed(work: Path) -> tuple[str, ...]:
 
 
 def finished_tasks(
-    work: Path, outputs: Sequence[str], plan: Plan, sources: Sources, hash_input: Callable[[int], str]
+    output: Output, shards: Sequence[str], plan: Plan, sources: Sources, hash_input: Callable[[int], str]
 ) -> dict[int, ShardResult]:
     """Results of the tasks that an interrupted run finished, by task number.
 
     Each shard is read and held against its receipt, and so are those of its inputs that changed their stamps.
     """
+    work = output.directory / WORK
     changed = _other_stamps(work, sources)
 
-    def check(output: str, inputs: np.ndarray) -> ShardResult | None:
-        result = load_receipt(output, plan.digest, inputs)
+    def check(shard: str, inputs: np.ndarray) -> ShardResult | None:
+        result = load_receipt(shard, plan.digest, inputs, output.is_whole)
         if result and changed[inputs].any():
             sha256 = result.rows()["sha256"]
             if any(hash_input(int(inputs[i])) != sha256[i].as_py() for i in np.flatnonzero(changed[inputs])):
@@ -342,21 +308,21 @@ def finished_tasks(
         return result
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        results = list(pool.map(check, outputs, (inputs for _, _, inputs in plan.members())))
-    for output, result in zip(outputs, results, strict=True):
-        if result is None and receipt_path(output).exists():
-            log(f"note: {Path(output).name} is written again: it is damaged, or its sources changed")
-            receipt_path(output).unlink()
+        results = list(pool.map(check, shards, (inputs for _, _, inputs in plan.members())))
+    for shard, result in zip(shards, results, strict=True):
+        if result is None and receipt_path(shard).exists():
+            log(f"note: {Path(shard).name} is written again: it is damaged, or its sources changed")
+            receipt_path(shard).unlink()
     if changed.any():
         _note_sources(work, sources)
     return {number: result for number, result in enumerate(results) if result}
 
 
-def _check_request(work: Path, plan: Plan, request: Request, sources: Sources) -> None:
+def _check_request(output: Output, work: Path, plan: Plan, request: Request, sources: Sources) -> None:
     """Note what this run does, or hold it against what an interrupted one noted."""
     note = work / NOTE
     try:
-        noted = stored.load(note, _Note, format=FORMAT, remedy=_OVERWRITE)
+        noted = stored.load(note, _Note, format=FORMAT, remedy=OVERWRITE)
     except FileNotFoundError:
         _note_sources(work, sources)
         stored.save(note, {"plan": plan.digest, "request": request.to_json()}, format=FORMAT)
@@ -365,8 +331,8 @@ def _check_request(work: Path, plan: Plan, request: Request, sources: Sources) -
         differences = _differences(noted.request, request.to_json())
         differences += _source_differences(work, sources)
         raise UsageError(
-            f"--output={work.parent} holds an interrupted conversion that was asked for something else "
-            f"({'; '.join(differences) or 'the plan changed'}); repeat its options to continue it, or {_OVERWRITE}"
+            f"--output={output.where} holds an interrupted conversion that was asked for something else "
+            f"({'; '.join(differences) or 'the plan changed'}); repeat its options to continue it, or {OVERWRITE}"
         )
 
 
@@ -383,7 +349,7 @@ def _note_sources(work: Path, sources: Sources) -> None:
 def _noted_sources(work: Path) -> dict[str, np.ndarray] | None:
     """Inverse of `_note_sources`; None where it cannot be read."""
     try:
-        _, columns = load_arrays(work / SOURCES, format=FORMAT, remedy=_OVERWRITE)
+        _, columns = load_arrays(work / SOURCES, format=FORMAT, remedy=OVERWRITE)
     except (FileNotFoundError, UsageError):
         return None
     inputs = columns["ends"].shape

@@ -32,8 +32,9 @@ from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import ImageFormat, Manifest, generation_folder
+from shardline.pipeline.paths import absolute, is_remote
 from shardline.pipeline.ray_executor import Cluster, cluster_cpus
-from shardline.pipeline.source_files import FOLDER
+from shardline.pipeline.source_files import TAR, ZIP
 from shardline.pipeline.sources_table import QUARANTINED
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion import append, resume
@@ -43,6 +44,7 @@ from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds
 from shardline.tools.conversion.finalize import Finished, finalize
 from shardline.tools.conversion.label_files import read_class_words, words_for
 from shardline.tools.conversion.labels import LabelOptions, read_class_names
+from shardline.tools.conversion.output import Output, open_output
 from shardline.tools.conversion.report import Conversion, write_report
 from shardline.tools.conversion.scan import ScanOptions, scan
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, source_sha256, write_shard
@@ -64,18 +66,19 @@ def convert(config: ConvertConfig) -> Manifest:
     words = {"class_words": sources.words} if sources.words else {}
     request = resume.Request(config.stored_options() | words, _versions(), sources.fingerprint(stamps=False))
 
-    def finished() -> Manifest | None:
-        return resume.finished_already(
-            config.directory, request, sources, _hash_input(config, sources), verify=config.verify
-        )
+    with open_output(config.output) as output:
 
-    manifest = None if config.overwrite else finished()  # before anything is written: it may lie on a read-only disk
-    if not manifest:
-        with own_directory(config.directory, "--output"):
-            removed = config.overwrite and resume.remove_dataset(config.directory)
-            manifest = None if removed else finished()  # another process may have made it meanwhile
-            if not manifest:
-                return _convert(config, sources, plan, request, started)
+        def finished() -> Manifest | None:
+            hash_input = _hash_input(config, sources)
+            return resume.finished_already(output, request, sources, hash_input, verify=config.verify)
+
+        manifest = None if config.overwrite else finished()  # before anything is written: the disk may be read-only
+        if not manifest:
+            with output.owned():
+                removed = config.overwrite and resume.remove_dataset(output)
+                manifest = None if removed else finished()  # another process may have made it meanwhile
+                if not manifest:
+                    return _convert(config, output, sources, plan, request, started)
     log(f"{config.output} is finished already: same sources, same options; nothing to do")
     return manifest
 
@@ -87,30 +90,32 @@ def _append(config: ConvertConfig, started: float) -> Manifest:
         base = append.base_of(config)  # another process may have added to it meanwhile
         config = append.with_options_of(base, config)
         for generation in range(1, base.num_generations + 1):  # of a run that was killed when all was done
-            resume.remove_work(config.directory / generation_folder(generation))
+            Output(config.output, config.directory / generation_folder(generation)).remove_work()
         folder = config.directory / generation_folder(base.num_generations + 1)
+        place = Output(str(folder), folder)
         if config.overwrite:
-            resume.remove_dataset(folder)
+            resume.remove_dataset(place)
         sources, plan = prepare(config, base)
         if not len(sources):
-            return _nothing_to_add(config, base, folder)
+            return _nothing_to_add(config, base, place)
         for label in range(len(base.labels), len(sources.labels)):
             log(f"note: new class: {sources.labels[label]!r} is label {label}")
         folder.mkdir(exist_ok=True)
         request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
-        return _convert(config, sources, plan, request, started, base)
+        return _convert(config, place, sources, plan, request, started, base)
 
 
-def _nothing_to_add(config: ConvertConfig, base: Manifest, folder: Path) -> Manifest:
-    resume.remove_dataset(folder)
+def _nothing_to_add(config: ConvertConfig, base: Manifest, place: Output) -> Manifest:
+    resume.remove_dataset(place)
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        place.directory.rmdir()
     log(f"{config.output} has all of this already; nothing to add")
     return base
 
 
 def _convert(
     config: ConvertConfig,
+    place: Output,
     sources: Sources,
     plan: Plan,
     request: resume.Request,
@@ -118,11 +123,10 @@ def _convert(
     base: Manifest | None = None,
 ) -> Manifest:
     """The work, in a folder that is ours alone: the dataset's, or that of the generation that is added to `base`."""
-    place = config.directory / (generation_folder(base.num_generations + 1) if base else "")
     work = resume.workspace(place, plan, request, sources)
     if config.report:
         _load_ahead("matplotlib.figure")
-    progress = _write_shards(config, sources, plan, work)
+    progress = _write_shards(config, place, sources, plan, work)
     log(f"duplicates: {count(len(sources), 'input')}")
     earlier = append.earlier_images(base, config.directory, plan.splits) if base else None
     dedup = resolve_duplicates(
@@ -138,14 +142,18 @@ def _convert(
     manifest = base.grown(added) if base else added
     for gap in class_gaps(manifest.labels, manifest.class_counts):
         log(f"note: {gap}")
-    write_tfds_metadata(place, added, finished.common_size)
+    write_tfds_metadata(place.directory, added, finished.common_size)
     seconds = time.monotonic() - started
     if config.report:
-        _report(config, Conversion(place, added, manifest.digest, dedup, sources), progress, seconds)
+        place.sync()  # the report shows stored images
+        conversion = Conversion(place.directory, added, manifest.digest, dedup, sources, place.read)
+        _report(config, conversion, progress, seconds)
     if not base:
-        resume.write_stamps(place, sources)
-    manifest.save(config.directory)
-    resume.remove_work(place)
+        resume.write_stamps(place.directory, sources)
+    place.sync()
+    manifest.save(config.directory if base else place.directory)
+    place.sync()
+    place.remove_work()
     _summarize(config, added, dedup, seconds, progress.resumed)
     if base:
         log(f"this is generation {manifest.num_generations} of {config.output}: {manifest.ledger}")
@@ -218,7 +226,7 @@ def prepare(config: ConvertConfig, base: Manifest | None = None) -> tuple[Source
                 path_column=config.path_column,
                 label_column=config.label_column,
                 path_format=config.path_format,
-                spool_beside=config.output,
+                spool_beside=os.path.join(tempfile.gettempdir(), "x") if is_remote(config.output) else config.output,
             ),
             on_progress=lambda found: bar.update(found - bar.n),
         )
@@ -235,15 +243,18 @@ def prepare(config: ConvertConfig, base: Manifest | None = None) -> tuple[Source
     return sources, plan
 
 
-def make_tasks(config: ConvertConfig, sources: Sources, plan: Plan, work: Path) -> Iterator[ShardTask]:
-    """One task for each shard, in the plan's order."""
+def make_tasks(
+    config: ConvertConfig, sources: Sources, plan: Plan, work: Path, address: str = ""
+) -> Iterator[ShardTask]:
+    """One task for each shard, in the plan's order. `address`: of a store that they go to in place of `work`."""
     for split, shard, members in plan.members():
-        yield _task(config, sources, members, _shard_output(work, plan, split, shard), plan.digest)
+        task = _task(config, sources, members, _shard_output(work, plan, split, shard), plan.digest)
+        yield replace(task, address=address)
 
 
 def _task(config: ConvertConfig, sources: Sources, members: np.ndarray, output: str, digest: str = "") -> ShardTask:
     return ShardTask(
-        root=os.path.abspath(sources.root),
+        root=absolute(sources.root),
         inputs=tuple((number, sources.path(number), int(sources.label[number])) for number in members.tolist()),
         places=tuple((sources.place(number), int(sources.size[number])) for number in members.tolist())
         if sources.origins
@@ -262,7 +273,7 @@ def _task(config: ConvertConfig, sources: Sources, members: np.ndarray, output: 
 def _some_files(sources: Sources) -> tuple[str, ...]:
     """The archives among the sources, or the first and the last file: what another machine has to see."""
     if sources.origins:
-        return tuple(os.path.abspath(os.fsdecode(o.path)) for o in sources.origins if o.kind != FOLDER)
+        return tuple(os.path.abspath(os.fsdecode(o.path)) for o in sources.origins if o.kind in (TAR, ZIP))
     seen = np.flatnonzero(sources.stamp)
     found = (os.fsdecode(sources.path(int(number))) for number in {*seen[:1].tolist(), *seen[-1:].tolist()})
     names = (name.rpartition("@")[0] if sources.features else name for name in found)
@@ -287,17 +298,18 @@ class _Progress:
     estimate: Estimate | None  # from the first shard of this run
 
 
-def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Path) -> _Progress:
+def _write_shards(config: ConvertConfig, place: Output, sources: Sources, plan: Plan, work: Path) -> _Progress:
     """Run every task that has no valid receipt."""
     outputs = [_shard_output(work, plan, split, shard) for split, shard, _ in plan.members()]
-    results = resume.finished_tasks(work, outputs, plan, sources, _hash_input(config, sources))
+    results = resume.finished_tasks(place, outputs, plan, sources, _hash_input(config, sources))
     number_of = {output: number for number, output in enumerate(outputs)}
     lengths = [len(members) for _, _, members in plan.members()]
     resumed = sum(lengths[number] for number in results)
     if results:
         log(f"continuing: {resumed:,} of {count(len(sources), 'input')} {'is' if resumed == 1 else 'are'} done")
     estimate = None
-    tasks = (task for number, task in enumerate(make_tasks(config, sources, plan, work)) if number not in results)
+    all_tasks = make_tasks(config, sources, plan, work, place.address)
+    tasks = (task for number, task in enumerate(all_tasks) if number not in results)
     with progress_bar(total=len(sources), initial=resumed, desc="convert", unit="image") as bar:
         for result in executors.run(
             write_shard,
@@ -306,8 +318,9 @@ def _write_shards(config: ConvertConfig, sources: Sources, plan: Plan, work: Pat
             workers=config.workers if config.engine == "ray" else _workers(config),
             on_progress=bar.update,
             image_timeout=config.image_timeout,
-            cluster=Cluster(config.ray_address, _some_files(sources), str(work.absolute())),
+            cluster=Cluster(config.ray_address, _some_files(sources), "" if place.address else str(work.absolute())),
         ):
+            place.receive(result.output)
             results[number_of[result.output]] = result
             estimate = estimate or estimate_from([result], len(sources), min(_workers(config), len(outputs)))
             _refuse_too_many_bad(config, results.values(), len(sources))
@@ -452,7 +465,12 @@ def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, se
 def _check_places(config: ConvertConfig) -> None:
     output = config.directory.resolve()
     for given in config.source:
-        source = Path(split_and_path(given)[1]).resolve()
+        where = split_and_path(given)[1]
+        if is_remote(where) and f"{config.output}/".startswith(f"{where}/"):
+            raise UsageError(f"--output={config.output} lies inside --source={given}; name a folder outside it")
+        if is_remote(where) or is_remote(config.output):
+            continue
+        source = Path(where).resolve()
         if not given.startswith("tfds:") and source.is_dir() and (output == source or source in output.parents):
             raise UsageError(f"--output={config.output} lies inside --source={given}; name a folder outside it")
 

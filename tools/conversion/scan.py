@@ -7,11 +7,14 @@ its worker says what is wrong with it.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.object_store import Store
+from shardline.pipeline.paths import is_remote
 from shardline.pipeline.wording import shorten_list
 from shardline.tools.conversion.archives import archive_in, is_archive, open_archive
 from shardline.tools.conversion.config import split_and_path
@@ -20,6 +23,7 @@ from shardline.tools.conversion.labels import LabelOptions
 from shardline.tools.conversion.layouts import LayoutOptions, scan_tree, unwrapped
 from shardline.tools.conversion.scan_tfds import scan_tfds
 from shardline.tools.conversion.sources import Sources
+from shardline.tools.conversion.store_tree import StoreTree
 from shardline.tools.conversion.tables import SUFFIXES, TableOptions, scan_table
 from shardline.tools.conversion.trees import (
     Exclusions,
@@ -101,12 +105,25 @@ def _scan_alone(source: str, options: ScanOptions, exclusions: Exclusions, on_pr
     table = TableOptions(
         options.labels, options.path_column, options.label_column, options.path_format, options.unlabelled, exclusions
     )
-    found = scan_table(Path(source), table, on_progress)
+    found = _scan_stored_table(source, table, on_progress) if is_remote(source) else None
+    found = found or scan_table(Path(source), table, on_progress)
     return replace(found, notes=(*found.notes, *exclusions.notes()))
 
 
+def _scan_stored_table(source: str, options: TableOptions, on_progress: OnProgress) -> Sources:
+    """The images of a table in an object store, beside which they lie."""
+    parent, _, name = source.rpartition("/")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        try:
+            Store(parent).fetch(name, path)
+        except FileNotFoundError:
+            raise UsageError(f"--source={source}: there is no such table") from None
+        return scan_table(path, options, on_progress, store=Store(parent))
+
+
 def _is_table(path: str) -> bool:
-    return path.lower().endswith(SUFFIXES) and os.path.isfile(path)
+    return path.lower().endswith(SUFFIXES) and (is_remote(path) or os.path.isfile(path))
 
 
 # ----------------------------------------------------------------------------------- folders and archives
@@ -154,6 +171,10 @@ def _below(path: str, folder: bytes) -> str:
 
 
 def _open(path: str, options: ScanOptions) -> Tree:
+    if is_remote(path):
+        if is_archive(path):
+            raise UsageError(f"--source={path}: archives are read from disk only; copy it, or unpack it in the store")
+        return StoreTree(path)
     archive, inner = archive_in(path)
     if archive:
         return open_archive(archive, inner, spool_beside=options.spool_beside)

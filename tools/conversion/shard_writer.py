@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +29,18 @@ from shardline.pipeline.files import atomic_writer, file_sha256
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
-from shardline.pipeline.source_files import FOLDER, Origin, Place, machine_fault, read_file, read_member
+from shardline.pipeline.object_store import Store
+from shardline.pipeline.source_files import (
+    STORE,
+    TAR,
+    ZIP,
+    Origin,
+    Place,
+    machine_fault,
+    read_file,
+    read_member,
+    read_object,
+)
 from shardline.pipeline.sources_table import FILTERED, QUARANTINED, ROW, WRITTEN
 from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.tfrecord import frame_record, unframe_record
@@ -55,6 +68,7 @@ class ShardTask(Task):
     fail_on_bad_image: bool = False
     unseen: frozenset[int] = frozenset()  # positions at which the scan saw no file
     scan_host: str = ""  # where the scan ran
+    address: str = ""  # in an object store, where shard and receipt are put in place of beside each other at `output`
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -95,7 +109,7 @@ class ShardResult:
 
 
 def write_shard(task: ShardTask, show: Show = no_show) -> ShardResult:
-    """Convert the task's inputs into one TFRecord file and leave a receipt beside it.
+    """Convert the task's inputs into one TFRecord file and leave a receipt beside it, both in a store if it says so.
 
     Args:
       task: the work.
@@ -106,6 +120,20 @@ def write_shard(task: ShardTask, show: Show = no_show) -> ShardResult:
       MachineFault: an input cannot be read here, for no fault of its own.
       OSError: the output cannot be written.
     """
+    if not task.address:
+        return _write_shard(task, show)
+    store, name = Store(task.address), os.path.basename(task.output)
+    with tempfile.TemporaryDirectory(prefix="shardline-") as folder:
+        result = _write_shard(replace(task, output=os.path.join(folder, name)), show)
+        if not is_whole(result.output, result.bytes, result.sha256):
+            raise Failure(f"{result.output}: the disk of {folder} does not give back what was written; name another "
+                          "one by TMPDIR")  # fmt: skip
+        store.put(name, Path(result.output))
+        store.put(receipt_path(name).name, receipt_path(result.output))
+    return replace(result, output=task.output)
+
+
+def _write_shard(task: ShardTask, show: Show) -> ShardResult:
     started = time.monotonic()
     set_up_process()
     with atomic_writer(task.output) as file:
@@ -190,9 +218,11 @@ def _read(task: ShardTask, position: int) -> bytes:
     if task.places:
         place, size = task.places[position]
         origin = task.origins[place.origin]
-        if origin.kind != FOLDER:
+        if origin.kind in (TAR, ZIP):
             return read_member(origin, place, size, limit_bytes)
         root, path = origin.path, path.removeprefix(origin.shown_as).lstrip(b"/")
+        if origin.kind == STORE:
+            return read_object(origin, path, size, limit_bytes, seen=position not in task.unseen)
     seen = position not in task.unseen
     return read_file(os.path.join(os.fsencode(root), path), limit_bytes, seen=seen, seen_on=task.scan_host)
 
@@ -258,20 +288,31 @@ def read_receipt(output: str) -> pa.Table:
     return rows
 
 
-def load_receipt(output: str, digest: str, inputs: np.ndarray) -> ShardResult | None:
+def is_whole(shard: str, size: int, sha256: str) -> bool:
+    """Whether a shard has so many bytes, and this SHA-256."""
+    try:
+        return os.path.getsize(shard) == size and file_sha256(shard) == sha256
+    except OSError:
+        return False
+
+
+def load_receipt(
+    output: str, digest: str, inputs: np.ndarray, is_whole: Callable[[str, int, str], bool] = is_whole
+) -> ShardResult | None:
     """The result of a shard that is whole to its last bit; None when it has to be written (again).
 
     Args:
       output: path of the shard.
       digest: of the plan that it must belong to.
       inputs: numbers of the inputs that it must have come from, in order.
+      is_whole: whether the shard has so many bytes, and this SHA-256.
     """
     try:
         rows = read_receipt(output)
         facts = stored.parse(rows.schema.metadata[_RESULT], _StoredResult, what=output, remedy="")
         if facts.digest != digest or not np.array_equal(rows["input"].to_numpy(), inputs):
             return None
-        if os.path.getsize(output) != facts.bytes or file_sha256(output) != facts.sha256:
+        if not is_whole(output, facts.bytes, facts.sha256):
             return None
     except (OSError, ValueError, TypeError, KeyError, UsageError):  # of Arrow's errors, too
         return None

@@ -19,10 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.object_store import Store, StoredFile
+from shardline.pipeline.paths import is_remote
+from shardline.pipeline.source_files import STORE, Origin, Place
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
 from shardline.tools.conversion.labels import LabelOptions, check_split, label_places, order_labels, split_rank
 from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, hash64, path_text
+from shardline.tools.conversion.store_tree import etag_stamp
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Exclusions
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
@@ -56,6 +60,33 @@ class TableOptions:
     exclusions: Exclusions = field(default_factory=Exclusions)
 
 
+@dataclass(frozen=True)
+class _StoredFacts:
+    """What is known of the files beside a table in an object store."""
+
+    store: Store
+    size: int  # where in a row it stands; -1: nowhere
+    etag: int
+    files: Mapping[str, StoredFile]  # by path, where the table does not tell
+
+    @staticmethod
+    def find(store: Store, header: Sequence[str]) -> _StoredFacts:
+        """From the table's columns, or from the store's listing."""
+        names = [name.strip().lower() for name in header]
+        size, etag = (names.index(name) if name in names else -1 for name in ("size", "etag"))
+        return _StoredFacts(store, size, etag, {} if size >= 0 else store.files())
+
+    def of(self, path: str, cells: Sequence[str], what: str) -> tuple[int, int]:
+        """Bytes and stamp of a file; zeros where there is none."""
+        if self.size < 0:
+            file = self.files.get(path)
+            return (file.size, etag_stamp(file, path)) if file else (0, 0)
+        if not cells[self.size].strip().isdecimal():
+            raise UsageError(f"{what}: {cells[self.size]!r} in the column size is no number of bytes")
+        file = StoredFile(int(cells[self.size]), cells[self.etag].strip().strip('"') if self.etag >= 0 else "")
+        return file.size, etag_stamp(file, path)
+
+
 class _Row(NamedTuple):
     """One row of a table; None for a column that the table does not have."""
 
@@ -68,13 +99,19 @@ class _Row(NamedTuple):
 Line = tuple[int, Sequence[str]]  # number and cells
 
 
-def scan_table(path: Path, options: TableOptions, on_progress: Callable[[int], None]) -> Sources:
+def scan_table(
+    path: Path, options: TableOptions, on_progress: Callable[[int], None], store: Store | None = None
+) -> Sources:
     """The images that a table lists; paths are relative to its folder.
+
+    Args:
+      store: the folder of an object store that the table, now at `path`, and its images lie in. A column size, and one
+        called etag, spare its listing.
 
     Raises:
       UsageError: a column is missing, a row cannot be used, or no path exists.
     """
-    what = f"--source={path}"
+    what = f"--source={store.url}/{path.name}" if store else f"--source={path}"
     lines = _parquet_lines(path) if path.suffix.lower() == ".parquet" else _text_lines(path)
     header = next(lines)[1]
     columns = _Columns.find(header, options, what)
@@ -82,11 +119,12 @@ def scan_table(path: Path, options: TableOptions, on_progress: Callable[[int], N
         _refuse_nested(path, columns.path, what)
     if not columns.classes and options.labels.kind == "onehot":
         options = replace(options, labels=replace(options.labels, kind="index"))
-    scan = _TableScan(path, options)
+    facts = _StoredFacts.find(store, header) if store else None
+    scan = _TableScan(path, options, what, facts)
     for number, cells in lines:
         if not len(scan.builder):
             columns = columns.for_first(cells)
-        scan.add(number, columns.row(number, cells))
+        scan.add(number, columns.row(number, cells), cells)
         if len(scan.builder) % 10_000 == 0:
             on_progress(len(scan.builder))
     return scan.finish(columns.notes)
@@ -98,6 +136,8 @@ class _TableScan:
 
     path: Path
     options: TableOptions
+    what: str
+    facts: _StoredFacts | None = None  # of a table in an object store
     builder: SourcesBuilder = field(default_factory=SourcesBuilder)
     folders: dict[bytes, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
@@ -107,10 +147,11 @@ class _TableScan:
     excluded: int = 0
 
     @property
-    def what(self) -> str:
-        return f"--source={self.path}"
+    def folder(self) -> str:
+        """That paths are relative to."""
+        return self.facts.store.url if self.facts else str(self.path.parent)
 
-    def add(self, line: int, row: _Row) -> None:
+    def add(self, line: int, row: _Row, cells: Sequence[str]) -> None:
         """One row, checked."""
         split, label = self._split(line, row), -1
         if not row.path:
@@ -120,22 +161,36 @@ class _TableScan:
                 hint = f"; --unlabelled={row.split} converts that split without labels" if row.split else ""
                 raise UsageError(f"{self.what}, row {line}: path and label must not be empty{hint}")
             label = self.labels.setdefault(row.label, len(self.labels))
-        path = os.fsencode(self.options.path_format.replace("{}", row.path))
-        size, stamp = self._size_and_stamp(path)
-        if not stamp and b"\\" in path and self._size_and_stamp(slashes := path.replace(b"\\", b"/"))[1]:
-            path, (size, stamp) = slashes, self._size_and_stamp(slashes)  # written on Windows
+        path = os.fsencode(self._relative(line, self.options.path_format.replace("{}", row.path)))
+        size, stamp = self._size_and_stamp(line, path, cells)
+        if not stamp and b"\\" in path and self._size_and_stamp(line, slashes := path.replace(b"\\", b"/"), cells)[1]:
+            path, (size, stamp) = slashes, self._size_and_stamp(line, slashes, cells)  # written on Windows
         if self.options.exclusions.leaves_out(path):
             return
         self.exist += stamp > 0
         folder, name = os.path.split(path)
         if folder not in self.folders:
             self.folders[folder] = self.builder.enter(folder)
-        self.builder.add(self.folders[folder], name, label, split, size, stamp)
+        place = Place(0) if self.facts else None
+        self.builder.add(self.folders[folder], name, label, split, size, stamp, place)
         if row.group is not None:
             self.builder.group.append(hash64(row.group.encode()) if row.group else 0)
 
-    def _size_and_stamp(self, path: bytes) -> tuple[int, int]:
+    def _relative(self, line: int, path: str) -> str:
+        """A row's path, relative to the table's folder."""
+        if not is_remote(path):
+            return path
+        if self.facts and path.startswith(f"{self.facts.store.url}/"):
+            return path.removeprefix(f"{self.facts.store.url}/")
+        raise UsageError(
+            f"{self.what}, row {line}: {path} does not lie below the table's folder; put the table into the store, "
+            "into a folder above all images"
+        )
+
+    def _size_and_stamp(self, line: int, path: bytes, cells: Sequence[str]) -> tuple[int, int]:
         """0 and 0 where no file is, as its worker will say."""
+        if self.facts:
+            return self.facts.of(path.decode(), cells, f"{self.what}, row {line}")
         try:
             facts = os.stat(os.path.join(os.fsencode(self.path.parent), path))
         except (OSError, ValueError):
@@ -163,7 +218,7 @@ class _TableScan:
             first = os.path.join(self.builder.folders[0], bytes(self.builder.names[: self.builder.ends[0]]))
             raise UsageError(
                 f"{self.what}: none of its {count(len(self.builder), 'path')} exists (the first is "
-                f"{self._path(0)}); paths are relative to the table's folder, {self.path.parent}"
+                f"{self._path(0)}); paths are relative to the table's folder, {self.folder}"
                 + _format_hint(self.path.parent, os.fsdecode(first), self.options.path_format)
             )
         repeated = self._repeated()
@@ -174,8 +229,9 @@ class _TableScan:
         places = label_places(self.builder, self.labels, splits)
         order = order_labels(list(self.labels), self.options.labels, self.what, places=places)
         return self.builder.finish(
-            str(self.path.parent), order.names, splits, order.relabel, [*notes, *repeated, *order.notes],
+            self.folder, order.names, splits, order.relabel, [*notes, *repeated, *order.notes],
             unlabelled=[name for name in splits if name in self.options.unlabelled],
+            origins=(Origin(self.facts.store.url, STORE),) if self.facts else (),
         )  # fmt: skip
 
     def _repeated(self) -> list[str]:

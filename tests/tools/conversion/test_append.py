@@ -149,7 +149,7 @@ def test_killed_anywhere_it_is_the_old_dataset_whole_and_goes_on(dataset, more, 
 
 def test_killed_when_all_was_done_the_next_run_sweeps(dataset, more, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("shardline.tools.conversion.resume.remove_work", lambda work: None)
+        patch.setattr("shardline.tools.conversion.output.Output.remove_work", lambda place: None)
         grown = add(more, dataset)
     assert list(dataset.rglob(".convert"))
     assert add(more, dataset).digest == grown.digest

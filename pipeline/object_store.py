@@ -1,0 +1,286 @@
+"""Folders of object stores: files read, written whole, listed and claimed. No TensorFlow.
+
+obstore talks to the stores. Credentials, region and endpoint come from the usual environment: AWS_ACCESS_KEY_ID,
+AWS_REGION, AWS_ENDPOINT_URL, …, the machine's or the container's role; AWS_PROFILE and ~/.aws (which need boto3);
+GOOGLE_APPLICATION_CREDENTIALS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import LOCK, atomic_writer, owner
+from shardline.pipeline.stored import LIMIT_BYTES
+from shardline.pipeline.text import display
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ATTEMPTS = 4  # for each file, beside those that obstore makes for each request
+PARALLEL = 8  # files that travel at once
+_PAUSE_SECONDS = 0.5  # before the second attempt; doubled for each further one
+_PIECE_BYTES = 8 << 20
+_PART_BYTES = 16 << 20  # of a larger file, which appears when its last part has come
+_REQUEST = {"timeout": "1day", "read_timeout": "60s", "connect_timeout": "10s"}  # slow is no fault, silence is
+_RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
+_ERROR_LENGTH = 300  # of the store's own words
+
+
+class StoredFile(NamedTuple):
+    """What a store says of a file."""
+
+    size: int  # bytes
+    etag: str  # another one when the file was written again
+
+
+class Store:
+    """A folder of an object store.
+
+    Its methods raise FileNotFoundError for a file that is not there, and Failure once the store has failed often.
+
+    Args:
+      url: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def read(self, name: str, limit_bytes: int = LIMIT_BYTES) -> bytes:
+        """The content of a file of a sane size."""
+        return self._tried(name, lambda: b"".join(self._pieces(name, limit_bytes)))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Some bytes of a file, at least one; fewer at its end."""
+        return self._tried(name, lambda: bytes(client(self.url).get_range(name, start=offset, length=size)))
+
+    def fetch(self, name: str, target: Path, sha256: str = "") -> None:
+        """Copy a file, whole or not at all. What has another SHA-256 is fetched again."""
+
+        def copy() -> None:
+            found = hashlib.sha256()
+            with atomic_writer(target) as file:
+                for piece in self._pieces(name):
+                    found.update(piece)
+                    file.write(piece)
+                if sha256 and found.hexdigest() != sha256:
+                    raise _StoreError("its SHA-256 is not the one in the manifest")
+
+        self._tried(name, copy)
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 (hex) of a file, read piece by piece."""
+
+        def hashed() -> str:
+            found = hashlib.sha256()
+            for piece in self._pieces(name):
+                found.update(piece)
+            return found.hexdigest()
+
+        return self._tried(name, hashed)
+
+    def files(self) -> dict[str, StoredFile]:
+        """Every file below the folder, by its path from here on; {} where there is no such folder."""
+
+        def listed() -> dict[str, StoredFile]:
+            return {name: file for name, file in self._list(client(self.url).list()) if name}
+
+        try:
+            return self._tried("", listed)
+        except FileNotFoundError:  # no such bucket
+            return {}
+
+    def entries(self, folder: str) -> tuple[list[str], dict[str, StoredFile]]:
+        """Names of the folders and files that stand in a folder, "" for this one."""
+
+        def listed() -> tuple[list[str], dict[str, StoredFile]]:
+            found = client(self.url).list_with_delimiter(f"{folder}/" if folder else None)
+            strip = len(folder) + 1 if folder else 0
+            files = {name[strip:]: file for name, file in self._list([found["objects"]])}
+            return [name[strip:].rstrip("/") for name in found["common_prefixes"]], files
+
+        try:
+            return self._tried(folder, listed)
+        except FileNotFoundError:  # no such bucket
+            return [], {}
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Write a file, or a copy of a local one, in place of what has this name: nobody sees half of it."""
+        self._written(name, lambda: client(self.url).put(name, content, chunk_size=_PART_BYTES, max_concurrency=4))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one; False where there is."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        def put() -> bool:
+            try:
+                client(self.url).put(name, content, mode="create")
+            except (AlreadyExistsError, PreconditionError):
+                return self.read(name) == content  # an attempt whose answer was lost has made it
+            return True
+
+        return self._written(name, put)
+
+    def copy(self, name: str, target: str) -> None:
+        """Give a file a second name, in place of what has it; the bytes stay in the store."""
+        self._tried(name, lambda: client(self.url).copy(name, target))
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files, where they are there."""
+
+        def delete(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                client(self.url).delete(name)
+
+        for name in names:
+            self._tried(name, lambda name=name: delete(name))  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def own(self, what: str) -> Iterator[None]:
+        """This process alone writes here while the context lasts; a file LOCK says which process that is.
+
+        The lock of a process of this host that has ended is taken over; call within a lock of this host's own.
+
+        Raises:
+          Failure: another process writes here; the message names its host, process and start.
+        """
+        mine = f"{owner()}\n{uuid.uuid4().hex}\n".encode()
+        while not self.create(LOCK, mine):
+            with contextlib.suppress(FileNotFoundError):
+                theirs = display(self.read(LOCK).split(b"\n")[0])
+                if not _has_ended(theirs):
+                    raise Failure(
+                        f"{what} is in use by {theirs or 'another process'}; wait for it, or end it; if it was killed, "
+                        f"delete {self.url}/{LOCK} and run the same command again, it continues"
+                    )
+                self.delete([LOCK])
+        try:
+            yield
+        except BaseException:  # the first failure is the one to tell
+            with contextlib.suppress(Failure):
+                self.delete([LOCK])
+            raise
+        self.delete([LOCK])
+
+    def _list(self, pages: Any) -> Iterator[tuple[str, StoredFile]]:
+        for page in pages:
+            for found in page:
+                yield found["path"], StoredFile(found["size"], (found["e_tag"] or "").strip('"'))
+
+    def _pieces(self, name: str, limit_bytes: float = float("inf")) -> Iterator[bytes]:
+        with _errors_of_the_store():
+            stream = iter(client(self.url).get(name).stream(min_chunk_size=_PIECE_BYTES))
+        read = 0
+        while True:
+            with _errors_of_the_store():
+                piece = next(stream, None)
+            if piece is None:
+                return
+            read += len(piece)
+            if read > limit_bytes:
+                raise Failure(f"{self.url}/{name} has more than {limit_bytes:,} bytes; it is none of ours")
+            if exiting.is_set():
+                raise Failure("the program ends")
+            yield bytes(piece)
+
+    def _written(self, name: str, work: Callable[[], T]) -> T:
+        try:
+            return self._tried(name, work)
+        except FileNotFoundError:
+            raise UsageError(f"{self.url}: there is no such bucket; make it, or check the address") from None
+
+    def _tried(self, name: str, work: Callable[[], T]) -> T:
+        """What `work` returns, tried again after each error of the store."""
+        what = f"{self.url}/{name}" if name else self.url
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with _errors_of_the_store():
+                    return work()
+            except _StoreError as error:
+                if attempt == ATTEMPTS:
+                    raise Failure(f"{what}: {error}, {ATTEMPTS} times; {_remedy(str(error))}") from None
+                _log.warning("%s: %s; trying again", what, error)
+                exiting.wait(_PAUSE_SECONDS * 2 ** (attempt - 1))
+        raise AssertionError
+
+
+@lru_cache(maxsize=64)
+def client(url: str) -> Any:
+    """What talks to the folder at an address."""
+    from obstore.store import from_url
+
+    config: dict[str, Any] = {}
+    request: dict[str, Any] = dict(_REQUEST)
+    if url.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            config["endpoint"] = endpoint
+            request["allow_http"] = endpoint.startswith("http://")
+        if provider := _profile():
+            config["credential_provider"] = provider
+    return from_url(url, client_options=request, retry_config=_RETRY, **config)  # type: ignore[call-overload]
+
+
+def _profile() -> Any:
+    """What takes credentials from AWS_PROFILE or ~/.aws; None where the environment has them, or there are none."""
+    stored = os.path.expanduser(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+    if os.environ.get("AWS_ACCESS_KEY_ID") or not (os.environ.get("AWS_PROFILE") or os.path.exists(stored)):
+        return None
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        raise UsageError(
+            "credentials of AWS_PROFILE and ~/.aws are read by boto3, which is not installed; pip install "
+            "'shardline[cloud]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    return Boto3CredentialProvider(boto3.session.Session())
+
+
+def _has_ended(process: str) -> bool:
+    """Whether this is a process of this host that does not run any more, in the words of `owner`."""
+    words = process.split()
+    if len(words) < 4 or words[0] != "process" or not words[1].isdigit():
+        return False
+    return words[3].rstrip(",") == socket.gethostname() and owner(int(words[1])) != process
+
+
+class _StoreError(Exception):
+    """The store, or the way to it, failed; trying again may help."""
+
+
+@contextlib.contextmanager
+def _errors_of_the_store() -> Iterator[None]:
+    """Tells its errors from those of this host's disk, which are OSErrors, and keeps the line that says what it was."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except BaseError as error:
+        words = " ".join(str(error).partition("\n\n")[0].split())
+        if "NoSuchBucket" in words:
+            raise FileNotFoundError(words) from None
+        raise _StoreError(display(words[:_ERROR_LENGTH])) from None
+
+
+def _remedy(error: str) -> str:
+    if any(word in error for word in ("403", "401", "credentials", "InvalidAccessKeyId", "Signature", "AccessDenied")):
+        return "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
+    if "SHA-256" in error:
+        return "upload the dataset again"
+    return "check the network, the region and the endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+
+
+exiting = threading.Event()  # the program ends: nothing is begun any more

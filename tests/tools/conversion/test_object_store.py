@@ -1,0 +1,298 @@
+"""Conversions into and out of object stores: the bytes of a local one, whatever fails on the way, and nothing half."""
+
+import csv
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from shardline.pipeline import object_store
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.files import owner
+from shardline.pipeline.manifest import Manifest
+from shardline.tools.conversion.run import convert
+from shardline.tools.inspect import InspectConfig, inspect
+from shardline.tools.verify import VerifyConfig, verify
+from tests.pipeline.stores import s3_bucket
+from tests.tools.conversion.test_resume import wait_for
+from tests.tools.folders import ROOT, class_folders, config
+
+pytestmark = pytest.mark.object_store
+pytest.importorskip("boto3")
+pytest.importorskip("moto.server")
+
+SHARDS = 3
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, tmp_path):
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(object_store, "_PAUSE_SECONDS", 0)
+    server.clear()
+    for name in server.files(""):
+        server.client.delete_object(Bucket="bucket", Key=name)
+    contents = server.client.list_objects_v2(Bucket="bucket").get("Contents", ())
+    for entry in contents:
+        server.client.delete_object(Bucket="bucket", Key=entry["Key"])
+    object_store.client.cache_clear()
+    yield server
+    object_store.client.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """60 images; two of them are the same, in two splits, so that shards are made anew in the end."""
+    folder = tmp_path_factory.mktemp("s")
+    class_folders(folder, 3, 12, "train")
+    class_folders(folder, 3, 8, "test")
+    (folder / "test/class1/copy.jpg").write_bytes((folder / "train/class1/img_003.jpg").read_bytes())
+    (folder / "train/class2/broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+OPTIONS = {"shards": SHARDS, "duplicates": "drop", "report": True}
+
+
+@pytest.fixture(scope="module")
+def local(source, tmp_path_factory):
+    """Content by name of the same conversion into a folder."""
+    output = tmp_path_factory.mktemp("local") / "d"
+    convert(config(source, output, **OPTIONS))
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def without_page(files, *more):
+    """What is the same whenever it is made: not the page, which tells how long that took."""
+    return {name: content for name, content in files.items() if name not in ("report.html", *more)}
+
+
+@pytest.mark.parametrize("engine", ["inline", "processes"])
+def test_a_store_gets_the_bytes_of_a_folder_and_each_shard_is_put_once(bucket, source, local, engine):
+    manifest = convert(config(source, "s3://bucket/out", engine=engine, workers=2, **OPTIONS))
+    found = bucket.files("out")
+    assert found.keys() == local.keys()
+    assert without_page(found) == without_page(local)
+    assert b"train/class2/broken.jpg" in found["report.html"]
+    puts = [request for request in bucket.requests if request.startswith("PUT")]
+    assert len(puts) == len(set(puts)) + sum("manifest" in put for put in puts) - 1  # and no part of a larger one
+    assert "manifest.json" in puts[-1]
+    assert manifest.digest == Manifest.parse(found["manifest.json"], what="").digest
+    assert not os.path.exists("s3:")
+
+
+def test_a_finished_conversion_is_found_and_writes_nothing(bucket, source, capsys):
+    convert(config(source, "s3://bucket/out", **OPTIONS))
+    bucket.clear()
+    convert(config(source, "s3://bucket/out", verify=True, **OPTIONS))
+    assert "is finished already" in capsys.readouterr().err
+    assert not [request for request in bucket.requests if request.startswith(("PUT", "DELETE", "POST"))]
+    name = next(name for name in bucket.files("out") if name.endswith("-of-00003"))
+    content = bucket.get(f"out/{name}")
+    bucket.put(f"out/{name}", content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UsageError, match=f"output=s3://bucket/out: the SHA-256 of {name} is not the manifest's"):
+        convert(config(source, "s3://bucket/out", verify=True, **OPTIONS))
+    bucket.put(f"out/{name}", content[:-1])
+    with pytest.raises(UsageError, match=f"output=s3://bucket/out: {name} is missing or has another size"):
+        convert(config(source, "s3://bucket/out", **OPTIONS))
+    with pytest.raises(UsageError, match=r"output=s3://bucket/out holds another dataset.*seed=0 then, 1 now"):
+        convert(config(source, "s3://bucket/out", seed=1, **OPTIONS))
+
+
+def test_overwrite_deletes_what_a_conversion_wrote_and_nothing_else(bucket, source, local):
+    convert(config(source, "s3://bucket/out", **{**OPTIONS, "shards": 5}))
+    bucket.put("out/notes.txt", b"mine")
+    bucket.put("out/.convert/thesis.doc", b"mine")
+    convert(config(source, "s3://bucket/out", overwrite=True, **OPTIONS))
+    found = bucket.files("out")
+    assert found.pop("notes.txt") == found.pop(".convert/thesis.doc") == b"mine"
+    assert without_page(found) == without_page(local)
+
+
+def test_a_folder_with_something_else_is_refused(bucket, source):
+    bucket.put("out/thesis.doc", b"mine")
+    with pytest.raises(UsageError, match=r"output=s3://bucket/out is not empty \(thesis.doc\) and holds no dataset"):
+        convert(config(source, "s3://bucket/out", **OPTIONS))
+    assert bucket.files("out") == {"thesis.doc": b"mine"}
+
+
+def start(source, output, environment):
+    args = ["--source", source, "--output", output, "--size", 16, "--shards", 12, "--workers", 2, "--noreport"]
+    command = [sys.executable, "-m", "shardline.tools.convert", "--name", "images", *map(str, args)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_a_killed_conversion_continues_anywhere_without_its_finished_shards(bucket, tmp_path, monkeypatch):
+    source = class_folders(tmp_path / "s", 3, 20, height=1200, width=1600)
+    convert(config(source, tmp_path / "d", shards=12))
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    process = start(source, "s3://bucket/out", bucket.environment)
+    done = lambda: [r for r in bucket.requests if re.match(r"PUT .*receipt\.arrow", r)]  # noqa: E731
+    wait_for(lambda: len(done()) >= 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    there = bucket.files("out")
+    assert "manifest.json" not in there and ".lock" in there
+    finished = {name.removesuffix(".receipt.arrow") for name in there if name.endswith(".receipt.arrow")}
+    assert finished and finished <= there.keys()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another host's"))
+    bucket.clear()
+    convert(config(source, "s3://bucket/out", shards=12))
+    written = {request.split("/bucket/out/")[1] for request in bucket.requests if request.startswith("PUT")}
+    assert not finished & written
+    assert bucket.files("out") == whole
+
+
+def test_two_conversions_into_one_place_are_told_apart(bucket, source, local):
+    theirs = "process 7 on elsewhere, started 2026-01-01 00:00:00 +0000"
+    bucket.put("out/.lock", f"{theirs}\nnonce\n".encode())
+    with pytest.raises(
+        Failure, match=rf"output=s3://bucket/out is in use by {re.escape(theirs)}; .* delete s3://bucket/out/\.lock"
+    ):
+        convert(config(source, "s3://bucket/out", **OPTIONS))
+    assert bucket.files("out").keys() == {".lock"}
+    bucket.put("out/.lock", f"{owner()}\nnonce\n".encode())
+    with pytest.raises(Failure, match=f"is in use by process {os.getpid()} on {socket.gethostname()}, started"):
+        convert(config(source, "s3://bucket/out", **OPTIONS))
+    bucket.put("out/.lock", f"process {2**22 - 1} on {socket.gethostname()}, started 2026\nnonce\n".encode())
+    convert(config(source, "s3://bucket/out", **OPTIONS))  # of a process of this host that has ended
+    assert without_page(bucket.files("out")) == without_page(local)
+
+
+FAULTS = [
+    [["PUT .*tfrecord", 500, 2], ["PUT .*receipt", 503, 2], ["GET .*list-type", 503, 2]],
+    [["PUT .*train-0000[01]$", "reset", 2], ["PUT .*receipt", "lost", 3], ["PUT .*\\.lock", "lost", 1]],
+    [["GET .*receipt", "cut", 3], ["GET .*list-type", "reset", 1], ["PUT .*manifest", "lost", 1]],
+    [["GET .*", "slow"], ["DELETE .*", 500, 2]],
+]
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+def test_a_store_that_fails_now_and_then_gets_the_same_bytes(bucket, source, local, faults):
+    bucket.clear(*faults)
+    convert(config(source, "s3://bucket/out", **OPTIONS))
+    bucket.clear()
+    assert without_page(bucket.files("out")) == without_page(local)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (["PUT .*train-00001$", 503], "503.*4 times; check the network"),
+        (["PUT .*", 403], "403.*4 times; check the credentials"),
+        (["PUT .*receipt", "reset"], "4 times; check the network"),
+    ],
+)
+def test_a_store_that_keeps_failing_ends_in_one_line_and_the_next_run_continues(bucket, source, local, fault, message):
+    bucket.clear(fault)
+    with pytest.raises(Failure, match=message) as failure:
+        convert(config(source, "s3://bucket/out", **OPTIONS))
+    assert str(failure.value).startswith("s3://bucket/out/") and "\n" not in str(failure.value)
+    bucket.clear()
+    assert "manifest.json" not in bucket.files("out") and ".lock" not in bucket.files("out")
+    convert(config(source, "s3://bucket/out", **OPTIONS))
+    assert without_page(bucket.files("out")) == without_page(local)
+
+
+def test_a_missing_bucket_is_one_line(bucket, source):
+    with pytest.raises(UsageError, match=r"^s3://none/out: there is no such bucket; make it, or check the address"):
+        convert(config(source, "s3://none/out", **OPTIONS))
+
+
+def test_images_in_a_store_give_the_bytes_of_a_folder(bucket, source, local, tmp_path):
+    bucket.upload(source, "photos")
+    bucket.put("photos/train/class0/", b"")  # what consoles make a folder of
+    bucket.clear(["GET .*class1", 500, 2], ["GET .*img_002", "cut", 2])
+    convert(config("s3://bucket/photos", tmp_path / "d", workers=2, **{**OPTIONS, "engine": "processes"}))
+    found = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir() if path.is_file()}
+    here = {name: content for name, content in local.items() if "/" not in name}
+    assert without_page(found, ".sources.json") == without_page(here, ".sources.json")
+
+
+def test_changed_images_in_a_store_are_told_by_their_etag(bucket, source, tmp_path, capsys):
+    bucket.upload(source, "photos")
+    run = config("s3://bucket/photos", tmp_path / "d", **OPTIONS)
+    convert(run)
+    bucket.clear()
+    convert(run)
+    assert not [request for request in bucket.requests if ".jpg" in request.split("?")[0]]  # nothing was read again
+    path = "photos/train/class0/img_004.jpg"
+    content = bucket.get(path)
+    bucket.put(path, content[:-1] + b"x")
+    with pytest.raises(UsageError, match=r"1 input changed since, e\.g\. train/class0/img_004\.jpg"):
+        convert(run)
+    bucket.put(path, content)
+    convert(run)
+
+
+@pytest.mark.parametrize("facts", [True, False])
+def test_an_inventory_in_a_store_gives_the_bytes_of_one_on_disk(bucket, source, tmp_path, facts):
+    paths = sorted(str(path.relative_to(source)) for path in source.rglob("*.jpg"))
+    rows = [{"path": path, "label": path.split("/")[1], "split": path.split("/")[0]} for path in paths]
+    write_table(source / "list.csv", rows)
+    convert(config(source / "list.csv", tmp_path / "local", **OPTIONS))
+    (source / "list.csv").unlink()
+    bucket.upload(source, "photos")
+    for row in rows if facts else ():
+        head = bucket.client.head_object(Bucket="bucket", Key=f"photos/{row['path']}")
+        row |= {"size": head["ContentLength"], "etag": head["ETag"]}
+    rows[3]["path"] = f"s3://bucket/photos/{rows[3]['path']}"
+    write_table(tmp_path / "list.csv", rows)
+    bucket.put("photos/list.csv", (tmp_path / "list.csv").read_bytes())
+    bucket.clear()
+    convert(config("s3://bucket/photos/list.csv", tmp_path / "d", **OPTIONS))
+    assert bool([request for request in bucket.requests if "list-type" in request]) is not facts
+    for name in ("manifest.json", "sources.parquet"):
+        assert (tmp_path / "d" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    rows[0]["path"] = "s3://other/x.jpg"
+    write_table(tmp_path / "list.csv", rows)
+    with pytest.raises(UsageError, match=r"s3://other/x\.jpg does not lie below the table's folder"):
+        convert(config(tmp_path / "list.csv", tmp_path / "e", **OPTIONS))
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_sources_that_cannot_be_are_refused_in_one_line(bucket, source, tmp_path):
+    for name, message in {
+        "s3://bucket/nothing": "source=s3://bucket/nothing: nothing is there; check the address",
+        "s3://none/x": "source=s3://none/x: nothing is there",
+        "s3://bucket/x.zip": "archives are read from disk only",
+        "s3://bucket/x.csv": "there is no such table",
+        "train=https://host/x": "https: is not known; name s3://BUCKET",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            convert(config(name, tmp_path / "d"))
+    with pytest.raises(UsageError, match="output=s3://bucket/photos/d lies inside source=s3://bucket/photos"):
+        convert(config("s3://bucket/photos", "s3://bucket/photos/d"))
+
+
+def test_verify_and_inspect_look_into_a_store(bucket, source, local):
+    convert(config(source, "s3://bucket/out", **OPTIONS))
+    found = verify(VerifyConfig(data="s3://bucket/out", workers=2))
+    assert found.faults == () and found.checked == found.records > 50
+    bucket.clear()
+    text = inspect(InspectConfig(data="s3://bucket/out", record="train:20"))
+    assert re.search(r"label    \d \(class\d\)", text)
+    name = next(name for name in local if name.endswith("-of-00003"))
+    content = bucket.get(f"out/{name}")
+    bucket.put(f"out/{name}", content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    (fault,) = [line for line in verify(VerifyConfig(data="s3://bucket/out", workers=1)).faults if name in line]
+    assert "its SHA-256 is not the one in the manifest" in fault
