@@ -35,6 +35,7 @@ from shardline.pipeline.habits import OTHER_VALUES, meant, unknown
 from shardline.pipeline.options import Field, from_text, options, value_of
 from shardline.pipeline.progress import log, progress, saying
 from shardline.pipeline.text import display
+from shardline.pipeline.wording import shorten_list
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -214,7 +215,9 @@ def _with_arguments(config: type[DataclassInstance], values: dict[str, Any], arg
         return values
     takers = [field for field in options(config).values() if field.option.positional]
     if not takers:
-        raise UsageError(f"unexpected argument {arguments[0]!r}; every input is a flag {_see_help()}")
+        named = shorten_list((f"--{field.name}" for field in _flags(config) if field.option.path), 2)
+        use = f"name it with a flag: {named}" if named else "this command takes none"
+        raise UsageError(f"unexpected argument {arguments[0]!r}; {use} {_see_help()}")
     (taker,) = takers
     if taker.kind is tuple:
         return values | {taker.name: (*values.get(taker.name, ()), *arguments)}

@@ -198,7 +198,7 @@ def own_directory(directory: str | os.PathLike[str], flag: str) -> Iterator[None
             Path(directory).mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive(Path(directory) / LOCK, f"{flag}={directory}"))
         except OSError as error:
-            raise UsageError(f"{flag}={directory} cannot be written: {error.strerror}; name a place that can") from None
+            raise UsageError(f"{flag}={directory} cannot be written: {error.strerror}; name another place") from None
         yield
 
 
@@ -210,7 +210,7 @@ def own_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
         try:
             stack.enter_context(exclusive(lock, f"{flag}={path}"))
         except OSError as error:
-            raise UsageError(f"{flag}={path} cannot be written: {error.strerror}; name a place that can") from None
+            raise UsageError(f"{flag}={path} cannot be written: {error.strerror}; name another place") from None
         yield
 
 

@@ -19,6 +19,7 @@ import pytest
 from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.machine import available_cores, memory_limit
 from shardline.pipeline.options import options
+from tests.pipeline.tiny import payloads, write_dataset
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
@@ -209,6 +210,12 @@ MISSING = {
     "shardline-train": ["nowhere", "--workdir=run"],
     "shardline-verify": ["nowhere"],
 }
+LATER = {  # what a command reads after something else that takes its time
+    "shardline-browse": ["{data}", "--run=nowhere"],
+    "shardline-train": ["{data}", "--workdir=run", "--weights=nowhere"],
+    "shardline-verify": ["{data}", "--sources=nowhere"],
+    "shardline-inspect": ["{data}", "--record=nowhere:1"],
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -216,6 +223,14 @@ def test_a_missing_file_is_one_line_with_exit_code_2_before_tensorflow(script, c
     code, shown = type_in(BIN / script, *MISSING[script], cwd=tmp_path, columns=columns)
     assert code == 2 and shown.count("\n") == 1 and "nowhere" in shown and "Traceback" not in shown, shown
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", LATER)
+def test_a_second_missing_file_is_refused_before_any_work(script, tmp_path):
+    data = write_dataset(tmp_path / "data", {"train": payloads(9)})
+    code, shown = type_in(BIN / script, *(word.format(data=data) for word in LATER[script]), cwd=tmp_path)
+    *said, line = shown.splitlines()
+    assert code == 2 and "nowhere" in line and all(line.startswith(("data: ", "run: ")) for line in said), shown
 
 
 def test_one_command_has_all_the_others(tmp_path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import option
-from shardline.tools.dataset_config import DatasetConfig
+from shardline.tools.dataset_config import DatasetConfig, check_sources
 
 if TYPE_CHECKING:
     from shardline.tools.browse_server import Server
@@ -43,9 +43,9 @@ class BrowseConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for source in self.sources:
-            if not os.path.isdir(source):
-                raise UsageError(f"--sources={source}: no such folder; give the folder that was converted, unpacked")
+        check_sources(self.sources)
+        if self.run and not os.path.isdir(self.run):
+            raise UsageError(f"--run={self.run}: no such directory; give a --workdir of shardline-train")
 
 
 def browse(config: BrowseConfig) -> Server:

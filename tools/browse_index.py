@@ -302,8 +302,6 @@ def _look_alikes(
 
 def _with_predictions(index: Index, run: Path) -> Index:
     """The index with what a run's evaluations, or one evaluation's directory, say of its records."""
-    if not run.is_dir():
-        raise UsageError(f"--run={run}: no such directory; give a --workdir of shardline-train")
     folders = [run] if (run / METRICS).is_file() else [path.parent for path in sorted(run.glob(f"*/{METRICS}"))]
     rows, classes = len(index), len(index.manifest.labels)
     top = np.full((rows, min(TOP, classes)), -1, np.int32), np.full((rows, min(TOP, classes)), np.nan, np.float32)

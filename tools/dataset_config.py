@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Raise UsageError unless all folders of `--sources` are there."""
+    for source in sources:
+        if not os.path.isdir(source):
+            raise UsageError(f"--sources={source}: no such folder; give the folder that was converted, unpacked")
 
 
 @dataclass(frozen=True)

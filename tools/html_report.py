@@ -52,6 +52,7 @@ th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px s
   overflow-wrap: normal; }
 .number { text-align: right; white-space: nowrap; }
 .whole { white-space: nowrap; }
+.long { min-width: 12rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; white-space: nowrap; }
 th button:focus-visible { outline: 2px solid #0072B2; }
 th[aria-sort=ascending] button::after { content: " ▲"; }
@@ -120,6 +121,7 @@ class Example:
 
 LEGIBLE = 0.7  # of its own size, at which the lettering of a plot is still legible: on a phone it scrolls below that
 PHONE = 358  # pixels of width that a page has on one
+LONG = 24  # characters of a cell, which gets room for about as many in a line
 FOLDED_FROM = 50  # rows of a table, beyond which it is folded
 
 
@@ -297,10 +299,12 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any, style: _Style = _Style()) -> str:
     kind = style.kind
     if isinstance(value, Link):
-        return f'<td><a href="{html.escape(quote(value.path))}">{html.escape(value.text)}</a></td>'
+        kind = ' class="long"' if len(value.text) > LONG else ""
+        return f'<td{kind}><a href="{html.escape(quote(value.path))}">{html.escape(value.text)}</a></td>'
     if not _is_number(value):
-        kind = kind or (' class="whole"' if _WHOLE.fullmatch(str(value)) else "")
-        return f"<td{kind}>{html.escape(str(value))}</td>"
+        text = str(value)
+        kind = kind or (' class="whole"' if _WHOLE.fullmatch(text) else ' class="long"' if len(text) > LONG else "")
+        return f"<td{kind}>{html.escape(text)}</td>"
     if isinstance(value, str):
         return f'<td{kind} data-value="{value[:-1]}">{value}</td>'
     text = f"{value:,}" if isinstance(value, int) else decimal(value)

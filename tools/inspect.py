@@ -153,6 +153,8 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str,
     name, _, text = wanted.rpartition(":")
     if not name or not text.isdecimal():
         raise UsageError(f"--record={wanted}: say SPLIT:NUMBER, e.g. {next(iter(manifest.splits))}:0")
+    if name not in manifest.splits:
+        raise UsageError(f"--record={wanted}: this dataset has the splits {', '.join(manifest.splits)}")
     split, number = manifest.split(name), int(text)
     if number >= split.records:
         raise UsageError(f"--record={wanted}: {name} has {count(split.records, 'record')}, 0 to {split.records - 1}")

@@ -43,7 +43,7 @@ from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.split_index import directory_of, file_name, map_index
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
-from shardline.tools.dataset_config import DatasetConfig
+from shardline.tools.dataset_config import DatasetConfig, check_sources
 from shardline.tools.verify_sources import Comparison, compare_sources, read_table, table_faults
 
 Fault = tuple[int, str]  # byte offset (-1: the file as a whole), what is wrong
@@ -68,6 +68,10 @@ class VerifyConfig(DatasetConfig):
     workers: int = workers_option()
     image_timeout: float = image_timeout_option("that is a fault")
     max_faults: int = option(100, "faults to print; the rest are counted", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sources(self.sources)
 
 
 @dataclass(frozen=True)

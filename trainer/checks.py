@@ -69,6 +69,15 @@ def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.Pa
     raise UsageError(f"--data={data} {what}; convert the images with the labels the run was trained on")
 
 
+def check_weights_file(weights: str) -> None:
+    """Raise UsageError when `--weights` names a file that is not there."""
+    if weights not in ("none", "imagenet") and not Path(weights).exists():
+        raise UsageError(
+            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, .safetensors, "
+            "checkpoint file or run directory"
+        )
+
+
 def make_directory(path: str) -> Path:
     """`--output` as a writable directory, whose files no other command counts as its own."""
     for name, what in ((CONFIG_FILE, "a run directory"), (MANIFEST_FILE, "a dataset")):

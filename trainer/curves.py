@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TRAIN = SPLIT_COLORS["train"]
 HELD_OUT = RED  # a held-out split of another name than validation and test
 FEW_RUNS = 6  # whose training is drawn beside what was held out
+LINES = "-", "--", ":", "-."  # of runs beyond the colors
 SMOOTHED_FROM = 30  # points of single batches, which are noisy, from which a running mean is drawn over them
 
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -164,7 +165,8 @@ def comparison_curves(metrics: Mapping[str, Sequence[Line]]) -> Figure:
                 x, y = _series([line for line in lines if line["kind"] == kind], key)
                 if len(x):
                     label = f"{shorten_middle(name, 30)}, {'training' if kind == 'train' else 'held out'}"
-                    axes.plot(x, y, color=PALETTE[i % len(PALETTE)], label=label, **style)
+                    line = {"ls": LINES[i // len(PALETTE) % len(LINES)]} | style
+                    axes.plot(x, y, color=PALETTE[i % len(PALETTE)], label=label, **line)
     highest = max((_top(lines, "loss") for lines in metrics.values()), default=1.0)
     loss.set(ylabel="loss, nats", ylim=(0, highest))
     top1.set(xlabel="epoch", ylabel="top-1", ylim=(0, 1.02))

@@ -58,9 +58,7 @@ def claim_workdir(setup: TrainSetup, allow_changes: bool) -> dict[str, Any]:
             (workdir / metrics_log.FILE_NAME).unlink(missing_ok=True)  # of an attempt that left no checkpoint
             write_config(workdir, content)
         except OSError as error:
-            raise UsageError(
-                f"--workdir={workdir} cannot be written: {error.strerror}; name a place that can"
-            ) from None
+            raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}; name another place") from None
     return content
 
 

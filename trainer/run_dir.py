@@ -87,9 +87,8 @@ def read_config(workdir: str | os.PathLike[str], flag: str = "--run") -> dict[st
     try:
         content = vars(stored.load(path, _StoredRun, format=RUN_FORMAT, remedy=remedy))
     except FileNotFoundError:
-        raise UsageError(
-            f"{flag}={workdir}: no {CONFIG_FILE} there, so it is no run directory; give a --workdir of shardline-train"
-        ) from None
+        why = f"no {CONFIG_FILE} there, so it is no run directory" if path.parent.exists() else "no such directory"
+        raise UsageError(f"{flag}={workdir}: {why}; give a --workdir of shardline-train") from None
     stored.convert(content["preprocessing"], _Preprocessing, what=path, remedy=remedy)
     say_absent(path, TrainConfig, content["train"])
     return content

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option
+from shardline.trainer.checks import check_weights_file
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.data import banner, choose_eval_split, open_data
 from shardline.trainer.hosts import find_hosts
+from shardline.trainer.run_dir import CONFIG_FILE
 from shardline.trainer.trackers import check_trackers
 from shardline.trainer.xla import start_tensorflow
 
@@ -111,6 +113,8 @@ def announce(config: TrainConfig, *, needs_workdir: bool) -> None:
     if needs_workdir and not config.workdir:
         raise UsageError("--workdir is missing: give a directory for the run's checkpoints, metrics and model")
     check_trackers(config)
+    if not needs_workdir or not Path(config.workdir, CONFIG_FILE).exists():  # a run that goes on needs them no more
+        check_weights_file(config.weights)
     data = open_data(config)
     command_line.log(banner(config, data, choose_eval_split(config, data)))
     if data and needs_workdir:

@@ -15,6 +15,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.pipeline.text import display
 from shardline.pipeline.wording import count
+from shardline.trainer.checks import check_weights_file
 from shardline.trainer.model import Network, convolution_shapes
 from shardline.trainer.run_dir import find_checkpoint
 from shardline.trainer.weight_files import Layer, Pretrained, names_digest, read_weights
@@ -63,11 +64,7 @@ def _weights_file(weights: str, top: bool) -> Path:
     """The file or run directory that `--weights` names; of ImageNet's files the one with or without the `top`."""
     if weights == "imagenet":
         return _imagenet_file(top)
-    if not Path(weights).exists():
-        raise UsageError(
-            f"--weights={weights}: no such file; give none, imagenet, or a .h5, .keras, .weights.h5, .safetensors, "
-            "checkpoint file or run directory"
-        )
+    check_weights_file(weights)
     return Path(weights)
 
 

@@ -147,7 +147,7 @@ def test_a_command_without_arguments_refuses_them(run):
         command_line.run(print, BaseConfig, "Demo.")
 
     assert run("stray", command=command) == (
-        2, "", f"{command_line.program()}: error: unexpected argument 'stray'; every input is a flag "
+        2, "", f"{command_line.program()}: error: unexpected argument 'stray'; this command takes none "
         f"{command_line._see_help()}\n",
     )  # fmt: skip
 

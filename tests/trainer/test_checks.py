@@ -29,7 +29,8 @@ RUN_OUTPUT = ("--run", "{run}", "--output", "{new}")
 CASES = [
     ("evaluate", ("--data", "{data}"), "--run is missing"),
     ("evaluate", ("--run", "{run}"), "--data is missing"),
-    ("evaluate", ("--run", "{new}", "--data", "{data}"), "no config.json there, so it is no run directory"),
+    ("evaluate", ("--run", "{new}", "--data", "{data}"), "--run={new}: no such directory; give a --workdir"),
+    ("evaluate", ("--run", "{data}", "--data", "{data}"), "no config.json there, so it is no run directory"),
     ("evaluate", ("--run", "{damaged}", "--data", "{data}"), "config.json is damaged"),
     ("evaluate", ("--run", "{old}", "--data", "{data}"), "{old}/config.json has format shardline-run/1, this program"),
     ("evaluate", ("--run", "{untrained}", "--data", "{data}"), "holds no checkpoint: train it first"),
@@ -52,7 +53,7 @@ CASES = [
     ("evaluate", (*RUN_DATA, "--output", "/proc/none/here"), "--output=/proc/none/here: No such file"),
     ("evaluate", (*RUN_DATA, "--tta", "7"), "--tta=7: use one of none, flip, 5, 10"),
     ("predict", ("--input", "{file}"), "--run is missing"),
-    ("predict", ("--run", "{new}", "--input", "{file}"), "--run={new}: no config.json there"),
+    ("predict", ("--run", "{new}", "--input", "{file}"), "--run={new}: no such directory"),
     ("predict", ("--run", "{run}"), "--input is missing"),
     ("predict", ("--run", "{run}", "--input", "{new}.jpg"), "--input={new}.jpg: no such file, and no file matches it"),
     ("predict", ("--run", "{run}", "--input", "{new}/*.jpg"), "no such file, and no file matches it"),

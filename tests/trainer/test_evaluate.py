@@ -22,7 +22,7 @@ from tests.trainer.tiny import command, process, refusal
 
 def test_every_record_counts_once_and_it_says_so(tiny_evaluation, tiny_metrics):
     lines = (tiny_evaluation / "stdout.txt").read_text().splitlines()
-    assert lines[1] == "n = 21/21, each once"
+    assert lines[1] == "21 records, each counted once"
     assert (tiny_metrics["n"], tiny_metrics["records"]) == (21, 21)
     assert lines[0].startswith(f"top-1 {tiny_metrics['top1']:.1%} (95% interval ")
 
@@ -137,7 +137,7 @@ def test_augmented_evaluation_also_counts_each_record_once(tiny_run, tiny_data, 
     result = command(
         "shardline.trainer.evaluate", "--run", tiny_run, "--data", tiny_data, "--output", tmp_path, "--tta", tta
     )
-    assert "n = 21/21, each once" in result.stdout
+    assert "21 records, each counted once" in result.stdout
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources
 from shardline.pipeline.text import csv_cell
 from shardline.pipeline.tfrecord import unframe_record
-from shardline.pipeline.wording import as_flag, count, shorten, shorten_list
+from shardline.pipeline.wording import as_flag, count, shorten, shorten_list, shorten_middle
 from shardline.tools.conversion.deduplicate import DedupResult
 from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.html_report import HtmlReport
@@ -40,6 +40,7 @@ PLOTS = "plots"
 PAIRS_FILE = "near_duplicates.csv"
 REPORT_FILES = ("report.html", PAIRS_FILE, *(f"{PLOTS}/{name}.png" for name in ("classes", "sizes", "contact_sheet")))
 SHEET_CLASSES, SHEET_IMAGES, SHEET_COLUMNS, THUMB = 100, 8, 4, 96  # pixels
+SHEET_BYTES = 600_000  # of all contact sheets on the page, about
 LISTED, LISTED_CLASSES = 300, 1000  # rows of a table, at most
 SHOWN_PAIRS = 24
 PLOTTED_SIZES = 20_000  # of source images, at most
@@ -246,7 +247,7 @@ def _classes_figure(manifest: Manifest, counts: dict[str, np.ndarray], total: np
         for number, (name, values) in enumerate(counts.items()):
             at = np.arange(len(names)) + (number - (len(counts) - 1) / 2) * height
             axes.barh(at, values, height=height, color=colors[name], label=f"{name} ({values.sum():,})")
-        axes.set_yticks(np.arange(len(names)), [shorten(name, 28) for name in names], fontsize=9)
+        axes.set_yticks(np.arange(len(names)), [shorten_middle(name) for name in names], fontsize=9)
         axes.invert_yaxis()
         axes.set_xlabel("images")
         axes.set_xlim(left=0)
@@ -302,13 +303,17 @@ def _sizes_figure(manifest: Manifest, width: np.ndarray, height: np.ndarray, spl
 
 def _add_contact_sheets(page: HtmlReport, conversion: Conversion, facts: _Facts) -> None:
     labels = conversion.manifest.shown_labels
-    sheets = []
+    sheets, encoded = list[tuple[str, np.ndarray]](), list[tuple[bytes, str]]()
     for label, rows in facts.samples.items():
-        sheets.append((f"{labels[label]} ({label})", _sheet([_thumb(conversion, row) for row in rows])))
+        name = f"{labels[label]} ({label})"
+        sheets.append((name, _sheet([_thumb(conversion, row) for row in rows])))
+        encoded.append((encode_rgb(sheets[-1][1], "webp", 75), name))
+        if sum(len(data) for data, _ in encoded) > SHEET_BYTES:
+            break
     note = "The first stored images of each class, as stored. "
-    if len(labels) > SHEET_CLASSES:
+    if len(sheets) < len(labels):
         note += f"The first {len(sheets)} of {count(len(labels), 'class')}. "
-    page.gallery("Contact sheets", [(encode_rgb(sheet, "jpg"), name) for name, sheet in sheets], note=note, wide=True)
+    page.gallery("Contact sheets", encoded, note=note, wide=True)
     _save_sheets(conversion.directory / PLOTS / "contact_sheet.png", sheets[:20])
 
 

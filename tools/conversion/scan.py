@@ -181,7 +181,7 @@ def _open(path: str, options: ScanOptions) -> Tree:
     if os.path.isdir(path):
         return FolderTree(path)
     if not os.path.exists(path):
-        raise UsageError(f"--source={path}: no such folder or table")
+        raise UsageError(f"--source={path}: no such folder or table; check the path")
     if path.lower().endswith(_UNREADABLE) or is_archive(path):
         raise UsageError(f"--source={path} is an archive of a kind that is not read; unpack it and give the folder")
     raise UsageError(

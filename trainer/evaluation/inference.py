@@ -22,6 +22,7 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_files import load_files
 from shardline.pipeline.manifest import NO_LABEL
+from shardline.pipeline.wording import count
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.evaluation.model_input import converter_options, preprocess
 from shardline.trainer.exchange import gather, gather_arrays, lost_hosts
@@ -52,10 +53,10 @@ class Predictions:
 
     @property
     def count_line(self) -> str:
-        """`n = N/N, each once`."""
+        """`960 records, each counted once`."""
         n = len(self.records)
-        lost = f"; {self.num_stored - n} unreadable" if n < self.num_stored else ""
-        return f"n = {n}/{self.num_stored}, each once{lost}"
+        lost = f", {self.num_stored - n:,} of {self.num_stored:,} unreadable" if n < self.num_stored else ""
+        return f"{count(n, 'record')}, each counted once{lost}"
 
 
 class DistributedModel:

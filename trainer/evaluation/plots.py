@@ -83,8 +83,8 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
         axes = figure.add_subplot()
         _name_classes(axes, labels)
     else:
-        figure = new_figure(13, 7.5)
-        axes, beside = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        figure = new_figure(5.2, 9.5)
+        axes, beside = figure.subplots(2, 1, height_ratios=(1.2, 1))
         _list_pairs(beside, pairs, matrix, labels)
         extent = (-0.5, n - 0.5, n - 0.5, -0.5)
     # The square root keeps single mistakes visible beside a full diagonal.
@@ -143,8 +143,8 @@ def classes(scores: ClassScores, labels: Sequence[str]) -> Figure:
     present = np.flatnonzero(scores.support)
     order = present[np.argsort(scores.recall[present], kind="stable")]
     if len(order) > MAX_NAMED:
-        figure = new_figure(13, 5.5)
-        axes, listing = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        figure = new_figure(5.2, 8)
+        axes, listing = figure.subplots(2, 1)
         _recall_by_rank(axes, scores, order)
         _list_classes(listing, scores, order[:LISTED], labels)
         listing.set_title(f"the {LISTED} of lowest recall", fontsize=10)
