@@ -63,6 +63,11 @@ def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.Pa
         return
     if len(ours) != len(theirs):
         what = f"has {count(len(theirs), 'class')}, the run was trained on {len(ours)}"
+        if ours == theirs[: len(ours)]:
+            raise UsageError(
+                f"--data={data} {what}, which come first; if the others were added since, --generation opens it "
+                "as it was (shardline-inspect lists them)"
+            )
     else:
         number = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         what = f"calls class {number} {theirs[number]!r}, the run {ours[number]!r}"

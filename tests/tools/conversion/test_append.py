@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from shardline.pipeline.sources_table import read_sources
 from shardline.tools.conversion.run import convert
 from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.verify import VerifyConfig, verify
+from tests.pipeline.stores import folder_store
 from tests.pipeline.tiny import edit_stored
+from tests.tools.conversion.test_resume import SHARDS, receipts, start, wait_for
 from tests.tools.folders import Run, class_folders, config, draw, records
 
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -183,6 +186,36 @@ def test_readers_see_the_generation_they_ask_for(dataset, more):
     assert [name for _, _, name in new.records("train", [last])] == [records(dataset, "train")[-1].filename]
     with pytest.raises(UsageError, match=r"generation=3: this dataset has 2 generations"):
         pipeline.open_dataset(dataset, DataCacheOptions(generation=3))
+
+
+def test_a_grown_dataset_in_an_object_store_is_read_as_here(dataset, more, tmp_path, monkeypatch):
+    add(more, dataset)
+    folder_store(monkeypatch, dataset, tmp_path / "cache")
+    settings = pipeline.InputConfig(global_batch_size=8, image_size=32, workers=0, threads=1)
+    here, there = pipeline.open_dataset(dataset), pipeline.open_dataset("s3://bucket/data")
+    for ours, theirs in zip(*(islice(data.numpy_batches("train", settings), 5) for data in (here, there)), strict=True):
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+        np.testing.assert_array_equal(ours["record"], theirs["record"])
+    table = read_sources(there.companion("sources.parquet").parent, ["path", "record"])
+    assert table == read_sources(dataset, ["path", "record"]) and len(table) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("receipts_there", [0, 1, 3])
+def test_kill_9_leaves_the_old_dataset_whole(tmp_path, receipts_there):
+    convert(config(class_folders(tmp_path / "s", 2, 8), tmp_path / "d"))
+    more = class_folders(tmp_path / "m", 2, 20, "more", height=1200, width=1600) / "more"
+    shutil.copytree(tmp_path / "d", tmp_path / "e")
+    wanted = convert(config(more, tmp_path / "e", append=True, shards=SHARDS)).digest
+    old = (tmp_path / "d" / "manifest.json").read_bytes()
+    process = start(more, tmp_path / "d", "--append")
+    wait_for(lambda: (tmp_path / "d" / "generation-00002").exists())
+    wait_for(lambda: len(receipts(tmp_path / "d" / "generation-00002")) >= receipts_there)
+    process.kill()
+    process.wait(60)
+    assert (tmp_path / "d" / "manifest.json").read_bytes() == old and faults(tmp_path / "d") == []
+    assert convert(config(more, tmp_path / "d", append=True, shards=SHARDS)).digest == wanted
+    assert faults(tmp_path / "d") == [] and not list((tmp_path / "d").rglob(".convert"))
 
 
 def test_splits_of_folders_and_new_ones(tmp_path):
