@@ -10,7 +10,9 @@ import fnmatch
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -24,6 +26,7 @@ IMAGE_SUFFIXES = (  # for telling a folder that is named like an image, and for 
     *(b".jpg", b".jpeg", b".jpe", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff", b".avif", b".heic"),
     *(b".heif", b".jp2", b".jxl"),
 )
+AHEAD = 8  # folders whose entries are held before they are asked for
 LEFT_BEHIND = {  # by file managers and file systems, in lower case; hidden files are left out, too
     *(b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"icon\r", b"__macosx", b"@eadir", b"lost+found"),
     *(b"$recycle.bin", b"recycler", b"system volume information", b"#recycle", b"#snapshot", b"__pycache__"),
@@ -70,7 +73,11 @@ def is_left_behind(name: bytes) -> bool:
 
 
 class FolderTree:
-    """A folder on disk. A folder named like an image, and a link back up, are files gone wrong, not folders."""
+    """A folder on disk. A folder named like an image, and a link back up, are files gone wrong, not folders.
+
+    The folders in one that was listed are listed ahead by threads, `AHEAD` at a time: on a network file system, each
+    file costs a round trip.
+    """
 
     origins: tuple[Origin, ...] = ()
     is_archive = False
@@ -78,9 +85,25 @@ class FolderTree:
     def __init__(self, root: str) -> None:
         self._root = os.fsencode(root)
         self._above: dict[bytes, tuple[tuple[int, int], ...]] = {}  # a folder's identity and those above it
+        self._pool = ThreadPoolExecutor(AHEAD)
+        self._ahead: dict[bytes, Future[list[Entry]]] = {}
+        self._next: deque[bytes] = deque()  # folders to be listed ahead
+        self._listed: set[bytes] = set()
 
     def entries(self, folder: bytes) -> list[Entry]:
         """See `Tree`."""
+        listing = self._ahead.pop(folder, None)
+        found = listing.result() if listing else self._list(folder)
+        if folder not in self._listed:
+            self._listed.add(folder)
+            below = [os.path.join(folder, entry.name) for entry in found if entry.is_folder]
+            self._next.extendleft(reversed(below))  # what stands in a folder is wanted before what stands beside it
+        while self._next and len(self._ahead) < AHEAD:
+            if (following := self._next.popleft()) not in self._listed:
+                self._ahead[following] = self._pool.submit(self._list, following)
+        return found
+
+    def _list(self, folder: bytes) -> list[Entry]:
         path = os.path.join(self._root, folder)
         try:
             above = self._identities(folder)

@@ -106,6 +106,14 @@ def test_a_folder_that_grew_adds_only_what_is_new(source, dataset, more, capsys)
     assert faults(dataset) == []
 
 
+def test_a_single_image_can_be_added_and_moves_none(dataset, tmp_path):
+    before = splits(dataset)
+    draw(tmp_path / "one" / "class0" / "img_100.jpg", 4242)
+    grown = add(tmp_path / "one", dataset)
+    assert grown.ledger.written == 25 and faults(dataset) == []
+    assert splits(dataset) == before | {"class0/img_100.jpg": splits(dataset)["class0/img_100.jpg"]}
+
+
 def test_two_generations_of_the_same_inputs_are_the_same_bytes(source, dataset, more, tmp_path):
     shutil.copytree(dataset, tmp_path / "e")
     first = add(more, dataset)

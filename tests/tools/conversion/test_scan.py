@@ -1,6 +1,8 @@
 """Finding inputs: which files count, which class they get, and what is refused."""
 
+import errno
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -192,3 +194,31 @@ def test_names_beyond_what_32_bits_count(tmp_path, monkeypatch):
     some = np.array([True, False, False, True, True])
     assert list(wide.only(some).paths()) == list(narrow.only(some).paths()) == [b"10/x", b"b/1.jpg", b"b/2.jpg"]
     assert wide.only(some).label.tolist() == [0, 3, 3]
+
+
+def test_folders_are_listed_several_at_a_time(tmp_path, monkeypatch):
+    source = touch(tmp_path, *(f"{c}/{i}" for c in "abcd" for i in range(3)))
+    wanted = list(scan(source).paths())
+    together, genuine = threading.Barrier(4), os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) in (b"a", b"b", b"c", b"d"):
+            together.wait(60)  # for three others, which would never come one after another
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert list(scan(source).paths()) == wanted and len(wanted) == 12
+
+
+def test_a_folder_that_cannot_be_listed_is_named_though_it_was_listed_ahead(tmp_path, monkeypatch):
+    source = touch(tmp_path, *(f"{c}/x" for c in "abc"))
+    genuine = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == b"b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match=r"cannot list .*/b: Permission denied"):
+        scan(source)
