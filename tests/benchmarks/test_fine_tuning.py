@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from shardline.benchmarks import fine_tuning
-from shardline.benchmarks.fine_tuning import ENTRIES, Entry, FineTuningConfig, Outcome, Pace
+from shardline.benchmarks.fine_tuning import FROM_SCRATCH, PRETRAINED, Entry, FineTuningConfig, KerasFit, Outcome, Pace
 from shardline.benchmarks.measure import load_results
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import selftest
@@ -19,22 +19,21 @@ def test_epochs_fill_what_starting_leaves():
     entry = Entry("finetune")
     head, block5, everything = entry.phases
     assert [phase.part for phase in entry.phases] == ["head", "block5", "all"]
-    # 80 s are left; the recipe's own epochs would take 1 s and 2 s each.
-    costs = {"block5": 1.0, "all": 2.0}
-    factor = 80 / (block5.epochs * 1.0 + everything.epochs * 2.0)
-    stretched = Pace(20.0, costs).phases(entry, 100.0)
+    # 80 s are left, for 40 epochs of 2 s.
+    factor = 40 / (block5.epochs + everything.epochs)
+    stretched = Pace(20.0, 2.0).phases(entry, 100.0)
     assert stretched[0] == head
     assert [phase.epochs for phase in stretched[1:]] == pytest.approx(
         [block5.epochs * factor, everything.epochs * factor]
     )
-    assert sum(costs[phase.part] * phase.epochs for phase in stretched[1:]) == pytest.approx(80)
+    assert KerasFit().stretched(0.35)[0].epochs == 3  # whole ones
     with pytest.raises(UsageError, match="seconds=15: starting takes 20 s here"):
-        Pace(20.0, costs).phases(entry, 15.0)
+        Pace(20.0, 2.0).phases(entry, 15.0)
 
 
 def test_a_head_alone_is_not_stretched():
     entry = Entry("linear_probe")
-    assert Pace(20.0, {}).phases(entry, 1000.0) == entry.phases
+    assert Pace(0.0, 0.0).phases(entry, 1000.0) == entry.phases
 
 
 def test_the_table_tells_mean_and_range():
@@ -68,30 +67,39 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
         calls.append((entry.recipe, seed))
         return Outcome(50.0 + int(seed), 100.0, tuple(phases))
 
-    monkeypatch.setattr(fine_tuning, "pace", lambda *_: Pace(20.0, {"block5": 5.0, "all": 10.0}))
+    monkeypatch.setattr(fine_tuning, "pace", lambda *_: Pace(20.0, 10.0))
     monkeypatch.setattr(fine_tuning, "train", train)
     fine_tuning.main(config(folder, seconds=100))
     assert calls == [(recipe, seed) for seed in ("4", "7") for recipe in ("scratch", "linear_probe", "finetune")]
     rows = {row.name: row for row in load_results(folder / "report")}
-    assert list(rows) == list(ENTRIES) and rows["from scratch"].repeats == (54.0, 57.0)
+    assert list(rows) == list(PRETRAINED) and rows["from scratch"].repeats == (54.0, 57.0)
     assert rows["from scratch"].unit == "% top-1"
     assert rows["from scratch"].what == "--recipe=scratch --phases=all:8@0.0002"
     assert "| from scratch | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_recipe_is_trained_and_paced_by_the_real_trainer(folder, tmp_path):
-    thin, entry = config(folder, image_size=32, width=0.03, precision="float32"), ENTRIES["head, block5, all"]
-    found = fine_tuning.pace(thin, entry, 640, tmp_path / "run")
-    assert set(found.epoch_seconds) == {"block5", "all"} and min(found.epoch_seconds.values()) > 0
-    assert found.overhead_seconds > 0
-    trained = TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())["train"])
+def test_a_recipe_is_trained_and_paced_by_the_real_trainer(folder, tmp_path, monkeypatch):
+    thin, entry = config(folder, image_size=32, width=0.03, precision="float32"), PRETRAINED["head, block5, all"]
+    monkeypatch.setattr(fine_tuning, "PACE_EPOCHS", (1, 40))
+    found = fine_tuning.pace(thin, entry, tmp_path / "run")
+    assert found.epoch_seconds > 0 and found.overhead_seconds > 0
+    trained = TrainConfig.from_dict(json.loads((tmp_path / "run" / "1" / "config.json").read_text())["train"])
     head, block5, everything = entry.phases
-    assert trained.phase_list == (head, replace(block5, epochs=1), replace(everything, epochs=1))
+    assert trained.phase_list == (head, replace(block5, epochs=0.25), replace(everything, epochs=0.75))
     assert trained.recipe_text == f"finetune with --phases={trained.phases}"
     assert trained.weights == str(folder / "w.h5") and trained.eval_split == "test"
     with pytest.raises(Failure, match=r"weights=.*: no such file"):
         fine_tuning.train(config(folder, weights="nowhere.h5"), entry, entry.phases, "0", tmp_path / "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_what_begins_from_scratch_is_trained_by_its_command(name, folder, tmp_path):
+    thin, entry = config(folder, weights="none", image_size=32, width=0.03, precision="float32"), FROM_SCRATCH[name]
+    assert thin.entries is FROM_SCRATCH
+    found = fine_tuning.train(thin, entry, entry.stretched(1 / entry.epochs), "3", tmp_path / "run")
+    assert 0 <= found.top1 <= 100 and found.seconds > 0 and found.phases[0].epochs == pytest.approx(1)
 
 
 def test_wrong_use_is_refused():
