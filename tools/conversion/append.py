@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from shardline.pipeline.manifest import Features, Manifest
 from shardline.pipeline.options import options
 from shardline.pipeline.paths import is_remote
 from shardline.pipeline.progress import log, progress
-from shardline.pipeline.sources_table import WRITTEN, iterate_sources, read_row
+from shardline.pipeline.sources_table import WRITTEN, iterate_sources
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.config import ConvertConfig, name_of
-from shardline.tools.conversion.deduplicate import Earlier
+from shardline.tools.conversion.deduplicate import Earlier, hash_start
 from shardline.tools.conversion.labels import LabelOptions, read_class_names
 from shardline.tools.conversion.output import Output
 from shardline.tools.conversion.resume import content_keys, content_keys_of
@@ -143,7 +142,7 @@ def earlier_images(manifest: Manifest, directory: Path, splits: tuple[str, ...])
         for batch in iterate_sources(directory, ["status", "pixel_hash", "split", "label"]):
             stored = np.flatnonzero(pc.equal(batch["status"], WRITTEN).to_numpy(zero_copy_only=False))
             rows = batch.take(pa.array(stored))
-            pixels = [int(text[:16], 16) for text in rows["pixel_hash"].to_pylist()]
+            pixels = [hash_start(text) for text in rows["pixel_hash"].to_pylist()]
             split = [numbers[name] for name in rows["split"].to_pylist()]
             pieces.append(
                 (np.array(pixels, np.uint64), np.array(split, np.int8), rows["label"].to_numpy(), first + stored)
@@ -153,9 +152,4 @@ def earlier_images(manifest: Manifest, directory: Path, splits: tuple[str, ...])
     columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
     order = np.argsort(columns[0], kind="stable")
     found, split_numbers, labels, row_numbers = (column[order] for column in columns)
-    return Earlier(found, split_numbers, labels, row_numbers, path=partial(_path_of, directory))
-
-
-def _path_of(directory: Path, row: int) -> str:
-    path: str = read_row(directory, row)["path"]
-    return path
+    return Earlier(found, split_numbers, labels, row_numbers, directory)

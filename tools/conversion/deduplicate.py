@@ -8,8 +8,9 @@ together, and with --duplicates=drop all but one are left out. Either is a copy 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.image_pixels import FEW_LEVELS
 from shardline.pipeline.manifest import NO_LABEL, Ledger
-from shardline.pipeline.sources_table import FILTERED, QUARANTINED, WRITTEN
+from shardline.pipeline.sources_table import FILTERED, QUARANTINED, WRITTEN, read_rows
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.shard_writer import ShardResult
 from shardline.tools.conversion.sources import Sources, path_text
@@ -33,19 +34,30 @@ class Earlier:
       splits: int8, number in the plan's.
       labels: int32.
       rows: int64, number in the dataset's table of sources.
-      path: of a row.
+      directory: of the dataset.
     """
 
     pixels: np.ndarray
     splits: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
-    path: Callable[[int], str]
+    directory: Path
 
     def find(self, pixels: np.ndarray) -> np.ndarray:
         """int64: of each pixel hash where it stands first; -1 where it does not."""
         at = np.minimum(np.searchsorted(self.pixels, pixels), len(self.pixels) - 1)
         return np.where(self.pixels[at] == pixels, at, -1)
+
+    def by_hash(self, pixels: np.ndarray) -> dict[str, tuple[str, int, int]]:
+        """Path, label and split of the first image of each whole pixel hash that begins with one of these."""
+        places = np.flatnonzero(np.isin(self.pixels, pixels))
+        places = places[np.argsort(self.rows[places])]
+        table = read_rows(self.directory, self.rows[places], ["path", "pixel_hash"]).to_pydict()
+        labels, splits = self.labels[places].tolist(), self.splits[places].tolist()
+        found: dict[str, tuple[str, int, int]] = {}
+        for pixel_hash, *facts in zip(table["pixel_hash"], table["path"], labels, splits, strict=True):
+            found.setdefault(pixel_hash, (facts[0], facts[1], facts[2]))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +142,9 @@ def resolve_duplicates(
     """
     facts = _read_receipts(results, len(sources))
     written = np.flatnonzero(facts.written).astype(np.uint32)
-    groups = _duplicate_groups(written, facts.pixels, plan, sources, earlier, spare_evaluation=not keep_together)
+    groups = _duplicate_groups(
+        written, facts.pixels, results, plan, sources, earlier, spare_evaluation=not keep_together
+    )
     if groups and duplicates == "fail":
         _refuse(groups, len(sources))
     dropped: frozenset[int] = frozenset()
@@ -182,6 +196,14 @@ class _Receipts:
         )
 
 
+HASH_DIGITS = 16  # of a pixel hash, that find what may be equal
+
+
+def hash_start(pixel_hash: str) -> int:
+    """The first 64 bits of a pixel hash; 0 for none."""
+    return int(pixel_hash[:HASH_DIGITS] or "0", 16)
+
+
 def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
     facts = _Receipts(
         np.zeros(inputs, bool),
@@ -198,7 +220,7 @@ def _read_receipts(results: Sequence[ShardResult], inputs: int) -> _Receipts:
         facts.statuses.update(statuses)
         facts.reasons.update(filter(None, rows["reason"].to_pylist()))
         facts.written[numbers] = [status == WRITTEN for status in statuses]
-        facts.pixels[numbers] = [int(text[:16] or "0", 16) for text in rows["pixel_hash"].to_pylist()]
+        facts.pixels[numbers] = [hash_start(text) for text in rows["pixel_hash"].to_pylist()]
         facts.perceptual[numbers] = rows["perceptual_hash"].to_numpy()
         facts.faint.update(pc.drop_null(pc.struct_field(pc.extract_regex(rows["note"], FEW_LEVELS), "few")).to_pylist())
     return facts
@@ -216,22 +238,19 @@ def _refuse(groups: Sequence[DuplicateGroup], inputs: int) -> None:
 def _duplicate_groups(
     written: np.ndarray,
     pixels: np.ndarray,
+    results: Sequence[ShardResult],
     plan: Plan,
     sources: Sources,
     earlier: Earlier | None,
     *,
     spare_evaluation: bool,
 ) -> list[DuplicateGroup]:
-    """Inputs of equal pixels. 64 of the hash's bits are compared: a chance hit among ten million is 1 in 400,000."""
-    order = _with_company(written, pixels)
+    """Inputs of equal pixels: 64 bits of the hash say which may be, all of it which are."""
+    candidates = _with_company(written, pixels)
     if earlier:
-        order = np.union1d(order, written[earlier.find(pixels[written]) >= 0])
-        order = order[np.argsort(pixels[order], kind="stable")]
-    keys = pixels[order]
-    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.int64)
-    sizes = np.diff(np.append(starts, len(keys)))
-    before = earlier.find(keys[starts]) if earlier else np.full(len(starts), -1)
-    several = (sizes > 1) | (before >= 0)
+        candidates = np.union1d(candidates, written[earlier.find(pixels[written]) >= 0])
+    by_hash = _by_hash(results, candidates)
+    known = earlier.by_hash(np.unique(pixels[candidates])) if earlier else {}
 
     def rank(number: int) -> tuple[bool, int, bytes]:
         # The first of a group is kept: where the source names the splits, one outside the first split, because an
@@ -240,16 +259,34 @@ def _duplicate_groups(
         return spare_evaluation and plan.split[number] == 0, len(path), path
 
     groups = []
-    for start, size, at in zip(*(column[several].tolist() for column in (starts, sizes, before)), strict=True):
-        members = sorted(order[start : start + size].tolist(), key=rank)
-        paths = [path_text(sources.path(number)) for number in members]
-        labels, splits = sources.label[members].tolist(), plan.split[members].tolist()
-        if earlier and at >= 0:
-            paths.insert(0, earlier.path(int(earlier.rows[at])))
-            labels.insert(0, int(earlier.labels[at]))
-            splits.insert(0, int(earlier.splits[at]))
-        groups.append(DuplicateGroup(tuple(members), tuple(paths), tuple(labels), tuple(splits), earlier=at >= 0))
+    for pixel_hash, inputs in by_hash.items():
+        before = [known[pixel_hash]] if pixel_hash in known else []
+        if len(inputs) + len(before) < 2:
+            continue
+        members = sorted(inputs, key=rank)
+        described = [
+            *before,
+            *zip(
+                (path_text(sources.path(number)) for number in members),
+                sources.label[members].tolist(),
+                plan.split[members].tolist(),
+                strict=True,
+            ),
+        ]
+        paths, labels, splits = zip(*described, strict=True)
+        groups.append(DuplicateGroup(tuple(members), paths, labels, splits, earlier=bool(before)))
     return sorted(groups, key=lambda group: (not group.across_splits, not group.conflicting, group.paths))
+
+
+def _by_hash(results: Sequence[ShardResult], inputs: np.ndarray) -> dict[str, list[int]]:
+    """Some of the inputs by their whole pixel hash."""
+    found: dict[str, list[int]] = {}
+    for result in results if len(inputs) else ():
+        rows = result.rows().select(["input", "pixel_hash"])
+        rows = rows.filter(np.isin(rows["input"].to_numpy(), inputs))
+        for number, pixel_hash in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            found.setdefault(pixel_hash, []).append(number)
+    return found
 
 
 def _with_company(written: np.ndarray, pixels: np.ndarray) -> np.ndarray:

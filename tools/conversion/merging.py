@@ -38,7 +38,7 @@ from shardline.pipeline.manifest import (
     write_index,
 )
 from shardline.pipeline.progress import log, progress
-from shardline.pipeline.sources_table import SOURCES, iterate_sources, sources_writer
+from shardline.pipeline.sources_table import SOURCES, iterate_sources, read_rows, sources_writer
 from shardline.pipeline.split_index import file_name, index_writer
 from shardline.pipeline.tfrecord import frame_record, unframe_record
 from shardline.pipeline.wording import count
@@ -228,7 +228,10 @@ def _note_duplicates(inputs: Sequence[_Input], splits: tuple[str, ...], *, refus
             equal += len(new)
             across += int((theirs.splits[at[new]] != ours.splits[new]).sum())
             if len(new) and not example:
-                one, two = ours.path(int(ours.rows[new[0]])), theirs.path(int(theirs.rows[at[new[0]]]))
+                one, two = (
+                    read_rows(side.directory, side.rows[[row]], ["path"])["path"][0].as_py()
+                    for side, row in ((ours, new[0]), (theirs, at[new[0]]))
+                )
                 example = f"{one} of {inputs[number].directory} and {two} of {inputs[other].directory}"
     if not equal:
         return

@@ -240,3 +240,17 @@ def test_workers_do_not_import_tensorflow():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_hashes_that_begin_alike_are_told_apart(doubled, tmp_path, monkeypatch, duplicates):
+    """Also those of images that the dataset had before."""
+    more = class_folders(tmp_path / "m", 2, 15, "more") / "more"
+    shutil.copy(doubled / "class0" / "img_000.jpg", more / "class0" / "known.jpg")
+    found = []
+    for name, digits in (("d", 16), ("e", 1)):  # with one digit every image may equal many others
+        monkeypatch.setattr("shardline.tools.conversion.deduplicate.HASH_DIGITS", digits)
+        convert(config(doubled, tmp_path / name, duplicates=duplicates, splits=SHARES))
+        found.append(convert(config(more, tmp_path / name, duplicates=duplicates, append=True)).digest)
+    assert found[0] == found[1]
+    assert Manifest.load(tmp_path / "e").ledger.duplicates == (26 if duplicates == "drop" else 0)
