@@ -105,16 +105,32 @@ def outsiders(count: int, target: Callable[..., object], *arguments: object) -> 
         yield
         return
     ready, end = os.pipe()
-    if not (between := os.fork()):
-        _start_outsiders(count, partial(target, *arguments), end)
-    os.close(end)
-    os.read(ready, 1)
-    os.close(ready)
+    between = 0
+    try:
+        with undisturbed():
+            between = os.fork()
+            if not between:
+                _start_outsiders(count, partial(target, *arguments), end)
+        os.close(end)
+        os.read(ready, 1)
+        os.close(ready)
+        yield
+    finally:
+        if between:
+            with contextlib.suppress(ProcessLookupError):  # it has not made its group yet
+                os.killpg(between, signal.SIGKILL)
+            os.kill(between, signal.SIGKILL)
+            os.waitpid(between, 0)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM wait: where Python forks, what their handlers raise is printed and forgotten."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        os.killpg(between, signal.SIGKILL)
-        os.waitpid(between, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_outsiders(count: int, work: Callable[[], object], ready: int) -> NoReturn:

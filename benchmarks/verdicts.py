@@ -26,7 +26,7 @@ from pathlib import Path
 from shardline.benchmarks import slow_disk
 from shardline.benchmarks.bottleneck import STAGES_SUITE, Bottleneck, Facts, bottleneck_of
 from shardline.benchmarks.measure import interleave, ratio
-from shardline.benchmarks.processes import Rate, outsiders, repeat_for, timed
+from shardline.benchmarks.processes import Rate, outsiders, repeat_for, timed, undisturbed
 from shardline.benchmarks.verdict import HOST_STAGES, QUOTA, READS, TAKEN, Cost
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure
@@ -274,9 +274,10 @@ def _own_group(parent: Path, controller: str) -> Path:
 
 @contextlib.contextmanager
 def _running(processes: list[multiprocessing.context.ForkProcess]) -> Iterator[None]:
-    for process in processes:
-        process.start()
     try:
+        with undisturbed():
+            for process in processes:
+                process.start()
         yield
     finally:
         for process in processes:

@@ -17,8 +17,9 @@ import tensorflow as tf
 
 from shardline.pipeline import nvidia
 from shardline.pipeline.cli import log
-from shardline.pipeline.errors import Failure, Interrupted, UsageError
+from shardline.pipeline.errors import Failure, Interrupted, UsageError, in_command
 from shardline.pipeline.files import atomic_writer, own_directory
+from shardline.pipeline.paths import absolute
 from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor, WriteInputProfile
 from shardline.trainer.arithmetic import decided
 from shardline.trainer.callbacks import Callback, Callbacks, Start, check_callbacks
@@ -55,6 +56,10 @@ def train(
     """Train, from the start or from the newest readable checkpoint, and save the model: see `train.train`."""
     told = adapted(callbacks)
     check_callbacks(told)
+    if not in_command():  # a notebook or a callback may change the directory meanwhile
+        named = ((name, getattr(config, name)) for name in ("workdir", "data"))
+        places: dict[str, Any] = {name: absolute(place) for name, place in named if place}
+        config = replace(config, **places)
     check_chief(config, len(find_hosts(config).addresses) == 1)
     with local_workdir(config) as (config, pushed):
         return _train_here(config, allow_changes, told, pushed)

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import os
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -341,3 +342,23 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_not_kept(thin, tmp
         train(TrainConfig(**thin, workdir=tmp_path / "run"), callbacks=[Spoiler()])
     assert list_checkpoints(tmp_path / "run") == []
     assert [line["kind"] for line in metrics_log.read(tmp_path / "run")] == ["train"] * 3
+
+
+class Mover(Callback):
+    """Changes the directory, as a cell of a notebook may while a run trains in a thread."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def begin(self, start):
+        os.chdir(self.folder)
+
+
+@pytest.mark.slow
+def test_relative_places_stay_what_they_were_when_the_run_began(thin, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = {"data": os.path.relpath(thin["data"]), "workdir": "run"}
+    result = train(TrainConfig(**thin | places), callbacks=[Mover(tmp_path / "elsewhere")])
+    assert result["finished"] and (tmp_path / "run" / "model.keras").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
