@@ -28,6 +28,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.progress import progress
 from shardline.pipeline.wording import count
 from shardline.tools.html_report import HtmlReport
 
@@ -83,7 +84,7 @@ def write_report(directory: Path, measurements: Sequence[Measurement], earlier: 
     bottleneck = bottleneck_of(measurements)
     if bottleneck is not None:
         plots.bottleneck(page, directory, bottleneck, suites[STAGES_SUITE])
-    for suite, rows in suites.items():
+    for suite, rows in progress(suites.items(), total=len(suites), desc="report", unit="section", leave=False):
         if suite == STAGES_SUITE:
             plots.stages(page, directory, rows)
             if bottleneck is not None:

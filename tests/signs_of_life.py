@@ -33,17 +33,17 @@ from shardline.pipeline.commands import COMMANDS
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TRAIN = (
-    "--weights none --head gap --dropout 0 --phases all:6@2e-2 --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 "
+    "--weights none --head gap --dropout 0 --phases all:2@2e-2 --image_size 48 --crop_area 0.7,1 --crop_ratio 0.9,1.11 "
     "--global_batch_size 32 --logical_cpus 2"
 )
 # Each command with its arguments: PLACE is a folder of its own, so that every one is run twice. In this order.
 RUNS = {
     "sample-data": "--output PLACE/photos",
     "convert": "--source photos --output PLACE/data --size 54 --splits train=0.75,validation=0.05,test=0.2",
-    "verify": "--data data",
+    "verify": "data",
     "doctor": "",
-    "inspect": "--data data --save PLACE/grid.png",
-    "adopt": "--data PLACE/adopted",
+    "inspect": "data --save PLACE/grid.png",
+    "adopt": "PLACE/adopted",
     "train": f"--data data --workdir PLACE/run {TRAIN}",
     "evaluate": "--run run --data data --split test --output PLACE/evaluation",
     "predict": "--run run --input photos/*/*0001.* --output PLACE/predictions.csv --gallery PLACE/predictions.png",
@@ -142,15 +142,15 @@ def needed(names: list[str]) -> set[str]:
     return found
 
 
-def observe(template: str, names: list[str], folder: Path, demo: Path | None, output: Path) -> Found:
-    """Each command on a terminal and into a pipe; `output` has what was seen so far."""
+def observe(template: str, names: list[str], kinds: list[str], folder: Path, demo: Path | None, output: Path) -> Found:
+    """Each command on a terminal, into a pipe, or both; `output` has what was seen so far."""
     found: Found = {}
     for name in (name for name in RUNS if name in needed(names)):
         if demo and name in KEPT and name not in names:
             (folder / KEPT[name]).symlink_to(demo.absolute() / KEPT[name])
             continue
         found[name] = {}
-        for kind in KINDS:
+        for kind in kinds:
             place = f"{name}-{kind}"
             (folder / place).mkdir()
             command = [*typed(template, name), *arguments(name, place, folder)]
@@ -158,7 +158,7 @@ def observe(template: str, names: list[str], folder: Path, demo: Path | None, ou
             found[name][kind] = watch(command, folder, kind == "terminal", SERVES.get(name, b""))
             write(output, {name: found[name] for name in found if name in names})
         if name in KEPT:
-            (folder / KEPT[name]).symlink_to(folder / f"{name}-terminal" / KEPT[name])
+            (folder / KEPT[name]).symlink_to(folder / f"{name}-{kinds[0]}" / KEPT[name])
     return {name: found[name] for name in found if name in names}
 
 
@@ -166,7 +166,8 @@ def write(output: Path, found: Found) -> None:
     """Keep what was seen of some commands, beside what the file holds of others."""
     plain = {name: {kind: asdict(seen) for kind, seen in kinds.items()} for name, kinds in found.items()}
     earlier = json.loads(output.read_text()) if output.exists() else {}
-    output.write_text(json.dumps(earlier | plain, indent=1) + "\n")
+    merged = earlier | {name: earlier.get(name, {}) | kinds for name, kinds in plain.items()}
+    output.write_text(json.dumps(merged, indent=1) + "\n")
 
 
 def read(path: Path) -> Found:
@@ -185,7 +186,10 @@ def table(found: Found) -> list[str]:
     ]
     for name, kinds in found.items():
         cells = []
-        for seen in (kinds[kind] for kind in KINDS if kind in kinds):
+        for seen in map(kinds.get, KINDS):
+            if seen is None:
+                cells += ["–"] * 3
+                continue
             words = seen.before.replace("|", "\\|")
             failed = f" (exit {seen.code})" if seen.code else ""
             cells += [f"{seen.first:.1f} s", f"{seen.longest:.1f} s of {seen.total:.0f}{failed}", f"`{words}`"]
@@ -199,12 +203,14 @@ def main() -> None:
     parser.add_argument("--typed", default="{bin}/shardline-{name}", help="how a command is started; {bin}, {name}, "
                         "{folder} and {module} are filled in")  # fmt: skip
     parser.add_argument("--only", default=",".join(RUNS), help="commands to run, by name")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="where output goes; a later call adds the other")
     parser.add_argument("--demo", type=Path, help="what `make demo` left, for commands that --only leaves out")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for what was seen, command by command")
     parser.add_argument("--before", type=Path, help="such a file of an older version, for a table of both")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        observe(settings.typed, settings.only.split(","), Path(folder), settings.demo, settings.output)
+        names, kinds = settings.only.split(","), settings.kinds.split(",")
+        observe(settings.typed, names, kinds, Path(folder), settings.demo, settings.output)
     if settings.before:
         print("\n".join(["Before:", "", *table(read(settings.before)), "", "After:", ""]))
     print("\n".join(table(read(settings.output))))
