@@ -70,8 +70,9 @@ class Directory:
             yield Entry(tag, kind, length, first + i * self._size)
 
     def all(self, tag: int) -> Iterator[Entry]:
-        """The entries of a tag, found without looking at the others; none in a BigTIFF."""
+        """The entries of a tag; of classic TIFF found without looking at the others."""
         if self.big or not self._count:
+            yield from (entry for entry in self if entry.tag == tag)
             return
         tags = np.frombuffer(self.data, self.order + "u2", self._count * 6, self._start)[::6]
         for number in np.flatnonzero(tags == tag).tolist():
@@ -80,8 +81,8 @@ class Directory:
             yield Entry(tag, kind, length, at + 8)
 
     def find(self, tag: int) -> Entry | None:
-        """The first of them."""
-        return next(self.all(tag), None)
+        """The first of them; of classic TIFF."""
+        return None if self.big else next(self.all(tag), None)
 
     def number(self, entry: Entry) -> int:
         """The value of a tag that holds one short or long number."""

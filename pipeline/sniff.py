@@ -77,7 +77,11 @@ _SIGNATURES: tuple[tuple[str, bytes], ...] = (
     ("qoi", b"qoif"),
     ("pam", b"P7\n"),
     ("raw", b"FUJIFILMCCD-RAW"),
+    ("wmf", b"\xd7\xcd\xc6\x9a"),
+    ("djvu", b"AT&TFORM"),
     ("zip", b"PK\x03\x04"),
+    ("rar", b"Rar!\x1a\x07"),
+    ("7z", b"7z\xbc\xaf\x27\x1c"),
     ("gzip", b"\x1f\x8b"),
 )
 
@@ -103,6 +107,8 @@ UNSUPPORTED = {
     "dds": "DirectDraw surface",
     "qoi": "QOI",
     "pam": "PAM",
+    "wmf": "Windows metafile (vector graphics)",
+    "djvu": "DjVu",
     "raw": "a camera's raw file",
     "dicom": "DICOM",
     "video": "video",
@@ -112,5 +118,7 @@ NOT_IMAGES = {
     "html": "an HTML page, often a saved error message",
     "git-lfs": "a Git LFS pointer; fetch the real file with `git lfs pull`",
     "zip": "a ZIP archive",
+    "rar": "a RAR archive",
+    "7z": "a 7z archive",
     "gzip": "gzip-compressed data",
 }

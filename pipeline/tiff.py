@@ -111,6 +111,8 @@ def _check_supported(data: bytes, header: TiffHeader) -> None:
         refusal = f"{samples} bands of which none is said to be red, green or blue"
     elif photometric == _YCBCR and max(bits) != 8:
         refusal = f"{max(bits)}-bit YCbCr"
+    elif compression == _JPEG and header.first(_PLANAR, 1) == 2 and samples > 1:
+        refusal = "JPEG in separate planes"
     elif photometric == _YCBCR and compression != _JPEG and header.values(_SUBSAMPLING).tolist() != [1, 1]:
         refusal = "subsampled YCbCr that is not JPEG"
     if refusal:

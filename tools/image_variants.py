@@ -226,6 +226,7 @@ def _tiff_refused() -> Iterator[Case]:
     yield Case("subsampled-ycbcr.tif", tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (2, 2))]), reason)
     yield Case("unknown-compression.tif", tiff(gray, w.GRAY, tags=[(259, 3, [34676])]), reason)
     yield Case("small-copy-first.tif", tiff(gray, w.GRAY, tags=[(254, 4, [1])]), reason)
+    yield Case("jpeg-planes.tif", tiff(_rgb(), w.RGB, planar=True, tags=[(259, 3, [7])]), reason)
     yield Case("sensor.tif", tiff(gray, w.GRAY, tags=[(262, 3, [32803])]), "unsupported-raw")
     yield Case("preview-first.nef", tiff(gray, w.GRAY, tags=[(254, 4, [1]), (330, 4, [8])]), "unsupported-raw")
 

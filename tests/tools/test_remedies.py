@@ -223,9 +223,22 @@ CASES = {
             "--label_from=parent"),
         Way("--label_from=first (the outermost folder does)", "1 x train, 2 x train, 3 y train", "--label_from=first"),
     ]),
-    "splits by other names": Case("seg_train/a/1.jpg seg_train/b/2.jpg seg_test/a/3.jpg", "is a folder inside a class folder", [
+    "splits by other names": Case("seg_train/a/1.jpg seg_train/b/2.jpg seg_test/a/3.jpg", "seem to be splits and no classes", [
         Way("seg_test, seg_train seem to be splits and no classes: give --source=", "1 a train, 2 b train, 3 a test",
             source="MESSAGE"),
+        Way("if they are classes, list them in --class_names", "1 seg_train train, 3 seg_test train",
+            "--class_names=SOURCE/../n", both(text("../n", "seg_test\nseg_train\n"), remove("seg_train/b"), move(**{
+                "seg_train/a/1.jpg": "seg_train/1.jpg", "seg_test/a/3.jpg": "seg_test/3.jpg"}), remove("seg_train/a", "seg_test/a"))),
+    ]),
+    "splits by other names beside another folder": Case("seg_train/a/1.jpg seg_train/b/2.jpg seg_test/a/3.jpg seg_pred/x/4.jpg",
+                                                        "is a folder inside a class folder", [
+        Way("seg_test, seg_train seem to be splits and no classes: give --source=", "1 a train, 2 b train, 3 a test",
+            source="MESSAGE"),
+    ]),
+    "splits in the names of classes": Case("train_cat/1.jpg train_dog/2.jpg test_cat/3.jpg", "seem to be splits and no classes", [
+        Way("or list path,label,split in a .csv and give that", "1 cat train, 2 dog train, 3 cat test", "",
+            text("x.csv", LISTED + "train_cat/1.jpg,cat,train\ntrain_dog/2.jpg,dog,train\ntest_cat/3.jpg,cat,test\n"),
+            "--source=SOURCE/x.csv"),
     ]),
     "classes in a folder": Case("images/apple/1.jpg images/pie/2.jpg", "is a folder inside a class folder", [
         Way("give --source=", "1 apple train, 2 pie train", source="MESSAGE"),
@@ -525,7 +538,9 @@ def test_a_remedy_gives_the_dataset_it_promises(tmp_path, name, number):
     if given == "MESSAGE":
         advised = message.replace("=FOLDER/", f"={source}/FOLDER/")
         words = [
-            word.rstrip(",;") for word in shlex.split(advised[advised.rindex(";") :]) if word.startswith("--source=")
+            word.rstrip(",;")
+            for word in shlex.split(advised[advised.index("--source=", advised.index("give")) :])
+            if word.startswith("--source=")
         ]
         given = " ".join(words)
     result = convert(source, given, case.flags.replace(way.drops, "") if way.drops else case.flags, way.flags)

@@ -69,9 +69,9 @@ def split_rank(name: str) -> int | None:
 
 
 def similarity_key(name: str) -> str:
-    """Equal for names that a reader takes for one: case, spaces, invisible characters and Unicode form do not count."""
-    shown = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
-    return unicodedata.normalize("NFC", " ".join(shown.casefold().split()))
+    """Equal for names that a reader takes for one: case, width, spaces, invisible characters and Unicode form aside."""
+    shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", " ".join(shown.casefold().split()))
 
 
 def clean_name(name: str) -> str:

@@ -133,6 +133,11 @@ def _split_folders(tree: Tree, what: str, options: LayoutOptions) -> list[bytes]
     if splits and others:
         _refuse_others(tree, what, splits, others, options)
     if not splits:
+        if hint := "" if options.labels.names or options.label_from else _hidden_splits(tree, what, only=True):
+            raise UsageError(
+                f"{what}: {hint}, or list path,label,split in a .csv and give that; if they are classes, list them in "
+                "--class_names"
+            )
         return []
     for name in splits:
         if not is_split_name(path_text(name)):
@@ -268,6 +273,22 @@ def _holds_classes(tree: Tree, folder: bytes) -> bool:
     return False
 
 
+def _hidden_splits(tree: Tree, what: str, only: bool = False) -> str:
+    """How to say that the outermost folders, as seg_train and seg_test, are splits; "" for others.
+
+    Args:
+      only: all of the folders have to be named so.
+    """
+    names = [entry.name for entry in tree.entries(b"") if entry.is_folder]
+    splits = {name: word for name in names if (word := _split_in_name(name))}
+    ranks = {split_rank(word) for word in splits.values()}
+    if 0 not in ranks or len(ranks) == 1 or (only and len(splits) < len(names)):
+        return ""
+    where = what.partition("=")[2]
+    flags = " ".join(f"--source={word}={shlex.quote(f'{where}/{path_text(name)}')}" for name, word in splits.items())
+    return f"{_listed(splits)} seem to be splits and no classes: give {flags}"
+
+
 def _split_in_name(name: bytes) -> str:
     """The word in a folder's name that means a split: `test` in seg_test; "" for none."""
     words = re.split(r"[-_. ]+", path_text(name))
@@ -371,7 +392,11 @@ class _Walk:
         """Splits inside a class, whatever flags say, and other folders there unless a flag says what they are."""
         self._refuse_splits(folder, below)
         if not self.options.label_from:
-            hint = self._sources_hint() or _below_hint(self.tree, self.what) or self._label_hint(folder)
+            hint = (
+                ("" if self.splits else _hidden_splits(self.tree, self.what))
+                or _below_hint(self.tree, self.what)
+                or self._label_hint(folder)
+            )
             raise UsageError(
                 f"{self.what}: {path_text(os.path.join(folder, below[0]))} is a folder inside a class folder; {hint}"
             )
@@ -391,19 +416,6 @@ class _Walk:
         if len(classes) > 1:
             advice.append("--label_from=first (the outermost folder does)")
         return f"say {' or '.join(advice)}"
-
-    def _sources_hint(self) -> str:
-        """How to say that the outermost folders, as seg_train and seg_test, are splits; "" for others."""
-        names = [entry.name for entry in self.tree.entries(b"") if entry.is_folder]
-        splits = {name: word for name in names if (word := _split_in_name(name))}
-        ranks = {split_rank(word) for word in splits.values()}
-        if self.splits or 0 not in ranks or len(ranks) == 1:
-            return ""
-        where = self.what.partition("=")[2]
-        flags = " ".join(
-            f"--source={word}={shlex.quote(f'{where}/{path_text(name)}')}" for name, word in splits.items()
-        )
-        return f"{_listed(splits)} seem to be splits and no classes: give {flags}"
 
     def _refuse_splits(self, folder: bytes, below: Sequence[bytes]) -> None:
         """A split where a class is expected is never made one."""

@@ -416,8 +416,8 @@ def _text_lines(path: Path) -> Iterator[Line]:
                 first = file.readline()
             above = 2 if told else 1
             delimiter = told[1] if told else _delimiter(first, path)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(csv.reader(io.StringIO(first), delimiter=delimiter, strict=True), [])
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+            header = next(csv.reader(io.StringIO(first), delimiter=delimiter, strict=True, skipinitialspace=True), [])
             yield above, header
             for cells in reader:
                 if not cells:

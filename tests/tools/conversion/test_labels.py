@@ -56,6 +56,7 @@ SIMILAR = [
     ("cat\u00a0", "cat", "look the same"),
     ("ca\u200bt", "cat", "differ in case or spaces only"),  # a zero-width space
     ("STRASSE", "straße", "differ in case or spaces only"),
+    ("\uff11a", "1a", "differ in case or spaces only"),  # of full width
     ("10", "010", "are the same number"),
     ("10.0", "10", "are the same number"),
 ]

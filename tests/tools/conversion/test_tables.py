@@ -242,6 +242,13 @@ def test_excel_tells_the_separator_in_a_line_of_its_own(folder):
     assert "line 3: 1 column" in refusal(folder / "t.csv")
 
 
+def test_blanks_after_separators_are_no_part_of_values(folder):
+    (folder / "t.csv").write_text(
+        'path, label, split\n1.jpg, "cat", train\n2.jpg,  "a, b", test\n"3.jpg", cat, train\n'
+    )
+    assert scan(folder / "t.csv")[1] == EXPECTED | {"2.jpg": ("a, b", "test")}
+
+
 def test_paths_of_windows_are_read_where_no_file_is_called_so(tmp_path):
     images(tmp_path, "a/b/1.jpg", "a\\2.jpg")
     (tmp_path / "t.csv").write_text("path,label\na\\b\\1.jpg,cat\na\\2.jpg,dog\n")
