@@ -122,8 +122,12 @@ def converters():
 
 def beside():
     """The rows of the README's table: the fastest others first, then the same thing measured twice."""
-    jobs = {"reading": (LOADERS, OURS, OURS), "converting": (LARGE, "shardline", "plain loop")}
-    for job, (suite, ours, reference) in jobs.items():
+    jobs = (
+        ("reading", LOADERS, OURS, OURS),
+        ("converting", LARGE, "shardline", "plain loop"),
+        ("converting fewer", RIVALS, "shardline", "plain loop"),
+    )
+    for job, suite, ours, reference in jobs:
         others = {name: times(suite, ours, name) for name in NAMES[suite]}
         for name in sorted(others, key=others.get):
             yield row(NAMES[suite][name], job, others[name])
@@ -151,6 +155,7 @@ NAMES = {
         "FFCV writer, OpenCV": "FFCV's writer, OpenCV",
         "img2dataset": "img2dataset",
     },
+    RIVALS: {"TFDS builder": "TFDS's builder, the nearest", "MDSWriter": "MosaicML Streaming's MDSWriter, OpenCV"},
 }
 
 
