@@ -84,17 +84,23 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
         _name_classes(axes, labels)
     else:
         figure = new_figure(5.2, 9.5)
-        axes, beside = figure.subplots(2, 1, height_ratios=(1.2, 1))
+        axes, beside = _stacked(figure, 1.3)
         _list_pairs(beside, pairs, matrix, labels)
         extent = (-0.5, n - 0.5, n - 0.5, -0.5)
     # The square root keeps single mistakes visible beside a full diagonal.
     image = axes.imshow(_pool(share), "Blues", norm=PowerNorm(0.5, 0, 1), extent=extent, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, format=percent())
+    axes.figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, format=percent())
     if n <= MAX_WRITTEN:
         _write_counts(axes, matrix, image.to_rgba(share))
     axes.set(xlabel="predicted class", ylabel="true class")
     set_title(figure, _confusion_message(pairs, matrix, labels))
     return figure
+
+
+def _stacked(figure: Figure, ratio: float) -> tuple[Axes, Axes]:
+    """Two axes, one below the other, the upper so many times as high; each as wide as its own labels let it be."""
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(ratio, 1))[:, 0]
+    return upper.add_subplot(), lower.add_subplot()
 
 
 def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
@@ -144,7 +150,7 @@ def classes(scores: ClassScores, labels: Sequence[str]) -> Figure:
     order = present[np.argsort(scores.recall[present], kind="stable")]
     if len(order) > MAX_NAMED:
         figure = new_figure(5.2, 8)
-        axes, listing = figure.subplots(2, 1)
+        axes, listing = _stacked(figure, 1.0)
         _recall_by_rank(axes, scores, order)
         _list_classes(listing, scores, order[:LISTED], labels)
         listing.set_title(f"the {LISTED} of lowest recall", fontsize=10)
