@@ -30,11 +30,13 @@ from shardline.pipeline.source_files import MachineFault
 if TYPE_CHECKING:
     from shardline.pipeline.executors import Task
 
-CONNECT_SECONDS = 8  # for a cluster to answer
+CONNECT_SECONDS = 4  # for a cluster to be connected to, and again for its answer
 CHECK_SECONDS = 60  # for a node to answer
 PATIENCE_SECONDS = 30  # for tasks that were cancelled
 LOOK_SECONDS = 1.0  # between two looks at the nodes and at what they do
 RETRIES = 3  # of a task whose worker died
+_SETTINGS = b"\x04"  # type of HTTP/2's first frame, whose header has 9 bytes
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 SLOW = 2.0  # times the median of the tasks that are done: then a task is begun a second time
 
 T = TypeVar("T", bound="Task")
@@ -336,12 +338,16 @@ def cluster_cpus() -> int:
 
 
 def _refuse_silent(address: str, what: str) -> None:
-    """Raise Failure where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    """Raise Failure where nobody at HOST:PORT speaks HTTP/2, as gRPC does; Ray itself would try for minutes."""
     found = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d+)", address)
     if not found:
         return
     try:
-        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()
+        with socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+                connection.sendall(_HELLO)
+                if connection.recv(9)[3:4] != _SETTINGS:
+                    raise OSError("something else listens")
     except OSError as error:
         raise Failure(
             f"{what}: no Ray cluster answers there ({error.strerror or error}); start one (ray start --head), or name "

@@ -1,7 +1,9 @@
 """What becomes of Ray's tasks when one of them fails: held against a stand-in, as Ray itself is an extra."""
 
 import os
+import socket
 import sys
+import threading
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -169,3 +171,28 @@ def test_what_a_node_is_asked(tmp_path):
     assert ray_executor.check_node("0.0.1", (), "") == f"shardline 0.0.1 is not installed there, but {version}"
     assert "cannot be read there: No such file" in ray_executor.check_node(version, (str(tmp_path / "y"),), "")
     assert "cannot be written there: No such file" in ray_executor.check_node(version, (), str(tmp_path / "y"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [(None, "timed out"), (b"HTTP/1.1 400 Bad Request", "something else listens")]
+)
+def test_an_address_where_no_cluster_is(monkeypatch, answer, said):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", SimpleNamespace())
+    monkeypatch.setattr(ray_executor, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            if answer:
+                connection.sendall(answer)
+            connection.recv(100)
+            done.wait(60)
+
+        done = threading.Event()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(Failure, match=rf"ray_address=127.*: no Ray cluster answers there \({said}\)"):
+            ray_executor.connect(f"127.0.0.1:{server.getsockname()[1]}")
+        done.set()
+        thread.join()
