@@ -3,6 +3,8 @@
 import os
 import shutil
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from shardline.pipeline import dataset, object_store, remote
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path
 from shardline.pipeline.remote import DataCacheOptions
+from shardline.pipeline.sampler import ShuffleSampler
 from tests.pipeline.stores import folder_store, s3_server
 from tests.pipeline.tiny import payloads, write_dataset
 
@@ -217,6 +220,22 @@ def test_a_damaged_or_lost_piece_is_fetched_again(pieces, tmp_path, monkeypatch)
     data = pipeline.open_dataset(URL, half(folder))
     assert_equal(batches(data, 50, BLOCKS), batches(pipeline.open_dataset(folder), 50, BLOCKS))
     assert data.bad_records.failure is None
+
+
+def test_what_the_next_batches_need_is_here_before_they_are_asked_for(pieces, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400)}, shards=4)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    data = pipeline.open_dataset(URL, half(folder))
+    stream = data.numpy_batches("train", replace(BLOCKS, threads=1))
+    ours = [next(stream)]
+    shards, sampler = data.shards("train"), ShuffleSampler(400, BLOCKS.seed, BLOCKS.shuffle_block_size)
+    next_ones = shards.locations(sampler.records(np.arange(8, 48)))
+    end = time.monotonic() + 60
+    while not all(data._mirror.has_pieces(shards.shard(shard), at, size) for shard, at, size in next_ones.tolist()):
+        assert time.monotonic() < end, "waited in vain"
+    store.faults = {name: [GenericError("500 InternalError")] * 1000 for name in shards_of(folder)}
+    ours += [next(stream) for _ in range(5)]
+    assert_equal(ours, batches(pipeline.open_dataset(folder), 6, BLOCKS))
 
 
 def test_two_hosts_fetch_what_their_own_batches_need(pieces, tmp_path, monkeypatch):
