@@ -26,7 +26,7 @@ from tests.tools.test_sample_data import color_top1
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "demo.json"
-TUTORIAL = {"grid.png": "grid.png", "run/plots/curves.png": "curves.png", "gallery.png": "gallery.png"}
+TUTORIAL = {"grid.png": "grid.jpg", "run/plots/curves.png": "curves.jpg", "gallery.png": "gallery.jpg"}
 IMAGES = {"predictions.png": "demo_predictions.png", "run/plots/curves.png": "demo_curves.png"}  # under docs/
 
 
@@ -67,8 +67,8 @@ def tutorial() -> None:
         follow(ROOT / "docs" / "tutorial.md", folder, sys.executable)
         (ROOT / "docs" / "tutorial").mkdir(exist_ok=True)
         for source, name in TUTORIAL.items():
-            with Image.open(Path(folder, source)) as image:  # a third of the bytes, and no eye that sees it
-                image.convert("RGB").quantize(128).save(ROOT / "docs" / "tutorial" / name, optimize=True)
+            with Image.open(Path(folder, source)) as image:  # a quarter of the bytes
+                image.convert("RGB").save(ROOT / "docs" / "tutorial" / name, quality=90)
 
 
 if __name__ == "__main__":
