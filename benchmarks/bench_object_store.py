@@ -8,6 +8,7 @@ own for each row; the server shares the cores.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,20 +23,21 @@ from shardline.benchmarks.store_server import BUCKET, served
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import open_dataset
 from shardline.pipeline.manifest import Manifest
-from shardline.pipeline.remote import DataCacheOptions
+from shardline.pipeline.remote import PIECE_BYTES, DataCacheOptions
 
-LOCAL, LOCAL_BLOCKS = "folder", "folder, blocks of 64"
+LOCAL, LOCAL_BLOCKS = "folder", "folder, in blocks"
 WARM, NEAR, FAR = "store, warm cache", "store, cold", "store, cold, 50 ms"
-NEAR_BLOCKS, FAR_BLOCKS = "store, blocks of 64, cache of a half", "store, blocks of 64, cache of a half, 50 ms"
+NEAR_BLOCKS, FAR_BLOCKS = "store, in blocks, cache of a half", "store, in blocks, cache of a half, 50 ms"
 LATENCY = 0.05  # seconds
-_BLOCK = 64  # records
+_BLOCK = 64  # records, or more where they are small
 
 
 def measure(config: BenchConfig) -> list[Measurement]:
     """One epoch a turn, from the folder and from the store."""
     manifest = Manifest.load(config.data)
-    half = manifest.split(config.split).bytes / 2 / 1e9
-    whole, blocks = config.input, replace(config.input, shuffle_block_size=_BLOCK)
+    split = manifest.split(config.split)
+    half, block = split.bytes / 2 / 1e9, max(_BLOCK, math.ceil(PIECE_BYTES * split.records / split.bytes))
+    whole, blocks = config.input, replace(config.input, shuffle_block_size=block)
     folder, url = str(Path(config.data).absolute()), f"s3://{BUCKET}/{Path(config.data).absolute().name}"
     with contextlib.ExitStack() as stack:
         near, far = (stack.enter_context(served(Path(folder).parent, late)) for late in (0, LATENCY))
@@ -65,7 +67,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
                 WARM: "all shards lie in the cache",
                 NEAR: "the cache is empty when the dataset is opened",
                 FAR: f"the same, and each answer comes {1e3 * LATENCY:.0f} ms late",
-                FAR_BLOCKS: "shards never fit, so blocks are fetched ahead, by ranges",
+                FAR_BLOCKS: f"shards never fit, so blocks of {block} records are fetched ahead, by ranges",
             },
             settings={"data": Path(config.data).resolve().name, "image_size": config.image_size},
         )

@@ -33,7 +33,7 @@ TARGETS = {  # suite: (row, the row it is compared with, least ratio)
         ("store, warm cache", "folder", 0.97),
         ("store, cold, 50 ms", "folder", 0.8),
         ("store, cold, 50 ms", "store, cold", 0.95),
-        ("store, blocks of 64, cache of a half, 50 ms", "store, blocks of 64, cache of a half", 0.95),
+        ("store, in blocks, cache of a half, 50 ms", "store, in blocks, cache of a half", 0.95),
     ),
     "train head": (("head, on stored features", "head, through the frozen layers", 20.0),),
 }
