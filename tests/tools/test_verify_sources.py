@@ -96,6 +96,8 @@ def stored_otherwise(data, path, change):
         )
     (shard,) = manifest.splits["train"].shards
     shard = write_shard_file(data / shard.file, framed)
+    for index in data.glob("*.index"):  # of the shards as they were
+        index.unlink()
     table = parquet.read_table(data / SOURCES_FILE)
     sizes = [len(record) for record in framed]
     columns = {"size": sizes, "offset": (np.cumsum(sizes) - sizes).tolist()}
