@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 # From nothing to a trained, evaluated model: the commands of the README on drawn images.
 demo: .venv/.installed
-	@echo "the demo: draws 720 images, converts, trains and evaluates a small VGG16; about 3 minutes on two cores, 100 MB in demo/"
+	@echo "the demo: draws 720 images, converts, trains and evaluates a small VGG16; about 3 minutes on two cores, 420 MB in demo/"
 	rm -rf demo
 	$(BIN)/shardline-sample-data --output demo/photos
 	$(BIN)/shardline-convert --source demo/photos --output demo/data --size 54 --splits train=0.75,validation=0.05,test=0.2
