@@ -46,7 +46,7 @@ def local_path(name: str, kind: str) -> str:
         says folder, or the other way round.
     """
     if not name:
-        raise ValueError(f"is empty; name a {'file or folder' if kind == 'any' else kind}")
+        raise ValueError(f"is empty; name a {'file or folder' if kind in ('any', 'source') else kind}")
     if "\0" in name:
         raise ValueError("holds a NUL character, which no file's name can; leave it out")
     if name.lower().startswith("file://"):

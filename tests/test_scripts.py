@@ -166,7 +166,8 @@ LOCAL = "s3://b/x", "s3: cannot be read or written yet; name a local place"
 @pytest.mark.parametrize(("script", "field"), PATHS, ids=[f"{script}-{field.name}" for script, field in PATHS])
 def test_no_path_flag_takes_an_object_store_for_a_local_folder(script, field, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    address, fault = ("hf://b/x", "hf: is not read from") if field.option.path == "dataset" else LOCAL
+    in_stores = field.option.path in ("dataset", "source")
+    address, fault = ("hf://b/x", "hf: is not known") if in_stores else LOCAL
     monkeypatch.setattr(sys, "argv", [script, f"--{field.name}={address}"])
     with pytest.raises(SystemExit) as stop:
         command(script)()
@@ -179,7 +180,8 @@ def test_no_path_flag_takes_an_object_store_for_a_local_folder(script, field, tm
 @pytest.mark.parametrize("script", OWN)
 def test_installed_scripts_refuse_an_object_store_in_one_line(script, tmp_path):
     """All path flags of a command at once, as a person types them."""
-    given = [f"--{field.name}=s3://b/x" for other, field in PATHS if other == script and field.option.path != "dataset"]
+    local = [field.name for other, field in PATHS if other == script and field.option.path not in ("dataset", "source")]
+    given = [f"--{name}=s3://b/x" for name in local]
     code, shown = type_in(BIN / script, *given, columns=400, cwd=tmp_path)
     assert code == 2 and shown.count("\n") == 1 and "s3: cannot be read or written yet" in shown, shown
     assert not list(tmp_path.iterdir())

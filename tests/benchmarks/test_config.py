@@ -53,7 +53,7 @@ def test_a_run_tells_its_input_and_flags_beside_it_replace_that(tmp_path):
     other = BenchConfig(run=str(tmp_path), output="report", cache="none", shuffle_block_size=8).resolved()
     assert other.shuffle_block_size == 8 and other.randaugment_layers == 2
     assert parse(BenchConfig, shlex.split(bench.command())) == bench  # the command needs the run no longer
-    with pytest.raises(UsageError, match=r"run=.*nowhere: no config.json there"):
+    with pytest.raises(UsageError, match=r"run=.*nowhere: no such directory"):
         BenchConfig(run=str(tmp_path / "nowhere"), output="report").resolved()
 
 

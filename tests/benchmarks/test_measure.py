@@ -153,7 +153,7 @@ def test_targets_are_reached_or_missed():
 
 
 def test_every_target_names_rows_that_exist():
-    from shardline.benchmarks import bench_convert, bench_input, bench_train
+    from shardline.benchmarks import bench_convert, bench_input, bench_object_store, bench_train
     from shardline.benchmarks.baselines.convert import CONVERTERS
     from shardline.benchmarks.baselines.input import LOADERS
 
@@ -163,6 +163,7 @@ def test_every_target_names_rows_that_exist():
         "convert 12 megapixels": {*CONVERTERS, bench_convert.OURS},
         "train": {bench_train.LOOP, bench_train.REAL, bench_train.BARE},
         "train head": {bench_train.FROZEN, bench_train.STORED},
+        "object_store": {name for name in vars(bench_object_store).values() if isinstance(name, str)},
     }
     for suite, targets in TARGETS.items():
         assert {name for row, other, _ in targets for name in (row, other)} <= known[suite]

@@ -107,7 +107,7 @@ def decode(data, header):  # while there is a copy of the file, in memory outsid
     decoding = status("VmHWM") + len(data)
     return pixels
 
-genuine, opencv._decode, decoding = opencv._decode, decode, 0
+genuine, opencv.decode, decoding = opencv.decode, decode, 0
 images.set_up_process()
 options = images.ImageOptions(**json.loads(sys.argv[3]))
 images.process(small, options)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
+from shardline.tools.plot_style import Plot
 from shardline.trainer.evaluation import results
 from shardline.trainer.evaluation.inference import Predictions
 from shardline.trainer.evaluation.leakage import Leakage, LeakedRecord
@@ -75,7 +76,7 @@ def test_when_all_records_leaked_nothing_is_left_to_count():
 
 def test_what_is_written_is_read_back(tmp_path):
     evaluation = computed(predictions(7, 3), 3)
-    results.write(evaluation, {"confusion": b"png"}, tmp_path)
+    results.write(evaluation, {"confusion": Plot("<svg/>", b"png")}, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "predictions.parquet", "metrics.json"}
     sha256 = hashlib.sha256((tmp_path / "predictions.parquet").read_bytes()).hexdigest()
     wanted = json.loads(json.dumps({**evaluation.metrics, "predictions_sha256": sha256}))
@@ -96,7 +97,7 @@ def test_an_interrupted_write_leaves_no_metrics_and_nothing_half(tmp_path, monke
 
     monkeypatch.setattr(pq, "write_table", break_off)
     with pytest.raises(KeyboardInterrupt):
-        results.write(computed(predictions(7, 3), 3), {"confusion": b"png"}, tmp_path)
+        results.write(computed(predictions(7, 3), 3), {"confusion": Plot("<svg/>", b"png")}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
 
 
