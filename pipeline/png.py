@@ -16,11 +16,12 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
 _COLORS = frozenset((b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"))
-_CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
+_CHUNK = struct.Struct(">I4s")  # bytes and kind
 _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
 _RAW_ICC = re.compile(rb"Raw profile type ic[cm]\0")
 _RAW_COLOR = b"raw"  # key of such a profile among the chunks that tell of color
 _HEXADECIMAL = (b"tEXt", b"zTXt")
+_TEXTS = frozenset((*_HEXADECIMAL, b"iTXt"))
 MOST_CHUNKS = 65_536  # at the usual 8 KB each, half a gigabyte
 MOST_TEXTS = 32  # in which an orientation is looked for
 _MOST_PROFILE = 1 << 22  # bytes of an inflated ICC profile
@@ -41,11 +42,10 @@ def read_header(data: bytes) -> PngHeader:
     if data[12:16] == b"CgBI":
         raise BadImage("unsupported-png", "PNG in Apple's form for its devices (CgBI); convert it to a common PNG")
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
-    chunks: list[tuple[bytes, int, int]] = []
+    chunks = _chunks(data)
     frames, orientation, from_text, texts, gray_key = 1, 0, 0, 0, None
     colors: dict[bytes, bytes] = {}  # bodies of chunks that tell of color
-    for kind, start, end in _chunks(data):
-        chunks.append((kind, start, end))
+    for kind, start, end in chunks:
         if kind in _PIXELS:
             if kind == b"tRNS" and color == 0:
                 gray_key = int.from_bytes(data[start + 8 : start + 10], "big") * 255 // ((1 << min(depth, 8)) - 1)
@@ -59,7 +59,7 @@ def read_header(data: bytes) -> PngHeader:
             texts += 1
             if _RAW_COLOR not in colors:
                 colors[_RAW_COLOR] = _raw_profile(kind, data[start + 8 : end - 4].partition(b"\0")[2], _MOST_PROFILE)
-        elif kind in (*_HEXADECIMAL, b"iTXt") and not from_text and texts < MOST_TEXTS:
+        elif kind in _TEXTS and not from_text and texts < MOST_TEXTS:
             from_text, texts = _orientation_of_text(kind, data[start + 8 : end - 4]), texts + 1
     profile = _profile(colors) if colors else b""
     return PngHeader("png", width, height, orientation or from_text or 1, frames, profile, tuple(chunks), gray_key)
@@ -94,9 +94,9 @@ def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
     found: list[tuple[bytes, int, int]] = []
     position = 8
     while position + 12 <= len(data) and len(found) < MOST_CHUNKS:
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        if not _CHUNK_NAME.fullmatch(kind):
+        size, kind = _CHUNK.unpack_from(data, position)
+        end = position + 12 + size
+        if not kind.isalpha():
             raise BadImage("corrupt-data", f"PNG: no chunk at byte {position}")
         if end > len(data):
             break
