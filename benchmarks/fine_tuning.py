@@ -213,7 +213,7 @@ def compare(config: FineTuningConfig) -> Iterator[dict[str, list[Outcome]]]:
 
 def measurements(config: FineTuningConfig, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Measurement]:
     """A row a recipe, its repeats in the order of the seeds."""
-    facts = asdict(config)
+    facts = asdict(config) | {name: Path(getattr(config, name)).name for name in ("data", "weights", "output")}
     return [
         Measurement(
             SUITE, name, "% top-1", tuple(run.top1 for run in runs),

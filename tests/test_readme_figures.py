@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CPU = {(m.suite, m.name): m for m in load_results(RESULTS / "epyc-2-cores")}
 SLEEPING = {(m.suite, m.name): m for m in load_results(RESULTS / "simulated_gpu")}
+RECIPES = {m.name: m for m in load_results(RESULTS / "fine_tuning")}
 H200 = json.loads((RESULTS / "h200" / "gpu_report.json").read_text())
 DEMO = json.loads((RESULTS / "demo.json").read_text())
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/explanation/speed.md")}
@@ -134,6 +135,18 @@ def beside():
         yield row("*the reference, measured a second time*", job, times(suite, CONTROL, reference))
 
 
+def recipes():
+    """What is learnt in equal wall time: mean, lowest and highest of the seeds."""
+    settings = next(iter(RECIPES.values())).settings
+    yield (
+        f"What is learnt in {settings['seconds']:.0f} seconds on these two cores, starting included, with "
+        f"{WORDS[len(settings['seeds'])]} seeds"
+    )
+    for name, found in RECIPES.items():
+        recipe, top1 = re.search(r"--recipe=(\w+)", found.what)[1], found.repeats
+        yield f"| `{recipe}`: {name} | {statistics.mean(top1):.1f}% ({min(top1):.1f} to {max(top1):.1f}) |"
+
+
 def row(what, job, found):
     middle, low, high = found
     return f"| {what} | {job} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
@@ -171,7 +184,10 @@ def quoted_suites():
 
 CLAIMS = [
     (page, source.__name__, claim)
-    for page, sources in {README: (demo, beside, one_gpu), SPEED: (loaders, converters, one_gpu, sleeping_gpus)}.items()
+    for page, sources in {
+        README: (demo, beside, one_gpu, recipes),
+        SPEED: (loaders, converters, one_gpu, sleeping_gpus),
+    }.items()
     for source in sources
     for claim in source()
 ]
