@@ -138,8 +138,10 @@ def beside():
 def recipes():
     """What is learnt in equal wall time: mean, lowest and highest of the seeds."""
     settings = next(iter(RECIPES.values())).settings
+    machine = json.loads((RESULTS / "fine_tuning" / "results.jsonl").read_text().splitlines()[0])["machine"]
+    cores = {(2, "Intel(R) Xeon(R) Processor"): "two cores of an Intel Xeon"}[machine["cores"], machine["cpu"]]
     yield (
-        f"What is learnt in {settings['seconds']:.0f} seconds on these two cores, starting included, with "
+        f"What is learnt in {settings['seconds']:.0f} seconds on {cores}, starting included, with "
         f"{WORDS[len(settings['seeds'])]} seeds"
     )
     for name, found in RECIPES.items():
