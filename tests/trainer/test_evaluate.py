@@ -150,7 +150,7 @@ def test_an_unreadable_record_is_counted_and_said(tiny_run, tiny_data, tmp_path)
     shard.write_bytes(content)
     output = tmp_path / "out"
     result = command("shardline.trainer.evaluate", "--run", tiny_run, "--data", data, "--output", output, "--noreport")
-    assert "n = 20/21, each once; 1 unreadable" in result.stdout
+    assert "20 records, each counted once, 1 of 21 unreadable" in result.stdout
     assert json.loads((output / "metrics.json").read_text())["n"] == 20
     arguments = ("--run", tiny_run, "--data", data, "--output", output, "--max_bad_records", 0)
     line = command("shardline.trainer.evaluate", *arguments, check=1).stderr.splitlines()[-1]

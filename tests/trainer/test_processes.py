@@ -319,7 +319,7 @@ def test_two_hosts_evaluate_as_one(tiny_run, tiny_data, tiny_evaluation, tmp_pat
     output = tmp_path / "evaluation"
     flags = ("--run", tiny_run, "--data", tiny_data, "--split", "test", "--output", output, "--batch_size", 8)
     first, second = on_two_hosts("evaluate", *flags)
-    assert "n = 21/21, each once" in first and second == ""
+    assert "21 records, each counted once" in first and second == ""
     ours, theirs = (results.read_metrics(folder) for folder in (output, tiny_evaluation))
     assert ours.pop("environment")["devices"].startswith("2 × CPU on 2 hosts") and theirs.pop("environment")
     assert ours == theirs
