@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def predict_split(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     elements = iter(data.eval_batches(split, config, **devices.place))
     steps = iter(lambda: list(itertools.islice(elements, devices.local_replicas)), [])  # a batch for each replica
-    with progress(total=num_stored, desc=f"evaluate {split}", unit="image") as bar:
+    with progress(total=num_stored, desc=f"evaluate {split}", unit="image") as bar, bad_records_in_one_line(data):
         for batches, outputs in one_late(lambda step: infer([batch["image"] for batch in step]), steps):
             for batch, output in zip(batches, outputs, strict=True):
                 used = (batch["weight"].numpy() > 0) | (batch["label"].numpy() == NO_LABEL)
@@ -161,6 +162,17 @@ def predict_split(
     order = np.argsort(records, kind="stable")
     assert len(np.unique(records)) == len(records), "a record was evaluated twice"
     return Predictions(records[order], labels[order].astype(np.int64), probabilities[order], num_stored)
+
+
+@contextmanager
+def bad_records_in_one_line(data: Dataset) -> Iterator[None]:
+    """Raise the Failure that ended the input in place of what TensorFlow makes of it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if data.bad_records.failure:
+            raise data.bad_records.failure from error
+        raise
 
 
 def predict_records(
