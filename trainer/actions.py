@@ -26,7 +26,7 @@ from shardline.trainer.input_profile import (
     to_text,
 )
 from shardline.trainer.loop import Action, StepRecord
-from shardline.trainer.model import Network, flops_per_image
+from shardline.trainer.model import Network
 from shardline.trainer.nvml import GpuFigures
 from shardline.trainer.overlap import InputWaits, one_late
 from shardline.trainer.run_dir import write_config
@@ -62,8 +62,7 @@ class StepMonitor(Action):
         steps = steps_between(0, setup.spans[-1].stop, setup.config.global_batch_size)
         self._epochs = setup.epoch(setup.spans[-1].stop)
         self.bar = progress(total=steps, initial=start_step, desc="train", unit="step", bar_format=BAR)
-        size = setup.config.image_size
-        self.flops = {span.index: flops_per_image(network, size, span.phase.part) for span in setup.spans}
+        self.flops: dict[int, float] = {}  # an image, by the phase's index; `run.phase_loop` tells it
         strategy, dtype = setup.cluster.strategy, setup.config.allreduce_dtype
         self.allreduce_bytes = {
             span.index: allreduce_bytes(strategy, network.trained(span.phase.part), dtype) for span in setup.spans

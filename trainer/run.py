@@ -269,13 +269,13 @@ def phase_loop(
     setup: TrainSetup, network: Network, state: TrainState, step: TrainStep, monitor: StepMonitor
 ) -> TrainLoop:
     """The steps of the phase, over images or, with --cache_features, over the frozen layers' output for them."""
-    if setup.config.cache_features and setup.spans[state.phase].phase.part == "head":
+    span = setup.spans[state.phase]
+    if setup.stores_features(span):
         cache = open_feature_cache(setup, network)
         monitor.flops[state.phase] = cache.flops
         step, batches = create_step(setup, network, state, cache.forward), cache.batches(state.cursor)
     else:
-        part = setup.spans[state.phase].phase.part
-        monitor.flops[state.phase] = flops_per_image(network, setup.input.image_size, part)
+        monitor.flops[state.phase] = flops_per_image(network, setup.input.image_size, span.phase.part)
         batches = setup.train_batches(state.cursor)
     return create_train_loop(setup.cluster.strategy, step, batches, clock(setup))
 

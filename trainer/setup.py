@@ -123,11 +123,15 @@ class TrainSetup:
             batch=self.config.global_batch_size,
         )
 
+    def stores_features(self, span: schedule.PhaseSpan) -> bool:
+        """Whether a phase trains on the frozen layers' output, stored once, in place of images."""
+        return bool(self.config.cache_features) and span.phase.part == "head"
+
     def stretches(self, span: schedule.PhaseSpan, cursor: int) -> Iterator[tuple[TrainSetup, int]]:
         """What is left of a phase at `cursor` by image size: the setup with batches of that size, and where it ends."""
         config = self.config
         # The frozen layers' output is stored once, of images as the model will see them.
-        resizes = () if config.cache_features and span.phase.part == "head" else config.resizes
+        resizes = () if self.stores_features(span) else config.resizes
         for stretch in schedule.stretches(span, cursor, resizes, config.image_size, self.spans[-1].stop):
             yield replace(self, input=replace(self.input, image_size=stretch.image_size)), stretch.stop
 
