@@ -50,6 +50,8 @@ def near_duplicates(
       bits: in which two hashes may differ.
       across_only: leave out pairs within a split.
     """
+    structured = hashes != 0  # the others would be one crowd, each compared with a thousand
+    hashes, inputs, splits = hashes[structured], inputs[structured], splits[structured]
     edges = [round(64 * i / (bits + 3)) for i in range(bits + 4)]
     blocks = [((1 << (end - start)) - 1) << start for start, end in pairwise(edges)]
     found: dict[tuple[int, int], int] = {}
@@ -90,7 +92,7 @@ def _neighbors(
                 break
             a, b = piece[same] & ones, piece[same + reach] & ones
             bits = np.bitwise_count(hashes[a] ^ hashes[b])
-            near = (bits <= most) & (hashes[a] != 0) & (hashes[b] != 0)
+            near = bits <= most
             if splits is not None:
                 near &= splits[a] != splits[b]
             hits = np.flatnonzero(near)[:limit]

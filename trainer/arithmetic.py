@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from shardline.pipeline import stored
-from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import user_cache
 from shardline.pipeline.machine import available_cores, processor_name
+from shardline.pipeline.progress import log, saying
 from shardline.pipeline.wording import last_line
 from shardline.trainer.cluster import gpus
 from shardline.trainer.config import AUTO, TrainConfig
@@ -114,8 +114,10 @@ def measured() -> Rates:
         rates = stored.load(path, Rates, format=FORMAT, remedy="delete it")
         if rates.machine == _machine() and len(rates.images_per_second) == len(MODES):
             return rates
-    log("timing this CPU's arithmetic for --precision=auto and --jit=auto (once for this machine, some 20 s)...")
-    rates = Rates(_machine(), _timed_elsewhere())
+    timing = "timing this CPU's arithmetic for --precision=auto and --jit=auto"
+    log(f"{timing} (once for this machine, some 20 s) …")
+    with saying(timing):
+        rates = Rates(_machine(), _timed_elsewhere())
     with contextlib.suppress(OSError):  # no home, a full disk: timed again by the next run
         keep(rates)
     return rates

@@ -48,6 +48,15 @@ def test_blank_images_and_crowds_do_not_flood_the_list():
     assert all(pair.first >= 5000 and pair.across_splits for pair in found)
 
 
+def test_blank_images_are_not_compared(monkeypatch):
+    compared, count = [], np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda bits: compared.append(len(bits)) or count(bits))
+    hashes = np.concatenate((np.zeros(5000, np.uint64), np.array([5, 7], np.uint64)))
+    found = near_duplicates(hashes, np.arange(5002), np.zeros(5002, int))
+    assert [(pair.first, pair.second) for pair in found] == [(5000, 5001)]
+    assert sum(compared) < 50
+
+
 def test_few_and_none():
     assert near_duplicates(np.empty(0, np.uint64), np.empty(0, int), np.empty(0, int)) == []
     assert near_duplicates(np.array([5], np.uint64), np.array([0]), np.array([0])) == []

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
+import tqdm
 
+from shardline.pipeline import progress
 from shardline.pipeline.cli import parse
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import arithmetic
@@ -59,6 +62,15 @@ def test_a_machine_is_timed_once(timed, monkeypatch, capsys):
     monkeypatch.setattr(arithmetic, "_machine", lambda: "another processor")
     decided(TrainConfig())
     assert len(calls) == 2
+
+
+def test_timing_says_that_it_goes_on(timed, monkeypatch):
+    timed()
+    monkeypatch.setattr(progress, "SAY_SECONDS", 0.01)
+    said = threading.Event()
+    monkeypatch.setattr(tqdm.tqdm, "write", lambda line, **_: "seconds so far" in line and said.set())
+    monkeypatch.setattr(arithmetic, "_timed_elsewhere", lambda: (1.0, 2.0, 3.0, 4.0) if said.wait(60) else ())
+    assert decided(TrainConfig()).precision == "mixed_bfloat16"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": "shardline arithmetic/1", "images_per_second": [0]}'])
