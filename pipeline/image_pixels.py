@@ -45,7 +45,9 @@ def decode_pixels(data: bytes, header: Header, halvings: int = 0, depth_range: s
     change = color.conversion_of(samples)
     bgr, depth_note = _to_bgr(samples, header, change, halvings - in_decoder, depth_range)
     turn_note = f"EXIF orientation {header.orientation} applied" if header.orientation != 1 else ""
-    notes = tuple(filter(None, [samples.note, change.note, depth_note, turn_note]))
+    # As of a clipboard that left alpha empty, or a white sign on nothing.
+    blank_note = "transparent or white everywhere" if samples.has_alpha and bgr.min(initial=255) == 255 else ""
+    notes = tuple(filter(None, [samples.note, change.note, depth_note, turn_note, blank_note]))
     return Pixels(_turned(bgr, header.orientation), change.transform is not None, notes)
 
 
@@ -110,6 +112,7 @@ def _band_to_bgr(band: np.ndarray, samples: Samples, change: color.Conversion, l
         band, channels = samples.palette[band.reshape(band.shape[:2])], "RGB"
         band, alpha, low, high = band[..., :3], band[..., 3] if alpha is None else alpha, 0, 255
     band = _scaled(band.squeeze(-1) if band.shape[2:] == (1,) else band, low, high)
+    band = cv2.bitwise_not(band) if samples.inverted else band
     associated = samples.associated
     if alpha is not None and associated and (change.transform or channels == "CMYK"):  # for the color itself
         band, associated = _unassociated(band, alpha), False

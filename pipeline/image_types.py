@@ -52,6 +52,7 @@ class Samples(NamedTuple):
       palette: uint8 [colors, 4], RGBA.
       profile: ICC color profile; empty for sRGB.
       note: what a person may want to know; "" for nothing.
+      inverted: low levels are light and high ones dark.
     """
 
     pixels: np.ndarray
@@ -61,9 +62,15 @@ class Samples(NamedTuple):
     palette: np.ndarray | None = None
     profile: bytes = b""
     note: str = ""
+    inverted: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether these are 8-bit BGR in sRGB, and there is nothing to say of them."""
         plain = self.channels == "BGR" and self.white == 255 and self.pixels.dtype == np.uint8
         return plain and not self.profile and not self.note
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether parts may be transparent."""
+        return self.channels.endswith("A") or (self.palette is not None and self.palette[:, 3].min() < 255)

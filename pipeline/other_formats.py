@@ -50,6 +50,9 @@ def _pillow_samples(name: str, image: ImageFile) -> Samples:
 
 # --- BMP --------------------------------------------------------------------------------------------------
 
+_RUN_LENGTHS = (b"\1\0\0\0", b"\2\0\0\0")  # compression schemes, of 8 and of 4 bits
+_END_OF_RUNS = b"\0\1"
+
 
 def _open_bmp(data: bytes) -> ImageFile:
     from PIL.BmpImagePlugin import BmpImageFile
@@ -87,6 +90,9 @@ def _bmp_profile(data: bytes) -> bytes:
 
 def decode_bmp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
     """By Pillow. Alpha that is 0 everywhere is no alpha: the Windows clipboard leaves it empty."""
+    if data[30:34] in _RUN_LENGTHS and data.endswith(_END_OF_RUNS):  # Pillow wants what the end leaves out
+        row = b"\xff\0" * (header.width // 255 + 1) + b"\0\0"  # of the first color
+        data = data.removesuffix(_END_OF_RUNS) + row * header.height
     samples = _pillow_samples("bmp", _open_bmp(data))._replace(profile=header.profile)
     if samples.channels == "RGBA" and not samples.pixels[..., 3].any():
         return samples._replace(pixels=samples.pixels[..., :3], channels="RGB")
@@ -125,6 +131,8 @@ def read_gif(data: bytes) -> GifHeader:
             if not frames and data[position + 1] == 0xF9:
                 control = position
             position += 2
+        elif frames:  # bytes between blocks, which browsers take for the end
+            break
         else:
             raise BadImage("corrupt-data", f"GIF: unknown block at byte {position}")
         body = position
@@ -220,7 +228,7 @@ def decode_pnm(data: bytes, header: PnmHeader, reduction: int = 1) -> Samples:
         row = (header.width + 7) // 8
         packed = np.frombuffer(data[header.start : header.start + row * header.height], np.uint8)
         _check_pnm(len(packed), row * header.height)
-        return Samples(1 - np.unpackbits(packed.reshape(-1, row), axis=1, count=header.width), "L", 1)
+        return Samples(np.unpackbits(packed.reshape(-1, row), axis=1, count=header.width), "L", 1, inverted=True)
     count = header.height * header.width * channels
     if header.kind > 3:
         kind = np.dtype(np.uint8 if header.largest < 256 else ">u2")
@@ -231,8 +239,7 @@ def decode_pnm(data: bytes, header: PnmHeader, reduction: int = 1) -> Samples:
     if samples.max(initial=0) > header.largest:
         raise BadImage("corrupt-data", f"PNM: a sample of {samples.max()} above the largest value {header.largest}")
     samples = samples.astype(np.uint8 if header.largest < 256 else np.uint16, copy=False).reshape(shape)
-    samples = 1 - samples if header.kind == 1 else samples
-    return Samples(samples, "RGB" if channels == 3 else "L", header.largest)
+    return Samples(samples, "RGB" if channels == 3 else "L", header.largest, inverted=header.kind == 1)
 
 
 def _decimal(text: bytes, header: PnmHeader, count: int) -> np.ndarray:

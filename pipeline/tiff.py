@@ -17,16 +17,16 @@ _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 254
 _STRIPS, _STRIP_BYTES, _SAMPLES, _STRIP_ROWS, _PLANAR, _COLORS = 273, 279, 277, 278, 284, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _SUBSAMPLING = 322, 323, 324, 325, 338, 339, 530
 _BELOW, _XMP, _PROFILE, _DNG = 330, 700, 34675, 50706
-_CURVE, _WHITE, _PRIMARIES = 301, 318, 319
+_CURVE, _WHITE, _PRIMARIES, _INK_SET = 301, 318, 319, 332
 _PIXELS = frozenset((  # and besides: fill order, fax options, predictor, ink set, JPEG tables
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, 292,
-    293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, 332, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
+    293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _INK_SET, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
 ))  # fmt: skip
 _READ = _PIXELS | {_SUBFILE, _ORIENTATION, _COLORS, _BELOW, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES}
 _RAW = {32803: "a color filter array", 34892: "linear raw data"}
 _PHOTOMETRICS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "RGB"}  # white is 0, black is 0, …, YCbCr
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)  # none, fax, LZW, JPEG, Deflate, PackBits, Zstandard
-_JPEG, _YCBCR = 7, 6
+_JPEG, _CMYK, _YCBCR = 7, 5, 6
 MOST_PAGES = 1000
 _MOST_VALUES = 1 << 22  # strips or tiles, bytes of a profile
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
@@ -109,6 +109,8 @@ def _check_supported(data: bytes, header: TiffHeader) -> None:
         refusal = f"{samples} samples a pixel for photometric interpretation {photometric}"
     elif _PHOTOMETRICS[photometric] == "L" and samples > 2:
         refusal = f"{samples} bands of which none is said to be red, green or blue"
+    elif photometric == _CMYK and header.first(_INK_SET, 1) != 1:
+        refusal = "inks that need not be cyan, magenta, yellow and black"
     elif photometric == _YCBCR and max(bits) != 8:
         refusal = f"{max(bits)}-bit YCbCr"
     elif compression == _JPEG and header.first(_PLANAR, 1) == 2 and samples > 1:
@@ -143,7 +145,7 @@ def _profile(data: bytes, header: TiffHeader) -> bytes:
 
 
 def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
-    """The first page as it is stored, white-is-zero turned over and bands without a meaning left out."""
+    """The first page as it is stored, bands without a meaning left out."""
     pixels = _planes(data, header)
     photometric, bits = header.first(_PHOTOMETRIC, 1), header.first(_BITS, 1)
     channels = _PHOTOMETRICS[photometric]
@@ -152,8 +154,6 @@ def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
     alpha = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     color = pixels[..., :colors]
     white = (1 << bits) - 1 if bits <= 16 and header.first(_FORMAT, 1) == 1 else 0
-    if photometric == 0:
-        color = white - color
     if photometric == _YCBCR and header.first(_COMPRESSION, 1) != _JPEG:
         color = cv2.cvtColor(np.ascontiguousarray(color[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     if alpha is not None:
@@ -168,6 +168,7 @@ def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
         palette=_palette(header) if photometric == 3 else None,
         profile=_profile(data, header),
         note=f"{unspecified} unspecified {'band' if unspecified == 1 else 'bands'} left out" if unspecified else "",
+        inverted=photometric == 0,
     )
 
 

@@ -223,6 +223,7 @@ def _tiff_refused() -> Iterator[Case]:
     yield Case("lab.tif", tiff(_rgb().astype(np.int64), w.LAB), reason)
     yield Case("seven-bands.tif", tiff(np.dstack([_rgb(), _rgb(), gray]), w.GRAY, extra=[0] * 6), reason)
     yield Case("two-inks.tif", tiff(np.dstack([gray, gray]), w.CMYK), reason)
+    yield Case("other-inks.tif", tiff(_quantized(_cmyk(), 8), w.CMYK, tags=[(332, 3, [2])]), reason)
     yield Case("subsampled-ycbcr.tif", tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (2, 2))]), reason)
     yield Case("unknown-compression.tif", tiff(gray, w.GRAY, tags=[(259, 3, [34676])]), reason)
     yield Case("small-copy-first.tif", tiff(gray, w.GRAY, tags=[(254, 4, [1])]), reason)
@@ -350,6 +351,10 @@ def _bmp_run_lengths() -> Iterator[Case]:
         coded = b"".join(w.run_lengths(row, bits) + b"\0\0" for row in index[::-1]) + b"\0\1"
         data = bmp(coded, SIZE, bits, compression=compression, colors=colors)
         yield Case(f"rle{bits}.bmp", data, rgb=_looked_up(index, colors))
+        half = b"".join(w.run_lengths(row, bits) + b"\0\0" for row in index[HEIGHT // 2 :][::-1]) + b"\0\1"
+        data = bmp(half, SIZE, bits, compression=compression, colors=colors)
+        below = np.where(np.arange(HEIGHT)[:, None] < HEIGHT // 2, 0, index)
+        yield Case(f"rle{bits}-that-ends-early.bmp", data, rgb=_looked_up(below, colors))
 
 
 # --- GIF, PNM, WebP ---------------------------------------------------------------------------------------
@@ -371,6 +376,7 @@ def _gifs() -> Iterator[Case]:
     shown = _looked_up(index, colors)
     keyed = np.where(index[..., None] == 3, WHITE, shown).astype(np.uint8)
     yield Case("87a.gif", gif(index, colors, version=b"87a"), rgb=shown)
+    yield Case("bytes-between-blocks.gif", gif(index, colors)[:-1] + b"\0\0;", rgb=shown)
     yield Case("interlaced.gif", gif(index, colors, interlace=True), rgb=shown)
     yield Case("local-colors.gif", gif(index, colors, local=True), rgb=shown)
     levels = np.repeat(np.arange(16)[:, None], 3, axis=1)

@@ -23,7 +23,7 @@ from shardline.pipeline.jpeg import JpegHeader
 from shardline.pipeline.sniff import UNSUPPORTED, sniff
 from shardline.tools import malformed_images
 from shardline.tools.image_variants import profile_of, variants
-from shardline.tools.image_writers import GRAY, tiff
+from shardline.tools.image_writers import GRAY, WHITE_IS_ZERO, tiff
 
 images.set_up_process()
 
@@ -143,6 +143,31 @@ def test_samples_without_a_range_of_their_own_need_one(kind: str) -> None:
         shown = load_rgb(data, ImageOptions(depth_range=depth_range))
         assert abs(shown.mean() - 127.5) < 1.5 and np.ptp(shown[1:]) >= 249
     assert load_rgb(data, ImageOptions(depth_range="image"))[0, 0, 0] <= 1
+
+
+@pytest.mark.parametrize("kind", ["f4", "i2", "u2", "u4"])
+def test_levels_are_those_of_the_file_where_white_is_zero(kind: str) -> None:
+    """An X-ray of 12 bits in 16, dark where levels are high."""
+    levels = np.linspace(0, 4095, 64 * 48).reshape(48, 64, 1)
+    formats = [(339, 3, [{"f": 3, "i": 2, "u": 1}[kind[0]]])]
+    samples = levels.astype(kind) if kind == "f4" else levels.astype(np.int64)
+    data = tiff(samples, WHITE_IS_ZERO, 8 * int(kind[1]), tags=formats)
+    for depth_range in ("0,4095", "image"):
+        shown = load_rgb(data, ImageOptions(depth_range=depth_range))[..., 0]
+        assert np.abs(shown - (255 - levels[..., 0] / 4095 * 255)).max() <= 1
+
+
+def test_an_image_with_nothing_to_see_is_noted() -> None:
+    """A clipboard that left alpha empty, a white sign on nothing; not what has a color somewhere."""
+    rgb = malformed_images.reference_image()
+    alpha = np.zeros_like(rgb[..., :1])
+    white, note = np.full_like(rgb, 255), "transparent or white everywhere"
+    for kind in ("PNG", "TIFF", "WEBP"):
+        assert process(save(np.dstack([rgb, alpha]), kind), AS_IS).note == note
+        assert process(save(np.dstack([white, alpha + 9]), kind), AS_IS).note == note
+    alpha[3, 3] = 255
+    assert process(save(np.dstack([rgb, alpha])), AS_IS).note == ""
+    assert process(save(white), AS_IS).note == ""
 
 
 @pytest.mark.parametrize("value", ["most", "1", "5,5", "9,1", "a,b", "0,inf", "nan,1", ""])
