@@ -302,6 +302,9 @@ CASES = {
     "an archive of another kind": Case("", "is an archive of a kind that is not read", [
         Way("unpack it and give the folder", "1 a train", do=add("u/a/1.jpg"), source="--source=SOURCE/u"),
     ], source="--source=SOURCE/x.tar.zst", texts={"x.tar.zst": "packed"}),
+    "an archive of another kind than its name says": Case("", "is a RAR archive, and no .zip or .tar", [
+        Way("unpack it and give the folder", "1 a train", do=add("u/a/1.jpg"), source="--source=SOURCE/u"),
+    ], source="--source=SOURCE/x.zip", texts={"x.zip": b"Rar!\x1a\x07\1\0"}),
     "a file": Case("", "is a file; give a folder or archive", [
         Way("a table (.csv, .tsv, .tab, .parquet) with the columns path,label", "1 a train",
             do=both(move(**{"x.list": "x.csv"}), add("1.jpg")), source="--source=SOURCE/x.csv"),

@@ -28,20 +28,21 @@ from typing import BinaryIO
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import remove_strays, temporary_path
+from shardline.pipeline.sniff import NOT_IMAGES, sniff
 from shardline.pipeline.source_files import DEFLATED, STORED, TAR, ZIP, Origin, Place
 from shardline.pipeline.text import display
 from shardline.tools.conversion.config import ARCHIVE
 from shardline.tools.conversion.sources import file_stamp
 from shardline.tools.conversion.trees import Entry, is_left_behind
 
-COMPRESSED: dict[str, Callable[[str], BinaryIO]] = {
-    ".gz": gzip.open,  # type: ignore[dict-item]
-    ".tgz": gzip.open,  # type: ignore[dict-item]
-    ".bz2": bz2.open,  # type: ignore[dict-item]
-    ".tbz2": bz2.open,  # type: ignore[dict-item]
-    ".xz": lzma.open,  # type: ignore[dict-item]
-    ".txz": lzma.open,  # type: ignore[dict-item]
+Opener = Callable[[str], BinaryIO]
+_COMPRESSED: dict[bytes, Opener] = {  # by the first bytes: names are often wrong
+    b"\x1f\x8b": gzip.open,  # type: ignore[dict-item]
+    b"BZh": bz2.open,  # type: ignore[dict-item]
+    b"\xfd7zXZ": lzma.open,  # type: ignore[dict-item]
 }
+_REMEDIES = {"html": "; download it again", "rar": "; unpack it and give the folder"}  # of what is no archive of ours
+_REMEDIES["7z"] = _REMEDIES["rar"]
 MAX_RATIO = 100  # of the members' bytes to the archive's; photographs hardly compress
 BOMB_BYTES = 64 << 20  # below which nobody minds
 _CHUNK = 1 << 20
@@ -94,15 +95,15 @@ def open_archive(path: str, inner: str = "", *, spool_beside: str = "") -> Archi
     """
     what = f"--source={path}"
     members = _Members(what, stamp=file_stamp(os.stat(path)))
-    suffix = os.path.splitext(path)[1].lower()
     spool = None
     try:
-        if suffix == ".zip":
+        is_zip, unpacker = _kind(path, what)
+        if is_zip:
             _list_zip(path, members)
             origin = Origin(os.path.abspath(path), ZIP)
         else:
-            if suffix in COMPRESSED:
-                spool = Spool(path, spool_beside or path)
+            if unpacker:
+                spool = Spool(path, spool_beside or path, unpacker)
             origin = Origin(os.path.abspath(spool.path if spool else path), TAR)
             with open(origin.path, "rb") as file:
                 _list_tar(file, members, 0, os.path.getsize(origin.path), b"")
@@ -116,6 +117,21 @@ def open_archive(path: str, inner: str = "", *, spool_beside: str = "") -> Archi
     if not tree.has(b""):
         raise UsageError(f"{what}: no folder {inner!r} in it")
     return tree
+
+
+def _kind(path: str, what: str) -> tuple[bool, Opener | None]:
+    """Whether a file is a .zip, and what decompresses it if it is a compressed .tar: told by its first bytes.
+
+    Only a .zip behind other bytes, a program that unpacks itself, is told by its name.
+    """
+    with open(path, "rb") as file:
+        start = file.read(_BLOCK)
+    unpacker = next((unpacker for magic, unpacker in _COMPRESSED.items() if start.startswith(magic)), None)
+    is_tar = unpacker is not None or start[257:262] == b"ustar"
+    found = sniff(start)
+    if found in NOT_IMAGES and found != "zip" and not is_tar:
+        raise UsageError(f"{what} is {NOT_IMAGES[found]}, and no .zip or .tar{_REMEDIES.get(found, '')}")
+    return found == "zip" or (path.lower().endswith(".zip") and not is_tar), unpacker
 
 
 # ------------------------------------------------------------------------------------------------ members
@@ -421,7 +437,7 @@ def _pax(content: bytes, members: _Members, name: bytes, size: int) -> tuple[byt
 class Spool:
     """A compressed .tar, decompressed into a file that goes when this object does."""
 
-    def __init__(self, archive: str, beside: str) -> None:
+    def __init__(self, archive: str, beside: str, unpacker: Opener) -> None:
         directory = Path(beside).absolute().parent
         while not directory.is_dir():
             directory = directory.parent
@@ -435,7 +451,7 @@ class Spool:
         self.path = str(temporary_path(directory / name))
         self.remove = weakref.finalize(self, _unlink, self.path)
         try:
-            _decompress(archive, self.path)
+            _decompress(archive, self.path, unpacker)
         except BaseException:
             self.remove()
             raise
@@ -446,14 +462,13 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-def _decompress(archive: str, target: str) -> None:
+def _decompress(archive: str, target: str, unpacker: Opener) -> None:
     packed, expanded = os.path.getsize(archive), 0
-    opened = COMPRESSED[os.path.splitext(archive)[1].lower()]
     try:
-        with opened(archive) as source, open(target, "xb") as file:
+        with unpacker(archive) as source, open(target, "xb") as file:
             while piece := source.read(_CHUNK):
                 expanded += len(piece)
                 _refuse_bomb(f"--source={archive}", expanded, packed)
                 file.write(piece)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
-        raise UsageError(f"--source={archive} is damaged, or not what its name says; download it again") from None
+        raise UsageError(f"--source={archive} is damaged; download it again") from None

@@ -369,6 +369,34 @@ def test_what_is_no_archive_is_said(tmp_path, name, data):
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("mode", ["zip", "w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("called", ["y.zip", "y.tar", "y.tar.gz", "y.tbz2"])
+def test_what_an_archive_is_counts_and_not_what_it_is_called(folder, tmp_path, mode, called):
+    archive = tmp_path / called
+    zip_of(folder, archive) if mode == "zip" else tar_of(folder, archive, mode)
+    found = scan(str(archive), ScanOptions())
+    assert list(found.paths()) == list(scan(str(folder), ScanOptions()).paths())
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"<!DOCTYPE html><html>Quota exceeded</html>",
+            "is an HTML page, .*, and no .* download it again$",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; fetch the real file"),
+        (b"Rar!\x1a\x07\1\0" + bytes(999), "is a RAR archive, and no .* unpack it and give the folder$"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(999), "is a 7z archive, and no .* unpack it and give the folder$"),
+    ],
+)
+def test_what_is_called_an_archive_and_is_none_is_named(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=message):
+        scan(str(tmp_path / name), ScanOptions())
+
+
 @pytest.mark.parametrize("name", ["x.7z", "x.rar", "x.tar.zst", "x.gz"])
 def test_archives_of_other_kinds_are_refused_with_the_remedy(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
