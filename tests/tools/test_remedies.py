@@ -408,6 +408,13 @@ CASES = {
     "paths without suffix": Case("img/1.jpg img/2.jpg", "none of its 2 paths exists", [
         Way("img/1.jpg does: use --path_format='img/{}.jpg'", "1 a train, 2 b train", "--path_format=img/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
+    "addresses in a table": Case("1.jpg 2.jpg", "https://x.org/1.jpg does not lie below the table's folder", [
+        Way("download the images, and list their paths", "1 a train", "", text("x.csv", "path,label\n1.jpg,a\n")),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\nhttps://x.org/1.jpg,a\n"}),
+    "percent signs in paths": Case("my%201.jpg", "none of its 1 path exists", [
+        Way("my 1.jpg does: write the paths without percent signs", "my 1 a train", "",
+            text("x.csv", "path,label\nmy 1.jpg,a\n")),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\nmy%201.jpg,a\n"}),
     "paths elsewhere": Case("a/b/1.jpg", "none of its 1 path exists", [
         Way("--path_format='FOLDER/{}.jpg' says what they are made of", "1 x train", "--path_format=a/b/{}.jpg"),
         Way("paths are relative to the table's folder", "1 x train", "", text("x.csv", "path,label\na/b/1.jpg,x\n")),
@@ -575,6 +582,7 @@ WITHOUT_A_CASE = {  # parts of messages, and why there is no way to follow
     ": no line has a class name and words, as in 'n01440764 tench'": "words are shown, and no labels",
     " is no JSON of classes and words (": "words are shown, and no labels",
     ": the column split has more than 100 values; is it another column?": "asks",
+    " in the column size is no number of bytes": "of tables in object stores, which tell what is wrong",
     "--exclude is for folders, archives and tables: TFDS records have no names": "test_scan has prepared datasets",
 }
 

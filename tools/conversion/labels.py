@@ -262,8 +262,8 @@ def _check_label(name: str, found: Sequence[str], what: str) -> None:
             f"{what}: {name!r} is the name of a split and no class; give the source whose folders are the splits "
             f"(SOURCE/train/CLASS/image.jpg), or name splits in a table's column split{listed}"
         )
-    parts = [part.strip() for part in _BETWEEN.split(name)]
-    if _LIST.fullmatch(name.strip()) or (len(parts) > 1 and set(parts) <= set(found)):
+    several = ([part.strip() for part in _BETWEEN.split(name)], name.split())
+    if _LIST.fullmatch(name.strip()) or any(len(parts) > 1 and set(parts) <= set(found) for parts in several):
         raise UsageError(
             f"{what}: the label {name!r} is a list; shardline takes one label an image, so choose one of them{listed}"
         )

@@ -7,20 +7,21 @@ value: the first row that cannot be used ends the scan with its number.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.object_store import Store, StoredFile
-from shardline.pipeline.paths import is_remote
+from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.source_files import STORE, Origin, Place
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
@@ -34,10 +35,12 @@ _NAMES = {  # of columns, the usual ones first
     "path": ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name",
              "img", "img_path", "image_id", "imageid", "img_id", "image index", "id"),
     "label": ("label", "class", "target", "category", "class_name", "label_name", "class_id", "category_id", "labels"),
-    "split": ("split", "set", "subset", "partition", "data set"),
+    "split": ("split", "set", "subset", "partition", "data set", "dataset", "phase", "usage"),
     "group": ("group",),
 }  # fmt: skip
 _DELIMITERS = ",;\t|"
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_HOT = {"true": 1.0, "false": 0.0, "": 0.0}
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,16 @@ class _TableScan:
 
     def _relative(self, line: int, path: str) -> str:
         """A row's path, relative to the table's folder."""
-        if not is_remote(path):
+        if not _ADDRESS.match(path):
             return path
         if self.facts and path.startswith(f"{self.facts.store.url}/"):
             return path.removeprefix(f"{self.facts.store.url}/")
-        raise UsageError(
-            f"{self.what}, row {line}: {path} does not lie below the table's folder; put the table into the store, "
-            "into a folder above all images"
-        )
+        if path.lower().startswith("file:"):
+            return local_path(path, "any")
+        remedy = "download the images, and list their paths"
+        if is_remote(path):
+            remedy = "put the table into the store, into a folder above all images"
+        raise UsageError(f"{self.what}, row {line}: {path} does not lie below the table's folder; {remedy}")
 
     def _size_and_stamp(self, line: int, path: bytes, cells: Sequence[str]) -> tuple[int, int]:
         """0 and 0 where no file is, as its worker will say."""
@@ -267,6 +272,8 @@ def _format_hint(folder: Path, value: str, given: str) -> str:
         prefixes = ["", *sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir())[:100]]
     except OSError:
         return ""
+    if (decoded := unquote(value)) != value and os.path.isfile(folder / decoded):
+        return f"; {decoded} does: write the paths without percent signs"
     for prefix in prefixes:
         for suffix in ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG"):
             if os.path.isfile(folder / f"{prefix}{value}{suffix}"):  # also of names that no file can have
@@ -321,7 +328,7 @@ class _Columns:
         classes: dict[str, int] = {}
         if options.labels.kind == "onehot" and not options.label_column:
             taken = {found[part] for part in ("path", "split", "group")}
-            classes = {header[i].strip(): i for i in range(len(names)) if i not in taken}
+            classes = {header[i].strip(): i for i in range(len(names)) if i not in taken and names[i]}
         elif found["label"] < 0:
             raise UsageError(
                 f"{what}: no column 'label'; the first line must name the columns path and label, and may name split "
@@ -358,7 +365,8 @@ class _Columns:
         hot = []
         for name, column in self.classes.items():
             try:
-                value = float(cells[column] or 0)
+                cell = cells[column].strip().lower()
+                value = _HOT[cell] if cell in _HOT else float(cell)
             except ValueError:
                 value = -1
             if value not in (0, 1):
@@ -411,22 +419,19 @@ def _text_lines(path: Path) -> Iterator[Line]:
         raise UsageError(f"{what} is a spreadsheet or an archive and no text; save it as .csv")
     with open(path, newline="", encoding=encoding) as file:
         try:
-            first = file.readline()
+            first, above = file.readline(), 1
+            while first and not first.strip():
+                first, above = file.readline(), above + 1
             if told := re.fullmatch(r'"?sep=(.)"?\s*', first):  # Excel's
-                first = file.readline()
-            above = 2 if told else 1
+                first, above = file.readline(), above + 1
             delimiter = told[1] if told else _delimiter(first, path)
-            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-            header = next(csv.reader(io.StringIO(first), delimiter=delimiter, strict=True, skipinitialspace=True), [])
-            yield above, header
-            for cells in reader:
-                if not cells:
-                    continue
-                yield reader.line_num + above, cells
+            reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True, skipinitialspace=True)
+            yield above, next(reader, [])
+            yield from ((reader.line_num + above - 1, cells) for cells in reader if cells)
         except UnicodeDecodeError as error:
             raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
-            raise UsageError(f"{what}, line {reader.line_num + above}: {error}") from None
+            raise UsageError(f"{what}, line {reader.line_num + above - 1}: {error}") from None
 
 
 def _delimiter(header: str, path: Path) -> str:

@@ -269,6 +269,9 @@ def test_several_labels_in_a_cell_are_told_by_their_parts():
     with pytest.raises(UsageError, match=r"'cat\|dog' is a list; shardline takes one label an image"):
         order("cat", "dog", "cat|dog")
     assert order("crane, bird", "crane, machine").names == ("crane, bird", "crane, machine")
+    with pytest.raises(UsageError, match="'scab rust' is a list; shardline takes one label an image"):
+        order("scab", "rust", "scab rust")  # Kaggle's Plant Pathology
+    assert order("golden retriever", "retriever").names == ("golden retriever", "retriever")
 
 
 def test_what_class_names_lists_is_a_class():

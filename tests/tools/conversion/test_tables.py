@@ -142,7 +142,7 @@ def test_a_table_without_a_header_is_refused(folder):
 # ------------------------------------------------------------------------------------------------ splits
 
 
-@pytest.mark.parametrize("name", ["split", "set", "subset", "partition", "data set"])
+@pytest.mark.parametrize("name", ["split", "set", "subset", "partition", "data set", "dataset", "Phase", "Usage"])
 def test_split_columns(folder, name):
     rows = "".join(f"{path},{label},{split}\n" for path, label, split in ROWS)
     (folder / "t.csv").write_text(f"path,label,{name}\n{rows}")
@@ -181,6 +181,14 @@ def test_a_column_for_each_class(folder):
     found, listed = scan(folder / "t.csv", labels=LabelOptions(kind="onehot"))
     assert listed == {"1.jpg": ("MEL", ""), "2.jpg": ("NV", ""), "3.jpg": ("BCC", "")}
     assert found.labels == ("BCC", "MEL", "NV")
+
+
+def test_columns_of_a_spreadsheet_or_a_program_are_no_classes(folder):
+    """An index without a name, as pandas writes it, and words for 1 and 0."""
+    (folder / "t.csv").write_text(",image,MEL,NV\n0,1.jpg,True,False\n1,2.jpg,FALSE,TRUE\n2,3.jpg,1,\n")
+    found, listed = scan(folder / "t.csv", labels=LabelOptions(kind="onehot"))
+    assert listed == {"1.jpg": ("MEL", ""), "2.jpg": ("NV", ""), "3.jpg": ("MEL", "")}
+    assert found.labels == ("MEL", "NV")
 
 
 @pytest.mark.parametrize(
@@ -247,6 +255,26 @@ def test_blanks_after_separators_are_no_part_of_values(folder):
         'path, label, split\n1.jpg, "cat", train\n2.jpg,  "a, b", test\n"3.jpg", cat, train\n'
     )
     assert scan(folder / "t.csv")[1] == EXPECTED | {"2.jpg": ("a, b", "test")}
+
+
+def test_line_breaks_in_quotes_and_blank_lines_before_the_header(folder):
+    (folder / "t.csv").write_text('\n\npath,label,"my\nnote"\n1.jpg,cat,"two\nlines"\n2.jpg,dog,\n1,2,3,4\n')
+    assert "line 8: 4 columns, but the first line names 3" in refusal(folder / "t.csv")
+    text = (folder / "t.csv").read_text().replace("1,2,3,4\n", "")
+    (folder / "t.csv").write_text(text)
+    assert scan(folder / "t.csv")[1] == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
+
+
+def test_addresses_are_files_here_or_refused_with_a_remedy(folder):
+    (folder / "my cat.jpg").write_bytes((folder / "1.jpg").read_bytes())
+    (folder / "t.csv").write_text(f"path,label\nfile://{folder}/1.jpg,cat\nfile://{folder}/my%20cat.jpg,dog\n")
+    assert list(scan(folder / "t.csv")[1].values()) == [("cat", ""), ("dog", "")]
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat\nhttps://example.com/2.jpg,dog\n")
+    assert "row 3: https://example.com/2.jpg does not lie below the table's folder; download" in refusal(
+        folder / "t.csv"
+    )
+    (folder / "t.csv").write_text("path,label\nmy%20cat.jpg,cat\n")
+    assert "my cat.jpg does: write the paths without percent signs" in refusal(folder / "t.csv")
 
 
 def test_paths_of_windows_are_read_where_no_file_is_called_so(tmp_path):
