@@ -9,6 +9,7 @@ from shardline.benchmarks.measure import CONTROL, Measurement, ratio, reference_
 TARGETS = {  # suite: (row, the row it is compared with, least ratio)
     "input": (
         ("shardline host", "Model Garden, float32", 2.0),
+        ("shardline host", "bare loop, whole images", 1.0),
         ("shardline host", "PyTorch DataLoader + OpenCV", 1.0),
         ("shardline host", "Grain + ArrayRecord + OpenCV", 1.2),
         ("shardline device", "PyTorch DataLoader + OpenCV", 1.35),

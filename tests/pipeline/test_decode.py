@@ -136,6 +136,13 @@ def test_a_window_of_any_encoding(encoding, exact):
     np.testing.assert_array_equal(part, whole[2:12, 3:12])
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_rows_are_not_written_past_the_caches(exact):
+    """libjpeg-turbo does that to rows which begin on a multiple of 32 bytes."""
+    pixels = decode(example(encode(image(3, 40, 64), "jpeg"), 40, 64), "jpeg", exact=exact)
+    assert all(row.ctypes.data % 32 for row in pixels)
+
+
 def test_below_the_window_nothing_is_decoded_of_a_checked_image_alone():
     data = bytearray(encode(image(7, 256, 96), "jpeg"))
     data[len(data) * 3 // 4 : len(data) * 3 // 4 + 40] = bytes(40)

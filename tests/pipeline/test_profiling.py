@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -129,6 +130,32 @@ def test_cpu_time_is_taken_apart_from_waiting():
         pass
     watch.lap("decode")
     assert watch.cpu_seconds["read"] < 0.02 <= watch.cpu_seconds["decode"] and watch.seconds["read"] >= 0.05
+
+
+def test_few_laps_ask_for_cpu_time_and_all_stages_get_theirs(monkeypatch):
+    now = {"perf_counter": 0.0, "thread_time": 0.0, "asked": 0}
+
+    def thread_time():
+        now["asked"] += 1
+        return now["thread_time"]
+
+    def spend(stage, cpu, waiting):
+        now["thread_time"] += cpu
+        now["perf_counter"] += cpu + waiting
+        watch.lap(stage)
+
+    monkeypatch.setattr("shardline.pipeline.profiling.time.perf_counter", lambda: now["perf_counter"])
+    monkeypatch.setattr("shardline.pipeline.profiling.time.thread_time", thread_time)
+    watch = Stopwatch()
+    slow = np.random.default_rng(0).random(20_000) < 0.1
+    for sample in range(len(slow)):
+        spend("read", 1.0, 40.0 * slow[sample])
+        spend("decode", 10.0 + sample % 3, 0.0)
+        spend("augment", 3.0, 1.0)
+    assert now["asked"] < 0.25 * 3 * len(slow)
+    cpu = {stage: seconds / len(slow) for stage, seconds in watch.cpu_seconds.items()}
+    assert cpu == pytest.approx({"read": cpu["read"], "decode": 11, "augment": 3}, rel=1e-3)
+    assert watch.seconds["read"] / len(slow) - cpu["read"] == pytest.approx(40 * slow.mean(), rel=0.1)
 
 
 def test_training_and_evaluation_are_timed_apart_also_in_workers(tiny):
