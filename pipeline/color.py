@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from shardline.pipeline.image_types import Samples
+from shardline.pipeline.matrix_color import MatrixProfile, matrix_profile
 
 ROWS = 256  # converted at a time: a large image must not need its memory three times
 
@@ -23,6 +24,7 @@ class Conversion:
     note: str  # for people: the profile's name and what became of it
     mode: str = ""  # of Pillow's, that the transform takes
     transform: Any = None  # Pillow's, from the profile to sRGB; None to leave the pixels as they are
+    matrix: MatrixProfile | None = None  # the same in less time, where the profile is no more than that
 
 
 _NOTHING = Conversion("")
@@ -64,15 +66,30 @@ def conversion(profile: bytes, mode: str) -> Conversion:
         converted = np.asarray(ImageCms.applyTransform(Image.fromarray(probe), transform)).astype(int)
         if np.abs(converted - probe.reshape(*probe.shape[:2], -1)).max() <= 2:
             return Conversion(f"color profile {name} left out: it is sRGB")
-    return Conversion(f"color profile {name} converted to sRGB", mode, transform)
+    matrix = _matrix(profile, transform) if mode == "RGB" else None
+    return Conversion(f"color profile {name} converted to sRGB", mode, transform, matrix)
 
 
-def _probe(mode: str) -> np.ndarray:
+def _matrix(profile: bytes, transform: Any) -> MatrixProfile | None:
+    """The curves and matrix that answer as the transform does; None where none do, as for profiles of tables."""
+    from PIL import Image, ImageCms
+
+    try:
+        found = matrix_profile(profile)
+    except (RuntimeError, ValueError, TypeError):
+        return None
+    probe = _probe("RGB", 15)
+    wanted = np.asarray(ImageCms.applyTransform(Image.fromarray(probe), transform))
+    off = np.abs(found.to_srgb(probe)[..., ::-1].astype(int) - wanted).max()
+    return found if off <= 1 else None
+
+
+def _probe(mode: str, step: int = 51) -> np.ndarray:
     """Pixels over the whole range of a mode."""
-    levels = np.arange(0, 256, 17, dtype=np.uint8)
     if mode == "L":
-        return levels[None]
-    return np.stack(np.meshgrid(levels[::3], levels[::3], levels[::3]), axis=-1).reshape(1, -1, 3)
+        return np.arange(0, 256, 17, dtype=np.uint8)[None]
+    levels = np.arange(0, 256, step, dtype=np.uint8)
+    return np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
 
 
 def _printable(text: str) -> str:
@@ -82,13 +99,15 @@ def _printable(text: str) -> str:
 
 def to_srgb(pixels: np.ndarray, change: Conversion) -> np.ndarray:
     """uint8 [height, width] gray, [..., 3] RGB or [..., 4] CMYK to BGR."""
+    if pixels.ndim == 2 and change.mode == "RGB":
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    if change.matrix:
+        return change.matrix.to_srgb(pixels)
     from PIL import Image, ImageCms
 
     bgr = np.empty((*pixels.shape[:2], 3), np.uint8)
     for top in range(0, len(pixels), ROWS):
         band = np.ascontiguousarray(pixels[top : top + ROWS])
-        if band.ndim == 2 and change.mode == "RGB":
-            band = cv2.cvtColor(band, cv2.COLOR_GRAY2RGB)
         rgb = np.asarray(ImageCms.applyTransform(Image.fromarray(band, change.mode), change.transform))
         bgr[top : top + ROWS] = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     return bgr

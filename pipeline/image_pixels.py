@@ -117,7 +117,7 @@ def _band_to_bgr(band: np.ndarray, samples: Samples, change: color.Conversion, l
     if alpha is not None and associated and (change.transform or channels == "CMYK"):  # for the color itself
         band, associated = _unassociated(band, alpha), False
     if change.transform:
-        band = color.to_srgb(band[..., ::-1] if channels == "BGR" else band, change)
+        band = color.to_srgb(cv2.cvtColor(band, cv2.COLOR_BGR2RGB) if channels == "BGR" else band, change)
     elif channels == "L":
         band = cv2.cvtColor(band, cv2.COLOR_GRAY2BGR)
     elif channels == "CMYK":

@@ -51,7 +51,7 @@ def base_of(config: ConvertConfig) -> Manifest:
         raise UsageError(f"{what} holds shards that were adopted, not converted; convert what is new by itself")
     if manifest.image.kernel != KERNEL:
         raise UsageError(
-            f"{what} has images that were resized by {manifest.image.kernel}, this version resizes by {KERNEL}; "
+            f"{what} has images that were made by {manifest.image.kernel!r}, this version makes them by {KERNEL!r}; "
             "convert all of it again"
         )
     Output(config.output, config.directory).check(manifest, config.verify)

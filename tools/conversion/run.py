@@ -488,4 +488,5 @@ def _expected_record_bytes(image: ImageOptions, sources: Sources) -> int:
 
 
 def _versions() -> dict[str, str]:
-    return {"shardline": metadata.version("shardline"), **versions()}
+    """What decides the stored bytes beside the options: none of it may change within a dataset, nor on resuming."""
+    return {"shardline": metadata.version("shardline"), "pixels": KERNEL, **versions()}

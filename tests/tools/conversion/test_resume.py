@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from shardline.pipeline.errors import Failure
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive
 from shardline.pipeline.manifest import Manifest
 from shardline.tools.conversion.run import convert
@@ -163,6 +163,18 @@ def interrupted(source, output):
         patch.setattr("shardline.tools.conversion.run.finalize", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             convert(config(source, output, shards=SHARDS))
+
+
+def test_pixels_made_in_another_way_are_neither_mixed_nor_taken_for_the_same(tmp_path, monkeypatch):
+    """A version of this program that stores other bytes of the same image says so by KERNEL."""
+    source, begun, whole = class_folders(tmp_path / "s", 2, 5), tmp_path / "begun", tmp_path / "whole"
+    interrupted(source, begun)
+    convert(config(source, whole, shards=SHARDS))
+    for module in ("run", "append"):
+        monkeypatch.setattr(f"shardline.tools.conversion.{module}.KERNEL", "lanczos")
+    for output, append in ((begun, False), (whole, False), (whole, True)):
+        with pytest.raises(UsageError, match=r"other versions: .*lanczos|this version makes them by"):
+            convert(config(source, output, shards=SHARDS, append=append))
 
 
 def test_changed_options_and_sources_are_refused_with_the_difference(tmp_path):
