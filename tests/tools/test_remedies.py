@@ -267,6 +267,14 @@ CASES = {
     "one parent": Case("a/images/1.jpg b/images/2.jpg", "all images lie in folders called 'images'", [
         Way("use --label_from=first", "1 a train, 2 b train", "--label_from=first", drops="--label_from=parent"),
     ], "--label_from=parent"),
+    "one folder of everything": Case("images/1.jpg images/2.jpg", "images would be the only class", [
+        Way("put the images of each class into a folder of their own", "1 a train, 2 b train", "",
+            both(move(**{"images/1.jpg": "a/1.jpg", "images/2.jpg": "b/2.jpg"}), remove("images"))),
+        Way("list path,label in a .csv and give that", "1 a train, 2 b train", "",
+            text("x.csv", "path,label\nimages/1.jpg,a\nimages/2.jpg,b\n"), "--source=SOURCE/x.csv"),
+        Way("if it is a class, list it in --class_names", "1 images train, 2 images train", "--class_names=SOURCE/../n",
+            text("../n", "images\n")),
+    ]),
     "a table beside one class": Case("faces/1.jpg faces/2.jpg", "faces would be the only class, but labels.csv lies beside it", [
         Way("if that has the labels, give it, as --source", "1 a train, 2 b train", source="--source=SOURCE/labels.csv"),
         Way("if not, leave it out with --exclude=labels.csv", "1 faces train, 2 faces train", "--exclude=labels.csv"),

@@ -30,7 +30,9 @@ OnProgress = Callable[[int], None]
 # Folders of datasets for detection and segmentation, which are no classes whatever lies in them.
 _PARTS = {"annotations", "imagesets", "jpegimages", "segmentationclass", "segmentationobject"}
 _PAIRS = ({"images", "labels"}, {"images", "masks"}, {"img", "mask"})
-_CONTAINERS = {"images", "image", "imgs", "img", "photos", "pictures", "jpegimages"}  # of a split, and no classes
+_CONTAINERS = {  # of a split or of everything, and no classes
+    *("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "jpg", "jpeg", "png"),
+}
 _TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
 _SEARCH_DEPTH, _SEARCH_FOLDERS = 4, 20  # how far split folders are looked for, for a hint
 
@@ -90,9 +92,9 @@ def scan_tree(tree: Tree, root: str, what: str, options: LayoutOptions, on_progr
     if not len(walk.builder):
         raise UsageError(f"{what}: the class folders hold no files")
     walk.refuse_empty_classes()
-    walk.refuse_one_parent()
-    walk.refuse_foreign_labels()
     walk.refuse_tables()
+    walk.refuse_containers()
+    walk.refuse_foreign_labels()
     places = label_places(walk.builder, walk.labels, list(walk.splits))
     order = order_labels(list(walk.labels), options.labels, what, places=places)
     notes = [*walk.notes(), *order.notes, *_order_note(order.names, options.labels)]
@@ -252,7 +254,7 @@ def _below_hint(tree: Tree, what: str) -> str:
             names = [entry.name for entry in tree.entries(folder) if entry.is_folder]
             splits = [name for name in names if split_rank(path_text(name)) is not None]
             alone = len(splits) == len(names) > 1
-            if folder and alone and any(_holds_classes(tree, os.path.join(folder, split)) for split in splits):
+            if folder and alone and any(_depth(tree, os.path.join(folder, split)) > 0 for split in splits):
                 where = path_text(folder)
                 return f"the split folders {_listed(splits)} lie in {where}: give {what}/{where}"
             below += [os.path.join(folder, name) for name in names]
@@ -260,17 +262,17 @@ def _below_hint(tree: Tree, what: str) -> str:
     return ""
 
 
-def _holds_classes(tree: Tree, folder: bytes) -> bool:
-    """Whether the folders in it have images somewhere in the first folder of each."""
+def _depth(tree: Tree, folder: bytes) -> int:
+    """How many folders deeper images lie, going into the first folder of each; -1 for none."""
     for depth in range(_SEARCH_DEPTH):
         entries = tree.entries(folder)
         if any(entry.is_image for entry in entries):
-            return depth > 0
+            return depth
         folders = [entry.name for entry in entries if entry.is_folder]
         if not folders:
-            return False
+            break
         folder = os.path.join(folder, folders[0])
-    return False
+    return -1
 
 
 def _hidden_splits(tree: Tree, what: str, only: bool = False) -> str:
@@ -406,10 +408,10 @@ class _Walk:
         above = os.path.dirname(folder)
         folders = [entry.name for entry in self.tree.entries(above) if entry.is_folder]
         held = {name: self.tree.entries(os.path.join(above, name)) for name in folders}
-        classes = [name for name, entries in held.items() if any(e.is_folder or e.is_image for e in entries)]
-        inside = {entry.name for entries in held.values() for entry in entries if entry.is_folder}
+        classes = [name for name in folders if _depth(self.tree, os.path.join(above, name)) >= 0] or folders
+        inside = {entry.name for name in classes for entry in held[name] if entry.is_folder}
         if len(classes) == 1 and not above and not any(entry.is_image for entry in held[classes[0]]):
-            return f"give --source={shlex.quote(self.what.partition('=')[2] + '/' + path_text(folder))}"
+            return f"give --source={shlex.quote(self.what.partition('=')[2] + '/' + path_text(classes[0]))}"
         advice = []
         if len(inside) > 1 or len(classes) == 1:
             advice.append("--label_from=parent (the folder an image lies in names its class)")
@@ -478,15 +480,20 @@ class _Walk:
                     "class each is"
                 )
 
-    def refuse_one_parent(self) -> None:
-        """Images that all lie in folders of one name, as Tiny ImageNet's CLASS/images: that is no class."""
+    def refuse_containers(self) -> None:
+        """Images that all lie in folders of such a name, as Tiny ImageNet's CLASS/images or Flowers-102's jpg."""
         (name, *others) = self.from_folders or ("",)
-        several = len(self.outermost) > 1 and not others
-        if self.options.label_from == "parent" and several and name.lower() in _CONTAINERS:
+        if others or name.lower() not in _CONTAINERS or self.options.labels.names:
+            return
+        if len(self.outermost) > 1:
             raise UsageError(
                 f"--label_from=parent: all images lie in folders called {name!r}, which would be the only class; use "
                 "--label_from=first"
             )
+        raise UsageError(
+            f"{self.what}: {name} would be the only class; put the images of each class into a folder of their own, "
+            "or list path,label in a .csv and give that; if it is a class, list it in --class_names"
+        )
 
     def refuse_tables(self) -> None:
         """One class folder with a table beside it: the labels are in the table, and the folder is no class."""

@@ -30,7 +30,7 @@ AHEAD = 8  # folders whose entries are held before they are asked for
 LEFT_BEHIND = {  # by file managers and file systems, in lower case; hidden files are left out, too
     *(b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"icon\r", b"__macosx", b"@eadir", b"lost+found"),
     *(b"$recycle.bin", b"recycler", b"system volume information", b"#recycle", b"#snapshot", b"__pycache__"),
-    *(b"found.000", b"cvs"),
+    b"found.000",
 }
 
 

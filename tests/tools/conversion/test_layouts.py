@@ -362,6 +362,24 @@ def test_only_a_way_that_gives_several_classes_is_advised(tmp_path):
     assert scan(source, label_from="first")[0].labels == ("cat", "dog")
 
 
+def test_a_folder_of_annotations_is_no_class_that_is_advised(tmp_path):
+    """Stanford Dogs; CVS is a shop, and was left out like what a program of that name leaves behind."""
+    source = touch(tmp_path / "a", "Images/n1-chihuahua/n1_1.jpg", "Images/n2-spaniel/n2_2.jpg")
+    for name in ("Annotation/n1-chihuahua/n1_1", "Annotation/n2-spaniel/n2_2", "lists/train_list.mat"):
+        touch(source, name)
+    (inner,) = sources_in(message := refusal(source))
+    assert "label_from" not in message and scan(inner)[0].labels == ("n1-chihuahua", "n2-spaniel")
+    assert scan(touch(tmp_path / "b", "CVS/1.jpg", "Walgreens/2.jpg"))[0].labels == ("CVS", "Walgreens")
+
+
+@pytest.mark.parametrize("name", ["jpg", "images", "Photos"])
+def test_a_folder_that_holds_everything_is_no_class(tmp_path, name):
+    """Flowers-102: jpg/image_00001.jpg, with the labels in a .mat beside it."""
+    source = touch(tmp_path, f"{name}/1.jpg", f"{name}/2.jpg", "imagelabels.mat")
+    assert f"{name} would be the only class" in refusal(source)
+    assert scan(source, labels=LabelOptions((name,)))[0].labels == (name,)
+
+
 def test_archives_that_lie_in_the_source_are_sources(tmp_path):
     for name, inside in (("train", ("a/1.jpg", "b/2.jpg")), ("test", ("a/3.jpg",))):
         touch(tmp_path / "x" / name, *inside)
@@ -395,7 +413,7 @@ def test_shares_of_a_source_with_splits_are_refused_and_both_remedies_work(tmp_p
 @pytest.mark.parametrize(
     "name",
     ["lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information", "__MACOSX", ".ipynb_checkpoints",
-     ".Trash-1000", ".git", "@eaDir", "#recycle", "__pycache__", "FOUND.000", "CVS"],
+     ".Trash-1000", ".git", "@eaDir", "#recycle", "__pycache__", "FOUND.000"],
 )  # fmt: skip
 def test_folders_that_systems_leave_are_no_classes(tmp_path, name):
     source = touch(tmp_path, "a/1.jpg", "b/2.jpg", f"{name}/3.jpg", f"a/{name}/4.jpg")
