@@ -44,6 +44,7 @@ def served(folder: Path, seconds: float) -> Iterator[dict[str, str]]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else answers wait up to 40 ms for the client's acknowledgement; no store does that
     folder: Path
     seconds: float
 
@@ -57,7 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(self.folder / unquote(parts.path).removeprefix(f"/{BUCKET}/"))
 
     def _list(self, prefix: str) -> None:
-        found = [(str(path.relative_to(self.folder)), path.stat()) for path in self.folder.rglob("*") if path.is_file()]
+        top = self.folder / prefix.rpartition("/")[0]  # beside which much else may lie
+        found = [(str(path.relative_to(self.folder)), path.stat()) for path in top.rglob("*") if path.is_file()]
         contents = "".join(
             f"<Contents><Key>{escape(name)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>&quot;{facts.st_mtime_ns:x}&quot;</ETag><Size>{facts.st_size}</Size></Contents>"
@@ -102,11 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # one that finds no room among 5 is tried again after a second
+
+
 def main() -> None:
     """Serve until stdin ends."""
     _Handler.folder, _Handler.seconds = Path(sys.argv[1]), float(sys.argv[2])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.object_store import exiting
+from shardline.pipeline.object_store import PARALLEL, exiting
 from shardline.pipeline.remote import Mirror
 from shardline.pipeline.shards import Shards
 
 AHEAD_BLOCKS = 64  # of records; with 16 requests of 50 ms at once, 0.2 s
 _GROUP_BLOCKS = 2  # that are looked at together, because a block may be that of two batches
-_AT_ONCE = 16
+_LOOK_SECONDS = 1.0  # between two looks at whether the program ends
 _TIMEOUT_SECONDS = 5.0  # for a fetcher to end
 
 
@@ -40,19 +40,34 @@ class BlocksAhead:
         self._group = -(-_GROUP_BLOCKS * block // samples)  # batches
         self._ahead = max(1, min(AHEAD_BLOCKS * block, most) // (self._group * samples) - 1)  # groups
         self._next = 0  # group that is fetched next
+        self._under_way: dict[int, list[threading.Event]] = {}  # of each group, set when a run of it was fetched
         self._lock = threading.Lock()
         self.samples = (self._ahead + 1) * self._group * samples  # that are here at once
 
     def reach(self, number: int) -> None:
-        """Batch `number` is made now: have what those that follow it need fetched."""
+        """Batch `number` is made now: have what those that follow it need fetched, and wait for what it needs itself.
+
+        Whoever makes it would else ask for the same once more, one record after another.
+        """
+        group = number // self._group
+        self._ask(group)
+        for fetched in self._under_way.get(group, ()):
+            while not fetched.wait(_LOOK_SECONDS) and not exiting.is_set():
+                pass
+
+    def _ask(self, group: int) -> None:
         with self._lock:
-            group = number // self._group
+            for done in [other for other in self._under_way if other < group - 1]:
+                del self._under_way[done]
             self._next = max(self._next, group)
             while self._next <= group + self._ahead:
                 batches = range(self._next * self._group, (self._next + 1) * self._group)
                 records = np.unique(np.concatenate([self._records(batch) for batch in batches]))
-                for run in _runs(self._shards.locations(records)):
+                runs = _runs(self._shards.locations(records))
+                self._under_way[self._next] = [
                     _in_background(lambda run=run: self._fetch(*run))  # type: ignore[misc]
+                    for run in runs
+                ]
                 self._next += 1
 
     def _fetch(self, number: int, offset: int, size: int) -> None:
@@ -74,22 +89,28 @@ def _runs(locations: np.ndarray) -> list[tuple[int, int, int]]:
     return runs
 
 
-_todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+_todo: queue.SimpleQueue[tuple[Callable[[], None], threading.Event] | None] = queue.SimpleQueue()
 _fetchers: list[threading.Thread] = []
 
 
-def _in_background(work: Callable[[], None]) -> None:
-    """Have it done by one of a few threads, which start with the first work."""
-    while len(_fetchers) < _AT_ONCE:
+def _in_background(work: Callable[[], None]) -> threading.Event:
+    """Have it done by one of a few threads, which start with the first work; set when it is done."""
+    while len(_fetchers) < PARALLEL:
         thread = threading.Thread(target=_work, daemon=True)
         _fetchers.append(thread)
         thread.start()
-    _todo.put(work)
+    done = threading.Event()
+    _todo.put((work, done))
+    return done
 
 
 def _work() -> None:
-    while (work := _todo.get()) and not exiting.is_set():
-        work()
+    while (found := _todo.get()) and not exiting.is_set():
+        work, done = found
+        try:
+            work()
+        finally:
+            done.set()
 
 
 @atexit.register

@@ -319,8 +319,9 @@ class Dataset:
         if found.bytes > limit:
             return self._blocks_ahead(found, sampler, batches, once)
         positions = np.arange(batches.cursor, batches.cursor + min(found.records, _LOOK_AHEAD))
-        numbers = self._shards[split].locations(sampler.records(positions))[:, 0].tolist()
-        order = dict.fromkeys([*numbers, *range(len(found.shards))])
+        ends = np.cumsum([shard.records for shard in found.shards])
+        numbers, first = np.unique(np.searchsorted(ends, sampler.records(positions), side="right"), return_index=True)
+        order = dict.fromkeys([*numbers[np.argsort(first)].tolist(), *range(len(found.shards))])
         self._mirror.fetch_ahead([found.shards[number] for number in order])
         return None
 

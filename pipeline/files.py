@@ -61,7 +61,7 @@ def atomic_writer(path: str | os.PathLike[str], *, durable: bool = True) -> Iter
         sync_directory(Path(path).parent)
 
 
-def atomic_write(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = True) -> None:
+def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview | str, *, durable: bool = True) -> None:
     """Write `content`, text as UTF-8, so that a reader sees all of it or what was there before."""
     with atomic_writer(path, durable=durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)

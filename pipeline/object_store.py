@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 4  # for each file, beside those that obstore makes for each request
-PARALLEL = 8  # files that travel at once
+PARALLEL = 16  # files that travel at once
 _PAUSE_SECONDS = 0.5  # before the second attempt; doubled for each further one
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20  # that a file is read by: hashed and written without the interpreter lock
 _PART_BYTES = 16 << 20  # of a larger file, which appears when its last part has come
 _REQUEST = {"timeout": "1day", "read_timeout": "60s", "connect_timeout": "10s"}  # slow is no fault, silence is
 _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
@@ -62,16 +62,16 @@ class Store:
         """The content of a file of a sane size."""
         return self._tried(name, lambda: b"".join(self._pieces(name, limit_bytes)))
 
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
+    def read_range(self, name: str, offset: int, size: int) -> memoryview:
         """Some bytes of a file, at least one; fewer at its end."""
-        return self._tried(name, lambda: bytes(client(self.url).get_range(name, start=offset, length=size)))
+        return self._tried(name, lambda: memoryview(client(self.url).get_range(name, start=offset, length=size)))
 
-    def fetch(self, name: str, target: Path, sha256: str = "") -> None:
+    def fetch(self, name: str, target: Path, sha256: str = "", *, durable: bool = True) -> None:
         """Copy a file, whole or not at all. What has another SHA-256 is fetched again."""
 
         def copy() -> None:
             found = hashlib.sha256()
-            with atomic_writer(target) as file:
+            with atomic_writer(target, durable=durable) as file:
                 for piece in self._pieces(name):
                     found.update(piece)
                     file.write(piece)

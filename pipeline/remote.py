@@ -1,8 +1,9 @@
 """Datasets in object stores: a folder of this host that fills with the shards that are read. No TensorFlow.
 
-Manifest and indexes are copied when a dataset is opened. A shard is copied whole when it is first read, held against
-the manifest's SHA-256, and from then on read as any local file, by all processes of the host. The folder is named by
-the dataset's digest: whatever becomes of the bucket, what lies there is right.
+Manifest and indexes are copied when a dataset is opened, in three round trips less the one that lists the folder
+meanwhile. A shard is copied whole when it is first read, held against the manifest's SHA-256, and from then on read as
+any local file, by all processes of the host. The folder is named by the dataset's digest: whatever becomes of the
+bucket, what lies there is right; what a disk has damaged since is copied again.
 
 Where not all shards fit, and records are read in blocks, pieces of shards are copied in place of whole ones, ahead of
 the samples that need them. Each record's own checksum says whether its piece is right.
@@ -18,23 +19,24 @@ import queue
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import LOCK, atomic_write, exclusive, user_cache
+from shardline.pipeline.files import LOCK, atomic_write, exclusive, file_sha256, user_cache
 from shardline.pipeline.manifest import FILE_NAME, Manifest, Shard, index_path, refuse_faults, shard_path
-from shardline.pipeline.object_store import PARALLEL, Store, exiting
+from shardline.pipeline.object_store import PARALLEL, Store, StoredFile, exiting
 from shardline.pipeline.options import option
+from shardline.pipeline.split_index import fits, index_files
 from shardline.pipeline.wording import count
 
 _log = logging.getLogger(__name__)
 
 PIECE_BYTES = 256 << 10
 PIECES = "pieces"  # folder of a mirror
-_SWEEP_SHARE = 0.02  # of the limit: that many bytes of pieces may be copied before room is made for them
+_SPARE_SHARE = 0.05  # of the limit: that many bytes may be copied before all that lies here is counted again
 _FREE_SHARE = 0.9  # of the disk's free space, that copies may take
 _TIMEOUT_SECONDS = 5.0  # for a fetcher to end
 _FOLDER = re.compile("[0-9a-f]{32}")  # the start of a digest
@@ -71,7 +73,7 @@ class Mirror:
         self.url, self.folder, self.limit_bytes = url, folder, limit_bytes
         self.store = Store(url)
         self.piece_bytes = 0
-        self._unswept = 0  # bytes of pieces that this process has copied since it last made room
+        self._room = 0  # bytes that may come before all that lies here is counted again
 
     def read(self, shard: Shard, offset: int, size: int, *, anew: bool = False) -> bytes:
         """Some bytes of a shard, fewer at its end; the pieces that hold them are copied first, if they are not here.
@@ -82,15 +84,13 @@ class Mirror:
         Raises:
           Failure: they cannot be had.
         """
-        first = offset // self.piece_bytes
-        numbers = range(first, -(-(offset + size) // self.piece_bytes))
-        kept = [None if anew else self._kept(shard, number) for number in numbers]
-        if None in kept:
-            kept = list(self.fetch_pieces(shard, offset, size))
-        start = offset - first * self.piece_bytes
-        return b"".join(piece for piece in kept if piece)[start : start + size]
+        kept = None if anew else self._kept(shard, offset, size)
+        if kept is not None:
+            return kept
+        start = offset % self.piece_bytes
+        return b"".join(self.fetch_pieces(shard, offset, size))[start : start + size]
 
-    def fetch_pieces(self, shard: Shard, offset: int, size: int) -> list[bytes]:
+    def fetch_pieces(self, shard: Shard, offset: int, size: int) -> list[memoryview]:
         """Copy the pieces that hold some bytes of a shard, by one request."""
         first, last = offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes)
         content = self.store.read_range(shard.file, first * self.piece_bytes, (last - first) * self.piece_bytes)
@@ -99,10 +99,7 @@ class Mirror:
             path = self._piece_path(shard, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, piece, durable=False)
-        self._unswept += len(content)
-        if self._unswept > _SWEEP_SHARE * self.limit_bytes:
-            self._make_room(self._unswept)
-            self._unswept = 0
+        self._make_room(len(content))
         return pieces
 
     def has_pieces(self, shard: Shard, offset: int, size: int) -> bool:
@@ -110,11 +107,20 @@ class Mirror:
         numbers = range(offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes))
         return all(self._piece_path(shard, number).exists() for number in numbers)
 
-    def _kept(self, shard: Shard, number: int) -> bytes | None:
-        try:
-            return self._piece_path(shard, number).read_bytes()
-        except FileNotFoundError:
-            return None
+    def _kept(self, shard: Shard, offset: int, size: int) -> bytes | None:
+        """Bytes of the pieces that are here, and no others of them; None unless all are."""
+        found = b""
+        while size:
+            number, start = divmod(offset, self.piece_bytes)
+            try:
+                with open(self._piece_path(shard, number), "rb", buffering=0) as file:
+                    part = os.pread(file.fileno(), min(size, self.piece_bytes - start), start)
+            except FileNotFoundError:
+                return None
+            if not part:  # the end of the shard
+                break
+            found, offset, size = found + part, offset + len(part), size - len(part)
+        return found
 
     def _piece_path(self, shard: Shard, number: int) -> Path:
         return self.folder / PIECES / f"{shard.file}@{number}"
@@ -124,12 +130,29 @@ class Mirror:
         path = shard_path(self.folder, shard)
         if not _is_whole(path, shard):
             path.parent.mkdir(exist_ok=True)
-            with exclusive(path.with_name(f".{path.name}{LOCK}"), str(path), wait=True):
+            with self._alone_with(path):
                 if not _is_whole(path, shard):  # nobody fetched it meanwhile
-                    self._make_room(shard.bytes)
-                    self.store.fetch(shard.file, path, shard.sha256)
+                    self._copy(shard, path)
         os.utime(path)  # for `_make_room`
         return path
+
+    def mend(self, shard: Shard) -> bool:
+        """Copy a shard again whose copy here was damaged. False: it is what the manifest says."""
+        path = shard_path(self.folder, shard)
+        with self._alone_with(path):
+            if _is_whole(path, shard) and file_sha256(path) == shard.sha256:
+                return False
+            _log.warning("%s was damaged; fetching it again", path)
+            self._copy(shard, path)
+        return True
+
+    def _alone_with(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        return exclusive(path.with_name(f".{path.name}{LOCK}"), str(path), wait=True)
+
+    def _copy(self, shard: Shard, path: Path) -> None:
+        self._make_room(shard.bytes)
+        # Not for the disk to keep through a power cut: its checksums tell, and `mend` helps.
+        self.store.fetch(shard.file, path, shard.sha256, durable=False)
 
     def fetch_ahead(self, shards: Sequence[Shard]) -> None:
         """Begin to fetch shards, in this order, in the background. What fails is tried again by who needs the shard."""
@@ -155,14 +178,14 @@ class Mirror:
             self.store.fetch(name, path)
         return path
 
-    def check(self, manifest: Manifest) -> None:
-        """Hold the store's files against the manifest, and fetch the indexes.
+    def check(self, manifest: Manifest, there: Mapping[str, StoredFile], *, text_indexes: bool) -> None:
+        """Hold the store's files against the manifest, and fetch the indexes, or with `text_indexes` those of shards.
 
         Raises:
           UsageError: names what is missing or has another size.
         """
         shards = [shard for split in manifest.splits.values() for shard in split.shards]
-        sizes = {name: file.size for name, file in self.store.files().items()}
+        sizes = {name: file.size for name, file in there.items()}
         faults = [f"{shard.file} is missing" for shard in shards if shard.file not in sizes]
         faults += [
             f"{shard.file} has {sizes[shard.file]:,} bytes, not {shard.bytes:,}"
@@ -170,13 +193,22 @@ class Mirror:
             if sizes.get(shard.file, shard.bytes) != shard.bytes
         ]
         refuse_faults(faults, f"--data={self.url}", "upload the dataset again")
+        names: dict[str, tuple[Shard, ...]] = {}  # with the shards that an index is of, where it is a split's
+        for split in manifest.splits.values():
+            files = {} if text_indexes else index_files(manifest, split.name)
+            whole = files and all(name in there for name in files)
+            names |= files if whole else {str(index_path(shard.file)): () for shard in split.shards}
         with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(self._fetch_index, [index_path(shard.file) for shard in shards]))  # raises what they raise
+            list(pool.map(self._fetch_index, names.items()))  # raises what they raise
 
-    def _fetch_index(self, name: Path) -> None:
+    def _fetch_index(self, found: tuple[str, tuple[Shard, ...]]) -> None:
+        name, shards = found
         (self.folder / name).parent.mkdir(exist_ok=True)
         try:
-            self.companion(str(name))
+            path = self.companion(name)
+            if shards and not fits(path, shards):  # damaged since it was copied
+                path.unlink()
+                self.companion(name)
         except FileNotFoundError:
             raise UsageError(f"--data={self.url}: {name} is missing; upload the dataset again") from None
 
@@ -191,37 +223,55 @@ class Mirror:
                 _ahead[self.url] = left
 
     def _make_room(self, needed: int) -> None:
-        """Delete the shards that were not used for longest, of all datasets here, until `needed` bytes fit."""
+        """Delete what was not used for longest, of all datasets here, until `needed` bytes fit, or of pieces some more.
+
+        To count what lies here takes longer than to copy a piece or a small shard, so it is done once for many.
+        """
+        self._room -= needed
+        if self._room >= 0:
+            return
+        spare = int(_SPARE_SHARE * self.limit_bytes)
         with exclusive(self.folder.parent / LOCK, str(self.folder.parent), wait=True):
             kept = sorted(_copies(self.folder.parent))
             total = sum(size for _, size, _ in kept)
             for _, size, path in kept:
-                if total + needed <= self.limit_bytes:
+                if total + needed + (spare if self.piece_bytes else 0) <= self.limit_bytes:
                     break
-                path.unlink(missing_ok=True)  # who has it open reads on
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # who has it open reads on
                 total -= size
+        self._room = min(self.limit_bytes - total - needed, spare)
 
 
-def open_mirror(url: str, options: DataCacheOptions) -> tuple[Mirror, Manifest]:
+def open_mirror(url: str, options: DataCacheOptions, *, text_indexes: bool = False) -> tuple[Mirror, Manifest]:
     """The dataset at an address, its manifest and indexes fetched.
+
+    Args:
+      url: the address.
+      options: which generation, and where copies are kept.
+      text_indexes: fetch the index of each shard, and not those of the splits that say the same.
 
     Raises:
       UsageError: there is none, it is not whole, or the cache folder cannot be written.
       Failure: the store gave no answer.
     """
     store = Store(url)
-    try:
-        content = store.read(FILE_NAME)
-    except FileNotFoundError:
-        raise UsageError(f"--data={url}: no {FILE_NAME} there, so it is no dataset; check the address") from None
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(store.files)
+        try:
+            content = store.read(FILE_NAME)
+        except FileNotFoundError:
+            raise UsageError(f"--data={url}: no {FILE_NAME} there, so it is no dataset; check the address") from None
+        there = listing.result()
     manifest = Manifest.parse(content, what=f"{store.url}/{FILE_NAME}")
     root = Path(options.data_cache) if options.data_cache else user_cache() / "data"
     folder = root / manifest.digest[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / FILE_NAME, content)
+        if not (folder / FILE_NAME).exists() or (folder / FILE_NAME).read_bytes() != content:
+            atomic_write(folder / FILE_NAME, content)
         mirror = Mirror(store.url, folder, _limit(options, root))
-        mirror.check(manifest)
+        mirror.check(manifest, there, text_indexes=text_indexes)
     except OSError as error:
         raise UsageError(f"--data_cache={root}: {error.strerror}; name a folder that can be written") from None
     return mirror, manifest
@@ -233,7 +283,7 @@ def _limit(options: DataCacheOptions, root: Path) -> int:
     return int(_FREE_SHARE * shutil.disk_usage(root).free) + sum(size for _, size, _ in _copies(root))
 
 
-def _copies(root: Path) -> Iterator[tuple[float, int, Path]]:
+def _copies(root: Path) -> Iterator[tuple[float, int, str]]:
     """When it was used last, bytes and path of each shard that lies here, as the manifests beside them name them."""
     for folder in root.iterdir():
         if not _FOLDER.fullmatch(folder.name) or not (folder / FILE_NAME).is_file():
@@ -244,11 +294,12 @@ def _copies(root: Path) -> Iterator[tuple[float, int, Path]]:
                 path = shard_path(folder, shard)
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.stat()
-                    yield facts.st_mtime, facts.st_size, path
-        for path in (folder / PIECES).rglob("*@*"):
-            with contextlib.suppress(FileNotFoundError):
-                facts = path.stat()
-                yield facts.st_mtime, facts.st_size, path
+                    yield facts.st_mtime, facts.st_size, str(path)
+        for place, _, names in os.walk(folder / PIECES):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    facts = os.stat(piece := f"{place}/{name}")
+                    yield facts.st_mtime, facts.st_size, piece
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:

@@ -56,6 +56,7 @@ class Shards:
         self.num_labels = len(manifest.labels)
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]
         self._mirror, self._mirrored = mirror, shards if mirror else ()
+        self._sound: set[int] = set()  # mirrored shards whose damaged records are so in the store
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
 
@@ -107,13 +108,28 @@ class Shards:
         try:
             return unframe_record(framed)
         except ValueError:
-            if not self._reads_pieces:
+            if self._mirror is None or location.shard in self._sound:
                 raise
-            return unframe_record(self._pread(*location, anew=True))  # nothing else has checked a piece
+            return unframe_record(self._fetched_again(location))
 
     def shard(self, number: int) -> Shard:
         """A shard of a split in an object store."""
         return self._mirrored[number]
+
+    def _fetched_again(self, location: RecordLocation) -> memoryview:
+        """A damaged record of a split in an object store, once its copy here is what the store has."""
+        assert self._mirror
+        if self._reads_pieces:
+            return self._pread(*location, anew=True)  # nothing else has checked a piece
+        number = location.shard
+        if not self._mirror.mend(self._mirrored[number]):
+            self._sound.add(number)  # or another thread has mended it
+        with self._opening:
+            if (file := self._files.get(number)) is not None:
+                mended = os.open(self._paths[number], os.O_RDONLY)
+                os.dup2(mended, file, inheritable=False)  # other threads may be reading
+                os.close(mended)
+        return self._pread(*location)
 
     @property
     def _reads_pieces(self) -> bool:

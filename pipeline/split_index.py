@@ -120,12 +120,8 @@ def open_index(manifest: Manifest, directory: str | os.PathLike[str], split: str
       UsageError: naming each faulty file (the first five) and the remedy.
     """
     shards = manifest.split(split).shards
-    added = [
-        (directory_of(directory, generation) / file_name(manifest.name, split), part)
-        for generation in range(1, manifest.num_generations + 1)
-        if (part := manifest.added(generation).get(split))
-    ]
-    if manifest.adopted or not added or not all(path.exists() for path, _ in added):
+    added = [(Path(directory) / name, part) for name, part in index_files(manifest, split).items()]
+    if not added or not all(path.exists() for path, _ in added):
         return LoadedIndex(check_files(manifest, directory, split, mirrored=mirrored), shards)
     faults, parts = [], []
     for path, part in added:
@@ -135,6 +131,24 @@ def open_index(manifest: Manifest, directory: str | os.PathLike[str], split: str
             faults.append(f"{path.name} is damaged ({error})")
     check_sizes(shards, directory, faults, mirrored=mirrored)
     return MappedIndex(parts)
+
+
+def index_files(manifest: Manifest, split: str) -> dict[str, tuple[Shard, ...]]:
+    """The files of a split's index, with the shards that each is of; {} of adopted datasets, which have none."""
+    return {
+        generation_folder(generation) + file_name(manifest.name, split): part
+        for generation in range(1, manifest.num_generations + 1)
+        if not manifest.adopted and (part := manifest.added(generation).get(split))
+    }
+
+
+def fits(path: Path, shards: Sequence[Shard]) -> bool:
+    """Whether a file is the index of these shards."""
+    try:
+        map_index(path, shards)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def directory_of(directory: str | os.PathLike[str], generation: int) -> Path:

@@ -134,7 +134,7 @@ def verify(config: VerifyConfig) -> Verification:
     from shardline.tools.conversion.tfds_metadata import FILES
 
     with tempfile.TemporaryDirectory(prefix="shardline-") as folder:  # what lies in a cache is not what is checked
-        mirror, manifest = open_mirror(config.data, DataCacheOptions(folder))
+        mirror, manifest = open_mirror(config.data, DataCacheOptions(folder), text_indexes=True)
         indexes = [file_name(manifest.name, split) for split in manifest.splits]
         for generation in range(1, manifest.num_generations + 1):
             for name in (SOURCES_FILE, *FILES, *indexes):

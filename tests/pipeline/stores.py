@@ -125,8 +125,7 @@ class Bucket:
 def s3_bucket():
     """See `Bucket`."""
     with s3_server() as environment:
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
-        proxy.daemon_threads = True
+        proxy = _Server(("127.0.0.1", 0), _Proxy)
         proxy.behind, proxy.faults, proxy.requests = environment["AWS_ENDPOINT_URL"], [], []
         thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()
@@ -136,6 +135,11 @@ def s3_bucket():
             proxy.shutdown()
             proxy.server_close()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that come at once, on a machine that is busy
 
 
 class _Proxy(BaseHTTPRequestHandler):

@@ -1,10 +1,12 @@
 """Datasets in object stores: the same batches as from a folder, every shard fetched once, and nothing damaged kept."""
 
+import hashlib
 import os
 import shutil
 import threading
 import time
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from shardline import pipeline
 from shardline.pipeline import dataset, object_store, remote
+from shardline.pipeline.blocks_ahead import BlocksAhead
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path
 from shardline.pipeline.remote import DataCacheOptions
@@ -253,6 +256,101 @@ def test_two_hosts_fetch_what_their_own_batches_need(pieces, tmp_path, monkeypat
         assert_equal(ours, list(theirs.as_numpy_iterator()))
         read.append(sum(size for _, _, size in store.ranges))
     assert max(read) < 1.5 * Manifest.load(folder).split("train").bytes
+
+
+def test_shards_are_all_asked_for_at_once_in_the_order_of_need_and_before_any_batch(tmp_path, monkeypatch):
+    """As many as travel at once are under way before the first batch: a late answer costs one wait."""
+    folder = write_dataset(tmp_path / "data", {"train": payloads(80)}, shards=20)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    names, asked, here, go = set(shards_of(folder)), [], threading.Semaphore(0), threading.Event()
+    genuine = store.get
+
+    def late(name):
+        if name in names:
+            asked.append(name)
+            here.release()
+            assert go.wait(60)
+        return genuine(name)
+
+    monkeypatch.setattr(store, "get", late)
+    data = pipeline.open_dataset(URL)
+    config = replace(CONFIG, global_batch_size=2, threads=1, shuffle_block_size=4, augment_on="host")
+    stream = data.numpy_batches("train", config)
+    for _ in range(object_store.PARALLEL):
+        assert here.acquire(timeout=60)
+    assert not here.acquire(blocking=False)  # no more than those
+    go.set()
+    records = np.concatenate([next(stream)["record"] for _ in range(40)])
+    wanted = list(dict.fromkeys(shards_of(folder)[record // 4] for record in records.tolist()))
+    assert set(asked[: object_store.PARALLEL]) == set(wanted[: object_store.PARALLEL])
+    assert sorted(asked) == sorted(names)
+
+
+def test_blocks_are_asked_for_once_and_long_before_the_batch_that_needs_them(pieces, tmp_path, monkeypatch):
+    """50 ms at 2,000 images a second are 100 samples: so many lie at least between the request and the need."""
+    folder = write_dataset(tmp_path / "data", {"train": [*payloads(40)] * 20}, shards=4)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    made, asked = [0], {}
+    genuine, reach = store.get_range, BlocksAhead.reach
+
+    def noted(name, start, length):
+        for piece in range(start // 2048, -(-(start + length) // 2048)):
+            asked.setdefault((name, piece), []).append(made[0])
+        return genuine(name, start, length)
+
+    def numbered(self, number):
+        made[0] = number
+        reach(self, number)
+
+    monkeypatch.setattr(store, "get_range", noted)
+    monkeypatch.setattr(BlocksAhead, "reach", numbered)
+    data = pipeline.open_dataset(URL, half(folder))
+    ours = list(islice(data.numpy_batches("train", replace(BLOCKS, threads=1)), 90))
+    assert_equal(ours, batches(pipeline.open_dataset(folder), 90, BLOCKS))
+    shards, leads = data.shards("train"), []
+    for number in range(90):
+        for shard, offset, _ in shards.locations(ours[number]["record"]).tolist():
+            requests = asked[shards_of(folder)[shard], offset // 2048]
+            assert requests[0] <= number, "fetched by who needs it"
+            leads.append((number - requests[0]) * 8 if requests[0] else np.inf)  # 0: with the first batch
+    assert min(leads) >= 100
+    assert len(store.ranges) < 1.5 * 90 * 8 / 16  # a request for a block, and for the ends of some
+
+
+def test_a_copy_that_the_disk_has_damaged_is_fetched_again(store, folder):
+    data = pipeline.open_dataset(URL)
+    wanted = [image for image, _, _ in data.records("train", range(40))]
+    path = data.directory / shards_of(folder)[1]
+    path.write_bytes(flipped(path.read_bytes()))
+    assert [image for image, _, _ in data.records("train", range(40))] == wanted
+    assert [image for image, _, _ in pipeline.open_dataset(URL).records("train", range(40))] == wanted
+    assert store.opened[path.name] == 2 and path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_a_record_that_is_damaged_in_the_store_is_bad_and_its_shard_is_fetched_once(tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(40)}, shards=4)
+    manifest, name = Manifest.load(folder), shards_of(folder)[0]
+    content = flipped((folder / name).read_bytes())
+    (folder / name).write_bytes(content)  # so it was converted: its hash is right
+    first = replace(manifest.splits["train"].shards[0], sha256=hashlib.sha256(content).hexdigest())
+    split = replace(manifest.splits["train"], shards=(first, *manifest.splits["train"].shards[1:]))
+    replace(manifest, splits={"train": split}).save(folder)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    data = pipeline.open_dataset(URL)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="record"):
+            list(data.records("train", [0]))
+    assert store.opened[name] == 1
+
+
+def test_what_lies_in_the_cache_is_not_counted_for_every_shard(tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(80)}, shards=20)
+    folder_store(monkeypatch, folder, tmp_path / "cache")
+    counted, genuine = [], remote._copies
+    monkeypatch.setattr(remote, "_copies", lambda root: counted.append(root) or genuine(root))
+    data = pipeline.open_dataset(URL, DataCacheOptions("", 10.0))
+    list(data.records("train", range(80)))
+    assert len(counted) == 1
 
 
 def test_addresses_that_cannot_be_used_are_refused_in_one_line(monkeypatch):

@@ -205,7 +205,7 @@ class StoreOutput(Output):
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """See `Output`."""
         name = f"{WORK}/{os.path.basename(shard)}" if os.path.isabs(shard) else shard
-        return self._store.read_range(name, offset, size)
+        return bytes(self._store.read_range(name, offset, size))
 
     def place(self, shard: str, name: str) -> None:
         """See `Output`. `sync` waits for it."""

@@ -198,7 +198,7 @@ def test_readers_see_the_generation_they_ask_for(dataset, more):
 
 def test_a_grown_dataset_in_an_object_store_is_read_as_here(dataset, more, tmp_path, monkeypatch):
     add(more, dataset)
-    folder_store(monkeypatch, dataset, tmp_path / "cache")
+    store = folder_store(monkeypatch, dataset, tmp_path / "cache")
     settings = pipeline.InputConfig(global_batch_size=8, image_size=32, workers=0, threads=1)
     here, there = pipeline.open_dataset(dataset), pipeline.open_dataset("s3://bucket/data")
     for ours, theirs in zip(*(islice(data.numpy_batches("train", settings), 5) for data in (here, there)), strict=True):
@@ -206,6 +206,13 @@ def test_a_grown_dataset_in_an_object_store_is_read_as_here(dataset, more, tmp_p
         np.testing.assert_array_equal(ours["record"], theirs["record"])
     table = read_sources(there.companion("sources.parquet").parent, ["path", "record"])
     assert table == read_sources(dataset, ["path", "record"]) and len(table) == 40
+    assert not any(name.endswith(".idx") for name in store.opened)  # that of each split is enough
+    index = there.directory / "images-train.index"
+    index.write_bytes(bytes(len(index.read_bytes())))  # as a disk that lost its power leaves it
+    again = pipeline.open_dataset("s3://bucket/data")
+    assert store.opened[index.name] == 2
+    np.testing.assert_array_equal(again.shards("train").locations(np.arange(4)),
+                                  here.shards("train").locations(np.arange(4)))  # fmt: skip
 
 
 @pytest.mark.slow
