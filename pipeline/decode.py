@@ -4,9 +4,7 @@ JPEG goes through libjpeg-turbo (simplejpeg) into a buffer that is used again an
 image costs a fifth of the decoding time in page faults. Anything else, and JPEGs of others that are turned, have a
 color profile or are not plain color or gray, are decoded as the converter would: one image, whoever reads it.
 
-Nothing below a crop is decoded. libjpeg decodes rows from the top, and a row's pixels depend on no later one when
-color is upsampled without smoothing, so a header that promises fewer rows makes it stop early, with the same pixels.
-It then warns of the bytes left over, which hides other warnings: only for images that the converter has checked.
+Of a crop of an image that the converter has checked, `pipeline.jpeg_window` decodes what it needs alone.
 """
 
 from __future__ import annotations
@@ -18,14 +16,13 @@ import numpy as np
 import simplejpeg
 
 from shardline.pipeline import jpeg
-from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.image_headers import only_bad_images, read_header
 from shardline.pipeline.image_pixels import decode_pixels
 from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.jpeg_window import decode_part, pixel_buffer, read_layout
 
 CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
-_BASELINE, _SCAN = 0xC0, 0xDA  # markers
 _MOST_PIXELS = 10**9
 
 
@@ -45,28 +42,16 @@ def decode(
       MemoryError: the machine has too little memory; says nothing about the image.
     """
     if data[:2] == b"\xff\xd8" and (checked or _is_plain(data)):
+        if checked and window and not exact and (layout := read_layout(data)):
+            return decode_part(data, layout, window(layout.height, layout.width))
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             colors = "unknown"  # rare chroma subsamplings
         if colors in ("YCbCr", "RGB", "Gray"):
-            part = window(height, width) if window else (0, 0, height, width)
-            fewer = _above(data, part[0] + part[2], height) if checked and not exact else None
-            pixels = simplejpeg.decode_jpeg(
-                fewer or data,
-                fastdct=not exact,
-                fastupsample=not exact,
-                buffer=_pixel_buffer(height * width * 3),
-                strict=not fewer,
-            )
-            return cut(pixels, lambda *_: part)
+            buffer = pixel_buffer(height * width * 3)
+            return cut(simplejpeg.decode_jpeg(data, fastdct=not exact, fastupsample=not exact, buffer=buffer), window)
     return cut(_png(data) if checked else _any(bytes(data)), window)
-
-
-def _pixel_buffer(size: int) -> np.ndarray:
-    """`size` bytes of this thread's own, on an odd address: libjpeg-turbo writes rows that begin on a multiple of 32
-    bytes past the caches, from where resizing must fetch them again, a twentieth of the time of an image."""
-    return thread_buffer("image", size + 1)[1:]
 
 
 def _is_plain(data: memoryview) -> bool:
@@ -99,15 +84,3 @@ def cut(pixels: np.ndarray, window: CropBox | None) -> np.ndarray:
         return pixels
     top, left, height, width = window(*pixels.shape[:2])
     return pixels[top : top + height, left : left + width]
-
-
-def _above(data: memoryview, bottom: int, height: int) -> bytearray | None:
-    """A JPEG that ends at row `bottom` for one of `height` rows; None if it must be decoded as it is."""
-    at = 2  # the first marker after the start of the image
-    while bottom < height and at + 8 < len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
-        if data[at + 1] == _BASELINE:
-            fewer = bytearray(data)
-            fewer[at + 5 : at + 7] = bottom.to_bytes(2, "big")
-            return fewer
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None

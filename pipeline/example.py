@@ -225,8 +225,13 @@ def _wanted_values(payload: bytes | memoryview, features: Features) -> list[memo
     if end != len(payload):
         raise ValueError("not a tf.train.Example")
     while at < end:
-        entry, at = _delimited(payload, at, 0x0A)  # Features.feature
-        key_end = entry + 2 + payload[entry + 1]  # written out: this loop costs as much as the checksum
+        # Features.feature; its length and its key's are written out: this loop costs as much as the checksum.
+        if payload[at] == 0x0A and payload[at + 1] < 0x80:
+            entry = at + 2
+            at = entry + payload[at + 1]
+        else:
+            entry, at = _delimited(payload, at, 0x0A)
+        key_end = entry + 2 + payload[entry + 1]
         slot = slots.get(bytes(payload[entry + 2 : key_end]))
         if payload[entry] != 0x0A or payload[entry + 1] > 0x7F or at > end:
             raise ValueError("not a tf.train.Example, or a feature's name is longer than 127 bytes")

@@ -11,6 +11,7 @@ import google_crc32c
 import numpy as np
 
 _HEADER = struct.Struct("<Q")
+_FRAME_START, _CRC = struct.Struct("<QI"), struct.Struct("<I")
 FRAME_BYTES = 16  # added to a payload: its length (8), the checksums of the length (4) and of the payload (4)
 
 
@@ -27,20 +28,24 @@ def unframe_record(framed: Data) -> Data:
     """The payload of one framed record. Raises ValueError when its length or a checksum is wrong."""
     if len(framed) < FRAME_BYTES:
         raise ValueError(f"record of {len(framed)} bytes is shorter than its frame")
-    (length,) = struct.unpack_from("<Q", framed)
-    if length != len(framed) - FRAME_BYTES or masked_crc(framed[:8]) != framed[8:12]:
+    length, length_crc = _FRAME_START.unpack_from(framed)
+    if length != len(framed) - FRAME_BYTES or _masked_crc(framed[:8]) != length_crc:
         raise ValueError("damaged record header")
     payload = framed[12:-4]
-    if masked_crc(payload) != framed[-4:]:
+    if _masked_crc(payload) != _CRC.unpack_from(framed, len(framed) - 4)[0]:
         raise ValueError("record checksum does not match")
     return payload
 
 
 def masked_crc(data: bytes | memoryview) -> bytes:
     """TFRecord's masked CRC-32C of `data`, 4 bytes; the mask is for data that itself contains CRCs."""
+    return _CRC.pack(_masked_crc(data))
+
+
+def _masked_crc(data: bytes | memoryview) -> int:
     # The library takes bytes and arrays, but no memoryview.
-    crc = google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8))
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    crc: int = google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8))
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def index_records(path: str | os.PathLike[str], start: int = 0, stop: int = 0) -> np.ndarray:
