@@ -385,6 +385,11 @@ CASES = {
         Way("complete the file", f"{LABELLED}, 3 dog test, 4 cat test", "", text("../l", "image,label\n3.jpg,dog\n4.jpg,cat\n")),
         Way("or leave the images out with --exclude", f"{LABELLED}, 3 dog test", "--exclude=4.jpg"),
     ], "--split_labels=test=SOURCE/../l", texts={"../l": "image,label\n3.jpg,dog\n"}),
+    "lines of more than a label": Case("train/1.jpg train/2.jpg", "its lines hold more than a label and are all different", [
+        Way("write lines NAME.jpg LABEL", "1 cat train, 2 dog train", "", text("../l", "1.jpg cat\n2.jpg dog\n")),
+        Way("or name columns in the first line (image,label)", "1 cat train, 2 dog train", "",
+            text("../l", "image,label\n1,cat\n2,dog\n")),
+    ], "--split_labels=train=SOURCE/../l", texts={"../l": "1 cat\n2 dog\n"}),
     "too few lines": Case(FLAT + " test/4.jpg", "1 line, but 2 images in test", [
         Way("a file without names has a line for each image, in the order of the file names", f"{LABELLED}, 3 dog test, 4 cat test", "",
             text("../l", "dog\ncat\n")),

@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,15 @@ from shardline.pipeline.source_files import read_member
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.archives import archive_in, open_archive
+from shardline.tools.conversion.tables import NAMES
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 
 _LIMIT_BYTES = 256 << 20
-_NAME_COLUMNS = {"imageid", "image_id", "image", "id", "filename", "file_name", "file", "path"}
-_LABEL_COLUMNS = {"predictionstring", "label", "class", "category", "target"}
+_COLUMNS = NAMES["path"], (_BOXES := "predictionstring", *NAMES["label"])
 _SYNSET = re.compile(r"n\d{8}")
+_SUFFIX = b"|".join(map(re.escape, IMAGE_SUFFIXES)).decode()
+_NAMED = re.compile(rf"(.+?(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE)
+_MORE = re.compile(r".*[/\\\t;,].*|\d+\s+\S.*")  # than a label
 _IMAGENET = re.compile(rb"ILSVRC\d+_val_\d+")  # numbered from 1, as the lines of its label files are
 
 
@@ -64,14 +68,20 @@ class SplitLabels:
     """The labels of a split's images: by file name, or a line for each image in the order of their names."""
 
     what: str  # for messages, e.g. `--split_labels=val=FILE`
-    by_name: Mapping[bytes, str] = field(default_factory=dict)  # file names, with or without suffix
+    # By file name, with or without suffix: the folders that it is listed in, and its labels there.
+    by_name: Mapping[bytes, tuple[tuple[bytes, str], ...]] = field(default_factory=dict)
     in_order: tuple[str, ...] = ()
 
-    def match(self, names: Sequence[bytes], split: str) -> list[str]:
-        """The label of each file. Raises UsageError where a file has none, or nobody can tell which."""
+    def match(self, paths: Sequence[bytes], split: str) -> list[str]:
+        """The label of each file, by path below the split. Raises UsageError where one has none, or nobody can tell."""
+        names = [os.path.basename(path) for path in paths]
         if self.by_name:
-            labels = [self.by_name.get(name, self.by_name.get(os.path.splitext(name)[0], "")) for name in names]
-            missing = [name for name, label in zip(names, labels, strict=True) if not label]
+            several = Counter(names)
+            labels = [
+                self._label(os.path.join(os.fsencode(split), path), several[name] == 1)
+                for path, name in zip(paths, names, strict=True)
+            ]
+            missing = [path for path, label in zip(paths, labels, strict=True) if not label]
             if missing:
                 example = missing[0].decode(errors="backslashreplace")
                 raise UsageError(
@@ -80,6 +90,18 @@ class SplitLabels:
                 )
             return labels
         return [self.in_order[number] for number in self._numbers(names, split)]
+
+    def _label(self, path: bytes, alone: bool) -> str:
+        """The label of one file; folders count where its name is not the only one or is listed with several labels."""
+        folder, name = os.path.split(path)
+        listed = self.by_name.get(name) or self.by_name.get(os.path.splitext(name)[0], ())
+        found = {label for _, label in listed}
+        if not alone or len(found) > 1:
+            ends = ((b"/" + other, b"/" + folder, label) for other, label in listed if other)
+            found = {label for one, other, label in ends if one.endswith(other) or other.endswith(one)}
+        if len(found) > 1:
+            raise _two_labels(self.what, os.fsdecode(path), *sorted(found)[:2])
+        return found.pop() if found else ""
 
     def _numbers(self, names: Sequence[bytes], split: str) -> Sequence[int]:
         """Which line each file's label is in."""
@@ -116,13 +138,24 @@ def read_split_labels(flag: str, path: str, order: Mapping[int, str]) -> SplitLa
     if order:
         labels = [_numbered(label, order, what) for label in labels]
     if not pairs:
+        if not order and len(lines) == len(set(lines)) > 1 and all(map(_MORE.fullmatch, lines)):
+            raise UsageError(
+                f"{what}: its lines hold more than a label and are all different, e.g. {lines[0].strip()[:80]!r}; "
+                "write lines NAME.jpg LABEL, or name columns in the first line (image,label)"
+            )
         return SplitLabels(what, in_order=tuple(labels))
-    by_name: dict[bytes, str] = {}
-    for (name, _), label in zip(pairs, labels, strict=True):
-        key = os.fsencode(os.path.basename(name))
-        if by_name.setdefault(key, label) != label:
-            raise UsageError(f"{what}: {name} has two labels, {by_name[key]} and {label}; give each image one")
+    by_name: dict[bytes, tuple[tuple[bytes, str], ...]] = {}
+    for (path, _), label in zip(pairs, labels, strict=True):
+        folder, name = os.path.split(os.fsencode(path.replace("\\", "/").removeprefix("./")))
+        before = by_name.get(name, ())
+        if other := next((known for where, known in before if where == folder and known != label), ""):
+            raise _two_labels(what, path, other, label)
+        by_name[name] = (*before, (folder, label))
     return SplitLabels(what, by_name=by_name)
+
+
+def _two_labels(what: str, path: str, one: str, other: str) -> UsageError:
+    return UsageError(f"{what}: {path} has two labels, {one} and {other}; give each image one")
 
 
 def _table(lines: Sequence[str], what: str) -> list[tuple[str, str]]:
@@ -130,25 +163,20 @@ def _table(lines: Sequence[str], what: str) -> list[tuple[str, str]]:
     delimiter = max(",;\t", key=lines[0].count)
     rows = list(csv.reader(lines, delimiter=delimiter))
     header = [cell.strip().lower() for cell in rows[0]]
-    names = [i for i, cell in enumerate(header) if cell in _NAME_COLUMNS]
-    labels = [i for i, cell in enumerate(header) if cell in _LABEL_COLUMNS]
-    if not names or not labels:
+    path, label = (next((header.index(name) for name in names if name in header), -1) for names in _COLUMNS)
+    if min(path, label) < 0:
         return []
-    if short := [number for number, row in enumerate(rows, 1) if len(row) <= max(names[0], labels[0])]:
+    if short := [number for number, row in enumerate(rows, 1) if len(row) <= max(path, label)]:
         raise UsageError(f"{what}, line {short[0]}: fewer columns than the first line")
-    boxes = header[labels[0]] == "predictionstring"  # a class and four numbers for each box
-    return [
-        (row[names[0]].strip(), row[labels[0]].strip().split(" ")[0] if boxes else row[labels[0]].strip())
-        for row in rows[1:]
-    ]
+    boxes = header[label] == _BOXES  # a class and four numbers for each box
+    return [(row[path].strip(), row[label].strip().split(" ")[0] if boxes else row[label].strip()) for row in rows[1:]]
 
 
 def _named_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
     """Name and label of lines that each begin with the name of an image; [] where they do not."""
-    pairs = [re.split(r"[\s,;]+", line.strip(), maxsplit=1) for line in lines]
-    named = all(len(pair) == 2 and os.fsencode(pair[0]).lower().endswith(IMAGE_SUFFIXES) for pair in pairs)
+    pairs = [_NAMED.fullmatch(line.strip()) for line in lines]
     # Of a line with tabs the second column: Tiny ImageNet's have a box after it.
-    return [(pair[0], pair[1].partition("\t")[0].strip()) for pair in pairs] if named else []
+    return [(pair[1], pair[2].partition("\t")[0].strip()) for pair in pairs if pair] if all(pairs) else []
 
 
 def _numbered(label: str, order: Mapping[int, str], what: str) -> str:
@@ -158,7 +186,7 @@ def _numbered(label: str, order: Mapping[int, str], what: str) -> str:
 
 
 def read_label_order(path: str) -> dict[int, str]:
-    """Which class a number is, from lines `NUMBER NAME`, or a name a line and numbers from 1, or the devkit's meta.mat.
+    """Which class a number is, from lines `NUMBER NAME` or `NAME NUMBER`, or a name a line, from 1, or a meta.mat.
 
     Raises:
       UsageError: the file is not so, or it has ImageNet's synsets in sorted order, which is not that of its numbers.
@@ -167,8 +195,12 @@ def read_label_order(path: str) -> dict[int, str]:
         return _meta_mat(path)
     lines = [line.strip() for line in read_text(path, "--label_order").splitlines() if line.strip()]
     pairs = [re.fullmatch(r"(\d+)[\s,:;]+(\S.*)", line) for line in lines]
+    turned = [re.fullmatch(r"(\S.*?)[\s,:;]+(\d+)", line) for line in lines]  # Places365's, from 0
+    numbers = sorted(int(pair[2]) for pair in turned if pair)
     if lines and all(pairs):
         order = {int(pair[1]): pair[2].strip() for pair in pairs if pair}
+    elif lines and all(turned) and numbers in ([*range(len(lines))], [*range(1, len(lines) + 1)]):
+        order = {int(pair[2]): pair[1] for pair in turned if pair}
     else:
         names = [line.split()[0] if _SYNSET.match(line) else line for line in lines]
         order = dict(enumerate(names, 1))

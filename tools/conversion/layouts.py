@@ -456,7 +456,8 @@ class _Walk:
 
     def _add_labelled(self, folder: bytes, split: int, labels: SplitLabels) -> None:
         files = self._files_below(folder)
-        names = labels.match([entry.name for _, entry in files], path_text(folder))
+        paths = [os.path.relpath(os.path.join(where, entry.name), folder) for where, entry in files]
+        names = labels.match(paths, path_text(folder))
         self.from_files[labels.what] = set(names)
         self._add_files(files, split, lambda name, at: self.labels.setdefault(names[at], len(self.labels)))
 

@@ -31,9 +31,9 @@ from shardline.tools.conversion.store_tree import etag_stamp
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Exclusions
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
-_NAMES = {  # of columns, the usual ones first
+NAMES = {  # of columns, the usual ones first
     "path": ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name",
-             "img", "img_path", "image_id", "imageid", "img_id", "image index", "id"),
+             "img", "img_path", "img_name", "image_id", "imageid", "img_id", "image index", "file", "id"),
     "label": ("label", "class", "target", "category", "class_name", "label_name", "class_id", "category_id", "labels"),
     "split": ("split", "set", "subset", "partition", "data set", "dataset", "phase", "usage"),
     "group": ("group",),
@@ -316,7 +316,7 @@ class _Columns:
     def find(header: Sequence[str], options: TableOptions, what: str) -> _Columns:
         """The columns, by name. Raises UsageError that says which flag helps."""
         names = [name.strip().lower() for name in header]
-        found = {part: _position(names, options, part) for part in _NAMES}
+        found = {part: _position(names, options, part) for part in NAMES}
         if twice := next((names[i] for i in found.values() if i >= 0 and names.count(names[i]) > 1), ""):
             raise UsageError(f"{what}: two columns are called {twice!r}; rename one")
         shown = f"it is {','.join(header)[:80]!r}"
@@ -401,7 +401,7 @@ def _position(names: Sequence[str], options: TableOptions, part: str) -> int:
         if given.strip().lower() not in names:
             raise UsageError(f"--{part}_column={given}: the table has the columns {', '.join(names)[:80]}")
         return names.index(given.strip().lower())
-    return next((names.index(name) for name in _NAMES[part] if name in names), -1)
+    return next((names.index(name) for name in NAMES[part] if name in names), -1)
 
 
 # ------------------------------------------------------------------------------------------------- lines
@@ -438,7 +438,7 @@ def _delimiter(header: str, path: Path) -> str:
     """What stands between the names of the columns."""
     if path.suffix.lower() in (".tsv", ".tab") and "\t" in header:
         return "\t"
-    known = {name for names in _NAMES.values() for name in names}
+    known = {name for names in NAMES.values() for name in names}
     pieces = {mark: [name.strip(' "\r\n').lower() for name in header.split(mark)] for mark in _DELIMITERS}
     return max(_DELIMITERS, key=lambda mark: (len(known & set(pieces[mark])), len(pieces[mark])))
 

@@ -192,6 +192,8 @@ def test_ground_truth_without_an_order_is_refused(published, tmp_path):
         ("b\na\n", {1: "b", 2: "a"}),
         ("n02119789 kit fox\nn01440764 tench\n", {1: "n02119789", 2: "n01440764"}),
         ("1 b\n1 a\n", "occurs twice"),
+        ("/a/alley 1\n/a/abbey 0\n", {1: "/a/alley", 0: "/a/abbey"}),  # Places365's
+        ("boeing 747\nboeing 737\n", {1: "boeing 747", 2: "boeing 737"}),
         ("", "no lines"),
     ],
 )
@@ -227,6 +229,10 @@ NAMES = [b"a.jpg", b"b.png", b"c.jpg"]
         ("val/a.jpg cat\nval/b.png dog\nval/c.jpg cat\n", ["cat", "dog", "cat"]),
         ("cat\nbig dog\ncat\n", ["cat", "big dog", "cat"]),
         ("image,label\na.jpg,cat\nb.png,dog\n", "no label for 1 file of val, e.g. c.jpg"),
+        ("img_name,class_name\nb.png,dog\na.jpg,cat\nc.jpg,cat\n", ["cat", "dog", "cat"]),
+        ("apple_pie/a\napple_pie/b\npizza/c\n", "hold more than a label"),  # Food-101's meta/train.txt
+        ("1 7\n2 9\n3 7\n", "hold more than a label"),  # CUB-200's image_class_labels.txt
+        ("tench, Tinca tinca\nkit fox\ntench, Tinca tinca\n", ["tench, Tinca tinca", "kit fox", "tench, Tinca tinca"]),
         ("cat\ndog\n", "2 lines, but 3 images in val"),
         ("cat\ndog\ncat\ncat\n", "4 lines, but 3 images in val"),
         ("image,label\na.jpg,cat\na.jpg,dog\n", "a.jpg has two labels, cat and dog"),
@@ -237,6 +243,27 @@ NAMES = [b"a.jpg", b"b.png", b"c.jpg"]
 def test_labels_of_a_split(tmp_path, text, labels):
     (tmp_path / "labels").write_text(text)
     call = lambda: read_split_labels("--split_labels=val", str(tmp_path / "labels"), {}).match(NAMES, "val")  # noqa: E731
+    if isinstance(labels, str):
+        assert labels in refused(call)
+    else:
+        assert call() == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a/1.jpg cat\nb/1.jpg dog\nb/my 2.jpg fox\n", ["cat", "dog", "fox"]),
+        ("/data/val/a/1.jpg,cat\n/data/val/b/1.jpg,dog\nmy 2.jpg,fox\n", ["cat", "dog", "fox"]),
+        ("image,label\na\\1.jpg,cat\nb\\1.jpg,dog\nx/my 2,fox\n", ["cat", "dog", "fox"]),
+        ("a/1.jpg cat\nmy 2.jpg fox\n", "no label for 1 file of val, e.g. b/1.jpg"),
+        ("1.jpg cat\nmy 2.jpg fox\n", "no label for 2 files of val, e.g. a/1.jpg"),
+        ("a/1.jpg cat\nval/a/1.jpg dog\nb/1.jpg dog\nmy 2.jpg fox\n", "val/a/1.jpg has two labels, cat and dog"),
+    ],
+)
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path, text, labels):
+    (tmp_path / "labels").write_text(text)
+    paths = [b"a/1.jpg", b"b/1.jpg", b"b/my 2.jpg"]
+    call = lambda: read_split_labels("--split_labels=val", str(tmp_path / "labels"), {}).match(paths, "val")  # noqa: E731
     if isinstance(labels, str):
         assert labels in refused(call)
     else:
