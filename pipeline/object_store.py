@@ -116,9 +116,14 @@ class Store:
         except FileNotFoundError:  # no such bucket
             return [], {}
 
-    def put(self, name: str, content: bytes | Path) -> None:
-        """Write a file, or a copy of a local one, in place of what has this name: nobody sees half of it."""
-        self._written(name, lambda: client(self.url).put(name, content, chunk_size=_PART_BYTES, max_concurrency=4))
+    def put(self, name: str, content: bytes | Path) -> str:
+        """Write a file, or a copy of a local one, in place of what has this name: nobody sees half of it.
+
+        Returns:
+          The ETag that `files` and `entries` tell as long as nobody writes it again; "" where the store has none.
+        """
+        parts = {"chunk_size": _PART_BYTES, "max_concurrency": 4}
+        return self._written(name, lambda: _bare(client(self.url).put(name, content, **parts)["e_tag"]))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless there is one; False where there is."""
@@ -177,7 +182,7 @@ class Store:
     def _list(self, pages: Any) -> Iterator[tuple[str, StoredFile]]:
         for page in pages:
             for found in page:
-                yield found["path"], StoredFile(found["size"], (found["e_tag"] or "").strip('"'))
+                yield found["path"], StoredFile(found["size"], _bare(found["e_tag"]))
 
     def _pieces(self, name: str, limit_bytes: float = float("inf")) -> Iterator[bytes]:
         with _errors_of_the_store():
@@ -255,6 +260,10 @@ def _has_ended(process: str) -> bool:
     if len(words) < 4 or words[0] != "process" or not words[1].isdigit():
         return False
     return words[3].rstrip(",") == socket.gethostname() and owner(int(words[1])) != process
+
+
+def _bare(etag: str | None) -> str:
+    return (etag or "").strip('"')
 
 
 class _StoreError(Exception):

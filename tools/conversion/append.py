@@ -7,7 +7,7 @@ metadata and a report of its own. It is no part of the dataset until the manifes
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL
-from shardline.pipeline.manifest import Features, Manifest
+from shardline.pipeline.manifest import FILE_NAME, Features, Manifest
 from shardline.pipeline.options import options
-from shardline.pipeline.paths import is_remote
 from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import WRITTEN, iterate_sources
 from shardline.pipeline.wording import count
@@ -34,27 +33,35 @@ from shardline.tools.conversion.sources import Sources, hash64, path_text
 _KEPT = ("name", "splits", "seed", *options(ImageOptions))  # options that are the dataset's
 
 
-def base_of(config: ConvertConfig) -> Manifest:
+@dataclass(frozen=True)
+class Base:
+    """The dataset that is added to, and where its manifest and its tables of sources are."""
+
+    manifest: Manifest
+    directory: Path
+
+
+def base_of(config: ConvertConfig, output: Output) -> Manifest:
     """The finished dataset in `--output`, to which images made in the same way can be added.
 
     Raises:
       UsageError: there is none, it is not whole, or its images were made in another way.
     """
-    if is_remote(config.output):
-        raise UsageError(
-            f"--append: --output={config.output} lies in an object store; copy it to a disk, add to it there, and copy "
-            "it back, manifest.json last"
-        )
-    manifest = Manifest.load(config.directory)
     what = f"--append: --output={config.output}"
+    if output.address and not (output.directory / FILE_NAME).exists():
+        raise UsageError(f"{what} holds no {FILE_NAME}, so it is no finished dataset; check the address")
+    manifest = Manifest.load(output.directory)
     if manifest.adopted or manifest.features != Features():
-        raise UsageError(f"{what} holds shards that were adopted, not converted; convert what is new by itself")
+        raise UsageError(
+            f"{what} holds shards that were adopted, not converted; write what is new as TFRecords with the same "
+            "features beside them and run shardline-adopt --overwrite, or convert the images of both together"
+        )
     if manifest.image.kernel != KERNEL:
         raise UsageError(
             f"{what} has images that were made by {manifest.image.kernel!r}, this version makes them by {KERNEL!r}; "
             "convert all of it again"
         )
-    Output(config.output, config.directory).check(manifest, config.verify)
+    output.check(manifest, config.verify)
     return manifest
 
 
@@ -96,8 +103,8 @@ def with_words_of(base: Manifest, sources: Sources) -> Sources:
     return replace(sources, words=words if any(words) else ())
 
 
-def only_new(base: Manifest, config: ConvertConfig, sources: Sources, hash_input: Callable[[int], str]) -> Sources:
-    """The inputs that are not in the dataset already, under the same path and with the same content.
+def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Callable[[int], str]) -> Sources:
+    """The inputs that are not in the dataset in `directory` already, under the same path and with the same content.
 
     Raises:
       UsageError: a split has labels here and none in the dataset, or the other way round.
@@ -106,7 +113,7 @@ def only_new(base: Manifest, config: ConvertConfig, sources: Sources, hash_input
         if name in base.splits and base.splits[name].unlabelled != (name in sources.unlabelled):
             have = "has no labels" if base.splits[name].unlabelled else "has labels"
             raise UsageError(f"--append: split {name} of the dataset {have}; give what is added in the same way")
-    rows = iterate_sources(config.directory, ["path", "sha256"])
+    rows = iterate_sources(directory, ["path", "sha256"])
     pairs = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in rows)
     paths, contents = [], []
     for path, sha256 in pairs:

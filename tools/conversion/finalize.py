@@ -200,7 +200,7 @@ def _with_column(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 def _place(result: ShardResult, stored: pa.Table, name: str, output: Output) -> Shard:
     """Make the final file and its index, of the records of some rows."""
-    if not output.is_whole(result.output, result.bytes, result.sha256):
+    if not output.is_whole(result):
         raise Failure(f"{result.output} is not what its receipt says; run the command again, it will be written anew")
     size = stored["size"].to_numpy()
     write_index(index_path(output.directory / name), np.column_stack((np.cumsum(size) - size, size)))

@@ -1,7 +1,8 @@
 """Where a conversion's dataset comes to lie: a folder of this host, or one of an object store. No TensorFlow.
 
 Of a store, `directory` is a working copy: it has all small files, and no shards. Workers put each shard and its receipt
-into the store themselves, once, when it is whole; it gets its final name there. The manifest is put last.
+into the store themselves, once, when it is whole; it gets its final name there. The manifest is put last. A generation
+that is added to a dataset has an output of its own, in the folder of the dataset's.
 """
 
 from __future__ import annotations
@@ -19,8 +20,16 @@ from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_writer, file_sha256, own_directory, remove_strays
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import FILE_NAME, Manifest, Shard, check_files, refuse_faults, shard_path
-from shardline.pipeline.object_store import PARALLEL, StoredFile
+from shardline.pipeline.manifest import (
+    FILE_NAME,
+    Manifest,
+    Shard,
+    check_files,
+    generation_folder,
+    refuse_faults,
+    shard_path,
+)
+from shardline.pipeline.object_store import PARALLEL, Store, StoredFile
 from shardline.pipeline.paths import is_remote
 from shardline.pipeline.sources_table import SOURCES_FILE
 from shardline.pipeline.stored import stored_path
@@ -28,7 +37,7 @@ from shardline.pipeline.tfrecord import read_framed
 from shardline.pipeline.wording import shorten_list
 from shardline.pipeline.working_copy import WorkingCopy, working_copy
 from shardline.tools.conversion.report import REPORT_FILES, remove_report
-from shardline.tools.conversion.shard_writer import is_whole, receipt_path
+from shardline.tools.conversion.shard_writer import ShardResult, is_whole, receipt_path
 from shardline.tools.conversion.tfds_metadata import FILES as TFDS_FILES
 
 WORK = ".convert"
@@ -37,6 +46,7 @@ NOTE, SOURCES, PLACED = "request.json", "sources.npz", "placed.json"  # in WORK
 WORK_FILE = re.compile(rf"{NOTE}|{SOURCES}|{PLACED}|[A-Za-z_]\w*-\d{{5}}(\.receipt\.arrow)?", re.ASCII)
 OVERWRITE = "start over with --overwrite"
 _SMALL = {FILE_NAME, STAMPS, SOURCES_FILE, *TFDS_FILES, *REPORT_FILES}
+_GENERATION = re.compile(r"generation-\d{5}/")  # what `generation_folder` makes
 _RESTORE = f"restore the files from a copy, or {OVERWRITE}"
 
 
@@ -51,6 +61,11 @@ class Output:
 
     def __init__(self, where: str, directory: Path, address: str = "") -> None:
         self.where, self.directory, self.address = where, directory, address
+
+    def generation(self, number: int) -> Output:
+        """Where the files of a generation lie, or are to lie."""
+        folder = self.directory / generation_folder(number)
+        return Output(str(folder), folder)
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -102,9 +117,9 @@ class Output:
     def receive(self, shard: str) -> None:
         """Have the receipt of a shard that a worker finished."""
 
-    def is_whole(self, shard: str, size: int, sha256: str) -> bool:
+    def is_whole(self, result: ShardResult) -> bool:
         """Whether an unfinished conversion's shard is what its receipt says."""
-        return is_whole(shard, size, sha256)
+        return is_whole(result)
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """Bytes of an unfinished conversion's shard, or of one that has its final name."""
@@ -128,20 +143,31 @@ class Output:
 
 
 class StoreOutput(Output):
-    """A folder of an object store."""
+    """A folder of an object store, or that of a generation in it, with a slash at its end: one working copy has all."""
 
-    def __init__(self, where: str, copy: WorkingCopy) -> None:
-        super().__init__(where, copy.folder, f"{copy.store.url}/{WORK}")
-        self._copy, self._store = copy, copy.store
+    def __init__(self, where: str, copy: WorkingCopy, folder: str = "") -> None:
+        super().__init__(where, copy.folder / folder, f"{copy.store.url}/{folder}{WORK}")
+        self._copy, self._folder = copy, folder
+        self._store = Store(f"{copy.store.url}/{folder}")
         self._files: dict[str, StoredFile] = {}  # as last listed
         self._pool = ThreadPoolExecutor(PARALLEL)
         self._placing: list[Future[None]] = []
-        self.refresh()
+
+    def generation(self, number: int) -> Output:
+        """See `Output`."""
+        folder = generation_folder(number)
+        found = StoreOutput(f"{self.where}/{folder.rstrip('/')}" if folder else self.where, self._copy, folder)
+        found._pool = self._pool
+        found._list()
+        return found
 
     def refresh(self) -> None:
         """Have the small files that are there now."""
         # Rows and report of a finished dataset are large, and mostly not needed.
-        self._files = self._copy.pull(lambda name: name not in (SOURCES_FILE, *REPORT_FILES))
+        self._files = self._copy.pull(lambda name: os.path.basename(name) not in (SOURCES_FILE, *REPORT_FILES))
+
+    def _list(self) -> None:
+        self._files = self._store.files()
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -155,7 +181,7 @@ class StoreOutput(Output):
 
     def names(self) -> list[str]:
         """See `Output`."""
-        self._files = self._store.files()
+        self._list()
         return sorted({name.partition("/")[0] for name in self._files})
 
     def companion(self, name: str) -> Path:
@@ -163,7 +189,7 @@ class StoreOutput(Output):
         path = self.directory / name
         if not path.exists():
             with contextlib.suppress(FileNotFoundError):
-                self._copy.fetch(name)
+                self._copy.fetch(self._folder + name)
         return path
 
     def check(self, manifest: Manifest, verify: bool) -> None:
@@ -195,12 +221,15 @@ class StoreOutput(Output):
 
     def receive(self, shard: str) -> None:
         """See `Output`."""
-        self._copy.fetch(f"{WORK}/{receipt_path(shard).name}")
+        self._copy.fetch(f"{self._folder}{WORK}/{receipt_path(shard).name}")
 
-    def is_whole(self, shard: str, size: int, sha256: str) -> bool:
-        """See `Output`. The store has a file as it was put, or not at all: its size tells."""
-        found = self._files.get(f"{WORK}/{os.path.basename(shard)}")
-        return found is not None and found.size == size
+    def is_whole(self, result: ShardResult) -> bool:
+        """See `Output`. It is what was put, and had been hashed before, as long as its ETag is; else it is read."""
+        name = f"{WORK}/{os.path.basename(result.output)}"
+        found = self._files.get(name)
+        if found is None or found.size != result.bytes:
+            return False
+        return found.etag == result.etag != "" or self._store.sha256(name) == result.sha256
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """See `Output`."""
@@ -238,11 +267,14 @@ def open_output(where: str) -> Iterator[Output]:
         yield Output(where, Path(where))
         return
     with working_copy(where, "output", f"--output={where}", _is_small) as copy:
-        yield StoreOutput(where, copy)
+        output = StoreOutput(where, copy)
+        output.refresh()
+        yield output
 
 
 def _is_small(name: str) -> bool:
     """Whether a file is in the working copy: notes, receipts and all that lies beside the shards."""
+    name = _GENERATION.sub("", name, count=1)
     if name.startswith(f"{WORK}/"):
         return name.removeprefix(f"{WORK}/") in (NOTE, SOURCES, PLACED) or name.endswith(".receipt.arrow")
     index = name.endswith(".index") or (".tfrecord-" in name and name.endswith(".idx"))

@@ -206,10 +206,6 @@ def remove_dataset(output: Output) -> bool:
             )
         names += _shard_names(manifest, 1)
         generations = manifest.num_generations
-        if output.address and generations > 1:
-            raise UsageError(
-                f"--overwrite: --output={output.where} holds {count(generations, 'generation')}; delete it in the store"
-            )
     elif not (directory / WORK).exists():
         return False
     names += _placed(directory / WORK)
@@ -220,7 +216,7 @@ def remove_dataset(output: Output) -> bool:
             if (folder := directory / generation_folder(number)).is_dir():
                 files = [SOURCES_FILE, *TFDS_FILES, *_placed(folder / WORK)]
                 files += _shard_names(manifest, number) if number <= generations else []
-                added = Output(str(folder), folder)
+                added = output.generation(number)
                 added.remove([name for file in files for name in (file, index_path(file).name)])
                 added.remove_report()
                 added.remove_work()

@@ -27,7 +27,6 @@ from shardline.pipeline.cli import log, show
 from shardline.pipeline.cli import progress as progress_bar
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import Failure, UsageError
-from shardline.pipeline.files import own_directory
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import KERNEL, versions
 from shardline.pipeline.machine import available_cores
@@ -35,7 +34,7 @@ from shardline.pipeline.manifest import ImageFormat, Manifest, generation_folder
 from shardline.pipeline.paths import absolute, is_remote
 from shardline.pipeline.ray_executor import Cluster, cluster_cpus
 from shardline.pipeline.source_files import TAR, ZIP
-from shardline.pipeline.sources_table import QUARANTINED
+from shardline.pipeline.sources_table import QUARANTINED, SOURCES_FILE
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion import append, resume
 from shardline.tools.conversion.config import ConvertConfig, split_and_path
@@ -85,28 +84,29 @@ def convert(config: ConvertConfig) -> Manifest:
 
 def _append(config: ConvertConfig, started: float) -> Manifest:
     """Add what is new in the sources to a finished dataset."""
-    base = append.base_of(config)
-    with own_directory(config.directory, "--output"):
-        base = append.base_of(config)  # another process may have added to it meanwhile
-        config = append.with_options_of(base, config)
-        for generation in range(1, base.num_generations + 1):  # of a run that was killed when all was done
-            Output(config.output, config.directory / generation_folder(generation)).remove_work()
-        folder = config.directory / generation_folder(base.num_generations + 1)
-        place = Output(str(folder), folder)
-        if config.overwrite:
-            resume.remove_dataset(place)
-        sources, plan = prepare(config, base)
-        if not len(sources):
-            return _nothing_to_add(config, base, place)
-        for label in range(len(base.labels), len(sources.labels)):
-            log(f"note: new class: {sources.labels[label]!r} is label {label}")
-        folder.mkdir(exist_ok=True)
-        request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
-        return _convert(config, place, sources, plan, request, started, base)
+    with open_output(config.output) as output:
+        base = append.base_of(config, output)
+        with output.owned():
+            base = append.base_of(config, output)  # another process may have added to it meanwhile
+            config = append.with_options_of(base, config)
+            for generation in range(1, base.num_generations + 1):  # of a run that was killed when all was done
+                output.generation(generation).remove_work()
+            place = output.generation(base.num_generations + 1)
+            if config.overwrite:
+                resume.remove_dataset(place)
+            sources, plan = prepare(config, base, output)
+            if not len(sources):
+                return _nothing_to_add(config, base, place)
+            for label in range(len(base.labels), len(sources.labels)):
+                log(f"note: new class: {sources.labels[label]!r} is label {label}")
+            place.directory.mkdir(exist_ok=True)
+            request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
+            return _convert(config, place, sources, plan, request, started, append.Base(base, output.directory))
 
 
 def _nothing_to_add(config: ConvertConfig, base: Manifest, place: Output) -> Manifest:
     resume.remove_dataset(place)
+    place.sync()
     with contextlib.suppress(OSError):
         place.directory.rmdir()
     log(f"{config.output} has all of this already; nothing to add")
@@ -120,15 +120,16 @@ def _convert(
     plan: Plan,
     request: resume.Request,
     started: float,
-    base: Manifest | None = None,
+    to: append.Base | None = None,
 ) -> Manifest:
-    """The work, in a folder that is ours alone: the dataset's, or that of the generation that is added to `base`."""
+    """The work, in a folder that is ours alone: the dataset's, or that of the generation that is added to another."""
+    base = to.manifest if to else None
     work = resume.workspace(place, plan, request, sources)
     if config.report:
         _load_ahead("matplotlib.figure")
     progress = _write_shards(config, place, sources, plan, work)
     log(f"duplicates: {count(len(sources), 'input')}")
-    earlier = append.earlier_images(base, config.directory, plan.splits) if base else None
+    earlier = append.earlier_images(to.manifest, to.directory, plan.splits) if to else None
     dedup = resolve_duplicates(
         progress.results, plan, sources, config.duplicates, keep_together=bool(config.splits), earlier=earlier
     )
@@ -151,7 +152,7 @@ def _convert(
     if not base:
         resume.write_stamps(place.directory, sources)
     place.sync()
-    manifest.save(config.directory if base else place.directory)
+    manifest.save(to.directory if to else place.directory)
     place.sync()
     place.remove_work()
     _summarize(config, added, dedup, seconds, progress.resumed)
@@ -172,9 +173,10 @@ def _load_ahead(module: str) -> None:
 def dry_run(config: ConvertConfig) -> Estimate:
     """Convert a sample into a temporary folder and estimate what a run would give."""
     config = replace(config, on_bad_image="quarantine")  # the sample's reasons are wanted
-    base = append.base_of(config) if config.append else None
-    config = append.with_options_of(base, config) if base else config
-    sources, plan = prepare(config, base)
+    with open_output(config.output) if config.append else contextlib.nullcontext() as output:
+        base = append.base_of(config, output) if output else None
+        config = append.with_options_of(base, config) if base else config
+        sources, plan = prepare(config, base, output)
     if not len(sources):
         raise UsageError(f"--append: {config.output} has all of this already; nothing to add")
     share = min(1.0, SAMPLE / len(sources))
@@ -204,8 +206,8 @@ def _workers(config: ConvertConfig) -> int:
     return config.workers or (cluster_cpus() if config.engine == "ray" else available_cores())
 
 
-def prepare(config: ConvertConfig, base: Manifest | None = None) -> tuple[Sources, Plan]:
-    """Find the inputs, those that `base` does not have, and decide what to do with them."""
+def prepare(config: ConvertConfig, base: Manifest | None = None, output: Output | None = None) -> tuple[Sources, Plan]:
+    """Find the inputs, those that `base`, which lies in `output`, does not have, and decide what to do with them."""
     with progress_bar(total=None, desc="scan", unit="file", leave=False) as bar:
         sources = scan(
             config.source,
@@ -235,9 +237,11 @@ def prepare(config: ConvertConfig, base: Manifest | None = None) -> tuple[Source
         sources = replace(sources, words=words)
     for note in sources.notes:
         log(f"note: {note}")
-    if base:
+    if base and output:
         sources = append.with_words_of(base, sources)
-        sources = append.only_new(base, config, sources, _hash_input(config, sources))
+        for generation in range(1, base.num_generations + 1):
+            output.companion(generation_folder(generation) + SOURCES_FILE)
+        sources = append.only_new(base, output.directory, sources, _hash_input(config, sources))
     record_bytes = _expected_record_bytes(config.image, sources)
     plan = make_plan(config, sources, record_bytes=record_bytes, versions=_versions(), base=base)
     return sources, plan

@@ -91,6 +91,7 @@ class ShardResult:
     quarantined: int = 0
     filtered: int = 0
     seconds: float = 0.0  # it took; for estimates
+    etag: str = ""  # that an object store gave the shard
 
     def rows(self) -> pa.Table:
         """What became of each input, in stored order: the columns of ROW.
@@ -125,10 +126,12 @@ def write_shard(task: ShardTask, show: Show = no_show) -> ShardResult:
     store, name = Store(task.address), os.path.basename(task.output)
     with tempfile.TemporaryDirectory(prefix="shardline-") as folder:
         result = _write_shard(replace(task, output=os.path.join(folder, name)), show)
-        if not is_whole(result.output, result.bytes, result.sha256):
+        if not is_whole(result):
             raise Failure(f"{result.output}: the disk of {folder} does not give back what was written; name another "
                           "one by TMPDIR")  # fmt: skip
-        store.put(name, Path(result.output))
+        rows = result.rows()
+        result = replace(result, etag=store.put(name, Path(result.output)))
+        write_receipt(result, rows)
         store.put(receipt_path(name).name, receipt_path(result.output))
     return replace(result, output=task.output)
 
@@ -288,16 +291,16 @@ def read_receipt(output: str) -> pa.Table:
     return rows
 
 
-def is_whole(shard: str, size: int, sha256: str) -> bool:
-    """Whether a shard has so many bytes, and this SHA-256."""
+def is_whole(result: ShardResult) -> bool:
+    """Whether a shard is what its result says, to the last bit."""
     try:
-        return os.path.getsize(shard) == size and file_sha256(shard) == sha256
+        return os.path.getsize(result.output) == result.bytes and file_sha256(result.output) == result.sha256
     except OSError:
         return False
 
 
 def load_receipt(
-    output: str, digest: str, inputs: np.ndarray, is_whole: Callable[[str, int, str], bool] = is_whole
+    output: str, digest: str, inputs: np.ndarray, is_whole: Callable[[ShardResult], bool] = is_whole
 ) -> ShardResult | None:
     """The result of a shard that is whole to its last bit; None when it has to be written (again).
 
@@ -305,18 +308,17 @@ def load_receipt(
       output: path of the shard.
       digest: of the plan that it must belong to.
       inputs: numbers of the inputs that it must have come from, in order.
-      is_whole: whether the shard has so many bytes, and this SHA-256.
+      is_whole: whether the shard is what its result says.
     """
     try:
         rows = read_receipt(output)
         facts = stored.parse(rows.schema.metadata[_RESULT], _StoredResult, what=output, remedy="")
         if facts.digest != digest or not np.array_equal(rows["input"].to_numpy(), inputs):
             return None
-        if not is_whole(output, facts.bytes, facts.sha256):
-            return None
+        result = ShardResult(output, **vars(facts))
+        return result if is_whole(result) else None
     except (OSError, ValueError, TypeError, KeyError, UsageError):  # of Arrow's errors, too
         return None
-    return ShardResult(output, **vars(facts))
 
 
 @dataclass(frozen=True)
@@ -331,3 +333,4 @@ class _StoredResult:
     quarantined: Count
     filtered: Count
     seconds: float
+    etag: str = ""

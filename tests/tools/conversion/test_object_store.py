@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.verify import VerifyConfig, verify
 from tests.pipeline.stores import s3_bucket
 from tests.tools.conversion.test_resume import wait_for
-from tests.tools.folders import ROOT, class_folders, config
+from tests.tools.folders import ROOT, class_folders, config, draw
 
 pytestmark = pytest.mark.object_store
 pytest.importorskip("boto3")
@@ -154,6 +155,82 @@ def test_a_killed_conversion_continues_anywhere_without_its_finished_shards(buck
     written = {request.split("/bucket/out/")[1] for request in bucket.requests if request.startswith("PUT")}
     assert not finished & written
     assert bucket.files("out") == whole
+
+
+@pytest.fixture
+def more(tmp_path):
+    """Ten new images, two of them of a new class, and one that the dataset has."""
+    folder = class_folders(tmp_path / "m", 2, 4, "train/new")
+    for path in list((folder / "train" / "new").iterdir()):
+        shutil.move(path, folder / "train" / path.name)
+    (folder / "train" / "new").rmdir()
+    for number in range(2):
+        draw(folder / "train" / "zebra" / f"{number}.jpg", 7000 + number)
+    return folder
+
+
+def here(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_pages(files):
+    return {name: content for name, content in files.items() if not name.endswith("report.html")}
+
+
+def test_a_generation_in_a_store_is_the_one_on_disk_and_interrupted_it_continues(bucket, source, local, more, tmp_path):
+    shutil.copy(source / "train/class1/img_002.jpg", more / "train/class1/copy.jpg")
+    shutil.copytree(source, tmp_path / "grown")
+    shutil.copytree(more, tmp_path / "grown", dirs_exist_ok=True)
+    added = {"append": True, **OPTIONS}
+    for name, content in local.items():
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(content)
+        bucket.put(f"out/{name}", content)
+    wanted = convert(config(tmp_path / "grown", tmp_path / "d", **added))
+    assert wanted.num_generations == 2 and wanted.ledger.duplicates == 2
+    bucket.clear(["PUT .*manifest", 503])
+    with pytest.raises(Failure, match="503"):
+        convert(config(tmp_path / "grown", "s3://bucket/out", **added))
+    bucket.clear()
+    old = bucket.files("out")
+    assert {name: old[name] for name in local} == local  # the dataset as it was, whole
+    assert convert(config(tmp_path / "grown", "s3://bucket/out", **added)).digest == wanted.digest
+    written = [request for request in bucket.requests if request.startswith("PUT")]
+    assert "manifest.json" in written[-1] and not [put for put in written if ".convert/train-" in put]
+    assert without_pages(bucket.files("out")) == without_pages(here(tmp_path / "d"))
+    assert verify(VerifyConfig(data="s3://bucket/out", workers=1)).faults == ()
+    bucket.clear()
+    assert convert(config(tmp_path / "grown", "s3://bucket/out", **added)).digest == wanted.digest
+    assert not [request for request in bucket.requests if request.startswith("PUT") and ".lock" not in request]
+    convert(config(source, "s3://bucket/out", overwrite=True, **OPTIONS))
+    assert without_pages(bucket.files("out")) == without_pages(local)
+    assert not os.path.exists("s3:")
+
+
+def test_adding_to_what_is_no_dataset_is_refused_in_one_line(bucket, more):
+    with pytest.raises(UsageError, match=r"append: output=s3://bucket/none holds no manifest\.json, so it is no"):
+        convert(config(more, "s3://bucket/none", append=True))
+
+
+def test_a_finished_shard_is_known_by_its_etag_and_another_one_is_read_and_written_again(bucket, source, tmp_path):
+    convert(config(source, tmp_path / "d", shards=SHARDS))
+    bucket.clear(["PUT .*manifest", 503])
+    with pytest.raises(Failure):
+        convert(config(source, "s3://bucket/out", shards=SHARDS))
+    bucket.clear(["PUT .*manifest", 503])
+    with pytest.raises(Failure):
+        convert(config(source, "s3://bucket/out", shards=SHARDS))
+    shards = [f"/.convert/{split}-0000{n}" for split in ("train", "test") for n in range(SHARDS)]
+    asked = lambda verb: [r for r in bucket.requests if r.startswith(verb) and r.endswith(tuple(shards))]  # noqa: E731
+    assert not asked("PUT /bucket") and not asked("GET")  # nothing was converted or read again
+    content = bucket.get("out/.convert/train-00001")
+    bucket.put("out/.convert/train-00001", content[:-1] + bytes([content[-1] ^ 1]))  # the same size
+    bucket.put("out/.convert/train-00002", bucket.get("out/.convert/train-00002") + b"")  # written again, the same
+    bucket.clear()
+    convert(config(source, "s3://bucket/out", shards=SHARDS))
+    assert {request.split()[1].rpartition("/")[2] for request in asked("PUT")} >= {"train-00001"}
+    assert not [request for request in asked("PUT") if "train-00000" in request or "train-00002" in request]
+    assert without_page(bucket.files("out")) == without_page(here(tmp_path / "d"))
 
 
 def test_two_conversions_into_one_place_are_told_apart(bucket, source, local):
