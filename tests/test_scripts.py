@@ -61,7 +61,7 @@ def type_in(*command, columns=80, cwd=None):
     return process.wait(60), shown.decode(errors="replace").replace("\r\n", "\n")
 
 
-@pytest.fixture(params=[80, 140])
+@pytest.fixture(params=[80, pytest.param(140, marks=pytest.mark.slow)])
 def columns(request):
     return request.param
 

@@ -32,8 +32,7 @@ ROWS = {
 }
 # These change how a step is computed and not what comes out: on two replicas it is what one gives without them.
 NEUTRAL = {
-    "micro_batches, loss_scaling": {"micro_batches": 2, "loss_scaling": True},
-    "jit": {"jit": True},
+    "micro_batches, loss_scaling, jit": {"micro_batches": 2, "loss_scaling": True, "jit": True},
 }
 
 

@@ -24,7 +24,7 @@ from shardline.trainer.train import train
 
 
 @pytest.fixture(scope="module")
-def thin(tmp_path_factory):
+def thin(undrawn, tmp_path_factory):
     """Settings of a run of six steps and two evaluations on one device of this process."""
     data = tmp_path_factory.mktemp("data")
     selftest.write_dataset(data, {"train": 24, "validation": 8}, side=32)

@@ -35,7 +35,7 @@ from tests.trainer.tiny import command
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(undrawn, tmp_path_factory):
     """Four evaluations, the second of which is the best: the rate of the second phase spoils what the first learned."""
     data = tmp_path_factory.mktemp("data")
     selftest.write_dataset(data, {"train": 24, "validation": 9, "test": 5}, side=40)

@@ -202,7 +202,7 @@ def test_early_stopping_keeps_the_best_checkpoint(more):
 
 
 @pytest.fixture(scope="module")
-def thin(tmp_path_factory):
+def thin(undrawn, tmp_path_factory):
     """Settings of a run of three steps on one device of this process."""
     data = tmp_path_factory.mktemp("data")
     selftest.write_dataset(data, {"train": 24}, side=32)

@@ -16,8 +16,15 @@ def step_graph(precision, jit):
     return programs.trace_step(create_setup(config, create_cluster("one_device", 0)))
 
 
-@pytest.mark.parametrize("jit", [True, False])
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("precision", "jit"),
+    [
+        ("mixed_bfloat16", False),
+        ("mixed_float16", True),
+        pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
+        pytest.param("mixed_float16", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_step_runs_on_a_gpu_and_waits_for_the_host_in_float16_only(precision, jit):
     """There the host decides whether the gradients are applied."""
     graph = step_graph(precision, jit)
