@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -208,9 +209,16 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages if _installed(name)},
         "commit": _commit(),
-        # Reports get attached to tickets: where a home directory lies is nobody's business.
-        "argv": [word.replace(f"{Path.cwd()}/", "") for word in sys.argv[1:]],
+        "argv": [_without_folders(word) for word in sys.argv[1:]],
     }
+
+
+def _without_folders(word: str) -> str:
+    """An argument whose absolute paths begin at the current folder or, elsewhere, at their last name.
+
+    Reports get attached to tickets: where a home directory lies is nobody's business.
+    """
+    return re.sub(r"(?<![^=,])/[^,]*/(?=[^,/])", "", word.replace(f"{Path.cwd()}/", ""))
 
 
 def append_results(directory: Path, measurements: Sequence[Measurement]) -> None:

@@ -1,8 +1,13 @@
-"""Files that other programs read: continuous integration, pre-commit, Docker and citations call what there is here."""
+"""Files that other programs read call what there is here; and no file tells of the machine that it was written on."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -81,3 +86,46 @@ def test_images_are_built_of_files_that_the_context_holds(name):
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["project"]["version"] and citation["license"] == PROJECT["project"]["license"]
+
+
+FOLDERS_OF_MACHINES = re.compile(r"/(home|Users|root|work|opt|mnt|srv|scratch|private|var/folders)/\w")
+ABSOLUTE = re.compile(r"(?<![\w.:/<>*+=-])/(?:[\w.~-]+/)+[\w.~-]+")
+MEASURED = ("benchmarks/results/", "docs/tutorial.ipynb")  # by programs, which note what they were called with
+
+
+def words_of_this_machine():
+    """Its name, where this folder and the home folder lie, the hosts of its package registries and proxies."""
+    settings = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    settings += " ".join(v for k, v in os.environ.items() if re.match(r"(?i)pip_|uv_|.*_proxy$", k))
+    hosts = {urlsplit(url).hostname or "" for url in re.findall(r"\w+://[^\s'\"]+", settings)}
+    words = {str(ROOT), str(Path.home()), *(h for h in hosts if "." in h), platform.node()}
+    public = {"pypi.org", "files.pythonhosted.org", "127.0.0.1", "/", "/root"}
+    return {word for word in words - public if len(word) > 4 and re.search(r"[/.\d]", word)}
+
+
+def tell_tales(name, text, words):
+    """What of a text is of a machine."""
+    text = re.sub(r"base64,[\w+/=]+", "", text)
+    found = {match[0] for match in FOLDERS_OF_MACHINES.finditer(text)} | {word for word in words if word in text}
+    return found | (set(ABSOLUTE.findall(text)) if name.startswith(MEASURED) else set())
+
+
+def test_no_file_tells_of_the_machine_it_was_written_on():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    words, found = words_of_this_machine(), {}
+    for name in map(os.fsdecode, filter(None, listed.stdout.split(b"\0"))):
+        data = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b"\0"
+        if b"\0" not in data and (told := tell_tales(name, data.decode(), words)):
+            found[name] = told
+    assert found == {}
+
+
+def test_what_tells_of_a_machine_is_seen():
+    line = '{"argv": ["--data", "%s/photos"]}'
+    for place in ("/" + "home/me", "/" + "Users/me", "/" + "work/me"):
+        assert tell_tales("docs/index.md", line % place, ())
+    assert tell_tales("benchmarks/results/x/results.jsonl", line % "/tmp", ())
+    assert tell_tales("pyproject.toml", "index = https://packages.example.com/simple", {"packages.example.com"})
+    assert not tell_tales("benchmarks/results/x/results.jsonl", line % "photos256", {"packages.example.com"})

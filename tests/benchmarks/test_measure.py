@@ -1,6 +1,7 @@
 """Canned rates in, the table's numbers out; what is compared really takes turns."""
 
 import json
+import sys
 
 import pytest
 
@@ -167,3 +168,11 @@ def test_every_target_names_rows_that_exist():
     }
     for suite, targets in TARGETS.items():
         assert {name for row, other, _ in targets for name in (row, other)} <= known[suite]
+
+
+def test_arguments_are_kept_without_the_folders_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [f"--data={tmp_path}/photos/256", "--raw_images", "/h/me/my raw/", "--with=/a/b/c,/d/e", "--splits=0.5/2"]
+    monkeypatch.setattr(sys, "argv", ["run", *given, "--suite", "short", "s3://bucket/data"])
+    kept = ["--data=photos/256", "--raw_images", "my raw/", "--with=c,e", "--splits=0.5/2"]
+    assert machine()["argv"] == [*kept, "--suite", "short", "s3://bucket/data"]
