@@ -125,7 +125,7 @@ def test_this_machine_is_timed():
     assert Rates("here", tuple(rates)).fastest("auto", None) in MODES
 
 
-def test_the_choice_is_recorded(tiny_data, tmp_path):
+def test_the_choice_is_recorded(undrawn, tiny_data, tmp_path):
     command(
         "shardline.trainer.train", "--data", tiny_data, "--workdir", tmp_path / "run", "--width", 0.05,
         "--image_size", 32, "--phases", "head:1@1e-2", "--global_batch_size", 12, "--eval_split", "none", "--nojit",
