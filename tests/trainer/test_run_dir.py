@@ -80,7 +80,9 @@ def test_the_result_is_of_the_weights_in_the_model(config, result, capsys):
 
 def test_evaluate_predict_and_export_say_which_weights(config, result, tmp_path):
     run, data = config.workdir, config.data
-    evaluated = command("shardline.trainer.evaluate", "--run", run, "--data", data, "--output", tmp_path / "e")
+    evaluated = command(
+        "shardline.trainer.evaluate", "--run", run, "--data", data, "--output", tmp_path / "e", "--leakage", "none"
+    )
     exported = command("shardline.trainer.export", "--run", run, "--output", tmp_path / "x", "--formats", "keras")
     (tmp_path / "a.png").write_bytes(b"no image")
     files = ("--output", tmp_path / "p.jsonl", tmp_path / "a.png")
@@ -189,8 +191,9 @@ def test_a_signal_raises_and_what_is_used_then_is_called_unfinished(config, tmp_
         train(stopped)
     assert caught.value.number == signal.SIGTERM
     done = command(
-        "shardline.trainer.evaluate", "--run", stopped.workdir, "--data", config.data, "--output", tmp_path / "e"
-    )
+        "shardline.trainer.evaluate", "--run", stopped.workdir, "--data", config.data, "--output", tmp_path / "e",
+        "--leakage", "none", "--noreport",
+    )  # fmt: skip
     assert done.stderr.startswith("the run is not finished; weights: step-00000001.npz, step 1, last")
     assert done.stdout.startswith("unfinished run, step 1\n")
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"]["finished"] is False
