@@ -206,6 +206,8 @@ def feature_kinds(payload: bytes | memoryview) -> dict[str, str]:
     found = {}
     try:
         at, end = _delimited(payload, 0, 0x0A)
+        if end < len(payload):
+            raise ValueError("a tf.train.SequenceExample" if payload[end] == 0x12 else "bytes after the Example")
         while at < end:
             entry, at = _delimited(payload, at, 0x0A)
             key, key_end = _delimited(payload, entry, 0x0A)

@@ -270,7 +270,9 @@ def _label_names(config: AdoptConfig, names: list[str], contents: Sequence[Shard
     for content in contents:
         used.update(content.labels)
     if not used:
-        raise Failure("not one record with a label could be read")
+        if names and contents:
+            return tuple(names)
+        raise Failure("not one record with a label could be read; for splits without any, --class_names names classes")
     if texts := [label for label in used if isinstance(label, str)]:
         return _stored_names(config, names, texts)
     numbers = [label for label in used if isinstance(label, int)]
@@ -297,6 +299,13 @@ def _stored_names(config: AdoptConfig, names: list[str], texts: list[str]) -> tu
 
 def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widths: Iterable[int]) -> None:
     """Refuse numbers that are no labels of these classes."""
+    for width in widths:
+        if names and width != len(names):
+            raise UsageError(
+                f"--class_names={config.class_names} lists {count(len(names), 'class')}, but one-hot labels have "
+                f"{count(width, 'number')}"
+            )
+        return
     low, high, offset = min(numbers), max(numbers), config.label_offset
     if low < 0 or (names and high >= len(names)):
         expected = f"0 to {len(names) - 1}" if names else "0 or more"
@@ -307,13 +316,6 @@ def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widt
         elif low and (not names or high - low < len(names)):
             hint = f"; --label_offset={offset - low} would make the lowest 0"
         raise UsageError(f"--label_offset={offset}: labels run from {low} to {high:,}, expected {expected}{hint}")
-    for width in widths:
-        if names and width != len(names):
-            raise UsageError(
-                f"--class_names={config.class_names} lists {count(len(names), 'class')}, but one-hot labels have "
-                f"{count(width, 'number')}"
-            )
-        return
     if not names:
         check_spread(len(set(numbers)), high, f"--data={config.data}")
     if low > 0:

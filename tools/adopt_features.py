@@ -84,7 +84,10 @@ def _first_record(directory: Path, split: str, files: Sequence[str]) -> _First |
             except ValueError as error:
                 fault = fault or error
         if fault:
-            raise UsageError(f"{directory / file}: its first record is damaged or no tf.train.Example ({fault})")
+            raise UsageError(
+                f"{directory / file}: its first record is damaged or no tf.train.Example ({fault}); leave the file out "
+                f"with --exclude={display(file)}, or write it again with a tf.train.Example for each image"
+            )
     return None
 
 

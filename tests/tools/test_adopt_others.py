@@ -331,6 +331,20 @@ def test_a_split_without_labels_in_many_files_is_left_out_by_one_flag(tmp_path, 
     assert list(Manifest.load(tmp_path).splits) == ["train"]
 
 
+def test_images_without_any_labels_are_adopted_for_prediction_when_classes_are_named(tmp_path):
+    put(tmp_path / "test.tfrecord", [None, None, None])
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    manifest = adopted(tmp_path, unlabelled=("test",), class_names=str(tmp_path / "names.txt"))
+    assert manifest.labels == ("cat", "dog") and manifest.splits["test"].unlabelled
+    assert labels(tmp_path, "test") == [-1, -1, -1] and sound(tmp_path) == 3
+
+
+def test_a_sequence_of_images_a_record_is_called_so(tmp_path):
+    steps = tag(2, tag(1, tag(1, b"frames") + tag(2, tag(1, texts(jpeg(0))))))
+    (tmp_path / "train.tfrecord").write_bytes(frame_record(example(label=ints(1)) + steps))
+    assert "a tf.train.SequenceExample" in refusal(tmp_path)
+
+
 def test_a_folder_that_is_a_dataset_of_its_own_is_named(tmp_path):
     convert(config(class_folders(tmp_path / "s", 2, 3), tmp_path / "d" / "1.0.0"))
     assert "1.0.0 is a dataset of its own (dataset_info.json); give " in refusal(tmp_path / "d")

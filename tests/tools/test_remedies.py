@@ -14,7 +14,7 @@ import shlex
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,10 @@ import pytest
 
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.shards import Shards
-from tests.tools.folders import ROOT, Run, draw, records
+from shardline.pipeline.tfrecord import frame_record
+from shardline.tools.conversion.run import convert as run_conversion
+from tests.tools.folders import ROOT, Run, config, draw, records
+from tests.tools.test_adopt import example, tag
 from tests.tools.test_adopt_others import floats, ints, put, texts
 
 pytestmark = pytest.mark.slow
@@ -474,6 +477,22 @@ CASES = {
         Way("write its images into files, and their paths and labels into a .csv, and give that", "1 a train", "",
             text("x.csv", "path,label\n1.jpg,a\n"), "--source=SOURCE/x.csv"),
     ], do=lambda root: parquet_of_images(root / "x.parquet"), source="--source=SOURCE/x.parquet"),
+    # --- prepared TFDS datasets
+    "a TFDS dataset elsewhere": Case("", "no folder", [
+        Way("or name its parent in --tfds_dir", "x-train a train, x-train b train", source="--source=tfds:x --tfds_dir=SOURCE"),
+    ], source="--source=tfds:x --tfds_dir=SOURCE/none", do=lambda root: prepared(root / "x/1.0.0")),
+    "another version": Case("", "no version 2.0.0 in", [
+        Way("there is ['1.0.0']", "x-train a train, x-train b train", source="--source=tfds:x:1.0.0 --tfds_dir=SOURCE"),
+    ], source="--source=tfds:x:2.0.0 --tfds_dir=SOURCE", do=lambda root: prepared(root / "x/1.0.0")),
+    "a config": Case("", "no version in", [
+        Way("is a config missing, as in tfds:NAME/CONFIG?", "x-train a train, x-train b train", source="--source=tfds:x/c --tfds_dir=SOURCE"),
+    ], source="--source=tfds:x --tfds_dir=SOURCE", do=lambda root: prepared(root / "x/c/1.0.0")),
+    "a split that TFDS has not": Case("", "the dataset has the splits train", [
+        Way("the dataset has the splits train", "x-train a train, x-train b train", drops="--unlabelled=test"),
+    ], "--unlabelled=test", source="--source=tfds:x --tfds_dir=SOURCE", do=lambda root: prepared(root / "x/1.0.0")),
+    "exclusions of records": Case("", "TFDS records have no names", [
+        Way("--exclude is for folders, archives and tables", "x-train a train, x-train b train", drops="--exclude=1.jpg"),
+    ], "--exclude=1.jpg", source="--source=tfds:x --tfds_dir=SOURCE", do=lambda root: prepared(root / "x/1.0.0")),
     "a cut UTF-16 table": Case("1.jpg", "is not UTF-8 (truncated data)", [
         Way("save it as UTF-8", "1 a train", "", text("x.csv", "path,label\n1.jpg,a\n")),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\n1.jpg,a\n".encode("utf-16")[:-1]}),
@@ -529,12 +548,10 @@ def contents(directory: Path) -> list[str]:
     found = []
     for split in manifest.splits:
         stored = records(directory, split)
-        for example in stored:
-            label = manifest.labels[example.label].replace(" ", "_") if example.label >= 0 else "-"
-            found.append(f"{Path(example.filename).stem} {label} {split}")
-        counts = np.bincount(
-            [example.label for example in stored if example.label >= 0], minlength=len(manifest.labels)
-        )
+        for record in stored:
+            label = manifest.labels[record.label].replace(" ", "_") if record.label >= 0 else "-"
+            found.append(f"{Path(record.filename).stem} {label} {split}")
+        counts = np.bincount([record.label for record in stored if record.label >= 0], minlength=len(manifest.labels))
         assert manifest.class_counts[split] == (() if manifest.splits[split].unlabelled else tuple(counts.tolist()))
     return sorted(found)
 
@@ -571,7 +588,7 @@ def test_a_remedy_gives_the_dataset_it_promises(tmp_path, name, number):
     assert contents(tmp_path / "d") == sorted(way.gives.split(", "))
 
 
-MODULES = ("layouts", "trees", "labels", "label_files", "tables", "archives", "scan", "splits")
+MODULES = ("layouts", "trees", "labels", "label_files", "tables", "archives", "scan", "splits", "scan_tfds")
 WITHOUT_A_CASE = {  # parts of messages, and why there is no way to follow
     "cannot list ": "the file system's own words",
     " cannot be read: ": "the file system's own words",
@@ -596,15 +613,23 @@ WITHOUT_A_CASE = {  # parts of messages, and why there is no way to follow
     " is no JSON of classes and words (": "words are shown, and no labels",
     ": the column split has more than 100 values; is it another column?": "asks",
     " in the column size is no number of bytes": "of tables in object stores, which tell what is wrong",
-    "--exclude is for folders, archives and tables: TFDS records have no names": "test_scan has prepared datasets",
+    " holds no records": "nothing to convert",
+    " has no name": "another preparation is another dataset",
+    ", only tfrecord can be read": "another preparation is another dataset",
+    ": needs one Image and one ClassLabel feature, found ": "another preparation is another dataset",
+    ": no prepared TFDS dataset in ": "says what is not there",
+    "; restore it from a copy": "another copy is another dataset",
+    ": no such directory": "says what is not there",
+    ": all files are empty": "nothing to adopt",
+    " cannot be written; the manifest and the indexes belong beside the shards": "the machine's; root may write",
 }
 
 
 def messages_in(module: str) -> list[list[str]]:
     """The literal parts of each error message of a module."""
-    tree = ast.parse((ROOT / f"tools/conversion/{module}.py").read_text())
+    tree = ast.parse((ROOT / f"tools/{module}.py").read_text())
     raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
-    calls = [call for call in raised if getattr(call.func, "id", "") == "UsageError"]
+    calls = [call for call in raised if getattr(call.func, "id", "") in ("UsageError", "Failure")]
     return [
         [part.value for part in ast.walk(call) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
         for call in calls
@@ -613,15 +638,20 @@ def messages_in(module: str) -> list[list[str]]:
 
 def test_every_message_that_names_a_remedy_has_a_case(tmp_path):
     said = "\n".join(refusal(case, made(case, tmp_path / str(i))) for i, case in enumerate(CASES.values()))
+    assert not (missing := without_a_case(said, [f"conversion/{module}" for module in MODULES])), "\n".join(missing)
+
+
+def without_a_case(said: str, modules: Sequence[str]) -> list[str]:
+    """Messages of which no case is here, and no reason."""
     missing = []
-    for module in MODULES:
+    for module in modules:
         for parts in messages_in(module):
             long = [part for part in parts if len(part) >= 8] or parts
             if not any(part in said for part in long) and not any(
                 named in part for part in parts for named in WITHOUT_A_CASE
             ):
                 missing.append(f"{module}: {' … '.join(parts)}")
-    assert not missing, "\n".join(missing)
+    return missing
 
 
 # ------------------------------------------------------------------------------------------------ adoption
@@ -640,6 +670,25 @@ class Adoption:
 
 def hot(*places):
     return [ints(*(int(i == place) for i in range(3))) for place in places]
+
+
+def named(path, image, label):
+    """A shard whose features are called so."""
+    picture = draw(path.with_name(".x.jpg"), 1).read_bytes()
+    records = (example(**{image: texts(picture), label: ints(number)}) for number in range(2))
+    path.write_bytes(b"".join(map(frame_record, records)))
+
+
+def prepared(folder, change=None):
+    """A dataset as TFDS prepares it, of the classes a and b; `change` edits its description."""
+    for number, name in enumerate(("a/1.jpg", "b/2.jpg")):
+        draw(folder.parent / "images" / name, number)
+    shutil.rmtree(folder, ignore_errors=True)
+    run_conversion(config(folder.parent / "images", folder, name="x", encoding="png"))
+    for path in (folder / "manifest.json", *folder.glob("*.idx"), folder / "sources.parquet"):
+        path.unlink()
+    if change:
+        change(folder)
 
 
 TWO = {"train.tfrecord": [ints(0), ints(1)]}
@@ -719,6 +768,51 @@ ADOPTIONS = {
     "a manifest there": Adoption(TWO, "has a manifest.json already", [
         Way("--overwrite replaces it", "train 0 1", "--overwrite"),
     ], do=lambda root: Run("shardline.tools.adopt", root, "--workers=1")),
+    "two ways to tell splits": Adoption(TWO, "give one of them", [
+        Way("give one of them", "train 0 1", drops=r"--split_pattern=(?P<split>\w+).*"),
+    ], r"--split=train --split_pattern=(?P<split>\w+).*"),
+    "an offset of names": Adoption({"train.tfrecord": [texts(b"dog"), texts(b"cat")]}, "labels of --label_kind=name have none", [
+        Way("labels of --label_kind=name have none", "train dog cat", drops="--label_offset=1"),
+    ], "--label_kind=name --label_offset=1"),
+    "a split that is not there": Adoption(TWO, "the directory has the splits train", [
+        Way("the directory has the splits train", "train 0 1", drops="--unlabelled=test"),
+    ], "--unlabelled=test"),
+    "no labels at all": Adoption({"train.tfrecord": [None, None]}, "not one record with a label could be read", [
+        Way("for splits without any, --class_names names classes", "train - -", "--class_names=SOURCE/../n", text("../n", "a\nb\n")),
+    ], "--unlabelled=train"),
+    "one-hot labels of two lengths": Adoption({"train.tfrecord": [ints(0, 1, 0), ints(1, 0)]}, "labels have 2, 3 numbers", [
+        Way("all need as many", "train 1 0", "", lambda root: put(root / "train.tfrecord", [ints(0, 1, 0), ints(1, 0, 0)])),
+    ], "--label_kind=onehot"),
+    "one-hot labels of more classes": Adoption({"train.tfrecord": hot(2, 0)}, "lists 2 classes, but one-hot labels have 3 numbers", [
+        Way("lists 2 classes, but one-hot labels have 3 numbers", "train c a", "", text("../n", "a\nb\nc\n")),
+    ], "--label_kind=onehot --class_names=SOURCE/../n", do=text("../n", "a\nb\n")),
+    "steps in a record": Adoption(TWO | {"test.tfrecord": []}, "a tf.train.SequenceExample", [
+        Way("leave the file out with --exclude=test.tfrecord", "train 0 1", "--exclude=test.tfrecord"),
+        Way("or write it again with a tf.train.Example for each image", "train 0 1, test 1", "", lambda root: put(root / "test.tfrecord", [ints(1)])),
+    ], do=lambda root: (root / "test.tfrecord").write_bytes(frame_record(tag(1, b"") + tag(2, b"")))),
+    "images of another name": Adoption({"train.tfrecord": []}, "--image_feature is needed; the first record has label (int64), picture (bytes)", [
+        Way("--image_feature is needed", "train 0 1", "--image_feature=picture"),
+    ], do=lambda root: named(root / "train.tfrecord", "picture", "label")),
+    "labels of another name": Adoption({"train.tfrecord": []}, "--label_feature is needed; the first record has image (bytes), kind (int64)", [
+        Way("--label_feature is needed", "train 0 1", "--label_feature=kind"),
+    ], do=lambda root: named(root / "train.tfrecord", "image", "kind")),
+    "a dataset in a folder": Adoption(TWO | {"x/test.tfrecord": [ints(1)]}, "x is a dataset of its own (manifest.json)", [
+        Way("give SOURCE/x as --data", "test 1", "--overwrite", source="SOURCE/x"),
+        Way("or leave it out with --exclude=x", "train 0 1", "--exclude=x"),
+    ], do=lambda root: Run("shardline.tools.adopt", root / "x", "--workers=1")),
+    "no shards": Adoption({}, "no TFRecord files by name or content (a.txt)", [
+        Way("give the folder that holds them", "train 0 1", do=lambda root: put(root / "../t/train.tfrecord", [ints(0), ints(1)]),
+            source="SOURCE/../t"),
+    ], do=text("a.txt", "nothing of that kind")),
+    "a pattern without a group": Adoption(TWO, "needs a group (?P<split>...)", [
+        Way("needs a group (?P<split>...)", "train 0 1", r"--split_pattern=(?P<split>\w+)\.tfrecord", drops="--split_pattern=train.*"),
+    ], "--split_pattern=train.*"),
+    "a flag that TFDS answers": Adoption({}, "describes itself (dataset_info.json); leave the flag out", [
+        Way("leave the flag out", "train b a", drops="--label_feature=label"),
+    ], "--label_feature=label", do=lambda root: prepared(root)),
+    "a shard that TFDS names": Adoption({}, "missing; restore it", [
+        Way("restore it", "train b a", "", lambda root: prepared(root)),
+    ], do=lambda root: (prepared(root), next(root.glob("*tfrecord*")).unlink())),
     "a file of other records": Adoption(TWO | {"test.tfrecord": [ints(0)]}, "not one record of test.tfrecord can be used", [
         Way("or leave the file out with --exclude=test.tfrecord", "train 0 1", "--exclude=test.tfrecord"),
     ], do=lambda root: put(root / "test.tfrecord", [ints(0)], image=texts(b"<html>"))),
@@ -767,3 +861,10 @@ def test_a_remedy_of_an_adoption_gives_the_dataset_it_promises(tmp_path, name, n
         labels = [shards.read(record).label for record in range(len(shards))]
         found.append(" ".join([split, *(manifest.labels[label] if label >= 0 else "-" for label in labels)]))
     assert sorted(found) == sorted(way.gives.split(", "))
+
+
+def test_every_message_of_an_adoption_that_names_a_remedy_has_a_case(tmp_path):
+    made = ((case, adoption(case, tmp_path / str(i))) for i, case in enumerate(ADOPTIONS.values()))
+    said = "\n".join(refused_adoption(case, source) for case, source in made)
+    modules = ("adopt", "adopt_features", "adopt_shard", "shard_files", "conversion/tfds_metadata")
+    assert not (missing := without_a_case(said, modules)), "\n".join(missing)
