@@ -2,7 +2,8 @@
 
 The dataset holds JPEGs (the published figures: photographs at short side 256, quality 90). Its first split is copied
 as raw pixels and as plain files for the loaders that need them so. Every loader has its own process, pinned to its
-cores, and they take turns. Those whose packages are not installed are left out, and named.
+cores, and they take turns of a quarter of a second, in which the others are stopped. Those whose packages are not
+installed are left out, and named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shardline.benchmarks.processes import ProcessError, WorkerProcess, missing_
 from shardline.pipeline.machine import available_cores
 
 REFERENCE, TWO_CORES = "shardline host", "shardline host, 2 cores"
+SLICE_SECONDS = 0.25
 BATCH_SIZE = 64  # of every loader, whatever the options say: published comparisons stay the same measurement
 
 
@@ -39,11 +41,11 @@ def measure(config: BenchConfig) -> list[Measurement]:
                 absent[name] = str(error)
                 print(f"not measured: {name} ({error})", file=sys.stderr)
             else:
-                runs[name] = partial(worker, config.seconds)
+                runs[name] = partial(worker, min(SLICE_SECONDS, config.seconds))
         return interleave(
             "input",
             runs,
-            repeats=config.repeats,
+            repeats=config.repeats * max(1, round(config.seconds / SLICE_SECONDS)),
             reference=REFERENCE,
             what={name: LOADERS[two_cores.get(name, name)].what for name in runs},
             settings={
@@ -63,4 +65,4 @@ def _start(name: str, folder: str, config: BenchConfig, *, cores: int) -> Worker
         raise ProcessError(f"{', '.join(missing)} not installed; see --baseline_python")
     make = partial(loader, name, folder, BATCH_SIZE, config.image_size, cores)
     pinned = sorted(os.sched_getaffinity(0))[:cores]
-    return WorkerProcess(make, python=python, cores=pinned, environment={"TF_CPP_MIN_LOG_LEVEL": "3"})
+    return WorkerProcess(make, python=python, cores=pinned, environment={"TF_CPP_MIN_LOG_LEVEL": "3"}, stopped=True)

@@ -1,8 +1,10 @@
 """How a rate is measured: interleaved repeats, medians with their spread, and an A/A control. No TensorFlow.
 
 A machine's speed drifts, so whatever is compared takes turns (A B C, A B C, …) and is compared within a turn: the ratio
-of two rates is the median of their per-turn ratios. One of them is the reference, to which all ratios refer. The
-control measures it a second time in every turn: how far its ratio strays from 1 is the noise of every other ratio.
+of two rates is the median of their per-turn ratios, with the range that holds 95% of such medians when the turns are
+drawn anew (bootstrap); where that range holds 1, the two cannot be told apart. One of them is the reference, to which
+all ratios refer. The control measures it a second time in every turn: how far its ratio strays from 1 is the noise of
+every other ratio.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -34,6 +37,7 @@ from shardline.pipeline.machine import available_cores, cpu_quota, memory_limit,
 
 CONTROL = "control (reference again)"
 RESULTS_FILE = "results.jsonl"
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,21 @@ def ratio(measured: Measurement, reference: Measurement) -> tuple[float, float, 
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
+def interval(measured: Measurement, reference: Measurement) -> tuple[float, float]:
+    """Range of the middle 95% of the medians of per-turn ratios, whose turns are drawn anew: percentile bootstrap."""
+    ratios = [a / b if b else math.inf for a, b in zip(measured.repeats, reference.repeats, strict=True)]
+    draw = random.Random(0)  # the same turns, the same interval
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
+    return medians[round(0.025 * (_RESAMPLES - 1))], medians[round(0.975 * (_RESAMPLES - 1))]
+
+
+def ratio_text(measured: Measurement, reference: Measurement) -> str:
+    """Median of the per-turn ratios and its interval, in words where that holds 1."""
+    low, high = interval(measured, reference)
+    text = f"{ratio(measured, reference)[0]:.2f} ({low:.2f}–{high:.2f})"
+    return f"{text}, not distinguishable from 1" if low <= 1 <= high and measured is not reference else text
+
+
 def reference_of(suite: Sequence[Measurement]) -> Measurement:
     """The row that the ratios of a suite refer to: the one its settings name, else its first."""
     named = suite[0].settings.get("reference")
@@ -279,14 +298,15 @@ def _lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """A plain-text table: median rate, spread, and the ratio to the reference with its spread."""
+    """A plain-text table: median rate, spread, and the ratio to the reference with its interval."""
     reference = reference_of(measurements)
     width = max(len(m.name) for m in measurements)
-    lines = [f"{'':{width}}  {measurements[0].unit:>10}  {'min–max':>19}  × {reference.name} (min–max)"]
+    lines = [
+        f"{'':{width}}  {measurements[0].unit:>10}  {'min–max':>19}  × {reference.name} (95% of bootstrap medians)"
+    ]
     for m in measurements:
-        middle, low, high = ratio(m, reference)
         spread = f"{m.spread[0]:,.1f}–{m.spread[1]:,.1f}"
-        lines.append(f"{m.name:{width}}  {m.median:>10,.1f}  {spread:>19}  {middle:.2f} ({low:.2f}–{high:.2f})")
+        lines.append(f"{m.name:{width}}  {m.median:>10,.1f}  {spread:>19}  {ratio_text(m, reference)}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from shardline.benchmarks.bottleneck import (
     cost_per_million,
     scaling_forecast,
 )
-from shardline.benchmarks.measure import CONTROL, Measurement, comparable, rate_text, ratio, reference_of
+from shardline.benchmarks.measure import CONTROL, Measurement, comparable, interval, rate_text, ratio, reference_of
 from shardline.benchmarks.verdict import HOST_STAGES, Cost
 from shardline.pipeline.wording import count
 from shardline.tools.html_report import HtmlReport
@@ -25,7 +25,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DEVICES = (1, 2, 4, 8)
-HEADER = ("suite", "name", "unit", "median", "min", "max", "ratio", "per core", "busy cores", "MB/s", "what it did")
+HEADER = (
+    "suite",
+    "name",
+    "unit",
+    "median",
+    "min",
+    "max",
+    "ratio",
+    "95% interval",
+    "per core",
+    "busy cores",
+    "MB/s",
+    "what it did",
+)
 _FILES = _HOST_TIME, _STAGES, _FORECAST, _VALIDATION = "host_time.png", "stages.png", "forecast.png", "validation.png"
 _OTHERS = "#999999"  # what is not ours
 _PHONE = 4.8  # inches: figures this narrow fit a phone at a legible size
@@ -41,11 +54,20 @@ def row(m: Measurement, rows: Sequence[Measurement]) -> tuple[str | float, ...]:
         _cell(m.median),
         *map(_cell, m.spread),
         ratio(m, reference)[0] if comparable(m, reference) else "",
+        _interval_text(m, reference),
         _cell(m.per_core or ""),
         m.busy_cores or "",
         _cell(_megabytes(m)),
         m.what,
     )
+
+
+def _interval_text(m: Measurement, reference: Measurement) -> str:
+    """Of the ratio; in words where it says that there is no difference to be seen."""
+    if m is reference or not comparable(m, reference):
+        return ""
+    low, high = interval(m, reference)
+    return f"{low:.2f}–{high:.2f}" + (", not distinguishable from 1" if low <= 1 <= high else "")
 
 
 def bottleneck(page: HtmlReport, directory: Path, found: Bottleneck, rows: Sequence[Measurement]) -> None:

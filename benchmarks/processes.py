@@ -170,6 +170,7 @@ class WorkerProcess:
       python: interpreter to run it with; another one than this imports nothing of ours but `shardline.benchmarks`.
       cores: cores to pin it to; empty: as this process.
       environment: variables beside those of this process.
+      stopped: between calls the process is stopped, so that nothing it does ahead takes a core from others.
 
     Raises:
       ProcessError: the process ended. From `wait_until_ready` and every call.
@@ -182,7 +183,9 @@ class WorkerProcess:
         python: str = sys.executable,
         cores: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        stopped: bool = False,
     ) -> None:
+        self._stopped = stopped
         self._links = tempfile.TemporaryDirectory()
         variables = {**os.environ, "PYTHONSAFEPATH": "1", **(environment or {})}
         if python != sys.executable:
@@ -200,16 +203,20 @@ class WorkerProcess:
         if not self._ready:
             self._receive()
             self._ready = True
+            self._signal(signal.SIGSTOP)
         return self
 
     def start(self, *arguments: object) -> None:
         """Begin a call; `result` waits for its end."""
         self.wait_until_ready()
+        self._signal(signal.SIGCONT)
         self._send(arguments)
 
     def result(self) -> Rate:
         """What the call that `start` began returns."""
-        return Rate(*self._receive())
+        rate = Rate(*self._receive())
+        self._signal(signal.SIGSTOP)
+        return rate
 
     def __call__(self, *arguments: object) -> Rate:
         """One call, from begin to end."""
@@ -224,6 +231,11 @@ class WorkerProcess:
         self._process.communicate()
         self._messages.close()
         self._links.cleanup()
+
+    def _signal(self, number: int) -> None:
+        if self._stopped:
+            with contextlib.suppress(ProcessLookupError):  # it has ended: `_receive` says why
+                os.killpg(self._process.pid, number)
 
     def _send(self, message: object) -> None:
         assert self._process.stdin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardline.benchmarks.measure import CONTROL, Measurement, ratio, reference_of, table
+from shardline.benchmarks.measure import CONTROL, Measurement, interval, ratio, ratio_text, reference_of, table
 
 TARGETS = {  # suite: (row, the row it is compared with, least ratio)
     "input": (
@@ -43,13 +43,15 @@ TARGETS = {  # suite: (row, the row it is compared with, least ratio)
 def summary(measured: Sequence[Measurement]) -> str:
     """A suite as text: its table, the control, and each target with what was reached."""
     by_name = {m.name: m for m in measured}
-    lines = [table(measured)]
+    lines, reference = [table(measured)], reference_of(measured)
     if CONTROL in by_name:
-        middle, low, high = ratio(by_name[CONTROL], reference_of(measured))
+        low, high = interval(by_name[CONTROL], reference)
+        middle = ratio(by_name[CONTROL], reference)[0]
         lines.append(f"noise: the reference, measured twice, is {middle:.3f} times itself ({low:.3f}–{high:.3f})")
     for name, other, least in TARGETS.get(measured[0].suite, ()):
         if name in by_name and other in by_name:
-            middle, low, high = ratio(by_name[name], by_name[other])
-            reached = "reached" if middle >= least else "MISSED"
-            lines.append(f"{name} / {other}: {middle:.2f} ({low:.2f}–{high:.2f}), target {least:.2f}: {reached}")
+            reached = "reached" if ratio(by_name[name], by_name[other])[0] >= least else "MISSED"
+            lines.append(
+                f"{name} / {other}: {ratio_text(by_name[name], by_name[other])}, target {least:.2f}: {reached}"
+            )
     return "\n".join(lines)

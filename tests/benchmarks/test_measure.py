@@ -3,7 +3,9 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from shardline.benchmarks.measure import (
     CONTROL,
@@ -11,6 +13,7 @@ from shardline.benchmarks.measure import (
     Measurement,
     append_results,
     interleave,
+    interval,
     load_results,
     machine,
     ratio,
@@ -76,6 +79,23 @@ def test_ratios_are_taken_turn_by_turn():
     slow, fast = (Measurement("s", name, "x/s", repeats) for name, repeats in (("slow", (10, 5)), ("fast", (20, 10))))
     assert ratio(fast, slow) == (2, 2, 2)
     assert "2.00 (2.00–2.00)" in table([slow, fast])
+
+
+def test_an_interval_is_scipys_and_says_what_cannot_be_told_apart():
+    draw = np.random.default_rng(0)
+    one, other, faster = (
+        Measurement("s", name, "x/s", tuple(100 * times * draw.lognormal(0, 0.1, 30)))
+        for name, times in (("one", 1), ("other", 1), ("faster", 1.5))
+    )
+    for row in (other, faster):
+        ratios = np.array(row.repeats) / one.repeats
+        theirs = scipy.stats.bootstrap((ratios,), np.median, method="percentile", rng=draw).confidence_interval
+        assert interval(row, one) == pytest.approx(tuple(theirs), abs=0.02)
+        assert interval(row, one) == interval(row, one)  # the seed decides
+    words = {
+        line.split()[0]: "not distinguishable from 1" in line for line in table([one, other, faster]).splitlines()[1:]
+    }
+    assert words == {"one": False, "other": True, "faster": False}
 
 
 def test_measurements_survive_the_file_with_every_repeat(tmp_path):

@@ -123,6 +123,16 @@ def test_a_worker_calls_what_it_made_whenever_it_is_told_to():
         assert worker.result() == Rate(61, 0.25)
 
 
+def test_a_stopped_worker_rests_between_its_calls_and_ends():
+    with WorkerProcess(partial(doubler, 1), environment=HERE, stopped=True) as worker:
+        for number in range(3):
+            assert worker(number) == Rate(2 * number + 1, 0.25)
+            stat = Path(f"/proc/{worker._process.pid}/stat")
+            while (state := stat.read_text().rpartition(")")[2].split()[0]) != "T":
+                assert state in "RSD"  # the signal is on its way
+    assert worker._process.returncode is not None
+
+
 def test_a_worker_is_pinned():
     last = max(os.sched_getaffinity(0))
     with WorkerProcess(cores, cores=[last], environment=HERE) as worker:
