@@ -27,7 +27,7 @@ from shardline.pipeline.remote import DataCacheOptions
 from shardline.pipeline.wording import count
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
 from shardline.trainer.evaluation import results
-from shardline.trainer.hosts import HostsConfig, find_hosts
+from shardline.trainer.hosts import HostsConfig, ends_together, find_hosts
 from shardline.trainer.run_dir import choose_weights, read_config
 from shardline.trainer.xla import start_tensorflow
 
@@ -75,6 +75,7 @@ class EvaluateConfig(DataCacheOptions, HostsConfig, ModelConfig):
     report: bool = option(True, "write report.html")
 
 
+@ends_together
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate a run, write the results to `output_directory(config)`, and return them.
 

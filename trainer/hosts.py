@@ -6,30 +6,39 @@ No TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import functools
 import itertools
 import json
 import os
 import re
+import selectors
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import psutil
 
 from shardline.pipeline.cli import log, program
-from shardline.pipeline.errors import Failure, UsageError, in_command
+from shardline.pipeline.errors import Failure, Interrupted, UsageError, in_command
 from shardline.pipeline.options import option
 from shardline.pipeline.text import display
 
 SAY_SECONDS = 10.0  # between lines about hosts that are not there
 POLL_SECONDS = 0.25
 CONNECT_SECONDS = 2.0
+TELL_SECONDS = 45.0  # that a host which ends before all have met tells the others so
+HEAR_SECONDS = 1.0  # that one that was reached has to do so
+_REFUSAL = b"shardline ends: "  # how what it tells begins; then the kind of error, and the message
+_REASON_LENGTH = 2000
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that Linux gives to outgoing connections
 MOST_HOSTS = 100_000  # that a list of nodes may stand for
 
@@ -242,14 +251,14 @@ def wait_for_hosts(hosts: Hosts) -> None:
     """Until each host listens at its address, as this one does meanwhile; who is missing is said every 10 seconds.
 
     Raises:
-      Failure: one did not come within the start timeout.
-      UsageError: this host's own port is in use.
+      Failure: one did not come within the start timeout, or tells that it has ended.
+      UsageError: this host's own port is in use, or one tells that it has ended by such an error.
     """
     started = said = time.monotonic()
-    with _listening(hosts):
+    with _listening(hosts), ExitStack() as open_ones, selectors.DefaultSelector() as reached:
         missing = {host: "not tried" for host in range(len(hosts.addresses)) if host != hosts.own}
         while missing:
-            tried = {host: _unreachable(hosts.addresses[host]) for host in missing}
+            tried = {host: _unreachable(hosts, host, open_ones, reached) for host in missing}
             missing = {host: reason for host, reason in tried.items() if reason}
             now = time.monotonic()
             named = ", ".join(f"host {host} ({hosts.addresses[host]}: {reason})" for host, reason in missing.items())
@@ -261,8 +270,8 @@ def wait_for_hosts(hosts: Hosts) -> None:
             if missing and now - said >= SAY_SECONDS:
                 said = now
                 log(f"waiting for {named}, {now - started:.0f} of {hosts.start_timeout:g} seconds")
-            if missing:
-                time.sleep(min(POLL_SECONDS, hosts.start_timeout))
+            _hear(hosts, reached, min(POLL_SECONDS, hosts.start_timeout) if missing else HEAR_SECONDS)
+    _meeting.is_over = True
 
 
 @contextmanager
@@ -280,13 +289,105 @@ def _listening(hosts: Hosts) -> Iterator[None]:
         yield
 
 
-def _unreachable(address: str) -> str:
-    """Why a host cannot be reached; "" if it can."""
+def _unreachable(hosts: Hosts, host: int, open_ones: ExitStack, reached: selectors.BaseSelector) -> str:
+    """Why a host cannot be reached; "" if it can, and `reached` then listens to it."""
     try:
-        socket.create_connection(split_address(address, "TF_CONFIG"), timeout=CONNECT_SECONDS).close()
+        address = split_address(hosts.addresses[host], "TF_CONFIG")
+        connection = open_ones.enter_context(socket.create_connection(address, timeout=CONNECT_SECONDS))
     except OSError as error:
         return error.strerror or str(error)
+    reached.register(connection, selectors.EVENT_READ, host)
     return ""
+
+
+# Ending together before all have met ----------------------------------------------------------------------------------
+
+
+class _Meeting:
+    """Whether all hosts have met, so that they notice each other's end; or this one was told of another's."""
+
+    is_over = False
+
+
+_meeting = _Meeting()
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def ends_together(command: C) -> C:
+    """Make an error that ends a command before all hosts have met end it on the others as well, with the reason.
+
+    They would wait for the whole start timeout. The first argument of the command is its config.
+    """
+
+    @functools.wraps(command)
+    def run(config: HostsConfig, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(config, *args, **kwargs)
+        except Exception as error:
+            if not _meeting.is_over and not isinstance(error, Interrupted):
+                with contextlib.suppress(UsageError):  # no hosts are described
+                    tell_others(find_hosts(config), error)
+            raise
+
+    return cast(C, run)
+
+
+def tell_others(hosts: Hosts, error: Exception) -> None:
+    """Answer at this host's address that it ends, until all others know or `TELL_SECONDS` have passed."""
+    others = len(hosts.addresses) - 1
+    if not others:
+        return
+    kind = "UsageError" if isinstance(error, UsageError) else "Failure"
+    words = display(str(error) or type(error).__name__)[:_REASON_LENGTH]
+    seconds = min(TELL_SECONDS, hosts.start_timeout)
+    log(f"this host ends; telling the others why, for up to {seconds:.0f} seconds")
+    told = threading.Semaphore(0)
+
+    def tell(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(CONNECT_SECONDS)
+            connection.sendall(f"{_REFUSAL.decode()}{kind}\n{words}".encode())
+            if connection.recv(1):  # it has read that
+                told.release()
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=tell, args=[server.accept()[0]], daemon=True).start()
+
+    until = time.monotonic() + seconds
+    try:
+        server = socket.create_server(("", split_address(hosts.addresses[hosts.own], "TF_CONFIG")[1]), backlog=1024)
+    except OSError:  # another program has the port; they will learn nothing
+        return
+    with server:
+        threading.Thread(target=answer, daemon=True).start()
+        for _ in range(others):
+            if not told.acquire(timeout=max(0.0, until - time.monotonic())):
+                break
+        server.shutdown(socket.SHUT_RDWR)  # ends the wait in accept
+
+
+def _hear(hosts: Hosts, reached: selectors.BaseSelector, seconds: float) -> None:
+    """Listen to those that were reached: who has started says nothing. Raises what one tells that has ended."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if not reached.get_map():
+            time.sleep(left)
+            return
+        for key, _ in reached.select(left):
+            reached.unregister(key.fileobj)
+            assert isinstance(key.fileobj, socket.socket)
+            with contextlib.suppress(OSError):
+                said = key.fileobj.recv(4 * _REASON_LENGTH)
+                if not said.startswith(_REFUSAL):
+                    continue
+                key.fileobj.sendall(b"!")
+                _meeting.is_over = True
+                kind, _, reason = said.removeprefix(_REFUSAL).decode(errors="replace").partition("\n")
+                raise (UsageError if kind == "UsageError" else Failure)(
+                    f"host {key.data} ({hosts.addresses[key.data]}) ends: {reason}"
+                )
 
 
 # Says argv[1] if it is told anything.

@@ -35,7 +35,7 @@ from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
 from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
-from shardline.trainer.hosts import HostsConfig, find_hosts
+from shardline.trainer.hosts import HostsConfig, ends_together, find_hosts
 from shardline.trainer.run_dir import ChosenWeights, Run, choose_weights, read_config, weights_text
 from shardline.trainer.xla import start_tensorflow
 
@@ -73,6 +73,7 @@ class PredictConfig(DataCacheOptions, HostsConfig, ModelConfig):
     batch_size: int = option(32, "images per forward pass", low=1)
 
 
+@ends_together
 def predict(config: PredictConfig) -> list[FilePrediction]:
     """A row for each file or record, in order, with its most probable classes or the reason why it has none.
 

@@ -30,7 +30,7 @@ from shardline.trainer.config import TrainConfig
 from shardline.trainer.exchange import gather, let_go, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
 from shardline.trainer.handshake import check_config, check_data, from_chief, pack, unpack
-from shardline.trainer.hosts import find_hosts
+from shardline.trainer.hosts import ends_together, find_hosts
 from shardline.trainer.keras_callbacks import adapted
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
@@ -47,6 +47,7 @@ from shardline.trainer.trackers import check_trackers, create_trackers
 from shardline.trainer.xla import set_flags
 
 
+@ends_together
 def train(
     config: TrainConfig,
     *,

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -225,6 +226,51 @@ def test_a_host_that_never_comes_ends_the_wait_in_one_line(monkeypatch, capsys):
         wait_for_hosts(Hosts(addresses, 0, 0.01))
     assert str(error.value).startswith(f"host 1 ({addresses[1]}: Connection refused), host 2 ({addresses[2]}: ")
     assert "did not start within start_timeout=0.01 seconds" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [Failure("--workdir=run is in use by process 7"), UsageError("--data=x: no such")])
+def test_a_host_that_ends_before_all_have_met_ends_the_others_with_its_reason(error, monkeypatch):
+    monkeypatch.setattr(hosts_module, "_meeting", hosts_module._Meeting())
+    addresses, caught = free_addresses(4), []
+
+    @hosts_module.ends_together
+    def command(config):
+        raise error
+
+    def wait(own):
+        try:
+            wait_for_hosts(Hosts(addresses, own, 60.0))
+        except (Failure, UsageError) as refusal:
+            caught.append(refusal)
+
+    tf_config(monkeypatch, {"worker": addresses})
+    first = threading.Thread(target=wait, args=[1])
+    first.start()  # it waits already
+    later = [threading.Thread(target=wait, args=[own]) for own in (2, 3)]
+    for thread in later:
+        threading.Timer(0.5, thread.start).start()
+    monkeypatch.setattr(hosts_module, "TELL_SECONDS", 600.0)  # it ends when all know
+    with pytest.raises(type(error)):
+        command(HostsConfig(start_timeout=600.0))
+    for thread in (first, *later):
+        thread.join(60)
+    assert [type(refusal) for refusal in caught] == [type(error)] * 3
+    assert {str(refusal) for refusal in caught} == {f"host 0 ({addresses[0]}) ends: {error}"}
+
+
+def test_a_host_that_ends_tells_no_other_for_longer_than_said_and_none_that_it_has_met(monkeypatch, capsys):
+    monkeypatch.setattr(hosts_module, "TELL_SECONDS", 0.01)
+    hosts_module.tell_others(Hosts(free_addresses(2), 0, 60.0), Failure("x"))
+    assert "telling the others why" in capsys.readouterr().err
+    monkeypatch.setattr(hosts_module, "_meeting", SimpleNamespace(is_over=True))
+
+    @hosts_module.ends_together
+    def command(config):
+        raise Failure("x")
+
+    with pytest.raises(Failure):
+        command(HostsConfig())
+    assert "telling" not in capsys.readouterr().err
 
 
 def test_a_port_that_is_in_use_is_named():

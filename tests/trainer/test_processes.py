@@ -18,6 +18,7 @@ from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.evaluation import results
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import find_checkpoint
+from tests.pipeline.stores import s3_bucket
 from tests.trainer.networks import randomized, values
 from tests.trainer.test_weights import write_legacy_h5
 from tests.trainer.tiny import command
@@ -244,6 +245,22 @@ def test_hosts_with_another_version_of_a_package_are_refused(data, tmp_path):
         assert host.returncode == 2 and "NumPy is '2" in err.strip().splitlines()[-1], err
         assert "'9.9.9' on host 1" in err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.multihost
+@pytest.mark.object_store
+def test_a_chief_that_a_lock_refuses_ends_the_other_hosts_with_its_reason(data, tmp_path, monkeypatch):
+    pytest.importorskip("moto.server")
+    with s3_bucket() as bucket:
+        bucket.put("run/.lock", b"process 7 on elsewhere, started 2026-01-01 00:00:00 +0000\nnonce\n")
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        hosts = start_workers(data, "s3://bucket/run", 2)
+        said = [host.communicate(timeout=180)[1].strip().splitlines()[-1] for host in hosts]
+    assert [host.returncode for host in hosts] == [1, 1], said
+    assert all("s3://bucket/run is in use by process 7 on elsewhere" in line for line in said), said
+    assert "host 0 (127.0.0.1:" in said[1]
 
 
 def train_part(settings, stop_at, folder, num_hosts):
