@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 import uuid
@@ -214,8 +215,10 @@ class Store:
                 with _errors_of_the_store():
                     return work()
             except _StoreError as error:
+                if remedy := _remedy(error):
+                    raise Failure(f"{what}: {error}; {remedy}") from None
                 if attempt == ATTEMPTS:
-                    raise Failure(f"{what}: {error}, {ATTEMPTS} times; {_remedy(str(error))}") from None
+                    raise Failure(f"{what}: {error}, {ATTEMPTS} times; {_last_remedy(error)}") from None
                 _log.warning("%s: %s; trying again", what, error)
                 exiting.wait(_PAUSE_SECONDS * 2 ** (attempt - 1))
         raise AssertionError
@@ -267,13 +270,21 @@ def _bare(etag: str | None) -> str:
 
 
 class _StoreError(Exception):
-    """The store, or the way to it, failed; trying again may help."""
+    """The store, or the way to it, failed.
+
+    Attributes:
+      refused: by the store, for want of credentials or permission.
+    """
+
+    def __init__(self, words: str, *, refused: bool = False) -> None:
+        super().__init__(display(words[:_ERROR_LENGTH]))
+        self.words, self.refused = words, refused
 
 
 @contextlib.contextmanager
 def _errors_of_the_store() -> Iterator[None]:
     """Tells its errors from those of this host's disk, which are OSErrors, and keeps the line that says what it was."""
-    from obstore.exceptions import BaseError
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:
         yield
@@ -281,13 +292,30 @@ def _errors_of_the_store() -> Iterator[None]:
         words = " ".join(str(error).partition("\n\n")[0].split())
         if "NoSuchBucket" in words:
             raise FileNotFoundError(words) from None
-        raise _StoreError(display(words[:_ERROR_LENGTH])) from None
+        refused = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
+        raise _StoreError(words, refused=refused) from None
 
 
-def _remedy(error: str) -> str:
-    if any(word in error for word in ("403", "401", "credentials", "InvalidAccessKeyId", "Signature", "AccessDenied")):
+_EXPIRED = re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired|token has expired", re.IGNORECASE)
+_ELSEWHERE = re.compile(
+    "PermanentRedirect|AuthorizationHeaderMalformed|IncorrectEndpoint|without LOCATION|region.*wrong"
+)
+_REFUSED = re.compile("InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|InvalidToken|credential", re.IGNORECASE)
+
+
+def _remedy(error: _StoreError) -> str:
+    """What to do about an error that the next attempt would meet again; "" for others."""
+    if _EXPIRED.search(error.words):
+        return "the credentials have expired: renew them (AWS_SESSION_TOKEN, `aws sso login`) and run the command again"
+    if _ELSEWHERE.search(error.words):
+        return "the bucket lies in another region: name it by AWS_REGION"
+    if error.refused or _REFUSED.search(error.words):
         return "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
-    if "SHA-256" in error:
+    return ""
+
+
+def _last_remedy(error: _StoreError) -> str:
+    if "SHA-256" in error.words:
         return "upload the dataset again"
     return "check the network, the region and the endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import LOCK, atomic_write, exclusive, file_sha256, user_cache
 from shardline.pipeline.manifest import FILE_NAME, Manifest, Shard, index_path, refuse_faults, shard_path
-from shardline.pipeline.object_store import PARALLEL, Store, StoredFile, exiting
+from shardline.pipeline.object_store import ATTEMPTS, PARALLEL, Store, StoredFile, exiting
 from shardline.pipeline.options import option
 from shardline.pipeline.split_index import fits, index_files
 from shardline.pipeline.wording import count
@@ -206,8 +206,10 @@ class Mirror:
         (self.folder / name).parent.mkdir(exist_ok=True)
         try:
             path = self.companion(name)
-            if shards and not fits(path, shards):  # damaged since it was copied
-                path.unlink()
+            for _ in range(ATTEMPTS):
+                if not shards or fits(path, shards):
+                    break
+                path.unlink()  # damaged on the way, or since it was copied
                 self.companion(name)
         except FileNotFoundError:
             raise UsageError(f"--data={self.url}: {name} is missing; upload the dataset again") from None

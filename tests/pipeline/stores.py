@@ -1,6 +1,7 @@
 """Object stores for tests: a folder that fails when told to, in place of obstore's; and moto's S3, behind a proxy."""
 
 import contextlib
+import hashlib
 import http.client
 import re
 import socket
@@ -81,8 +82,9 @@ def s3_server():
 class Bucket:
     """A bucket of a server of moto's, and the proxy that leads to it.
 
-    `faults` are [a pattern of "METHOD /path?query", how it goes wrong] or [pattern, how, times]: an HTTP status; reset,
-    before it is carried out, or lost, after that; cut, in the middle of the answer; slow; a function of the answer.
+    `faults` are [a pattern of "METHOD /path?query", how it goes wrong] or [pattern, how, times]: an HTTP status, or one
+    and the code of an error; reset, before it is carried out, or lost, after that; cut, in the middle of the answer;
+    slow; spoilt, a bit of what is sent; a function of the answer. What does not match its signed hash is refused.
     """
 
     def __init__(self, environment, proxy):
@@ -152,8 +154,14 @@ class _Proxy(BaseHTTPRequestHandler):
         fault = self._fault(request)
         if fault == "reset":
             return self._reset()
-        if isinstance(fault, int):
-            return self._answer(fault, {}, b"<Error><Code>InternalError</Code></Error>")
+        if isinstance(fault, int | tuple):
+            status, code = fault if isinstance(fault, tuple) else (fault, "InternalError")
+            return self._answer(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
+        if fault == "spoilt":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        signed = self.headers.get("x-amz-content-sha256", "")  # what S3 does, and moto does not
+        if re.fullmatch("[0-9a-f]{64}", signed) and signed != hashlib.sha256(body).hexdigest():
+            return self._answer(400, {}, b"<Error><Code>XAmzContentSHA256Mismatch</Code></Error>")
         connection = http.client.HTTPConnection(urlsplit(self.server.behind).netloc)
         connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()

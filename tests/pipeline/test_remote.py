@@ -110,7 +110,7 @@ def test_what_comes_damaged_or_not_at_all_is_fetched_again(store, folder):
     ("fault", "message"),
     [
         (flipped, "SHA-256 is not the one in the manifest, 4 times; upload the dataset again"),
-        (PermissionDeniedError("status code: 403 Forbidden"), "403 Forbidden, 4 times; check the credentials"),
+        (PermissionDeniedError("status code: 403 Forbidden"), "403 Forbidden; check the credentials"),
         (
             GenericError("error trying to connect\n\nDebug source: …"),
             "error trying to connect, 4 times; check the network, the region",

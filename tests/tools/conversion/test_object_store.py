@@ -8,13 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from shardline.pipeline import object_store
+from shardline.pipeline.dataset import open_dataset
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import owner
 from shardline.pipeline.manifest import Manifest
+from shardline.pipeline.object_store import Store
+from shardline.pipeline.remote import DataCacheOptions
 from shardline.tools.conversion.run import convert
 from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.verify import VerifyConfig, verify
@@ -254,6 +258,7 @@ FAULTS = [
     [["PUT .*train-0000[01]$", "reset", 2], ["PUT .*receipt", "lost", 3], ["PUT .*\\.lock", "lost", 1]],
     [["GET .*receipt", "cut", 3], ["GET .*list-type", "reset", 1], ["PUT .*manifest", "lost", 1]],
     [["GET .*", "slow"], ["DELETE .*", 500, 2]],
+    [["PUT .*tfrecord", "spoilt", 2], ["PUT .*train-0000[01]$", "spoilt", 2], ["PUT .*receipt", "spoilt", 1]],
 ]
 
 
@@ -269,7 +274,7 @@ def test_a_store_that_fails_now_and_then_gets_the_same_bytes(bucket, source, loc
     ("fault", "message"),
     [
         (["PUT .*train-00001$", 503], "503.*4 times; check the network"),
-        (["PUT .*", 403], "403.*4 times; check the credentials"),
+        (["PUT .*", 403], "403.*; check the credentials"),
         (["PUT .*receipt", "reset"], "4 times; check the network"),
     ],
 )
@@ -284,7 +289,64 @@ def test_a_store_that_keeps_failing_ends_in_one_line_and_the_next_run_continues(
     assert without_page(bucket.files("out")) == without_page(local)
 
 
+def images(where):
+    data = open_dataset(where, DataCacheOptions(tempfile.mkdtemp()))
+    return [image for image, _, _ in data.records("train", range(data.num_records("train")))]
+
+
+flipped = lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]  # noqa: E731
+
+
+@pytest.mark.parametrize("how", [500, 503, "reset", "cut", "slow", flipped])
+def test_what_fails_now_and_then_is_read_right(bucket, local, tmp_path, how):
+    for name, content in local.items():
+        bucket.put(f"out/{name}", content)
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(content)
+    files = [r"tfrecord-00000-of-0000\d$", "tfrecord-00001", "train.index"] + ["manifest", "list-type"] * (
+        how != flipped
+    )
+    bucket.clear(*(["GET .*" + name, how, 2] for name in files))
+    assert images("s3://bucket/out") == images(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("how", "remedy"),
+    [
+        (403, "check the credentials"),
+        ((400, "ExpiredToken"), "the credentials have expired: renew them"),
+        ((301, "PermanentRedirect"), "in another region: name it by AWS_REGION"),
+        ((400, "AuthorizationHeaderMalformed"), "in another region: name it by AWS_REGION"),
+    ],
+)
+@pytest.mark.parametrize("writing", [True, False])
+def test_what_will_not_pass_is_one_line_at_once(bucket, source, local, how, remedy, writing, caplog):
+    for name, content in {} if writing else local.items():
+        bucket.put(f"out/{name}", content)
+    bucket.clear(["PUT .*train-00001" if writing else "GET .*tfrecord-00000", how])
+    with pytest.raises(Failure, match=f"^s3://bucket/out/.*; .*{remedy}") as failure:
+        convert(config(source, "s3://bucket/out", **OPTIONS)) if writing else images("s3://bucket/out")
+    assert "\n" not in str(failure.value) and "trying again" not in caplog.text
+    if writing:
+        bucket.clear()
+        assert "manifest.json" not in bucket.files("out") and ".lock" not in bucket.files("out")
+
+
+def test_half_an_upload_is_no_file(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(object_store, "_PART_BYTES", 5 << 20)
+    (tmp_path / "shard").write_bytes(bytes(range(256)) * (12 << 12))
+    bucket.clear([r"PUT .*partNumber=2", 503])
+    with pytest.raises(Failure, match=r"s3://bucket/out/shard: .*503.*4 times"):
+        Store("s3://bucket/out").put("shard", tmp_path / "shard")
+    assert bucket.files("out") == {}
+    bucket.clear([r"PUT .*partNumber=2", 503, 1], [r"PUT .*partNumber=1", "spoilt", 1])
+    Store("s3://bucket/out").put("shard", tmp_path / "shard")
+    assert bucket.files("out") == {"shard": (tmp_path / "shard").read_bytes()}
+
+
 def test_a_missing_bucket_is_one_line(bucket, source):
+    with pytest.raises(UsageError, match=r"data=s3://none/out: no manifest\.json there"):
+        images("s3://none/out")
     with pytest.raises(UsageError, match=r"^s3://none/out: there is no such bucket; make it, or check the address"):
         convert(config(source, "s3://none/out", **OPTIONS))
 
