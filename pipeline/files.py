@@ -61,6 +61,20 @@ def atomic_writer(path: str | os.PathLike[str], *, durable: bool = True) -> Iter
         sync_directory(Path(path).parent)
 
 
+@contextlib.contextmanager
+def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where a library writes `path`: the error of a full disk, which does not say where it is full, names that."""
+    full = os.strerror(errno.ENOSPC)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)
+        elif type(error).__name__ == "ResourceExhaustedError" and full in str(error):  # TensorFlow's
+            raise OSError(errno.ENOSPC, full, os.fspath(path)) from error
+        raise
+
+
 def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview | str, *, durable: bool = True) -> None:
     """Write `content`, text as UTF-8, so that a reader sees all of it or what was there before."""
     with atomic_writer(path, durable=durable) as file:

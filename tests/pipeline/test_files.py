@@ -12,8 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shardline.pipeline import files
-from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import TEMPORARY, atomic_write, atomic_writer, remove_strays, remove_tree, temporary_path
+from shardline.pipeline.errors import UsageError, explain
+from shardline.pipeline.files import (
+    TEMPORARY,
+    atomic_write,
+    atomic_writer,
+    full_disk_named,
+    remove_strays,
+    remove_tree,
+    temporary_path,
+)
 
 
 def test_content_is_there_after_the_block_and_nothing_before(tmp_path):
@@ -171,6 +179,22 @@ def test_a_full_disk_is_told_with_the_name_that_was_to_be_written(tmp_path, monk
     with pytest.raises(FileNotFoundError) as refusal:
         atomic_write(tmp_path / "missing" / "x", b"1")
     assert refusal.value.filename == str(tmp_path / "missing" / "x")
+
+
+def test_a_full_disk_that_a_library_met_is_told_with_the_name_that_it_wrote(tmp_path):
+    class ResourceExhaustedError(Exception):
+        """TensorFlow's, as `errors.explain` knows it."""
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error in (full, ResourceExhaustedError(f"{{{{node}}}} a/part-0; {os.strerror(errno.ENOSPC)} [Op:SaveV2]")):
+        with pytest.raises(OSError) as told, full_disk_named(tmp_path / "x"):
+            raise error
+        assert explain(told.value).startswith(f"{tmp_path / 'x'}: No space left on device; make room there")
+    with pytest.raises(FileNotFoundError) as told, full_disk_named(tmp_path / "x"):
+        os.stat(tmp_path / "y")
+    assert told.value.filename == str(tmp_path / "y")
+    with pytest.raises(ResourceExhaustedError), full_disk_named(tmp_path / "x"):
+        raise ResourceExhaustedError("OOM when allocating tensor")
 
 
 def test_strays_in_a_shared_directory_are_those_of_processes_that_ended_here(tmp_path):

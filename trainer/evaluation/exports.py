@@ -19,7 +19,7 @@ import tensorflow as tf
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.executors import WHY
-from shardline.pipeline.files import atomic_write
+from shardline.pipeline.files import atomic_write, full_disk_named
 from shardline.pipeline.image_files import load_files
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.wording import noun_after
@@ -65,12 +65,13 @@ def write_model(run: Run, form: str, target: Path, calibration: Callable[[], Ite
     Args:
       calibration: gives uint8 images [1, s, s, 3] on which the int8 ranges are measured.
     """
-    if form == "keras":
-        run.model.save(target)
-    elif form == "saved_model":
-        save_serving(run, target)
-    else:
-        atomic_write(target, to_onnx(run) if form == "onnx" else to_tflite(run, form, calibration))
+    with full_disk_named(target):
+        if form == "keras":
+            run.model.save(target)
+        elif form == "saved_model":
+            save_serving(run, target)
+        else:
+            atomic_write(target, to_onnx(run) if form == "onnx" else to_tflite(run, form, calibration))
 
 
 def to_tflite(run: Run, form: str, calibration: Callable[[], Iterator[np.ndarray]]) -> bytes:
