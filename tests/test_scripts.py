@@ -90,6 +90,7 @@ def told_default(shown, head):
 def test_help_of_many_flags_shows_common_ones_and_helpfull_the_rest():
     short, full = (type_in(BIN / "shardline-train", flag)[1] for flag in ("--help", "--helpfull"))
     assert "--phases=" in short and "--peak_tflops" not in short and "--peak_tflops" in full
+    assert "--progressive_resizing=" in short  # a part of a recipe
     assert [group for group in ("Run:", "Model:", "Recipe:", "Augmentation:", "Input:", "Devices:", "Cadence:")
             if f"\n{group}\n" not in short] == []  # fmt: skip
 

@@ -101,6 +101,7 @@ class StepMonitor(Action):
             self._norm = report["norm"]
         else:
             self._skipped += 1
+        self.bar.set_description_str(f"epoch {self.setup.epoch(record.cursor):.1f}/{self._epochs:g}", refresh=False)
         self.bar.update()
         # The first step traces and compiles: reported alone, and no measure of speed.
         if record.step % self.setup.config.log_every_steps == 0 or self._warming:
@@ -154,7 +155,6 @@ class StepMonitor(Action):
         if self.callbacks and self._samples:
             self.callbacks.report(Report(record.step, round(self.setup.epoch(record.cursor), 6), "train", line))
         self.last_line = record.step
-        self.bar.set_description_str(f"epoch {self.setup.epoch(record.cursor):.1f}/{self._epochs:g}", refresh=False)
         self.bar.set_postfix_str(bar_text(loss, rate, waiting))
         self._reset()
 

@@ -116,7 +116,7 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 class Callbacks:
-    """A run's callbacks, asked in turn. What one raises ends the run in its name, with a checkpoint."""
+    """A run's callbacks, asked in turn. What one raises, also to exit, ends the run in its name, with a checkpoint."""
 
     def __init__(self, callbacks: Sequence[Callback], stop: StopRequest) -> None:
         self._callbacks, self._stop = tuple(callbacks), stop
@@ -142,6 +142,9 @@ class Callbacks:
         try:
             if call() and not self._stop.by:
                 self._stop.by = f"callback {name}"
+        except SystemExit as error:
+            if not self._stop.exit:
+                self._stop.by, self._stop.exit = f"callback {name}: sys.exit({error.code!r})", error
         except Exception as error:
             text = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
             failure = Failure(f"callback {name}: {' '.join(text.split())}")

@@ -143,6 +143,8 @@ def parse_resizing(text: str, image_size: int) -> tuple[Resize, ...]:
                 f"--progressive_resizing={text}: {until:g} is no share of the run above {before:g} and below 1; shares "
                 "grow, and the rest of the run has --image_size"
             )
+        if found and found[-1].image_size == pixels:  # two shares of a small image size
+            found.pop()
         found.append(Resize(min(pixels, image_size), until))
     return tuple(found)
 
@@ -167,6 +169,7 @@ class TrainConfig(HostsConfig, InputConfig):
             "optimizer",
             "weight_decay",
             "label_smoothing",
+            "progressive_resizing",
             "ema",
             "seed",
         ),
@@ -367,6 +370,9 @@ class TrainConfig(HostsConfig, InputConfig):
             raise UsageError(f"--image_size={self.image_size}: the fc1 and fc2 of --weights=imagenet only fit 224")
         if self.weights == "imagenet" and self.width != 1:
             raise UsageError(f"--width={self.width}: --weights=imagenet are those of the full width; leave it at 1")
+        counting = {"class_weights": self.class_weights != "none", "balanced_sampling": self.balanced_sampling}
+        if self.synthetic and (needing := [name for name, given in counting.items() if given]):
+            raise UsageError(f"--{needing[0]} counts a dataset's classes; leave it out, or --synthetic")
         if self.class_weights != "none" and self.balanced_sampling:
             raise UsageError("--class_weights=balanced with --balanced_sampling corrects twice; choose one of them")
         if self.early_stop_evals and self.best_metric == "none":

@@ -84,11 +84,13 @@ class StopRequest:
       signal: number of the signal; 0 for none.
       by: the callback that asked; "" for none.
       failure: what a callback failed with.
+      exit: what a callback raised to end the process, `sys.exit`; it is raised again when the run has ended.
     """
 
     def __init__(self) -> None:
         self.signal, self.by = 0, ""
         self.failure: Failure | None = None
+        self.exit: SystemExit | None = None
         self._previous: dict[int, Any] = {}
 
     @property

@@ -18,7 +18,7 @@ import tensorflow as tf
 from shardline.pipeline import nvidia
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import Failure, Interrupted, UsageError, in_command
-from shardline.pipeline.files import atomic_writer, own_directory
+from shardline.pipeline.files import atomic_writer, full_disk_named, own_directory
 from shardline.pipeline.paths import absolute
 from shardline.trainer.actions import Evaluate, Profile, SaveCheckpoint, StepMonitor, WriteInputProfile
 from shardline.trainer.arithmetic import decided
@@ -31,6 +31,7 @@ from shardline.trainer.exchange import gather, let_go, lost_hosts
 from shardline.trainer.feature_cache import open_feature_cache
 from shardline.trainer.handshake import check_config, check_data, from_chief, pack, unpack
 from shardline.trainer.hosts import ends_together, find_hosts
+from shardline.trainer.input_errors import bad_records_in_one_line
 from shardline.trainer.keras_callbacks import adapted
 from shardline.trainer.loop import StopRequest, train_phase
 from shardline.trainer.metrics_log import MetricsLog
@@ -156,6 +157,9 @@ def _train(
         found = finish(setup, state.step, monitor.images_per_second) if setup.cluster.chief else None
         if stop.failure:
             raise Failure(f"{stop.failure}; the run itself is complete") from stop.failure
+        if stop.exit:
+            log(f"{stop.by}; the run itself is complete")
+            raise stop.exit
         return found
     return _stopped(setup, state, monitor.images_per_second, stop)
 
@@ -202,6 +206,8 @@ def _stopped(
     if number:
         raise Interrupted(number, where)
     log(f"{by}: {where}")
+    if stop.exit:
+        raise stop.exit
     if not setup.cluster.chief:
         return None
     return result(setup, choose_weights(setup.config.workdir), state.step, images_per_second) | {"stopped_by": by}
@@ -227,8 +233,12 @@ def start_of(setup: TrainSetup, network: Network, state: TrainState) -> Start:
     )
 
 
-def prepare(config: TrainConfig) -> TrainSetup:
-    """Claim the devices, fix the sources of randomness, and check the config against both."""
+def prepare(config: TrainConfig, *, continues: bool = True) -> TrainSetup:
+    """Claim the devices, fix the sources of randomness, and check the config against both.
+
+    Args:
+      continues: a run that has begun in the workdir goes on, and needs no file of weights any more.
+    """
     set_flags(deterministic=config.deterministic, jit=config.jit is not False)  # before devices are listed
     alone = len(find_hosts(config).addresses) == 1
     if alone:
@@ -239,7 +249,8 @@ def prepare(config: TrainConfig) -> TrainSetup:
         config = replace(config, **from_chief(cluster, lambda: arithmetic(config)))
         cluster = claim(config)  # the same one; operations outside XLA are made deterministic, if all are
     keras.utils.set_random_seed(config.seed)
-    return create_setup(config, cluster, from_chief(cluster, lambda: weights_begun_with(config)))
+    kept_weights = from_chief(cluster, lambda: weights_begun_with(config)) if continues else ""
+    return create_setup(config, cluster, kept_weights)
 
 
 def arithmetic(config: TrainConfig) -> dict[str, Any]:
@@ -295,7 +306,8 @@ def finish(setup: TrainSetup, last_step: int, images_per_second: float) -> dict[
     log("saving the model …")
     run = load_run(workdir, precision="float32")  # plain float32 layers load everywhere
     with tempfile.TemporaryDirectory() as folder, atomic_writer(workdir / MODEL_FILE) as file:
-        run.model.save(Path(folder, MODEL_FILE))  # Keras writes to a path of its own ending only
+        with full_disk_named(folder):
+            run.model.save(Path(folder, MODEL_FILE))  # Keras writes to a path of its own ending only
         with Path(folder, MODEL_FILE).open("rb") as saved:
             shutil.copyfileobj(saved, file)
     note_model(workdir, run.chosen)
@@ -322,12 +334,10 @@ def result(setup: TrainSetup, chosen: ChosenWeights, last_step: int, images_per_
 def errors_in_one_line(setup: TrainSetup, state: TrainState) -> Iterator[None]:
     """Turn what TensorFlow raises for unreadable input or a lost host into one line."""
     try:
-        yield
+        with bad_records_in_one_line(setup.data):
+            yield
     except tf.errors.OpError as error:
         let_go(error)
-        failure = getattr(getattr(setup.data, "bad_records", None), "failure", None)
-        if failure:
-            raise failure from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise Failure(
                 f"--global_batch_size={setup.config.global_batch_size} does not fit the device's memory; use a smaller "

@@ -34,6 +34,8 @@ TINY: dict[str, Any] = {
     "weights": "none",
     "head": "gap",
     "dropout": 0.3,
+    "class_weights": "none",
+    "balanced_sampling": False,
 }
 RECORDS = 29  # prime, so that no batch divides it
 

@@ -168,7 +168,8 @@ def create_setup(config: TrainConfig, cluster: Cluster, kept_weights: str = "") 
     """Check the config against the devices and the data. Raises UsageError for what cannot work.
 
     Args:
-      kept_weights: what `weights_begun_with` found on the chief: hosts need no file of weights then.
+      kept_weights: what `weights_begun_with` found on the chief: hosts need no file of weights then. Else the file is
+        read and checked.
     """
     config = decided(config)
     settings = config.input_config()
@@ -183,7 +184,8 @@ def create_setup(config: TrainConfig, cluster: Cluster, kept_weights: str = "") 
         raise UsageError(
             "--cache_features works on one host; use --cache_features=0, or train the head on one host first"
         )
-    weights_sha256 = kept_weights or starting_weights(config)
+    weights = config.weights, config.head, config.width, config.weights_sha256
+    weights_sha256 = kept_weights or check_weights(*weights)
     found = open_data(config)
     data = _training_data(config, found)
     return TrainSetup(
@@ -195,15 +197,6 @@ def create_setup(config: TrainConfig, cluster: Cluster, kept_weights: str = "") 
         spans=schedule.spans(config.phase_list, data.num_records(config.train_split)),
         weights_sha256=weights_sha256,
     )
-
-
-def starting_weights(config: TrainConfig) -> str:
-    """SHA-256 of the file of `--weights`, which is checked; a run that goes on needs none, and keeps what it has.
-
-    Raises:
-      UsageError: the file is not there, or not what it is called.
-    """
-    return weights_begun_with(config) or check_weights(config.weights, config.head, config.width, config.weights_sha256)
 
 
 def weights_begun_with(config: TrainConfig) -> str:
@@ -283,8 +276,9 @@ def step_config(setup: TrainSetup) -> StepConfig:
 
 def class_weights(setup: TrainSetup) -> tuple[float, ...]:
     """1 / frequency of each class, averaging 1 over the records; empty for no weights."""
-    if setup.config.class_weights == "none" or setup.manifest is None:
+    if setup.config.class_weights == "none":
         return ()
+    assert setup.manifest is not None  # which TrainConfig sees to
     counts = np.array(setup.manifest.class_counts[setup.config.train_split], np.float64)
     weights = counts.sum() / (np.maximum(counts, 1) * np.count_nonzero(counts))
     return tuple(np.where(counts > 0, weights, 0.0).tolist())

@@ -77,6 +77,7 @@ def train(
       UsageError: a setting, the data or the run directory is wrong; the message names the field.
       Failure: training broke, e.g. its loss is not finite, or a callback did, which the message names.
       Interrupted: SIGINT or SIGTERM stopped it before its end; the same call continues it.
+      SystemExit: a callback called sys.exit; it has ended as one that a callback ended, and the same call continues it.
     """
     from shardline.trainer import run  # TensorFlow takes seconds to import
 

@@ -36,7 +36,7 @@ MEMORY_SHARE = 0.8  # of the host's free memory that a CPU trial may be expected
 
 def dry_run(config: TrainConfig) -> str:
     """Check everything a run would check; what it would do, in lines of text."""
-    setup = prepare(config)
+    setup = prepare(config, continues=False)
     with setup.cluster.strategy.scope():
         network = initial_network(setup)
     batch, replicas = config.global_batch_size, setup.cluster.replicas
@@ -71,7 +71,7 @@ def find_lr(config: TrainConfig) -> dict[str, Any]:
     """
     if not config.workdir or is_remote(config.workdir):
         raise UsageError(f"--workdir={config.workdir}: --find_lr puts its image there; name a local folder")
-    setup = prepare(dataclasses.replace(config, ema=0.0))
+    setup = prepare(dataclasses.replace(config, ema=0.0), continues=False)
     rates, losses = range_test(setup)
     smooth, suggestion = suggest(rates, losses)
     if setup.cluster.chief:
@@ -149,6 +149,8 @@ def _trial(config: TrainConfig, batch: int) -> tuple[float | None, float]:
         micro_batches=1,
         best_metric="none",
         early_stop_evals=0,
+        class_weights="none",
+        balanced_sampling=False,
     )
     command = [sys.executable, "-c", _MEASURE, json.dumps(trial.to_dict())]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import os
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ import tensorflow as tf
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import metrics_log, selftest
 from shardline.trainer.callbacks import Callback, Report, Start
-from shardline.trainer.checkpoints import list_checkpoints
+from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.keras_callbacks import KerasCallback
 from shardline.trainer.run_dir import load_run
@@ -173,6 +174,31 @@ def test_a_broken_callback_is_named_and_the_run_goes_on_from_there(thin, whole, 
         return
     again = train(config)
     assert again is None if at == "end" else again["weights_sha256"] == whole.result["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    "at, said",
+    [
+        ((2, "train"), "sys.exit(3): stopped at step 2 with a checkpoint; run the same command to continue"),
+        pytest.param("end", "sys.exit(3); the run itself is complete", marks=pytest.mark.slow),
+    ],
+)
+def test_a_callback_that_leaves_the_process_ends_the_run_with_a_checkpoint_and_its_exit_code(
+    thin, whole, tmp_path, capsys, at, said
+):
+    class Leaves(Notes):
+        def _maybe_break(self, now):
+            if now == at:
+                sys.exit(3)
+
+    config, leaves = TrainConfig(**thin, workdir=tmp_path / "run"), Leaves()
+    with pytest.raises(SystemExit) as left:
+        train(config, callbacks=[leaves])
+    assert left.value.code == 3 and leaves.ends == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"callback Leaves: {said}"
+    if at != "end":
+        assert read_checkpoint(list_checkpoints(tmp_path / "run")[-1]).header["step"] == 2
+        assert train(config)["weights_sha256"] == whole.result["weights_sha256"]
 
 
 @pytest.mark.parametrize("wrong", [print, Notes, 3, lambda report: None])

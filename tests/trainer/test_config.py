@@ -60,6 +60,11 @@ def test_phases_are_what_epochs_at_rate():
         ({"block_lr_decay": 1.5}, "block_lr_decay=1.5"),
         ({"eval_every_epochs": 0.0}, "eval_every_epochs=0.0"),
         ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        (
+            {"synthetic": True, "class_weights": "balanced"},
+            "class_weights counts a dataset's classes; leave it out, or synthetic",
+        ),
+        ({"synthetic": True, "balanced_sampling": True}, "balanced_sampling counts a dataset's"),
         ({"recipe": "best"}, "recipe=best: use one of plain, scratch, linear_probe, finetune"),
         ({"recipe": "finetune"}, "recipe=finetune is for pretrained weights: name them in weights"),
         ({"recipe": "finetune", "weights": "x", "mixup": 0.2}, "or it: cache_features=0"),
@@ -146,6 +151,7 @@ def test_progressive_resizing_is_in_pixels_or_shares_of_the_image_size():
         Resize(112, 0.3), Resize(168, 0.6),
     )  # fmt: skip
     assert TrainConfig(image_size=40, progressive_resizing="0.5:0.3").resizes == (Resize(32, 0.3),)
+    assert TrainConfig(image_size=40, progressive_resizing="0.5:0.3,0.75:0.6").resizes == (Resize(32, 0.6),)
     assert TrainConfig().resizes == ()
 
 

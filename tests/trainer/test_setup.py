@@ -39,7 +39,7 @@ def test_class_weights_average_one_over_the_records(data, devices):
     weights = np.array(class_weights(setup_of(devices, data=data, class_weights="balanced")))
     assert (weights * counts).sum() == pytest.approx(25)
     np.testing.assert_allclose(weights * counts, 2.5, rtol=1e-6)
-    assert class_weights(setup_of(devices, synthetic=True, class_weights="balanced")) == ()
+    assert class_weights(setup_of(devices, synthetic=True)) == ()
 
 
 def test_evaluation_takes_the_held_out_split_that_is_there(data, devices):

@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive, temporary_path
-from shardline.trainer import actions, selftest
+from shardline.trainer import actions, selftest, tuning
 from shardline.trainer.checkpoints import checkpoint_path, list_checkpoints
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import StepRecord
@@ -123,7 +124,8 @@ def test_weights_are_told_and_kept_by_their_hash(thin, whole, tmp_path, capsys):
     file = list_checkpoints(whole[1])[-1]
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     settings = {**thin, "phases": "all:0.5@0.05", "weights": str(file)}
-    train(TrainConfig(**settings, weights_sha256=sha256.upper(), workdir=tmp_path / "run"))
+    config = TrainConfig(**settings, weights_sha256=sha256.upper(), workdir=tmp_path / "run")
+    train(config)
     assert f"weights={file}: SHA-256 {sha256}" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "config.json").read_text())["starting_weights_sha256"] == sha256
     with pytest.raises(UsageError, match=f"^weights_sha256={'0' * 64}: {file} has {sha256}; give the file"):
@@ -131,6 +133,18 @@ def test_weights_are_told_and_kept_by_their_hash(thin, whole, tmp_path, capsys):
     with pytest.raises(UsageError, match="there is no file to compare"):
         train(TrainConfig(**thin, weights_sha256="0" * 64, workdir=tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_search_in_a_run_that_has_begun_tells_the_weights_that_it_reads(thin, whole, tmp_path, capsys):
+    """And not those that the run began with, which it needs no more."""
+    first, *_, last = list_checkpoints(whole[1])
+    file = Path(shutil.copy(first, tmp_path / "weights.npz"))
+    config = TrainConfig(**{**thin, "phases": "all:0.5@0.05"}, weights=str(file), workdir=tmp_path / "run")
+    train(config)
+    shutil.copy(last, file)
+    capsys.readouterr()
+    tuning.dry_run(config)
+    assert f"weights={file}: SHA-256 {hashlib.sha256(last.read_bytes()).hexdigest()}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ def test_a_trial_is_made_on_the_devices_of_the_run(monkeypatch, asked, device):
         return subprocess.CompletedProcess(command, 0, "1 2\n", "")
 
     monkeypatch.setattr(tuning.subprocess, "run", run)
-    assert tuning._trial(TrainConfig(**TINY | {"strategy": "mirrored"} | asked), 4) == (2.0, 1.0)
+    settings = TINY | {"synthetic": False, "data": "d", "class_weights": "balanced", "strategy": "mirrored"} | asked
+    assert tuning._trial(TrainConfig(**settings), 4) == (2.0, 1.0)
     assert (tried[0].device, tried[0].logical_cpus, tried[0].strategy) == (device, 0, "one_device")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from shardline.pipeline.wording import count
 from shardline.trainer.cluster import Cluster
 from shardline.trainer.evaluation.model_input import converter_options, preprocess
 from shardline.trainer.exchange import gather, gather_arrays, lost_hosts
+from shardline.trainer.input_errors import bad_records_in_one_line
 from shardline.trainer.overlap import one_late
 
 if TYPE_CHECKING:
@@ -162,17 +162,6 @@ def predict_split(
     order = np.argsort(records, kind="stable")
     assert len(np.unique(records)) == len(records), "a record was evaluated twice"
     return Predictions(records[order], labels[order].astype(np.int64), probabilities[order], num_stored)
-
-
-@contextmanager
-def bad_records_in_one_line(data: Dataset) -> Iterator[None]:
-    """Raise the Failure that ended the input in place of what TensorFlow makes of it."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        if data.bad_records.failure:
-            raise data.bad_records.failure from error
-        raise
 
 
 def predict_records(
