@@ -87,6 +87,7 @@ def parts(suite: str) -> tuple[Part, ...]:
         bench_object_store,
         bench_scaling,
         bench_train,
+        parent_cost,
         simulated_gpu,
         stages,
         what_ifs,
@@ -109,7 +110,7 @@ def parts(suite: str) -> tuple[Part, ...]:
         "baselines": (bench_input.measure, *convert),
         "scaling": (bench_scaling.cores, *scaling),
         "train": train,
-        "simulated_gpu": (simulated_gpu.measure,),
+        "simulated_gpu": (simulated_gpu.measure, parent_cost.measure),
         "object_store": (bench_object_store.measure,),
         "all": (*advised, *scaling, bench_input.measure, *train, *convert),
     }

@@ -48,9 +48,11 @@ REACHED = 0.95  # of replicas x rate, at least
 class SleepingBatches(BatchBuilder):
     """Batches that take a core's time and none of its work; their pixels are whatever the memory holds."""
 
+    rate = WORKER_RATE
+
     def train(self, positions: np.ndarray, on_device: bool, found: Mapping[int, Found] | None = None) -> Batch:
         """A batch of readable samples."""
-        until = time.perf_counter() + len(positions) / WORKER_RATE
+        until = time.perf_counter() + len(positions) / self.rate
         side = self.side(on_device)
         image = self._buffers.empty((len(positions), side, side, 3))
         batch = unfilled(positions, self.sampler.records(positions), image)
