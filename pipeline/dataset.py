@@ -111,17 +111,17 @@ class Dataset:
     def __init__(
         self, directory: str | os.PathLike[str], options: DataCacheOptions | None = None, *, digest: str = ""
     ) -> None:
-        self.where, options = os.fspath(directory), options or DataCacheOptions()
+        self.where, options = _located(directory), options or DataCacheOptions()
         self._mirror: Mirror | None = None
         if is_remote(self.where):
-            self._mirror, self.manifest = open_mirror(local_path(self.where, "dataset"), options)
+            self._mirror, self.manifest = open_mirror(self.where, options)
         else:
             opened = contextlib.ExitStack()
-            self.manifest = opened.enter_context(Manifest.opened(directory))
+            self.manifest = opened.enter_context(Manifest.opened(self.where))
             weakref.finalize(self, opened.close)  # as long as this object lives, nobody replaces its files
         self.latest = self.manifest
         self.manifest = self.latest.at(self.latest.generation_of(digest) or options.generation)
-        self.directory = self._mirror.folder if self._mirror else Path(directory)
+        self.directory = self._mirror.folder if self._mirror else Path(self.where)
         self.labels = self.manifest.labels
         self.bad_records = BadRecords()  # of all batches made so far
         self._timers = {"training": StageTimer(), "evaluation": StageTimer()}
@@ -261,6 +261,11 @@ class Dataset:
             for generation in range(1, self.latest.num_generations + 1):
                 self._mirror.companion(generation_folder(generation) + name)
         return self.directory / name
+
+    def read_pieces(self) -> None:
+        """Have pieces of shards fetched from an object store, and not whole ones, from now on: for few records."""
+        if self._mirror:
+            self._mirror.piece_bytes = PIECE_BYTES
 
     def _train_maker(
         self, split: str, config: InputConfig, batches: ReplicaBatches, on_device: bool, sampler: Sampler | None
@@ -420,6 +425,14 @@ class Dataset:
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = tf.data.Dataset.range(elements).map(element, num_parallel_calls=threads)
         return dataset.prefetch(PREFETCHED).with_options(options)
+
+
+def _located(directory: str | os.PathLike[str]) -> str:
+    """The address or local path that a name means. Raises UsageError where it can be neither."""
+    try:
+        return local_path(os.fspath(directory), "dataset")
+    except ValueError as error:
+        raise UsageError(f"--data={os.fspath(directory)}: {error}") from None
 
 
 def _in_order(make: Callable[[int], Batch], elements: int, threads: int) -> Iterator[Batch]:

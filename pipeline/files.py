@@ -83,7 +83,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | memoryview | str
 
 def user_cache() -> Path:
     """This program's folder for what can be made again (https://specifications.freedesktop.org/basedir-spec/)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "shardline"
+    named = os.environ.get("XDG_CACHE_HOME", "")  # which is ignored unless absolute, as s3://… is not
+    return Path(named if os.path.isabs(named) else os.path.expanduser("~/.cache")) / "shardline"
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 class BrowseConfig(DatasetConfig):
     """What to look through, and where the page is served: `browse(BrowseConfig(data=…))`. One field, one flag."""
 
+    data: str = option(
+        "", "dataset to look through: directory, s3://… or gs://…; also the one argument without a flag",
+        positional=True, path="dataset",
+    )  # fmt: skip
     run: str = option(
         "",
         "run directory whose evaluations tell mistakes and confidence, or an evaluation's own; empty: none",
@@ -59,7 +63,9 @@ def browse(config: BrowseConfig) -> Server:
     from shardline.tools.browse_server import Server
     from shardline.tools.browse_site import Site
 
-    index = read_index(open_dataset(config.data), config.run)
+    data = open_dataset(config.data)
+    index = read_index(data, config.run)
+    data.read_pieces()
     try:
         return Server(Site(index, config.sources), config.port)
     except OSError as error:

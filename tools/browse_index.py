@@ -5,6 +5,7 @@ Of 60,000 images it takes some 10 MB; what is shown of one row alone is read whe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +176,8 @@ def read_index(data: Dataset, run: str) -> Index:
       UsageError: there is no such evaluation, or a file is damaged.
     """
     manifest, directory = data.manifest, data.directory
+    with contextlib.suppress(FileNotFoundError):
+        data.companion(SOURCES_FILE)
     adopted = not (directory / SOURCES_FILE).exists()
     table = _adopted_rows(data) if adopted else _table_rows(directory, manifest.ledger.inputs)
     if fault := _misfit(manifest, table):

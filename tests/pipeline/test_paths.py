@@ -1,13 +1,19 @@
 """What a flag may point to: local names in every spelling, and no other place, whatever it is called."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from shardline.pipeline.commands import COMMANDS
+from shardline.pipeline.dataset import open_dataset
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.files import user_cache
+from shardline.pipeline.options import options, value_of
 from shardline.pipeline.paths import local_path
 from tests.pipeline.command import CommandConfig
+from tests.tools.folders import Run
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,77 @@ def test_addresses_are_refused_in_one_line(address, field, tmp_path, monkeypatch
         assert message.startswith(f"{field}=") and "cannot be read or written yet; name a local place" in message
         assert "\n" not in message
     assert not os.listdir()
+
+
+ADDRESSES = ("s3://b/x", "gs://b/x", "memory://b/x", "az://b/x", "http://h/x", "s3:/b/x", "s3:b/x", "file://h/x")
+STORES = ("s3://b/x", "gs://b/x")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_flag_that_names_a_file_takes_an_address_of_a_store_or_refuses_it_in_one_line(command):
+    config = COMMANDS[command].config_class()
+    named = {name: field for name, field in options(config).items() if field.option.path}
+    assert named or command == "completion"
+    for field in named.values():
+        for address in ADDRESSES:
+            value = (address,) if field.kind is tuple else address
+            if address in STORES and field.option.path in ("dataset", "source"):
+                assert value_of(field, value) == value
+                continue
+            with pytest.raises(UsageError, match=r"name a local place|name s3://BUCKET|copy or mount it") as refusal:
+                value_of(field, value)
+            assert "\n" not in str(refusal.value)
+        local = "file:///tmp/x%20y"
+        assert value_of(field, (local,) if field.kind is tuple else local) in ("/tmp/x y", ("/tmp/x y",))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_flag_names_a_file_without_saying_so(command):
+    """What is parsed as a path is known as one."""
+    told = re.compile(r"\b(file|folder|directory)\b(?! names?\b)")
+    names = {
+        name for name, field in options(COMMANDS[command].config_class()).items()
+        if field.kind in (str, tuple) and not field.option.path and not field.option.choices
+        and told.search(field.option.help)
+    }  # fmt: skip
+    assert names <= NO_PATHS, names - NO_PATHS
+
+
+NO_PATHS = {"name", "weights_sha256"}  # whose help speaks of files
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tools.convert --source photos --output s3:/b/x", "tools.convert --source s3:/b/x --output d",
+        "tools.convert --source memory://x --output d", "tools.convert --source photos --output az://c/x",
+        "tools.adopt s3://b/x", "tools.merge s3://b/x --output d", "tools.merge d --output gs://b/x",
+        "tools.verify s3:/b/x", "tools.inspect http://h/x", "tools.inspect d --save s3://b/x.png",
+        "tools.browse s3:/b/x", "tools.browse d --run s3://b/x", "tools.doctor --corpus s3://b/x",
+        "tools.sample_data --output s3://b/x", "trainer.train d --workdir s3:/b/x", "trainer.train s3:/b/x --workdir r",
+        "trainer.train d --workdir r --data_cache s3://b/x", "trainer.evaluate --run s3://b/x d",
+        "trainer.predict --run s3://b/x a.jpg", "trainer.export --run s3://b/x", "trainer.compare s3://b/x",
+        "benchmarks.run s3://b/x --output r", "benchmarks.run d --output s3://b/x",
+    ],
+)  # fmt: skip
+def test_no_command_makes_a_folder_of_an_address(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *arguments = command.split()
+    result = Run(f"shardline.{name}", *arguments)
+    assert result.code == 2, result.stderr
+    (line,) = [line for line in result.stderr.strip().splitlines() if "error: " in line]
+    assert "name a local place" in line or "name s3://BUCKET/FOLDER" in line, line
+    assert os.listdir() == []
+
+
+def test_a_cache_folder_that_is_an_address_is_ignored_and_a_dataset_named_by_half_of_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "s3://b/cache")
+    assert user_cache() == Path.home() / ".cache" / "shardline"
+    monkeypatch.chdir(tmp_path)
+    for name in ("s3:/b/x", Path("s3://b/x"), "memory://b/x"):
+        with pytest.raises(UsageError, match=r"^data=.*name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local place"):
+            open_dataset(name)
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from shardline.pipeline.files import owner
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.object_store import Store
 from shardline.pipeline.remote import DataCacheOptions
+from shardline.tools.browse import BrowseConfig, browse
 from shardline.tools.conversion.run import convert
 from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.verify import VerifyConfig, verify
@@ -421,6 +422,22 @@ def test_sources_that_cannot_be_are_refused_in_one_line(bucket, source, tmp_path
             convert(config(name, tmp_path / "d"))
     with pytest.raises(UsageError, match="output=s3://bucket/photos/d lies inside source=s3://bucket/photos"):
         convert(config("s3://bucket/photos", "s3://bucket/photos/d"))
+
+
+def test_browsing_a_store_shows_what_a_folder_shows_and_fetches_no_shard(bucket, local, tmp_path):
+    for name, content in local.items():
+        bucket.put(f"out/{name}", content)
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(content)
+    bucket.clear()
+    found = []
+    for where in (str(tmp_path / "d"), "s3://bucket/out"):
+        with browse(BrowseConfig(data=where)) as server:
+            index = server.content.index
+            example = index.data.shards("train").read(20)
+            found.append((index.paths.to_pylist(), index.facts(20), bytes(example.image), example.filename))
+    assert found[0] == found[1]
+    assert not [path for path in index.data.directory.glob("*.tfrecord-*") if path.suffix != ".idx"]
 
 
 def test_verify_and_inspect_look_into_a_store(bucket, source, local):
