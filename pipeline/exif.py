@@ -17,6 +17,13 @@ ORIENTATION = 0x0112
 _PREFIX = b"Exif\0\0"  # of JPEG, which some writers put into other formats, too
 _EXIF, _COLOR_SPACE, _INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 _INTEGERS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
+_LAYOUTS = {  # of a directory's entries, by byte order and whether it is BigTIFF
+    (order, big): np.dtype(
+        [("tag", f"{order}u2"), ("kind", f"{order}u2"), ("length", f"{order}u{word}"), ("", f"V{word}")]
+    )
+    for order in "<>"
+    for big, word in ((False, 4), (True, 8))
+}
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
 
 
@@ -48,37 +55,31 @@ class Directory:
         count: int
         (count,) = struct.unpack_from(self.order + ("Q" if self.big else "H"), data, offset)
         self._start = offset + (8 if self.big else 2)
-        self._size = 20 if self.big else 12
-        self._count = max(0, min(count, 0xFFFF, (len(data) - self._start) // self._size))
-        self.whole = self._count == count  # False where the block ends inside the directory
+        layout = _LAYOUTS[self.order, self.big]
+        whole = max(0, min(count, 0xFFFF, (len(data) - self._start) // layout.itemsize))
+        self._entries = np.frombuffer(data, layout, whole, self._start) if whole else np.empty(0, layout)
+        self.whole = whole == count  # False where the block ends inside the directory
 
     @property
     def following(self) -> int:
         """Offset of the next directory; 0 for none."""
-        end = self._start + self._count * self._size
+        end = self._start + self._entries.nbytes
         size = 8 if self.big else 4
         return int.from_bytes(self.data[end : end + size], "little" if self.order == "<" else "big")
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        layout = f"{self.order}HH{self._word}{8 if self.big else 4}x"
-        entries = memoryview(self.data)[self._start : self._start + self._count * self._size]
-        first = self._start + (12 if self.big else 8)
-        for i, (tag, kind, length) in enumerate(struct.iter_unpack(layout, entries)):
-            yield Entry(tag, kind, length, first + i * self._size)
+        yield from map(self._entry, range(len(self)), self._entries.tolist())
 
     def all(self, tag: int) -> Iterator[Entry]:
-        """The entries of a tag; of classic TIFF found without looking at the others."""
-        if self.big or not self._count:
-            yield from (entry for entry in self if entry.tag == tag)
-            return
-        tags = np.frombuffer(self.data, self.order + "u2", self._count * 6, self._start)[::6]
-        for number in np.flatnonzero(tags == tag).tolist():
-            at = self._start + number * self._size
-            kind, length = struct.unpack_from(self.order + "HI", self.data, at + 2)
-            yield Entry(tag, kind, length, at + 8)
+        """The entries of a tag, found without looking at the others."""
+        for number in np.flatnonzero(self._entries["tag"] == tag).tolist():
+            yield self._entry(number, self._entries[number].item())
+
+    def _entry(self, number: int, fields: tuple[int, int, int, bytes]) -> Entry:
+        return Entry(*fields[:3], self._start + number * self._entries.itemsize + (12 if self.big else 8))
 
     def find(self, tag: int) -> Entry | None:
         """The first of them; of classic TIFF."""

@@ -13,9 +13,11 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 _PILLOW_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # not by plugins of others
 
 
@@ -74,20 +76,8 @@ def imagemagick(data: bytes) -> np.ndarray:
     """RGB as ImageMagick shows it: the first frame turned, over white; not converted to sRGB."""
     program = _imagemagick()
     assert program is not None
-    flags = [
-        "-[0]",
-        "-auto-orient",
-        "-background",
-        "white",
-        "-alpha",
-        "remove",
-        "-alpha",
-        "off",
-        "-depth",
-        "8",
-        "ppm:-",
-    ]
-    done = subprocess.run([*program, *flags], input=data, capture_output=True, timeout=60)
+    flags = "-[0] -auto-orient -background white -alpha remove -alpha off -depth 8 ppm:-"
+    done = subprocess.run([*program, *flags.split()], input=data, capture_output=True, timeout=60)
     if done.returncode:
         raise ValueError(done.stderr.decode(errors="replace"))
     _, size, _, samples = done.stdout.split(b"\n", 3)
@@ -113,17 +103,22 @@ def installed() -> dict[str, Callable[[bytes], np.ndarray]]:
 
 def verdicts(data: bytes, truth: np.ndarray) -> dict[str, float | None]:
     """By oracle: how far it is from the truth, in levels of 255 (mean; 255 for another size); None if it refuses."""
-    found: dict[str, float | None] = {}
-    for name, oracle in installed().items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                rgb = oracle(data)
-            except Exception:  # of whatever kind: it does not read this
-                found[name] = None
-                continue
-        found[name] = float(np.abs(rgb.astype(float) - truth).mean()) if rgb.shape == truth.shape else 255.0
-    return found
+    views = {name: _answer(oracle, data) for name, oracle in installed().items()}
+    return {
+        name: None if rgb is None
+        else float(np.abs(rgb.astype(float) - truth).mean()) if rgb.shape == truth.shape else 255.0
+        for name, rgb in views.items()
+    }  # fmt: skip
+
+
+def _answer(ask: Callable[[bytes], T], data: bytes) -> T | None:
+    """What a function of others says of a file; None if it does not read this, of whatever kind its error is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ask(data)
+        except Exception:
+            return None
 
 
 def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
@@ -131,22 +126,13 @@ def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
     The others neither turn images nor convert colors: they are asked where Pillow finds nothing of that kind.
     """
-    plain = True
+    turned, errs = _answer(_turned_or_profiled, data), _answer(_pillow_errs, data)
     for name, oracle in installed().items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                if name == "Pillow":
-                    plain = not _turned_or_profiled(data)
-                    if _pillow_errs(data):
-                        continue
-                elif not plain:
-                    continue
-                rgb = oracle(data)
-                if not (data.startswith(b"BM") and (rgb == 255).all()):  # of a BMP with empty alpha they see nothing
-                    yield name, rgb
-            except Exception:  # of whatever kind: it does not read this
-                continue
+        if errs is not False if name == "Pillow" else turned:
+            continue
+        rgb = _answer(oracle, data)
+        if rgb is not None and not (data.startswith(b"BM") and (rgb == 255).all()):  # empty alpha: they see nothing
+            yield name, rgb
 
 
 def _pillow_errs(data: bytes) -> bool:
