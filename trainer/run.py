@@ -146,7 +146,7 @@ def _train(
             train_steps = phase_loop(sized, network, state, create_step(sized, network, state), monitor)
             monitor.restart()
             if setup.config.jit:
-                log("compiling the step (once a phase and image size, about 30 s) …")
+                log("compiling the step (once a phase and image size; about 30 s, if no earlier run has left it) …")
             if not train_phase(setup, state, train_steps, actions, stop, end):
                 break
         save.act(state)
