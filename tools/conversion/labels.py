@@ -147,7 +147,7 @@ def as_one(group: Sequence[str]) -> str:
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names, one a line, in label order; `0:daisy` and `0 daisy`, numbered from 0, are read as `daisy`."""
+    """Class names, one a line, in label order; `0:daisy` and `0<TAB>daisy`, numbered from 0, are read as `daisy`."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a line separator is part of a name: refused
     except OSError as error:
@@ -241,9 +241,9 @@ def order_labels(
     else:
         ordered = _in_order(used, options)
     numbers = {name: number for number, name in enumerate(ordered)}
-    return LabelOrder(
-        tuple(ordered), np.array([numbers[name] for name in chosen], np.int32), _merge_notes(found, chosen)
-    )
+    relabel = np.array([numbers[name] for name in chosen], np.int32)
+    notes = _merge_notes(found, chosen) + (() if wanted or listed else _mark_notes(ordered))
+    return LabelOrder(tuple(ordered), relabel, notes)
 
 
 def _in_order(names: Iterable[str], options: LabelOptions) -> list[str]:
@@ -297,6 +297,12 @@ def _merge_notes(found: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
         merged.setdefault(after, []).append(repr(before))
     several = [f"{' and '.join(sorted(names))} as {name!r}" for name, names in merged.items() if len(names) > 1]
     return (f"merged similar labels: {shorten_list(sorted(several))}",) if several else ()
+
+
+def _mark_notes(names: Sequence[str]) -> tuple[str, ...]:
+    """On the usual mark of no label among numbers from 0, which may be a class as well."""
+    marks = names[:1] == ["-1"] and len(names) > 2 and all(map(_is_whole, names)) and number(names[1]) == 0
+    return ("-1 is a class like the others; if it marks images without a label, leave those out",) if marks else ()
 
 
 def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOrder:

@@ -40,6 +40,7 @@ NAMES = {  # of columns, the usual ones first
 }  # fmt: skip
 _DELIMITERS = ",;\t|"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_INDEX = ("", "unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
 _HOT = {"true": 1.0, "false": 0.0, "": 0.0}
 
 
@@ -328,7 +329,7 @@ class _Columns:
         classes: dict[str, int] = {}
         if options.labels.kind == "onehot" and not options.label_column:
             taken = {found[part] for part in ("path", "split", "group")}
-            classes = {header[i].strip(): i for i in range(len(names)) if i not in taken and names[i]}
+            classes = {header[i].strip(): i for i in range(len(names)) if i not in taken and names[i] not in _INDEX}
         elif found["label"] < 0:
             raise UsageError(
                 f"{what}: no column 'label'; the first line must name the columns path and label, and may name split "

@@ -213,6 +213,13 @@ def test_numbers_as_floats_in_a_table(tmp_path):
     assert sources.label.tolist() == list(range(12))
 
 
+def test_the_mark_of_no_label_is_noted_where_it_may_be_one():
+    (note,) = order("0", "1", "-1").notes
+    assert "-1 is a class like the others; if it marks images without a label" in note
+    assert order("-1", "-2", "0").notes == order("-1", "1").notes == order("0", "1").notes == ()
+    assert order("0", "1", "-1", names=("-1", "0", "1")).notes == ()
+
+
 def test_number_folders_are_in_numerical_order_and_the_difference_to_keras_is_noted(tmp_path):
     sources = scan(touch(tmp_path, *(f"{i}/x" for i in range(12))))
     assert sources.labels == tuple(str(i) for i in range(12))

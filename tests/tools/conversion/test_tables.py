@@ -183,9 +183,10 @@ def test_a_column_for_each_class(folder):
     assert found.labels == ("BCC", "MEL", "NV")
 
 
-def test_columns_of_a_spreadsheet_or_a_program_are_no_classes(folder):
-    """An index without a name, as pandas writes it, and words for 1 and 0."""
-    (folder / "t.csv").write_text(",image,MEL,NV\n0,1.jpg,True,False\n1,2.jpg,FALSE,TRUE\n2,3.jpg,1,\n")
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "__index_level_0__"])
+def test_columns_of_a_spreadsheet_or_a_program_are_no_classes(folder, index):
+    """A column of row numbers, as pandas writes it, and words for 1 and 0."""
+    (folder / "t.csv").write_text(f"{index},image,MEL,NV\n0,1.jpg,True,False\n1,2.jpg,FALSE,TRUE\n2,3.jpg,1,\n")
     found, listed = scan(folder / "t.csv", labels=LabelOptions(kind="onehot"))
     assert listed == {"1.jpg": ("MEL", ""), "2.jpg": ("NV", ""), "3.jpg": ("MEL", "")}
     assert found.labels == ("MEL", "NV")
