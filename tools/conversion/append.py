@@ -39,6 +39,7 @@ class Base:
 
     manifest: Manifest
     directory: Path
+    read: Callable[[str, int, int], bytes]  # bytes of a shard, by its name, an offset and a size
 
 
 def base_of(config: ConvertConfig, output: Output) -> Manifest:
@@ -146,17 +147,23 @@ def earlier_images(manifest: Manifest, directory: Path, splits: tuple[str, ...])
     first = 0
     numbers = {name: number for number, name in enumerate(splits)}
     with progress(total=manifest.ledger.inputs, desc="read dataset", unit="input", leave=False) as bar:
-        for batch in iterate_sources(directory, ["status", "pixel_hash", "split", "label"]):
+        for batch in iterate_sources(directory, ["status", "pixel_hash", "perceptual_hash", "split", "label"]):
             stored = np.flatnonzero(pc.equal(batch["status"], WRITTEN).to_numpy(zero_copy_only=False))
             rows = batch.take(pa.array(stored))
             pixels = [hash_start(text) for text in rows["pixel_hash"].to_pylist()]
             split = [numbers[name] for name in rows["split"].to_pylist()]
             pieces.append(
-                (np.array(pixels, np.uint64), np.array(split, np.int8), rows["label"].to_numpy(), first + stored)
+                (
+                    np.array(pixels, np.uint64),
+                    np.array(split, np.int8),
+                    rows["label"].to_numpy(),
+                    first + stored,
+                    rows["perceptual_hash"].to_numpy(),
+                )
             )
             first += len(batch)
             bar.update(len(batch))
     columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
     order = np.argsort(columns[0], kind="stable")
-    found, split_numbers, labels, row_numbers = (column[order] for column in columns)
-    return Earlier(found, split_numbers, labels, row_numbers, directory)
+    found, split_numbers, labels, row_numbers, perceptual = (column[order] for column in columns)
+    return Earlier(found, split_numbers, labels, row_numbers, perceptual, directory)

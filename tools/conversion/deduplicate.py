@@ -34,6 +34,7 @@ class Earlier:
       splits: int8, number in the plan's.
       labels: int32.
       rows: int64, number in the dataset's table of sources.
+      perceptual: uint64, perceptual hashes.
       directory: of the dataset.
     """
 
@@ -41,6 +42,7 @@ class Earlier:
     splits: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
+    perceptual: np.ndarray
     directory: Path
 
     def find(self, pixels: np.ndarray) -> np.ndarray:
@@ -105,6 +107,7 @@ class DedupResult:
     moved: dict[int, int]  # input -> task whose shard takes it
     class_counts: np.ndarray  # int64: usable inputs of each class
     perceptual: PerceptualHashes | None
+    earlier: Earlier | None = None  # what the dataset held before
 
     def take_perceptual(self) -> PerceptualHashes:
         """The perceptual hashes, once: of ten million inputs they take 130 MB, which are then the caller's to free."""
@@ -162,6 +165,7 @@ def resolve_duplicates(
         moved=moved,
         class_counts=sources.class_counts(written),
         perceptual=PerceptualHashes(facts.perceptual[written], written, _final_splits(plan, moved)[written]),
+        earlier=earlier,
     )
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.near_duplicates import Pair, near_duplicates
 from shardline.pipeline.progress import log, progress
-from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources
+from shardline.pipeline.sources_table import DUPLICATE, SOURCES_FILE, WRITTEN, iterate_sources, read_rows
 from shardline.pipeline.text import csv_cell
 from shardline.pipeline.tfrecord import unframe_record
 from shardline.pipeline.wording import as_flag, count, shorten, shorten_list, shorten_middle
@@ -74,6 +74,11 @@ class Conversion:
         """Path of an input."""
         return path_text(self.sources.path(number))
 
+    def row(self, facts: _Facts, number: int) -> Row:
+        """Path and label, at least, of an input, or of an image of an earlier generation."""
+        known = facts.earlier.get(number)
+        return known or {"path": self.path(number), "label": int(self.sources.label[number])}
+
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
@@ -114,6 +119,7 @@ class _Facts:
     notes: dict[str, _Note] = field(default_factory=dict)  # by text without its numbers
     formats: Counter[str] = field(default_factory=Counter)
     shown: dict[str, Row] = field(default_factory=dict)  # path -> row, of the images that are shown side by side
+    earlier: dict[int, Row] = field(default_factory=dict)  # rows of earlier generations that pairs name, by number
 
 
 def write_report(
@@ -132,7 +138,7 @@ def write_report(
     manifest = conversion.manifest
     (conversion.directory / PLOTS).mkdir(exist_ok=True)
     log(f"near duplicates: {count(manifest.ledger.written, 'image')}")
-    pairs = _near_pairs(conversion.dedup)
+    pairs = _near_pairs(conversion.dedup, len(conversion.sources))
     facts = _gather(conversion, pairs)
     shards = sum(len(split.shards) for split in manifest.splits.values())
     page = HtmlReport(
@@ -159,22 +165,43 @@ def write_report(
             bar.update()
     page.save(conversion.directory / "report.html")
     if pairs:
-        _save_pairs(conversion, pairs)
+        _save_pairs(conversion, facts, pairs)
     return len(pairs)
 
 
-def _near_pairs(dedup: DedupResult) -> list[Pair]:
-    """Look-alikes, equal pixels counted once."""
-    again = np.array(sorted(number for group in dedup.groups for number in group.inputs[1:]), np.uint32)
-    perceptual = dedup.take_perceptual()
-    perceptual.hashes[np.searchsorted(perceptual.inputs, again)] = 0  # 0 is left out
-    return near_duplicates(perceptual.hashes, perceptual.inputs, perceptual.splits)
+def _near_pairs(dedup: DedupResult, inputs: int) -> list[Pair]:
+    """Look-alikes, equal pixels counted once, also of images that the dataset had: those are numbered from `inputs`."""
+    again = [number for group in dedup.groups for number in group.inputs[0 if group.earlier else 1 :]]
+    perceptual, earlier = dedup.take_perceptual(), dedup.earlier
+    perceptual.hashes[np.searchsorted(perceptual.inputs, np.array(sorted(again), np.uint32))] = 0  # 0 is left out
+    pairs = near_duplicates(perceptual.hashes, perceptual.inputs, perceptual.splits)
+    if earlier is None:
+        return pairs
+    counts = len(perceptual.inputs), len(earlier.perceptual)
+    numbers = np.concatenate((perceptual.inputs.astype(np.int64), inputs + np.arange(counts[1])))
+    hashes = np.concatenate((perceptual.hashes, earlier.perceptual))
+    splits = dict(zip(perceptual.inputs.tolist(), perceptual.splits.tolist(), strict=True))
+    for pair in near_duplicates(hashes, numbers, np.repeat((0, 1), counts), across_only=True):
+        across = splits[pair.first] != earlier.splits[pair.second - inputs]
+        pairs.append(replace(pair, across_splits=bool(across)))
+    return sorted(pairs, key=lambda pair: (not pair.across_splits, pair.bits, pair.first, pair.second))
+
+
+def _rows_of_earlier(conversion: Conversion, pairs: Sequence[Pair]) -> dict[int, Row]:
+    earlier, inputs = conversion.dedup.earlier, len(conversion.sources)
+    if earlier is None:
+        return {}
+    numbers = np.unique([pair.second for pair in pairs if pair.second >= inputs]).astype(np.int64)
+    numbers = numbers[np.argsort(earlier.rows[numbers - inputs])]
+    rows = read_rows(earlier.directory, earlier.rows[numbers - inputs], COLUMNS).to_pylist()
+    return dict(zip(numbers.tolist(), rows, strict=True))
 
 
 def _gather(conversion: Conversion, pairs: Sequence[Pair]) -> _Facts:
-    facts = _Facts()
+    facts = _Facts(earlier=_rows_of_earlier(conversion, pairs))
     splits = pa.array(list(conversion.manifest.splits))
     paired = [number for pair in pairs[:SHOWN_PAIRS] for number in (pair.first, pair.second)]
+    paired = [number for number in paired if number not in facts.earlier]
     paired += [number for group in conversion.dedup.groups[:SHOWN_PAIRS] for number in group.inputs[:2]]
     paths = pa.array([conversion.path(number) for number in paired], pa.string())
     totals = np.sum([counts for counts in conversion.manifest.class_counts.values() if counts], axis=0)
@@ -384,9 +411,16 @@ def _add_near_duplicates(page: HtmlReport, conversion: Conversion, facts: _Facts
         f"{count(len(pairs), 'pair')} of images look alike to the perceptual hash (dHash, up to 3 of 64 bits), "
         f"{across_splits:,} of them across splits, which come first. They are only reported; all are in {PAIRS_FILE}.",
     )
+    if facts.earlier:
+        number = sum(pair.second in facts.earlier for pair in pairs)
+        page.text("Near duplicates", f"In {count(number, 'pair')} the other image is one of an earlier generation.")
     rows = [
-        (conversion.path(p.first), conversion.path(p.second), "across splits" if p.across_splits else "", p.bits)
-        for p in pairs[:LISTED]
+        (
+            *(conversion.row(facts, number)["path"] for number in (pair.first, pair.second)),
+            "across splits" if pair.across_splits else "",
+            pair.bits,
+        )
+        for pair in pairs[:LISTED]
     ]
     page.table("Near duplicates", ("one", "other", "", "bits apart"), rows)
     shown = ((pair.first, pair.second) for pair in pairs[:SHOWN_PAIRS])
@@ -413,7 +447,7 @@ def _add_facts(page: HtmlReport, conversion: Conversion, facts: _Facts) -> None:
 def _side_by_side(conversion: Conversion, facts: _Facts, pairs: Iterable[tuple[int, int]]) -> list[tuple[bytes, str]]:
     result = []
     for pair in pairs:
-        rows = [facts.shown[conversion.path(number)] for number in pair]
+        rows = [facts.earlier.get(number) or facts.shown[conversion.path(number)] for number in pair]
         thumbs = [_thumb(conversion, row) if row["shard"] else None for row in rows]
         known = next((thumb for thumb in thumbs if thumb is not None), _blank())  # a dropped one looks the same
         sheet = np.hstack([known if thumb is None else thumb for thumb in thumbs])
@@ -423,8 +457,7 @@ def _side_by_side(conversion: Conversion, facts: _Facts, pairs: Iterable[tuple[i
 
 def _thumb(conversion: Conversion, row: Row) -> np.ndarray:
     """A stored image in a square of THUMB pixels, RGB."""
-    shard = Path(row["shard"]).name  # without the folder of a generation
-    framed = conversion.read(shard, row["offset"], row["size"])
+    framed = conversion.read(row["shard"], row["offset"], row["size"])
     example = parse_example(unframe_record(framed), conversion.manifest.features)
     rgb = ENCODINGS[conversion.manifest.image.encoding].decode(example, exact=True)
     scale = (THUMB - 4) / max(rgb.shape[:2])
@@ -448,14 +481,14 @@ def _blank() -> np.ndarray:
     return np.full((THUMB, THUMB, 3), 245, np.uint8)
 
 
-def _save_pairs(conversion: Conversion, pairs: Sequence[Pair]) -> None:
+def _save_pairs(conversion: Conversion, facts: _Facts, pairs: Sequence[Pair]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(("path", "other_path", "label", "other_label", "across_splits", "bits"))
     for pair in pairs:
-        numbers = (pair.first, pair.second)
-        labels = (conversion.manifest.label_name(int(conversion.sources.label[number])) for number in numbers)
-        names = (*map(conversion.path, numbers), *labels)
+        found = [conversion.row(facts, number) for number in (pair.first, pair.second)]
+        labels = (conversion.manifest.label_name(row["label"]) for row in found)
+        names = (*(row["path"] for row in found), *labels)
         writer.writerow((*map(csv_cell, names), int(pair.across_splits), pair.bits))
     atomic_write(conversion.directory / PAIRS_FILE, text.getvalue(), durable=False)
 

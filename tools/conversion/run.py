@@ -101,7 +101,9 @@ def _append(config: ConvertConfig, started: float) -> Manifest:
                 log(f"note: new class: {sources.labels[label]!r} is label {label}")
             place.directory.mkdir(exist_ok=True)
             request = resume.Request(config.stored_options(), _versions(), sources.fingerprint(stamps=False))
-            return _convert(config, place, sources, plan, request, started, append.Base(base, output.directory))
+            return _convert(
+                config, place, sources, plan, request, started, append.Base(base, output.directory, output.read)
+            )
 
 
 def _nothing_to_add(config: ConvertConfig, base: Manifest, place: Output) -> Manifest:
@@ -147,7 +149,8 @@ def _convert(
     seconds = time.monotonic() - started
     if config.report:
         place.sync()  # the report shows stored images
-        conversion = Conversion(place.directory, added, manifest.digest, dedup, sources, place.read)
+        read = to.read if to else place.read
+        conversion = Conversion(place.directory, added, manifest.digest, dedup, sources, read)
         _report(config, conversion, progress, seconds)
     if not base:
         resume.write_stamps(place.directory, sources)

@@ -5,6 +5,7 @@ import json
 import shutil
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 
@@ -138,6 +139,27 @@ def test_images_that_the_dataset_has_are_found_by_their_pixels(source, dataset, 
     assert faults(dataset) == []
     if duplicates == "keep":
         assert [splits(dataset)[f"class1/copy_{n}.jpg"] for n in range(4)] == [held[path] for path in copied]
+
+
+def test_near_duplicates_of_earlier_generations_are_reported_with_both_images(source, dataset, more):
+    held = splits(dataset)
+    for number, path in enumerate(("class0/img_003.jpg", "class1/img_005.jpg")):
+        near = cv2.imread(str(source / path))
+        cv2.imwrite(str(more / "class1" / f"near_{number}.jpg"), cv2.convertScaleAbs(near, alpha=0.9, beta=5))
+    shutil.copy(source / "class0" / "img_004.jpg", more / "class1" / "equal.jpg")  # is told as equal, not as alike
+    add(more, dataset, report=True)
+    written = (dataset / "generation-00002" / "near_duplicates.csv").read_text().splitlines()[1:]
+    rows = {tuple(line.split(",")[:4]): line.split(",")[4] for line in written}
+    first = ("class1/near_0.jpg", "class0/img_003.jpg", "class1", "class0")
+    second = ("class1/near_1.jpg", "class1/img_005.jpg", "class1", "class1")
+    assert rows.keys() == {first, second}
+    for new, old, *_ in rows:
+        assert (splits(dataset)[new] != held[old]) is (rows[new, old, *_] == "1")
+    page = (dataset / "generation-00002" / "report.html").read_text()
+    assert "In 2 pairs the other image is one of an earlier generation" in page
+    third = Manifest.load(dataset)
+    draw(more / "class0" / "later.jpg", 31)
+    assert add(more, dataset, report=True).num_generations == 3 > third.num_generations
 
 
 @pytest.mark.parametrize("where", ["finalize._place", "run.write_tfds_metadata", "run.write_shard", "Manifest.save"])
