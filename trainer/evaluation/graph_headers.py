@@ -79,6 +79,7 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     return tf.maximum(_first_orientation(encoded), 1)
 
 
+@tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string)])  # in a graph once, however often called
 def _first_orientation(encoded: tf.Tensor) -> tf.Tensor:
     """The same, 0 when it has none."""
     block = tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_exif(encoded), lambda: _chunk(encoded, "eXIf"))

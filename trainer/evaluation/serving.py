@@ -44,6 +44,9 @@ def save_serving(run: Run, target: Path) -> None:
             "probabilities": tf.ensure_shape(probabilities, (None, len(names))),
         }
 
+    files = tf.TensorSpec([None], tf.string, "bytes")
+
+    @tf.function(autograph=False, input_signature=[files])  # traced once for both signatures
     def preprocess(encoded: tf.Tensor) -> Answer:
         images, status = images_from_bytes(encoded, options, size, run.preprocessing["crop_fraction"])
         return {"images": images, "status": status}
@@ -66,10 +69,9 @@ def save_serving(run: Run, target: Path) -> None:
     def traced(function: Callable[..., Answer], *inputs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
         return tf.function(function, autograph=False).get_concrete_function(*inputs)
 
-    files = tf.TensorSpec([None], tf.string, "bytes")
     signatures = {
         "serving_default": traced(from_bytes, files),
-        "preprocess": traced(preprocess, files),
+        "preprocess": preprocess.get_concrete_function(),
         "serve_images": traced(answer, tf.TensorSpec([None, size, size, 3], tf.uint8, "images")),
         "labels": traced(labels),
     }
