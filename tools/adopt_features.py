@@ -10,6 +10,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import feature_kinds, feature_values
 from shardline.pipeline.manifest import Features
+from shardline.pipeline.sniff import sniff
 from shardline.pipeline.text import display
 from shardline.pipeline.tfrecord import index_records, read_framed, unframe_record
 from shardline.pipeline.wording import shorten_list
@@ -55,7 +56,8 @@ def find_features(directory: Path, splits: Mapping[str, Sequence[str]], wanted: 
     if not firsts:
         raise UsageError(f"--data={directory}: all files are empty")
     labelled = [first for first in firsts if first.split not in wanted.unlabelled]
-    image = _choose("image_feature", wanted.image, IMAGES, ("bytes",), firsts)
+    usual = sorted(IMAGES, key=lambda name: not all(_holds_image(first, name) for first in firsts))
+    image = _choose("image_feature", wanted.image, usual, ("bytes",), firsts)
     label, kind = _find_label(directory, labelled, wanted) if labelled else ("", "")
     found = {name for first in firsts for name, kind in first.kinds.items() if kind == "int64"}
     texts = {name for first in firsts for name, kind in first.kinds.items() if kind == "bytes"}
@@ -102,6 +104,12 @@ def _choose(flag: str, wanted: str, usual: Sequence[str], kinds: Sequence[str], 
     if others := [name for name in usual if name in fitting and name != chosen and not wanted]:
         command_line.log(f"note: {flag} is {chosen!r}; there is {shorten_list(others)} too, which --{flag} can name")
     return chosen
+
+
+def _holds_image(first: _First, name: str) -> bool:
+    """Whether a feature begins as a file does that is known here; raw pixels and paths do not."""
+    values = feature_values(first.payload, name)
+    return bool(values) and isinstance(values[0], bytes) and bool(sniff(values[0]))
 
 
 def _listed(first: _First) -> str:

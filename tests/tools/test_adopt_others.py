@@ -459,6 +459,13 @@ def test_turned_images_are_told_of(tmp_path, capsys):
     assert "2 images have an EXIF orientation; readers turn them upright" in capsys.readouterr().err
 
 
+def test_the_feature_that_holds_images_goes_before_one_that_is_only_called_so(tmp_path, capsys):
+    """A path called image, beside the file's bytes."""
+    put(tmp_path / "train.tfrecord", [ints(0), ints(1)], image=texts(b"a/1.jpg"), **{"image/encoded": texts(jpeg(0))})
+    assert adopted(tmp_path).features.image == "image/encoded"
+    assert "image_feature is 'image/encoded'; there is image too" in capsys.readouterr().err
+
+
 def test_two_features_that_may_be_the_image_are_told_of(tmp_path, capsys):
     put(tmp_path / "train.tfrecord", [ints(0)], png=texts(b"mask"))
     adopted(tmp_path)
