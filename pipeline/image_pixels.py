@@ -107,7 +107,8 @@ def _band_to_bgr(band: np.ndarray, samples: Samples, change: color.Conversion, l
     """Scaled to 8 bits, alpha over white, in sRGB."""
     channels, alpha = samples.channels, None
     if channels.endswith("A"):
-        band, alpha, channels = band[..., :-1], _scaled(band[..., -1], 0, samples.white or 1), channels[:-1]
+        opaque = samples.white or (1 if band.dtype.kind == "f" else int(np.iinfo(band.dtype).max))
+        band, alpha, channels = band[..., :-1], _scaled(band[..., -1], 0, opaque), channels[:-1]
     if samples.palette is not None:
         band, channels = samples.palette[band.reshape(band.shape[:2])], "RGB"
         band, alpha, low, high = band[..., :3], band[..., 3] if alpha is None else alpha, 0, 255

@@ -157,6 +157,17 @@ def test_levels_are_those_of_the_file_where_white_is_zero(kind: str) -> None:
         assert np.abs(shown - (255 - levels[..., 0] / 4095 * 255)).max() <= 1
 
 
+@pytest.mark.parametrize(("kind", "opaque"), [("f4", 1), ("i2", 32767), ("u4", 2**32 - 1)])
+def test_alpha_has_the_range_of_its_type_whatever_the_levels(kind: str, opaque: int) -> None:
+    """Gray 50 of 100 at half the opacity, over white."""
+    half = opaque / 2 if kind == "f4" else opaque // 2
+    samples = np.broadcast_to(np.array([50, half]), (8, 8, 2))
+    formats = [(339, 3, [2, 2])] if kind == "i2" else []
+    samples = samples.astype(kind) if kind == "f4" else samples.astype(np.int64)
+    data = tiff(samples, GRAY, 8 * int(kind[1]), extra=[2], tags=formats)
+    assert np.abs(load_rgb(data, ImageOptions(depth_range="0,100")).astype(int) - 191).max() <= 1
+
+
 def test_an_image_with_nothing_to_see_is_noted() -> None:
     """A clipboard that left alpha empty, a white sign on nothing; not what has a color somewhere."""
     rgb = malformed_images.reference_image()
