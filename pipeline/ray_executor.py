@@ -119,10 +119,13 @@ def run(
     try:
         numbered = enumerate(tasks)
         fill(numbered)
+        looked = time.monotonic()
         while running:
             finished, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
-            if not finished:
+            if not finished or time.monotonic() - looked > LOOK_SECONDS:  # short tasks never let it wait that long
                 nodes.look()
+                looked = time.monotonic()
+            if not finished:
                 counts = _read(ray, board)
                 show(counts)
                 fill(numbered)

@@ -25,6 +25,10 @@ class Task:
         return str(self.number)
 
 
+class Board:
+    show = SimpleNamespace(remote=lambda number, count: None)
+
+
 class Ray:
     """Tasks run when they are asked for; `cancelled` and `awaited` are what was done to the others."""
 
@@ -47,7 +51,7 @@ class Ray:
     def remote(self, **settings):
         def take(function):
             if isinstance(function, type):  # the board
-                return SimpleNamespace(remote=function)
+                return SimpleNamespace(remote=Board)
 
             def options(scheduling_strategy):
                 node = "node-0" if scheduling_strategy == "SPREAD" else scheduling_strategy
@@ -160,6 +164,21 @@ def test_as_many_tasks_at_a_time_as_the_nodes_have_cpus(ray):
     results = executors.run(work, map(Task, [0, 2, 3, 4, 5, 6, 8, 10]), engine="ray", workers=0)
     next(results)
     assert len(ray.placed) == 7  # and the one after the first
+    results.close()
+
+
+def test_a_node_that_joins_while_tasks_end_quickly_gets_some(ray, monkeypatch):
+    monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.0)
+    genuine, looks = ray.nodes, []
+
+    def nodes():
+        looks.append(1)
+        return genuine()[:1] if len(looks) == 1 else genuine()
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    results = executors.run(work, map(Task, [0, 2, 3, 4, 5, 6, 8, 10]), engine="ray", workers=0)
+    next(results)
+    assert len(ray.placed) == 7  # not 3: the two that the first node has room for, and one more
     results.close()
 
 

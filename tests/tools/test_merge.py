@@ -8,9 +8,11 @@ import pytest
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path
 from shardline.pipeline.sources_table import read_sources
+from shardline.tools.adopt import AdoptConfig, adopt
 from shardline.tools.conversion.run import convert
 from shardline.tools.merge import MergeConfig, merge
 from shardline.tools.verify import VerifyConfig, verify
+from tests.pipeline.tiny import payloads, write_dataset
 from tests.tools.folders import Run, class_folders, config, draw, records, shard_hashes
 
 SHARES = {"train": 0.75, "test": 0.25}
@@ -141,6 +143,17 @@ def test_what_does_not_fit_is_refused_in_words(a, tmp_path):
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):
         merge(MergeConfig(data=(a,), output=tmp_path / "full"))
+
+
+def test_adopted_ones_are_refused_with_what_to_do(a, tmp_path):
+    write_dataset(tmp_path / "theirs", {"train": payloads(8)})
+    for name in ("manifest.json", *(path.name for path in (tmp_path / "theirs").glob("*.idx"))):
+        (tmp_path / "theirs" / name).unlink()
+    adopt(AdoptConfig(data=tmp_path / "theirs", workers=1))
+    with pytest.raises(UsageError, match=r"was adopted, .* into one folder and run shardline-adopt on it$"):
+        merge(MergeConfig(data=(a, tmp_path / "theirs"), output=tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"holds shards that were adopted, .* and run shardline-adopt overwrite, or"):
+        convert(config(tmp_path / "sa", tmp_path / "theirs", append=True))
 
 
 @pytest.mark.parametrize("where", ["merging._place", "merging.write_tfds_metadata"])

@@ -99,7 +99,8 @@ def _refuse_misfit(first: str, model: Manifest, directory: str, manifest: Manife
     what = f"--data={directory}"
     if manifest.adopted or manifest.features != Features():
         raise UsageError(
-            f"{what} was adopted, not converted: its records have features of their own; adopt all together"
+            f"{what} was adopted, not converted: its records have features of their own; put the TFRecord files of all "
+            "datasets into one folder and run shardline-adopt on it"
         )
     ours = {field.name: getattr(manifest.image, field.name) for field in fields(manifest.image)}
     theirs = {field.name: getattr(model.image, field.name) for field in fields(model.image)}
