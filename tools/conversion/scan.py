@@ -15,14 +15,14 @@ from pathlib import Path
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.object_store import Store
 from shardline.pipeline.paths import is_remote
-from shardline.pipeline.wording import shorten_list
+from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.archives import archive_in, is_archive, open_archive
 from shardline.tools.conversion.config import split_and_path
 from shardline.tools.conversion.label_files import read_label_order, read_split_labels
 from shardline.tools.conversion.labels import LabelOptions
 from shardline.tools.conversion.layouts import LayoutOptions, scan_tree, unwrapped
 from shardline.tools.conversion.scan_tfds import scan_tfds
-from shardline.tools.conversion.sources import Sources
+from shardline.tools.conversion.sources import Sources, path_text
 from shardline.tools.conversion.store_tree import StoreTree
 from shardline.tools.conversion.tables import SUFFIXES, TableOptions, scan_table
 from shardline.tools.conversion.trees import (
@@ -163,6 +163,8 @@ def _scan_trees(
         for (_, path), wrapper in zip(named, wrappers, strict=True)
         if wrapper
     ]
+    if hidden := [path_text(name) for tree in opened if isinstance(tree, FolderTree) for name in tree.hidden_images()]:
+        notes.append(f"left out {count(len(hidden), 'hidden folder')} with images ({shorten_list(hidden)})")
     return replace(found, notes=(*notes, *found.notes), keep=opened)
 
 

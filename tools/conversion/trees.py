@@ -89,6 +89,7 @@ class FolderTree:
         self._ahead: dict[bytes, Future[list[Entry]]] = {}
         self._next: deque[bytes] = deque()  # folders to be listed ahead
         self._listed: set[bytes] = set()
+        self._hidden: set[bytes] = set()
 
     def entries(self, folder: bytes) -> list[Entry]:
         """See `Tree`."""
@@ -103,12 +104,27 @@ class FolderTree:
                 self._ahead[following] = self._pool.submit(self._list, following)
         return found
 
+    def hidden_images(self) -> list[bytes]:
+        """Hidden folders, which are left out, in which there are images: one may be a class called .NET."""
+
+        def images(folder: bytes) -> bool:
+            try:
+                names = os.listdir(os.path.join(self._root, folder))
+            except OSError:  # nobody's business
+                return False
+            return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+
+        return sorted(filter(images, self._hidden))
+
     def _list(self, folder: bytes) -> list[Entry]:
         path = os.path.join(self._root, folder)
         try:
             above = self._identities(folder)
             with os.scandir(path) as found:
-                entries = [self._entry(entry, above) for entry in found if not is_left_behind(entry.name)]
+                everything = list(found)
+            entries = [self._entry(entry, above) for entry in everything if not is_left_behind(entry.name)]
+            hidden = (entry for entry in everything if entry.name.startswith(b".") and entry.is_dir())
+            self._hidden.update(os.path.join(folder, entry.name) for entry in hidden)
         except OSError as error:
             raise UsageError(f"--source: cannot list {display(path)}: {error.strerror}") from None
         return sorted(entries)

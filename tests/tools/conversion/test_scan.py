@@ -126,7 +126,7 @@ def test_tables(tmp_path, suffix):
     ("text", "message"),
     [
         ("", "no column 'path'"),
-        ("file,label\n", "no column 'path'"),
+        ("where,label\n", "no column 'path'"),
         ("path,label\n", "no rows"),
         ("path,label\na.jpg\n", "line 2: 1 column, expected 2"),
         ("path,label\na.jpg,\n", "row 2: path and label must not be empty"),
@@ -174,6 +174,15 @@ def test_prepared_tfds_datasets_are_inputs(tmp_path):
     for wrong, message in [("tfds:other", "no folder"), ("tfds:mine:2.0.0", "no version 2.0.0")]:
         with pytest.raises(UsageError, match=message):
             scan(wrong, tfds_dir=str(tmp_path / "tfds"))
+
+
+def test_hidden_folders_with_images_are_noted(tmp_path):
+    for name in (".net/1.jpg", "java/2.jpg", "java/.ipynb_checkpoints/2-checkpoint.jpg", ".git/HEAD", "java/.DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = scan(str(tmp_path))
+    assert found.labels == ("java",)
+    assert found.notes == ("left out 2 hidden folders with images (.net, java/.ipynb_checkpoints)",)
 
 
 def test_columns_stay_small(tmp_path):
