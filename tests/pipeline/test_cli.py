@@ -21,6 +21,7 @@ def run(monkeypatch, capsys):
 
     def run(*args, command=cli):
         monkeypatch.setattr(sys, "argv", ["demo", *args])
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # pytest's own, under `python -m pytest`
         with pytest.raises(SystemExit) as stop:
             command()
         return stop.value.code, *capsys.readouterr()

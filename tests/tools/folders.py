@@ -80,5 +80,5 @@ class Run:
 
 
 def without_progress(stderr):
-    """The messages, without the lines that tell what is being worked on: `convert: 60 images`."""
-    return re.sub(r"^[a-z][\w ]*: [\d,]+ \w+\n", "", stderr, flags=re.MULTILINE)
+    """The messages, without what is being worked on, `convert: 60 images`, and how far, which a busy machine tells."""
+    return re.sub(r"^[a-z][\w ]*: ([\d,]+ \w+|[\d,]+/[\d,]+ \w+, \d+%, .*)\n", "", stderr, flags=re.MULTILINE)
