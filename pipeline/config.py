@@ -23,7 +23,9 @@ class InputConfig(DataCacheOptions):
 
     global_batch_size: int = option(32, "samples a step, over all devices and hosts", low=1, group="input")
     image_size: int = option(224, "side of the square the model sees, in pixels", low=1, group="input")
-    seed: int = option(0, "seed of the order, the augmentation, the initial weights and dropout", low=0, group="recipe")
+    seed: int = option(
+        0, "seed of the order, the augmentation, the initial weights and dropout", low=0, high=2**32 - 1, group="recipe"
+    )
     shuffle: bool = option(True, "shuffle the records anew in every epoch", group="input")
     shuffle_block_size: int = option(
         1, "stored records read together; 1 shuffles exactly, more saves seeks on slow storage", low=1, group="input"

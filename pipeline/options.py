@@ -70,7 +70,7 @@ class Option:
         """The allowed numbers in words, e.g. `a whole number from 1 to 100`."""
         number = "a whole number" if whole else "a number"
         if self.low is not None and self.high is not None:
-            words = f"{number} from {self.low:g} to {self.high:g}"
+            words = f"{number} from {self.low:.10g} to {self.high:.10g}"
         else:
             bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
             limits = ", ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)

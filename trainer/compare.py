@@ -190,7 +190,8 @@ SHARES = {"held-out top-1", "top-1", "top-5", "ECE"}
 
 def result_row(run: EvaluatedRun) -> tuple[str | float, ...]:
     """How well a run does and how long it took, under HEADER; what is not known is empty."""
-    rates = [line["images_per_second"] for line in run.log if line["kind"] == "train"]
+    steady = metrics_log.steady(run.log, run.config["train"].get("log_every_steps", 1))
+    rates = [line["images_per_second"] for line in steady]
     held_out, found = run.held_out, run.metrics
     return (
         run.name,

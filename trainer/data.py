@@ -61,6 +61,8 @@ def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) 
         steps = steps_between(0, spans(config.phase_list, records)[-1].stop, batch)
         on = f"evaluation on {eval_split}" if eval_split else "no evaluation"
         lines.append(f"run: {config.phases}, {count(steps, 'step')} of {count(batch, 'sample')}, {on}")
+        if batch > records:
+            lines.append(f"note: a batch holds records several times: {config.train_split} has {records:,}")
     if config.recipe != "plain":
         lines.append(f"recipe: {config.recipe_text}")
     lines.append(f"model: VGG16, head {config.head}, {config.image_size} px, {config.precision}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         else:
             lines.append(values)
     return lines
+
+
+def steady(lines: Sequence[dict[str, Any]], log_every_steps: int) -> list[dict[str, Any]]:
+    """The lines of training that tell its speed: without those of a first step, which compiles, if there are others."""
+    train = [line for line in lines if line["kind"] == "train"]
+    return [line for line in train if line["step"] % log_every_steps == 0] or train
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardline.pipeline.wording import as_flag, count, noun_after
 from shardline.tools.html_report import HtmlReport
-from shardline.trainer import curves
+from shardline.trainer import curves, metrics_log
 from shardline.trainer.config import TrainConfig
 
 
@@ -34,7 +34,7 @@ def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]])
     alt = f"loss, top-1 and learning rate over epochs; last: loss {last['loss']:.3f}, top-1 {last['top1']:.1%}"
     held_out = evaluations[0]["split"] if evaluations else ""
     page.figure("Training", curves.training_curves(log, phases, held_out), alt)
-    throughput = curves.throughput_curves(log, phases)
+    throughput = curves.throughput_curves(metrics_log.steady(log, config.log_every_steps), phases)
     if throughput is not None:
         page.figure("Throughput", throughput, "images per second and share of time waiting for input, over epochs")
     gpus = curves.gpu_curves(log)

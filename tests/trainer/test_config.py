@@ -65,6 +65,7 @@ def test_phases_are_what_epochs_at_rate():
             "class_weights counts a dataset's classes; leave it out, or synthetic",
         ),
         ({"synthetic": True, "balanced_sampling": True}, "balanced_sampling counts a dataset's"),
+        ({"seed": 2**32}, "seed=4294967296: use a whole number from 0 to 4294967295"),
         ({"recipe": "best"}, "recipe=best: use one of plain, scratch, linear_probe, finetune"),
         ({"recipe": "finetune"}, "recipe=finetune is for pretrained weights: name them in weights"),
         ({"recipe": "finetune", "weights": "x", "mixup": 0.2}, "or it: cache_features=0"),

@@ -25,6 +25,14 @@ def test_a_restart_drops_the_steps_it_will_run_again(tmp_path):
     assert [(line["step"], line["loss"]) for line in metrics_log.read(tmp_path)] == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
+def test_speed_is_that_of_the_lines_after_first_steps():
+    """A run of 23 steps in three image sizes, as it logs them: each size begins with a step that compiles."""
+    lines = [{"kind": "train", "step": step} for step in (1, 8, 10, 15, 20)] + [{"kind": "eval", "step": 20}]
+    assert [line["step"] for line in metrics_log.steady(lines, 10)] == [10, 20]
+    assert [line["step"] for line in metrics_log.steady(lines, 1)] == [1, 8, 10, 15, 20]
+    assert [line["step"] for line in metrics_log.steady(lines[:2], 10)] == [1, 8]
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     write(tmp_path, 0, 1, 2)
     path = tmp_path / metrics_log.FILE_NAME

@@ -11,6 +11,7 @@ from shardline.trainer import selftest
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import Cluster, create_cluster
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.data import banner, open_data
 from shardline.trainer.model import layer_group
 from shardline.trainer.setup import class_weights, create_setup, endless
 from shardline.trainer.state import create_train_state
@@ -46,6 +47,13 @@ def test_evaluation_takes_the_held_out_split_that_is_there(data, devices):
     assert setup_of(devices, data=data).eval_split == "test"
     assert setup_of(devices, data=data, eval_split="none").eval_split == ""
     assert setup_of(devices, data=data, eval_split="train").eval_split == "train"
+
+
+def test_a_batch_larger_than_the_split_is_noted(data):
+    for batch, noted in ((25, False), (26, True)):
+        config = TrainConfig(**{**THIN, "global_batch_size": batch}, data=data)
+        said = banner(config, open_data(config), "test")
+        assert ("note: a batch holds records several times: train has 25" in said) == noted
 
 
 def test_stored_features_want_one_host(data):
