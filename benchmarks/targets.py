@@ -9,8 +9,8 @@ from shardline.benchmarks.measure import CONTROL, Measurement, interval, ratio, 
 TARGETS = {  # suite: (row, the row it is compared with, least ratio)
     "input": (
         ("shardline host", "Model Garden, float32", 2.0),
-        ("shardline host", "bare loop, whole images", 1.0),
-        ("shardline host", "PyTorch DataLoader + OpenCV", 1.0),
+        ("shardline host", "bare loop, whole images", 1.1),
+        ("shardline host", "PyTorch DataLoader + OpenCV", 1.45),
         ("shardline host", "Grain + ArrayRecord + OpenCV", 1.2),
         ("shardline device", "PyTorch DataLoader + OpenCV", 1.35),
         ("shardline device", "TensorFlow, decode only", 1.0),
