@@ -54,6 +54,8 @@ def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) 
     if data is not None:
         sizes = ", ".join(f"{split.records:,} {name}" for name, split in data.manifest.splits.items())
         lines.append(f"data: {config.data}, {count(len(data.labels), 'class')}, records: {sizes}")
+        if len(data.labels) == 1:
+            lines.append("note: of one class there is nothing to learn: every model is right")
     if data is None or config.synthetic:
         lines.append("data: synthetic batches from memory")
     else:

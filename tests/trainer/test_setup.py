@@ -1,6 +1,7 @@
 """What is decided before the first step, and what a phase or a restart takes over."""
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,14 @@ def test_a_batch_larger_than_the_split_is_noted(data):
         config = TrainConfig(**{**THIN, "global_batch_size": batch}, data=data)
         said = banner(config, open_data(config), "test")
         assert ("note: a batch holds records several times: train has 25" in said) == noted
+
+
+@pytest.mark.parametrize("labels, noted", [(("a",), True), (("a", "b"), False)])
+def test_one_class_is_noted(data, labels, noted):
+    config = TrainConfig(**THIN, data=data)
+    opened = open_data(config)
+    opened = SimpleNamespace(labels=labels, manifest=opened.manifest, num_records=opened.num_records)
+    assert ("note: of one class there is nothing to learn" in banner(config, opened, "test")) == noted
 
 
 def test_stored_features_want_one_host(data):
