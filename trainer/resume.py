@@ -183,8 +183,20 @@ def _judged_anew(header: dict[str, Any], best_metric: str) -> dict[str, Any]:
 
 
 def is_over(setup: TrainSetup, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is from the end of its run, or from where early stopping ended it."""
-    return is_finished(setup.config, setup.num_records, checkpoint.header)
+    """Whether a checkpoint is from the end of its run, or from where early stopping ended it.
+
+    Raises:
+      UsageError: it is only by changed flags, which end before it: no run of theirs would hold its weights.
+    """
+    over = is_finished(setup.config, setup.num_records, checkpoint.header)
+    begun = TrainConfig.from_dict(checkpoint.header["train"])
+    if over and not is_finished(begun, setup.num_records, checkpoint.header):
+        raise UsageError(
+            f"--workdir={setup.config.workdir} is at step {checkpoint.header['step']} already, and under these flags it "
+            "would have ended sooner; give --phases and --early_stop_evals that end later, or use the run as it is: "
+            "evaluate, predict and export take an unfinished one"
+        )
+    return over
 
 
 def starting_span(setup: TrainSetup, checkpoint: Checkpoint | None) -> PhaseSpan:

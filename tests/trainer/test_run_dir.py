@@ -144,6 +144,17 @@ def test_a_refused_restart_changes_nothing(copy, allow_changes, tmp_path):
     assert train(copy) is None
 
 
+@pytest.mark.parametrize("change", [{"phases": "head:1@0.05"}, {"early_stop_evals": 1}])
+def test_flags_that_end_before_a_run_is_are_refused(copy, change, tmp_path):
+    """They would call a run complete that no command calls finished; one that is finished stays so."""
+    assert train(dataclasses.replace(copy, **change), allow_changes=True) is None
+    list_checkpoints(copy.workdir)[-1].unlink()
+    before = content(tmp_path)
+    with pytest.raises(UsageError, match="at step [0-9]+ already, and under these flags it would have ended sooner"):
+        train(dataclasses.replace(copy, **change), allow_changes=True)
+    assert content(tmp_path) == before
+
+
 def test_weights_keep_the_config_they_were_made_with(copy):
     """Continued with larger images, and never better: the best is still of the smaller ones."""
     longer = dataclasses.replace(copy, image_size=64, phases=f"{copy.phases},head:1@30", eval_crop_fraction=0.9)
