@@ -192,8 +192,8 @@ def is_over(setup: TrainSetup, checkpoint: Checkpoint) -> bool:
     begun = TrainConfig.from_dict(checkpoint.header["train"])
     if over and not is_finished(begun, setup.num_records, checkpoint.header):
         raise UsageError(
-            f"--workdir={setup.config.workdir} is at step {checkpoint.header['step']} already, and under these flags it "
-            "would have ended sooner; give --phases and --early_stop_evals that end later, or use the run as it is: "
+            f"--workdir={setup.config.workdir} is at step {checkpoint.header['step']} already, and under these flags "
+            "it would have ended sooner; give --phases and --early_stop_evals that end later, or use the run as it is: "
             "evaluate, predict and export take an unfinished one"
         )
     return over

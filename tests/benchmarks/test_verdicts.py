@@ -25,6 +25,7 @@ def test_every_stage_and_every_kind_of_word_has_a_scenario():
     assert len(verdicts.scenarios()) >= 16 and "balanced" in words and any(word.startswith("tie") for word in words)
 
 
+@pytest.mark.slow  # it looks at the clock, and a busy machine has its own
 def test_a_pipeline_keeps_the_pace_of_its_costs_and_knows_who_waits():
     sleepy = verdicts.run_pipeline(Cost(0.0, 5_000.0), Cost(0.0), threads=2, seconds=0.3)
     assert 100 < sleepy.rate < 500 and sleepy.waiting > 0.5  # 400 images a second, fewer on a busy machine
@@ -34,6 +35,7 @@ def test_a_pipeline_keeps_the_pace_of_its_costs_and_knows_who_waits():
     assert burning.cpu_seconds == pytest.approx(0.002, rel=0.5)
 
 
+@pytest.mark.slow  # as above
 def test_a_slow_copy_holds_the_pipeline_up():
     slow = verdicts.run_pipeline(Cost(0.0, 10.0), Cost(0.0, 10.0), Cost(0.0, 5_000.0), threads=2, seconds=0.3)
     assert slow.rate < 220 and slow.waiting > 0.5  # 200 images a second
