@@ -40,7 +40,7 @@ demo: .venv/.installed
 
 # One file is one worker's, so that what a file prepares for its tests is prepared once.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Everything that needs no GPU, with the trackers and the packagers where they install, and how much of the code it ran:
 # in this process, in its threads and in the processes that it started.

@@ -77,7 +77,8 @@ def reader(where: str, split: str, config: InputConfig, cache: str, gb: float) -
     """Reads an epoch; with a cache that is made anew each time unless it is named."""
 
     def epoch() -> Rate:
-        with tempfile.TemporaryDirectory() as empty:
+        # What was asked for ahead of the last batch may still arrive.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
             return timed(lambda: _epoch(where, split, config, DataCacheOptions(cache or empty, gb)))
 
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.gettempdir())

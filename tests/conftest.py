@@ -1,10 +1,15 @@
-"""What all tests share: a cache folder of their own, in which this machine's arithmetic needs no timing."""
+"""What all tests share: their order, and a cache folder of their own, where this machine's arithmetic is known."""
 
 import os
 
 import pytest
 
 from shardline.trainer import arithmetic
+
+
+def pytest_collection_modifyitems(items):
+    """The trainer's files first: they take longest, and whoever gets one last works alone."""
+    items.sort(key=lambda item: item.path.parent.name != "trainer")
 
 
 @pytest.fixture(scope="session", autouse=True)
