@@ -19,7 +19,7 @@ def once():
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / f"{path.name}.made", "a+") as note:
             fcntl.flock(note, fcntl.LOCK_EX)
-            if not note.tell():
+            if not os.fstat(note.fileno()).st_size:  # another worker may have written while this one waited
                 make(path)
                 note.write("whole")
         return path
