@@ -23,7 +23,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -181,23 +181,42 @@ def _if_taken(values: Iterable[float]) -> tuple[float, ...]:
 
 def ratio(measured: Measurement, reference: Measurement) -> tuple[float, float, float]:
     """Median, smallest and largest of the per-turn ratios; infinite where the reference did 0."""
-    ratios = [a / b if b else math.inf for a, b in zip(measured.repeats, reference.repeats, strict=True)]
+    ratios = _ratios(measured, reference)
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def interval(measured: Measurement, reference: Measurement) -> tuple[float, float]:
+def _ratios(measured: Measurement, reference: Measurement) -> list[float]:
+    return [a / b if b else math.inf for a, b in zip(measured.repeats, reference.repeats, strict=True)]
+
+
+class Interval(NamedTuple):
+    """Within which a ratio lies."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.2f}–{self.high:.2f}"
+
+    @property
+    def remark(self) -> str:
+        """What follows it where it says that there is no difference to be seen."""
+        return ", not distinguishable from 1" if self.low <= 1 <= self.high else ""
+
+
+def interval(measured: Measurement, reference: Measurement) -> Interval:
     """Range of the middle 95% of the medians of per-turn ratios, whose turns are drawn anew: percentile bootstrap."""
-    ratios = [a / b if b else math.inf for a, b in zip(measured.repeats, reference.repeats, strict=True)]
+    ratios = _ratios(measured, reference)
     draw = random.Random(0)  # the same turns, the same interval
     medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
-    return medians[round(0.025 * (_RESAMPLES - 1))], medians[round(0.975 * (_RESAMPLES - 1))]
+    return Interval(medians[round(0.025 * (_RESAMPLES - 1))], medians[round(0.975 * (_RESAMPLES - 1))])
 
 
 def ratio_text(measured: Measurement, reference: Measurement) -> str:
     """Median of the per-turn ratios and its interval, in words where that holds 1."""
-    low, high = interval(measured, reference)
-    text = f"{ratio(measured, reference)[0]:.2f} ({low:.2f}–{high:.2f})"
-    return f"{text}, not distinguishable from 1" if low <= 1 <= high and measured is not reference else text
+    found = interval(measured, reference)
+    remark = "" if measured is reference else found.remark
+    return f"{ratio(measured, reference)[0]:.2f} ({found}){remark}"
 
 
 def reference_of(suite: Sequence[Measurement]) -> Measurement:

@@ -66,8 +66,8 @@ def _interval_text(m: Measurement, reference: Measurement) -> str:
     """Of the ratio; in words where it says that there is no difference to be seen."""
     if m is reference or not comparable(m, reference):
         return ""
-    low, high = interval(m, reference)
-    return f"{low:.2f}–{high:.2f}" + (", not distinguishable from 1" if low <= 1 <= high else "")
+    found = interval(m, reference)
+    return f"{found}{found.remark}"
 
 
 def bottleneck(page: HtmlReport, directory: Path, found: Bottleneck, rows: Sequence[Measurement]) -> None:

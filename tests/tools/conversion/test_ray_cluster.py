@@ -60,11 +60,16 @@ def blind_node(cluster, source):
         assert process.poll() is None, process.stdout.read()
         yield process
     finally:
-        if process.poll() is None:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-        process.wait()
+        end(process)
+
+
+def end(process):
+    """Kill it, if it lives, and what it has started."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+    process.wait()
 
 
 def alive_nodes(cluster):
@@ -163,11 +168,7 @@ def far_node(link, monkeypatch):
         made.add_node(num_cpus=1, node_ip_address=HERE)
         yield link[1]
     finally:
-        if process.poll() is None:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-        process.wait()
+        end(process)
         made.shutdown()
 
 
