@@ -111,6 +111,14 @@ class SplitLabels:
                 return numbers
         elif len(names) == len(self.in_order):
             order = sorted(range(len(names)), key=lambda number: names[number])
+            by_number = sorted(order, key=lambda number: _by_number(names[number]))
+            if order != by_number and len(set(self.in_order)) > 1:
+                place = next(place for place, number in enumerate(order) if number != by_number[place])
+                pair = (names[numbers[place]].decode(errors="backslashreplace") for numbers in (order, by_number))
+                raise UsageError(
+                    f"{self.what}: labels without names are those of the files in order, but line {place + 1} is that "
+                    f"of {' or '.join(pair)}, as text or by number; write lines NAME.jpg LABEL"
+                )
             ranks = [0] * len(names)
             for rank, number in enumerate(order):
                 ranks[number] = rank
@@ -119,6 +127,12 @@ class SplitLabels:
             f"{self.what}: {count(len(self.in_order), 'line')}, but {count(len(names), 'image')} in {split}: a file "
             "without names has a line for each image, in the order of the file names"
         )
+
+
+def _by_number(name: bytes) -> list[bytes | int]:
+    """A key that orders 9.jpg before 10.jpg."""
+    parts = re.split(rb"(\d+)", name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def read_split_labels(flag: str, path: str, order: Mapping[int, str]) -> SplitLabels:

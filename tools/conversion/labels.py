@@ -27,22 +27,21 @@ _SPLITS |= {"test": 2, "testing": 2}
 _SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?:[-_ ]?(?:sets?|data|images?|imgs?|splits?|folders?|\d+))*", re.ASCII)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*|,\d\d?)?(e[+-]?\d\d?)?", re.ASCII | re.IGNORECASE)  # 7, 10.0, 0,5, 1.0e+01
 _PLAIN = re.compile(r"[+-]?\d+", re.ASCII)
-_NOTHING = {
-    "",
-    "nan",
-    "NaN",
-    "NAN",
-    "NaT",
-    "<NA>",
-    "None",
-    "NULL",
-    "null",
-    "N/A",
-    "n/a",
-    "#N/A",
-}  # what programs write for no value
+_NOTHING = {  # what programs write for no value
+    *("", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "<NA>", "None", "NULL", "null", "N/A", "n/a"),
+    *("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"),
+}
+_MARKS = {"na", "none", "null", "nil", "nan", "-", "--", "?", "??", ".", "missing"}  # what people write, or a class
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
 _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
+
+
+# Of names that only look alike: letters that are drawn as a Latin one, and what separates words.
+_LATIN = str.maketrans("АВЕКМНОРСТХІЈЅаеорсхуіјѕ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον", "ABEKMHOPCTXIJSaeopcxyijs" + "ABEZHIKMNOPTYXov")
+_COPY = re.compile(r"(?<=\w)(?:[ _-]+copy(?: ?\d+)?| *\(\d\d?\))+$", re.IGNORECASE)  # what file managers add
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s_.,:;/-]+(?=\d)")
+_SIGNS = "#%&*!?@"  # that tell names apart, as mathematical ones do
+_JOINERS = "\u200c\u200d"  # invisible, and part of emoji and of some scripts
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,49 @@ def split_rank(name: str) -> int | None:
 
 def similarity_key(name: str) -> str:
     """Equal for names that a reader takes for one: case, width, spaces, invisible characters and Unicode form aside."""
-    shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    shown = "".join(c for c in unicodedata.normalize("NFKC", name) if not _is_invisible(c))
     return unicodedata.normalize("NFKC", " ".join(shown.casefold().split()))
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"  # variants of a character
+
+
+def _lookalike_key(name: str) -> str:
+    """Equal for names that may be one: accents, word separators, alphabets of letters and marks of a copy aside."""
+    text = _COPY.sub("", unicodedata.normalize("NFC", name).translate(_LATIN))
+    text = similarity_key(re.sub(r"(?<=\w)-$", "\u2212", text))  # A- is not A
+    if _NUMBER.fullmatch(text):
+        return name
+    text = unicodedata.normalize("NFKD", _BETWEEN_DIGITS.sub("|", text))
+    text = re.sub("(?<=[a-z])[\u0300-\u036f]+", "", text)
+    return "".join(c for c in text if c in _SIGNS or unicodedata.category(c)[0] not in "ZP") or text
+
+
+def lookalike_notes(names: Iterable[str], listed: Iterable[str] = ()) -> tuple[str, ...]:
+    """On names that look like another one or like what they are not; none of those that a person listed."""
+    names, listed = sorted(set(names)), set(listed)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_lookalike_key(name), []).append(name)
+    alike = [group for group in groups.values() if len(group) > 1 and not listed.issuperset(group)]
+    odd = [f"{name!r} ({why})" for name in names if name not in listed and (why := _odd_characters(name))]
+    lines = [f"class names that look alike: {shorten_list(' and '.join(map(repr, group)) for group in alike)}"]
+    lines[0] += "; if they are one class, give its images one name"
+    return (*lines[: len(alike)], *([f"odd characters in class names: {shorten_list(odd)}"] if odd else ()))
+
+
+def _odd_characters(name: str) -> str:
+    """What of a name does not show, or shows as something else; "" for nothing."""
+    for word in re.findall(r"[^\W\d_]+", unicodedata.normalize("NFC", name)):
+        foreign = [letter for letter in word if not letter.isascii()]
+        if foreign and len(foreign) < len(word) and word.translate(_LATIN).isascii():
+            return f"{unicodedata.name(foreign[0])} among Latin letters"
+    joined = not name.translate(dict.fromkeys(map(ord, _JOINERS))).isascii()
+    for character in name:
+        if unicodedata.category(character) == "Cf" and not (joined and character in _JOINERS):
+            return f"invisible {unicodedata.name(character, hex(ord(character)))}"
+    return "a space at an end" if name != name.strip() else ""
 
 
 def clean_name(name: str) -> str:
@@ -242,7 +282,9 @@ def order_labels(
         ordered = _in_order(used, options)
     numbers = {name: number for number, name in enumerate(ordered)}
     relabel = np.array([numbers[name] for name in chosen], np.int32)
-    notes = _merge_notes(found, chosen) + (() if wanted or listed else _mark_notes(ordered))
+    notes = _merge_notes(found, chosen) + lookalike_notes(ordered, wanted)
+    if not wanted and not listed:
+        notes += _mark_notes(ordered, options)
     return LabelOrder(tuple(ordered), relabel, notes)
 
 
@@ -299,10 +341,22 @@ def _merge_notes(found: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
     return (f"merged similar labels: {shorten_list(sorted(several))}",) if several else ()
 
 
-def _mark_notes(names: Sequence[str]) -> tuple[str, ...]:
-    """On the usual mark of no label among numbers from 0, which may be a class as well."""
-    marks = names[:1] == ["-1"] and len(names) > 2 and all(map(_is_whole, names)) and number(names[1]) == 0
-    return ("-1 is a class like the others; if it marks images without a label, leave those out",) if marks else ()
+def _mark_notes(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]:
+    """On usual marks of no label, which may be classes as well, and on numbers that are no classes'."""
+    notes = []
+    marks = [repr(name) for name in names if name.casefold() in _MARKS] if len(names) > 1 else []
+    if names[:1] == ["-1"] and len(names) > 2 and all(map(_is_whole, names)) and number(names[1]) == 0:
+        marks = ["-1"]
+    if marks:
+        be = "are classes" if len(marks) > 1 else "is a class"
+        notes.append(
+            f"{shorten_list(marks)} {be} like the others; if {'they mark' if len(marks) > 1 else 'it marks'} images "
+            "without a label, leave those out"
+        )
+    fractions = [name for name in names if not _is_whole(name)]
+    if fractions and options.kind != "name" and are_numbers(names):
+        notes.append(f"the labels are fractions ({shorten_list(fractions, 3)}), and each different one is a class")
+    return tuple(notes)
 
 
 def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOrder:
@@ -349,6 +403,19 @@ def check_split(name: str, known: Iterable[str], what: str, options: LabelOption
             "split of them with --merge_similar_labels"
         )
     return other
+
+
+def split_notes(names: Iterable[str]) -> list[str]:
+    """On splits whose names mean the same, as train and training do."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        if found := _SPLIT.fullmatch(name.strip().lower()):
+            kinds.setdefault(found[1][:3], []).append(name)
+    return [
+        f"the splits {' and '.join(kind)} are of one kind by their names; if they are one split, call them alike"
+        for kind in kinds.values()
+        if len(kind) > 1
+    ]
 
 
 def label_places(builder: SourcesBuilder, labels: Mapping[str, int], splits: Sequence[str]) -> dict[str, str]:

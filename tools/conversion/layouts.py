@@ -15,15 +15,23 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.wording import count, shorten_list
-from shardline.tools.conversion.archives import is_archive
+from shardline.tools.conversion.archives import archive_in, is_archive
 from shardline.tools.conversion.config import is_split_name
 from shardline.tools.conversion.label_files import SplitLabels
-from shardline.tools.conversion.labels import LabelOptions, check_split, label_places, order_labels, split_rank
+from shardline.tools.conversion.labels import (
+    LabelOptions,
+    check_split,
+    label_places,
+    order_labels,
+    split_notes,
+    split_rank,
+)
 from shardline.tools.conversion.sources import Sources, SourcesBuilder, path_text
-from shardline.tools.conversion.trees import Entry, ReducedTree, Tree
+from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Entry, ReducedTree, Tree
 
 OnProgress = Callable[[int], None]
 
@@ -34,6 +42,11 @@ _CONTAINERS = {  # of a split or of everything, and no classes
     *("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "jpg", "jpeg", "png"),
 }
 _TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
+_PIECE = re.compile(rb"(?:fold|part|batch|chunk)[-_ ]?\d+", re.IGNORECASE)  # of a dataset, and no class
+_LABEL_FILES = _TABLES | {b".mat", b".json", b".jsonl", b".lst", b".xml", b".xls", b".xlsx", b".pkl", b".npy", b".npz"}
+_SIDE_FILES = {b".txt", b".json", b".xml", b".cls", b".yaml"}  # of one image each
+_MASK = re.compile(rb"(.+)([-_ ](?:masks?|segmentation|groundtruth))[-_ ]?\d*\.\w+", re.IGNORECASE)
+_IN_A_TABLE = "list path,label in a .csv and give that"
 _SEARCH_DEPTH, _SEARCH_FOLDERS = 4, 20  # how far split folders are looked for, for a hint
 
 
@@ -97,7 +110,7 @@ def scan_tree(tree: Tree, root: str, what: str, options: LayoutOptions, on_progr
     walk.refuse_foreign_labels()
     places = label_places(walk.builder, walk.labels, list(walk.splits))
     order = order_labels(list(walk.labels), options.labels, what, places=places)
-    notes = [*walk.notes(), *order.notes, *_order_note(order.names, options.labels)]
+    notes = [*walk.notes(), *split_notes(walk.splits), *order.notes, *_order_note(order.names, options.labels)]
     return walk.builder.finish(
         root, order.names, list(walk.splits), order.relabel, notes,
         unlabelled=[name for name in walk.splits if name in options.unlabelled],
@@ -203,7 +216,10 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
     held = tree.entries(flat[0])
     inside = [tree.entries(os.path.join(flat[0], entry.name)) for entry in held if entry.is_folder]
     images = count(sum(entry.is_image for entries in (held, *inside) for entry in entries), "image")
-    labels = f"--split_labels={_quoted(flat[0])}=FILE reads their labels from a file"
+    tables = [entry.name for entry in held if os.path.splitext(entry.name)[1].lower() in _TABLES]
+    where = f"{what.partition('=')[2]}/{path_text(os.path.join(flat[0], tables[0]))}" if tables else ""
+    file = shlex.quote(where) if os.path.isfile(where) or archive_in(where)[0] else "FILE"
+    labels = f"--split_labels={_quoted(flat[0])}={file} reads their labels from a file"
     if len(flat) == len(splits):
         remedy = f"list path,label and perhaps split in a .csv and give that, or {labels}"
     else:
@@ -226,7 +242,7 @@ def _refuse_parts(tree: Tree, what: str, folders: Sequence[bytes], options: Layo
     if parts:
         raise UsageError(
             f"{what}: {shorten_list(parts)} {'is' if len(parts) == 1 else 'are'} no class but a part of a dataset for "
-            f"detection or segmentation; {_below_hint(tree, what) or 'list path,label in a .csv and give that'}"
+            f"detection or segmentation; {_below_hint(tree, what) or _IN_A_TABLE}"
         )
 
 
@@ -279,16 +295,20 @@ def _hidden_splits(tree: Tree, what: str, only: bool = False) -> str:
     """How to say that the outermost folders, as seg_train and seg_test, are splits; "" for others.
 
     Args:
-      only: all of the folders have to be named so.
+      only: all of the folders have to be named so, or alike but for the word.
     """
     names = [entry.name for entry in tree.entries(b"") if entry.is_folder]
     splits = {name: word for name in names if (word := _split_in_name(name))}
+    if only and len(splits) < len(names):
+        stems = {name: path_text(name).lower().replace(word, "") for name, word in splits.items()}
+        splits = {name: word for name, word in splits.items() if [*stems.values()].count(stems[name]) > 1}
     ranks = {split_rank(word) for word in splits.values()}
-    if 0 not in ranks or len(ranks) == 1 or (only and len(splits) < len(names)):
+    if 0 not in ranks or len(ranks) == 1:
         return ""
     where = what.partition("=")[2]
-    flags = " ".join(f"--source={word}={shlex.quote(f'{where}/{path_text(name)}')}" for name, word in splits.items())
-    return f"{_listed(splits)} seem to be splits and no classes: give {flags}"
+    flags = [f"--source={word}={shlex.quote(f'{where}/{path_text(name)}')}" for name, word in splits.items()]
+    flags += [f"--split_labels={word}=FILE" for name, word in splits.items() if _is_flat(tree.entries(name))]
+    return f"{_listed(splits)} seem to be splits and no classes: give {' '.join(flags)}"
 
 
 def _split_in_name(name: bytes) -> str:
@@ -323,6 +343,8 @@ class _Walk:
     empty: list[bytes] = field(default_factory=list)  # class folders
     from_folders: set[str] = field(default_factory=set)  # labels
     outermost: set[bytes] = field(default_factory=set)  # class folders
+    side_files: list[bytes] = field(default_factory=list)  # called as an image beside them, one of each folder
+    masks: list[tuple[bytes, bytes]] = field(default_factory=list)  # the same, and what is added to the image's name
     from_files: dict[str, set[str]] = field(default_factory=dict)  # labels by split
 
     def add_split(self, folder: bytes) -> None:
@@ -377,7 +399,8 @@ class _Walk:
         number = self.builder.enter(folder)
         class_name = path_text(first if self.options.label_from != "parent" else os.path.basename(folder))
         below = []
-        for entry in self.tree.entries(folder):
+        entries = self.tree.entries(folder)
+        for entry in entries:
             if entry.is_folder:
                 below.append(entry.name)
                 continue
@@ -385,10 +408,24 @@ class _Walk:
             self.from_folders.add(class_name)
             self.builder.add(number, entry.name, label, split, entry.size, entry.stamp, entry.place)
         self.on_progress(len(self.builder))
+        self._look_for_companions(folder, [entry.name for entry in entries if not entry.is_folder])
         if below:
             self._refuse_below(folder, below)
         for name in below:
             self._add_folder(os.path.join(folder, name), first, split)
+
+    def _look_for_companions(self, folder: bytes, names: Sequence[bytes]) -> None:
+        """Files of a class folder that are called as an image in it, and are none of their own."""
+        text = b"/".join(names).lower()  # one search of all: they are millions
+        if not any(word in text for word in (*_SIDE_FILES, b"mask", b"segmentation", b"groundtruth")):
+            return
+        parts = [os.path.splitext(name) for name in names]
+        stems = {stem for stem, suffix in parts if suffix.lower() in IMAGE_SUFFIXES}
+        side = (stem + suffix for stem, suffix in parts if suffix.lower() in _SIDE_FILES and stem in stems)
+        self.side_files += [os.path.join(folder, name) for name in islice(side, 1)]
+        found = filter(None, map(_MASK.fullmatch, names))
+        masks = ((os.path.join(folder, mask[0]), mask[2]) for mask in found if mask[1] in stems)
+        self.masks += islice(masks, 1)
 
     def _refuse_below(self, folder: bytes, below: Sequence[bytes]) -> None:
         """Splits inside a class, whatever flags say, and other folders there unless a flag says what they are."""
@@ -409,15 +446,25 @@ class _Walk:
         folders = [entry.name for entry in self.tree.entries(above) if entry.is_folder]
         held = {name: self.tree.entries(os.path.join(above, name)) for name in folders}
         classes = [name for name in folders if _depth(self.tree, os.path.join(above, name)) >= 0] or folders
-        inside = {entry.name for name in classes for entry in held[name] if entry.is_folder}
+        inside = {leaf for name in classes for leaf in self._leaves(os.path.join(above, name))}
         if len(classes) == 1 and not above and not any(entry.is_image for entry in held[classes[0]]):
             return f"give --source={shlex.quote(self.what.partition('=')[2] + '/' + path_text(classes[0]))}"
         advice = []
         if len(inside) > 1 or len(classes) == 1:
             advice.append("--label_from=parent (the folder an image lies in names its class)")
-        if len(classes) > 1:
+        if len(classes) > 1 and not all(map(_PIECE.fullmatch, classes)):
             advice.append("--label_from=first (the outermost folder does)")
-        return f"say {' or '.join(advice)}"
+        return f"say {' or '.join(advice)}" if advice else _IN_A_TABLE
+
+    def _leaves(self, folder: bytes) -> set[bytes]:
+        """Names of the folders below one that hold images, as far as they are looked for."""
+        found: set[bytes] = set()
+        level = [folder]
+        for _ in range(_SEARCH_DEPTH):
+            below = [os.path.join(outer, e.name) for outer in level for e in self.tree.entries(outer) if e.is_folder]
+            level = below[:_SEARCH_FOLDERS]
+            found |= {os.path.basename(name) for name in level if any(e.is_image for e in self.tree.entries(name))}
+        return found
 
     def _refuse_splits(self, folder: bytes, below: Sequence[bytes]) -> None:
         """A split where a class is expected is never made one."""
@@ -497,15 +544,21 @@ class _Walk:
         )
 
     def refuse_tables(self) -> None:
-        """One class folder with a table beside it: the labels are in the table, and the folder is no class."""
-        tables = [name for name in self.beside if os.path.splitext(name)[1].lower() in _TABLES]
-        if tables and len(self.from_folders) == 1 and not self.options.labels.names:
-            (folder,) = self.from_folders
-            unpacked = "unpacked, " * self.tree.is_archive
-            raise UsageError(
-                f"{self.what}: {folder} would be the only class, but {_listed(tables)} lies beside it; if that has the "
-                f"labels, give it, {unpacked}as --source; if not, leave it out with --exclude={_quoted(tables[0])}"
-            )
+        """One class folder with files that may have labels: the labels are there, and the folder is no class."""
+        if len(self.from_folders) > 1 or not self.from_folders or self.options.labels.names:
+            return
+        (folder,) = self.from_folders
+        files = [name for name in self.beside if os.path.splitext(name)[1].lower() in _LABEL_FILES]
+        tables = [name for name in files if os.path.splitext(name)[1].lower() in _TABLES]
+        if not files and not self.side_files:
+            return
+        first, where = (tables or files or self.side_files)[0], "it" if files else "its images"
+        remedy = f"give it, {'unpacked, ' * self.tree.is_archive}as --source" if tables else _IN_A_TABLE
+        out = path_text(first) if files else f"*{path_text(os.path.splitext(first)[1])}"
+        raise UsageError(
+            f"{self.what}: {folder} would be the only class, but {_listed(tables or files or self.side_files)} lies "
+            f"beside {where}; if that has the labels, {remedy}; if not, leave it out with --exclude={shlex.quote(out)}"
+        )
 
     def notes(self) -> list[str]:
         """What a person should know."""
@@ -514,6 +567,12 @@ class _Walk:
             lines.append(
                 f"ignored {count(len(self.beside), 'file')} beside the class folders ({_listed(sorted(self.beside))}): "
                 "only files in one have a class"
+            )
+        if self.masks:
+            (first, word), *_ = self.masks
+            lines.append(
+                f"{path_text(first)} is called as an image beside it is; if such files are masks, leave them out with "
+                f"--exclude={shlex.quote(f'*{path_text(word)}*')}"
             )
         if self.empty:
             lines.append(f"classes without images: {_listed(self.empty)}")

@@ -10,7 +10,7 @@ import csv
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,15 @@ from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.source_files import STORE, Origin, Place
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
-from shardline.tools.conversion.labels import LabelOptions, check_split, label_places, order_labels, split_rank
+from shardline.tools.conversion.labels import (
+    LabelOptions,
+    check_split,
+    label_places,
+    order_labels,
+    similarity_key,
+    split_notes,
+    split_rank,
+)
 from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp, hash64, path_text
 from shardline.tools.conversion.store_tree import etag_stamp
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Exclusions
@@ -35,12 +43,13 @@ NAMES = {  # of columns, the usual ones first
     "path": ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name",
              "img", "img_path", "img_name", "image_id", "imageid", "img_id", "image index", "file", "id"),
     "label": ("label", "class", "target", "category", "class_name", "label_name", "class_id", "category_id", "labels"),
-    "split": ("split", "set", "subset", "partition", "data set", "dataset", "phase", "usage"),
+    "split": ("split", "set", "subset", "partition", "data set", "dataset", "phase", "usage", "ml_use"),
     "group": ("group",),
 }  # fmt: skip
 _DELIMITERS = ",;\t|"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _INDEX = ("", "unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
+_TRUTH = ("true", "false", "yes", "no")  # names of no split
 _HOT = {"true": 1.0, "false": 0.0, "": 0.0}
 
 
@@ -131,7 +140,7 @@ def scan_table(
         scan.add(number, columns.row(number, cells), cells)
         if len(scan.builder) % 10_000 == 0:
             on_progress(len(scan.builder))
-    return scan.finish(columns.notes)
+    return scan.finish([*columns.notes, *columns.never_set(scan.labels)])
 
 
 @dataclass(eq=False)
@@ -208,8 +217,12 @@ class _TableScan:
         if row.split is None:
             return -1
         if row.split not in self.spelled:
-            if not is_split_name(row.split):
-                raise UsageError(f"{self.what}, row {line}: {row.split!r} is no split name; use letters, digits and _")
+            if not is_split_name(row.split) or row.split.lower() in _TRUTH:
+                raise UsageError(
+                    f"{self.what}, row {line}: {row.split!r} is no split's name, which is made of letters, digits and "
+                    "_, a letter first; write train, validation or test there, or give the column another name to "
+                    "leave it out"
+                )
             name = check_split(row.split, self.splits, f"{self.what}, row {line}", self.options.labels)
             if len(self.splits) == 100:
                 raise UsageError(f"{self.what}: the column split has more than 100 values; is it another column?")
@@ -235,10 +248,22 @@ class _TableScan:
         places = label_places(self.builder, self.labels, splits)
         order = order_labels(list(self.labels), self.options.labels, self.what, places=places)
         return self.builder.finish(
-            self.folder, order.names, splits, order.relabel, [*notes, *repeated, *order.notes],
+            self.folder, order.names, splits, order.relabel,
+            [*notes, *repeated, *split_notes(splits), *self._splits_in_paths(), *order.notes],
             unlabelled=[name for name in splits if name in self.options.unlabelled],
             origins=(Origin(self.facts.store.url, STORE),) if self.facts else (),
         )  # fmt: skip
+
+    def _splits_in_paths(self) -> list[str]:
+        """A note on folders that are splits by name in a table that tells none."""
+        parts = {part for folder in self.folders for part in path_text(folder).split("/")} if not self.splits else ()
+        named = {part: rank for part in parts if (rank := split_rank(part)) is not None}
+        if len(set(named.values())) < 2:
+            return []
+        return [
+            f"paths lie in the folders {shorten_list(sorted(named))}, but no column tells splits, so that images of "
+            "both are mixed; add a column split to keep them apart"
+        ]
 
     def _repeated(self) -> list[str]:
         """A note on files that several rows list. Raises UsageError where such rows have different labels."""
@@ -266,15 +291,23 @@ class _TableScan:
 
 
 def _format_hint(folder: Path, value: str, given: str) -> str:
-    """The --path_format that would find the first path, where a folder here holds such a file."""
+    """What would find the first path: a --path_format, or another way to write it."""
     if given != "{}":
-        return ""
-    try:
-        prefixes = ["", *sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir())[:100]]
-    except OSError:
         return ""
     if (decoded := unquote(value)) != value and os.path.isfile(folder / decoded):
         return f"; {decoded} does: write the paths without percent signs"
+    parts = value.replace("\\", "/").split("/")
+    for tail in ("/".join(parts[start:]) for start in range(1, len(parts))):
+        if os.path.isfile(folder / tail):
+            return f"; {tail} does: write the paths from the table's folder on"
+    try:
+        prefixes = ["", *sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir())[:100]]
+        names = os.listdir(os.path.dirname(folder / value))
+    except OSError:
+        names = []
+    if name := next((name for name in names if similarity_key(name) == similarity_key(parts[-1])), ""):
+        found = os.path.join(os.path.dirname(value), name)
+        return f"; {found} does: write names in the case and Unicode form that they have on disk"
     for prefix in prefixes:
         for suffix in ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG"):
             if os.path.isfile(folder / f"{prefix}{value}{suffix}"):  # also of names that no file can have
@@ -297,6 +330,7 @@ class _Columns:
     classes: Mapping[str, int]  # of a table with a column for each class
     lists: bool  # labels are lists of 0 and one 1
     header: Sequence[str]
+    doubtful: int = -1  # called as one of splits may be, and none by its first row
 
     @property
     def notes(self) -> list[str]:
@@ -307,6 +341,13 @@ class _Columns:
         rest = [name.strip() for i, name in enumerate(self.header) if name.strip() and i not in places.values()]
         left_out = f"left out the {'column' if len(rest) == 1 else 'columns'} {shorten_list(rest)}"
         return [f"read {read}"] * bool(read) + [left_out] * bool(rest and not self.classes)
+
+    def never_set(self, labels: Container[str]) -> list[str]:
+        """A note on columns that would be classes if a row had a 1 there."""
+        never = [name for name in self.classes if name not in labels]
+        return [
+            f"no row sets {shorten_list(never)}, so {'it is no class' if len(never) == 1 else 'they are no classes'}"
+        ] * bool(never)
 
     @property
     def width(self) -> int:
@@ -329,7 +370,11 @@ class _Columns:
         classes: dict[str, int] = {}
         if options.labels.kind == "onehot" and not options.label_column:
             taken = {found[part] for part in ("path", "split", "group")}
-            classes = {header[i].strip(): i for i in range(len(names)) if i not in taken and names[i] not in _INDEX}
+            columns = [i for i in range(len(names)) if i not in taken and names[i] not in _INDEX]
+            classes = {header[i].strip(): i for i in columns}
+            if len(classes) < len(columns):
+                again = [header[i].strip() for i in columns if i not in classes.values()]
+                raise UsageError(f"{what}: two columns are called {again[0]!r}; rename one")
         elif found["label"] < 0:
             raise UsageError(
                 f"{what}: no column 'label'; the first line must name the columns path and label, and may name split "
@@ -344,7 +389,7 @@ class _Columns:
         """The same, but for a column that is called as one of splits may be, and is none by what it holds."""
         if self.split < 0 or self.header[self.split].strip().lower() == "split" or len(cells) <= self.split:
             return self
-        return self if split_rank(cells[self.split]) is not None else replace(self, split=-1)
+        return self if split_rank(cells[self.split]) is not None else replace(self, split=-1, doubtful=self.split)
 
     def row(self, line: int, cells: Sequence[str]) -> _Row:
         """The parts of one row."""
@@ -354,6 +399,14 @@ class _Columns:
             raise UsageError(
                 f"{self.what}, line {line}: {len(cells)} columns, but the first line names {len(self.header)}; a value "
                 "that holds what separates columns needs quotes around it"
+            )
+        if cells[self.path] == self.header[self.path] and list(cells[: len(self.header)]) == list(self.header):
+            raise UsageError(f"{self.what}, line {line}: the first line again; remove it")
+        if self.doubtful >= 0 and split_rank(cells[self.doubtful]) is not None:
+            raise UsageError(
+                f"{self.what}, row {line}: column {self.header[self.doubtful].strip()!r} holds "
+                f"{cells[self.doubtful]!r}, but no split in the first row; if it tells splits, name one in each row, "
+                "if not, give it another name to leave it out"
             )
         label = self._hot(line, cells) if self.classes else cells[self.label].strip()
         if self.lists:

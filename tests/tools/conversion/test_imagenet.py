@@ -277,6 +277,21 @@ def test_lines_are_in_the_order_of_names_whatever_the_order_of_files(tmp_path):
     ) == ["fox", "cat", "dog"]
 
 
+def test_labels_in_order_are_refused_where_files_have_two_orders(tmp_path):
+    """As text 10.jpg comes before 2.jpg: nearly every image would get another one's label."""
+    names = [b"%d.jpg" % number for number in range(1, 12)]
+    (tmp_path / "labels").write_text("".join(f"c{number}\n" for number in range(1, 12)))
+    call = lambda: read_split_labels("--split_labels=val", str(tmp_path / "labels"), {}).match(names, "val")  # noqa: E731
+    assert "line 2 is that of 10.jpg or 2.jpg, as text or by number; write lines NAME.jpg LABEL" in refused(call)
+    (tmp_path / "labels").write_text("".join(f"{number}.jpg c{number}\n" for number in range(1, 12)))
+    assert call() == [f"c{number}" for number in range(1, 12)]
+    (tmp_path / "labels").write_text("cat\n" * 11)
+    assert call() == ["cat"] * 11
+    (tmp_path / "labels").write_text("".join(f"c{number}\n" for number in range(1, 12)))
+    names = [b"%03d.jpg" % number for number in range(1, 12)]
+    assert call() == [f"c{number}" for number in range(1, 12)]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

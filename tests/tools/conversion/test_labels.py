@@ -119,6 +119,63 @@ def test_each_remedy_for_a_label_that_seems_none_is_right(tmp_path, name):
             scan(source, labels=labels)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat", "\u0441at"),  # a Cyrillic es
+        ("COP", "\u0421\u041e\u0420"),  # all of it
+        ("Zebra", "\u0396ebra"),  # a Greek zeta
+        ("cat", "cat."),
+        ("hot dog", "hot-dog", "hot_dog"),
+        ("'cat'", "cat"),
+        ("Irish setter", "Irish_Setter"),
+        ("cafe", "caf\u00e9"),
+        ("cat", "cat (1)", "cat - Copy"),
+        ("IL-2", "IL2"),
+        ("St. Bernard", "St Bernard"),
+    ],
+)
+def test_names_that_only_look_alike_are_noted_and_kept_apart(names):
+    found = order(*names, "owl")
+    assert set(found.names) == {*names, "owl"}
+    shown = " and ".join(map(repr, sorted(names)))
+    assert f"class names that look alike: {shown}; if they are one class, give its images one name" in found.notes
+    assert order(*names, "owl", names=("owl", *names)).notes == ()  # listed by a person
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("A", "A+", "A-", "B+"), ("C", "C++", "C#"), ("1/2 cup", "12 cup"), ("<5", ">5", "5"),
+        ("3-5 years", "35 years"),
+        ("\u3070\u3089", "\u306f\u3089"), ("\u043c\u043e\u0439", "\u043c\u043e\u0438"),  # other letters
+        ("+", "=", "*", ",", "!"), ("TNF\u03b1", "IL1\u03b2"), ("5\u03bcm", "5mm"), ("cat", "cats", "kat"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u0926\u0940"),  # vowel signs are letters
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469"),  # joiners where they belong
+        ("007", "0x07"), ("n01440764", "n01443537"), ("001.Black_footed_Albatross", "002.Laysan_Albatross"),
+    ],
+)  # fmt: skip
+def test_names_that_do_not_look_alike_are_not_noted(names):
+    assert order(*names).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("\u0441at", "CYRILLIC SMALL LETTER ES among Latin letters"),
+        ("Au\u0391", "GREEK CAPITAL LETTER ALPHA among Latin letters"),
+        ("ca\u200bt", "invisible ZERO WIDTH SPACE"),
+        ("\ufeffcat", "invisible ZERO WIDTH NO-BREAK SPACE"),
+        ("ca\u200dt", "invisible ZERO WIDTH JOINER"),
+        ("caf\u00e9\u00ad", "invisible SOFT HYPHEN"),
+        ("cat ", "a space at an end"),
+    ],
+)
+def test_names_with_characters_that_do_not_show_are_noted(name, why):
+    assert order(name, "owl").notes == (f"odd characters in class names: {name!r} ({why})",)
+    assert order("\u043a\u043e\u0442", "caf\u00e9", "\u03b1-ketoglutarate").notes == ()
+
+
 def test_names_that_class_names_lists_are_kept_apart(tmp_path):
     source = touch(tmp_path, "A/1.jpg", "a/2.jpg", "b/3.jpg")
     with pytest.raises(UsageError, match="'A' and 'a'"):
@@ -218,6 +275,41 @@ def test_the_mark_of_no_label_is_noted_where_it_may_be_one():
     assert "-1 is a class like the others; if it marks images without a label" in note
     assert order("-1", "-2", "0").notes == order("-1", "1").notes == order("0", "1").notes == ()
     assert order("0", "1", "-1", names=("-1", "0", "1")).notes == ()
+
+
+@pytest.mark.parametrize("mark", ["NA", "NONE", "none", "Null", "-", "?", "nil", "missing"])
+def test_other_marks_of_no_label_are_noted_too(mark):
+    (note,) = order("cat", mark).notes
+    assert note == f"{mark!r} is a class like the others; if it marks images without a label, leave those out"
+    assert order("cat", mark, names=("cat", mark)).notes == ()
+
+
+@pytest.mark.parametrize("value", ["#REF!", "#VALUE!", "#N/A", "#NA", "#DIV/0!", "-nan"])
+def test_what_a_spreadsheet_writes_for_an_error_is_no_class(value):
+    with pytest.raises(UsageError, match="no class but a missing value"):
+        order("cat", value)
+
+
+def test_fractions_are_noted():
+    assert order("0.11", "3.25", "7").notes == (
+        "the labels are fractions (0.11, 3.25), and each different one is a class",
+    )
+    assert order("0.0", "1.0").notes == order("0.5", "1", kind="name").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(("train", "training", "test"), "train and training"), (("train", "val", "valid"), "val and valid"),
+     (("train_1", "train_2"), "train_1 and train_2"), (("train", "val", "dev", "eval", "test"), "")],
+)  # fmt: skip
+def test_splits_of_one_kind_are_noted(tmp_path, names, told):
+    source = touch(tmp_path / "folders", *(f"{name}/cat/1.jpg" for name in names))
+    rows = table(
+        tmp_path / "t", *((f"{i}.jpg", "cat", name) for i, name in enumerate(names)), header="path,label,split"
+    )
+    note = (f"the splits {told} are of one kind by their names; if they are one split, call them alike",) * bool(told)
+    assert scan(source).notes == scan(rows).notes == note
+    assert sorted(scan(source).splits) == sorted(scan(rows).splits) == sorted(names)
 
 
 def test_number_folders_are_in_numerical_order_and_the_difference_to_keras_is_noted(tmp_path):

@@ -325,6 +325,74 @@ def test_a_folder_alone_beside_a_table_is_no_class(tmp_path, split):
     assert scan(source, labels=LabelOptions(("faces",)))[0].labels == ("faces",)
 
 
+@pytest.mark.parametrize("beside", ["imagelabels.mat", "labels.json", "train.lst", "a/1.xml", "a/1.txt", "a/1.cls"])
+def test_a_folder_alone_with_files_that_may_have_the_labels_is_no_class(tmp_path, beside):
+    source = touch(tmp_path, "a/1.jpg", "a/2.jpg", beside)
+    message = refusal(source)
+    assert f"a would be the only class, but {beside} lies beside" in message
+    _, listed = scan(source, exclude=(flags_in(message)["exclude"].strip("'"),))
+    assert listed == {"a/1.jpg": ("a", ""), "a/2.jpg": ("a", "")}
+    assert "list path,label in a .csv and give that" in message
+    assert listed_in_a_table(source, [("a/1.jpg", "cat", "train"), ("a/2.jpg", "dog", "train")])[0].labels == (
+        "cat",
+        "dog",
+    )
+
+
+def test_masks_beside_their_images_are_noted(tmp_path):
+    """BUSI's: each mask would be one more image of its class."""
+    names = [f"{name}/{name} ({i}){end}.png" for name in ("benign", "normal") for i in (1, 2) for end in ("", "_mask")]
+    source = touch(tmp_path, *names, "benign/benign (1)_mask_1.png", "normal/face_mask.png")
+    note = scan(source)[0].notes[0]
+    assert "benign/benign (1)_mask.png is called as an image beside it is; if such files are masks" in note
+    _, listed = scan(source, exclude=(flags_in(f"note: {note}")["exclude"].strip("'"),))
+    assert {path for path in listed if "mask" in path} == set()
+    assert scan(touch(tmp_path / "faces", "with_mask/1_with_mask.jpg", "bare/1.jpg"))[0].notes == ()
+
+
+def test_folds_are_no_classes_by_advice(tmp_path):
+    source = touch(tmp_path, *(f"fold{i}/{name}/{i}.jpg" for i in (1, 2, 3) for name in ("cat", "dog")))
+    message = refusal(source)
+    assert "--label_from=parent" in message and "--label_from=first" not in message
+    assert scan(source, label_from="parent")[0].labels == ("cat", "dog")
+
+
+def test_classes_below_a_folder_of_images_are_advised(tmp_path):
+    """Office-31's: --label_from=first alone, advised once, makes classes of its domains."""
+    names = [f"{domain}/images/{name}/1.jpg" for domain in ("amazon", "dslr") for name in ("bike", "mug")]
+    source = touch(tmp_path, *names)
+    assert "--label_from=parent (the folder an image lies in names its class)" in refusal(source)
+    assert scan(source, label_from="parent")[0].labels == ("bike", "mug")
+
+
+def test_splits_alike_but_for_the_word_are_none_beside_another_folder(tmp_path):
+    """Market-1501's: three folders of images, which would be three classes."""
+    source = touch(tmp_path / "s", "bounding_box_train/1.jpg", "bounding_box_test/2.jpg", "query/3.jpg")
+    message = refusal(source)
+    assert "bounding_box_test, bounding_box_train seem to be splits and no classes" in message
+    for split in ("train", "test"):
+        (tmp_path / split).write_text(f"{'1' if split == 'train' else '2'}.jpg 0007\n")
+        assert f"--split_labels={split}=FILE" in message
+    files = {split: str(tmp_path / split) for split in ("train", "test")}
+    sources = [source.rstrip(",") for source in sources_in(message)]
+    found, _ = scan(*sources, split_labels=files)
+    assert (found.labels, found.splits) == (("0007",), ("train", "test"))
+    stations = touch(tmp_path / "t", "train_station/1.jpg", "test_tube/2.jpg", "street/3.jpg")
+    assert scan(stations)[0].labels == ("street", "test_tube", "train_station")
+
+
+def test_a_table_in_a_split_is_named_in_the_flag_that_reads_it(tmp_path):
+    """Hugging Face's imagefolder, with a metadata.csv in each split."""
+    source = touch(tmp_path / "a b", "train/1.jpg", "train/2.jpg", "test/3.jpg")
+    (source / "train/metadata.csv").write_text("file_name,label\n1.jpg,cat\n2.jpg,dog\n")
+    (source / "test/metadata.csv").write_text("file_name,label\n3.jpg,dog\n")
+    message = refusal(source)
+    assert f"--split_labels=test='{source}/test/metadata.csv' reads their labels" in message
+    files = {split: f"{source}/{split}/metadata.csv" for split in ("train", "test")}
+    _, listed = scan(source, split_labels=files)
+    assert listed == {"train/1.jpg": ("cat", "train"), "train/2.jpg": ("dog", "train"), "test/3.jpg": ("dog", "test")}
+
+
 TINY_IMAGENET = (
     *(f"train/n{c}/images/n{c}_{i}.JPEG" for c in (1, 2) for i in range(3)),
     *(f"train/n{c}/n{c}_boxes.txt" for c in (1, 2)),

@@ -111,6 +111,24 @@ def test_paths_that_are_nowhere_name_the_flag(tmp_path):
     assert "--path_format='FOLDER/{}.jpg' says what they are made of" in refusal(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("cell", "hint"),
+    [
+        ("a/1.JPG", "a/1.jpg does: write names in the case and Unicode form that they have on disk"),
+        ("a/cafe\u0301.jpg", "a/caf\u00e9.jpg does: write names in the case and Unicode form"),
+        ("/home/bob/data/a/1.jpg", "a/1.jpg does: write the paths from the table's folder on"),
+        ("C:\\data\\a\\1.jpg", "a/1.jpg does: write the paths from the table's folder on"),
+        ("data/a/1.jpg", "a/1.jpg does: write the paths from the table's folder on"),
+    ],
+)
+def test_paths_of_another_machine_or_case_are_refused_with_the_path_that_is_there(tmp_path, cell, hint):
+    images(tmp_path, "a/1.jpg", "a/caf\u00e9.jpg")
+    (tmp_path / "t.csv").write_text(f"path,label\n{cell},cat\n", encoding="utf-8")
+    assert f"; {hint}" in refusal(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(f"path,label\n{hint.partition(' does')[0]},cat\n", encoding="utf-8")
+    assert len(scan(tmp_path / "t.csv")[1]) == 1
+
+
 def test_a_row_of_more_columns_than_the_first_line_is_refused(folder):
     """Taken by position, its label would be the first half of it."""
     (folder / "t.csv").write_text("path,label\n1.jpg,elephant, African\n2.jpg,dog\n")
@@ -170,6 +188,57 @@ def test_rows_may_be_excluded(folder):
     assert list(scan(folder / "t.csv", exclude=("2.jpg",))[1]) == ["1.jpg", "3.jpg"]
 
 
+@pytest.mark.parametrize(
+    "cells", [("0", "1"), ("1", "2"), ("True", "False"), ("yes", "no"), ("", "train"), ("5-fold", "x")]
+)
+def test_what_names_no_split_is_refused_with_two_remedies_that_work(folder, cells):
+    text = "path,label,split\n1.jpg,cat,{}\n2.jpg,dog,{}\n"
+    (folder / "t.csv").write_text(text.format(*cells))
+    message = refusal(folder / "t.csv")
+    assert f"row 2: {cells[0]!r} is no split's name" in message and "a letter first; write train" in message
+    (folder / "t.csv").write_text(text.format("train", "test"))
+    assert scan(folder / "t.csv")[1] == {"1.jpg": ("cat", "train"), "2.jpg": ("dog", "test")}
+    assert "give the column another name to leave it out" in message
+    (folder / "t.csv").write_text(text.format(*cells).replace("split", "fold"))
+    found, listed = scan(folder / "t.csv")
+    assert listed == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")} and found.notes == ("left out the column fold",)
+
+
+@pytest.mark.parametrize("first", ["", "extra"])
+def test_a_column_that_tells_splits_from_a_later_row_on_is_never_left_out_silently(folder, first):
+    text = f"path,label,set\n1.jpg,cat,{first}\n2.jpg,dog,train\n3.jpg,cat,test\n"
+    (folder / "t.csv").write_text(text)
+    message = refusal(folder / "t.csv")
+    assert "row 3: column 'set' holds 'train', but no split in the first row" in message
+    (folder / "t.csv").write_text(text.replace(f"cat,{first}\n2", "cat,train\n2"))
+    assert scan(folder / "t.csv")[1] == EXPECTED | {"2.jpg": ("dog", "train"), "3.jpg": ("cat", "test")}
+    (folder / "t.csv").write_text(text.replace("set", "colour"))
+    assert scan(folder / "t.csv")[0].splits == ()
+
+
+def test_splits_of_vertex_are_read(folder):
+    (folder / "t.csv").write_text("ml_use,image,label\ntraining,1.jpg,cat\ntest,2.jpg,dog\n")
+    assert scan(folder / "t.csv")[1] == {"1.jpg": ("cat", "training"), "2.jpg": ("dog", "test")}
+
+
+def test_paths_in_folders_of_splits_are_noted_where_no_column_tells_splits(tmp_path):
+    """As Hugging Face's metadata.csv has them: images of both would be mixed."""
+    images(tmp_path, "train/1.jpg", "test/2.jpg")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/1.jpg,cat\ntest/2.jpg,dog\n")
+    note = "paths lie in the folders test, train, but no column tells splits"
+    assert any(note in line for line in scan(tmp_path / "metadata.csv")[0].notes)
+    (tmp_path / "metadata.csv").write_text("file_name,label,split\ntrain/1.jpg,cat,train\ntest/2.jpg,dog,test\n")
+    found, listed = scan(tmp_path / "metadata.csv")
+    assert not any(note in line for line in found.notes)
+    assert listed == {"train/1.jpg": ("cat", "train"), "test/2.jpg": ("dog", "test")}
+
+
+def test_the_first_line_again_is_no_image(folder):
+    """As in tables that were joined by cat."""
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat\npath,label\n2.jpg,dog\n")
+    assert "line 3: the first line again; remove it" in refusal(folder / "t.csv")
+
+
 # ----------------------------------------------------------------------------------------------- one-hot
 
 ISIC = "image,MEL,NV,BCC\n1.jpg,1.0,0.0,0.0\n2.jpg,0,1,0\n3.jpg,0,0,1\n"
@@ -204,6 +273,14 @@ def test_columns_of_a_spreadsheet_or_a_program_are_no_classes(folder, index):
 def test_rows_that_are_not_one_hot_are_refused(folder, row, message):
     (folder / "t.csv").write_text(f"image,MEL,NV,BCC\n1.jpg,{row}\n")
     assert message in refusal(folder / "t.csv", labels=LabelOptions(kind="onehot"))
+
+
+def test_a_column_that_no_row_sets_is_no_class_and_said_so(folder):
+    (folder / "t.csv").write_text("image,sex,MEL,NV\n1.jpg,0,1,0\n2.jpg,0,0,1\n")
+    found = scan(folder / "t.csv", labels=LabelOptions(kind="onehot"))[0]
+    assert found.labels == ("MEL", "NV") and "no row sets sex, so it is no class" in found.notes
+    (folder / "t.csv").write_text("image,MEL,NV,MEL\n1.jpg,1,0,0\n2.jpg,0,1,0\n")
+    assert "two columns are called 'MEL'; rename one" in refusal(folder / "t.csv", labels=LabelOptions(kind="onehot"))
 
 
 def test_lists_with_a_single_one(folder):
