@@ -33,7 +33,7 @@ from shardline.pipeline.source_files import DEFLATED, STORED, TAR, ZIP, Origin, 
 from shardline.pipeline.text import display
 from shardline.tools.conversion.config import ARCHIVE
 from shardline.tools.conversion.sources import file_stamp
-from shardline.tools.conversion.trees import Entry, is_left_behind
+from shardline.tools.conversion.trees import Entry, has_image, is_left_behind
 
 Opener = Callable[[str], BinaryIO]
 _COMPRESSED: dict[bytes, Opener] = {  # by the first bytes: names are often wrong
@@ -76,6 +76,16 @@ class ArchiveTree:
     def entries(self, folder: bytes) -> list[Entry]:
         """What stands in a folder, sorted by name."""
         return self._members.entries(os.path.join(self._root, folder).rstrip(b"/"))
+
+    def hidden_images(self) -> list[bytes]:
+        """See `trees.SourceTree`."""
+        root = self._root + b"/" if self._root else b""
+        found = []
+        for path, folder in self._members.folders.items():
+            *above, name = path.removeprefix(root).split(b"/")
+            if path.startswith(root) and name.startswith(b".") and not any(map(is_left_behind, above)):
+                found += [b"/".join((*above, name))] * has_image(bytes(folder.names).split(b"/"))
+        return sorted(found)
 
     def has(self, folder: bytes) -> bool:
         """Whether there is such a folder."""
@@ -281,7 +291,7 @@ def _add_zip_member(data: mmap.mmap, at: int, before: int, members: _Members) ->
         raise ValueError("the directory ends within an entry")
     fields = _extra_fields(extra)
     size, packed, offset = _zip64(fields, size, packed, offset)
-    name = _zip_name(raw, flags, fields)
+    name = _zip_name(raw, flags, fields, system)
     path = members.checked(name)
     mode = attributes >> 16 if system == _UNIX else 0
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -319,7 +329,7 @@ def _zip64(fields: Mapping[int, bytes], *sizes: int) -> list[int]:
     return found
 
 
-def _zip_name(raw: bytes, flags: int, fields: Mapping[int, bytes]) -> bytes:
+def _zip_name(raw: bytes, flags: int, fields: Mapping[int, bytes], system: int) -> bytes:
     """The name as a file system would hold it, in UTF-8; separators of Windows are ours."""
     unicode = fields.get(_UNICODE_NAME, b"")  # version, checksum of the other name, name
     if unicode[:1] == b"\1" and int.from_bytes(unicode[1:5], "little") == zlib.crc32(raw):
@@ -329,7 +339,7 @@ def _zip_name(raw: bytes, flags: int, fields: Mapping[int, bytes]) -> bytes:
             raw.decode()
         except UnicodeDecodeError:
             raw = raw.decode("cp437").encode()
-    return raw if b"/" in raw else raw.replace(b"\\", b"/")
+    return raw if b"/" in raw and system == _UNIX else raw.replace(b"\\", b"/")
 
 
 # ---------------------------------------------------------------------------------------------------- tar

@@ -31,7 +31,7 @@ from shardline.tools.conversion.trees import (
     Mount,
     MountedTree,
     ReducedTree,
-    Tree,
+    SourceTree,
     read_exclusions,
 )
 
@@ -163,7 +163,7 @@ def _scan_trees(
         for (_, path), wrapper in zip(named, wrappers, strict=True)
         if wrapper
     ]
-    if hidden := [path_text(name) for tree in opened if isinstance(tree, FolderTree) for name in tree.hidden_images()]:
+    if hidden := [path_text(name) for tree in opened for name in tree.hidden_images()]:
         notes.append(f"left out {count(len(hidden), 'hidden folder')} with images ({shorten_list(hidden)})")
     return replace(found, notes=(*notes, *found.notes), keep=opened)
 
@@ -172,7 +172,7 @@ def _below(path: str, folder: bytes) -> str:
     return os.path.join(path, os.fsdecode(folder)) if folder else path
 
 
-def _open(path: str, options: ScanOptions) -> Tree:
+def _open(path: str, options: ScanOptions) -> SourceTree:
     if is_remote(path):
         if is_archive(path):
             raise UsageError(f"--source={path}: archives are read from disk only; copy it, or unpack it in the store")

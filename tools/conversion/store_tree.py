@@ -9,7 +9,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.object_store import Store, StoredFile
 from shardline.pipeline.source_files import STORE, Origin, Place
 from shardline.tools.conversion.sources import hash64
-from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Entry, is_left_behind
+from shardline.tools.conversion.trees import IMAGE_SUFFIXES, Entry, has_image, is_left_behind
 
 _AT_ONCE = 32  # folders that are listed
 
@@ -27,6 +27,7 @@ class StoreTree:
         self._store = Store(url)
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="list")
         self._listings: dict[bytes, Future[list[Entry]]] = {}
+        self._hidden: set[bytes] = set()
         if not self.entries(b""):
             raise UsageError(f"--source={url}: nothing is there; check the address")
 
@@ -38,6 +39,15 @@ class StoreTree:
                 self._listing(os.path.join(folder, entry.name))
         return list(entries)
 
+    def hidden_images(self) -> list[bytes]:
+        """See `trees.SourceTree`."""
+
+        def images(folder: bytes) -> bool:
+            return has_image(map(str.encode, self._store.entries(folder.decode())[1]))
+
+        hidden = sorted(self._hidden)
+        return [folder for folder, found in zip(hidden, self._pool.map(images, hidden), strict=True) if found]
+
     def _listing(self, folder: bytes) -> Future[list[Entry]]:
         if folder not in self._listings:
             self._listings[folder] = self._pool.submit(self._list, folder)
@@ -48,6 +58,8 @@ class StoreTree:
         found = {name.encode(): _entry(name.encode(), file) for name, file in files.items() if name}
         for name in map(str.encode, folders):  # one that is called as an image is a file gone wrong, as on disk
             found[name] = Entry(name, not name.lower().endswith(IMAGE_SUFFIXES), place=Place(0))
+            if name.startswith(b"."):
+                self._hidden.add(os.path.join(folder, name))
         return sorted(entry for name, entry in found.items() if not is_left_behind(name))
 
 

@@ -67,9 +67,22 @@ class Tree(Protocol):
         ...
 
 
+class SourceTree(Tree, Protocol):
+    """The tree of one source."""
+
+    def hidden_images(self) -> list[bytes]:
+        """Hidden folders, which are left out, in which there are images: one may be a class called .NET."""
+        ...
+
+
 def is_left_behind(name: bytes) -> bool:
     """Whether a name is that of no input wherever it stands."""
     return name.startswith(b".") or name.lower() in LEFT_BEHIND
+
+
+def has_image(names: Iterable[bytes]) -> bool:
+    """Whether one of the names is that of an image."""
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
 
 class FolderTree:
@@ -105,14 +118,13 @@ class FolderTree:
         return found
 
     def hidden_images(self) -> list[bytes]:
-        """Hidden folders, which are left out, in which there are images: one may be a class called .NET."""
+        """See `SourceTree`."""
 
         def images(folder: bytes) -> bool:
             try:
-                names = os.listdir(os.path.join(self._root, folder))
+                return has_image(os.listdir(os.path.join(self._root, folder)))
             except OSError:  # nobody's business
                 return False
-            return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
         return sorted(filter(images, self._hidden))
 

@@ -451,3 +451,12 @@ def test_a_killed_run_leaves_a_stray_that_the_next_one_removes(folder, tmp_path)
     assert len(os.listdir(tmp_path)) == 2
     open_archive(str(archive))
     assert os.listdir(tmp_path) == ["x.tar.gz"]
+
+
+def test_backslashes_part_folders_in_archives_of_windows_whatever_stands_beside_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("photos/cat\\1.jpg", "photos/dog\\2.jpg"):
+            member = zipfile.ZipInfo(name)
+            member.create_system = 0  # FAT, which has no such letter
+            archive.writestr(member, name)
+    assert scan(str(tmp_path / "a.zip")).labels == ("cat", "dog")

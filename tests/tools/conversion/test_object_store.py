@@ -21,6 +21,7 @@ from shardline.pipeline.object_store import Store
 from shardline.pipeline.remote import DataCacheOptions
 from shardline.tools.browse import BrowseConfig, browse
 from shardline.tools.conversion.run import convert
+from shardline.tools.conversion.scan import scan
 from shardline.tools.inspect import InspectConfig, inspect
 from shardline.tools.verify import VerifyConfig, verify
 from tests.pipeline.stores import s3_bucket
@@ -360,6 +361,13 @@ def test_images_in_a_store_give_the_bytes_of_a_folder(bucket, source, local, tmp
     found = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir() if path.is_file()}
     here = {name: content for name, content in local.items() if "/" not in name}
     assert without_page(found, ".sources.json") == without_page(here, ".sources.json")
+
+
+def test_hidden_folders_in_a_store_are_noted(bucket, source, tmp_path):
+    bucket.upload(source, "photos")
+    bucket.put("photos/train/.net/1.jpg", b"x")
+    bucket.put("photos/.git/HEAD", b"x")
+    assert scan("s3://bucket/photos").notes == ("left out 1 hidden folder with images (train/.net)",)
 
 
 def test_changed_images_in_a_store_are_told_by_their_etag(bucket, source, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_tables(tmp_path, suffix):
         ("path,label\na.jpg\n", "line 2: 1 column, expected 2"),
         ("path,label\na.jpg,\n", "row 2: path and label must not be empty"),
         ("path,label\nnone.jpg,x\n", "none of its 1 path exists"),
-        ("path,label,split\na.jpg,x,a b\n", "'a b' is no split name"),
+        ("path,label,split\na.jpg,x,a b\n", "'a b' is no split's name"),
         ('path,label\n"a.jpg,x\n', "line 2"),
     ],
 )
@@ -176,11 +177,13 @@ def test_prepared_tfds_datasets_are_inputs(tmp_path):
             scan(wrong, tfds_dir=str(tmp_path / "tfds"))
 
 
-def test_hidden_folders_with_images_are_noted(tmp_path):
+@pytest.mark.parametrize("archive", ["", "tar", "zip"])
+def test_hidden_folders_with_images_are_noted(tmp_path, archive):
     for name in (".net/1.jpg", "java/2.jpg", "java/.ipynb_checkpoints/2-checkpoint.jpg", ".git/HEAD", "java/.DS_Store"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = scan(str(tmp_path))
+    source = shutil.make_archive(f"{tmp_path}-packed", archive, tmp_path) if archive else str(tmp_path)
+    found = scan(source)
     assert found.labels == ("java",)
     assert found.notes == ("left out 2 hidden folders with images (.net, java/.ipynb_checkpoints)",)
 
