@@ -13,6 +13,7 @@ in processes of their own: --check=sample is faster. The last line on stdout is 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,10 +51,12 @@ from shardline.tools.conversion.labels import (
     can_be_listed,
     check_names,
     check_spread,
+    lookalike_notes,
     number,
     order_labels,
     read_class_names,
     similar_names,
+    split_notes,
 )
 from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
 from shardline.tools.conversion.trees import Exclusions, read_exclusions
@@ -61,6 +64,7 @@ from shardline.tools.dataset_config import DatasetConfig
 from shardline.tools.shard_files import SplitOptions, find_splits, tfrecord_files
 
 NAME_FILES = ("labels.txt", "label.txt", "classes.txt", "class_names.txt")  # that others put beside their shards
+_COUNTED = re.compile(r"\d-(?:\d+x\d+-)?(\d+)\.tfrec$")  # Kaggle's names: 00-192x192-798.tfrec, train00-2071.tfrec
 Splits = Mapping[str, tuple[str, ...]]  # relative paths of the files of each split
 
 
@@ -126,15 +130,17 @@ def _adopt(config: AdoptConfig) -> Manifest:
     directory = config.directory
     layout = _tfds_layout(directory)
     splits = _find_splits(config, layout)
+    _note(*split_notes(splits))
     if missing := [name for name in config.unlabelled if name not in splits]:
         raise UsageError(f"--unlabelled={missing[0]}: the directory has the splits {', '.join(splits)}")
     features = layout.features if layout else find_features(directory, splits, _feature_options(config))
     features = replace(features, label_offset=config.label_offset)
-    contents = _read_shards(config, splits, features)
+    contents = _read_shards(config, splits, features, layout)
     splits = _with_records(splits, contents)
     names = list(read_class_names(config.class_names)) if config.class_names else list(layout.labels) if layout else []
     if layout and not config.class_names:
         check_names(names, f"--data={directory}", "--class_names names the classes anew")
+        _note(*lookalike_notes(names))
     labels = _label_names(config, names, [contents[file] for files in splits.values() for file in files])
     manifest = _manifest(
         name=config.name or (layout.name if layout else dataset_name(directory.resolve().name)),
@@ -170,8 +176,7 @@ def _find_splits(config: AdoptConfig, layout: TfdsLayout | None) -> Splits:
         splits = _described_splits(config, layout, exclusions)
     else:
         splits = find_splits(config.directory, SplitOptions(config.split, config.split_pattern, exclusions))
-    for note in exclusions.notes():
-        command_line.log(f"note: {note}")
+    _note(*exclusions.notes())
     return splits
 
 
@@ -189,11 +194,13 @@ def _described_splits(config: AdoptConfig, layout: TfdsLayout, exclusions: Exclu
     if missing or not splits:
         raise UsageError(f"--data={config.data}: {shorten_list(missing, 1) or 'every file'} missing; restore it")
     if others := sorted(set(tfrecord_files(config.directory)) - set(known)):
-        command_line.log(f"note: left out {shorten_list(others, 3)}: dataset_info.json does not name them")
+        _note(f"left out {shorten_list(others, 3)}: dataset_info.json does not name them")
     return splits
 
 
-def _read_shards(config: AdoptConfig, splits: Splits, features: Features) -> dict[str, ShardContent]:
+def _read_shards(
+    config: AdoptConfig, splits: Splits, features: Features, layout: TfdsLayout | None
+) -> dict[str, ShardContent]:
     """What every file holds, by its name, its index written; what a person should know is noted on stderr."""
     files = [
         ShardFile(config.data, file, features, split in config.unlabelled, decode_all=config.check == "all")
@@ -223,13 +230,35 @@ def _read_shards(config: AdoptConfig, splits: Splits, features: Features) -> dic
         _note_faults(config, contents[file])
     images, decoded = (sum(getattr(content, name) for content in contents.values()) for name in ("images", "decoded"))
     if decoded < images:
-        command_line.log(
-            f"note: {decoded:,} of {count(images, 'image')} were decoded (--check=sample); shardline-verify decodes all"
-        )
+        _note(f"{decoded:,} of {count(images, 'image')} were decoded (--check=sample); shardline-verify decodes all")
     if turned := sum(content.turned for content in contents.values()):
         verb = "has" if turned == 1 else "have"
-        command_line.log(f"note: {count(turned, 'image')} {verb} an EXIF orientation; readers turn them upright")
+        _note(f"{count(turned, 'image')} {verb} an EXIF orientation; readers turn them upright")
+    _note_others(layout, contents)
     return contents
+
+
+def _note_others(layout: TfdsLayout | None, contents: Mapping[str, ShardContent]) -> None:
+    """Note what makes files suspicious: lost records, copies, pixels in another order."""
+    said = {file: int(told[1]) for file in contents if (told := _COUNTED.search(file))}
+    for file, records in (layout.records if layout else said).items():
+        held = contents[file].held if file in contents else records
+        if held < records:
+            source = "dataset_info.json" if layout else "its name"
+            _note(f"{file} holds {count(held, 'record')}, but {source} says {records:,}; restore it from a copy")
+    by_content: dict[str, list[str]] = {}
+    for file in sorted(contents):
+        if contents[file].held:
+            by_content.setdefault(contents[file].shard.sha256, []).append(file)
+    for files in by_content.values():
+        if len(files) > 1:
+            _note(f"{' and '.join(files)} hold the same bytes: one is a copy; restore what it should be, or remove it")
+    raw, planar = (sum(getattr(content, name) for content in contents.values()) for name in ("raw", "planar"))
+    if planar > raw / 2:
+        _note(
+            f"{planar:,} of {raw:,} images of raw pixels look as if stored channel by channel, but are read as height "
+            "x width x 3; look at some with shardline-inspect, and write them again if they are scrambled"
+        )
 
 
 def _note_faults(config: AdoptConfig, content: ShardContent) -> None:
@@ -241,9 +270,9 @@ def _note_faults(config: AdoptConfig, content: ShardContent) -> None:
             f"features, or leave the file out with --exclude={file}"
         )
     for fault in content.faults:
-        command_line.log(f"note: {file}, {fault}; left out")
+        _note(f"{file}, {fault}; left out")
     if (more := content.faulty - len(content.faults)) > 0:
-        command_line.log(f"note: {file}: {count(more, 'more record')} like that, left out")
+        _note(f"{file}: {count(more, 'more record')} like that, left out")
 
 
 def _with_records(splits: Splits, contents: Mapping[str, ShardContent]) -> Splits:
@@ -252,8 +281,8 @@ def _with_records(splits: Splits, contents: Mapping[str, ShardContent]) -> Split
     for split, files in splits.items():
         left_out = sum(contents[file].without_label for file in files)
         if left_out:
-            command_line.log(
-                f"note: left out {count(left_out, 'record')} of {split} without a label (-1); --unlabelled={split} "
+            _note(
+                f"left out {count(left_out, 'record')} of {split} without a label (-1); --unlabelled={split} "
                 "--overwrite adopts all of it for prediction"
             )
         if not left_out or any(contents[file].shard.records for file in files):
@@ -294,7 +323,9 @@ def _stored_names(config: AdoptConfig, names: list[str], texts: list[str]) -> tu
             raise UsageError(f"{what}: {as_one(group)}; write the records again with one of them{apart}")
         if are_numbers(texts):
             names = sorted(texts, key=number)
-    return order_labels(texts, LabelOptions(tuple(names), kind="name"), what).names
+    order = order_labels(texts, LabelOptions(tuple(names), kind="name"), what)
+    _note(*order.notes)
+    return order.names
 
 
 def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widths: Iterable[int]) -> None:
@@ -319,10 +350,15 @@ def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widt
     if not names:
         check_spread(len(set(numbers)), high, f"--data={config.data}")
     if low > 0:
-        command_line.log(
-            f"note: no record has label 0, the lowest is {low}; if labels count from {low}, use "
+        _note(
+            f"no record has label 0, the lowest is {low}; if labels count from {low}, use "
             f"--label_offset={offset - low} --overwrite"
         )
+
+
+def _note(*lines: str) -> None:
+    for line in lines:
+        command_line.log(f"note: {line}")
 
 
 def _note_classes(config: AdoptConfig, manifest: Manifest, *, named: bool) -> None:
@@ -331,18 +367,12 @@ def _note_classes(config: AdoptConfig, manifest: Manifest, *, named: bool) -> No
     empty = [name for label, name in enumerate(manifest.labels) if not any(row[label] for row in counts)]
     if empty:
         verb = "has" if len(empty) == 1 else "have"
-        command_line.log(
-            f"note: {len(empty):,} of {count(len(manifest.labels), 'class')} {verb} no record: {shorten_list(empty)}"
-        )
-    for gap in class_gaps(manifest.labels, manifest.class_counts):
-        command_line.log(f"note: {gap}")
+        _note(f"{len(empty):,} of {count(len(manifest.labels), 'class')} {verb} no record: {shorten_list(empty)}")
+    _note(*class_gaps(manifest.labels, manifest.class_counts))
     beside = [name for name in NAME_FILES if (config.directory / name).is_file()]
     if beside and not named and manifest.features.label_kind != "name":
         path = config.directory / beside[0]
-        command_line.log(
-            f"note: classes are called by their numbers; if {path} lists their names, use --class_names={path} "
-            "--overwrite"
-        )
+        _note(f"classes are called by their numbers; if {path} lists their names, use --class_names={path} --overwrite")
 
 
 def _manifest(

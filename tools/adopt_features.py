@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ IMAGES = ("image", "image/encoded", "image_raw", "encoded", "jpeg", "png", "data
 LABELS = ("label", "image/class/label", "image/label", "class", "image/class", "labels", "target")
 FILENAMES = ("image/filename", "file_name", "filename", "image/source_id", "image_name", "id")
 HEIGHTS, WIDTHS = ("image/height", "height"), ("image/width", "width")
+_SHAPE = re.compile("shape|dims?$|dimensions", re.IGNORECASE)
+_OTHER_ORDERS = (b"bgr", b"chw", b"nchw", b"channels_first", b"channel_first")
 _TRIED = 10  # records of a file, for one that is sound
 
 
@@ -58,6 +61,7 @@ def find_features(directory: Path, splits: Mapping[str, Sequence[str]], wanted: 
     labelled = [first for first in firsts if first.split not in wanted.unlabelled]
     usual = sorted(IMAGES, key=lambda name: not all(_holds_image(first, name) for first in firsts))
     image = _choose("image_feature", wanted.image, usual, ("bytes",), firsts)
+    _refuse_other_pixels(directory, image, firsts)
     label, kind = _find_label(directory, labelled, wanted) if labelled else ("", "")
     found = {name for first in firsts for name, kind in first.kinds.items() if kind == "int64"}
     texts = {name for first in firsts for name, kind in first.kinds.items() if kind == "bytes"}
@@ -110,6 +114,37 @@ def _holds_image(first: _First, name: str) -> bool:
     """Whether a feature begins as a file does that is known here; raw pixels and paths do not."""
     values = feature_values(first.payload, name)
     return bool(values) and isinstance(values[0], bytes) and bool(sniff(values[0]))
+
+
+def _refuse_other_pixels(directory: Path, image: str, firsts: Sequence[_First]) -> None:
+    """Raise UsageError where a feature says that raw pixels are not height x width x 3, RGB: so they would be read."""
+    for first in firsts:
+        if _holds_image(first, image) or not feature_values(first.payload, image):
+            continue
+        for name in first.kinds:
+            values = feature_values(first.payload, name)
+            shape = " x ".join(map(str, values)) if len(values) == 3 and _SHAPE.search(name) else ""
+            sides = _sides(first)
+            if shape and (values[2] != 3 or (sides[0] and sides != list(values[:2]))):
+                told = f"{shape}, height and width {sides[0]} x {sides[1]}" if values[2] == 3 else shape
+            elif len(values) == 1 and isinstance(values[0], bytes) and values[0].lower() in _OTHER_ORDERS:
+                told = display(values[0])
+            else:
+                continue
+            raise UsageError(
+                f"--data={directory}: feature {display(name)!r} says {told} in {display(first.file)}, but raw pixels "
+                "are read as height x width x 3, RGB; write the records again so, or name another feature with "
+                "--image_feature"
+            )
+
+
+def _sides(first: _First) -> list[int]:
+    """Stored height and width, 0 for one that is not."""
+    found = [
+        next((feature_values(first.payload, name) for name in names if name in first.kinds), ())
+        for names in (HEIGHTS, WIDTHS)
+    ]
+    return [int(values[0]) if len(values) == 1 else 0 for values in found]
 
 
 def _listed(first: _First) -> str:

@@ -85,6 +85,8 @@ class ShardContent:
       images: encoded ones, sound or not.
       decoded: how many of them were decoded.
       turned: images with an EXIF orientation.
+      raw: images of raw pixels that were looked at.
+      planar: those of them that look as if stored channel by channel, and not as they are read.
       widths: lengths of one-hot labels.
     """
 
@@ -100,9 +102,16 @@ class ShardContent:
     images: int = 0
     decoded: int = 0
     turned: int = 0
+    raw: int = 0
+    planar: int = 0
     max_height: int = 0
     max_width: int = 0
     widths: set[int] = field(default_factory=set)
+
+    @property
+    def held(self) -> int:
+        """Its records, with those that are left out."""
+        return self.shard.records + self.faulty + self.without_label
 
     def add_fault(self, offset: int, what: str) -> None:
         """Count and, while there are few, keep."""
@@ -120,7 +129,7 @@ def joined(parts: Sequence[ShardContent]) -> ShardContent:
         whole.encodings.update(part.encodings)
         whole.widths |= part.widths
         whole.faults = [*whole.faults, *part.faults][:MOST_FAULTS]
-        for name in ("faulty", "without_label", "images", "decoded", "turned"):
+        for name in ("faulty", "without_label", "images", "decoded", "turned", "raw", "planar"):
             setattr(whole, name, getattr(whole, name) + getattr(part, name))
         for name in ("max_height", "max_width", "stop"):
             setattr(whole, name, max(getattr(whole, name), getattr(part, name)))
@@ -220,6 +229,8 @@ def _add_image(content: ShardContent, example: Example, decode: bool) -> None:
     encoding = recognize(example)
     if encoding == "raw":
         height, width = example.height, example.width
+        content.raw += decode
+        content.planar += decode and _looks_planar(example)
     else:
         data = bytes(example.image)
         try:
@@ -234,6 +245,21 @@ def _add_image(content: ShardContent, example: Example, decode: bool) -> None:
         content.turned += header.orientation != 1
     content.encodings[encoding] += 1
     content.max_height, content.max_width = max(content.max_height, height), max(content.max_width, width)
+
+
+def _looks_planar(example: Example) -> bool:
+    """Whether raw pixels are clearly smoother as 3 x height x width than as height x width x 3.
+
+    Photographs of 28 x 28 to 300 x 200 pixels have a ratio of 1.0 at most, and of 1.4 at least when stored so.
+    """
+    levels = np.frombuffer(example.image, np.uint8).astype(np.int16)
+    if example.height < 2:
+        return False
+    interleaved, planar = (
+        sum(float(np.abs(levels[step:] - levels[:-step]).mean()) for step in (channels, channels * example.width))
+        for channels in (3, 1)
+    )
+    return interleaved > 1.2 * planar > 0
 
 
 def _raw_hint(example: Example) -> str:

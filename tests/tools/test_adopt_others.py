@@ -17,6 +17,7 @@ from shardline.pipeline.shards import Shards
 from shardline.pipeline.tfrecord import frame_record
 from shardline.tools.adopt import AdoptConfig, adopt
 from shardline.tools.conversion.run import convert
+from shardline.tools.conversion.scan import ScanOptions, scan
 from shardline.tools.shard_files import split_of_name
 from shardline.tools.verify import VerifyConfig, verify
 from tests.tools.folders import class_folders, config
@@ -435,6 +436,109 @@ def test_raw_pixels_are_read_when_they_are_rgb_bytes_and_refused_in_words_otherw
     assert adopted(tmp_path).image.encoding == "raw"
     stored = Shards(Manifest.load(tmp_path), tmp_path, "train").read(0)
     assert bytes(stored.image) == pixels.tobytes() and (stored.height, stored.width) == (28, 30)
+
+
+def photograph(height, width):
+    """Smooth, as photographs are: what is stored in another order is not."""
+    coarse = np.random.default_rng(1).integers(0, 255, (5, 6, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"shape": ints(3, 48, 64)}, "feature 'shape' says 3 x 48 x 64 in"),
+        ({"image__shape": ints(3, 48, 64)}, "feature 'image/shape' says 3 x 48 x 64 in"),
+        ({"dims": ints(64, 48, 3)}, "feature 'dims' says 64 x 48 x 3, height and width 48 x 64 in"),
+        ({"data_format": texts(b"channels_first")}, "feature 'data_format' says channels_first in"),
+        ({"image__colorspace": texts(b"BGR")}, "feature 'image/colorspace' says BGR in"),
+    ],
+)
+@pytest.mark.parametrize("sides", [True, False])
+def test_raw_pixels_in_another_order_are_refused_where_a_feature_says_so(tmp_path, told, message, sides):
+    pixels = photograph(48, 64).transpose(2, 0, 1).tobytes()
+    size = {"height": ints(48), "width": ints(64)} if sides else {}
+    put(tmp_path / "train.tfrecord", [ints(0)], **({"image": texts(pixels)} | size | told))
+    if not sides and "dims" in told:
+        message = "in records with features height and width"
+    found = refusal(tmp_path)
+    assert message in found
+    assert sides or "dims" in told or "raw pixels are read as height x width x 3, RGB; write the records again" in found
+
+
+def test_a_shape_that_fits_and_one_beside_an_image_file_are_no_reason(tmp_path):
+    size = {"height": ints(48), "width": ints(64), "shape": ints(48, 64, 3), "image__colorspace": texts(b"RGB")}
+    put(tmp_path / "a" / "train.tfrecord", [ints(0)], image=texts(photograph(48, 64).tobytes()), **size)
+    assert adopted(tmp_path / "a").image.encoding == "raw"
+    put(tmp_path / "b" / "train.tfrecord", [ints(0)], shape=ints(3, 32, 48))
+    assert adopted(tmp_path / "b").image.encoding == "jpeg"
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 28), (48, 64), (96, 50)])
+@pytest.mark.parametrize("gray", [False, True])
+def test_raw_pixels_that_look_stored_channel_by_channel_are_noted(tmp_path, capsys, size, gray):
+    pixels = photograph(*size)
+    if gray:
+        pixels = np.repeat(pixels[..., :1], 3, 2)
+    sides = {"height": ints(size[0]), "width": ints(size[1])}
+    for name, order in {"last": (0, 1, 2), "first": (2, 0, 1)}.items():
+        put(tmp_path / name / "train.tfrecord", [ints(0)], **sides, image=texts(pixels.transpose(order).tobytes()))
+        adopted(tmp_path / name)
+        said = capsys.readouterr().err
+        assert ("1 of 1 images of raw pixels look as if stored channel by channel" in said) is (name == "first")
+
+
+def test_shards_with_fewer_records_than_they_say_are_noted(tmp_path, capsys):
+    put(tmp_path / "k" / "train" / "00-192x192-798.tfrec", [ints(0), ints(1)])
+    put(tmp_path / "k" / "train" / "01-192x192-2.tfrec", [ints(1), ints(0)])
+    adopted(tmp_path / "k")
+    said = capsys.readouterr().err
+    assert "train/00-192x192-798.tfrec holds 2 records, but its name says 798; restore it" in said
+    assert "01-192x192-2.tfrec" not in said
+    convert(config(class_folders(tmp_path / "s", 2, 3), tmp_path / "tfds" / "mine" / "1.0.0"))
+    folder = tmp_path / "tfds" / "mine" / "1.0.0"
+    (shard,) = folder.glob("*.tfrecord-00000-of-00001")
+    offset = int((folder / f"{shard.name}.idx").read_text().splitlines()[-1].split()[0])
+    shard.write_bytes(shard.read_bytes()[:offset])  # cut between two records
+    (folder / "manifest.json").unlink()
+    adopted(folder)
+    told = f"{shard.name} holds 5 records, but dataset_info.json says 6; restore it from a copy"
+    assert told in capsys.readouterr().err
+    assert told in scan("tfds:mine", ScanOptions(tfds_dir=str(tmp_path / "tfds"))).notes
+
+
+def test_shards_of_equal_bytes_are_noted(tmp_path, capsys):
+    for name in ("train", "val"):
+        put(tmp_path / f"{name}.tfrecord", [ints(0), ints(1)])
+    put(tmp_path / "test.tfrecord", [ints(1), ints(0)])
+    adopted(tmp_path)
+    said = capsys.readouterr().err
+    assert "train.tfrecord and val.tfrecord hold the same bytes: one is a copy" in said and "test.tfrecord" not in said
+
+
+def test_names_of_tfds_are_read_as_tfds_reads_them(tmp_path):
+    convert(config(class_folders(tmp_path / "s", 2, 3), tmp_path / "d"))
+    (tmp_path / "d" / "manifest.json").unlink()
+    names = tmp_path / "d" / "label.labels.txt"
+    names.write_text("cat \n\n dog\n")
+    assert adopted(tmp_path / "d").labels == ("cat", "dog")
+    import tensorflow_datasets as tfds
+
+    assert tfds.features.ClassLabel(names_file=str(names)).names == ["cat", "dog"]
+    names.write_text("cat\n")  # TFDS: "number of names do not match"
+    (tmp_path / "d" / "manifest.json").unlink()
+    with pytest.raises(UsageError, match=r"label\.labels\.txt has 1 name, but features\.json 2 classes"):
+        adopted(tmp_path / "d")
+
+
+def test_names_that_look_alike_are_noted(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [texts("\u0441at".encode()), texts(b"cat"), texts(b"cat.")])
+    adopted(tmp_path, label_kind="name")
+    assert "class names that look alike: 'cat' and 'cat.' and '\u0441at'" in capsys.readouterr().err
+    put(tmp_path / "two" / "train.tfrecord", [ints(0)])
+    put(tmp_path / "two" / "training.tfrecord", [ints(0), ints(0)])
+    adopted(tmp_path / "two")
+    assert "the splits train and training are of one kind by their names" in capsys.readouterr().err
 
 
 def test_all_records_decide_the_encoding_and_bad_ones_are_named(tmp_path, capsys):

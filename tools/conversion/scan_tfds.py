@@ -36,10 +36,12 @@ def scan_tfds(
     inside = builder.enter(b"")
     splits: dict[str, int] = {}
     left_out: Counter[str] = Counter()
+    held: Counter[str] = Counter()
     for split, files in layout.splits.items():
         for name in files:
             stamp = file_stamp(os.stat(folder / name))
             for offset, size, label in _labels(source, folder / name, layout):
+                held[name] += 1
                 if split in unlabelled:
                     label = UNLABELLED
                 elif label == UNLABELLED:
@@ -52,6 +54,11 @@ def scan_tfds(
         f"left out {count(number, 'record')} of {split} without a label (-1); --unlabelled={split} converts all of it "
         "as a split without labels"
         for split, number in left_out.items()
+    ]
+    notes += [
+        f"{name} holds {count(held[name], 'record')}, but dataset_info.json says {records:,}; restore it from a copy"
+        for name, records in layout.records.items()
+        if held[name] < records
     ]
     if not len(builder):
         raise UsageError(f"--source={source}: {folder} holds no records" + " with a label" * bool(left_out))

@@ -20,6 +20,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.manifest import Features, Manifest, Name, SplitName
 from shardline.pipeline.text import display
+from shardline.pipeline.wording import count
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ class TfdsLayout:
     features: Features
     labels: tuple[str, ...]
     encoding: str  # as TFDS names it; any where it does not say
+    records: Mapping[str, int]  # by file name
 
 
 def read_tfds_metadata(directory: str | os.PathLike[str], flag: str) -> TfdsLayout:
@@ -119,9 +121,10 @@ def read_tfds_metadata(directory: str | os.PathLike[str], flag: str) -> TfdsLayo
             f"{labels or 'no ClassLabel'}"
         )
     encoding = features[images[0]].image.encodingFormat
+    splits = {split.name: _files(folder, info.name, split) for split in info.splits if split.shardLengths}
     return TfdsLayout(
         name=info.name,
-        splits={split.name: _files(folder, info.name, split) for split in info.splits if split.shardLengths},
+        splits=splits,
         features=Features(
             image=images[0],
             label=labels[0],
@@ -129,8 +132,13 @@ def read_tfds_metadata(directory: str | os.PathLike[str], flag: str) -> TfdsLayo
             height="image/height" if "image/height" in features else "",
             width="image/width" if "image/width" in features else "",
         ),
-        labels=_labels(folder, labels[0], features[labels[0]].classLabel.numClasses),
+        labels=_labels(folder, labels[0], int(features[labels[0]].classLabel.numClasses)),
         encoding=encoding if encoding in ("jpeg", "png") else "any",
+        records={
+            file: int(length)
+            for split in info.splits
+            for file, length in zip(splits.get(split.name, ()), split.shardLengths, strict=True)
+        },
     )
 
 
@@ -184,25 +192,30 @@ def _read(folder: Path, name: str, kind: type[T], flag: str) -> T:
         raise UsageError(f"{flag}: no prepared TFDS dataset in {folder}, which has no {name}") from None
 
 
-def _labels(folder: Path, feature: str, count: str | int) -> tuple[str, ...]:
+def _labels(folder: Path, feature: str, classes: int) -> tuple[str, ...]:
     """The names beside features.json, or numbers."""
     path = stored.stored_path(folder, f"{feature}.labels.txt", r"[^/]+", what=folder / "features.json")
     try:
         data = stored.read_bytes(path, remedy="restore it from a copy")
-        return tuple(line for line in data.decode().split("\n") if line)
+        names = tuple(line.strip() for line in data.decode().split("\n") if line.strip())  # as TFDS reads it
     except FileNotFoundError:
-        return tuple(map(str, range(int(count))))
+        return tuple(map(str, range(classes)))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 ({error.reason}); restore it from a copy") from None
+    if classes not in (0, len(names)):  # which TFDS refuses, too
+        raise UsageError(
+            f"{path} has {count(len(names), 'name')}, but features.json {classes:,} classes; restore it from a copy"
+        )
+    return names
 
 
 def _files(folder: Path, dataset: str, split: _Split) -> tuple[str, ...]:
-    count = len(split.shardLengths)
+    shards = len(split.shardLengths)
     template = split.filepathTemplate or FILE_TEMPLATE
     parts = {"{DATASET}": dataset, "{SPLIT}": split.name, "{FILEFORMAT}": "tfrecord"}
     for name, value in parts.items():
         template = template.replace(name, value)
-    names = [template.replace("{SHARD_X_OF_Y}", f"{number:05d}-of-{count:05d}") for number in range(count)]
+    names = [template.replace("{SHARD_X_OF_Y}", f"{number:05d}-of-{shards:05d}") for number in range(shards)]
     return tuple(
         stored.stored_path(folder, name, r"(?!\.).+", what=folder / "dataset_info.json").name for name in names
     )
