@@ -52,10 +52,11 @@ test-all: lint docs
 	$(BIN)/coverage run -m pytest -m 'not gpu' $(TESTS); code=$$?; \
 	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$code
 
-# The fast tests with every Python that is declared and is here; those that are not are named.
+# The fast tests with every Python that is declared and on PATH; those that are not there are named as skipped.
+# `make pythons TESTS=tests/pipeline` runs a part of them.
 pythons: .venv/.dev
 	$(PIP) '.[release]'
-	$(BIN)/tox run
+	$(BIN)/tox run -- $(TESTS)
 
 # Ten minutes of hostile bytes for every reader, FUZZ_SECONDS=60 for less, also out of images of yours: FUZZ_SOURCE=DIR.
 # With atheris where it installs.

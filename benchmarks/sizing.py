@@ -1,7 +1,9 @@
-"""What a dataset of a given size takes: shards, bytes, hours, hosts and dollars, from measured rates. No TensorFlow.
+"""What a dataset of a given size takes: shards, bytes, hours, hosts and dollars, from measured rates.
 
-python -m shardline.benchmarks.sizing                        # the table of docs/explanation/sizing.md
-python -m shardline.benchmarks.sizing --images 250_000_000 --core_price 0.03 --gpu_price 2.5
+    python -m shardline.benchmarks.sizing                        # the table of docs/explanation/sizing.md
+    python -m shardline.benchmarks.sizing --images 250_000_000 --core_price 0.03 --gpu_price 2.5
+
+Prices are yours to give; the defaults are examples. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from shardline.benchmarks.measure import load_results
 from shardline.pipeline import cli as command_line
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import decimal
 from shardline.tools.conversion.config import ConvertConfig
@@ -59,7 +62,13 @@ class Rates:
 
 
 def measured(results: Path = RESULTS) -> Rates:
-    """The rates that benchmarks/results holds."""
+    """The rates that benchmarks/results holds.
+
+    Raises:
+      UsageError: it is not there: wheels come without it.
+    """
+    if not results.is_dir():
+        raise UsageError(f"{results} is not there: an installed package comes without measurements; run this in a clone")
     rows = {(row.suite, row.name): row for row in load_results(results / "epyc-2-cores")}
     report = json.loads((results / "h200" / "gpu_report.json").read_text())
     (real,) = [

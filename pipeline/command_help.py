@@ -28,7 +28,7 @@ EVERY_COMMAND = {
     "--[no]print_config  (default: off)": "print all settings as a .toml file, and stop",
     "--verbosity=-1": "messages of libraries: -1, warnings; 0, infos, too",
     "--version": "versions",
-    "--machine": "versions, processor, memory and cards, to paste into a ticket",
+    "--machine": "versions, processor, memory and GPUs, to paste into a ticket",
     "--helpfull": "all flags",
 }
 FLAGS_OF_EVERY_COMMAND = ("config", "print_config", "verbosity", "version", "machine", "help", "helpfull")

@@ -37,7 +37,7 @@ COMMANDS = {
     "inspect": Command("shardline.tools.inspect", "InspectConfig", "what a dataset holds; one record; image grids"),
     "browse": Command("shardline.tools.browse", "BrowseConfig", "look through a dataset and its mistakes in a browser"),
     "doctor": Command("shardline.tools.doctor", "DoctorConfig", "what this installation does with malformed images"),
-    "sample-data": Command("shardline.tools.sample_data", "SampleDataConfig", "draw a labelled folder to try it all"),
+    "sample-data": Command("shardline.tools.sample_data", "SampleDataConfig", "draw a labeled folder to try it all"),
     "train": Command("shardline.trainer.train", "TrainCommand", "train a VGG16, or continue a run"),
     "evaluate": Command("shardline.trainer.evaluate", "EvaluateConfig", "exact metrics, mistakes, calibration"),
     "predict": Command("shardline.trainer.predict", "PredictConfig", "classify image files or the records of a split"),

@@ -141,7 +141,7 @@ def refuse_unused(found: Sequence[Card], build: Mapping[str, object], gpus: int)
             "TF_CPP_MIN_LOG_LEVEL=0 to see which"
         )
     raise UsageError(
-        f"this machine has {count(len(found), 'NVIDIA card')} ({found[0]}), and TensorFlow sees none: {why}. To use "
+        f"this machine has {count(len(found), 'NVIDIA GPU')} ({found[0]}), and TensorFlow sees none: {why}. To use "
         "the CPU nevertheless: --device=cpu for training, CUDA_VISIBLE_DEVICES=-1 for all else"
     )
 
@@ -165,11 +165,11 @@ def warnings(found: Sequence[Card]) -> list[str]:
             newest = ".".join(map(str, NEWEST_CAPABILITY))
             lines.append(
                 f"{card}: the XLA of TensorFlow 2.21 makes code up to compute capability {newest} and refuses newer "
-                "cards (tensorflow#111958): take an H100, H200, A100 or L4, or NVIDIA's own container of TensorFlow"
+                "GPUs (tensorflow#111958): take an H100, H200, A100 or L4, or NVIDIA's own container of TensorFlow"
             )
         elif card.capability == NEWEST_CAPABILITY and 0 < card.driver_major < LEAST_DRIVER_FOR_PTX:
             lines.append(
-                f"{card}: TensorFlow's element-wise kernels (Cast, AddV2, Mul, …) are PTX of CUDA 12.5 for this card, "
+                f"{card}: TensorFlow's element-wise kernels (Cast, AddV2, Mul, …) are PTX of CUDA 12.5 for this GPU, "
                 f"which this driver cannot compile: install driver {LEAST_DRIVER_FOR_PTX} or newer"
             )
     return lines

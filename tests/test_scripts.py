@@ -74,6 +74,8 @@ def test_help_tells_what_the_command_does_and_its_flags(script, columns):
     if script == "shardline":
         assert all(f"\n  {name[len('shardline-') :]} " in shown for name in SCRIPTS if name != script)
         return
+    prose = [line for line in shown.split("\n  --")[0].splitlines() if not line.startswith(" ")]
+    assert [line for line in prose if re.search(rf"{script} +(--\w|#)", line)] == []  # examples keep their lines
     heads = re.findall("\n  (--.*)", shown)
     told = re.compile(r"=.|\(default: |\(no default\)|^--(version|machine|helpfull)")
     assert all(told.search(head) or told_default(shown, head) for head in heads), heads

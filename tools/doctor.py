@@ -1,7 +1,9 @@
-"""What this installation does to each kind of image file: a corpus made here, converted and compared.
+"""Check how this installation handles each kind of image file: a corpus is made, converted and compared.
 
-shardline-doctor                  # the table; exit code 1 if any row is not as it should be
-shardline-doctor --corpus=DIR     # also keep the files, to try other tools on them
+    shardline-doctor                  # the table; exit code 1 if any row is not as it should be
+    shardline-doctor --corpus=DIR     # also keep the files, to try other tools on them
+
+Also says which NVIDIA GPUs there are, and fails if TensorFlow cannot use them.
 """
 
 from __future__ import annotations
@@ -174,7 +176,7 @@ def gpus() -> tuple[list[str], str]:
     """What is said of this machine's NVIDIA cards, a line each, and what is wrong with them; "" for nothing."""
     found = nvidia.cards()
     if not found:
-        return ["no NVIDIA card"], ""
+        return ["no NVIDIA GPU"], ""
     tf = command_line.import_tensorflow()
     build, seen = tf.sysconfig.get_build_info(), tf.config.list_physical_devices("GPU")
     lines = [nvidia.description(found, build), *(f"warning: {line}" for line in nvidia.warnings(found))]

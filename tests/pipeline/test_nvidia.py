@@ -74,7 +74,7 @@ def test_without_cards_nothing_is_said(tmp_path, monkeypatch):
     ],
 )
 def test_a_card_that_tensorflow_does_not_see_is_refused_with_the_remedy(card, build, why):
-    with pytest.raises(UsageError, match=f"1 NVIDIA card \\({card.name or 'unknown'}.*sees none.*{why}.*device=cpu"):
+    with pytest.raises(UsageError, match=f"1 NVIDIA GPU \\({card.name or 'unknown'}.*sees none.*{why}.*device=cpu"):
         nvidia.refuse_unused([card], build, 0)
     nvidia.refuse_unused([card], build, 1)
 

@@ -130,14 +130,14 @@ def test_a_card_that_tensorflow_does_not_see_is_found(monkeypatch, capsys) -> No
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(doctor, "doctor", lambda config: [])
     monkeypatch.setattr(nvidia, "cards", lambda: (card,))
-    with pytest.raises(Failure, match=r"1 NVIDIA card .*sees none: CUDA's libraries are missing"):
+    with pytest.raises(Failure, match=r"1 NVIDIA GPU .*sees none: CUDA's libraries are missing"):
         doctor.main(doctor.DoctorConfig())
     said = capsys.readouterr().out
     assert "1 × NVIDIA H100 80GB HBM3, compute capability 9.0, driver 550.54; TensorFlow 2." in said
     assert "warning: NVIDIA H100" in said and "install driver 555 or newer" in said
     monkeypatch.setattr(nvidia, "cards", lambda: ())
     doctor.main(doctor.DoctorConfig())
-    assert "no NVIDIA card" in capsys.readouterr().out
+    assert "no NVIDIA GPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("way", ["crash", pytest.param("hang", marks=pytest.mark.slow)])
