@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -81,6 +82,32 @@ def test_images_are_built_of_files_that_the_context_holds(name):
     assert all((ROOT / path).exists() for path in kept) and "--constraint constraints.txt" in text
     extras = re.findall(r"'\.\[(\w+)\]'", text)
     assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def schema(name):
+    return "check-jsonschema", "--builtin-schema", f"vendor.{name}"
+
+
+@pytest.mark.parametrize(
+    ("checker", "names"),
+    [
+        (("hadolint",), ["docker/Dockerfile", "docker/gpu.Dockerfile"]),
+        (("shellcheck",), ["docs/recipes/*.sh", "docs/recipes/*.sbatch", ".ci/run"]),
+        (schema("github-workflows"), [".github/workflows/*.yml"]),
+        (schema("github-issue-forms"), [".github/ISSUE_TEMPLATE/fault.yml"]),
+        (schema("github-issue-config"), [".github/ISSUE_TEMPLATE/config.yml"]),
+        (schema("citation-file-format"), ["CITATION.cff"]),
+    ],
+    ids=lambda given: given[-1],
+)
+def test_checkers_of_other_peoples_formats_find_nothing(checker, names):
+    program = shutil.which(checker[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not program:
+        pytest.skip(f"{checker[0]} is not installed: it comes with the extra 'release'")
+    files = [path for name in names for path in sorted(ROOT.glob(name))]
+    assert len(files) >= len(names)
+    found = subprocess.run([program, *checker[1:], *files], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_the_citation_is_of_this_version():

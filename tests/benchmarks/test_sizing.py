@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from shardline.benchmarks.sizing import INDEX_BYTES, KNOWN, Rates, SizingConfig, arithmetic, measured, sizes, table
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Ledger, Manifest, Shard, Split, shard_name
 from shardline.pipeline.stored import LIMIT_BYTES
 
@@ -21,6 +24,13 @@ def test_the_text_around_it_follows_from_the_same_rates():
     text = " ".join(PAGE.read_text().split())
     assert f"reads some {round(rates.gpu_images * rates.record_bytes / 1e7) * 10} MB/s of JPEGs" in text
     assert "some 200 bytes each, and may have 64 MB: from 300,000 shards on" in text
+    million = (PAGE.parents[1] / "guides/million_images.md").read_text()
+    assert f"A million photographs of 256 px are about {round(rates.record_bytes / 1e4) * 10} GB" in million
+
+
+def test_without_measurements_it_says_where_there_are_some(tmp_path):
+    with pytest.raises(UsageError, match="is not there: an installed package comes without measurements; run this in a"):
+        measured(tmp_path / "results")
 
 
 def test_a_manifest_of_300_000_shards_is_still_read(tmp_path):
