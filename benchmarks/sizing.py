@@ -68,7 +68,7 @@ def measured(results: Path = RESULTS) -> Rates:
       UsageError: it is not there: wheels come without it.
     """
     if not results.is_dir():
-        raise UsageError(f"{results} is not there: an installed package comes without measurements; run this in a clone")
+        raise UsageError(f"{results} is not there: a package comes without measurements; run this in a clone")
     rows = {(row.suite, row.name): row for row in load_results(results / "epyc-2-cores")}
     report = json.loads((results / "h200" / "gpu_report.json").read_text())
     (real,) = [

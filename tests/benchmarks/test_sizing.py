@@ -29,7 +29,7 @@ def test_the_text_around_it_follows_from_the_same_rates():
 
 
 def test_without_measurements_it_says_where_there_are_some(tmp_path):
-    with pytest.raises(UsageError, match="is not there: an installed package comes without measurements; run this in a"):
+    with pytest.raises(UsageError, match="is not there: a package comes without measurements; run"):
         measured(tmp_path / "results")
 
 
