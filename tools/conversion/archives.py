@@ -356,7 +356,8 @@ def _list_tar(file: BinaryIO, members: _Members, start: int, end: int, inside: b
     while at + _BLOCK <= end:
         header = os.pread(file.fileno(), _BLOCK, at)
         if not header.strip(b"\0"):
-            return  # the end
+            _refuse_another(file, members, at, end)
+            return
         kind, size = _tar_header(header, members)
         data = at + _BLOCK
         size = size if size_given < 0 or kind in _LONG_NAME + _LONG_LINK + _PAX + _PAX_GLOBAL else size_given
@@ -379,6 +380,19 @@ def _list_tar(file: BinaryIO, members: _Members, start: int, end: int, inside: b
         name, size_given = b"", -1
     if nothing:
         raise UsageError(f"{members.what}: no .tar archive, or an empty one")
+
+
+def _refuse_another(file: BinaryIO, members: _Members, at: int, end: int) -> None:
+    """Refuse an archive with another one after its end: what programs unpack of them is the first."""
+    while at < end and not (piece := os.pread(file.fileno(), min(_CHUNK, end - at), at)).strip(b"\0"):
+        at += len(piece)
+    if at < end:
+        at += (len(piece) - len(piece.lstrip(b"\0"))) // _BLOCK * _BLOCK
+        if os.pread(file.fileno(), _BLOCK, at)[257:262] == b"ustar":
+            raise UsageError(
+                f"{members.what}: another archive follows its end, as if joined by cat; unpack it with `tar -i` and "
+                "give the folder"
+            )
 
 
 def _add_tar_member(file: BinaryIO, members: _Members, kind: bytes, name: bytes, data: int, size: int) -> None:

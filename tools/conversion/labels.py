@@ -6,12 +6,14 @@ taken at their word: what is refused here because it looks like a slip can be li
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -111,7 +113,18 @@ def _odd_characters(name: str) -> str:
     for character in name:
         if unicodedata.category(character) == "Cf" and not (joined and character in _JOINERS):
             return f"invisible {unicodedata.name(character, hex(ord(character)))}"
+    if (meant := _decoded(name)) != name:
+        return f"perhaps {meant!r}"
     return "a space at an end" if name != name.strip() else ""
+
+
+def _decoded(name: str) -> str:
+    """A name that was written for an address or a page, or read in another encoding than it was written in."""
+    try:
+        plain = html.unescape(name) if re.search(r"&#?\w+;", name) else unquote(name, errors="strict")
+        return plain if name.isascii() else name.encode("cp1252").decode()
+    except UnicodeError:
+        return name
 
 
 def clean_name(name: str) -> str:

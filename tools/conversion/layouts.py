@@ -19,9 +19,9 @@ from itertools import islice
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.wording import count, shorten_list
-from shardline.tools.conversion.archives import archive_in, is_archive
+from shardline.tools.conversion.archives import is_archive
 from shardline.tools.conversion.config import is_split_name
-from shardline.tools.conversion.label_files import SplitLabels
+from shardline.tools.conversion.label_files import SplitLabels, read_split_labels
 from shardline.tools.conversion.labels import (
     LabelOptions,
     check_split,
@@ -218,7 +218,7 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
     images = count(sum(entry.is_image for entries in (held, *inside) for entry in entries), "image")
     tables = [entry.name for entry in held if os.path.splitext(entry.name)[1].lower() in _TABLES]
     where = f"{what.partition('=')[2]}/{path_text(os.path.join(flat[0], tables[0]))}" if tables else ""
-    file = shlex.quote(where) if os.path.isfile(where) or archive_in(where)[0] else "FILE"
+    file = shlex.quote(where) if tables and _has_labels(where) else "FILE"
     labels = f"--split_labels={_quoted(flat[0])}={file} reads their labels from a file"
     if len(flat) == len(splits):
         remedy = f"list path,label and perhaps split in a .csv and give that, or {labels}"
@@ -230,6 +230,14 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
                 f"--exclude={_quoted(flat[0])} leaves them out"
             )
     raise UsageError(f"{what}: {name} holds {images} and no class folders, so nothing says their labels; {remedy}")
+
+
+def _has_labels(path: str) -> bool:
+    """Whether --split_labels can read a file of names and labels."""
+    try:
+        return bool(read_split_labels("--split_labels", path, {}).by_name)
+    except UsageError:
+        return False
 
 
 def _refuse_parts(tree: Tree, what: str, folders: Sequence[bytes], options: LayoutOptions) -> None:

@@ -36,6 +36,7 @@ from shardline.tools.conversion.trees import (
 )
 
 OnProgress = Callable[[int], None]
+_MANY_CLASSES = 10
 _UNREADABLE = (".7z", ".rar", ".tar.zst", ".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 
@@ -90,9 +91,19 @@ def scan(
         raise UsageError(f"--source={alone[0]}: a table or TFDS dataset is the only source; give folders or archives")
     exclusions = read_exclusions(options.exclude)
     if alone:
-        return _scan_alone(alone[0], options, exclusions, on_progress)
-    found = _scan_trees(named, options, exclusions, on_progress)
-    return replace(found, notes=(*found.notes, *exclusions.notes()))
+        found = _scan_alone(alone[0], options, exclusions, on_progress)
+    else:
+        found = _scan_trees(named, options, exclusions, on_progress)
+        found = replace(found, notes=(*found.notes, *exclusions.notes()))
+    return replace(found, notes=(*found.notes, *_lone_images(found)))
+
+
+def _lone_images(found: Sources) -> list[str]:
+    """A note where labels seem to tell images apart, and not classes."""
+    counts = found.class_counts()
+    if len(counts) < _MANY_CLASSES or counts.max() > 1 or counts.min() < 1:
+        return []
+    return [f"each of the {len(counts):,} classes has one image: if the labels are names of images, name others"]
 
 
 def _scan_alone(source: str, options: ScanOptions, exclusions: Exclusions, on_progress: OnProgress) -> Sources:

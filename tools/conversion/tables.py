@@ -249,7 +249,7 @@ class _TableScan:
         order = order_labels(list(self.labels), self.options.labels, self.what, places=places)
         return self.builder.finish(
             self.folder, order.names, splits, order.relabel,
-            [*notes, *repeated, *split_notes(splits), *self._splits_in_paths(), *order.notes],
+            [*notes, *repeated, *split_notes(splits), *self._splits_in_paths(), *self._parted_groups(), *order.notes],
             unlabelled=[name for name in splits if name in self.options.unlabelled],
             origins=(Origin(self.facts.store.url, STORE),) if self.facts else (),
         )  # fmt: skip
@@ -264,6 +264,21 @@ class _TableScan:
             f"paths lie in the folders {shorten_list(sorted(named))}, but no column tells splits, so that images of "
             "both are mixed; add a column split to keep them apart"
         ]
+
+    def _parted_groups(self) -> list[str]:
+        """A note on groups that the table itself puts into several splits."""
+        if not self.builder.group or not self.splits:
+            return []
+        rows = np.array(self.builder.group, np.uint64)
+        pairs = np.unique(
+            np.stack([rows, np.array(self.builder.split, np.int64).astype(np.uint64)], 1)[rows > 0], axis=0
+        )
+        groups, splits = np.unique(pairs[:, 0], return_counts=True)
+        parted = groups[splits > 1]
+        if not len(parted):
+            return []
+        first = int(np.flatnonzero(np.isin(rows, parted))[0])
+        return [f"{count(len(parted), 'group')} of the table in several splits, e.g. that of {self._path(first)}"]
 
     def _repeated(self) -> list[str]:
         """A note on files that several rows list. Raises UsageError where such rows have different labels."""

@@ -460,3 +460,24 @@ def test_backslashes_part_folders_in_archives_of_windows_whatever_stands_beside_
             member.create_system = 0  # FAT, which has no such letter
             archive.writestr(member, name)
     assert scan(str(tmp_path / "a.zip")).labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_archive_after_the_end_of_another_is_refused_and_the_remedy_works(tmp_path, packed):
+    """`cat a.tar b.tar`: tar and Python read the first one alone."""
+    parts = []
+    for name in ("cat", "dog"):
+        (tmp_path / name / name).mkdir(parents=True)
+        (tmp_path / name / name / "1.jpg").write_bytes(name.encode())
+        parts.append(tar_of(tmp_path / name, tmp_path / f"{name}.tar", "w:gz" if packed else "w").read_bytes())
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join(parts))
+    with tarfile.open(joined) as archive:
+        assert not [member for member in archive.getnames() if "dog" in member]
+    with pytest.raises(UsageError, match=r"another archive follows its end.*with `tar -i` and give the folder"):
+        scan(str(joined))
+    (tmp_path / "all").mkdir()
+    subprocess.run(["tar", "-i", "-xf", joined, "-C", tmp_path / "all"], check=True)
+    assert scan(str(tmp_path / "all")).labels == ("cat", "dog")
+    joined.write_bytes(parts[0] if packed else parts[0] + bytes(3 << 20))  # padding is no archive
+    assert scan(str(joined)).labels == ("cat",)

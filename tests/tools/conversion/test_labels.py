@@ -169,11 +169,15 @@ def test_names_that_do_not_look_alike_are_not_noted(names):
         ("ca\u200dt", "invisible ZERO WIDTH JOINER"),
         ("caf\u00e9\u00ad", "invisible SOFT HYPHEN"),
         ("cat ", "a space at an end"),
+        ("hot%20dog", "perhaps 'hot dog'"),
+        ("Mac &amp; cheese", "perhaps 'Mac & cheese'"),
+        ("caf\u00c3\u00a9", "perhaps 'caf\u00e9'"),
     ],
 )
 def test_names_with_characters_that_do_not_show_are_noted(name, why):
     assert order(name, "owl").notes == (f"odd characters in class names: {name!r} ({why})",)
-    assert order("\u043a\u043e\u0442", "caf\u00e9", "\u03b1-ketoglutarate").notes == ()
+    sound = ("\u043a\u043e\u0442", "caf\u00e9", "\u03b1-ketoglutarate", "R&D", "50%", "100%2", "\u00c3rea", "\u732b")
+    assert order(*sound).notes == ()
 
 
 def test_names_that_class_names_lists_are_kept_apart(tmp_path):

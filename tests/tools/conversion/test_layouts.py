@@ -388,6 +388,12 @@ def test_a_table_in_a_split_is_named_in_the_flag_that_reads_it(tmp_path):
     (source / "test/metadata.csv").write_text("file_name,label\n3.jpg,dog\n")
     message = refusal(source)
     assert f"--split_labels=test='{source}/test/metadata.csv' reads their labels" in message
+    for other in ("_classes.csv", "metadata.parquet"):  # which that flag does not read
+        (source / "test/metadata.csv").rename(source / "test" / other)
+        (source / "test" / other).write_text("filename, cat, dog\n3.jpg, 0, 1\n")
+        assert "--split_labels=test=FILE reads" in refusal(source)
+        (source / "test" / other).rename(source / "test/metadata.csv")
+    (source / "test/metadata.csv").write_text("file_name,label\n3.jpg,dog\n")
     files = {split: f"{source}/{split}/metadata.csv" for split in ("train", "test")}
     _, listed = scan(source, split_labels=files)
     assert listed == {"train/1.jpg": ("cat", "train"), "train/2.jpg": ("dog", "train"), "test/3.jpg": ("dog", "test")}

@@ -233,6 +233,23 @@ def test_paths_in_folders_of_splits_are_noted_where_no_column_tells_splits(tmp_p
     assert listed == {"train/1.jpg": ("cat", "train"), "test/2.jpg": ("dog", "test")}
 
 
+def test_groups_that_the_table_itself_parts_are_noted(folder):
+    text = "path,label,split,group\n1.jpg,cat,train,p1\n2.jpg,dog,test,{}\n3.jpg,cat,train,p1\n"
+    (folder / "t.csv").write_text(text.format("p1"))
+    assert "1 group of the table in several splits, e.g. that of 1.jpg" in scan(folder / "t.csv")[0].notes
+    for other in ("p2", ""):
+        (folder / "t.csv").write_text(text.format(other))
+        assert scan(folder / "t.csv")[0].notes == ()
+
+
+def test_labels_that_tell_images_are_noted(tmp_path):
+    images(tmp_path, *(f"{i}.jpg" for i in range(12)))
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{i}.jpg,id{i}\n" for i in range(12)))
+    assert "each of the 12 classes has one image: if the labels are names" in scan(tmp_path / "t.csv")[0].notes[-1]
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{i}.jpg,id{i % 11}\n" for i in range(12)))
+    assert scan(tmp_path / "t.csv")[0].notes == ()
+
+
 def test_the_first_line_again_is_no_image(folder):
     """As in tables that were joined by cat."""
     (folder / "t.csv").write_text("path,label\n1.jpg,cat\npath,label\n2.jpg,dog\n")
