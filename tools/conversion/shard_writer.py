@@ -122,21 +122,23 @@ def write_shard(task: ShardTask, show: Show = no_show) -> ShardResult:
       OSError: the output cannot be written.
     """
     if not task.address:
-        return _write_shard(task, show)
+        result, rows = _write_shard(task, show)
+        write_receipt(result, rows)
+        return result
     store, name = Store(task.address), os.path.basename(task.output)
     with tempfile.TemporaryDirectory(prefix="shardline-") as folder:
-        result = _write_shard(replace(task, output=os.path.join(folder, name)), show)
+        result, rows = _write_shard(replace(task, output=os.path.join(folder, name)), show)
         if not is_whole(result):
             raise Failure(f"{result.output}: the disk of {folder} does not give back what was written; name another "
                           "one by TMPDIR")  # fmt: skip
-        rows = result.rows()
         result = replace(result, etag=store.put(name, Path(result.output)))
         write_receipt(result, rows)
         store.put(receipt_path(name).name, receipt_path(result.output))
     return replace(result, output=task.output)
 
 
-def _write_shard(task: ShardTask, show: Show) -> ShardResult:
+def _write_shard(task: ShardTask, show: Show) -> tuple[ShardResult, pa.Table]:
+    """The shard alone; its receipt's rows."""
     started = time.monotonic()
     set_up_process()
     with atomic_writer(task.output) as file:
@@ -152,8 +154,7 @@ def _write_shard(task: ShardTask, show: Show) -> ShardResult:
         filtered=columns["status"].count(FILTERED),
         seconds=time.monotonic() - started,
     )
-    write_receipt(result, pa.table(columns, schema=ROW))
-    return result
+    return result, pa.table(columns, schema=ROW)
 
 
 def _write_records(task: ShardTask, file: BinaryIO, show: Show) -> tuple[dict[str, list[Any]], str]:
