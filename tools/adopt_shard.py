@@ -207,9 +207,7 @@ def _labelled(
     if unlabelled:
         return None, parse_example(payload, replace(features, label=""))
     values = feature_values(payload, features.label)
-    if features.label_kind == "onehot":
-        content.widths.add(len(values))
-    elif len(values) > 1:
+    if features.label_kind != "onehot" and len(values) > 1:
         raise ValueError(f"feature {features.label!r} holds {len(values)} labels; shardline takes one label an image")
     if features.label_kind == "name":
         example = parse_example(payload, replace(features, label=""))
@@ -217,6 +215,8 @@ def _labelled(
             raise ValueError(f"feature {features.label!r} holds no text")
         return label_text(values[0]), example
     example = parse_example(payload, features)
+    if features.label_kind == "onehot":
+        content.widths.add(len(values))
     stored = example.label - features.label_offset
     return None if stored == NO_LABEL and features.label_offset <= 0 else example.label, example
 

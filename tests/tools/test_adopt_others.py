@@ -109,9 +109,9 @@ def test_several_labels_an_image_are_refused_in_words(tmp_path, capsys):
 
 
 def test_one_hot_labels_that_are_not(tmp_path, capsys):
-    put(tmp_path / "train.tfrecord", [ints(0, 1, 0), ints(1, 1, 0), ints(0, 0, 0), ints(2, 1, 0)])
+    put(tmp_path / "train.tfrecord", [ints(0, 1, 0), ints(1, 1, 0), ints(0, 0, 0), ints(2, 1, 0), None])
     assert adopted(tmp_path, label_kind="onehot").class_counts["train"] == (0, 1, 0)
-    assert capsys.readouterr().err.count("is not one-hot") == 3
+    assert capsys.readouterr().err.count("is not one-hot") == 4
     put(tmp_path / "train.tfrecord", [ints(0, 1, 0), ints(1, 0)])
     with pytest.raises(UsageError, match="labels have 2, 3 numbers"):
         adopted(tmp_path, label_kind="onehot", overwrite=True)
