@@ -5,8 +5,8 @@
 
 All have to be made with the same image options. Classes are united by name: those of the first dataset keep their
 numbers, new ones come after. Shards of a dataset whose classes get other numbers are copied with those; all others are
-linked, or copied where the disks differ. The last line on stdout is the digest of the result, which depends on the
-datasets, their order and --name alone.
+linked, or copied where the disks differ. Records of adopted datasets are never rewritten. The last line on stdout is
+the digest of the result, which depends on the datasets, their order and --name alone.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from shardline.tools.merge import MergeConfig, merge
 from shardline.tools.verify import VerifyConfig, verify
 from tests.pipeline.tiny import payloads, write_dataset
 from tests.tools.folders import Run, class_folders, config, draw, records, shard_hashes
+from tests.tools.test_adopt_others import ints, put, texts
 
 SHARES = {"train": 0.75, "test": 0.25}
 
@@ -145,15 +146,85 @@ def test_what_does_not_fit_is_refused_in_words(a, tmp_path):
         merge(MergeConfig(data=(a,), output=tmp_path / "full"))
 
 
-def test_adopted_ones_are_refused_with_what_to_do(a, tmp_path):
+def test_adopted_ones_and_converted_ones_are_not_joined_and_nothing_is_appended(a, tmp_path):
     write_dataset(tmp_path / "theirs", {"train": payloads(8)})
     for name in ("manifest.json", *(path.name for path in (tmp_path / "theirs").glob("*.idx"))):
         (tmp_path / "theirs" / name).unlink()
     adopt(AdoptConfig(data=tmp_path / "theirs", workers=1))
-    with pytest.raises(UsageError, match=r"was adopted, .* into one folder and run shardline-adopt on it$"):
+    with pytest.raises(UsageError, match=r"theirs was adopted, \S+ converted; convert the images of both together$"):
         merge(MergeConfig(data=(a, tmp_path / "theirs"), output=tmp_path / "out"))
     with pytest.raises(UsageError, match=r"holds shards that were adopted, .* and run shardline-adopt overwrite, or"):
         convert(config(tmp_path / "sa", tmp_path / "theirs", append=True))
+
+
+def theirs(folder, name, labels, *, make=ints, files=2, gap=False, **options):
+    """A dataset of shards of somebody else's, in folders; with a record that cannot be used."""
+    for number in range(files):
+        kept = [*map(make, labels), *([None] if gap and not number else [])]
+        put(folder / name / "train" / f"{number:02}-48x32-{len(labels)}.tfrec", kept)
+    put(folder / name / "val" / "00.tfrec", map(make, labels[:2]))
+    return adopt(AdoptConfig(data=folder / name, workers=1, **options))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "one", "two"),
+    [
+        (ints, "", [0, 1, 2, 1], [1, 0, 2, 3]),  # one more class in the second
+        (lambda name: texts(name.encode()), "name", ["rose", "tulip"], ["iris", "tulip", "rose"]),  # other numbers
+        (lambda label: ints(*(int(label == n) for n in range(3))), "onehot", [0, 2, 1], [2, 1, 0]),
+    ],
+)
+def test_adopted_ones_are_joined_by_links_with_their_records_and_classes(tmp_path, make, kind, one, two):
+    theirs(tmp_path, "a", one, make=make, gap=True, label_kind=kind)
+    theirs(tmp_path, "b", two, make=make, label_kind=kind)
+    before = shard_hashes(tmp_path)
+    whole = merge(MergeConfig(data=(tmp_path / "a", tmp_path / "b"), output=tmp_path / "out"))
+    assert whole == Manifest.load(tmp_path / "out") and whole.adopted
+    assert whole.ledger.quarantined == 1
+    for split, count in (("train", 2), ("val", 1)):
+        parts = [Manifest.load(tmp_path / side).splits[split].shards for side in "ab"]
+        files = [tmp_path / side / shard.file for side, shards in zip("ab", parts, strict=True) for shard in shards]
+        assert len(files) == 2 * count
+        for file, shard in zip(files, whole.splits[split].shards, strict=True):
+            assert os.path.samefile(file, tmp_path / "out" / shard.file)
+        assert names(tmp_path / "out", split) == names(tmp_path / "a", split) + names(tmp_path / "b", split)
+        images = [bytes(example.image) for side in "ab" for example in records(tmp_path / side, split)]
+        assert [bytes(example.image) for example in records(tmp_path / "out", split)] == images
+        labels = [label for _, label in names(tmp_path / "out", split)]
+        assert whole.class_counts[split] == tuple(map(labels.count, whole.labels))
+    assert shard_hashes(tmp_path).items() >= before.items()
+    assert faults(tmp_path / "out") == []
+    again = merge(MergeConfig(data=(tmp_path / "a", tmp_path / "b"), output=tmp_path / "out"))
+    assert again.digest == whole.digest
+    more = merge(MergeConfig(data=(tmp_path / "out", tmp_path / "b"), output=tmp_path / "more"))
+    assert len(more.splits["train"].shards) == 6 and faults(tmp_path / "more") == []
+
+
+def test_adopted_ones_that_do_not_fit_are_refused_in_one_line(tmp_path):
+    (tmp_path / "rt").write_text("rose\ntulip\n")
+    (tmp_path / "tr").write_text("tulip\nrose\n")
+    theirs(tmp_path, "a", [0, 1], class_names=str(tmp_path / "rt"))
+    theirs(tmp_path, "b", [0, 1], class_names=str(tmp_path / "tr"))
+    theirs(tmp_path, "c", [1, 2], label_offset=-1)
+    theirs(tmp_path, "d", [0, 1], make=lambda label: ints(int(label == 0), int(label == 1)), label_kind="onehot")
+    theirs(tmp_path, "e", [0, 2], make=lambda n: ints(*(int(n == i) for i in range(3))), label_kind="onehot")
+    theirs(tmp_path, "f", ["Rose"], make=lambda name: texts(name.encode()), label_kind="name")
+    theirs(tmp_path, "g", ["rose"], make=lambda name: texts(name.encode()), label_kind="name")
+    for data, options, message in (
+        ("ab", {}, r"b was adopted with other classes than the rest, and its records are not rewritten; adopt"),
+        ("ac", {}, r"c: its records have other features \(label_offset -1 there, 0 in \S+a\); write one of them again"),
+        ("ad", {}, r"label_kind 'onehot' there, '' in "),
+        ("de", {}, r"d was adopted with other classes"),
+        ("fg", {"merge_similar_labels": True}, r"g was adopted with other classes"),
+        (
+            "aa",
+            {"duplicates": "fail"},
+            r"duplicates=fail: adopted datasets do not tell the pixels of their images",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            merge(MergeConfig(data=tuple(tmp_path / name for name in data), output=tmp_path / "out", **options))
+        assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("where", ["merging._place", "merging.write_tfds_metadata"])

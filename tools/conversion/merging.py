@@ -2,6 +2,8 @@
 
 A shard is a second name of the input's file, or a copy on another disk, unless its classes get other numbers: then its
 records are written anew, with the same images. Nothing is taken for a dataset before the manifest is there.
+
+Records of adopted datasets stay as they are, so their classes have to have the same numbers, or to be stored by name.
 """
 
 from __future__ import annotations
@@ -69,9 +71,10 @@ class _Input:
     first_record: dict[str, int]
 
     @property
-    def keeps_labels(self) -> bool:
-        """Whether its labels keep their numbers, so that its records stay what they are."""
-        return np.array_equal(self.relabel[:-1], np.arange(len(self.relabel) - 1))
+    def keeps_records(self) -> bool:
+        """Whether its records stay what they are: its labels keep their numbers, or the records name them."""
+        keeps_labels = np.array_equal(self.relabel[:-1], np.arange(len(self.relabel) - 1))
+        return keeps_labels or self.manifest.features.label_kind == "name"
 
 
 def merge(
@@ -85,6 +88,8 @@ def merge(
             for split in manifest.splits:
                 check_files(manifest, directory, split)
         labels, inputs = _united(directories, manifests, merge_similar)
+        for directory, each in zip(directories, inputs, strict=True):
+            _refuse_rewriting(directory, each, labels)
         whole = _joined(inputs, labels, name_of(name, manifests[0].name) if name else manifests[0].name)
         stack.enter_context(own_directory(output, "--output"))
         if finished := _finished(Path(output), whole):
@@ -95,16 +100,20 @@ def merge(
 
 
 def _refuse_misfit(first: str, model: Manifest, directory: str, manifest: Manifest) -> None:
-    """Raise UsageError where the images of a dataset were not made as those of the first one, or not by us."""
+    """Raise UsageError where the records of a dataset were not made as those of the first one."""
     what = f"--data={directory}"
-    if manifest.adopted or manifest.features != Features():
+    if manifest.adopted != model.adopted:
+        made = {True: "adopted", False: "converted"}
         raise UsageError(
-            f"{what} was adopted, not converted: its records have features of their own; put the TFRecord files of all "
-            "datasets into one folder and run shardline-adopt on it"
+            f"{what} was {made[manifest.adopted]}, {first} {made[model.adopted]}; convert the images of both together"
         )
+    features = [(field.name, getattr(manifest.features, field.name), getattr(model.features, field.name))
+                for field in fields(Features) if field.name != "names"]  # fmt: skip
+    if differing := [f"{name} {there!r} there, {here!r} in {first}" for name, there, here in features if there != here]:
+        raise UsageError(f"{what}: its records have other features ({'; '.join(differing)}); write one of them again")
     ours = {field.name: getattr(manifest.image, field.name) for field in fields(manifest.image)}
     theirs = {field.name: getattr(model.image, field.name) for field in fields(model.image)}
-    for size in ("max_height", "max_width"):
+    for size in ("max_height", "max_width", *(["encoding"] if manifest.adopted else [])):
         del ours[size], theirs[size]
     ours |= {option: manifest.options.get(option) for option in _IMAGE_OPTIONS}
     theirs |= {option: model.options.get(option) for option in _IMAGE_OPTIONS}
@@ -116,6 +125,18 @@ def _refuse_misfit(first: str, model: Manifest, directory: str, manifest: Manife
     for name, split in manifest.splits.items():
         if name in model.splits and model.splits[name].unlabelled != split.unlabelled:
             raise UsageError(f"{what}: split {name} has labels in one dataset and none in another; convert one again")
+
+
+def _refuse_rewriting(directory: str, each: _Input, labels: tuple[str, ...]) -> None:
+    """Raise UsageError where records of an adopted dataset would have to be other ones."""
+    features = each.manifest.features
+    known = set(each.manifest.labels) <= set(labels)
+    wide = features.label_kind == "onehot" and len(each.manifest.labels) < len(labels)
+    if each.manifest.adopted and (not each.keeps_records or not known or wide):
+        raise UsageError(
+            f"--data={directory} was adopted with other classes than the rest, and its records are not "
+            "rewritten; adopt all with the same --class_names"
+        )
 
 
 def _united(
@@ -162,11 +183,13 @@ def _joined(inputs: Sequence[_Input], labels: tuple[str, ...], name: str) -> Man
     return Manifest(
         name=name,
         labels=labels,
+        features=replace(manifests[0].features, names=labels if manifests[0].features.names else ()),
         words=_words(inputs, len(labels)),
         splits=splits,
         ledger=Ledger(**{field: sum(ledger[field] for ledger in ledgers) for field in ledgers[0]}),
         image=replace(
             images[0],
+            encoding=images[0].encoding if len({image.encoding for image in images}) == 1 else "any",
             max_height=max(image.max_height for image in images),
             max_width=max(image.max_width for image in images),
         ),
@@ -217,6 +240,10 @@ def _finished(output: Path, whole: Manifest) -> Manifest | None:
 
 def _note_duplicates(inputs: Sequence[_Input], splits: tuple[str, ...], *, refuse: bool) -> None:
     """Say which images of a dataset have the pixels of one of those before it, and whether in another split."""
+    if inputs[0].manifest.adopted:
+        if refuse:
+            raise UsageError("--duplicates=fail: adopted datasets do not tell the pixels of their images; leave it out")
+        return
     held = [earlier_images(each.manifest, each.directory, splits) for each in inputs] if len(inputs) > 1 else []
     equal = across = 0
     example = ""
@@ -257,11 +284,11 @@ def _write(output: Path, inputs: Sequence[_Input], whole: Manifest) -> Manifest:
     splits = {name: list(split.shards) for name, split in whole.splits.items()}
     total = sum(map(len, splits.values()))
     sizes: set[tuple[int, int]] = set()
-    with (
-        progress(total=total, desc="merge", unit="shard") as bar,
-        sources_writer(output) as write,
-        index_writer(output, whole.name) as add_to_index,
-    ):
+    with progress(total=total, desc="merge", unit="shard") as bar, contextlib.ExitStack() as stack:
+        write = add_to_index = None
+        if not whole.adopted:  # which have neither
+            write = stack.enter_context(sources_writer(output))
+            add_to_index = stack.enter_context(index_writer(output, whole.name))
         first_shard = dict.fromkeys(splits, 0)
         for each in inputs:
             placed_as: dict[str, str] = {}  # of its shards, in the result
@@ -271,10 +298,13 @@ def _write(output: Path, inputs: Sequence[_Input], whole: Manifest) -> Manifest:
                     target = output / splits[split][number].file
                     placed = _place(each, shard, target)
                     splits[split][number] = placed
-                    add_to_index(split, placed, load_index(index_path(target), shard.records)[:, 1])
+                    if add_to_index:
+                        add_to_index(split, placed, load_index(index_path(target), shard.records)[:, 1])
                     placed_as[shard.file] = target.name
                     first_shard[split] += 1
                     bar.update()
+            if not write:
+                continue
             for rows in _rows(each, output, placed_as, whole):
                 stored = rows.filter(pc.not_equal(rows["shard"], ""))
                 if len(sizes) < 2:
@@ -285,7 +315,8 @@ def _write(output: Path, inputs: Sequence[_Input], whole: Manifest) -> Manifest:
     )
     for gap in class_gaps(manifest.labels, manifest.class_counts):
         log(f"note: {gap}")
-    write_tfds_metadata(output, manifest, next(iter(sizes)) if len(sizes) == 1 else None)
+    if not whole.adopted:
+        write_tfds_metadata(output, manifest, next(iter(sizes)) if len(sizes) == 1 else None)
     manifest.save(output)
     Output(str(output), output).remove_work()
     return manifest
@@ -294,7 +325,7 @@ def _write(output: Path, inputs: Sequence[_Input], whole: Manifest) -> Manifest:
 def _place(each: _Input, shard: Shard, target: Path) -> Shard:
     """A shard of an input under its name in the result, with its index."""
     source = shard_path(each.directory, shard)
-    if each.keeps_labels:
+    if each.keeps_records:
         link_or_copy(source, target)
         link_or_copy(index_path(source), index_path(target))
         if not os.path.samefile(source, target) and file_sha256(target) != shard.sha256:
@@ -329,7 +360,9 @@ def _rows(each: _Input, output: Path, names: dict[str, str], whole: Manifest) ->
     """An input's table of sources, as it is in the result."""
     labels = np.array([*whole.labels, ""], object)
     old, new = pa.array([*names, ""], pa.string()), pa.array([*names.values(), ""], pa.string())
-    places = {} if each.keeps_labels else {split: _places(each, split, output, names) for split in each.manifest.splits}
+    places = (
+        {} if each.keeps_records else {split: _places(each, split, output, names) for split in each.manifest.splits}
+    )
     first = np.array([each.first_record.get(split, 0) for split in each.manifest.splits])
     known = pa.array(list(each.manifest.splits), pa.string())
     for batch in iterate_sources(each.directory, SOURCES.names):
