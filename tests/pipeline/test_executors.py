@@ -161,7 +161,7 @@ def test_a_decoder_that_crashes_or_hangs_on_ray_costs_one_input():
 def wait_for_another(task, show):
     """Of task 2, the first attempt waits until somebody else has done it."""
     if task.number == 2 and first_time(task, 0):
-        for _ in range(600):
+        for _ in range(3000):
             time.sleep(0.1)
         raise Failure("nobody began it again")
     return task.number
@@ -178,7 +178,7 @@ def test_a_task_that_takes_far_longer_than_others_is_begun_again_once(tmp_path):
 def wait_to_be_seen(task, show):
     """Goes on once the first of its two inputs is known to be done."""
     show(1)
-    for _ in range(600):
+    for _ in range(3000):
         if (Path(task.folder) / "seen").exists():
             return task.number
         time.sleep(0.1)

@@ -56,7 +56,7 @@ def blind_node(cluster, source):
     command = ["unshare", "--mount", "bash", "-c", script, "bash", source, sys.executable, cluster.address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        wait_for(lambda: process.poll() is not None or alive_nodes(cluster) == 2, 120)
+        wait_for(lambda: process.poll() is not None or alive_nodes(cluster) == 2, 300)
         assert process.poll() is None, process.stdout.read()
         yield process
     finally:
@@ -80,7 +80,7 @@ def alive_nodes(cluster):
 def test_a_node_without_the_source_and_a_killed_worker_change_no_byte(cluster, blind_node, source, whole, tmp_path):
     cluster.add_node(num_cpus=2)
     process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "4")
-    wait_for(lambda: process.poll() is not None or len(receipts(tmp_path / "d")) >= 2, 120)
+    wait_for(lambda: process.poll() is not None or len(receipts(tmp_path / "d")) >= 2, 300)
     busy = [
         found
         for found in psutil.process_iter(["cmdline"])
@@ -98,7 +98,7 @@ def test_a_node_that_dies_changes_no_byte_and_all_cpus_are_used(cluster, source,
     nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=1)]
     address = cluster.address
     process = start(source, tmp_path / "d", "--engine", "ray", "--workers", "0", "--ray_address", address)
-    wait_for(lambda: process.poll() is not None or len(receipts(tmp_path / "d")) >= 2, 120)
+    wait_for(lambda: process.poll() is not None or len(receipts(tmp_path / "d")) >= 2, 300)
     cluster.remove_node(nodes[0], allow_graceful=False)
     said, message = process.communicate(timeout=240)
     assert process.returncode == 0, message

@@ -100,7 +100,7 @@ def test_ray_leaves_nothing_running_and_gives_the_same_bytes(source, whole, tmp_
     pytest.importorskip("ray")
     output = tmp_path / "d"
     process = start(source, output, "--engine", "ray")
-    wait_for(lambda: len(receipts(output)) >= 2)
+    wait_for(lambda: len(receipts(output)) >= 2, 300)
     # Ray's agents hold no work of ours and need a minute or more to notice.
     children = psutil.Process(process.pid).children(recursive=True)
     cluster = [child for child in children if not child.name().endswith("Agent")]
@@ -111,7 +111,7 @@ def test_ray_leaves_nothing_running_and_gives_the_same_bytes(source, whole, tmp_
     assert not alive, "orphans"
     assert not (output / "manifest.json").exists()
     again = start(source, output, "--engine", "ray")
-    message = again.communicate(timeout=120)[1]
+    message = again.communicate(timeout=300)[1]
     assert again.returncode == 0, message
     assert "continuing: " in message
     assert shard_hashes(output) == whole
