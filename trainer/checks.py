@@ -15,6 +15,7 @@ from shardline.pipeline.manifest import FILE_NAME as MANIFEST_FILE
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import count
 from shardline.trainer.checkpoints import list_checkpoints
+from shardline.trainer.remote_workdir import local_run
 from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, read_config
 
 
@@ -22,7 +23,10 @@ from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, read_config
 class ModelConfig:
     """Which trained model a command uses: what evaluate, predict and export have in common."""
 
-    run: str = option("", "run directory written by shardline-train; optional with --checkpoint", path="folder")
+    run: str = option(
+        "", "run directory written by shardline-train, also s3://… or gs://…; optional with --checkpoint",
+        path="dataset",
+    )  # fmt: skip
     checkpoint: str = option("", "checkpoint file to use instead of the run's best or newest one", path="file")
 
     def __post_init__(self) -> None:
@@ -30,7 +34,7 @@ class ModelConfig:
 
 
 def find_run(run: str, checkpoint: str = "") -> Path:
-    """The run directory: `--run`, or the one that `--checkpoint` lies in. Its config.json can be read."""
+    """The run directory: `--run`, a copy of it, or the one that `--checkpoint` lies in. Its config.json can be read."""
     if checkpoint and not run:
         parents = Path(checkpoint).absolute().parents
         run = next((str(parent) for parent in parents if (parent / CONFIG_FILE).is_file()), "")
@@ -40,15 +44,16 @@ def find_run(run: str, checkpoint: str = "") -> Path:
             )
     if not run:
         raise UsageError("--run is missing: name a run directory written by shardline-train (or a --checkpoint in one)")
-    read_config(run)
+    directory = local_run(run)
+    read_config(directory)
     if checkpoint and not Path(checkpoint).is_file():
-        there = ", ".join(path.name for path in list_checkpoints(run)) or "none"
+        there = ", ".join(path.name for path in list_checkpoints(directory)) or "none"
         raise UsageError(f"--checkpoint={checkpoint}: no such file; checkpoints of {run}: {there}")
     if checkpoint and not zipfile.is_zipfile(checkpoint):
         raise UsageError(f"--checkpoint={checkpoint} is no checkpoint of a run; give one of {run}/checkpoints")
-    if not checkpoint and not any((Path(run) / "checkpoints").glob("*.npz")):
+    if not checkpoint and not any((directory / "checkpoints").glob("*.npz")):
         raise UsageError(f"--run={run} holds no checkpoint: train it first, or name a --checkpoint")
-    return Path(run)
+    return directory
 
 
 def say_weights(chosen: ChosenWeights) -> None:

@@ -23,6 +23,7 @@ from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import atomic_write, own_directory
 from shardline.pipeline.options import check_options, option
+from shardline.pipeline.paths import is_remote
 from shardline.pipeline.progress import log, progress
 from shardline.pipeline.wording import as_flag, count, shorten_list
 from shardline.tools.html_report import HtmlReport, Link
@@ -30,6 +31,7 @@ from shardline.trainer import metrics_log
 from shardline.trainer.checks import make_directory
 from shardline.trainer.curves import comparison_curves, final_top1
 from shardline.trainer.evaluation import metrics, results
+from shardline.trainer.remote_workdir import local_run, runs_of
 from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, choose_weights, read_config
 
 if TYPE_CHECKING:
@@ -45,9 +47,9 @@ class CompareConfig:
 
     runs: tuple[str, ...] = option(
         (),
-        "run directories, output directories of shardline-evaluate, or folders of runs",
+        "run directories, output directories of shardline-evaluate, or folders of runs, also s3://… or gs://…",
         positional=True,
-        path="folder",
+        path="dataset",
     )
     split: str = option("test", "split whose predictions are compared")
     output: str = option("", "directory for compare.html, compare.json and curves.png; empty: none", path="folder")
@@ -119,6 +121,8 @@ def main(config: CompareConfig) -> None:
 
 def runs_in(path: str) -> list[str]:
     """The run or evaluation itself; of a folder of runs, these, by name."""
+    if is_remote(path):
+        return runs_of(path)
     is_run = any((Path(path) / name).is_file() for name in (CONFIG_FILE, results.METRICS))
     inside = sorted(str(config.parent) for config in Path(path).glob(f"*/{CONFIG_FILE}"))
     return [path] if is_run or not inside else inside
@@ -126,12 +130,12 @@ def runs_in(path: str) -> list[str]:
 
 def load(name: str, path: str, split: str) -> EvaluatedRun:
     """A run directory with its evaluation of `split`, or an evaluation directory with its run."""
-    directory = Path(path)
+    directory = local_run(path)
     if not directory.is_dir():
         raise UsageError(f"{path}: no such directory; name a run directory or an evaluation's output")
     if (directory / results.METRICS).is_file():
         values = results.read_metrics(directory)
-        run = Path(values["run"])
+        run = local_run(values["run"])
         if not run.is_dir():
             raise UsageError(f"{path} is an evaluation of {run}, which is not there; give the run directory")
         evaluation: Path | None = directory

@@ -22,7 +22,7 @@ from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.options import option
-from shardline.pipeline.paths import absolute
+from shardline.pipeline.paths import absolute, is_remote
 from shardline.pipeline.remote import DataCacheOptions
 from shardline.pipeline.wording import count
 from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
@@ -46,7 +46,7 @@ class EvaluateConfig(DataCacheOptions, HostsConfig, ModelConfig):
 
     data: str = option("", "dataset to evaluate on: directory, s3://… or gs://…", positional=True, path="dataset")
     split: str = option("test", "split to evaluate")
-    output: str = option("", "directory for the results; empty: RUN/evaluation-SPLIT", path="folder")
+    output: str = option("", "directory of this host for the results; empty: RUN/evaluation-SPLIT", path="folder")
     batch_size: int = option(32, "images per forward pass on each device", low=1)
     logical_cpus: int = option(
         0, "split the CPU into this many devices, to try replicas without GPUs; 0: do not", low=0
@@ -114,7 +114,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             run = load_run(str(directory), chosen)
         evaluation = measure(config, run, devices, data, calibration_split)
         evaluation.metrics.update(
-            run=str(directory.absolute()),
+            run=absolute(config.run or str(directory)),
             checkpoint=config.checkpoint,
             weights=chosen.facts(),
             data=absolute(data.where),
@@ -188,6 +188,8 @@ def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, c
 def output_directory(config: EvaluateConfig) -> Path:
     """Where the results go."""
     run = find_run(config.run, config.checkpoint)
+    if is_remote(config.run) and not config.output:
+        raise UsageError(f"--output is missing: results for --run={config.run} are written to a directory of this host")
     return Path(config.output) if config.output else results.default_directory(run, config.split)
 
 

@@ -8,9 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline import object_store
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, Split
 from shardline.trainer.checks import check_labels, check_target, find_run, make_directory
+from shardline.trainer.compare import CompareConfig, compare
+from shardline.trainer.evaluate import EvaluateConfig, evaluate
+from shardline.trainer.remote_workdir import local_run
+from shardline.trainer.run_dir import choose_weights
+from tests.pipeline.stores import FolderStore
 from tests.tools.folders import ROOT
 from tests.trainer.tiny import COLORS
 
@@ -138,6 +144,63 @@ def test_a_dataset_of_other_classes_is_refused():
 def test_a_checkpoint_finds_its_run(tiny_run):
     checkpoint = next((tiny_run / "checkpoints").glob("*.npz"))
     assert find_run("", str(checkpoint)) == tiny_run == find_run(str(tiny_run))
+
+
+@pytest.fixture
+def bucket(monkeypatch, tiny_run, tmp_path):
+    """s3://bucket: the folder with the run twice, among others; stores by their address, as they were asked for."""
+    root, stores = tmp_path / "bucket", {}
+    for name in ("runs/one", "runs/two"):
+        shutil.copytree(tiny_run, root / name)
+    (root / "runs" / "one" / "features").mkdir()
+    (root / "runs" / "one" / "features" / "large").write_bytes(b"")
+    (root / "notes").mkdir()
+    (root / "notes" / "thesis.doc").write_bytes(b"mine")
+    monkeypatch.setattr(
+        object_store, "client", lambda url: stores.setdefault(url, FolderStore(root / url.removeprefix("s3://bucket/")))
+    )
+    monkeypatch.setattr(object_store, "_PAUSE_SECONDS", 0)
+    local_run.cache_clear()
+    return stores
+
+
+def test_a_run_in_a_store_is_fetched_once_and_without_what_is_not_needed(bucket, tiny_run):
+    found = find_run("s3://bucket/runs/one")
+    assert choose_weights(found).facts() == choose_weights(tiny_run).facts() and found.name == "one"
+    kept = {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()}
+    there = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
+    assert kept == {name for name in there if not name.endswith((".html", ".keras")) and name != ".lock"}
+    assert find_run("s3://bucket/runs/one") == found and set(bucket["s3://bucket/runs/one"].opened.values()) == {1}
+
+
+def test_a_run_that_changes_while_it_is_fetched_is_listed_again(bucket, tiny_run):
+    find_run("s3://bucket/runs/two")
+    name = f"checkpoints/{choose_weights(tiny_run).checkpoint.path.name}"
+    local_run.cache_clear()
+    bucket["s3://bucket/runs/two"].faults[name] = [FileNotFoundError()] * 2
+    assert choose_weights(find_run("s3://bucket/runs/two")).facts() == choose_weights(tiny_run).facts()
+    local_run.cache_clear()
+    bucket["s3://bucket/runs/two"].faults[name] = [FileNotFoundError()] * 9
+    with pytest.raises(Failure, match=r"^s3://bucket/runs/two changes while it is read; try again when its training"):
+        find_run("s3://bucket/runs/two")
+
+
+def test_what_is_no_run_in_a_store_is_refused_before_anything_is_fetched(bucket, tiny_data):
+    for run in ("s3://bucket/notes", "s3://bucket/nothing"):
+        with pytest.raises(UsageError, match=rf"^{run}: no config\.json there, so it is no run directory; give a "):
+            find_run(run)
+        assert not bucket[run].opened
+    with pytest.raises(UsageError, match=r"^output is missing: results for run=s3://bucket/runs/one are written to a "):
+        evaluate(EvaluateConfig(run="s3://bucket/runs/one", data=str(tiny_data)))
+
+
+def test_runs_in_a_store_are_compared_as_those_of_a_folder(bucket, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "here" / "one")
+    shutil.copytree(tiny_run, tmp_path / "here" / "two")
+    here = compare(CompareConfig(runs=(str(tmp_path / "here"),)))
+    assert compare(CompareConfig(runs=("s3://bucket/runs",))) == here and here.names == ("one", "two")
+    mixed = compare(CompareConfig(runs=("s3://bucket/runs/one", str(tmp_path / "here" / "two"))))
+    assert mixed.results == here.results
 
 
 def test_targets_are_made_room_for(tmp_path):
