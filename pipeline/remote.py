@@ -95,17 +95,16 @@ class Mirror:
         first, last = offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes)
         content = self.store.read_range(shard.file, first * self.piece_bytes, (last - first) * self.piece_bytes)
         pieces = [content[start : start + self.piece_bytes] for start in range(0, len(content), self.piece_bytes)]
+        os.makedirs(os.path.dirname(self._piece_path(shard, first)), exist_ok=True)
         for number, piece in enumerate(pieces, first):
-            path = self._piece_path(shard, number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, piece, durable=False)
+            atomic_write(self._piece_path(shard, number), piece, durable=False)
         self._make_room(len(content))
         return pieces
 
     def has_pieces(self, shard: Shard, offset: int, size: int) -> bool:
         """Whether all pieces that hold some bytes of a shard are here."""
         numbers = range(offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes))
-        return all(self._piece_path(shard, number).exists() for number in numbers)
+        return all(os.path.exists(self._piece_path(shard, number)) for number in numbers)
 
     def _kept(self, shard: Shard, offset: int, size: int) -> bytes | None:
         """Bytes of the pieces that are here, and no others of them; None unless all are."""
@@ -113,17 +112,20 @@ class Mirror:
         while size:
             number, start = divmod(offset, self.piece_bytes)
             try:
-                with open(self._piece_path(shard, number), "rb", buffering=0) as file:
-                    part = os.pread(file.fileno(), min(size, self.piece_bytes - start), start)
+                file = os.open(self._piece_path(shard, number), os.O_RDONLY)
             except FileNotFoundError:
                 return None
+            try:
+                part = os.pread(file, min(size, self.piece_bytes - start), start)
+            finally:
+                os.close(file)
             if not part:  # the end of the shard
                 break
             found, offset, size = found + part, offset + len(part), size - len(part)
         return found
 
-    def _piece_path(self, shard: Shard, number: int) -> Path:
-        return self.folder / PIECES / f"{shard.file}@{number}"
+    def _piece_path(self, shard: Shard, number: int) -> str:
+        return f"{self.folder}/{PIECES}/{shard.file}@{number}"  # without pathlib, which costs as much as to read it
 
     def fetch(self, shard: Shard) -> Path:
         """Where a shard lies, once it is there. Raises Failure when it cannot be had."""
