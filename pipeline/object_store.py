@@ -8,6 +8,7 @@ GOOGLE_APPLICATION_CREDENTIALS.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -38,6 +39,11 @@ _PART_BYTES = 16 << 20  # of a larger file, which appears when its last part has
 _REQUEST = {"timeout": "1day", "read_timeout": "60s", "connect_timeout": "10s"}  # slow is no fault, silence is
 _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
 _ERROR_LENGTH = 300  # of the store's own words
+# Variables that name the endpoint, by scheme, and what obstore calls it.
+_ENDPOINTS = {
+    "s3": (("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "endpoint"),
+    "gs": (("GOOGLE_BASE_URL",), "base_url"),
+}
 
 
 class StoredFile(NamedTuple):
@@ -93,13 +99,18 @@ class Store:
         return self._tried(name, hashed)
 
     def files(self) -> dict[str, StoredFile]:
-        """Every file below the folder, by its path from here on; {} where there is no such folder."""
+        """Every file below the folder, by its path from here on; {} where there is no such folder.
+
+        What consoles make a folder of, an empty file with a slash at its end, is none; unless nothing lies below it.
+        """
 
         def listed() -> dict[str, StoredFile]:
             return {name: file for name, file in self._list(client(self.url).list()) if name}
 
         try:
-            return self._tried("", listed)
+            found = self._tried("", listed)
+            folders = {name[:end] for name in found for end, letter in enumerate(name) if letter == "/"}
+            return {name: file for name, file in found.items() if file.size or name not in folders}
         except FileNotFoundError:  # no such bucket
             return {}
 
@@ -109,7 +120,7 @@ class Store:
         def listed() -> tuple[list[str], dict[str, StoredFile]]:
             found = client(self.url).list_with_delimiter(f"{folder}/" if folder else None)
             strip = len(folder) + 1 if folder else 0
-            files = {name[strip:]: file for name, file in self._list([found["objects"]])}
+            files = {name[strip:]: file for name, file in self._list([found["objects"]]) if name[strip:]}
             return [name[strip:].rstrip("/") for name in found["common_prefixes"]], files
 
         try:
@@ -214,6 +225,10 @@ class Store:
             try:
                 with _errors_of_the_store():
                     return work()
+            except FileNotFoundError as error:
+                if error.errno is None:  # the store's, in many lines
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), what) from None
+                raise
             except _StoreError as error:
                 if remedy := _remedy(error):
                     raise Failure(f"{what}: {error}; {remedy}") from None
@@ -227,18 +242,21 @@ class Store:
 @lru_cache(maxsize=64)
 def client(url: str) -> Any:
     """What talks to the folder at an address."""
-    from obstore.store import from_url
+    from obstore.store import GCSStore, S3Store
 
+    scheme, _, place = url.partition("://")
+    bucket, _, folder = place.partition("/")
     config: dict[str, Any] = {}
     request: dict[str, Any] = dict(_REQUEST)
-    if url.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            config["endpoint"] = endpoint
-            request["allow_http"] = endpoint.startswith("http://")
-        if provider := _profile():
-            config["credential_provider"] = provider
-    return from_url(url, client_options=request, retry_config=_RETRY, **config)  # type: ignore[call-overload]
+    names, key = _ENDPOINTS[scheme]
+    if endpoint := next(filter(None, map(os.environ.get, names)), ""):
+        config[key] = endpoint
+        request["allow_http"] = endpoint.startswith("http://")
+    if scheme == "s3" and (provider := _profile()):
+        config["credential_provider"] = provider
+    kind: Any = S3Store if scheme == "s3" else GCSStore
+    # Not by the address as a URL, of which % + ? and # mean something.
+    return kind(bucket, prefix=folder, client_options=request, retry_config=_RETRY, **config)
 
 
 def _profile() -> Any:
@@ -300,6 +318,9 @@ _EXPIRED = re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired|token ha
 _ELSEWHERE = re.compile(
     "PermanentRedirect|AuthorizationHeaderMalformed|IncorrectEndpoint|without LOCATION|region.*wrong"
 )
+_UNREADABLE = re.compile("object with invalid path")
+_NONE = re.compile("latest/(api/token|meta-data)|computeMetadata")  # where a machine of the cloud tells its own
+_SKEWED = re.compile("RequestTimeTooSkewed")
 _REFUSED = re.compile("InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|InvalidToken|credential", re.IGNORECASE)
 
 
@@ -309,6 +330,12 @@ def _remedy(error: _StoreError) -> str:
         return "the credentials have expired: renew them (AWS_SESSION_TOKEN, `aws sso login`) and run the command again"
     if _ELSEWHERE.search(error.words):
         return "the bucket lies in another region: name it by AWS_REGION"
+    if _UNREADABLE.search(error.words):
+        return "rename that file: no part of a path may be empty, . or .., or hold a control character"
+    if _SKEWED.search(error.words):
+        return "the clock of this host is wrong: set it"
+    if _NONE.search(error.words):
+        return "there are no credentials: give them by AWS_ACCESS_KEY_ID, AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS"
     if error.refused or _REFUSED.search(error.words):
         return "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
     return ""

@@ -16,8 +16,10 @@ KINDS = ("folder", "file", "any", "dataset", "source")
 
 _REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs"
 # With or without slashes (pathlib merges them), also after a folder or SPLIT=; and SCHEME:/ or HOST:/ of any kind.
-_ADDRESS = re.compile(rf"^({_REMOTE}):|[/=]({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/", re.IGNORECASE)
-_STORE = re.compile("(s3|gs)://")
+_ADDRESS = re.compile(rf"^\s*({_REMOTE}):|[/=]({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/", re.IGNORECASE)
+_STORE = re.compile("(s3|gs)://", re.IGNORECASE)
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_BUCKET = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 _COPY = {
     "s3": "`aws s3 sync`, or mount it with mountpoint-s3",
     "gs": "`gcloud storage rsync`, or mount it with gcsfuse",
@@ -75,12 +77,19 @@ def local_path(name: str, kind: str) -> str:
 
 
 def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.username:
+    scheme, _, place = url.rstrip("/").partition("://")
+    bucket, _, folder = place.partition("/")
+    if "@" in bucket:
         raise ValueError("holds credentials, which would be stored with the run; give them by the environment")
-    if not parts.netloc or not parts.path.strip("/"):
+    if not bucket or not folder:
         raise ValueError("names no folder of a bucket; name s3://BUCKET/FOLDER")
-    return url.rstrip("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"{bucket!r} is no name of a bucket; name s3://BUCKET/FOLDER, and a server by AWS_ENDPOINT_URL"
+        )
+    if any(part in ("", ".", "..") for part in folder.split("/")) or _CONTROL.search(folder):
+        raise ValueError("has a part that is empty, . or .., or holds a control character; leave it out")
+    return f"{scheme.lower()}://{place}"
 
 
 def _of_url(url: str) -> str:

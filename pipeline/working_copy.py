@@ -44,8 +44,16 @@ class WorkingCopy:
         self._known = {}
         found = self.store.files()
         with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(self.fetch, [name for name in found if name != LOCK and self._wanted(name) and names(name)]))
+            wanted = [name for name in found if name != LOCK and self._wanted(name) and names(name)]
+            list(pool.map(lambda name: self._fetch_listed(name, found[name]), wanted))
         return found
+
+    def _fetch_listed(self, name: str, file: StoredFile) -> None:
+        try:
+            self.fetch(name)
+        except FileNotFoundError:
+            if file.size:  # else it is what consoles make a folder of
+                raise
 
     def fetch(self, name: str) -> Path:
         """Where a file lies, once it was copied from the store. Raises FileNotFoundError."""

@@ -1,4 +1,7 @@
-"""Object stores for tests: a folder that fails when told to, in place of obstore's; and moto's S3, behind a proxy."""
+"""Object stores for tests: a folder that fails when told to, in place of obstore's; and moto's S3, behind a proxy.
+
+The proxy also speaks as Google Cloud Storage, whose XML interface, which obstore uses, is S3's under other names.
+"""
 
 import contextlib
 import hashlib
@@ -12,7 +15,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from shardline.pipeline import object_store, remote
 
@@ -82,16 +85,23 @@ def s3_server():
 class Bucket:
     """A bucket of a server of moto's, and the proxy that leads to it.
 
+    `url` is its address, `environment` that in which it is found.
+
     `faults` are [a pattern of "METHOD /path?query", how it goes wrong] or [pattern, how, times]: an HTTP status, or one
     and the code of an error; reset, before it is carried out, or lost, after that; cut, in the middle of the answer;
     slow; spoilt, a bit of what is sent; a function of the answer. What does not match its signed hash is refused.
     """
 
-    def __init__(self, environment, proxy):
+    def __init__(self, server, proxy, scheme):
         import boto3
 
-        self.environment, self._proxy = environment, proxy
-        keys = {name.lower(): environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        self._proxy, self.scheme, self.url = proxy, scheme, f"{scheme}://bucket"
+        endpoint = f"http://127.0.0.1:{proxy.server_port}"
+        self.environment = {
+            "s3": server | {"AWS_ENDPOINT_URL": endpoint},
+            "gs": {"GOOGLE_BASE_URL": endpoint, "GOOGLE_BEARER_TOKEN": _TOKEN},
+        }[scheme]
+        keys = {name.lower(): server[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         self.client = boto3.client("s3", region_name="us-east-1", endpoint_url=proxy.behind, **keys)
         self.client.create_bucket(Bucket="bucket")
 
@@ -124,15 +134,15 @@ class Bucket:
 
 
 @contextlib.contextmanager
-def s3_bucket():
+def store_bucket(scheme="s3"):
     """See `Bucket`."""
     with s3_server() as environment:
-        proxy = _Server(("127.0.0.1", 0), _Proxy)
+        proxy = _Server(("127.0.0.1", 0), {"s3": _Proxy, "gs": _GoogleProxy}[scheme])
         proxy.behind, proxy.faults, proxy.requests = environment["AWS_ENDPOINT_URL"], [], []
         thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()
         try:
-            yield Bucket(environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}, proxy)
+            yield Bucket(environment, proxy, scheme)
         finally:
             proxy.shutdown()
             proxy.server_close()
@@ -149,7 +159,7 @@ class _Proxy(BaseHTTPRequestHandler):
 
     def _pass_on(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = f"{self.command} {self.path}"
+        request = f"{self.command} {unquote(self.path)}"
         self.server.requests.append(request)
         fault = self._fault(request)
         if fault == "reset":
@@ -163,7 +173,9 @@ class _Proxy(BaseHTTPRequestHandler):
         if re.fullmatch("[0-9a-f]{64}", signed) and signed != hashlib.sha256(body).hexdigest():
             return self._answer(400, {}, b"<Error><Code>XAmzContentSHA256Mismatch</Code></Error>")
         connection = http.client.HTTPConnection(urlsplit(self.server.behind).netloc)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        if (headers := self._headers()) is None:
+            return self._answer(401, {}, b"<Error><Code>AuthenticationRequired</Code></Error>")
+        connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -173,6 +185,10 @@ class _Proxy(BaseHTTPRequestHandler):
         self._answer(answer.status, dict(answer.getheaders()), content, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+
+    def _headers(self):
+        """Of the request that moto gets; None for one that is refused."""
+        return dict(self.headers)
 
     def _fault(self, request):
         for fault in self.server.faults:
@@ -210,3 +226,22 @@ class _Proxy(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+_TOKEN = "token"
+
+
+class _GoogleProxy(_Proxy):
+    """https://cloud.google.com/storage/docs/xml-api/reference-headers."""
+
+    def _headers(self):
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if headers.pop("authorization", "") != f"Bearer {_TOKEN}" or any(name.startswith("x-amz") for name in headers):
+            return None
+        headers["authorization"] = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"
+        if generation := headers.pop("x-goog-if-generation-match", ""):
+            assert generation == "0", generation  # there is none
+            headers["if-none-match"] = "*"
+        if source := headers.pop("x-goog-copy-source", ""):
+            headers["x-amz-copy-source"] = source
+        return headers

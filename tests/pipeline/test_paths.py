@@ -22,6 +22,7 @@ from tests.tools.folders import Run
         "s3://b/run", "S3://b/run", "s3:/b/run", "s3:", "s3:b", "gs://b", "gcs://b", "http://h/x", "https://h/x?y=1",
         "memory://x", "az://c/x", "abfs://c@a/x", "hdfs://h/x", "ftp://h/x", "hf://datasets/x", "webhdfs://h/x",
         "host:/folder", "user@host:/x", "test=s3://b/labels.txt", "runs/s3:/b", "a/gs:", "new+scheme://x", "./s3:/b",
+        " s3://b/x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["folder", "table", "inputs"])

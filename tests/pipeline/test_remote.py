@@ -367,6 +367,10 @@ def test_addresses_that_cannot_be_used_are_refused_in_one_line(monkeypatch):
     for address, message in {
         "s3://key:secret@bucket/data": "holds credentials",
         "s3://bucket": "names no folder of a bucket",
+        "s3://bucket//data": "has a part that is empty, . or ..",
+        "s3://bucket/a/../b": "has a part that is empty, . or ..",
+        "s3://bu cket/data": "'bu cket' is no name of a bucket; name s3://BUCKET/FOLDER, and a server by ",
+        "s3://localhost:9000/data": "'localhost:9000' is no name of a bucket",
         "https://host/data": "https: is not known; name s3://BUCKET/FOLDER",
         "hf://x/data": "hf: is not known",
     }.items():
@@ -374,6 +378,7 @@ def test_addresses_that_cannot_be_used_are_refused_in_one_line(monkeypatch):
             TrainConfig(data=address)
     with pytest.raises(UsageError, match=r"^cache=s3://b/x: s3: cannot be read or written yet|^data_cache=s3://b/x"):
         TrainConfig(data="s3://b/x", data_cache="s3://b/x")
+    assert TrainConfig(data="S3://bucket/data//").data == "s3://bucket/data"
 
 
 @pytest.mark.object_store

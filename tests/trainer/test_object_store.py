@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.stores import s3_bucket, s3_server
+from tests.pipeline.stores import s3_server, store_bucket
 from tests.pipeline.tiny import payloads, write_dataset
 from tests.test_scripts import BIN
 from tests.tools.conversion.test_resume import wait_for
@@ -63,7 +63,7 @@ def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_
     data = write_dataset(tmp_path / "data", {"train": payloads(40), "test": payloads(12)}, shards=4)
     command = [BIN / "shardline-train", str(data), *TRAIN, "--checkpoint_every_steps=2", "--keep_checkpoints=2"]
     local = json.loads(run(*command, f"--workdir={tmp_path}/local", environment={}).stdout)
-    with s3_bucket() as bucket:
+    with store_bucket() as bucket:
         here = bucket.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "TF_CPP_MIN_LOG_LEVEL": "3"}
         workdir = "--workdir=s3://bucket/runs/one"
         process = subprocess.Popen([*command, workdir], env=os.environ | here, stderr=subprocess.DEVNULL)

@@ -18,7 +18,7 @@ from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.evaluation import results
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import find_checkpoint
-from tests.pipeline.stores import s3_bucket
+from tests.pipeline.stores import store_bucket
 from tests.trainer.networks import randomized, values
 from tests.trainer.test_weights import write_legacy_h5
 from tests.trainer.tiny import command
@@ -251,7 +251,7 @@ def test_hosts_with_another_version_of_a_package_are_refused(data, tmp_path):
 @pytest.mark.object_store
 def test_a_chief_that_a_lock_refuses_ends_the_other_hosts_with_its_reason(data, tmp_path, monkeypatch):
     pytest.importorskip("moto.server")
-    with s3_bucket() as bucket:
+    with store_bucket() as bucket:
         bucket.put("run/.lock", b"process 7 on elsewhere, started 2026-01-01 00:00:00 +0000\nnonce\n")
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)

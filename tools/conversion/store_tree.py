@@ -55,7 +55,7 @@ class StoreTree:
 
     def _list(self, folder: bytes) -> list[Entry]:
         folders, files = self._store.entries(folder.decode())
-        found = {name.encode(): _entry(name.encode(), file) for name, file in files.items() if name}
+        found = {name.encode(): _entry(name.encode(), file) for name, file in files.items()}
         for name in map(str.encode, folders):  # one that is called as an image is a file gone wrong, as on disk
             found[name] = Entry(name, not name.lower().endswith(IMAGE_SUFFIXES), place=Place(0))
             if name.startswith(b"."):
