@@ -134,7 +134,7 @@ def _other_label(payload: bytes | memoryview, features: Features) -> int:
             raise ValueError(f"label {name!r} is none of the dataset's classes")
         return features.names.index(name)
     try:
-        number = float(values[0])
+        number = 0.5 if isinstance(values[0], bytes) and b"_" in values[0] else float(values[0])  # Python's 1_0
     except ValueError:
         number = 0.5
     if not number.is_integer():

@@ -253,12 +253,14 @@ def _note_others(layout: TfdsLayout | None, contents: Mapping[str, ShardContent]
     for files in by_content.values():
         if len(files) > 1:
             _note(f"{' and '.join(files)} hold the same bytes: one is a copy; restore what it should be, or remove it")
-    raw, planar = (sum(getattr(content, name) for content in contents.values()) for name in ("raw", "planar"))
-    if planar > raw / 2:
-        _note(
-            f"{planar:,} of {raw:,} images of raw pixels look as if stored channel by channel, but are read as height "
-            "x width x 3; look at some with shardline-inspect, and write them again if they are scrambled"
-        )
+    raw = sum(content.raw for content in contents.values())
+    orders = sum((content.orders for content in contents.values()), Counter[str]())
+    for order, images in orders.items():
+        if images > raw / 2:
+            _note(
+                f"{images:,} of {raw:,} images of raw pixels look as if stored {order}, but are read as height x width "
+                "x 3; look at some with shardline-inspect, and write them again if they are scrambled"
+            )
 
 
 def _note_faults(config: AdoptConfig, content: ShardContent) -> None:

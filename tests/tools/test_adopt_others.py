@@ -180,6 +180,9 @@ def test_numbers_that_are_none_are_no_labels(tmp_path, capsys):
     put(tmp_path / "train.tfrecord", [floats(0), floats(1), floats(float("nan")), floats(0.5)])
     assert adopted(tmp_path, label_kind="index").class_counts["train"] == (1, 1)
     assert capsys.readouterr().err.count("no whole number; left out") == 2
+    put(tmp_path / "text" / "train.tfrecord", [texts(text) for text in (b"0", b"1", b"1_0", b"0x1", b"inf")])
+    assert adopted(tmp_path / "text", label_kind="index").class_counts["train"] == (1, 1)
+    assert capsys.readouterr().err.count("no whole number; left out") == 3
 
 
 @pytest.mark.parametrize("highest", [20240115, 2**33, 2**62])
@@ -486,6 +489,19 @@ def test_raw_pixels_that_look_stored_channel_by_channel_are_noted(tmp_path, caps
         adopted(tmp_path / name)
         said = capsys.readouterr().err
         assert ("1 of 1 images of raw pixels look as if stored channel by channel" in said) is (name == "first")
+        assert "exchanged" not in said
+
+
+def test_raw_pixels_whose_height_and_width_seem_exchanged_are_noted(tmp_path, capsys):
+    put(
+        tmp_path / "train.tfrecord",
+        [ints(0)],
+        image=texts(photograph(48, 64).tobytes()),
+        height=ints(64),
+        width=ints(48),
+    )
+    adopted(tmp_path)
+    assert "1 of 1 images of raw pixels look as if stored with height and width exchanged" in capsys.readouterr().err
 
 
 def test_shards_with_fewer_records_than_they_say_are_noted(tmp_path, capsys):

@@ -261,12 +261,13 @@ def _is_flat(entries: Iterable[Entry]) -> bool:
 
 
 def _without_classes(tree: Tree, split: bytes, options: LayoutOptions) -> bool:
-    """Whether a split has no class folders: images alone, or in one folder called so (Tiny ImageNet's val/images)."""
+    """Whether a split has no class folders: images alone, or in one folder called so or as a split is."""
     entries = tree.entries(split)
     folders = [entry.name for entry in entries if entry.is_folder]
     if len(folders) != 1 or path_text(folders[0]) in options.labels.names:
         return _is_flat(entries)
-    return path_text(folders[0]).lower() in _CONTAINERS and _is_flat(tree.entries(os.path.join(split, folders[0])))
+    holds_all = path_text(folders[0]).lower() in _CONTAINERS or options.means_split(folders[0])
+    return holds_all and _is_flat(tree.entries(os.path.join(split, folders[0])))
 
 
 def _below_hint(tree: Tree, what: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -140,7 +141,7 @@ def scan_table(
         scan.add(number, columns.row(number, cells), cells)
         if len(scan.builder) % 10_000 == 0:
             on_progress(len(scan.builder))
-    return scan.finish([*columns.notes, *columns.never_set(scan.labels)])
+    return scan.finish([*columns.notes, *columns.never_set(scan.labels)], header)
 
 
 @dataclass(eq=False)
@@ -157,7 +158,7 @@ class _TableScan:
     splits: dict[str, int] = field(default_factory=dict)
     spelled: dict[str, int] = field(default_factory=dict)  # number of the split, by each way it is written
     exist: int = 0
-    excluded: int = 0
+    first: Sequence[str] = ()  # cells of the first row
 
     @property
     def folder(self) -> str:
@@ -166,6 +167,7 @@ class _TableScan:
 
     def add(self, line: int, row: _Row, cells: Sequence[str]) -> None:
         """One row, checked."""
+        self.first = self.first or cells
         split, label = self._split(line, row), -1
         if not row.path:
             raise UsageError(f"{self.what}, row {line}: path and label must not be empty")
@@ -229,7 +231,7 @@ class _TableScan:
             self.spelled[row.split] = self.splits.setdefault(name, len(self.splits))
         return self.spelled[row.split]
 
-    def finish(self, notes: Sequence[str]) -> Sources:
+    def finish(self, notes: Sequence[str], header: Sequence[str] = ()) -> Sources:
         """All rows; at least one of them is a file."""
         if not len(self.builder):
             raise UsageError(f"{self.what}: the table has no rows")
@@ -238,7 +240,10 @@ class _TableScan:
             raise UsageError(
                 f"{self.what}: none of its {count(len(self.builder), 'path')} exists (the first is "
                 f"{self._path(0)}); paths are relative to the table's folder, {self.folder}"
-                + _format_hint(self.path.parent, os.fsdecode(first), self.options.path_format)
+                + (
+                    self._column_hint(header)
+                    or _format_hint(self.path.parent, os.fsdecode(first), self.options.path_format)
+                )
             )
         repeated = self._repeated()
         splits = list(self.splits)
@@ -253,6 +258,13 @@ class _TableScan:
             unlabelled=[name for name in splits if name in self.options.unlabelled],
             origins=(Origin(self.facts.store.url, STORE),) if self.facts else (),
         )  # fmt: skip
+
+    def _column_hint(self, header: Sequence[str]) -> str:
+        """Another column that holds a path that exists."""
+        for name, cell in zip(header, self.first, strict=False):
+            if name.strip() and cell.strip() and os.path.isfile(self.path.parent / cell.strip()):
+                return f"; those in the column {name.strip()!r} do: use --path_column={shlex.quote(name.strip())}"
+        return ""
 
     def _splits_in_paths(self) -> list[str]:
         """A note on folders that are splits by name in a table that tells none."""

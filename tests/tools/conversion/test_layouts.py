@@ -177,6 +177,14 @@ def test_a_split_may_be_a_class_when_all_classes_are_listed(tmp_path):
     assert "class_names" not in refusal(nested)
 
 
+def test_a_flat_split_in_a_folder_of_its_own_name_has_the_remedies_of_a_flat_one(tmp_path):
+    source = touch(tmp_path, "train/train/cat/1.jpg", "test/test/2.jpg")
+    message = refusal(source)
+    assert "test holds 1 image and no class folders" in message and "--unlabelled=test" in message
+    _, listed = scan(source, unlabelled=("test",))
+    assert listed == {"train/train/cat/1.jpg": ("cat", "train"), "test/test/2.jpg": (None, "test")}
+
+
 def test_a_split_in_a_folder_of_its_own_name_is_entered(tmp_path):
     source = touch(tmp_path, "training_set/training_set/cat/1.jpg", "test_set/test_set/cat/2.jpg")
     found, listed = scan(source)

@@ -129,6 +129,13 @@ def test_paths_of_another_machine_or_case_are_refused_with_the_path_that_is_ther
     assert len(scan(tmp_path / "t.csv")[1]) == 1
 
 
+def test_another_column_of_paths_is_named_where_the_usual_one_holds_none(folder):
+    (folder / "t.csv").write_text("image,my file,label\n0,1.jpg,cat\n1,2.jpg,dog\n")
+    message = refusal(folder / "t.csv")
+    assert "; those in the column 'my file' do: use --path_column='my file'" in message
+    assert scan(folder / "t.csv", path_column="my file")[1] == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
+
+
 def test_a_row_of_more_columns_than_the_first_line_is_refused(folder):
     """Taken by position, its label would be the first half of it."""
     (folder / "t.csv").write_text("path,label\n1.jpg,elephant, African\n2.jpg,dog\n")
