@@ -149,7 +149,7 @@ class StageWorker:
             "order": lambda record, crop: None,
             "storage": self._pread,
             "records": lambda record, crop: self._shards.payload(record),
-            "parse": lambda record, crop: self._shards.read(record, self._shards.pixel_features),
+            "parse": lambda record, crop: self._shards.read_pixels(record),
             "decode": self._decode,
         }
         self._work: dict[str, Callable[[int], float]] = {
@@ -182,7 +182,7 @@ class StageWorker:
         os.preadv(self._files[shard], [self._buffer[:size]], offset)
 
     def _decode(self, record: int, crop: CropBox) -> None:
-        example = self._shards.read(record, self._shards.pixel_features)
+        example = self._shards.read_pixels(record)
         self._encoding.decode(example, window=crop, checked=self._checked)
 
     def _augment(self, number: int) -> float:

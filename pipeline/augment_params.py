@@ -42,7 +42,11 @@ def columns(config: InputConfig) -> dict[str, slice]:
 
 def num_columns(config: InputConfig) -> int:
     """Width of a row of `AugmentParams.values`."""
-    return int(max(part.stop for part in columns(config).values()))
+    return _width(columns(config))
+
+
+def _width(columns: dict[str, slice]) -> int:
+    return int(max(part.stop for part in columns.values()))
 
 
 class AugmentParams:
@@ -51,7 +55,7 @@ class AugmentParams:
     def __init__(self, config: InputConfig, positions: np.ndarray) -> None:
         self.config = config
         self.columns = columns(config)
-        self.values = np.zeros((len(positions), num_columns(config)), np.float32)
+        self.values = np.zeros((len(positions), _width(self.columns)), np.float32)
         self._crops = self._uniform("crop", positions, 2 * _CROP_TRIES + 2)
         makers = {
             "flip": self._flip,

@@ -127,7 +127,7 @@ class BatchBuilder:
             batch["label_share"] = augment_host.mix(batch["image"], batch["weight"] > 0, params)
             batch["other_label"] = batch["label"].reshape(-1, 2)[:, ::-1].reshape(-1)
             watch.lap("augment")
-        self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
+        self.timer.add(*watch.sums(), len(positions))
         return batch
 
     def evaluation(self, positions: np.ndarray, found: Mapping[int, Found] | None = None) -> Batch:
@@ -145,7 +145,7 @@ class BatchBuilder:
                 crops = eval_crops(pixels, config.image_size, config.eval_crop_fraction, config.eval_crops)
                 batch["image"][row] = crops.reshape(config.eval_shape)
                 watch.lap("preprocess")
-        self.timer.add(watch.seconds, watch.cpu_seconds, len(positions))
+        self.timer.add(*watch.sums(), len(positions))
         return batch
 
     def through_cache(self, positions: np.ndarray, find: Callable[[list[int]], dict[int, Found]]) -> dict[int, Found]:
@@ -160,7 +160,7 @@ class BatchBuilder:
             else:
                 missing.append(record)
         watch.lap("read")
-        self.timer.add(watch.seconds, watch.cpu_seconds, 0)
+        self.timer.add(*watch.sums(), 0)
         found = find(missing)
         for record, image in found.items():
             if not isinstance(image, BadRecord):
@@ -174,7 +174,7 @@ class BatchBuilder:
         for record in records:
             decoded = self._decoded(record, watch)
             found[record] = decoded if isinstance(decoded, BadRecord) else (decoded[0].copy(), decoded[1])
-        self.timer.add(watch.seconds, watch.cpu_seconds, 0)
+        self.timer.add(*watch.sums(), 0)
         return found
 
     def _image(
@@ -201,7 +201,7 @@ class BatchBuilder:
         Raises MemoryError, too.
         """
         try:
-            example = self.shards.read(record, self.shards.pixel_features)
+            example = self.shards.read_pixels(record)
             watch.lap("read")
             if self.bad.unsafe and (reason := self.bad.unsafe.get((self.shards.split, record))):
                 raise BadImage(reason, WHY[reason])

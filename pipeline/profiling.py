@@ -140,31 +140,34 @@ class Stopwatch:
     LAPS, ASKED = 25, 4
 
     def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._laps, self._asked = Counter[str](), Counter[str]()
-        self._waited: defaultdict[str, float] = defaultdict(float)  # in the laps that were asked
-        self._lap = 0
-        self._last, self._last_cpu = time.perf_counter(), time.thread_time()
+        self._stages: list[str] = []
+        self._ends, self._cpu_ends = [time.perf_counter()], [time.thread_time()]
 
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
-        now = time.perf_counter()
-        spent, self._last = now - self._last, now
-        self.seconds[stage] += spent
-        self._laps[stage] += 1
-        if self._lap < self.ASKED:
-            before, self._last_cpu = self._last_cpu, time.thread_time()
-            self._waited[stage] += spent - (self._last_cpu - before)
-            self._asked[stage] += 1
-        self._lap += 1
-        if self._lap == self.LAPS:
-            self._lap, self._last_cpu = 0, time.thread_time()
+        self._stages.append(stage)
+        self._ends.append(time.perf_counter())
+        if len(self._stages) % self.LAPS <= self.ASKED:
+            self._cpu_ends.append(time.thread_time())
 
-    @property
-    def cpu_seconds(self) -> dict[str, float]:
-        """CPU time by stage: all but the waiting."""
-        waited = {stage: self._waited[stage] / asked * self._laps[stage] for stage, asked in self._asked.items()}
-        return {stage: max(seconds - waited.get(stage, 0.0), 0.0) for stage, seconds in self.seconds.items()}
+    def sums(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Time by stage, and CPU time: all but the waiting."""
+        seconds, waited = defaultdict[str, float](float), defaultdict[str, float](float)
+        for stage, began, ended in zip(self._stages, self._ends, self._ends[1:], strict=False):
+            seconds[stage] += ended - began
+        asked, laps = Counter[str](), Counter(self._stages)
+        for first in range(0, len(self._stages), self.LAPS):
+            cpu_first = first // self.LAPS * (self.ASKED + 1)
+            for number, stage in enumerate(self._stages[first : first + self.ASKED]):
+                began, ended = self._ends[first + number : first + number + 2]
+                cpu_began, cpu_ended = self._cpu_ends[cpu_first + number : cpu_first + number + 2]
+                waited[stage] += (ended - began) - (cpu_ended - cpu_began)
+                asked[stage] += 1
+        cpu = {
+            stage: max(spent - waited[stage] / max(asked[stage], 1) * laps[stage], 0.0)
+            for stage, spent in seconds.items()
+        }
+        return dict(seconds), cpu
 
 
 class StageTimer:

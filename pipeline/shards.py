@@ -17,7 +17,7 @@ import numpy as np
 
 from shardline.pipeline.buffers import thread_buffer
 from shardline.pipeline.encodings import ENCODINGS
-from shardline.pipeline.example import Example, parse_example
+from shardline.pipeline.example import Example, own_pixels, parse_example
 from shardline.pipeline.manifest import NO_LABEL, Features, Manifest, Shard
 from shardline.pipeline.split_index import Index, RecordLocation, open_index
 from shardline.pipeline.tfrecord import unframe_record
@@ -50,9 +50,10 @@ class Shards:
         foreign = self.unlabelled and manifest.adopted
         self.features = replace(manifest.features, label="") if foreign else manifest.features
         # What batches need: not the file name, and the size only where the image does not tell it.
-        self.pixel_features = replace(self.features, filename="")
+        self._pixel_features = replace(self.features, filename="")
         if ENCODINGS[manifest.image.encoding].self_describing:
-            self.pixel_features = replace(self.pixel_features, height="", width="")
+            self._pixel_features = replace(self._pixel_features, height="", width="")
+        self._own = self._pixel_features == Features(filename="", height="", width="")
         self.num_labels = len(manifest.labels)
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]
         self._mirror, self._mirrored = mirror, shards if mirror else ()
@@ -83,8 +84,8 @@ class Shards:
         location = self.index[record]
         return self._paths[location.shard], location.offset
 
-    def read(self, record: int, features: Features | None = None) -> Example:
-        """A stored example, checksums verified, with some of its features or all.
+    def read(self, record: int) -> Example:
+        """A stored example, checksums verified.
 
         Its image is valid until this thread reads another.
 
@@ -92,7 +93,14 @@ class Shards:
           ValueError: the record is damaged, or its label is none of the dataset's, or one in a split without labels.
           OSError: the shard cannot be read at all.
         """
-        example = parse_example(self.payload(record), features or self.features)
+        return self._checked(parse_example(self.payload(record), self.features))
+
+    def read_pixels(self, record: int) -> Example:
+        """As `read`, with what batches need: the image and its label; its size where the image does not tell it."""
+        payload = self.payload(record)
+        return self._checked((self._own and own_pixels(payload)) or parse_example(payload, self._pixel_features))
+
+    def _checked(self, example: Example) -> Example:
         if not (example.label == NO_LABEL if self.unlabelled else 0 <= example.label < self.num_labels):
             raise ValueError(f"label {example.label} is not one of {self.num_labels}")
         return example
@@ -139,7 +147,7 @@ class Shards:
         """Bytes of a shard, fewer at its end, in a buffer that this thread's next read uses again."""
         if self._mirror and self._reads_pieces:
             return memoryview(self._mirror.read(self._mirrored[shard], offset, size, anew=anew))
-        memory = thread_buffer("record", size)
+        memory = thread_buffer("record", size).data
         file = self._files.get(shard)
         if file is None:
             if self._mirror:
@@ -149,14 +157,14 @@ class Shards:
                     self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
             file = self._files.get(shard)
         if file is not None:
-            count = os.preadv(file, [memory.data], offset)
+            count = os.preadv(file, [memory], offset)
         else:
             file = os.open(self._paths[shard], os.O_RDONLY)
             try:
-                count = os.preadv(file, [memory.data], offset)
+                count = os.preadv(file, [memory], offset)
             finally:
                 os.close(file)
-        return memoryview(memory.data)[:count].toreadonly()
+        return memory[:count].toreadonly()
 
     def __del__(self) -> None:
         for file in getattr(self, "_files", {}).values():

@@ -85,6 +85,7 @@ class MappedIndex:
     def __init__(self, parts: Sequence[tuple[np.ndarray, Sequence[Shard]]]) -> None:
         self._parts = [ends for ends, _ in parts]
         self._first = [0, *accumulate(map(len, self._parts))]  # record of each part
+        self._records = self._first[-1]
         shards = [shard for _, of_part in parts for shard in of_part]
         self._ends = list(accumulate(shard.records for shard in shards))
         self._bytes = [shard.bytes for shard in shards]
@@ -92,10 +93,10 @@ class MappedIndex:
         self._starts = [start for of_part in starts for start in of_part]  # of each shard in its part, in bytes
 
     def __len__(self) -> int:
-        return self._first[-1]
+        return self._records
 
     def __getitem__(self, record: int) -> RecordLocation:
-        if not 0 <= record < len(self):
+        if not 0 <= record < self._records:
             raise IndexError(f"record {record} of {len(self)}")
         shard, part = bisect_right(self._ends, record), bisect_right(self._first, record) - 1
         ends, number = self._parts[part], record - self._first[part]

@@ -29,7 +29,7 @@ def unframe_record(framed: Data) -> Data:
     if len(framed) < FRAME_BYTES:
         raise ValueError(f"record of {len(framed)} bytes is shorter than its frame")
     length, length_crc = _FRAME_START.unpack_from(framed)
-    if length != len(framed) - FRAME_BYTES or _masked_crc(framed[:8]) != length_crc:
+    if length != len(framed) - FRAME_BYTES or _masked_crc(bytes(framed[:8])) != length_crc:
         raise ValueError("damaged record header")
     payload = framed[12:-4]
     if _masked_crc(payload) != _CRC.unpack_from(framed, len(framed) - 4)[0]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardline.pipeline.example import encode_example, parse_example
+from shardline.pipeline.example import encode_example, own_pixels, parse_example
 from shardline.pipeline.manifest import Features
 from shardline.pipeline.tfrecord import frame_record, unframe_record
 
@@ -80,6 +80,26 @@ def test_parsing_undoes_encoding(image, label, filename, height, width):
     example = parse_example(encode_example(image, label, filename, height, width), Features())
     assert (bytes(example.image), example.label, example.filename) == (image, label, filename)
     assert (example.height, example.width) == (height, width)
+    assert own_pixels(memoryview(encode_example(image, label, filename, height, width))) == (image, label, "", 0, 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 110, 127, 128, 16_000, 16_383, 16_384, 2_100_000])
+@pytest.mark.parametrize("label", [-1, 0, 127, 128, 2**31])
+def test_own_examples_are_read_in_one_look(size, label):
+    image = bytes(range(256)) * (size // 256 + 1)
+    assert own_pixels(memoryview(encode_example(image[:size], label, "", 375, 500))) == (image[:size], label, "", 0, 0)
+
+
+def test_other_examples_are_left_to_the_parser():
+    """Of other writers; and cut, or with any length that is too long for what follows."""
+    own = encode_example(b"image bytes", 5, "a.jpg", 10, 20)
+    others = [own[:length] for length in range(len(own))] + [own + b"x", own.replace(b"label", b"labex")]
+    others += [own.replace(b"image/width", b"image/depth"), b"\xff" * 3_000_000, b"\x0a" + b"\xff" * 70]
+    start = own.index(b"image bytes")
+    others += [
+        own[: start - 1] + bytes(varint) + own[start:] for varint in ([10], [12], [0xFF, 1], [0xFF] * 4 + [0x7F])
+    ]
+    assert [own_pixels(memoryview(other)) for other in others] == [None] * len(others)
 
 
 def test_foreign_examples_parse_like_tensorflow_reads_them():

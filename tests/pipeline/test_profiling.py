@@ -20,7 +20,7 @@ def test_times_are_summed_over_batches_and_shared_out_over_samples(monkeypatch):
         watch = Stopwatch()
         watch.lap("read")
         watch.lap("decode")
-        timer.add(watch.seconds, watch.cpu_seconds, 5)
+        timer.add(*watch.sums(), 5)
     times = timer.times()
     assert times.samples == 100 and times.batches == 20
     assert times.microseconds["read"] == pytest.approx(2000)
@@ -129,7 +129,8 @@ def test_cpu_time_is_taken_apart_from_waiting():
     while time.thread_time() < until:
         pass
     watch.lap("decode")
-    assert watch.cpu_seconds["read"] < 0.02 <= watch.cpu_seconds["decode"] and watch.seconds["read"] >= 0.05
+    seconds, cpu = watch.sums()
+    assert cpu["read"] < 0.02 <= cpu["decode"] and seconds["read"] >= 0.05
 
 
 def test_few_laps_ask_for_cpu_time_and_all_stages_get_theirs(monkeypatch):
@@ -153,9 +154,9 @@ def test_few_laps_ask_for_cpu_time_and_all_stages_get_theirs(monkeypatch):
         spend("decode", 10.0 + sample % 3, 0.0)
         spend("augment", 3.0, 1.0)
     assert now["asked"] < 0.25 * 3 * len(slow)
-    cpu = {stage: seconds / len(slow) for stage, seconds in watch.cpu_seconds.items()}
+    wall, cpu = ({stage: total / len(slow) for stage, total in totals.items()} for totals in watch.sums())
     assert cpu == pytest.approx({"read": cpu["read"], "decode": 11, "augment": 3}, rel=1e-3)
-    assert watch.seconds["read"] / len(slow) - cpu["read"] == pytest.approx(40 * slow.mean(), rel=0.1)
+    assert wall["read"] - cpu["read"] == pytest.approx(40 * slow.mean(), rel=0.1)
 
 
 def test_training_and_evaluation_are_timed_apart_also_in_workers(tiny):
