@@ -6,7 +6,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 
+from shardline.pipeline.augment_params import AugmentParams
 from shardline.pipeline.batches import BadRecords, BatchBuilder
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.errors import Failure
@@ -65,6 +67,21 @@ def test_every_encoding_shows_the_stored_images(tmp_path, encoding):
     for found, pixels in zip(batch["image"], images, strict=True):
         expected = cv2.resize(pixels, (16, 16), interpolation=cv2.INTER_AREA)
         assert np.abs(found.astype(int) - expected).mean() <= (5 if encoding == "jpeg" else 0)
+
+
+@pytest.mark.parametrize("size", [16, 20, 56, 64])
+def test_a_batch_is_what_the_plain_loop_makes(tiny, size):
+    """Decode all of it, crop, resize, flip: whatever is left out, or done in another order, shows in no pixel."""
+    batches, positions = reader(tiny, image_size=size, crop_area=(0.08, 1)), np.arange(37)
+    found, params = batches.train(positions, False), AugmentParams(batches.config, positions)
+    for row, record in enumerate(found["record"].tolist()):
+        pixels = simplejpeg.decode_jpeg(batches.shards.read(record).image, fastdct=True, fastupsample=True)
+        top, left, height, width = params.crop(row, *pixels.shape[:2])
+        kernel = cv2.INTER_AREA if max(height, width) > 2 * size else cv2.INTER_LINEAR
+        expected = cv2.resize(pixels[top : top + height, left : left + width], (size, size), interpolation=kernel)
+        if params.values[row, params.columns["flip"]].any():
+            expected = expected[:, ::-1]
+        np.testing.assert_array_equal(found["image"][row], expected)
 
 
 def damaged(tmp_path, harm):
