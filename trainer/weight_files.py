@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,8 +74,8 @@ class Pretrained:
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """SHA-256 (hex) of class names in the order of the model's outputs."""
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+    """SHA-256 (hex) of class names in the order of the model's outputs, whatever way their accents are written."""
+    return hashlib.sha256(unicodedata.normalize("NFC", "\n".join(names)).encode(errors="surrogateescape")).hexdigest()
 
 
 def read_weights(path: Path) -> Pretrained:
@@ -85,8 +86,8 @@ def read_weights(path: Path) -> Pretrained:
     """
     if path.is_dir():
         return _checked(_from_checkpoint(path))
-    if "th_kernels" in path.name:  # what Keras published for Theano, whose convolutions turn their kernels around
-        raise UsageError("holds kernels for Theano, turned around; give those published as tf_kernels")
+    if "th_kernels" in path.name:  # what Keras published for Theano
+        raise UsageError(_THEANO)
     with path.open("rb") as file:
         head = file.read(16)
         file.seek(0)
@@ -158,6 +159,8 @@ def _from_h5(source: BinaryIO) -> Pretrained:
         config = file.attrs.get("model_config")  # of a whole model, saved by model.save
         listed = file.get("model_weights", file)
         is_list = "layer_names" in listed.attrs
+        if _text(listed.attrs.get("backend", "")) == "theano":
+            raise UsageError(_THEANO)
         layers, ignored = _layers(_listed(listed) if is_list else _numbered(file))
         rescales = not is_list and file.visit(lambda name: re.search(r"(^|/)(rescaling|normalization)$", name))
     if config:
@@ -166,6 +169,8 @@ def _from_h5(source: BinaryIO) -> Pretrained:
     return Pretrained(_by_name(layers), ignored, notes=notes)
 
 
+# Whose convolutions turn their kernels around.
+_THEANO = "holds kernels for Theano, turned around; give those of TensorFlow, published as tf_kernels"
 _KERAS_INPUT = "taken as trained on BGR minus the ImageNet mean, as Keras's VGG16 is"
 _UNTOLD_SCALE = "its rescaling layer is taken to change nothing: only a whole model, .keras, tells by what it rescales"
 

@@ -116,9 +116,11 @@ def load_weights(network: Network, weights: str, labels: Sequence[str]) -> Loade
     first.assign(first * (network.input_scale / found.input_scale))
     *hidden, last = names[len(convolutions) :]
     loaded, notes = list(convolutions), list(found.notes)
-    for name, layer in zip(hidden, found.dense[:-1], strict=False):
-        if layer.kernel.shape != shapes[name]:
-            notes.append(f"{name} starts fresh: {layer.name} has the shape {layer.kernel.shape}")
+    for number, name in enumerate(hidden):
+        layer = found.dense[number] if number < len(found.dense) - 1 else None
+        if layer is None or layer.kernel.shape != shapes[name]:
+            reason = f"{layer.name} has the shape {layer.kernel.shape}" if layer else "the file has no such layer"
+            notes += [f"{fresh} starts fresh: {reason}" for fresh in hidden[number:]]
             break
         _assign(network, name, layer)
         loaded.append(name)

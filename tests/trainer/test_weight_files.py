@@ -143,6 +143,7 @@ def test_t14b_the_classes_of_imagenet_are_its_synsets_in_order():
     assert names_digest(synsets) == IMAGENET_CLASSES
     numbered = [str(number) for number in range(1, 1001)]  # as the devkit numbers them, in another order
     assert names_digest(numbered) != IMAGENET_CLASSES != names_digest(synsets[::-1])
+    assert names_digest(["caf\u00e9"]) == names_digest(["cafe\u0301"]) != names_digest(["cafe"])
 
 
 @pytest.mark.parametrize("classes, loads", [(LABELS, True), (("1", "2", "3", "4"), False)])
@@ -258,6 +259,11 @@ def test_what_a_vgg16_cannot_have_been_is_refused_with_the_reason(tmp_path):
     assert "its outputs first, as Theano's kernels" in refused(tmp_path / "theano.h5")
     write_legacy_h5(tmp_path / "vgg16_weights_tf_dim_ordering_th_kernels.h5", arrays)
     assert "for Theano, turned around" in refused(tmp_path / "vgg16_weights_tf_dim_ordering_th_kernels.h5")
+    with h5py.File(tmp_path / "wide.h5", "a") as file:
+        file.attrs["backend"] = b"theano"  # as Keras notes it, whatever the file is called; TensorFlow's it takes
+    assert "for Theano, turned around" in refused(tmp_path / "wide.h5")
+    with h5py.File(tmp_path / "wide.h5", "a") as file:
+        file.attrs["backend"] = b"tensorflow"
     assert "holds int8, which are no weights" in refused(tmp_path / "whole.h5")
     assert "the --width they were trained with" in refused(tmp_path / "wide.h5", width=0.1).replace("width", "--width")
 

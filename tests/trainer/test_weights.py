@@ -71,6 +71,14 @@ def test_a_fresh_head_stays_fresh_where_shapes_differ(tmp_path):
     assert (target.weights["block5_conv3/bias"].numpy() == source.weights["block5_conv3/bias"].numpy()).all()
 
 
+def test_hidden_layers_that_a_file_has_not_start_fresh_and_that_is_said(tmp_path):
+    source, target = randomized(1, head="gap"), randomized(2)
+    write_legacy_h5(tmp_path / "w.h5", values(source))
+    said = str(load_weights(target, str(tmp_path / "w.h5"), LABELS))
+    for name in ("fc1", "fc2"):
+        assert f"{name} starts fresh: the file has no such layer" in said
+
+
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("name", ["scaled.keras", "scaled.h5"])
 def test_weights_of_a_scaled_model_keep_their_meaning_in_an_unscaled_one(name, tmp_path):
