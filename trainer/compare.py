@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,9 @@ def load(name: str, path: str, split: str) -> EvaluatedRun:
         raise UsageError(f"{path}: no such directory; name a run directory or an evaluation's output")
     if (directory / results.METRICS).is_file():
         values = results.read_metrics(directory)
-        run = local_run(values["run"])
+        # A run directory that was copied or renamed took its evaluations along.
+        above = directory.absolute().parent
+        run = above if (above / CONFIG_FILE).is_file() else local_run(values["run"])
         if not run.is_dir():
             raise UsageError(f"{path} is an evaluation of {run}, which is not there; give the run directory")
         evaluation: Path | None = directory
@@ -144,10 +147,15 @@ def load(name: str, path: str, split: str) -> EvaluatedRun:
         if not (evaluation / results.METRICS).is_file():
             evaluation = None
         values = results.read_metrics(evaluation) if evaluation else {}
+    if evaluation and values["split"] != split:
+        raise UsageError(
+            f"--split={split}: {evaluation} is an evaluation of {values['split']}; give --split={values['split']}, or "
+            f"evaluate {split}"
+        )
     config, chosen = read_config(run, "RUN"), _chosen(run)
     if evaluation and chosen:
         _note_other_weights(name, chosen, values)
-    predictions = results.read_predictions(evaluation)[0] if evaluation and values["split"] == split else None
+    predictions = results.read_predictions(evaluation)[0] if evaluation else None
     lines = metrics_log.read(run)
     held_out = chosen.evaluation.get("top1") if chosen else final_top1(lines)
     return EvaluatedRun(name, run, config, lines, values, predictions, held_out)
@@ -162,11 +170,18 @@ def _chosen(run: Path) -> ChosenWeights | None:
 
 
 def _note_other_weights(name: str, chosen: ChosenWeights, values: dict[str, Any]) -> None:
-    """Say when the run was trained on after its evaluation, so that the two do not belong together."""
-    if values.get("checkpoint") or not values.get("weights"):
-        return  # a checkpoint that somebody chose
+    """Say when an evaluation is not of the weights that stand for the run, of which its other numbers are."""
+    if not values.get("weights"):
+        return
     then, now = values["weights"], chosen.facts()
-    if now["sha256"] != then["sha256"]:
+    if now["sha256"] == then["sha256"]:
+        return
+    if given := values.get("checkpoint"):
+        log(
+            f"note: {name} was evaluated with --checkpoint={given}, of step {then['step']}; its held-out top-1 is of "
+            f"the run's weights, of step {now['step']}"
+        )
+    else:
         log(
             f"note: {name} was evaluated with the weights of step {then['step']}, those of the run are now of step "
             f"{now['step']}; evaluate it again"
@@ -225,7 +240,12 @@ def flag_differences(runs: Sequence[EvaluatedRun]) -> list[tuple[str, ...]]:
     names = dict.fromkeys(name for run in runs for name in run.config["train"] if name not in ("workdir", "data"))
     table = [(f"--{name}", *(as_flag(run.config["train"].get(name, "(unknown)")) for run in runs)) for name in names]
     digests = [str(run.config["dataset"].get("dataset", ""))[:12] for run in runs]
-    return [row for row in [("dataset digest", *digests), *table] if len(set(row[1:])) > 1]
+    evaluated = [
+        (f"evaluation: {what}", *(str(run.metrics.get(key, ""))[:12] for run in runs))
+        for key, what in (("digest", "dataset digest"), ("tta", "--tta"))
+    ]
+    differing = [row for row in [("dataset digest", *digests), *table] if len(set(row[1:])) > 1]
+    return differing + [row for row in evaluated if len({*row[1:]} - {""}) > 1]  # "": not evaluated
 
 
 def pairs_to_test(runs: Sequence[EvaluatedRun]) -> list[tuple[EvaluatedRun, EvaluatedRun]]:
@@ -242,7 +262,8 @@ def mcnemar_test(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
     missing = ", ".join(run.name for run in (first, second) if run.predictions is None)
     if first.predictions is None or second.predictions is None:
         return {"pair": pair, "line": f"{pair}: no predictions of {missing} on this split; evaluate first"}
-    ours, theirs = _correct(first.predictions), _correct(second.predictions)
+    same_data = first.metrics.get("digest") == second.metrics.get("digest")
+    ours, theirs = (_correct(predictions, same_data) for predictions in (first.predictions, second.predictions))
     shared = [key for key in ours if key in theirs]
     if not shared:
         return {"pair": pair, "line": f"{pair}: evaluated on different images, nothing to test"}
@@ -251,8 +272,9 @@ def mcnemar_test(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
     )
     better = first if first_only > second_only else second
     conclusion = f"{better.name} is better" if p < 0.05 else "no evidence of a difference"
+    matched = "" if same_data else ", matched by file and class, for their datasets differ"
     line = (
-        f"{pair} on {count(len(shared), 'shared image')}: {first_only:,} correct only with {first.name}, "
+        f"{pair} on {count(len(shared), 'shared image')}{matched}: {first_only:,} correct only with {first.name}, "
         f"{second_only:,} only with {second.name}, McNemar p = {p:.2g}: {conclusion}"
     )
     return {
@@ -260,10 +282,17 @@ def mcnemar_test(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _correct(predictions: pa.Table) -> dict[tuple[str, str], bool]:
-    """Whether each image is right, by what makes it the same in two evaluations: its file and its label."""
-    paths, labels, correct = (predictions[name].to_pylist() for name in ("path", "label", "correct"))
-    return dict(zip(zip(paths, labels, strict=True), correct, strict=True))
+def _correct(predictions: pa.Table, same_data: bool) -> dict[Any, bool]:
+    """Whether each image is right, by what makes it the same in two evaluations.
+
+    That is its record in the same dataset; in different ones its file and label, where they name one image alone. (Of
+    adopted shards that name no files, nothing does.)
+    """
+    names = ("id",) if same_data else ("path", "label")
+    keys = list(zip(*(predictions[name].to_pylist() for name in names), strict=True))
+    often = Counter(keys)
+    found = zip(keys, predictions["correct"].to_pylist(), strict=True)
+    return {key: correct for key, correct in found if often[key] == 1 and key[0] != ""}
 
 
 # ------------------------------------------------------------------------------------------- output

@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import file_sha256
 from shardline.trainer import compare
 from shardline.trainer.compare import CompareConfig, EvaluatedRun
@@ -78,6 +80,63 @@ def test_an_evaluation_of_other_weights_than_the_run_has_now_is_noted(tiny_evalu
     assert notes == [
         "note: again was evaluated with the weights of step 3, those of the run are now of step 6; evaluate it again"
     ]
+
+
+def evaluated(name, paths, correct, digest="d"):
+    count = len(paths)
+    columns = {"id": range(count), "path": paths, "label": ["red"] * count, "correct": correct}
+    return EvaluatedRun(name, Path(), {}, [], {"digest": digest, "top1": sum(correct) / count}, pa.table(columns))
+
+
+@pytest.mark.parametrize("paths", (["", "", "", ""], ["1.jpg"] * 4), ids=["no names", "one name"])
+def test_images_without_names_of_their_own_are_paired_by_record_in_one_dataset_and_in_two_not_at_all(paths):
+    """Adopted shards may name no files: paired by name, all images of a class would be one."""
+    hits = [True, False, False, False], [False, True, True, False]
+    found = compare.mcnemar_test(*(evaluated(name, paths, hit) for name, hit in zip("ab", hits, strict=True)))
+    assert (found["shared"], found["first_only"], found["second_only"]) == (4, 1, 2)
+    assert found["p"] == pytest.approx(binomtest(1, 3).pvalue)
+    apart = [evaluated(name, paths, hit, name) for name, hit in zip("ab", hits, strict=True)]
+    assert compare.mcnemar_test(*apart)["line"] == "a and b: evaluated on different images, nothing to test"
+
+
+def test_images_of_different_datasets_are_paired_by_file_and_class_and_that_is_said():
+    one = evaluated("a", ["1.jpg", "2.jpg", "3.jpg"], [True, False, True], "first")
+    two = evaluated("b", ["3.jpg", "1.jpg", "9.jpg"], [False, True, True], "second")
+    found = compare.mcnemar_test(one, two)
+    assert (found["shared"], found["first_only"], found["second_only"]) == (2, 1, 0)
+    assert "a and b on 2 shared images, matched by file and class, for their datasets differ: 1 corr" in found["line"]
+
+
+def test_an_evaluation_of_another_split_is_refused(tiny_evaluation, other_run):
+    with pytest.raises(UsageError, match=r"^split=validation: .* is an evaluation of test; give split=test, or"):
+        compare.compare(CompareConfig(runs=(tiny_evaluation, other_run), split="validation"))
+
+
+def test_an_evaluation_in_a_run_directory_that_was_copied_is_of_the_copy(other_run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(other_run, copy)
+    edit_stored(copy / "config.json", lambda content: content["train"].update(momentum=0.25))
+    edit_stored(copy / "evaluation-test" / "metrics.json", lambda content: content.update(tta="flip", digest="1" * 64))
+    found = compare.compare(CompareConfig(runs=(str(other_run), str(copy / "evaluation-test"))))
+    flags = {row[0]: row[1:] for row in found.differences}
+    assert flags["--momentum"] == ("0.5", "0.25")
+    assert flags["evaluation: --tta"] == ("none", "flip")
+    assert flags["evaluation: dataset digest"][1] == "1" * 12
+
+
+def test_an_evaluation_of_a_checkpoint_that_was_named_is_told_from_the_run(
+    tiny_evaluation, other_run, tmp_path, capsys
+):
+    named = tmp_path / "named"
+    shutil.copytree(other_run, named)
+    changes = {"weights": {"step": 3, "sha256": "0" * 64}, "checkpoint": "step-00000003.npz"}
+    edit_stored(named / "evaluation-test" / "metrics.json", lambda content: content.update(changes))
+    compare.compare(CompareConfig(runs=(tiny_evaluation, named)))
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert note == (
+        "note: named was evaluated with --checkpoint=step-00000003.npz, of step 3; its held-out top-1 is of the run's "
+        "weights, of step 6"
+    )
 
 
 def test_a_folder_of_runs_gets_an_index_that_leads_to_their_pages(tiny_run, other_run, tmp_path):
