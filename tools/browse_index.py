@@ -310,13 +310,19 @@ def _with_predictions(index: Index, run: Path) -> Index:
     top = np.full((rows, min(TOP, classes)), -1, np.int32), np.full((rows, min(TOP, classes)), np.nan, np.float32)
     right = np.full(rows, -1, np.int32)
     skipped = []
+    found: dict[str, dict[Path, pa.Table]] = {}  # by split
     for folder in folders:
         table, facts = read_predictions(folder)
         split = facts.get("split", "")
         if facts.get("digest") != index.manifest.digest or split not in index.manifest.splits:
             skipped.append(str(folder))
-            continue
-        _place(index, table, split, top, right)
+        else:
+            found.setdefault(split, {})[folder] = table
+    for split, tables in found.items():
+        shown = run / f"evaluation-{split}" if run / f"evaluation-{split}" in tables else next(iter(tables))
+        _place(index, tables[shown], split, top, right)
+        for other in tables.keys() - {shown}:
+            log(f"note: {shown} is shown for {split}; {other} evaluates it, too: --run={other} shows that one")
     if (right < 0).all():
         of = f"; {', '.join(skipped)}: of another dataset" if skipped else ""
         raise UsageError(

@@ -67,12 +67,12 @@ def data(tmp_path_factory):
     return converted(tmp_path_factory.mktemp("browse"), "jpeg")
 
 
-def evaluated(data, folder, split="test"):
+def evaluated(data, folder, split="test", seed=0):
     """What shardline-evaluate writes, of a model that guesses."""
     dataset = pipeline.open_dataset(data)
     number = dataset.num_records(split)
     rows = list(dataset.records(split, range(number)))
-    shares = np.random.default_rng(0).random((number, len(dataset.labels))).astype(np.float32)
+    shares = np.random.default_rng(seed).random((number, len(dataset.labels))).astype(np.float32)
     predictions = Predictions(
         np.arange(number), np.array([label for _, label, _ in rows]), shares / shares.sum(1, keepdims=True), number
     )
@@ -454,6 +454,20 @@ def test_mistakes_and_confidence_are_those_of_the_evaluation(data, serve, tmp_pa
     record = table[rows[0]]["record"]
     text = Tags(page.get(f"record/{rows[0]}")[1]).text
     assert f"{labels[predictions.predicted[record]]}{best[record]:.1f}%" in text
+
+
+def test_of_two_evaluations_of_a_split_one_is_shown_and_the_other_named(data, serve, tmp_path, capsys):
+    run = tmp_path / "run"
+    first, second = (
+        evaluated(data, run / name, seed=seed) for seed, name in enumerate(("evaluation-test", "evaluation-test-flip"))
+    )
+    ours, theirs = (np.sort(100 * found.probabilities.max(axis=1)) for found in (first, second))
+    page = serve(data, run=run)
+    found = [page.total(confidence_high=limit) for limit in ours + 0.01]
+    assert (
+        found == [(ours <= limit).sum() for limit in ours + 0.01] != [(theirs <= limit).sum() for limit in ours + 0.01]
+    )
+    assert f"{run}/evaluation-test-flip evaluates it, too: --run={run}/evaluation-test-flip" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["none", "other dataset", "damaged", "missing"])
