@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import Failure
-from shardline.tools.plot_style import save_figure
-from shardline.trainer import curves, metrics_log
 from shardline.trainer.callbacks import Answers, Callbacks, Report
 from shardline.trainer.checkpoint_writer import CheckpointWriter
 from shardline.trainer.exchange import gather
@@ -34,9 +34,6 @@ from shardline.trainer.schedule import steps_between
 from shardline.trainer.setup import TrainSetup, eval_forward
 from shardline.trainer.state import TrainState
 from shardline.trainer.step import EVAL_SUMS, allreduce_bytes, create_eval_step, swap
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MIN_LOSS_SCALE = 1.0
 PROFILE_SECONDS = 5.0  # at least, from one input_profile.json to the next while steps are made
@@ -81,7 +78,8 @@ class StepMonitor(Action):
     def _reset(self) -> None:
         self._sums = np.zeros(2)
         self._samples, self._steps, self._skipped, self._waited = 0.0, 0, 0, 0.0
-        self._norm, self._seconds = 0.0, 0.0
+        self._norm: float | None = None  # of the last step that was not skipped
+        self._seconds = 0.0
 
     def after_step(self, record: StepRecord) -> None:
         """Take in one step, and stop when a host asked to. Raises Failure when the loss is not finite."""
@@ -95,9 +93,10 @@ class StepMonitor(Action):
             self._total_seconds += record.seconds
             self._total_waited += record.wait_seconds
             self.images_per_second = self._total_images / self._total_seconds
+        # The loss of a skipped step is as true as any: its gradients alone overflowed.
+        self._sums += np.array([report["loss"], report["top1"]]) * report["samples"]
+        self._samples += report["samples"]
         if report["finite"]:
-            self._sums += np.array([report["loss"], report["top1"]]) * report["samples"]
-            self._samples += report["samples"]
             self._norm = report["norm"]
         else:
             self._skipped += 1
@@ -136,7 +135,7 @@ class StepMonitor(Action):
             "loss": loss,
             "top1": top1,
             "learning_rate": record.learning_rate,
-            "gradient_norm": self._norm,
+            **({} if self._norm is None else {"gradient_norm": self._norm}),
             "images_per_second": round(rate, 2),
             "waiting_percent": round(waiting, 2),
             "tflops": round(tflops, 4),
@@ -250,15 +249,14 @@ class Evaluate(Action):
         return evaluation_due(self.setup, state)
 
     def act(self, state: TrainState) -> None:
-        """Evaluate, with the moving average if there is one; keep the best; redraw the curves."""
-        line, answers = self._evaluate(state) if self._dataset is not None else ({}, None)
-        if self.callbacks:
-            epoch = round(self.setup.epoch(state.cursor), 6)
-            self.callbacks.report(Report(state.step, epoch, "eval", line, answers))
+        """Evaluate, with the moving average if there is one, which callbacks then find in the model; keep the best."""
+        with averaged(self.setup, state):
+            line, answers = self._evaluate(state) if self._dataset is not None else ({}, None)
+            if self.callbacks:
+                epoch = round(self.setup.epoch(state.cursor), 6)
+                self.callbacks.report(Report(state.step, epoch, "eval", line, answers))
         if line:
             self._keep_best(state)
-        if self.setup.cluster.chief:
-            save_figure(self._curves(), Path(self.setup.config.workdir) / "plots" / "curves.png")
 
     def _evaluate(self, state: TrainState) -> tuple[dict[str, object], Answers]:
         """Set `state.evaluation`; the line of metrics, and this host's answers."""
@@ -285,8 +283,6 @@ class Evaluate(Action):
         """Sums over the split of loss, top-1, top-5 and the records; what the model said of those of this host."""
         strategy, totals = self.setup.cluster.strategy, np.zeros(len(EVAL_SUMS))
         local, rows = strategy.experimental_local_results, list[tuple[np.ndarray, ...]]()
-        if state.ema_weights:
-            swap(strategy, state.weights, state.ema_weights)
         split = self.setup.eval_split
         batches = steps_between(0, self.setup.data.num_records(split), self.setup.config.global_batch_size)
         with progress(total=batches, desc=f"evaluate {split}", unit="batch", leave=False) as bar:
@@ -294,8 +290,6 @@ class Evaluate(Action):
                 totals += sums.numpy()
                 rows += [answers_of(*parts) for parts in zip(*map(local, map(batch.get, _ROWS)), answers, strict=True)]
                 bar.update()
-        if state.ema_weights:
-            swap(strategy, state.weights, state.ema_weights)
         columns = map(np.concatenate, zip(*rows, strict=True))
         return dict(zip(EVAL_SUMS, totals.tolist(), strict=True)), Answers(*columns)
 
@@ -311,9 +305,18 @@ class Evaluate(Action):
             state.evals_since_best += 1
             self.should_stop = 0 < config.early_stop_evals <= state.evals_since_best  # early stopping
 
-    def _curves(self) -> Figure:
-        phases = [(span.phase.part, self.setup.epoch(span.start)) for span in self.setup.spans]
-        return curves.training_curves(metrics_log.read(self.setup.config.workdir), phases, self.setup.eval_split)
+
+@contextmanager
+def averaged(setup: TrainSetup, state: TrainState) -> Iterator[None]:
+    """Within it the network has the moving averages of its weights, where they are kept.
+
+    After an error, which ends the run, it keeps them: nothing is saved any more.
+    """
+    if state.ema_weights:
+        swap(setup.cluster.strategy, state.weights, state.ema_weights)
+    yield
+    if state.ema_weights:
+        swap(setup.cluster.strategy, state.weights, state.ema_weights)
 
 
 _ROWS = ("record", "label", "weight")

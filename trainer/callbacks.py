@@ -38,7 +38,8 @@ class Start:
       steps: of the whole run.
       epoch, epochs: the same in passes over the training records.
       learning_rate: of the first step.
-      model: uint8 RGB [b, s, s, 3] -> float32 probabilities [b, classes], with the weights that train.
+      model: uint8 RGB [b, s, s, 3] -> float32 probabilities [b, classes], with the weights that train; at an evaluation
+        with those that are evaluated, which are their moving average with `ema`.
     """
 
     config: TrainConfig

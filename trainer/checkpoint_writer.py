@@ -65,16 +65,21 @@ class CheckpointWriter:
         path = checkpoint_path(self._workdir, step)
         write_checkpoint(path, header, arrays)
         if best:  # after the numbered one, so that no header is older than the best is
-            try:
-                link(path, best_path(self._workdir))
-            except OSError:  # a file system without hard links
-                write_checkpoint(best_path(self._workdir), header, arrays)
+            keep_best(path, best_path(self._workdir), header, arrays)
         # Those after this one could not be read, or the run would have continued from them: they do not count.
         numbered = list_checkpoints(self._workdir)
         written = numbered[: numbered.index(path) + 1] if path in numbered else []
         for old in written[: -self._keep]:
             old.unlink()
         self._after()
+
+
+def keep_best(path: Path, best: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Give a checkpoint's file the name of the best, too; or, on a file system without hard links, write it again."""
+    try:
+        link(path, best)
+    except OSError:
+        write_checkpoint(best, header, arrays)
 
 
 def link(path: Path, name: Path) -> None:

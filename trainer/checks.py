@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardline.pipeline.cli import log
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import FILE_NAME as MANIFEST_FILE
 from shardline.pipeline.options import check_options, option
-from shardline.pipeline.wording import count
+from shardline.pipeline.wording import as_flag, count
 from shardline.trainer.checkpoints import list_checkpoints
+from shardline.trainer.data import stored_as
 from shardline.trainer.remote_workdir import local_run
 from shardline.trainer.run_dir import CONFIG_FILE, ChosenWeights, read_config
+
+if TYPE_CHECKING:
+    from shardline.pipeline.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ def say_weights(chosen: ChosenWeights) -> None:
 
 
 def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.PathLike[str]) -> None:
-    """Refuse a dataset whose classes are not the model's, in its order."""
-    ours, theirs = tuple(trained), tuple(found)
+    """Refuse a dataset whose classes are not the model's, in its order; accents may be written in either way."""
+    ours, theirs = (tuple(unicodedata.normalize("NFC", name) for name in names) for names in (trained, found))
     if ours == theirs:
         return
     if len(ours) != len(theirs):
@@ -77,6 +83,14 @@ def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.Pa
         number = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         what = f"calls class {number} {theirs[number]!r}, the run {ours[number]!r}"
     raise UsageError(f"--data={data} {what}; convert the images with the labels the run was trained on")
+
+
+def say_stored_otherwise(run: Path, data: Dataset) -> None:
+    """Say that a dataset's images were made in another way than those that the run was trained on."""
+    trained, found = read_config(run)["preprocessing"]["stored"], stored_as(data.manifest)
+    if names := [name for name in found if found[name] != trained.get(name, found[name])]:
+        here, there = (", ".join(f"{name} {as_flag(made[name])}" for name in names) for made in (found, trained))
+        log(f"note: images of --data={data.where} are stored with {here}, those the run was trained on with {there}")
 
 
 def check_weights_file(weights: str) -> None:

@@ -267,7 +267,8 @@ class TrainConfig(HostsConfig, InputConfig):
         group="recipe",
     )
     class_weights: str = option(
-        "none", "weights of the loss; balanced: 1 / frequency of the sample's class", choices=("none", "balanced"),
+        "none", "weights of the loss; balanced: 1 / frequency of the sample's class, or of both where two are mixed",
+        choices=("none", "balanced"),
         group="recipe",
     )  # fmt: skip
     balanced_sampling: bool = option(False, "sample every class equally often instead of every record", group="recipe")
@@ -375,6 +376,8 @@ class TrainConfig(HostsConfig, InputConfig):
             raise UsageError(f"--{needing[0]} counts a dataset's classes; leave it out, or --synthetic")
         if self.class_weights != "none" and self.balanced_sampling:
             raise UsageError("--class_weights=balanced with --balanced_sampling corrects twice; choose one of them")
+        if self.balanced_sampling and not self.shuffle:
+            raise UsageError("--balanced_sampling shuffles each class; leave it out, or --noshuffle")
         if self.early_stop_evals and self.best_metric == "none":
             raise UsageError("--early_stop_evals needs --best_metric=loss, top1 or top5 to judge by")
         if self.best_metric != "none" and self.eval_split == "none":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 from shardline import pipeline
 from shardline.pipeline.errors import UsageError
+from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.wording import count
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.schedule import spans, steps_between
+from shardline.trainer.schedule import phase_steps, spans, steps_between
 
 
 def open_data(config: TrainConfig) -> pipeline.Dataset | None:
@@ -34,18 +38,37 @@ def choose_eval_split(config: TrainConfig, data: pipeline.Dataset | None) -> str
         return ""
     splits = [name for name, split in data.manifest.splits.items() if split.records and not split.unlabelled]
     if config.eval_split == "auto":
-        name = next((name for name in ("validation", "val", "test") if name in splits), "")
+        name = held_out(splits, config.train_split, *HELD_OUT, "test")
     else:
         name = config.eval_split
         if name not in splits:
             data.manifest.refuse_unlabelled(name, "--eval_split")
             raise UsageError(f"--eval_split={name}: this dataset has {', '.join(splits)}")
-    if config.best_metric != "none" and name in ("", "test"):
+    if config.best_metric != "none" and name in ("", "test", config.train_split):
         raise UsageError(
             f"--best_metric={config.best_metric} would choose the model by {name or 'nothing'}: convert with a "
-            "validation split (--splits), or leave it out; a model chosen on test has no honest test result"
+            "validation split (--splits), or leave it out; a model chosen on test has no honest test result, and one "
+            "chosen on what it is trained on is the one that knows it by heart"
         )
     return name
+
+
+HELD_OUT = ("validation", "val")  # what the split is called that settings are chosen by
+
+
+def held_out(splits: Collection[str], train_split: str, *names: str) -> str:
+    """The first of `names` that is there and is not trained on; "" for none."""
+    return next((name for name in names if name in splits and name != train_split), "")
+
+
+# The converter's options, beside resize and size, on which the pixels depend that it makes of a file; with their types.
+STORED_OPTIONS = {"upscale": bool, "trim_borders": bool, "depth_range": str}
+
+
+def stored_as(manifest: Manifest) -> dict[str, Any]:
+    """How the converter made the images, so that prediction and export can do the same to any file."""
+    made = {name: manifest.options[name] for name in STORED_OPTIONS if name in manifest.options}
+    return {"resize": manifest.image.resize, "size": manifest.image.size, **made}
 
 
 def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) -> str:
@@ -60,9 +83,15 @@ def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) 
         lines.append("data: synthetic batches from memory")
     else:
         records, batch = data.num_records(config.train_split), config.global_batch_size
-        steps = steps_between(0, spans(config.phase_list, records)[-1].stop, batch)
+        found = spans(config.phase_list, records)
+        steps = steps_between(0, found[-1].stop, batch)
         on = f"evaluation on {eval_split}" if eval_split else "no evaluation"
         lines.append(f"run: {config.phases}, {count(steps, 'step')} of {count(batch, 'sample')}, {on}")
+        if eval_split == config.train_split:
+            lines.append(f"note: {eval_split} is trained on: nothing in it is held out")
+        idle = [str(span.phase) for span in found if not phase_steps(span, batch)]
+        if idle:
+            lines.append(f"note: no step is left for {', '.join(idle)}: the phase before ends with a step beyond it")
         if batch > records:
             lines.append(f"note: a batch holds records several times: {config.train_split} has {records:,}")
     if config.recipe != "plain":

@@ -25,7 +25,15 @@ from shardline.pipeline.options import option
 from shardline.pipeline.paths import absolute, is_remote
 from shardline.pipeline.remote import DataCacheOptions
 from shardline.pipeline.wording import count
-from shardline.trainer.checks import ModelConfig, check_labels, find_run, make_directory, say_weights
+from shardline.trainer.checks import (
+    ModelConfig,
+    check_labels,
+    find_run,
+    make_directory,
+    say_stored_otherwise,
+    say_weights,
+)
+from shardline.trainer.data import HELD_OUT, held_out
 from shardline.trainer.evaluation import results
 from shardline.trainer.hosts import HostsConfig, ends_together, find_hosts
 from shardline.trainer.run_dir import choose_weights, read_config
@@ -59,8 +67,8 @@ class EvaluateConfig(DataCacheOptions, HostsConfig, ModelConfig):
     )
     calibration_split: str = option(
         "auto",
-        "split to fit the temperature on, another than the evaluated one; auto: validation if there is one; none: no "
-        "calibration",
+        "split to fit the temperature on, another than the evaluated one; auto: validation or val, if it is there "
+        "and not trained on; none: no calibration",
     )
     leakage: str = option(
         "hashes",
@@ -89,12 +97,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     directory = find_run(config.run, config.checkpoint)
     chosen = choose_weights(directory, config.checkpoint)
     data = open_data(config, directory)
-    calibration_split = choose_calibration_split(config.calibration_split, config.split, data.manifest.splits)
+    train_split = read_config(directory)["train"]["train_split"]
+    calibration_split = choose_calibration_split(
+        config.calibration_split, config.split, data.manifest.splits, train_split
+    )
     output, chief = output_directory(config), find_hosts(config).own == 0
     if chief:
         make_directory(str(output))
     say_weights(chosen)
-    train_split = read_config(directory)["train"]["train_split"]
     for gap in class_gaps(data.labels, data.manifest.class_counts, train_split, config.split):
         command_line.log(f"note: {gap}")
 
@@ -203,17 +213,17 @@ def open_data(config: EvaluateConfig, run: Path) -> Dataset:
         raise UsageError(f"--split={config.split}: this split holds no records; name another one")
     data.manifest.refuse_unlabelled(config.split, "--split")
     data.manifest.refuse_unlabelled(config.calibration_split, "--calibration_split")
+    say_stored_otherwise(run, data)
     return data
 
 
-def choose_calibration_split(wanted: str, evaluated: str, splits: Mapping[str, Split]) -> str:
+def choose_calibration_split(wanted: str, evaluated: str, splits: Mapping[str, Split], train_split: str) -> str:
     """The split to calibrate on; "" for none."""
     if wanted == "none":
         return ""
     if wanted == "auto":
-        held_out = evaluated != "validation" and "validation" in splits and splits["validation"].records
-        held_out = held_out and not splits["validation"].unlabelled
-        return "validation" if held_out else ""
+        usable = [name for name, split in splits.items() if split.records and not split.unlabelled]
+        return held_out([name for name in usable if name != evaluated], train_split, *HELD_OUT)
     if wanted == evaluated:
         raise UsageError(
             f"--calibration_split={wanted} is the evaluated split: a temperature fitted there flatters itself; "

@@ -36,6 +36,7 @@ from shardline.trainer.checks import (
     make_directory,
     say_weights,
 )
+from shardline.trainer.data import HELD_OUT
 from shardline.trainer.run_dir import ChosenWeights, choose_weights, read_config
 from shardline.trainer.xla import start_tensorflow
 
@@ -87,7 +88,7 @@ class ExportConfig(DataCacheOptions, ModelConfig):
         positional=True,
         path="dataset",
     )
-    split: str = option("auto", "split to compare on; auto: test, else validation, else the training split")
+    split: str = option("auto", "split to compare on; auto: test, else validation or val, else the training split")
     calibration_images: int = option(100, "training images whose activations set the int8 ranges", low=1)
     parity_images: int = option(64, "images on which trainer and exports are compared", low=1)
     parity_inputs: str = option(
@@ -305,7 +306,7 @@ def kept_exports(output: Path, formats: Iterable[str], chosen: ChosenWeights) ->
 def comparison_split(wanted: str, splits: Mapping[str, Split], train_split: str) -> str:
     """The split whose images are compared."""
     if wanted == "auto":
-        found = [name for name in ("test", "validation", train_split, *splits) if filled(splits, name)]
+        found = [name for name in ("test", *HELD_OUT, train_split, *splits) if filled(splits, name)]
         if not found:
             raise UsageError("--data holds no records to compare on; name another dataset")
         return found[0]

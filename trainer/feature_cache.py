@@ -2,6 +2,8 @@
 
 The stored views are those of the first epochs of the very stream that training without the cache would see. Epoch e
 reads view e modulo the number of views, so with as many views as epochs nothing differs but the time it takes.
+Balanced sampling shows some records several times in an epoch and others not at all: there an epoch reads what its view
+holds, in the view's own order.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from shardline.trainer.step import Batch
 
 ARRAYS, NOTE = ("features.npy", "labels.npy", "weights.npy"), "cache.json"
 CACHE_FILES = frozenset({NOTE, *ARRAYS})
-FORMAT = "shardline features 2"
+FORMAT = "shardline features 3"
 # Settings that change where or how fast images are made, not what they are.
 _RUNTIME_FIELDS = {
     "global_batch_size",
@@ -79,7 +81,7 @@ def _is_whole(folder: Path, key: str) -> bool:
 
 
 class FeatureCache:
-    """Features [views, records, size] in a memory-mapped file, with their labels and weights."""
+    """Features [views, records, size] in a memory-mapped file, with their labels and weights: see `_places`."""
 
     def __init__(self, setup: TrainSetup, network: Network, folder: Path) -> None:
         self.setup, self.network = setup, network
@@ -89,7 +91,7 @@ class FeatureCache:
 
     def batches(self, cursor: int) -> Iterator[Batch]:
         """Iterator of distributed training batches that hold `features` [b, size] instead of images."""
-        setup, sampler = self.setup, self.setup.sampler
+        setup = self.setup
         replica_batches = ReplicaBatches(setup.input, replicas=setup.cluster.replicas, cursor=cursor)
         views, _, size = self.features.shape
         spec = {
@@ -102,8 +104,9 @@ class FeatureCache:
 
         def read(element: np.int64) -> tuple[np.ndarray, ...]:
             position = replica_batches.positions(int(element))
-            view, record = position // setup.num_records % views, sampler.records(position)
-            return self.features[view, record], self.labels[record], self.weights[view, record], record, position
+            record, *place = _places(setup, position, views)
+            at = tuple(place)
+            return self.features[at], self.labels[at], self.weights[at], record, position
 
         def element(number: tf.Tensor) -> Batch:
             values = tf.numpy_function(read, [number], [kind for _, kind in spec.values()])
@@ -115,15 +118,24 @@ class FeatureCache:
         return endless(distribute(setup.cluster, dataset.with_options(options)))
 
     def forward(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """Stored features to logits and targets."""
-        classes, smoothing = len(self.setup.labels), self.setup.config.label_smoothing
-        targets = tf.one_hot(batch["label"], classes) * (1 - smoothing) + smoothing / classes
-        return self.network.head([batch["features"], batch["position"]], training=True), targets
+        """Stored features to logits and labels."""
+        labels = tf.one_hot(batch["label"], len(self.setup.labels))
+        return self.network.head([batch["features"], batch["position"]], training=True), labels
 
     @property
     def flops(self) -> float:
         """Floating-point operations of one step per sample: forward and twice as much backward."""
         return 6.0 * num_parameters(self.network.trained("head"))
+
+
+def _places(setup: TrainSetup, positions: np.ndarray, views: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The record at each position of the stream, and the view and row where its features are stored."""
+    epochs, offsets = np.divmod(positions, setup.num_records)
+    view = epochs % views
+    if setup.config.balanced_sampling:
+        return setup.sampler.records(view * setup.num_records + offsets), view, offsets
+    record = setup.sampler.records(positions)
+    return record, view, record
 
 
 def _key(setup: TrainSetup, network: Network) -> str:
@@ -148,13 +160,12 @@ def _fill(folder: Path, setup: TrainSetup, network: Network) -> None:
     features = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
     with open(folder / "features.npy", "r+b") as file:  # a disk that is full later would kill who writes to a hole
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    labels, weights = np.zeros(count, np.int32), np.zeros((views, count), np.float32)
+    labels, weights = np.zeros((views, count), np.int32), np.zeros((views, count), np.float32)
     for batch in _first_batches(setup, network, views * count):
         inside = batch["position"] < views * count  # the last batch may run into the next epoch
-        view, record = (batch["position"] // count)[inside], batch["record"][inside]
-        features[view, record] = batch["features"][inside]
-        labels[record] = batch["label"][inside]
-        weights[view, record] = batch["weight"][inside]
+        _, *place = _places(setup, batch["position"][inside], views)
+        for array, name in ((features, "features"), (labels, "label"), (weights, "weight")):
+            array[tuple(place)] = batch[name][inside]
     features.flush()
     np.save(folder / "labels.npy", labels)
     np.save(folder / "weights.npy", weights)

@@ -34,7 +34,14 @@ from shardline.pipeline.remote import DataCacheOptions
 from shardline.pipeline.text import csv_cell, json_display
 from shardline.pipeline.wording import count, shorten_middle
 from shardline.tools.plot_style import save_figure, set_title
-from shardline.trainer.checks import ModelConfig, check_labels, check_target, find_run, say_weights
+from shardline.trainer.checks import (
+    ModelConfig,
+    check_labels,
+    check_target,
+    find_run,
+    say_stored_otherwise,
+    say_weights,
+)
 from shardline.trainer.hosts import HostsConfig, ends_together, find_hosts
 from shardline.trainer.run_dir import ChosenWeights, Run, choose_weights, read_config, weights_text
 from shardline.trainer.xla import start_tensorflow
@@ -181,6 +188,7 @@ def open_records(config: PredictConfig, run: Path) -> Dataset:
     check_labels(read_config(run)["labels"], data.labels, config.data)
     if not data.num_records(config.split):
         raise UsageError(f"--split={config.split}: this split holds no records; name another one")
+    say_stored_otherwise(run, data)
     return data
 
 

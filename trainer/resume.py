@@ -17,18 +17,28 @@ from shardline.pipeline.files import LOCK, TEMPORARY, remove_strays
 from shardline.pipeline.paths import absolute
 from shardline.pipeline.wording import count
 from shardline.trainer import metrics_log
-from shardline.trainer.checkpoints import Checkpoint, is_checkpoint_name, list_checkpoints, newest_checkpoint
+from shardline.trainer.checkpoint_writer import keep_best
+from shardline.trainer.checkpoints import (
+    Checkpoint,
+    best_path,
+    is_checkpoint_name,
+    list_checkpoints,
+    newest_checkpoint,
+)
 from shardline.trainer.config import TrainConfig, differences
+from shardline.trainer.data import stored_as
 from shardline.trainer.feature_cache import CACHE_FILES
 from shardline.trainer.run_dir import (
     BATCHES,
     CONFIG_FILE,
+    CURVES,
     MISTAKES,
     MODEL_FILE,
     MODEL_NOTE,
     PLOTS,
     REPORT,
     TRACKING_FILE,
+    best_checkpoint,
     is_finished,
     read_config,
     write_config,
@@ -80,7 +90,7 @@ def _remove_strays(workdir: Path) -> None:
     ours: list[tuple[Path, Callable[[str], bool]]] = [
         (workdir, _OWN_FILES.__contains__),
         (workdir / "checkpoints", is_checkpoint_name),
-        (workdir / PLOTS, {"curves.png", BATCHES, MISTAKES}.__contains__),
+        (workdir / PLOTS, {CURVES, BATCHES, MISTAKES}.__contains__),
         (workdir / "features", CACHE_FILES.__contains__),
     ]
     for folder, is_ours in ours:
@@ -101,33 +111,25 @@ def config_content(setup: TrainSetup) -> dict[str, Any]:
         "preprocessing": {
             **pipeline.PREPROCESSING,
             "crop_fraction": setup.config.eval_crop_fraction,
-            "stored": stored_images(setup),
+            "stored": stored_as(manifest) if manifest else {},
         },
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         "starting_weights_sha256": setup.weights_sha256,
     }
 
 
-def stored_images(setup: TrainSetup) -> dict[str, Any]:
-    """How the converter made the images, so that prediction and export can do the same to any file."""
-    manifest = setup.manifest
-    if manifest is None:
-        return {}
-    made = {name: manifest.options[name] for name in ("upscale", "trim_borders") if name in manifest.options}
-    return {"resize": manifest.image.resize, "size": manifest.image.size, **made}
-
-
 def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: bool) -> str:
     """Refuse a run directory whose run this one does not continue; the SHA-256 of the weights it started from."""
     workdir = setup.config.workdir
     old = read_config(workdir, "--workdir")
-    check_sampler(f"--workdir={workdir}", old["dataset"], content["dataset"], setup.data)
+    before, now = ({**run["dataset"], "shuffle": run["train"].get("shuffle", True)} for run in (old, content))
+    check_sampler(f"--workdir={workdir}", before, now, setup.data)
     if tuple(old["labels"]) != setup.labels:
         raise UsageError(f"--workdir={workdir} was trained on other labels; start in another --workdir")
-    before, now = TrainConfig.from_dict(old["train"]), setup.config
+    begun, config = TrainConfig.from_dict(old["train"]), setup.config
     if content["starting_weights_sha256"] == old["starting_weights_sha256"] != "":  # the same file, wherever it lies
-        now = dataclasses.replace(now, weights=before.weights)
-    changes = differences(before, now)
+        config = dataclasses.replace(config, weights=begun.weights)
+    changes = differences(begun, config)
     if changes and not allow_changes:
         raise UsageError(
             f"--workdir={workdir} was started with other flags: {'; '.join(changes)}; repeat those, choose another "
@@ -138,7 +140,7 @@ def check_continues(setup: TrainSetup, content: dict[str, Any], allow_changes: b
 
 def check_sampler(name: str, old: dict[str, Any], new: dict[str, Any], data: pipeline.TrainingData) -> None:
     """Refuse another order of samples: a position would no longer mean the same sample."""
-    keys = ("dataset", "split", "records", "seed", "shuffle_block_size", "balanced_sampling")
+    keys = ("dataset", "split", "records", "seed", "shuffle_block_size", "balanced_sampling", "shuffle")
     ours, theirs = ({key: values.get(key) for key in keys} for values in (new, old))
     if ours != theirs:
         differing = [f"{key} {theirs[key]} there, {ours[key]} here" for key in keys if ours[key] != theirs[key]]
@@ -166,7 +168,10 @@ def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
         )
     if checkpoint:
         check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key, setup.data)
-        checkpoint = dataclasses.replace(checkpoint, header=_judged_anew(checkpoint.header, setup.best_metric))
+        header = _judged_anew(checkpoint.header, setup.best_metric)
+        if not is_finished(setup.config, setup.num_records, header):
+            header = _with_its_best(Path(setup.config.workdir), header)
+        checkpoint = dataclasses.replace(checkpoint, header=header)
     return checkpoint
 
 
@@ -179,7 +184,27 @@ def _judged_anew(header: dict[str, Any], best_metric: str) -> dict[str, Any]:
             f"note: the best so far, step {header['best_step']}, was chosen by {header['best_metric']} and is "
             f"forgotten; now {f'the best is chosen by {best_metric}' if best_metric else 'the last weights count'}"
         )
-    return header | {"best_metric": best_metric, "best": None, "best_step": 0, "evals_since_best": 0}
+    return header | {"best_metric": best_metric, **_NO_BEST}
+
+
+_NO_BEST = {"best": None, "best_step": 0, "evals_since_best": 0}
+
+
+def _with_its_best(workdir: Path, header: dict[str, Any]) -> dict[str, Any]:
+    """The header, its best weights kept in best.npz; without a best where they are gone, or the run would end on none.
+
+    A kill may come before a numbered checkpoint, which is deleted in time, is linked as the best.
+    """
+    if header["best"] is None:
+        return header
+    try:
+        found = best_checkpoint(workdir, header)
+    except UsageError as error:
+        log(f"note: {error.args[0].rpartition('; ')[0]}; the best is chosen anew")
+        return header | _NO_BEST
+    if found.path != best_path(workdir):
+        keep_best(found.path, best_path(workdir), found.header, found.arrays)
+    return header
 
 
 def is_over(setup: TrainSetup, checkpoint: Checkpoint) -> bool:

@@ -38,7 +38,16 @@ from shardline.trainer.metrics_log import MetricsLog
 from shardline.trainer.model import Network, flops_per_image
 from shardline.trainer.remote_workdir import local_workdir
 from shardline.trainer.resume import checkpoint_to_continue, claim_workdir, is_over, starting_span
-from shardline.trainer.run_dir import MODEL_FILE, ChosenWeights, choose_weights, load_run, model_is_whole, note_model
+from shardline.trainer.run_dir import (
+    CURVES,
+    MODEL_FILE,
+    PLOTS,
+    ChosenWeights,
+    choose_weights,
+    load_run,
+    model_is_whole,
+    note_model,
+)
 from shardline.trainer.run_report import RunReport
 from shardline.trainer.schedule import PhaseSpan, steps_between
 from shardline.trainer.setup import TrainSetup, create_setup, weights_begun_with
@@ -311,7 +320,7 @@ def finish(setup: TrainSetup, last_step: int, images_per_second: float) -> dict[
         with Path(folder, MODEL_FILE).open("rb") as saved:
             shutil.copyfileobj(saved, file)
     note_model(workdir, run.chosen)
-    log(f"model: {workdir / MODEL_FILE}, {run.chosen}; curves: {workdir / 'plots' / 'curves.png'}")
+    log(f"model: {workdir / MODEL_FILE}, {run.chosen}; curves: {workdir / PLOTS / CURVES}")
     return result(setup, run.chosen, last_step, images_per_second)
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 TRACKING_FILE = "tracking.json"  # what the run is called in trackers
-PLOTS, BATCHES, MISTAKES = "plots", "batches.jpg", "mistakes.jpg"  # a folder, and images in it
+PLOTS, CURVES, BATCHES, MISTAKES = "plots", "curves.png", "batches.jpg", "mistakes.jpg"  # a folder, and images in it
 MODEL_FILE = "model.keras"
 MODEL_NOTE = "model.json"  # what model.keras must be
 
@@ -201,12 +201,16 @@ def _decide(run_dir: Path, checkpoint: str) -> ChosenWeights:
             by = f"by {newest.header['best_metric']}" if newest.header["best_metric"] else "as --best_metric=none"
             notes.append(f"{best_path(run_dir)} is of before the run was judged {by}, and left aside")
     else:
-        chosen, choice = _best(run_dir, newest.header), f"best by {newest.header['best_metric']}"
+        chosen, choice = best_checkpoint(run_dir, newest.header), f"best by {newest.header['best_metric']}"
     return ChosenWeights(chosen, choice, (newest or chosen).header, tuple(notes))
 
 
-def _best(run_dir: Path, header: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint that a header says is the best: best.npz, or the numbered one of the same step."""
+def best_checkpoint(run_dir: Path, header: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that a header says is the best: best.npz, or the numbered one of the same step.
+
+    Raises:
+      UsageError: neither is there.
+    """
     reasons = []
     for path in (best_path(run_dir), checkpoint_path(run_dir, header["best_step"])):
         try:
@@ -283,6 +287,12 @@ def load_run(
         raise UsageError(
             f"--checkpoint={found.path} is of a model of other classes than {Path(run_dir) / CONFIG_FILE} names; give "
             "one from the same run"
+        )
+    digest = content["dataset"]["dataset"]
+    if (other := found.header["sampler"].get("dataset", digest)) != digest:
+        raise UsageError(
+            f"--checkpoint={found.path} was trained on another dataset, of digest {other}, than "
+            f"{Path(run_dir) / CONFIG_FILE} names, {digest}; give one from the same run"
         )
     with saying("making the model"):
         network = create_network(

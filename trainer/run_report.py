@@ -17,7 +17,7 @@ from shardline.tools.html_report import HtmlReport, replace_links
 from shardline.trainer import metrics_log
 from shardline.trainer.callbacks import Callback, Report, Start
 from shardline.trainer.examples import HeldOut, add_examples, contact_sheet, mistakes_sheet, webp
-from shardline.trainer.run_dir import BATCHES, CONFIG_FILE, MISTAKES, PLOTS, REPORT, read_config
+from shardline.trainer.run_dir import BATCHES, CONFIG_FILE, CURVES, MISTAKES, PLOTS, REPORT, read_config
 from shardline.trainer.run_sections import add_curves, add_numbers, add_settings, headline
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class RunReport(Callback):
             + ("training has ended." if finished else "training; this page is read again by itself."),
             refresh_seconds=0 if finished else REFRESH_SECONDS,
         )
-        add_curves(page, config, log)
+        (self.directory / PLOTS).mkdir(exist_ok=True)
+        add_curves(page, config, log, self.directory / PLOTS / CURVES)
         add_numbers(page, log)
         if self._held_out:
             add_examples(page, self._held_out)

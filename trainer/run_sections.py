@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from shardline.pipeline.wording import as_flag, count, noun_after
@@ -22,8 +23,8 @@ def headline(log: Sequence[Mapping[str, Any]]) -> str:
     return f"{last['top1']:.1%} top-1 on {last['split']} after {epochs}"
 
 
-def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]]) -> None:
-    """Loss, top-1 and rate with phase marks; throughput and waiting for input."""
+def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]], png: Path | None = None) -> None:
+    """Loss, top-1 and rate with phase marks, also as `png`; throughput and waiting for input."""
     if not log:
         page.text("Training", "This run directory holds no metrics.jsonl, so there are no curves.")
         return
@@ -33,7 +34,7 @@ def add_curves(page: HtmlReport, config: TrainConfig, log: list[dict[str, Any]])
     last = (evaluations or log)[-1]
     alt = f"loss, top-1 and learning rate over epochs; last: loss {last['loss']:.3f}, top-1 {last['top1']:.1%}"
     held_out = evaluations[0]["split"] if evaluations else ""
-    page.figure("Training", curves.training_curves(log, phases, held_out), alt)
+    page.figure("Training", curves.training_curves(log, phases, held_out), alt, png=png)
     throughput = curves.throughput_curves(metrics_log.steady(log, config.log_every_steps), phases)
     if throughput is not None:
         page.figure("Throughput", throughput, "images per second and share of time waiting for input, over epochs")

@@ -61,6 +61,11 @@ def steps_between(start: int, stop: int, global_batch_size: int) -> int:
     return max(0, math.ceil((stop - start) / global_batch_size))
 
 
+def phase_steps(span: PhaseSpan, global_batch_size: int) -> int:
+    """Steps of a phase of a whole run: the last step of the phase before may reach into it, or beyond it."""
+    return steps_between(0, span.stop, global_batch_size) - steps_between(0, span.start, global_batch_size)
+
+
 def learning_rate(
     span: PhaseSpan, cursor: int, *, num_records: int, schedule: str, warmup_epochs: float, batch: int
 ) -> float:

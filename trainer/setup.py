@@ -85,7 +85,7 @@ class TrainSetup:
         """Position -> record."""
         config, data = self.config, self.data
         if not config.balanced_sampling or not isinstance(data, pipeline.Dataset):
-            return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size)
+            return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size, config.shuffle)
         numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
         labels = np.array([label for _, label, _ in data.records(config.train_split, numbers)])
         return pipeline.BalancedSampler(labels, config.seed)
@@ -241,20 +241,18 @@ def initial_network(setup: TrainSetup, *, input_scale: float | None = None) -> N
 
 
 def train_forward(setup: TrainSetup, network: Network) -> Forward:
-    """Batch -> logits and targets, with augmentation's device half, mixing and label smoothing."""
-    classes, smoothing = len(setup.labels), setup.config.label_smoothing
+    """Batch -> logits and shares of the labels, with augmentation's device half and mixing."""
 
     def forward(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         batch = pipeline.augment_on_device(batch, setup.input)
-        targets = pipeline.soft_labels(batch, classes)
-        targets = targets * (1 - smoothing) + smoothing / classes
-        return network.train([batch["image"], batch["position"]], training=True), targets
+        shares = pipeline.soft_labels(batch, len(setup.labels))
+        return network.train([batch["image"], batch["position"]], training=True), shares
 
     return forward
 
 
 def eval_forward(setup: TrainSetup, network: Network) -> Forward:
-    """Batch -> logits and targets, as a user of the model would see them."""
+    """Batch -> logits and labels, as a user of the model would see them."""
 
     def forward(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         image = tf.cast(batch["image"], tf.float32)
@@ -268,7 +266,7 @@ def step_config(setup: TrainSetup) -> StepConfig:
     """The part of the config that a step needs."""
     names = ("global_batch_size", "optimizer", "momentum", "clip_norm", "weight_decay", "ema", "micro_batches", "jit")
     return StepConfig(
-        **{name: getattr(setup.config, name) for name in (*names, "allreduce_dtype")},
+        **{name: getattr(setup.config, name) for name in (*names, "allreduce_dtype", "label_smoothing")},
         loss_scaling=setup.config.precision == "mixed_float16",
         class_weights=class_weights(setup),
     )

@@ -18,7 +18,7 @@ import tensorflow as tf
 SCALE_START = 2.0**15
 SCALE_GROWTH_STEPS = 2000
 Batch = dict[str, tf.Tensor]
-Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 logits [b, c], float32 target shares [b, c]
+Forward = Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]  # batch -> float32 logits [b, c], float32 label shares [b, c]
 Sums = tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]  # gradients, [loss, weight, correct, samples], losses [b]
 TrainStep = Callable[..., dict[str, tf.Tensor]]  # distributed batch, learning rate, stop -> numbers to report
 REPORTED = ("loss", "top1", "samples", "norm", "stop", "finite", "scale")  # columns of `StepReports.numbers`
@@ -42,6 +42,7 @@ class StepConfig:
     loss_scaling: bool = False
     jit: bool = False
     allreduce_dtype: str = "float32"
+    label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()  # by label; empty: 1 for all
 
 
@@ -281,16 +282,17 @@ def _sums(forward: Forward, variables: Sequence[tf.Variable], config: StepConfig
 
     def sums(batch: Batch, scale: tf.Tensor) -> Sums:
         with tf.GradientTape() as tape:
-            logits, targets = forward(batch)
+            logits, shares = forward(batch)
+            targets = shares * (1 - config.label_smoothing) + config.label_smoothing / shares.shape[-1]
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
             weight = batch["weight"]
-            if class_weights is not None:
-                weight = weight * tf.linalg.matvec(targets, class_weights)
+            if class_weights is not None:  # of the labels as they are: smoothing adds no class to a sample
+                weight = weight * tf.linalg.matvec(shares, class_weights)
             loss = tf.reduce_sum(losses * weight)
             # Divided here by the nominal batch, so that float16 gradients stay in range.
             scaled = loss * (scale / config.global_batch_size)
         gradients = tape.gradient(scaled, variables)
-        correct = tf.cast(label_ranks(logits, tf.argmax(targets, -1)) == 0, tf.float32) * batch["weight"]
+        correct = tf.cast(label_ranks(logits, tf.argmax(shares, -1)) == 0, tf.float32) * batch["weight"]
         return gradients, tf.stack([loss, *map(tf.reduce_sum, (weight, correct, batch["weight"]))]), losses
 
     return sums

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import sys
 import time
@@ -207,7 +208,10 @@ class TensorBoard(Tracker):
         if kind not in self._files:
             folder = self.workdir / "tensorboard" / kind
             folder.mkdir(parents=True, exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+            # TensorBoard reads files in the order of their names: also of a clock that was set back since.
+            stamps = [re.match(r"events\.out\.tfevents\.(\d+\.\d+)\.", path.name) for path in folder.iterdir()]
+            stamp = max(time.time(), *(float(found[1]) + 1e-3 for found in stamps if found), 0.0)
+            name = f"events.out.tfevents.{stamp:.6f}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             self._files[kind] = (folder / name).open("xb")
             # The steps after this one are made again: TensorBoard forgets what an earlier file told of them.
             restart = Event(step=self._start.step + 1, session_log=SessionLog(status=SessionLog.START))

@@ -24,7 +24,7 @@ from shardline.trainer.config import TrainConfig
 from shardline.trainer.memory import step_bytes
 from shardline.trainer.model import flops_per_image, num_parameters
 from shardline.trainer.run import prepare
-from shardline.trainer.schedule import steps_between
+from shardline.trainer.schedule import phase_steps
 from shardline.trainer.setup import TrainSetup, initial_network
 from shardline.trainer.state import create_train_state
 
@@ -48,7 +48,7 @@ def dry_run(config: TrainConfig) -> str:
         f"evaluation on {setup.eval_split or 'nothing'}",
     ]
     for span in setup.spans:
-        part, steps = span.phase.part, steps_between(span.start, span.stop, batch)
+        part, steps = span.phase.part, phase_steps(span, batch)
         lines.append(
             f"phase {span.index + 1}: {part}, {span.phase.epochs:g} {noun_after(span.phase.epochs, 'epoch')} = "
             f"{count(steps, 'step')} at a peak rate of "
@@ -113,7 +113,7 @@ def find_batch(config: TrainConfig) -> dict[str, Any]:
     Returns:
       batch_per_device, and peak_gib, the memory it took.
     """
-    fits, tried = 0, 1
+    fits, tried = 0, 2 if config.mixes else 1  # which takes pairs
     used: dict[int, float] = {}
     while tried <= LARGEST_BATCH:
         if len(used) > 1 and not gpus(config):

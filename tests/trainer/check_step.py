@@ -23,7 +23,7 @@ ROWS = {
     "adam, label_smoothing, class_weights": {
         "optimizer": "adam",
         "weight_decay": 0.1,
-        "smoothing": 0.1,
+        "label_smoothing": 0.1,
         "class_weights": (0.5, 1.0, 2.5),
     },
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
@@ -60,7 +60,7 @@ def spread(strategy, values):
 class Bench:
     """A three-layer net, its optimizer and its step under one strategy."""
 
-    def __init__(self, strategy, *, smoothing=0.0, class_weights=(), policy="float32", dropout=0.4, **options):
+    def __init__(self, strategy, *, class_weights=(), policy="float32", dropout=0.4, **options):
         self.strategy = strategy
         with strategy.scope():
             image, position = keras.Input((SIDE, SIDE, 3)), keras.Input((), dtype="int64")
@@ -79,8 +79,7 @@ class Bench:
             self.scale = step.LossScale()
 
         def forward(batch):
-            targets = tf.one_hot(batch["label"], CLASSES) * (1 - smoothing) + smoothing / CLASSES
-            return net([batch["image"], batch["position"]], training=True), targets
+            return net([batch["image"], batch["position"]], training=True), tf.one_hot(batch["label"], CLASSES)
 
         self.step = step.create_train_step(strategy, forward, self.optimizer, self.scale, config)
 

@@ -98,10 +98,8 @@ def loaded_run(tiny_run):
 @pytest.fixture(scope="module")
 def undrawn():
     """Runs of this file draw no curves and write no page, which is half of what a tiny run costs."""
-    from shardline.trainer import actions, run_report
+    from shardline.trainer import run_report
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(actions, "save_figure", lambda figure, path: None)
-        patch.setattr(actions.Evaluate, "_curves", lambda self: None)
         patch.setattr(run_report.RunReport, "_write", lambda self, *, finished: None)
         yield

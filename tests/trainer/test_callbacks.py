@@ -125,6 +125,24 @@ def test_callbacks_are_told_the_lines_of_the_log(whole):
     assert start.model.output.shape[-1] == 10
 
 
+def test_at_an_evaluation_the_model_has_the_averages_that_its_numbers_are_of(thin, tmp_path):
+    """What Keras's ModelCheckpoint saves by val_loss is else another model than the one that had it."""
+    kept = {}
+
+    class Keep(Notes):
+        def report(self, report):
+            kept[report.step, report.kind] = [variable.numpy() for variable in self.starts[0].model.variables]
+
+    config = TrainConfig(**{**thin, "phases": "all:1@0.05", "ema": 0.5}, workdir=tmp_path / "run")
+    train(config, callbacks=[Keep()])
+    run = load_run(tmp_path / "run")
+    assert run.chosen.checkpoint.averaged and run.chosen.checkpoint.header["step"] == 3
+    wanted = [variable.numpy() for variable in run.model.variables]
+    for one, other in zip(kept[3, "eval"], wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert any((one != other).any() for one, other in zip(kept[3, "train"], wanted, strict=True))
+
+
 @pytest.mark.slow
 def test_they_change_nothing_and_a_wish_to_stop_at_the_end_neither(whole, unwatched):
     assert whole.result["finished"] is True and "stopped_by" not in whole.result

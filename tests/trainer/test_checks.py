@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from shardline import pipeline
 from shardline.pipeline import object_store
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, Split
-from shardline.trainer.checks import check_labels, check_target, find_run, make_directory
+from shardline.trainer.checks import check_labels, check_target, find_run, make_directory, say_stored_otherwise
 from shardline.trainer.compare import CompareConfig, compare
 from shardline.trainer.evaluate import EvaluateConfig, evaluate
 from shardline.trainer.remote_workdir import local_run
@@ -139,6 +141,25 @@ def test_a_dataset_of_other_classes_is_refused():
         check_labels(("a", "b", "c"), ("a", "b"), "D")
     with pytest.raises(UsageError, match="calls class 1 'x', the run 'b'"):
         check_labels(("a", "b"), ("a", "x"), "D")
+
+
+def test_classes_whose_accents_are_written_in_another_way_are_the_same():
+    """As a file system or another tool writes them: an e with its accent, or an e and an accent."""
+    check_labels(("caf\u00e9", "th\u00e9"), ("cafe\u0301", "th\u00e9"), "D")
+    with pytest.raises(UsageError, match="calls class 0 "):
+        check_labels(("caf\u00e9",), ("cafe",), "D")
+
+
+def test_images_that_were_stored_in_another_way_are_noted(tiny_run, tiny_data, tmp_path, capsys):
+    data = pipeline.open_dataset(tiny_data)
+    say_stored_otherwise(tiny_run, data)
+    assert not capsys.readouterr().err
+    image = replace(data.manifest.image, resize="none", size=0)
+    say_stored_otherwise(tiny_run, SimpleNamespace(where="D", manifest=replace(data.manifest, image=image)))
+    assert capsys.readouterr().err == (
+        "note: images of --data=D are stored with resize none, size 0, those the run was trained on with resize short, "
+        "size 40\n"
+    )
 
 
 def test_a_checkpoint_finds_its_run(tiny_run):

@@ -50,6 +50,7 @@ def test_phases_are_what_epochs_at_rate():
         ({"crop_area": "1"}, "crop_area=1: needs two numbers"),
         ({"crop_area": "0,2"}, "crop_area"),
         ({"class_weights": "balanced", "balanced_sampling": True}, "choose one of them"),
+        ({"balanced_sampling": True, "shuffle": False}, "balanced_sampling shuffles each class; leave it out, or no"),
         ({"early_stop_evals": 3}, "best_metric"),
         ({"best_metric": "top1", "eval_split": "none"}, "eval_split"),
         ({"warmup_epochs": -2.0}, "warmup_epochs=-2.0"),
@@ -108,6 +109,10 @@ def test_spans_lay_phases_end_to_end_in_samples():
     spans = schedule.spans(parse_phases("head:0.5@1,all:2.25@1"), 720)
     assert [(span.start, span.stop) for span in spans] == [(0, 360), (360, 1980)]
     assert schedule.steps_between(0, 1980, 32) == 62
+    for batch in (7, 32, 720, 5000):  # those of the phases are those of the run
+        steps = [schedule.phase_steps(span, batch) for span in spans]
+        assert sum(steps) == schedule.steps_between(0, 1980, batch)
+        assert steps[0] == len(range(0, 360, batch))
 
 
 def test_cosine_warms_up_over_a_tenth_peaks_and_falls_to_nearly_nothing():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive, file_sha256
 from shardline.pipeline.manifest import Shard, Split
 from shardline.trainer import evaluate
-from shardline.trainer.checkpoints import write_checkpoint
+from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
 from shardline.trainer.evaluate import EvaluateConfig
 from shardline.trainer.evaluation import metrics, results
 from tests.pipeline.tiny import edit_stored
@@ -115,12 +116,25 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_run, tiny_data, tmp_path)
     assert line.startswith(f"--checkpoint={foreign} is a checkpoint of another model than {tiny_run}/config.json")
 
 
+def test_a_checkpoint_of_a_run_on_another_dataset_is_refused(tiny_run, tiny_data, tmp_path):
+    found = read_checkpoint(list_checkpoints(tiny_run)[-1])
+    foreign = tmp_path / "step-00000001.npz"
+    sampler = found.header["sampler"] | {"dataset": "0" * 64}
+    write_checkpoint(foreign, found.header | {"sampler": sampler}, found.arrays)
+    line = refusal("shardline.trainer.evaluate", "--run", tiny_run, "--checkpoint", foreign, "--data", tiny_data,
+                   "--output", tmp_path)  # fmt: skip
+    assert line.startswith(f"--checkpoint={foreign} was trained on another dataset, of digest {'0' * 64}, than")
+
+
 def test_the_calibration_split_is_another_one():
-    choose, full = evaluate.choose_calibration_split, (Shard("s", 5, 100, ""),)
+    choose = partial(evaluate.choose_calibration_split, train_split="train")
+    full = (Shard("s", 5, 100, ""),)
     two = {name: Split(name, full) for name in ("train", "test")}
     three, hollow = two | {"validation": Split("validation", full)}, two | {"validation": Split("validation", ())}
     assert choose("auto", "test", three) == "validation"
     assert choose("auto", "validation", three) == choose("auto", "test", two) == choose("auto", "test", hollow) == ""
+    assert choose("auto", "test", {**two, "val": Split("val", full)}) == "val"
+    assert choose("auto", "test", three, train_split="validation") == ""
     assert choose("none", "test", three) == ""
     assert choose("train", "test", two) == "train"
     with pytest.raises(UsageError, match=r"^calibration_split=test is the evaluated split"):

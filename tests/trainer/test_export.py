@@ -102,7 +102,7 @@ def test_a_source_file_that_ends_its_decoder_ends_no_export(loaded_run, exported
         (tmp_path / name).write_bytes(SOURCES[name])
     files = {name: str(tmp_path / name) for name in ("large.jpg", "gray.jpg")}
     make_deadly(monkeypatch, tmp_path / "site", SOURCES["large.jpg"], "crash")
-    found = exports.compare_files(loaded_run, exported / "saved_model", files)
+    found = exports.compare_files(loaded_run, exports.load_signatures(exported / "saved_model"), files)
     assert (found["files"], found["compared"]) == (2, 1) and found["levels"] <= 0.5
     assert found["refused"] == {"crashes-decoder: its decoder ended the process, twice": 1}
 

@@ -78,6 +78,23 @@ def test_the_result_is_of_the_weights_in_the_model(config, result, capsys):
     assert result["weights_sha256"] == weights_digest(weights) == run.chosen.sha256
 
 
+@pytest.mark.parametrize("numbered", (True, False), ids=["killed before it was linked", "both gone"])
+def test_a_run_that_goes_on_keeps_its_best_weights_or_chooses_anew(copy, result, numbered, capsys):
+    """The numbered checkpoint of the best step goes in time: without best.npz the run would end on no weights."""
+    best_path(copy.workdir).unlink()
+    if not numbered:
+        checkpoint_path(copy.workdir, result["step"]).unlink()
+    longer = dataclasses.replace(copy, phases=f"{copy.phases},head:1@30", keep_checkpoints=1)
+    found = train(longer, allow_changes=True)
+    said = f"of step {result['step']}, are not there: " in (err := capsys.readouterr().err)
+    assert said == ("; the best is chosen anew" in err) == (not numbered)
+    assert not checkpoint_path(copy.workdir, result["step"]).exists()
+    if numbered:
+        assert (found["step"], found["weights_sha256"]) == (result["step"], result["weights_sha256"])
+    else:
+        assert found["step"] == found["last_step"] == 15
+
+
 def test_evaluate_predict_and_export_say_which_weights(config, result, tmp_path):
     run, data = config.workdir, config.data
     evaluated = command(

@@ -48,6 +48,24 @@ def test_evaluation_takes_the_held_out_split_that_is_there(data, devices):
     assert setup_of(devices, data=data).eval_split == "test"
     assert setup_of(devices, data=data, eval_split="none").eval_split == ""
     assert setup_of(devices, data=data, eval_split="train").eval_split == "train"
+    assert setup_of(devices, data=data, train_split="test").eval_split == ""  # auto takes nothing that is trained on
+    with pytest.raises(UsageError, match="best_metric=top1 would choose the model by train: convert with a valid"):
+        setup_of(devices, data=data, eval_split="train", best_metric="top1")
+
+
+def test_an_evaluation_of_what_is_trained_on_is_noted(data):
+    config = TrainConfig(**THIN, data=data)
+    for split, noted in (("train", True), ("test", False)):
+        said = banner(config, open_data(config), split)
+        assert ("note: train is trained on: nothing in it is held out" in said) == noted
+
+
+def test_a_phase_without_a_step_of_its_own_is_noted(data):
+    """Of 25 records: the first step of 64 samples ends in the third epoch."""
+    config = TrainConfig(**{**THIN, "global_batch_size": 64}, data=data, phases="head:1@1,block5:1@0.5,all:3@0.1")
+    said = banner(config, open_data(config), "test")
+    assert "note: no step is left for block5:1@0.5: the phase before ends with a step beyond it" in said
+    assert "no step is left" not in banner(TrainConfig(**THIN, data=data), open_data(config), "test")
 
 
 def test_a_batch_larger_than_the_split_is_noted(data):

@@ -6,13 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
 from shardline.trainer.evaluation import metrics
-from shardline.trainer.step import EVAL_SUMS, create_eval_step
+from shardline.trainer.step import (
+    EVAL_SUMS,
+    LossScale,
+    Optimizer,
+    StepConfig,
+    create_eval_step,
+    create_train_step,
+)
 
 OPTIONS = (
     "plain",
@@ -139,3 +147,31 @@ def test_evaluation_while_training_gives_the_top_k_of_shardline_evaluate(jit):
     np.testing.assert_allclose(answers.numpy()[known, 1], softmax(logits[known], axis=1).max(axis=1), rtol=1e-6)
     ranks = metrics.label_ranks(logits, labels)
     assert (int(totals["top1"]), int(totals["top5"])) == (np.sum(ranks < 1), np.sum(ranks < 5))
+
+
+@pytest.mark.parametrize("smoothing", (0.0, 0.1))
+@pytest.mark.parametrize("mixed", (False, True))
+def test_the_loss_is_that_of_keras_with_each_sample_weighted_by_its_classes(smoothing, mixed):
+    """Smoothing says how sure a label is, not what it is: a sample of class 0 keeps class 0's weight of 0."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(8, 3)).astype(np.float32)
+    shares = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 1, 2]]
+    if mixed:
+        shares = 0.7 * shares + 0.3 * shares[::-1]
+    weight = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)  # the last one fills the batch
+    class_weights = np.array([0, 1, 2.5], np.float32)
+    variable = tf.Variable(logits)
+    config = StepConfig(8, label_smoothing=smoothing, class_weights=tuple(class_weights.tolist()), momentum=0.0)
+    optimizer = Optimizer({"logits/kernel": variable}, config)
+    step = create_train_step(
+        tf.distribute.get_strategy(), lambda batch: (variable + 0.0, batch["shares"]), optimizer, LossScale(), config
+    )
+    report = step({"shares": tf.constant(shares), "weight": tf.constant(weight)}, tf.constant(1.0))
+    own = weight * (shares @ class_weights)
+    losses = keras.losses.categorical_crossentropy(shares, logits, from_logits=True, label_smoothing=smoothing)
+    assert float(report["loss"]) == pytest.approx(np.average(losses, weights=own), rel=1e-6)
+    targets = shares * (1 - smoothing) + smoothing / 3
+    gradient = own[:, None] * (softmax(logits, axis=1) - targets) / own.sum()
+    np.testing.assert_allclose(logits - variable.numpy(), gradient, atol=1e-6)
+    hits = logits.argmax(1) == shares.argmax(1)
+    assert float(report["top1"]) == pytest.approx(hits[:7].mean())

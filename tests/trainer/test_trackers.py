@@ -94,10 +94,14 @@ def events_of(folder):
     return found.Reload()
 
 
-def test_tensorboard_forgets_the_steps_that_a_continued_run_makes_again(tmp_path):
+@pytest.mark.parametrize("back", (0, 3600))
+def test_tensorboard_forgets_the_steps_that_a_continued_run_makes_again(back, tmp_path, monkeypatch):
+    """Also where the clock was set back between the two."""
     pytest.importorskip("tensorboard")
     config = TrainConfig(synthetic=True, workdir=str(tmp_path), track="tensorboard", dropout=0.25)
     for first, last in ((0, 5), (3, 6)):  # killed after step 5, continued from a checkpoint of step 3
+        now = 1.8e9 + first - back * (first > 0)
+        monkeypatch.setattr(trackers, "time", SimpleNamespace(time=lambda now=now: now))
         (tracker,) = trackers.create_trackers(config, StopRequest())
         tracker.begin(replace(START, config=config, step=first))
         for step in range(first + 1, last + 1):

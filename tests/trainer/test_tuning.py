@@ -53,13 +53,17 @@ def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path):
     assert "head, 1 epoch = 160 steps at a peak rate of 0.1" in lines[3]
     assert "all, 2 epochs = 320 steps at a peak rate of 0.01" in lines[4]
     assert not (tmp_path / "run").exists()
+    # 1,280 records: two steps of 1,000 reach beyond the first epoch, and one more beyond the second.
+    large = TrainConfig(**TINY | {"global_batch_size": 1000, "phases": "head:1@0.1,all:1@0.01"})
+    lines = tuning.dry_run(large).splitlines()
+    assert "head, 1 epoch = 2 steps" in lines[3] and "all, 1 epoch = 1 step at" in lines[4]
 
 
-def batches(monkeypatch, trial, free=2**40):
+def batches(monkeypatch, trial, free=2**40, **settings):
     tried = []
     monkeypatch.setattr(tuning, "available_memory", lambda: free / tuning.MEMORY_SHARE)
     monkeypatch.setattr(tuning, "_trial", lambda config, batch: tried.append(batch) or (trial(batch), 2.0**30))
-    return tried, tuning.find_batch(TrainConfig(**TINY))
+    return tried, tuning.find_batch(TrainConfig(**TINY | settings))
 
 
 def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch, capsys):
@@ -69,6 +73,12 @@ def test_find_batch_doubles_until_a_trial_does_not_fit(monkeypatch, capsys):
     *_, fits, last = capsys.readouterr().err.splitlines()
     assert fits == "batch 8: fits, 8.00 GiB (forecast for a GPU: 1.00 GiB)"
     assert last == "batch 16: does not fit (forecast for a GPU: 1.00 GiB)"
+
+
+def test_find_batch_tries_pairs_where_pairs_are_mixed(monkeypatch):
+    tried, _ = batches(monkeypatch, lambda batch: batch * 2.0**30 if batch < 8 else None, mixup=0.2)
+    assert tried == [2, 4, 8]
+    assert TrainConfig(**TINY | {"mixup": 0.2, "global_batch_size": tried[0]})  # as a trial has it
 
 
 def test_find_batch_tries_nothing_that_the_host_could_not_hold(monkeypatch):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
     from shardline.trainer.run_dir import Run
 
+Signatures = Mapping[str, Callable[..., dict[str, tf.Tensor]]]
 RECORDS, SOURCES = "saved_model (bytes)", "saved_model (source files)"
 
 # Largest difference of any probability, and smallest share of equal top-1, to the trainer's model in float32.
@@ -162,12 +163,14 @@ def compare(
     log(f"compare: {count:,} {noun_after(count, 'image')} of {split}")
     images = list(model_inputs(run, data, split, count))
     expected = probabilities(run.model, images)
+    # One, and not one for each comparison: a copy of the weights each.
+    signatures = load_signatures(paths["saved_model"]) if "saved_model" in paths else {}
     exports: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for form, path in progress(list(paths.items()), total=len(paths), desc="compare", unit="format"):
         name = "saved_model (uint8)" if form == "saved_model" else form
-        exports[name] = judged(name, differences(run_export(form, path, images), expected))
-    if "saved_model" in paths:
+        exports[name] = judged(name, differences(run_export(form, path, images, signatures), expected))
+    if signatures:
         records = spread(data.num_records(split), count).tolist()
         stored = (file for file, _, _ in data.records(split, records))
         files: dict[str, dict[str, str | bytes]] = {
@@ -175,7 +178,7 @@ def compare(
         }
         files |= {SOURCES: {str(path): str(path) for path in sources}} if sources else {}
         for name, given in progress(files.items(), total=len(files), desc="compare files", unit="source"):
-            found = compare_files(run, paths["saved_model"], given)
+            found = compare_files(run, signatures, given)
             if found["compared"]:
                 exports[name] = judged(name, found)
             else:
@@ -200,13 +203,14 @@ def judged(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "bound": bound, "agreement_bound": agreement_bound, "ok": ok}
 
 
-def compare_files(run: Run, saved_model: Path, files: Mapping[str, str | bytes]) -> dict[str, Any]:
-    """What a SavedModel, read back from disk, makes of files, and what prediction makes of them.
+def compare_files(run: Run, signatures: Signatures, files: Mapping[str, str | bytes]) -> dict[str, Any]:
+    """What a SavedModel makes of files, and what prediction makes of them.
 
     Prediction's decoders run in processes of their own. A file that ends one of them is not given to the SavedModel,
     whose decoders run in this one.
 
     Args:
+      signatures: of the SavedModel, from `load_signatures`.
       files: paths of image files, or their bytes, by name.
 
     Returns:
@@ -214,7 +218,6 @@ def compare_files(run: Run, saved_model: Path, files: Mapping[str, str | bytes])
       difference of what the model is shown of one, in levels of 255; `refused`, how many the SavedModel refuses for
       each reason; `unnoticed`, names of files that the converter refuses and the SavedModel does not.
     """
-    signatures = tf.saved_model.load(str(saved_model)).signatures
     refused: Counter[str] = Counter()
     unnoticed: list[str] = []
     compared: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # by number: levels off, what each makes of it
@@ -262,12 +265,22 @@ def differences(outputs: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     }
 
 
-def run_export(form: str, path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, classes]: what one exported model, read back from disk, makes of images."""
+def load_signatures(saved_model: Path) -> Signatures:
+    """The signatures of a SavedModel, read back from disk."""
+    found: Signatures = tf.saved_model.load(str(saved_model)).signatures
+    return found
+
+
+def run_export(form: str, path: Path, images: Sequence[np.ndarray], signatures: Signatures) -> np.ndarray:
+    """float32 [n, classes]: what one exported model, read back from disk, makes of images.
+
+    Args:
+      signatures: of the SavedModel, where `form` is one.
+    """
     if form == "keras":
         return probabilities(keras.models.load_model(path, compile=False), images)
     if form == "saved_model":
-        serve = tf.saved_model.load(str(path)).signatures["serve_images"]
+        serve = signatures["serve_images"]
         return np.concatenate([serve(images=tf.constant(image[None]))["probabilities"] for image in images])
     if form == "onnx":
         import onnxruntime

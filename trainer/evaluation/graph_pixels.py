@@ -18,6 +18,7 @@ from shardline.trainer.evaluation.graph_headers import exif_orientation, few_bit
 SERVED = "ok"
 DAMAGED = "damaged, or of a kind that TensorFlow cannot decode"
 TRIMMED = "the converter trims borders, which a TensorFlow graph cannot: trim first, and call serve_images"
+SCALED = "16 bits a sample, which the converter scales by --depth_range: convert it first, and call serve_images"
 TOO_LARGE = "more pixels than the converter takes"
 MOST_HALVINGS = 16  # an image side of at most 2**16
 
@@ -65,7 +66,14 @@ def _refusal(data: tf.Tensor, options: ImageOptions) -> tf.Tensor:
         return tf.where(too_large, TOO_LARGE, SERVED)
 
     reason = refusal(data)
+    if options.depth_range != "full":
+        reason = tf.where((reason == "") & ~tf.io.is_jpeg(data) & _is_deep(data), SCALED, reason)
     return tf.cond(reason == "", by_size, lambda: reason)
+
+
+def _is_deep(png: tf.Tensor) -> tf.Tensor:
+    """Whether a PNG has 16 bits a sample."""
+    return tf.strings.substr(png, 24, 1) == b"\x10"
 
 
 def _shown_size(data: tf.Tensor) -> tf.Tensor:
@@ -113,7 +121,7 @@ def _png(data: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     def plain() -> tf.Tensor:
         return tf.cast(tf.io.decode_png(data, channels=4), tf.float32)
 
-    rgba = tf.cast(tf.cond(tf.strings.substr(data, 24, 1) == b"\x10", deep, plain), tf.int32)
+    rgba = tf.cast(tf.cond(_is_deep(data), deep, plain), tf.int32)
     # TensorFlow gives images of 1, 2 and 4 bits without transparency an alpha of 1, 3 and 15 instead of 255.
     alpha = tf.cond(few_bits_without_alpha(data), lambda: 255, lambda: rgba[..., 3:])
     color = tf.cast((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255, tf.float32)

@@ -14,6 +14,7 @@ from shardline.pipeline import workers
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.pipeline.shards import BadRecord
+from shardline.trainer.data import STORED_OPTIONS
 
 if TYPE_CHECKING:
     from shardline.pipeline.dataset import Dataset
@@ -35,9 +36,9 @@ def preprocess(image: np.ndarray, run: Run) -> np.ndarray:
 def converter_options(run: Run) -> ImageOptions:
     """How the converter made the images this run was trained on."""
     stored = run.preprocessing.get("stored", {})
+    given = {name: stored[name] for name, kind in STORED_OPTIONS.items() if isinstance(stored.get(name), kind)}
     if stored.get("resize", "none") == "none":
-        return ImageOptions(resize="none")
-    given = {name: stored[name] for name in ("upscale", "trim_borders") if isinstance(stored.get(name), bool)}
+        return ImageOptions(resize="none", **given)
     return ImageOptions(resize=stored["resize"], size=stored.get("size"), **given)
 
 
@@ -53,6 +54,9 @@ def describe_preprocessing(run: Run) -> dict[str, Any]:
         "center_crop": "short side to {0} pixels, then the center of {0}x{0}",
     }[stored.get("resize", "none")].format(stored.get("size"))
     steps = ["decode: sRGB, transparent pixels over white, turned as EXIF says; uint8 [height, width, 3], RGB"]
+    if (depth := stored.get("depth_range", "full")) != "full":
+        levels = "the lowest and highest level of each image" if depth == "image" else f"levels {depth}"
+        steps[0] += f"; of samples with more than 8 bits {levels} become 0 and 255"
     steps += ["cut off borders of one color"] if stored.get("trim_borders") else []
     if made:
         larger = "" if stored.get("upscale") else "; smaller images keep their size"

@@ -1,6 +1,5 @@
 """A file is shown to the model as its stored record is, to the pixel: what is predicted is what was evaluated."""
 
-import dataclasses
 import shutil
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from PIL import Image
 from shardline import pipeline
 from shardline.pipeline.images import load_rgb
 from shardline.tools.convert import ConvertConfig, convert
+from shardline.trainer.data import stored_as
 from shardline.trainer.evaluation import model_input
 from shardline.trainer.evaluation.inference import input_config
 
@@ -37,6 +37,8 @@ def photos(tmp_path_factory):
         "palette.png": (Image.fromarray(smooth(64, 80)).convert("P"), {}),
         "alpha.png": (Image.fromarray(np.dstack([smooth(64, 80), smooth(64, 80)[..., 0]])), {}),
         "small.webp": (Image.fromarray(smooth(20, 24)), {}),
+        "deep.png": (Image.fromarray(smooth(64, 80)[..., 0].astype(np.uint16) * 11 + 700), {}),  # 12 bits in 16
+        "framed.png": (Image.fromarray(np.pad(smooth(64, 80), ((9, 9), (9, 9), (0, 0)))), {}),
     }
     for label in "ab":
         (folder / "raw" / label).mkdir(parents=True)
@@ -55,6 +57,8 @@ def photos(tmp_path_factory):
         {"resize": "long", "size": 64},
         {"resize": "center_crop", "size": 40, "trim_borders": True},
         {"resize": "none"},
+        {"resize": "none", "trim_borders": True, "depth_range": "image"},
+        {"resize": "short", "size": 48, "depth_range": "0,4095"},
     ],
     ids=str,
 )
@@ -71,19 +75,17 @@ def test_a_file_is_shown_as_its_stored_record(photos, options, tmp_path):
         )
     )
     data = pipeline.open_dataset(tmp_path)
-    stored = dataclasses.asdict(data.manifest.image) | {
-        name: data.manifest.options[name] for name in ("upscale", "trim_borders") if name in data.manifest.options
-    }
     run = SimpleNamespace(
-        config=SimpleNamespace(image_size=SIZE), preprocessing={"crop_fraction": 0.875, "stored": stored}
+        config=SimpleNamespace(image_size=SIZE),
+        preprocessing={"crop_fraction": 0.875, "stored": stored_as(data.manifest)},
     )
     shown = {}
     for batch in data.eval_batches("test", input_config(run, batch_size=4, replicas=1)):
         kept = batch["weight"].numpy() > 0
         shown |= dict(zip(batch["record"].numpy()[kept].tolist(), batch["image"].numpy()[kept], strict=True))
-    images = list(model_input.stored_images(data, "test", range(14)))
-    assert len(shown) == 14
-    for record, (_, _, name) in enumerate(data.records("test", range(14))):
+    images = list(model_input.stored_images(data, "test", range(18)))
+    assert len(shown) == 18
+    for record, (_, _, name) in enumerate(data.records("test", range(18))):
         file = (photos / "raw" / name).read_bytes()
         assert (shown[record] == model_input.preprocess(images[record], run)).all(), name
         loaded = load_rgb(file, model_input.converter_options(run))

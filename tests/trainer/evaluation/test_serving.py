@@ -327,6 +327,16 @@ def test_where_the_converter_trims_borders_every_file_is_refused():
     assert b"trims borders" in status.numpy()[0]
 
 
+@pytest.mark.parametrize("depth_range", ("image", "0,4095"))
+def test_files_of_16_bits_are_refused_where_the_converter_scales_them(depth_range):
+    deep = encoded("PNG", photo()[..., 0].astype(np.uint16) * 16)
+    graph, host = carriers(resize="short", size=40, depth_range=depth_range)
+    said = graph(tf.constant([deep, encoded("PNG"), encoded("JPEG")]))[1].numpy()
+    assert said.tolist() == [graph_pixels.SCALED.encode(), b"ok", b"ok"]
+    assert host(deep).mean() > 10 * carriers(resize="short", size=40)[1](deep).mean()  # what guessing would have given
+    assert_equal({"deep": deep}, resize="short", size=40)
+
+
 @pytest.mark.parametrize(
     ("name", "colored"),
     [

@@ -1,0 +1,31 @@
+"""What happens beside the steps: which numbers of them reach the log."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from shardline.trainer.actions import StepMonitor
+from shardline.trainer.loop import StepRecord
+from tests.trainer.test_loop import create
+
+
+@pytest.mark.parametrize("finite", [(0, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1)])
+def test_lines_tell_the_loss_of_skipped_steps_and_how_many_there_were(finite):
+    """A run in float16 begins with some: its first lines would be missing, and the steps counted nowhere."""
+    setup, lines = create(precision="mixed_float16", log_every_steps=2), []
+    network, callbacks = SimpleNamespace(trained=lambda part: {}), SimpleNamespace(report=lines.append)
+    monitor = StepMonitor(setup, network, callbacks, 0)
+    monitor.flops[0] = 1.0
+    for step, fine in enumerate(finite, 1):
+        numbers = {"loss": step / 10, "top1": 0.25, "samples": 4.0, "stop": 0.0, "finite": fine, "scale": 2.0**15}
+        numbers["norm"] = step if fine else math.inf
+        monitor.after_step(StepRecord(step, 4 * step, setup.spans[0], 0.1, numbers, 0.01, 0.0, None, 0))
+    monitor.close()
+    assert [line.step for line in lines] == [1, 2, 4]  # the first step alone: it compiles
+    assert [line.metrics["loss"] for line in lines] == pytest.approx([0.1, 0.2, 0.35])
+    assert [line.metrics["top1"] for line in lines] == [0.25] * 3
+    skipped = [1 - fine for fine in finite]
+    assert [line.metrics["skipped_steps"] for line in lines] == [skipped[0], skipped[1], skipped[2] + skipped[3]]
+    norms = [line.metrics.get("gradient_norm") for line in lines]
+    assert norms == [1 if finite[0] else None, 2 if finite[1] else None, 4 if finite[3] else None]
