@@ -22,7 +22,7 @@ import select
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from absl import flags, logging
@@ -50,6 +50,7 @@ __all__ = [
     "run",
     "show",
     "stop_on_sigterm",
+    "without_lines",
 ]
 
 C = TypeVar("C", bound="DataclassInstance")
@@ -234,22 +235,36 @@ def import_tensorflow() -> Any:
     loading = "loading TensorFlow …"
     if "tensorflow" not in sys.modules:
         log(loading)
+    with (
+        without_lines(_START_UP_MESSAGES) as stderr,
+        saying(loading, lambda line: os.write(stderr, f"{line}\n".encode())),
+    ):
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    return tf
+
+
+@contextlib.contextmanager
+def without_lines(silenced: str) -> Iterator[int]:
+    """Hold what is written to stderr, also by C++, until the end, and then leave out lines that begin like a pattern.
+
+    Yields:
+      The file descriptor of stderr itself.
+    """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)  # the file descriptor, because the messages come from C++
+        os.dup2(held.fileno(), 2)
         try:
-            with saying(loading, lambda line: os.write(stderr, f"{line}\n".encode())):
-                import tensorflow as tf
-
-                tf.config.list_physical_devices()
+            yield stderr
         finally:
+            sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
             held.seek(0)
             lines = held.read().decode(errors="replace").splitlines(keepends=True)
-            sys.stderr.writelines(line for line in lines if not re.match(_START_UP_MESSAGES, line))
-    return tf
+            sys.stderr.writelines(line for line in lines if not re.match(silenced, line))
 
 
 _START_UP_MESSAGES = r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |E\d{4} .*cuInit"

@@ -321,8 +321,8 @@ def _with_predictions(index: Index, run: Path) -> Index:
     for split, tables in found.items():
         shown = run / f"evaluation-{split}" if run / f"evaluation-{split}" in tables else next(iter(tables))
         _place(index, tables[shown], split, top, right)
-        for other in tables.keys() - {shown}:
-            log(f"note: {shown} is shown for {split}; {other} evaluates it, too: --run={other} shows that one")
+        for beside in tables.keys() - {shown}:
+            log(f"note: {shown} is shown for {split}; {beside} evaluates it, too: --run={beside} shows that one")
     if (right < 0).all():
         of = f"; {', '.join(skipped)}: of another dataset" if skipped else ""
         raise UsageError(

@@ -117,12 +117,12 @@ def load_weights(network: Network, weights: str, labels: Sequence[str]) -> Loade
     *hidden, last = names[len(convolutions) :]
     loaded, notes = list(convolutions), list(found.notes)
     for number, name in enumerate(hidden):
-        layer = found.dense[number] if number < len(found.dense) - 1 else None
-        if layer is None or layer.kernel.shape != shapes[name]:
-            reason = f"{layer.name} has the shape {layer.kernel.shape}" if layer else "the file has no such layer"
+        own = found.dense[number] if number < len(found.dense) - 1 else None
+        if own is None or own.kernel.shape != shapes[name]:
+            reason = f"{own.name} has the shape {own.kernel.shape}" if own else "the file has no such layer"
             notes += [f"{fresh} starts fresh: {reason}" for fresh in hidden[number:]]
             break
-        _assign(network, name, layer)
+        _assign(network, name, own)
         loaded.append(name)
     if reason := _unlike(found, shapes[last], labels):
         notes.append(f"{last} starts fresh: {reason}")

@@ -1,5 +1,6 @@
 """Every command ends in an exit code and at most a line on stderr; none shows a traceback for a user's mistake."""
 
+import os
 import re
 import subprocess
 import sys
@@ -209,3 +210,16 @@ def test_errors_name_flags_on_the_command_line_and_fields_in_python(run):
     assert "--size=13: brings bad luck; use --size=14, or --mode=slow" in run("--size=13")[2]
     with pytest.raises(UsageError, match=r"^size=13"):  # the command line is left behind
         CommandConfig(size=13)
+
+
+def test_lines_of_a_kind_are_left_out_of_what_libraries_write_and_others_are_kept(capfd):
+    """By whatever writes to the file descriptor: such messages come from C++."""
+    with command_line.without_lines("INFO: ") as stderr:
+        os.write(2, b"INFO: Created a delegate\nERROR: no memory\n")
+        os.write(stderr, b"at once\n")
+        assert capfd.readouterr().err == "at once\n"
+    assert capfd.readouterr().err == "ERROR: no memory\n"
+    with pytest.raises(KeyboardInterrupt), command_line.without_lines("INFO: "):
+        os.write(2, b"its last words\n")
+        raise KeyboardInterrupt
+    assert capfd.readouterr().err == "its last words\n"

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shardline.pipeline.cli import log, progress
+from shardline.pipeline.cli import log, progress, without_lines
 from shardline.pipeline.errors import Failure
 from shardline.pipeline.executors import WHY
 from shardline.pipeline.files import atomic_write, full_disk_named
@@ -295,7 +295,8 @@ def tflite_probabilities(path: Path, images: Sequence[np.ndarray]) -> np.ndarray
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a successor package that this one release still does without
         interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=available_cores())
-    interpreter.allocate_tensors()
+    with without_lines("INFO: "):  # on what it computes
+        interpreter.allocate_tensors()
     source, sink = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     outputs = []
     for image in images:
