@@ -24,6 +24,7 @@ from shardline.pipeline.jpeg_window import decode_part, pixel_buffer, read_layou
 CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
 _MOST_PIXELS = 10**9
+_SIGNS = (b"Exif\0\0", b"ICC_PROFILE\0", b"tiff:Orientation", b"\xff\xc3")  # of more to know, the last of no loss
 
 
 @only_bad_images
@@ -50,14 +51,19 @@ def decode(
             colors = "unknown"  # rare chroma subsamplings
         if colors in ("YCbCr", "RGB", "Gray"):
             buffer = pixel_buffer(height * width * 3)
-            return cut(simplejpeg.decode_jpeg(data, fastdct=not exact, fastupsample=not exact, buffer=buffer), window)
+            try:
+                pixels = simplejpeg.decode_jpeg(data, fastdct=not exact, fastupsample=not exact, buffer=buffer)
+                return cut(pixels, window)
+            except ValueError:  # damaged, or of a kind that libjpeg complains of without need
+                if checked:
+                    raise
     return cut(_png(data) if checked else _any(bytes(data)), window)
 
 
 def _is_plain(data: memoryview) -> bool:
     """Whether a JPEG's pixels are the image: not turned, sRGB as far as it says. Raises BadImage, a ValueError."""
     whole = bytes(data)
-    if not any(sign in whole for sign in (b"Exif\0\0", b"ICC_PROFILE\0", b"tiff:Orientation")):
+    if not any(sign in whole for sign in _SIGNS):
         return True
     header = jpeg.read_header(whole)
     return header.orientation == 1 and not header.profile and not header.broken_profile

@@ -126,8 +126,9 @@ def orientation(block: bytes) -> int:
         try:
             directory = Directory(block)
             for entry in directory.all(ORIENTATION):
-                values = directory.values(entry, 1)
-                found = int(values[0]) if len(values) and 1 <= values[0] <= 8 else found or 1
+                found = 1
+                if len(values := directory.values(entry, 1)) and 1 <= values[0] <= 8:
+                    return int(values[0])  # the first, as OpenCV and Pillow have it
         except struct.error:
             pass
     return found

@@ -32,7 +32,7 @@ _WORDS = {
     "corrupt-scan": re.compile("corrupt jpeg data|premature end of data", re.IGNORECASE),
     "truncated": re.compile("truncat|negative|end of (jpeg )?file", re.IGNORECASE),
     # Not what libjpeg calls so, of markers that damage has made.
-    "unsupported": re.compile("unsupported(?! marker)|not supported|unknown(?! adobe)", re.IGNORECASE),
+    "unsupported": re.compile("unsupported(?! marker)|not supported|unknown|determine subsampling", re.IGNORECASE),
 }
 
 

@@ -30,6 +30,7 @@ class JpegHeader(Header):
     cmyk: str = ""  # "", "adobe" (stored inverted) or "plain" (no Adobe marker: 0 is no ink, as libvips has it)
     profile: bytes = b""  # ICC
     broken_profile: bool = False  # parts of it are missing, which libjpeg calls corrupt data
+    odd_transform: int = 0  # byte of Adobe's number of a color transform that libjpeg does not know; 0 for none
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
     scan: int = 0  # where the compressed data begins
 
@@ -42,8 +43,8 @@ def read_header(data: bytes) -> JpegHeader:
             found.add_metadata(start, body, end)
         elif code == 0xE2:
             found.add_application2(start, body, end)
-        elif code == 0xEE and data.startswith(b"Adobe", body):
-            found.adobe = data[body + 11]
+        elif code == 0xEE and data.startswith(b"Adobe", body) and end - body >= 12:
+            found.adobe, found.adobe_at = data[body + 11], body + 11
         elif 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
             found.set_frame(code, body)
         elif code == 0xF7:
@@ -59,7 +60,7 @@ class _Segments:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.orientation = 0
-        self.adobe = -1
+        self.adobe, self.adobe_at = -1, 0
         self.marker = self.width = self.height = self.components = 0
         self.exif = b""
         self.metadata: list[tuple[int, int]] = []
@@ -79,7 +80,8 @@ class _Segments:
 
     def add_application2(self, start: int, body: int, end: int) -> None:
         if self.data.startswith(b"ICC_PROFILE\0", body):
-            self._profile.append((self.data[body + 12], self.data[body + 13], self.data[body + 14 : end]))
+            if end - body >= 14:  # not one that libjpeg takes for something else
+                self._profile.append((self.data[body + 12], self.data[body + 13], self.data[body + 14 : end]))
         elif not self.data.startswith(b"MPF\0", body):  # where the further images of a phone's MPO file lie
             return
         self.metadata.append((start, end))
@@ -92,8 +94,13 @@ class _Segments:
             raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
 
     def _has_broken_profile(self) -> bool:
-        count, parts = len(self._profile), sorted(self._profile)
-        return count > 0 and [part[:2] for part in parts] != [(number, count) for number in range(1, count + 1)]
+        if not self._profile:
+            return False
+        numbers = [part[:2] for part in sorted(self._profile)]
+        count = len(numbers)
+        return numbers != [(number, count) for number in range(1, count + 1)] or not any(
+            part[2] for part in self._profile
+        )
 
     def _color_profile(self) -> bytes:
         """ICC: embedded, or that of the color space which EXIF names."""
@@ -108,16 +115,19 @@ class _Segments:
             raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
         if self.height == 0:
             raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
+        odd = components > 2 and self.adobe > 0 and self.adobe != components - 2  # 1: YCbCr, 2: YCCK
+        odd = odd and (components == 4 or b"JFIF\0" not in self.data[:scan])
         return JpegHeader(
             "jpeg",
             self.width,
             self.height,
             self.orientation or (self._xmp and exif.xmp_orientation(self._xmp)) or 1,
             components=components,
-            passes_through=self.marker in (0xC0, 0xC1, 0xC2) and components in (1, 3),
+            passes_through=self.marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
             cmyk="" if components != 4 else "plain" if self.adobe < 0 else "adobe",
             profile=self._color_profile(),
             broken_profile=self._has_broken_profile(),
+            odd_transform=self.adobe_at if odd else 0,
             metadata=tuple(self.metadata),
             scan=scan,
         )
@@ -232,6 +242,8 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     """
     check_scan(data, header)
     note = ""
+    if header.odd_transform:  # YCbCr or YCCK, as libjpeg and all others take it, without libjpeg's complaint
+        data = b"%b%c%b" % (data[: header.odd_transform], header.components - 2, data[header.odd_transform + 1 :])
     if header.broken_profile:
         data, note = strip(data, header), "color profile ignored: parts of it are missing"
     channels = "CMYK" if header.cmyk else "GRAY" if header.profile and header.components == 1 else "BGR"

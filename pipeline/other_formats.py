@@ -52,6 +52,7 @@ def _pillow_samples(name: str, image: ImageFile) -> Samples:
 
 _RUN_LENGTHS = (b"\1\0\0\0", b"\2\0\0\0")  # compression schemes, of 8 and of 4 bits
 _END_OF_RUNS = b"\0\1"
+_16_BIT_MASKS = b"\x10\0\3\0\0\0"  # bits a pixel and compression
 
 
 def _open_bmp(data: bytes) -> ImageFile:
@@ -90,10 +91,18 @@ def _bmp_profile(data: bytes) -> bytes:
 
 def decode_bmp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
     """By Pillow. Alpha that is 0 everywhere is no alpha: the Windows clipboard leaves it empty."""
-    if data[30:34] in _RUN_LENGTHS and data.endswith(_END_OF_RUNS):  # Pillow wants what the end leaves out
+    whole = data[30:34] in _RUN_LENGTHS and len(data) >= int.from_bytes(data[2:6], "little")
+    if whole and (runs := data.rstrip(b"\0")).endswith(_END_OF_RUNS):  # Pillow wants what the end leaves out
         row = b"\xff\0" * (header.width // 255 + 1) + b"\0\0"  # of the first color
-        data = data.removesuffix(_END_OF_RUNS) + row * header.height
-    samples = _pillow_samples("bmp", _open_bmp(data))._replace(profile=header.profile)
+        data = runs.removesuffix(_END_OF_RUNS) + row * header.height
+    if (
+        data[28:34] == _16_BIT_MASKS and int.from_bytes(data[14:18], "little") >= 56 and any(data[66:70])
+    ):  # alpha, which Pillow does not see
+        import imagecodecs
+
+        samples = Samples(imagecodecs.bmp_decode(data), "RGBA", profile=header.profile)
+    else:
+        samples = _pillow_samples("bmp", _open_bmp(data))._replace(profile=header.profile)
     if samples.channels == "RGBA" and not samples.pixels[..., 3].any():
         return samples._replace(pixels=samples.pixels[..., :3], channels="RGB")
     return samples
@@ -104,49 +113,44 @@ def decode_bmp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Sampl
 
 @dataclass(frozen=True)
 class GifHeader(ProfiledHeader):
-    """The first frame of a GIF: where it is in the file, as byte offsets, and on the screen."""
+    """Of the first frame of a GIF."""
 
-    control: int = 0  # of its graphic control extension; 0 for none
-    frame: int = 0
-    frame_end: int = 0
-    place: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, height, width
+    alone: bytes = b""  # a GIF of it alone, on the same screen
 
 
 def read_gif(data: bytes) -> GifHeader:
     """Walk the blocks to the trailer, or as many as a large file has, counting frames."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
-    control = frame = frame_end = frames = 0
-    place = (0, 0, 0, 0)
-    budget, profile = MOST_BLOCKS, b""
+    colors = position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+    control = alone = profile = b""
+    budget, frames = MOST_BLOCKS, 0
     for _ in range(MOST_FRAMES):
-        block = data[position]
-        if budget <= 0 or (block == 0x3B and frames):
-            break
-        start = position
+        if budget <= 0 or (frames and (position == len(data) or data[position] not in b"!,")):
+            break  # at the trailer, at none, or at bytes that browsers take for the end
+        start, block = position, data[position]
         if block == 0x2C:
             left, top, across, down, local = struct.unpack_from("<HHHHB", data, position + 1)
             position += 11 + (3 << ((local & 7) + 1) if local & 0x80 else 0)
         elif block == 0x21:
-            if not frames and data[position + 1] == 0xF9:
-                control = position
             position += 2
-        elif frames:  # bytes between blocks, which browsers take for the end
-            break
         else:
             raise BadImage("corrupt-data", f"GIF: unknown block at byte {position}")
         body = position
         position, budget = _after_blocks(data, position, budget)
-        if block == 0x21 and data[body : body + 12] == b"\x0bICCRGBG1012" and not profile:
+        if block == 0x2C and not frames:
+            width, height = max(width, left + across), max(height, top + down)  # a screen too small grows, in browsers
+            head = data[:6] + struct.pack("<HH", width, height) + data[10:colors]
+            alone = head + control + data[start:position] + b";"
+        elif block == 0x21 and data[start + 1] == 0xF9:
+            control = (
+                data[start : start + 3] + bytes([data[start + 3] & 1]) + data[start + 4 : position]
+            )  # the key alone
+        elif block == 0x21 and data[body : body + 12] == b"\x0bICCRGBG1012" and not profile:
             profile = _joined_blocks(data[body + 12 : position])
-        if block == 0x2C:
-            frames += 1
-            if frames == 1:
-                frame, frame_end, place = start, position, (top, left, down, across)
-    # As browsers do, a screen too small for its first frame grows.
-    size = max(width, place[1] + place[3]), max(height, place[0] + place[2])
-    return GifHeader("gif", *size, frames=frames, profile=profile, control=control, frame=frame, frame_end=frame_end,
-                     place=place)  # fmt: skip
+        frames += block == 0x2C
+    if not frames:
+        raise BadImage("unsupported-gif", "GIF with too much before its first frame; convert it to PNG")
+    return GifHeader("gif", width, height, frames=frames, profile=profile, alone=alone)
 
 
 def _joined_blocks(data: bytes) -> bytes:
@@ -173,22 +177,17 @@ def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
     """The first frame by Pillow, on a screen that is transparent if the frame has a transparent color."""
     from PIL.GifImagePlugin import GifImageFile
 
-    top, left, height, width = header.place
-    colors = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
-    key = data[header.control + 6] if header.control and data[header.control + 3] & 1 else None
-    descriptor = struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, data[header.frame + 9])
-    body = data[header.frame + 10 : header.frame_end]
-    alone = b"".join([b"GIF89a", struct.pack("<HH", width, height), data[10:colors], descriptor, body, b";"])
-    frame = _pillow_samples("gif", GifImageFile(io.BytesIO(alone)))
+    image = GifImageFile(io.BytesIO(header.alone))
+    left, top, right, bottom = image.tile[0].extents or (0, 0, *image.size)
+    key = image.info.get("transparency")
+    frame = _pillow_samples("gif", image)
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) if frame.palette is None else frame.palette
     palette[:, 3] = 255
     if key is not None:
         palette[key, 3] = 0
-    if frame.pixels.shape == (header.height, header.width):
-        return Samples(frame.pixels, "P", palette=palette, profile=header.profile)
-    background = data[11] if data[10] & 0x80 else 0
-    pixels = np.full((header.height, header.width), background if key is None else key, np.uint8)
-    pixels[top : top + height, left : left + width] = frame.pixels
+    background = image.info.get("background", 0) if key is None else key
+    pixels = np.full((header.height, header.width), background, np.uint8)
+    pixels[top:bottom, left:right] = frame.pixels[top:bottom, left:right]
     return Samples(pixels, "P", palette=palette, profile=header.profile)
 
 
@@ -209,9 +208,9 @@ class PnmHeader(Header):
 
 
 def read_pnm(data: bytes) -> PnmHeader:
-    """Size and largest value, from the first 4 KB."""
+    """Size and largest value, from the first 64 KB."""
     bitmap = data[1:2] in b"14"
-    found = (_PBM if bitmap else _PNM).match(data[:4096])
+    found = (_PBM if bitmap else _PNM).match(data[:65_536])
     if not found:
         raise BadImage("corrupt-header", "PNM: no size")
     largest = 1 if bitmap else int(found[4])
@@ -248,9 +247,9 @@ def _decimal(text: bytes, header: PnmHeader, count: int) -> np.ndarray:
         digits = np.frombuffer(text, np.uint8)
         return np.asarray(digits[(digits == 0x30) | (digits == 0x31)][:count] - 0x30)
     numbers = text.split(None, count)[:count]
-    if any(len(number) > 5 or not number.isdigit() for number in numbers):
+    if any(len(number) > 9 or not number.isdigit() for number in numbers):
         raise BadImage("corrupt-data", "PNM: samples that are no numbers up to 65535")
-    return np.array(numbers, "S5").astype(np.uint32)
+    return np.array(numbers, "S9").astype(np.uint32)
 
 
 def _check_pnm(found: int, expected: int) -> None:
@@ -260,14 +259,16 @@ def _check_pnm(found: int, expected: int) -> None:
 
 # --- WebP -------------------------------------------------------------------------------------------------
 
+_WEBP_FLAGS = {b"ICCP": 0x20, b"EXIF": 8, b"XMP ": 4}
+
 
 def read_webp(data: bytes) -> ProfiledHeader:
-    """Walk the chunks, counting frames."""
+    """Walk the chunks, counting frames. Profile, EXIF and XMP count where the first chunk says they are there."""
     last = 8 + int.from_bytes(data[4:8], "little")
     if len(data) < last:
         raise BadImage("truncated", "WebP: shorter than its RIFF header says")
-    width = height = frames = 0
-    profile = xmp = block = b""
+    width = height = frames = flags = 0
+    found: dict[bytes, bytes] = {}
     position = 12
     for _ in range(MOST_FRAMES):
         if position + 8 > last:
@@ -275,6 +276,7 @@ def read_webp(data: bytes) -> ProfiledHeader:
         kind, length = struct.unpack_from("<4sI", data, position)
         body = position + 8
         if kind == b"VP8X":
+            flags = data[body]
             width = 1 + int.from_bytes(data[body + 4 : body + 7], "little")
             height = 1 + int.from_bytes(data[body + 7 : body + 10], "little")
         elif kind == b"VP8 " and not width:
@@ -284,15 +286,13 @@ def read_webp(data: bytes) -> ProfiledHeader:
             width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
         elif kind == b"ANMF":
             frames += 1
-        elif kind == b"ICCP":
-            profile = data[body : body + length]
-        elif kind == b"EXIF":
-            block = data[body : body + length]
-        elif kind == b"XMP ":
-            xmp = data[body : body + length]
+        elif kind in _WEBP_FLAGS and flags & _WEBP_FLAGS[kind]:
+            found.setdefault(kind, data[body : body + length])
         position = body + length + (length & 1)
-    turn = exif.orientation(block) or exif.xmp_orientation(xmp) or 1
-    return ProfiledHeader("webp", width, height, turn, max(1, frames), profile or color_spaces.of_exif(block))
+    block = found.get(b"EXIF", b"")
+    turn = exif.orientation(block) or exif.xmp_orientation(found.get(b"XMP ", b"")) or 1
+    profile = found.get(b"ICCP") or color_spaces.of_exif(block)
+    return ProfiledHeader("webp", width, height, turn, max(1, frames), profile)
 
 
 def decode_webp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
@@ -363,66 +363,85 @@ def decode_heic(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samp
 
 
 @dataclass(frozen=True)
-class Jp2Header(Header):
+class Jp2Header(ProfiledHeader):
     """Of a JPEG 2000 file or codestream."""
 
     channels: str = "RGB"
     bits: int = 8
     associated: bool = False
-    has_profile: bool = False  # ICC
+    note: str = ""  # on a component of which nothing says what it is
+    color_at: int = 0  # where the box of the profile begins
 
 
 def read_jp2(data: bytes) -> Jp2Header:
     """Size and depth of the codestream; of the boxes around it, what its components mean."""
-    space, associated, has_profile, seen = 16, False, False, False
+    parts: dict[bytes, tuple[int, int]] = {}
     for kind, start, end in isobmff.boxes(data):
-        if kind == b"jp2h" and not seen:
-            seen = True
+        if kind == b"jp2h" and not parts:
             for part, first, last in isobmff.boxes(data, start, end):
-                if part == b"colr" and data[first] == 1:
-                    space = int.from_bytes(data[first + 3 : first + 7], "big")
-                elif part == b"colr":
-                    has_profile = True
-                elif part == b"cdef":
-                    kinds = struct.unpack_from(f">{(last - first - 2) // 2}H", data, first + 2)[1::3]
-                    associated = 2 in kinds
+                parts.setdefault(part, (first, last))
         elif kind == b"jp2c":
-            return _read_codestream(data, start, "jp2", space, associated, has_profile)
+            return _read_codestream(data, start, "jp2", parts)
     raise BadImage("truncated", "JPEG 2000: no codestream")
 
 
 def read_j2k(data: bytes) -> Jp2Header:
     """Of a bare codestream: RGB, or gray."""
-    return _read_codestream(data, 0, "j2k", 16, False, False)
+    return _read_codestream(data, 0, "j2k", {})
 
 
-def _read_codestream(data: bytes, start: int, name: str, space: int, associated: bool, has_profile: bool) -> Jp2Header:
+_UNSAID = -1
+_JP2_COLORS = {12: "CMYK", 16: "RGB", 17: "L", 18: "RGB"}  # by color space
+_PROFILE_COLORS = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
+
+
+def _read_codestream(data: bytes, start: int, name: str, boxes: dict[bytes, tuple[int, int]]) -> Jp2Header:
     right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
     (components,) = struct.unpack_from(">H", data, start + 40)
-    depths = set(data[start + 42 : start + 42 + 3 * components : 3])
-    channels = {1: "L", 2: "LA", 3: "RGB", 4: "CMYK" if space == 12 else "RGBA"}.get(components, "")
-    if not channels or len(depths) != 1 or max(depths) > 15 or space not in (12, 16, 17, 18):
+    depths, *steps = (set(data[start + 42 + i : start + 42 + 3 * components : 3]) for i in range(3))
+    if b"pclr" in boxes:
+        at = boxes[b"pclr"][0] + 2
+        components, depths = data[at], set(data[at + 1 : at + 1 + data[at]])
+    color_at, color_end = boxes.get(b"colr", (0, 0))
+    is_profile = color_at > 0 and data[color_at] != 1
+    profile = data[color_at + 3 : color_end] if is_profile else b""
+    space = int.from_bytes(data[color_at + 3 : color_at + 7], "big") if color_at and not is_profile else _UNSAID
+    few = "L" if components < 3 else "RGB"
+    colors = (
+        _PROFILE_COLORS.get(profile[16:20], few) if is_profile else _JP2_COLORS.get(space, few if space < 0 else "")
+    )
+    colors = few if is_profile and components - len(colors) not in (0, 1) else colors  # it is of another kind of color
+    first, last = boxes.get(b"cdef", (0, 0))
+    kinds = struct.unpack_from(f">{(last - first) // 2}H", data, first)[2::3]  # of channels: 1 and 2 are alpha
+    more, alpha = components - len(colors), 1 in kinds or 2 in kinds or name == "j2k"  # which cannot say
+    usual = steps == [{1}, {1}] or (
+        not is_profile and space in (_UNSAID, 18) and steps in ([{1, 2}, {1}], [{1, 2}] * 2)
+    )
+    if not colors or more not in (0, 1) or len(depths) != 1 or max(depths) > 15 or not usual:
         bits = " and ".join(f"{(depth & 127) + 1}{' signed' if depth > 127 else ''}" for depth in sorted(depths))
-        raise BadImage(
-            "unsupported-jp2",
-            f"JPEG 2000 with {components} components of {bits} bits, color space {space}; convert it to PNG or JPEG",
-        )
+        what = f"{components} {'' if usual else 'subsampled '}components of {bits} bits"
+        what += f", color space {space}" if space > 0 else ""
+        raise BadImage("unsupported-jp2", f"JPEG 2000 with {what}; convert it to PNG or JPEG")
     if data.rfind(b"\xff\xd9") < start:
         raise BadImage("truncated", "JPEG 2000: no end marker")
-    return Jp2Header(name, right - left, bottom - top, channels=channels, bits=depths.pop() + 1, associated=associated,
-                     has_profile=has_profile)  # fmt: skip
+    said = not more or 1 in kinds or 2 in kinds
+    note = "" if said else f"1 unspecified band {'taken for alpha' if alpha else 'left out'}"
+    return Jp2Header(name, right - left, bottom - top, profile=profile, channels=colors + "A" * (more and alpha),
+                     bits=depths.pop() + 1, associated=2 in kinds, note=note,
+                     color_at=color_at if is_profile else 0)  # fmt: skip
 
 
 def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
-    """By OpenJPEG in imagecodecs: all bits, palettes and color profiles applied."""
+    """By OpenJPEG in imagecodecs: all bits, palettes applied; not profiles, which it applies to any kind of color."""
     import imagecodecs
 
+    if header.color_at:
+        space = {"L": 17, "C": 12}.get(header.channels[0], 16)
+        data = data[: header.color_at] + b"\1\0\0" + struct.pack(">I", space) + data[header.color_at + 7 :]
     pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
-    channels = header.channels
-    if pixels.ndim == 3 and pixels.shape[2] != len(channels):  # a palette, or a profile of gray
-        channels = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
-    note = "color profile converted to sRGB" if header.has_profile else ""
-    return Samples(pixels, channels, (1 << header.bits) - 1, header.associated, note=note)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)[..., : len(header.channels)]
+    white = (1 << header.bits) - 1
+    return Samples(pixels, header.channels, white, header.associated, profile=header.profile, note=header.note)
 
 
 # --- JPEG XL ----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
 _COLORS = frozenset((b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"))
 _CHUNK = struct.Struct(">I4s")  # bytes and kind
+_END = bytes(4) + b"IEND\xae\x42\x60\x82"  # the last chunk, without which all pixels may be there
 _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
 _RAW_ICC = re.compile(rb"Raw profile type ic[cm]\0")
 _RAW_COLOR = b"raw"  # key of such a profile among the chunks that tell of color
@@ -106,7 +107,9 @@ def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
         position = end
     if len(found) == MOST_CHUNKS:
         raise BadImage("unsupported-png", f"PNG of more than {MOST_CHUNKS:,} chunks")
-    raise BadImage("truncated", "PNG: no IEND chunk")
+    if not _END.startswith(data[position:]) or all(kind != b"IDAT" for kind, _, _ in found):
+        raise BadImage("truncated", "PNG: the file ends inside a chunk, or before its pixels")
+    return found
 
 
 def _orientation_of_text(kind: bytes, body: bytes) -> int:
@@ -140,7 +143,12 @@ def _inflated(packed: bytes, most: int) -> bytes:
 
 def decode(data: bytes, header: PngHeader, reduction: int = 1) -> Samples:
     """All pixels: 8 or 16 bits, gray, BGR or BGRA; palettes applied."""
-    pixels = opencv.decode(_pixel_chunks(data, header), header)
+    try:
+        pixels = opencv.decode(_pixel_chunks(data, header), header)
+    except BadImage as bad:
+        raise (
+            bad if header.chunks[-1][0] == b"IEND" else BadImage("truncated", "PNG: no end, and not all pixels")
+        ) from None
     if header.gray_key is not None and pixels.ndim == 2:  # OpenCV takes it for opaque
         opaque = np.where(pixels == header.gray_key, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
         return opencv.samples(cv2.merge([pixels, opaque]), header.profile)
@@ -148,7 +156,7 @@ def decode(data: bytes, header: PngHeader, reduction: int = 1) -> Samples:
 
 
 def _pixel_chunks(data: bytes, header: PngHeader) -> bytes:
-    """The file without the chunks that pixels do not depend on: text, profiles, frames after the first.
+    """The file without the chunks that pixels do not depend on: text, profiles, frames after the first; with an end.
 
     Raises:
       BadImage: a chunk's checksum is wrong.
@@ -160,4 +168,7 @@ def _pixel_chunks(data: bytes, header: PngHeader) -> bytes:
             raise BadImage("corrupt-data", f"PNG: checksum of chunk {kind.decode()} at byte {start}")
         if kind in _PIXELS:
             kept.append(view[start:end])
-    return b"".join(kept) if len(kept) <= len(header.chunks) or header.chunks[-1][2] < len(data) else data
+    last, _, end = header.chunks[-1]
+    if last != b"IEND":
+        return b"".join([*kept, _END])
+    return data if len(kept) > len(header.chunks) and end == len(data) else b"".join(kept)

@@ -5,29 +5,31 @@ from __future__ import annotations
 
 def sniff(data: bytes) -> str:
     """Name of the format by content: a key of FORMATS, a name of UNSUPPORTED, or "" for none we know."""
-    for format_name, signature, _ in _SIGNATURES:
-        if data.startswith(signature):
-            return format_name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
+    for name, _, signatures in _SIGNATURES:
+        if data.startswith(signatures):
+            return name
     if data[4:8] == b"ftyp":
         return _sniff_isobmff(data)
+    if data[:4] in (b"RIFF", b"FORM"):
+        return {b"WEBP": "webp", b"AVI ": "video", b"ACON": "ico", b"ILBM": "iff", b"PBM ": "iff"}.get(data[8:12], "")
     if len(data) > 2 and data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
         return "pnm"
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+    if data[4:8] in (b"wide", b"moov", b"mdat"):
         return "video"
     if data[128:132] == b"DICM":
         return "dicom"
-    if data[-18:-2] == b"TRUEVISION-XFILE":
+    if data[344:348] in (b"n+1\0", b"ni1\0"):
+        return "nifti"
+    if data[-18:-2] == b"TRUEVISION-XFILE" or _is_old_tga(data[:18]):
         return "tga"
-    text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "html"
-    if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
+    if text.startswith((b"<svg", b"<!doctype svg")) or (text.startswith((b"<?xml", b"<!--")) and b"<svg" in text):
         return "svg"
-    if text.startswith(b"version https://git-lfs"):
-        return "git-lfs"
-    return ""
+    if text.startswith(b"#define ") and b"_width" in text:
+        return "xbm"
+    return "git-lfs" if text.startswith(b"version https://git-lfs") else ""
 
 
 def _sniff_isobmff(data: bytes) -> str:
@@ -39,56 +41,75 @@ def _sniff_isobmff(data: bytes) -> str:
     return "raw" if data[8:12] == b"crx " else "video"
 
 
-_SIGNATURES: tuple[tuple[str, bytes, str], ...] = (  # name, first bytes, and words for what is not read
-    ("jpeg", b"\xff\xd8\xff", ""),
-    ("png", b"\x89PNG\r\n\x1a\n", ""),
-    ("gif", b"GIF87a", ""),
-    ("gif", b"GIF89a", ""),
-    ("bmp", b"BM", ""),
-    ("jpeg-xr", b"II\xbc", "JPEG XR"),
-    ("tiff", b"II*\0", ""),
-    ("tiff", b"MM\0*", ""),
-    ("tiff", b"II+\0", ""),
-    ("tiff", b"MM\0+", ""),
-    ("jp2", b"\0\0\0\x0cjP  \r\n\x87\n", ""),
-    ("j2k", b"\xff\x4f\xff\x51", ""),
-    ("jpeg-xl", b"\xff\x0a", ""),
-    ("jpeg-xl", b"\0\0\0\x0cJXL \r\n\x87\n", ""),
-    ("psd", b"8BPS", "Photoshop (PSD)"),
-    ("pdf", b"%PDF", "PDF"),
-    ("exr", b"\x76\x2f\x31\x01", "OpenEXR"),
-    ("hdr", b"#?", "Radiance HDR"),
-    ("ico", b"\0\0\x01\0", "Windows icon or cursor"),
-    ("ico", b"\0\0\2\0\1", ""),
-    ("icns", b"icns", "Apple icon"),
-    ("pcx", b"\x0a\x05\x01", "PCX"),
-    ("sgi", b"\x01\xda", "SGI"),
-    ("eps", b"%!PS", "PostScript"),
-    ("fits", b"SIMPLE  =", "FITS"),
-    ("npy", b"\x93NUMPY", "NumPy array"),
-    ("pfm", b"PF\n", "portable float map (PFM)"),
-    ("pfm", b"Pf\n", ""),
-    ("xcf", b"gimp xcf", "GIMP (XCF)"),
-    ("bpg", b"BPG\xfb", "BPG"),
-    ("mng", b"\x8aMNG", "MNG or JNG"),
-    ("mng", b"\x8bJNG", ""),
-    ("video", b"\x1a\x45\xdf\xa3", "video"),
-    ("dds", b"DDS ", "DirectDraw surface"),
-    ("qoi", b"qoif", "QOI"),
-    ("pam", b"P7\n", "PAM"),
-    ("raw", b"FUJIFILMCCD-RAW", "a camera's raw file"),
-    ("wmf", b"\xd7\xcd\xc6\x9a", "Windows metafile (vector graphics)"),
-    ("djvu", b"AT&TFORM", "DjVu"),
-    ("zip", b"PK\x03\x04", ""),
-    ("rar", b"Rar!\x1a\x07", ""),
-    ("7z", b"7z\xbc\xaf\x27\x1c", ""),
-    ("gzip", b"\x1f\x8b", ""),
-)
+def _is_old_tga(head: bytes) -> bool:
+    """Whether all fields of a Targa header, which has no signature, are what they may be."""
+    mapped, kind, bits = head[1:2], head[2:3], head[16:17]
+    sides = head[12:14] != b"\0\0" and head[14:16] != b"\0\0"
+    known = kind in (b"\1", b"\2", b"\3", b"\x09", b"\x0a", b"\x0b") and bits in (
+        b"\x08",
+        b"\x0f",
+        b"\x10",
+        b"\x18",
+        b"\x20",
+    )
+    return known and sides and mapped == (b"\1" if kind in (b"\1", b"\x09") else b"\0") and head[17:18] < b"\x40"
 
-UNSUPPORTED = {name: words for name, _, words in _SIGNATURES if words} | {
+
+_SIGNATURES: tuple[tuple[str, str, tuple[bytes, ...]], ...] = (  # name, words for what is not read, first bytes
+    ("jpeg", "", (b"\xff\xd8\xff",)),
+    ("png", "", (b"\x89PNG\r\n\x1a\n",)),
+    ("gif", "", (b"GIF87a", b"GIF89a")),
+    ("bmp", "", (b"BM",)),
+    ("tiff", "", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("jp2", "", (b"\0\0\0\x0cjP  \r\n\x87\n",)),
+    ("j2k", "", (b"\xff\x4f\xff\x51",)),
+    ("jpeg-xl", "", (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")),
+    ("jpeg-xr", "JPEG XR", (b"II\xbc",)),
+    ("jpeg-xs", "JPEG XS", (b"\xff\x10\xff\x50",)),
+    ("psd", "Photoshop (PSD)", (b"8BPS",)),
+    ("pdf", "PDF", (b"%PDF",)),
+    ("exr", "OpenEXR", (b"\x76\x2f\x31\x01",)),
+    ("hdr", "Radiance HDR", (b"#?",)),
+    ("ico", "Windows icon or cursor", (b"\0\0\1\0", b"\0\0\2\0\1")),
+    ("icns", "Apple icon", (b"icns",)),
+    ("bmp-array", "OS/2 bitmap array", (b"BA",)),
+    ("pcx", "PCX", (*(bytes([10, version, 1]) for version in (0, 2, 3, 4, 5)), b"\xb1\x68\xde\x3a")),
+    ("sgi", "SGI", (b"\x01\xda",)),
+    ("sun", "Sun raster", (b"\x59\xa6\x6a\x95",)),
+    ("eps", "PostScript", (b"%!PS", b"\xc5\xd0\xd3\xc6")),
+    ("fits", "FITS", (b"SIMPLE  =",)),
+    ("hdf5", "HDF5", (b"\x89HDF",)),
+    ("npy", "NumPy array", (b"\x93NUMPY",)),
+    ("pfm", "portable float map (PFM)", (b"PF\n", b"Pf\n", b"PF4\n", b"PF ", b"Pf ")),
+    ("pam", "PAM", (b"P7\n", b"P7 332")),
+    ("xpm", "X pixmap", (b"/* XPM",)),
+    ("xcf", "GIMP (XCF)", (b"gimp xcf",)),
+    ("bpg", "BPG", (b"BPG\xfb",)),
+    ("flif", "FLIF", (b"FLIF",)),
+    ("jbig2", "JBIG2", (b"\x97JB2",)),
+    ("mng", "MNG or JNG", (b"\x8aMNG", b"\x8bJNG")),
+    ("video", "video", (b"\x1a\x45\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3")),
+    ("dds", "DirectDraw surface", (b"DDS ",)),
+    ("ktx", "KTX texture", (b"\xabKTX",)),
+    ("qoi", "QOI", (b"qoif",)),
+    ("dpx", "DPX or Cineon", (b"SDPX", b"XPDS", b"\x80\x2a\x5f\xd7", b"\xd7\x5f\x2a\x80")),
+    ("raw", "a camera's raw file", (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"II\x1a\0\0\0HEAP",
+                                    b"FOVb", b"\0MRM", b"ARRI")),
+    ("wmf", "Windows metafile (vector graphics)", (b"\xd7\xcd\xc6\x9a",)),
+    ("djvu", "DjVu", (b"AT&TFORM",)),
+    ("zip", "", (b"PK\x03\x04",)),
+    ("rar", "", (b"Rar!\x1a\x07",)),
+    ("7z", "", (b"7z\xbc\xaf\x27\x1c",)),
+    ("gzip", "", (b"\x1f\x8b",)),
+)  # fmt: skip
+
+UNSUPPORTED = {name: words for name, words, _ in _SIGNATURES if words} | {
     "svg": "SVG (vector graphics)",
     "tga": "Targa (TGA)",
     "dicom": "DICOM",
+    "nifti": "NIfTI",
+    "iff": "IFF (ILBM)",
+    "xbm": "X bitmap",
 }
 
 NOT_IMAGES = {

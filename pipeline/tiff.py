@@ -17,16 +17,23 @@ _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 254
 _STRIPS, _STRIP_BYTES, _SAMPLES, _STRIP_ROWS, _PLANAR, _COLORS = 273, 279, 277, 278, 284, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _SUBSAMPLING = 322, 323, 324, 325, 338, 339, 530
 _BELOW, _XMP, _PROFILE, _DNG = 330, 700, 34675, 50706
-_CURVE, _WHITE, _PRIMARIES, _INK_SET = 301, 318, 319, 332
+_CURVE, _WHITE, _PRIMARIES, _INK_SET, _COEFFICIENTS, _RANGES = 301, 318, 319, 332, 529, 532
 _PIXELS = frozenset((  # and besides: fill order, fax options, predictor, ink set, JPEG tables
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, 292,
     293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _INK_SET, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
 ))  # fmt: skip
-_READ = _PIXELS | {_SUBFILE, _ORIENTATION, _COLORS, _BELOW, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES}
+_READ = _PIXELS | {
+    _SUBFILE, _ORIENTATION, _COLORS, _BELOW, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES, _COEFFICIENTS, _RANGES,
+}  # fmt: skip
 _RAW = {32803: "a color filter array", 34892: "linear raw data"}
 _PHOTOMETRICS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "RGB"}  # white is 0, black is 0, …, YCbCr
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)  # none, fax, LZW, JPEG, Deflate, PackBits, Zstandard
-_JPEG, _CMYK, _YCBCR = 7, 5, 6
+_PLAIN, _JPEG, _CMYK, _YCBCR = 1, 7, 5, 6
+_ENDING = (5, 7, 8, 32946)  # compressions whose data tell where they end
+_UNREAD = {4: "transparency mask", 8: "CIE L*a*b*", 9: "CIE L*a*b*", 10: "CIE L*a*b*", 32844: "LogL", 32845: "LogLuv"}
+_UNPACKED = {6: "old JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI Log", 34712: "JPEG 2000",
+             34887: "LERC", 34925: "LZMA", 34927: "WebP", 50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
+_USUAL = {_COEFFICIENTS: (0.299, 0.587, 0.114), _RANGES: (0, 255, 128, 255, 128, 255)}  # of YCbCr, as JPEG's
 MOST_PAGES = 1000
 _MOST_VALUES = 1 << 22  # strips or tiles, bytes of a profile
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
@@ -48,6 +55,11 @@ class TiffHeader(Header):
         values = self.values(tag)
         return int(values[0]) if len(values) else default
 
+    def is_usual(self, tag: int) -> bool:
+        """Whether YCbCr is what JPEG's is, as far as this tag tells."""
+        told = self.directory.fractions(self.tags[tag][0], 6) if self.directory and tag in self.tags else []
+        return all(abs(a - b) < 0.01 * max(b, 1) for a, b in zip(told, _USUAL[tag], strict=False))
+
 
 def read_header(data: bytes) -> TiffHeader:
     """The first page's tags; of the others, whether they are whole."""
@@ -61,7 +73,8 @@ def read_header(data: bytes) -> TiffHeader:
             _check_whole(TiffHeader("tiff", 0, 0, tags=_tags(page)), len(data))
         frames, following = frames + 1, page.following
     header = TiffHeader("tiff", 0, 0, directory=directory, tags=tags)
-    _check_whole(header, len(data))
+    if header.first(_COMPRESSION, _PLAIN) != _PLAIN:
+        _check_whole(header, len(data))
     _check_supported(data, header)
     turn = header.first(_ORIENTATION, 0)
     turn = turn if 1 <= turn <= 8 else exif.xmp_orientation(header.values(_XMP).tobytes()) or 1
@@ -98,9 +111,9 @@ def _check_supported(data: bytes, header: TiffHeader) -> None:
         raise BadImage("unsupported-raw", "a camera's raw file is not read; convert it to PNG or JPEG")
     refusal = "a small copy of another page as its first page" if reduced else ""
     if photometric not in _PHOTOMETRICS:
-        refusal = f"photometric interpretation {photometric}"
+        refusal = f"photometric interpretation {photometric} ({_UNREAD.get(photometric, 'unknown')})"
     elif compression not in _COMPRESSIONS:
-        refusal = f"compression scheme {compression}"
+        refusal = f"compression scheme {compression} ({_UNPACKED.get(compression, 'unknown')})"
     elif len(bits) > 1 or len(formats) > 1:
         refusal = f"samples of {' and '.join(map(str, sorted(bits)))} bits"
     elif not formats <= set(_KINDS) or not _known_bits(max(bits), max(formats)):
@@ -117,6 +130,8 @@ def _check_supported(data: bytes, header: TiffHeader) -> None:
         refusal = "JPEG in separate planes"
     elif photometric == _YCBCR and compression != _JPEG and header.values(_SUBSAMPLING).tolist() != [1, 1]:
         refusal = "subsampled YCbCr that is not JPEG"
+    elif photometric == _YCBCR and compression != _JPEG and not all(map(header.is_usual, _USUAL)):
+        refusal = "YCbCr of other coefficients or ranges than JPEG's"
     if refusal:
         raise BadImage("unsupported-tiff", f"TIFF with {refusal}; convert it to PNG or JPEG")
 
@@ -181,14 +196,26 @@ def _planes(data: bytes, header: TiffHeader) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(_directory_alone(header))) as file:
         page = file.pages.first
         planes, _, height, width, samples = page.shaped
-        if not len(starts) == len(sizes) >= np.prod(page.chunked) or not sizes.all():
+        count = int(np.prod(page.chunked))
+        sizes = sizes if len(sizes) >= count else np.zeros(count, np.int64)
+        unsaid = (
+            not sizes[:count].all() and page.compression != _PLAIN and (count > 1 or page.compression not in _ENDING)
+        )
+        if len(starts) < count or not starts[:count].all() or unsaid:
             raise BadImage("unsupported-tiff", "TIFF without data for some of its strips or tiles")
         pixels: np.ndarray = np.empty((planes, height, width, samples), page.dtype)
-        for index in range(int(np.prod(page.chunked))):
-            segment = data[int(starts[index]) : int(starts[index] + sizes[index])]
+        for index in range(count):
+            _, (plane, _, top, left, _), shape = page.decode(None, index)
+            start, size = int(starts[index]), int(sizes[index])
+            needed = shape[1] * -(-shape[2] * shape[3] * page.bitspersample // 8)  # as rows without compression
+            if page.compression == _PLAIN and not 0 < size < needed:  # the size may be missing, or that of a full strip
+                size = needed
+            if start + size > len(data):
+                raise BadImage("truncated", "TIFF: strips or tiles lie beyond the end")
+            segment = data[start : start + size] if size else data[start:]
             if page.compression == _JPEG:
                 _check_jpeg(segment, header)
-            part, (plane, _, top, left, _), _ = page.decode(segment, index, jpegtables=page.jpegtables)
+            part = page.decode(segment, index, jpegtables=page.jpegtables)[0]
             assert part is not None
             place = pixels[plane, top : top + part.shape[1], left : left + part.shape[2]]
             place[:] = part[0, : place.shape[0], : place.shape[1]]
@@ -212,7 +239,7 @@ def _directory_alone(header: TiffHeader) -> bytes:
     assert header.directory is not None
     order, big = header.directory.order, header.directory.big
     word, inline = ("Q", 8) if big else ("I", 4)
-    tags = sorted(_PIXELS & set(header.tags))
+    tags = sorted(_PIXELS & set(header.tags) - ({_PLANAR} if header.first(_PLANAR, 1) != 2 else set()))
     start = 16 + 8 + len(tags) * (20 if big else 12) + 8
     values, entries = b"", b""
     for tag in tags:

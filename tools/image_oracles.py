@@ -138,8 +138,12 @@ def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
 def _pillow_errs(data: bytes) -> bool:
     """Whether this is of a kind that Pillow is known to misread: see tests/pipeline/test_image_variants.py."""
     if data[4:8] == b"jP  " or data.startswith(b"\xff\x4f\xff\x51"):
-        sizes = data.find(b"\xff\x51")  # Ssiz of the first component: its depth less 1
-        return sizes >= 0 and data[sizes + 40 : sizes + 41] != b"\x07"
+        sizes = data.find(b"\xff\x51")  # number of components, and Ssiz of the first: its depth less 1
+        boxes, color = data[:sizes], data.find(b"colr", 0, max(sizes, 0))
+        told = b"cdef" in boxes or b"pclr" in boxes or (color >= 0 and data[color + 4] != 1)
+        return sizes >= 0 and (told or data[sizes + 38 : sizes + 41] not in (b"\0\1\7", b"\0\3\7"))
+    if data[:2] == b"BM" and data[28:30] == b"\x10\0" and any(data[66:70]):
+        return data[14:18] != b"\x28\0\0\0"
     if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         from PIL import Image, ImageOps
 

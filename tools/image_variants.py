@@ -122,8 +122,10 @@ def _tiff_samples() -> Iterator[Case]:
     for bits, planar in itertools.product((8, 16), (False, True)):
         data = tiff(_quantized(_cmyk(), bits), w.CMYK, bits, planar=planar)
         yield Case(f"cmyk-{'planes-' if planar else ''}{bits}-bit.tif", data, rgb=_rgb())
-    ycbcr = tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (1, 1))])
-    yield Case("ycbcr.tif", ycbcr, rgb=_rgb(), tolerance=1.5)
+    told = [(529, 5, [0.299, 0.587, 0.114]), (532, 5, [0.0, 255, 128, 255, 128, 255])]
+    for name, more in (("ycbcr", 0), ("ycbcr-told", 2)):
+        data = tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (1, 1)), *told[:more]])
+        yield Case(f"{name}.tif", data, rgb=_rgb(), tolerance=1.5)
 
 
 def _cmyk() -> np.ndarray:
@@ -181,6 +183,13 @@ def _tiff_layouts() -> Iterator[Case]:
     one_bit = _quantized(_gray(), 1)
     data = tiff(one_bit[..., None], w.GRAY, 1, lowest_bit_first=True)
     yield Case("lowest-bit-first.tif", data, rgb=_shown(one_bit, 1))
+    for name, scheme, rows in (("plain", w.NONE, 16), ("lzw", w.LZW, HEIGHT), ("deflate", w.DEFLATE, HEIGHT)):
+        for what, sizes in (("zero", [0] * -(-HEIGHT // rows)), ("no", [])):
+            data = tiff(_rgb(), w.RGB, rows_per_strip=rows, compression=scheme, tags=[(279, 4, sizes)])
+            yield Case(f"{what}-byte-counts-{name}.tif", data, rgb=_rgb())
+    large = [(279, 4, [16 * WIDTH * 3, 16 * WIDTH * 3, 99_999])]
+    yield Case("byte-count-beyond-the-end.tif", tiff(_rgb(), w.RGB, tags=large), rgb=_rgb())
+    yield Case("planes-0.tif", tiff(_rgb(), w.RGB, tags=[(284, 3, [0])]), rgb=_rgb())
 
 
 def _tiff_compressions() -> Iterator[Case]:
@@ -225,6 +234,10 @@ def _tiff_refused() -> Iterator[Case]:
     yield Case("two-inks.tif", tiff(np.dstack([gray, gray]), w.CMYK), reason)
     yield Case("other-inks.tif", tiff(_quantized(_cmyk(), 8), w.CMYK, tags=[(332, 3, [2])]), reason)
     yield Case("subsampled-ycbcr.tif", tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (2, 2))]), reason)
+    for name, tag in (("other-coefficients", (529, 5, [0.2126, 0.7152, 0.0722])),
+                      ("other-ranges", (532, 5, [16, 235, 128, 240, 128, 240]))):  # fmt: skip
+        yield Case(f"ycbcr-of-{name}.tif", tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (1, 1)), tag]), reason)
+    yield Case("no-byte-counts-packbits.tif", tiff(gray, w.GRAY, compression=w.PACKBITS, tags=[(279, 4, [])]), reason)
     yield Case("unknown-compression.tif", tiff(gray, w.GRAY, tags=[(259, 3, [34676])]), reason)
     yield Case("small-copy-first.tif", tiff(gray, w.GRAY, tags=[(254, 4, [1])]), reason)
     yield Case("jpeg-planes.tif", tiff(_rgb(), w.RGB, planar=True, tags=[(259, 3, [7])]), reason)
@@ -287,6 +300,11 @@ def _png_others() -> Iterator[Case]:
     frame = struct.pack(">IIIIIHHBB", 0, WIDTH, HEIGHT, 0, 0, 1, 10, 0, 0)
     animated = [(b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", frame)]
     yield Case("animated-default-image.png", png(_rgb(), 2, chunks=animated), note="first frame of 2", rgb=_rgb())
+    whole = png(_rgb(), 2)
+    for name, left in (("no-end", -12), ("half-an-end", -4)):
+        yield Case(f"{name}.png", whole[:left], rgb=_rgb())
+        dressed = png(_rgb(), 2, chunks=[(b"tEXt", b"Comment\0x")])
+        yield Case(f"{name}-after-text.png", dressed[:left], rgb=_rgb())
     common = png(alpha, 6)
     apple = common[:8] + w.png_chunk(b"CgBI", b"\x50\0\x20\6") + common[8:]
     yield Case("apple-devices.png", apple, "unsupported-png", rgb=_rgb())
@@ -329,6 +347,11 @@ def _bmp_masks() -> Iterator[Case]:
         data = bmp(words[name].astype(f"<u{bits // 8}").tobytes(), SIZE, bits, compression=3, masks=masks)
         yield Case(f"masks-{name}.bmp", data, "" if sizes[0] == 5 else "unsupported-bmp", rgb=shown)
     levels5 = np.dstack([_shown(_quantized(rgb[..., i], 5), 5)[..., 0] for i in range(3)])
+    for name, opaque, shown in (("real", alpha > 100, over_white(levels5, np.where(alpha > 100, WHITE, 0))),
+                                ("empty", np.zeros(SIZE, int), levels5)):  # fmt: skip
+        word = (words["555"] | opaque.astype(int) << 15).astype("<u2")
+        data = bmp(word.tobytes(), SIZE, 16, header=108, compression=3, masks=[0x7C00, 0x3E0, 0x1F, 0x8000])
+        yield Case(f"masks-1555-alpha-{name}.bmp", data, rgb=shown)
     yield Case("16-bit.bmp", bmp(words["555"].astype("<u2").tobytes(), SIZE, 16), rgb=levels5)
     bgrx = [0xFF0000, 0xFF00, 0xFF]
     fourths = (("zero", np.zeros_like(alpha), rgb), ("full", np.full_like(alpha, WHITE), rgb),
@@ -352,9 +375,10 @@ def _bmp_run_lengths() -> Iterator[Case]:
         data = bmp(coded, SIZE, bits, compression=compression, colors=colors)
         yield Case(f"rle{bits}.bmp", data, rgb=_looked_up(index, colors))
         half = b"".join(w.run_lengths(row, bits) + b"\0\0" for row in index[HEIGHT // 2 :][::-1]) + b"\0\1"
-        data = bmp(half, SIZE, bits, compression=compression, colors=colors)
         below = np.where(np.arange(HEIGHT)[:, None] < HEIGHT // 2, 0, index)
-        yield Case(f"rle{bits}-that-ends-early.bmp", data, rgb=_looked_up(below, colors))
+        for name, padding in (("", 0), ("-and-is-padded", 2)):
+            data = bmp(half + bytes(padding), SIZE, bits, compression=compression, colors=colors)
+            yield Case(f"rle{bits}-that-ends-early{name}.bmp", data, rgb=_looked_up(below, colors))
 
 
 # --- GIF, PNM, WebP ---------------------------------------------------------------------------------------
@@ -377,6 +401,7 @@ def _gifs() -> Iterator[Case]:
     keyed = np.where(index[..., None] == 3, WHITE, shown).astype(np.uint8)
     yield Case("87a.gif", gif(index, colors, version=b"87a"), rgb=shown)
     yield Case("bytes-between-blocks.gif", gif(index, colors)[:-1] + b"\0\0;", rgb=shown)
+    yield Case("no-trailer.gif", gif(index, colors)[:-1], rgb=shown)
     yield Case("interlaced.gif", gif(index, colors, interlace=True), rgb=shown)
     yield Case("local-colors.gif", gif(index, colors, local=True), rgb=shown)
     levels = np.repeat(np.arange(16)[:, None], 3, axis=1)
@@ -387,6 +412,7 @@ def _gifs() -> Iterator[Case]:
         name, truth = f"disposal-{disposal}{'-key' if key else ''}.gif", keyed if key else shown
         data = gif(index, colors, disposal=disposal, key=key, more=second)
         yield Case(name, data, note="first frame of 2", rgb=truth)
+        yield Case(f"no-trailer-{name}", data[:-1], note="first frame of 2", rgb=truth)
         framed = _framed(truth) if key else _framed(truth, colors[0].tolist())
         data = gif(index, colors, disposal=disposal, key=key, screen=framed.shape[:2], offset=(4, 6), more=second)
         yield Case(f"offset-{name}", data, note="first frame of 2", rgb=framed)
@@ -409,6 +435,11 @@ def _pnms() -> Iterator[Case]:
         yield Case(f"plain-{largest}.ppm", b"P3\n" + head + _decimal(rgb), rgb=truth)
         yield Case(f"binary-{largest}.pgm", b"P5\n" + head + gray.astype(kind).tobytes(), rgb=gray_truth)
         yield Case(f"binary-{largest}.ppm", b"P6\n" + head + rgb.astype(kind).tobytes(), rgb=truth)
+
+    head = b"P6\n#" + b"x" * 6000 + b"\n" + size + b"\n255\n"
+    yield Case("long-comment.ppm", head + _rgb().tobytes(), rgb=_rgb())
+    zeros = b" ".join(b"%07d" % number for number in _rgb().reshape(-1))
+    yield Case("leading-zeros.ppm", b"P3\n" + size + b"\n255\n" + zeros, rgb=_rgb())
 
 
 def _decimal(samples: np.ndarray) -> bytes:
@@ -433,6 +464,15 @@ def _webps() -> Iterator[Case]:
         data = w.webp_frames(lossless, SIZE, framed.shape[:2], (4, 6))
         yield Case(f"{name}-offset-frame.webp", data, note="first frame of 2", rgb=framed)
 
+    still = _codec("webp", _rgb(), lossless=True)[12:]
+    block, other = (sloppy_exif_blocks(turn)["plain"] for turn in (6, 3))
+    for name, flags, blocks, turn in (
+        ("exif", 8, [block], 6), ("exif-prefixed", 8, [b"Exif\0\0" + block], 6),
+        ("exif-without-its-flag", 0, [block], 1), ("two-exifs", 8, [block, other], 6),
+    ):  # fmt: skip
+        chunks = [(b"EXIF", part) for part in blocks]
+        yield Case(f"{name}.webp", w.webp_of(still, SIZE, flags, chunks), rgb=turned(_rgb(), turn))
+
 
 # --- JPEG, JPEG 2000, AVIF, HEIC, JPEG XL -----------------------------------------------------------------
 
@@ -446,10 +486,39 @@ def _jpegs() -> Iterator[Case]:
         data = simplejpeg.encode_jpeg(smooth, 95, "RGB", sampling)
         yield Case(f"sampling-{sampling}.jpg", data, rgb=smooth, tolerance=3)
     image = _pillow(smooth)
+    for name, mode, number in (("ycbcr", "RGB", 2), ("ycbcr", "RGB", 7), ("ycck", "CMYK", 1)):
+        adobe = jpeg_segment(0xEE, b"Adobe\0\x64\0\0\0\0%c" % number)
+        data = _without_segments(
+            _saved(image if mode == "RGB" else _as_ycck(smooth), "JPEG", quality=97, subsampling=0)
+        )
+        yield Case(f"{name}-of-transform-{number}.jpg", data[:2] + adobe + data[2:], rgb=smooth, tolerance=3)
+    plain = _saved(image, "JPEG", quality=95)
+    for name, numbers in (("empty", b"\1\1"), ("nameless", b"")):
+        data = plain[:2] + jpeg_segment(0xE2, b"ICC_PROFILE\0" + numbers) + plain[2:]
+        note = "profile ignored: parts of it are missing; " if numbers else ""
+        yield Case(f"{name}-profile.jpg", data, note=note + "passed through", rgb=smooth, tolerance=3)
+    two = _codec("jpeg8", np.ascontiguousarray(smooth[..., :2]), level=95)
+    yield Case("two-components.jpg", two, "unsupported-jpeg")
     yield Case("rgb-components.jpg", _saved(image, "JPEG", quality=95, keep_rgb=True), rgb=smooth, tolerance=3)
     gray = image.convert("L")
     data = _saved(gray, "JPEG", quality=95, progressive=True)
     yield Case("gray-progressive.jpg", data, rgb=np.asarray(gray.convert("RGB")), tolerance=3)
+
+
+def _without_segments(jpeg: bytes) -> bytes:
+    """Without what applications wrote: JFIF, Adobe's transform."""
+    from shardline.pipeline import jpeg as jpegs
+
+    spans = [(start, end) for code, start, _, end in jpegs.segments(jpeg) if code & 0xF0 == 0xE0]
+    return jpeg[:2] + jpeg[max(end for _, end in spans) :]
+
+
+def _as_ycck(rgb: np.ndarray) -> Any:
+    """CMYK whose levels are those of YCCK, stored inverted as Adobe does, with no black."""
+    from PIL import Image
+
+    ycc = (WHITE - _ycbcr(WHITE - rgb)).astype(np.uint8)
+    return Image.fromarray(np.dstack([ycc, np.zeros(SIZE, np.uint8)]), "CMYK")
 
 
 def _smooth() -> np.ndarray:
@@ -476,27 +545,93 @@ def _jpeg2000s() -> Iterator[Case]:
                            shown[..., -1] if name.endswith("alpha") else np.full(SIZE, WHITE))  # fmt: skip
         data = _codec("jpeg2k", levels.astype(np.uint8 if bits <= 8 else np.uint16), level=0, reversible=True,
                                          bitspersample=bits, codecformat=kind)  # fmt: skip
-        yield Case(f"{name}-{bits}-bit.{kind}", data, rgb=truth)
+        note = ""
+        if name.endswith("alpha") and kind == "jp2":
+            data = _jp2(data, more=_channels(*range(shown.shape[2] - 1), alpha=w.STRAIGHT))
+        elif name.endswith("alpha"):
+            note = "1 unspecified band taken for alpha"
+        yield Case(f"{name}-{bits}-bit.{kind}", data, note=note, rgb=truth)
+
+
+def _box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def _channels(*colors: int, alpha: int | None = None) -> bytes:
+    """A cdef box: which color each channel is, and what the last is, as TIFF numbers it."""
+    rows = [(channel, 0, color + 1) for channel, color in enumerate(colors)]
+    rows += [] if alpha is None else [(len(colors), {1: 2, 2: 1}.get(alpha, 0xFFFF), 0 if alpha else 0xFFFF)]
+    return _box(b"cdef", struct.pack(">H", len(rows)) + b"".join(struct.pack(">HHH", *row) for row in rows))
+
+
+def _jp2(data: bytes, color: bytes = b"", more: bytes = b"") -> bytes:
+    """A JPEG 2000 file with another box of its color, and more boxes after it."""
+    box, head = data.index(b"colr") - 4, data.index(b"jp2h") - 4
+    size = int.from_bytes(data[box : box + 4], "big")
+    color = (_box(b"colr", color) if color else data[box : box + size]) + more
+    length = int.from_bytes(data[head : head + 4], "big") + len(color) - size
+    return data[:head] + struct.pack(">I", length) + data[head + 4 : box] + color + data[box + size :]
 
 
 def _jpeg2000_spaces() -> Iterator[Case]:
-    """Color spaces of the JP2 container: YCbCr, CMYK, ICC profiles of color and of gray."""
-    note = "color profile converted"
-    for name, samples, body, truth in (
-        ("ycbcr", _ycbcr(_rgb()), b"\1\0\0" + struct.pack(">I", 18), _rgb()),
-        ("cmyk", _quantized(_cmyk(), 8), b"\1\0\0" + struct.pack(">I", 12), _rgb()),
-        ("display", np.rint(in_space(_smooth(), "Display P3")), b"\2\0\0" + profile_of("Display P3"), _smooth()),
-        ("linear-gray", np.rint(_linear(_gray() / WHITE) * WHITE), b"\2\0\0" + _LINEAR_GRAY, None),
+    """What the JP2 container tells of its components: color spaces, profiles, palettes, alpha of each kind or none."""
+
+    def coded(samples: np.ndarray, color: bytes = b"", more: bytes = b"", bits: int = 8) -> bytes:
+        levels = samples.astype(np.uint8 if bits <= 8 else np.uint16)
+        data = _codec("jpeg2k", levels, level=0, reversible=True, codecformat="jp2", mct=False, bitspersample=bits)
+        return _jp2(data, color, more)
+
+    space, profile = b"\1\0\0\0\0\0", b"\2\0\0"
+    display, linear = np.rint(in_space(_smooth(), "Display P3")), np.rint(_linear(_gray() / WHITE) * WHITE)
+    yield Case("ycbcr.jp2", coded(_ycbcr(_rgb()), space + b"\x12"), rgb=_rgb())
+    yield Case("cmyk.jp2", coded(_quantized(_cmyk(), 8), space + b"\x0c"), rgb=_rgb())
+    for name, kind in (("display", profile), ("display-any-profile", b"\3\0\0")):
+        data = coded(display, kind + profile_of("Display P3"))
+        yield Case(f"{name}.jp2", data, note="color profile Display P3 converted", rgb=_smooth())
+    truth = _shown(np.rint(_encoded(linear / WHITE, 0.0) * WHITE), 8)
+    data = coded(linear, profile + _LINEAR_GRAY)
+    yield Case("linear-gray.jp2", data, note="color profile Linear gray converted", rgb=truth)
+    data = coded(_rgb(), profile + _LINEAR_GRAY)
+    yield Case("gray-profile-of-color.jp2", data, note="profile ignored: damaged, or of another kind", rgb=_rgb())
+    for name, samples, more in (
+        ("no-cdef", np.dstack([_rgb(), _gray()]), b""),
+        ("cdef", np.dstack([_rgb(), _gray()]), _channels(0, 1, 2, alpha=w.UNSPECIFIED)),
     ):
-        data = _codec("jpeg2k", samples.astype(np.uint8), level=0, reversible=True, codecformat="jp2", mct=False)
-        box, head = data.index(b"colr") - 4, data.index(b"jp2h") - 4
-        old = int.from_bytes(data[box : box + 4], "big")
-        size = int.from_bytes(data[head : head + 4], "big") + 8 + len(body) - old
-        color = struct.pack(">I4s", 8 + len(body), b"colr") + body
-        data = data[:head] + struct.pack(">I", size) + data[head + 4 : box] + color + data[box + old :]
-        if truth is None:
-            truth = _shown(np.rint(_encoded(samples / WHITE, 0.0) * WHITE), 8)
-        yield Case(f"{name}.jp2", data, note=note if body[0] == 2 else "", rgb=truth)
+        yield Case(f"infrared-{name}.jp2", coded(samples, more=more), note="1 unspecified band left out", rgb=_rgb())
+    associated = np.rint(_rgb() * (_alpha()[..., None] / WHITE))
+    data = coded(np.dstack([associated, _alpha()]), more=_channels(0, 1, 2, alpha=w.ASSOCIATED))
+    yield Case("associated.jp2", data, rgb=over_white(_rgb(), _alpha()))
+    yield Case("blue-first.jp2", coded(_rgb()[..., ::-1], more=_channels(2, 1, 0)), rgb=_rgb())
+    mapping = _box(b"cmap", b"".join(struct.pack(">HBB", 0, 1, column) for column in range(3)))
+    for bits, depth in itertools.product((1, 4, 8), (8, 16)):
+        index, colors = _palette(bits)
+        entries = (colors * (1 if depth == 8 else 257)).astype(f">u{depth // 8}").tobytes()
+        palette = _box(b"pclr", struct.pack(">HB", len(colors), 3) + bytes([depth - 1] * 3) + entries)
+        data = coded(index, space + b"\x10", palette + mapping, bits)
+        yield Case(f"palette-{bits}-bit-of-{depth}-bit-colors.jp2", data, rgb=_looked_up(index, colors))
+    quarters = np.empty((64, 80, 3), np.uint8)
+    quarters[:32, :40], quarters[:32, 40:], quarters[32:, :40], quarters[32:, 40:] = _QUARTERS
+    yield Case("420.jp2", _JP2_420, rgb=quarters)
+    yield Case("420-of-rgb.jp2", _JP2_420.replace(space + b"\x12", space + b"\x10"), "unsupported-jp2")
+    yield Case("cmy.jp2", coded(_rgb(), space + b"\x0c"), "unsupported-jp2")
+    yield Case("lab.jp2", coded(_rgb(), space + b"\x0e"), "unsupported-jp2")
+
+
+_QUARTERS = (200, 40, 40), (30, 160, 50), (40, 50, 190), (220, 215, 205)
+
+# Color at half the size of brightness, by OpenJPEG through ctypes: nothing that we depend on writes it.
+_JP2_420 = base64.b64decode(
+    "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAAQAAAAFAAAwcHAAAAAAAPY29scgEAAAAAABIAAALKanAy"
+    "Y/9P/1EALwAAAAAAUAAAAEAAAAAAAAAAAAAAAFAAAABAAAAAAAAAAAAAAwcBAQcCAgcCAv9SAAwAAAABAAUEBAAB/1wAE0BASEhQSEhQSEhQSEhQ"
+    "SEhQ/2QAJQABQ3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJzaW9uIDIuNS40/5AACgAAAAACQwAB/5PPtBwSyiTeDWG/w+cEDBfPtAwC6e/D6gSPtBoP"
+    "qBQPxHaQE9WFZxYvDd/QdT/A+QDH2gcH1AQBA5THBF/D6gKPtA4faBAADwVpnwcfw+oKh9QXAfIGHwYC63jkwIuCSSAuaKtSx7ntfgvvGxl8/x7n"
+    "w+oEh9QNA+cIEIYZrAmfLh+yvwyoyl/H2gsPqBoPqBAOUFaLgwCEun+ktg3eGxzH2h8PqEIPqCBYhPEY/mC5xMqGlH7Au8s0IFr2mevrFJ7VzOgg"
+    "Vv13KU0lek7H4l/B84eH1BcB8gQdkU+/Rv8/DHTWrJinTKoKBn8bze4rw+oKh9QXA+cOHDLZM236Ozjefg8lapf/L7Kqept/GyHsLxYcH8faLQ+o"
+    "Wg+oIJ5e/FOaRDCLsichypNINWr8SR88/3+KbaogGoeSyLCYg/i8MyVYSgDEZlHpiXgKOumjbn/D6gyH1B0D5wxag53EnzS31Eq/jC8Az6Hbzp2w"
+    "ck8H64tEfyoEQhr0V8faHx9onB9QOCc65E4GdEw2ga9OgoIqfylEZR2NNbzu4JrR/iUdoP6DMk8pTJBik8h4x9ojD6heD6gQ2j+fUj6uEr8FNNHs"
+    "uQk8YSDP6+qDzJS/J2IddoEKEcjseHIPBs8JB8+uYqPD6g+H1BsD5wieifzTlZvpgQH4KKZXCx977pNaCEUR/03DgBg/iWKJA8faHw+oPg+oFEDg"
+    "wS+icAxHLp6SPMMxH3syFbLYbIaoCvyGfcFU14l4CT9//9k="
+)
 
 
 def _avifs() -> Iterator[Case]:
@@ -546,12 +681,7 @@ _HEIC = base64.b64decode(
 
 def _heics() -> Iterator[Case]:
     rgb = np.empty((48, 64, 3), np.uint8)
-    rgb[:24, :32], rgb[:24, 32:], rgb[24:, :32], rgb[24:, 32:] = (
-        (200, 40, 40),
-        (30, 160, 50),
-        (40, 50, 190),
-        (220, 215, 205),
-    )
+    rgb[:24, :32], rgb[:24, 32:], rgb[24:, :32], rgb[24:, 32:] = _QUARTERS
     yield Case("photo.heic", _HEIC, rgb=rgb)
     for turns in (1, 2, 3):
         yield Case(f"turned-{turns}.heic", _turned_heic(turns), rgb=np.rot90(rgb, turns))

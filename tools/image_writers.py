@@ -23,7 +23,7 @@ def packed(samples: np.ndarray, bits: int, order: str = ">") -> bytes:
 
 # --- TIFF ---------------------------------------------------------------------------------------------------
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 7: "B"}
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 5: "I", 7: "B"}
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 NONE, LZW, DEFLATE, PACKBITS, OLD_DEFLATE, ZSTD = 1, 5, 8, 32773, 32946, 50000
 UNSPECIFIED, ASSOCIATED, STRAIGHT = 0, 1, 2
@@ -44,7 +44,7 @@ def tiff(
     predictor: bool = False,
     lowest_bit_first: bool = False,
     colors: np.ndarray | None = None,
-    tags: Iterable[tuple[int, int, Sequence[int]]] = (),
+    tags: Iterable[tuple[int, int, Sequence[float]]] = (),
 ) -> bytes:
     """A TIFF file of samples [height, width, channels]; floats are stored as such, with 8 * itemsize bits.
 
@@ -65,7 +65,7 @@ def tiff(
             if lowest_bit_first:
                 data = bytes(int(f"{byte:08b}"[::-1], 2) for byte in data)
             segments.append(_compressed(data, compression))
-    entries: dict[int, tuple[int, Sequence[int]]] = {
+    entries: dict[int, tuple[int, Sequence[float]]] = {
         256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * channels), 259: (3, [compression]),
         262: (3, [photometric]), 277: (3, [channels]), 284: (3, [2 if planar else 1]),
         317: (3, [2 if predictor else 1]), 339: (3, [3 if floating else 1] * channels),
@@ -78,14 +78,14 @@ def tiff(
         entries[338] = 3, extra
     if colors is not None:
         entries[320] = 3, (colors.T * 257).reshape(-1).tolist()
-    entries |= {number: (kind, values) for number, kind, values in tags}
     data, position = b"", 16
     positions = []
     for segment in segments:
         positions.append(position + len(data))
         data += segment + bytes(len(segment) & 1)
     entries |= {offset_tag: (4, positions), count_tag: (4, [len(segment) for segment in segments])}
-    return _tiff_file(data, entries, order, big)
+    entries |= {number: (kind, values) for number, kind, values in tags}
+    return _tiff_file(data, {number: entry for number, entry in entries.items() if len(entry[1])}, order, big)
 
 
 def _strips(plane: np.ndarray, rows: int) -> Iterator[np.ndarray]:
@@ -113,13 +113,14 @@ def _compressed(data: bytes, compression: int) -> bytes:
     return bytes(encode[compression](data)) if compression in encode else data
 
 
-def _tiff_file(data: bytes, entries: dict[int, tuple[int, Sequence[int]]], order: str, big: bool) -> bytes:
+def _tiff_file(data: bytes, entries: dict[int, tuple[int, Sequence[float]]], order: str, big: bool) -> bytes:
     """Header, image data from byte 16 on, values, directory."""
     mark = {"<": b"II", ">": b"MM"}[order]
     word, long = ("Q", 8) if big else ("I", 4)
     values, directory, start = b"", b"", 16 + len(data)
     for number, (kind, numbers) in sorted(entries.items()):
-        packed = struct.pack(f"{order}{len(numbers)}{_TIFF_TYPES[kind]}", *numbers)
+        fields = [part for value in numbers for part in (round(value * 10_000), 10_000)] if kind == 5 else numbers
+        packed = struct.pack(f"{order}{len(fields)}{_TIFF_TYPES[kind]}", *fields)
         if len(packed) <= long:
             where = packed.ljust(long, b"\0")
         else:
@@ -248,24 +249,30 @@ def _lzw(pixels: np.ndarray, bits: int) -> bytes:
 # --- WebP ---------------------------------------------------------------------------------------------------
 
 
+def webp_of(image: bytes, size: tuple[int, int], flags: int, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A file of the extended kind: the chunk of an image of (height, width), and more chunks after it."""
+    body = _webp_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _uint24(size[1] - 1) + _uint24(size[0] - 1)) + image
+    body += b"".join(_webp_chunk(*chunk) for chunk in chunks)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def _webp_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) & 1)
+
+
+def _uint24(number: int) -> bytes:
+    return number.to_bytes(3, "little")
+
+
 def webp_frames(still: bytes, size: tuple[int, int], canvas: tuple[int, int], offset: tuple[int, int]) -> bytes:
     """An animation of two frames, each `still` of (height, width) at an even (top, left) of a canvas."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return kind + struct.pack("<I", len(body)) + body + bytes(len(body) & 1)
-
-    def uint24(number: int) -> bytes:
-        return number.to_bytes(3, "little")
-
-    height, width = canvas
-    place = uint24(offset[1] // 2) + uint24(offset[0] // 2) + uint24(size[1] - 1) + uint24(size[0] - 1) + uint24(100)
+    height, width = size
+    place = b"".join(map(_uint24, (offset[1] // 2, offset[0] // 2, width - 1, height - 1, 100)))
     image = still[12:]
     if image[:4] == b"VP8X":
         image = image[18:]
-    frame = chunk(b"ANMF", place + b"\0" + image)
-    body = chunk(b"VP8X", bytes([0x12, 0, 0, 0]) + uint24(width - 1) + uint24(height - 1))
-    body += chunk(b"ANIM", bytes([0, 0, 0, 255, 0, 0])) + frame + frame
-    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+    frame = (b"ANMF", place + b"\0" + image)
+    return webp_of(b"", canvas, 0x12, [(b"ANIM", bytes([0, 0, 0, 255, 0, 0])), frame, frame])
 
 
 # --- ICC profiles -----------------------------------------------------------------------------------------

@@ -45,6 +45,16 @@ def test_no_tag_is_0_and_a_value_out_of_range_is_1() -> None:
         assert exif.orientation(sloppy_exif_blocks(value)["plain"]) == 1
 
 
+def test_the_first_of_two_orientations_counts_as_in_opencv_and_pillow() -> None:
+    six, three, nine = (struct.pack("<HHIHH", 0x112, 3, 1, value, 0) for value in (6, 3, 9))
+    for entries, wanted in ((six + three, 6), (three + six, 3), (nine + six, 6)):
+        block = b"II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+        assert exif.orientation(block) == wanted
+        jpeg = saved("JPEG")
+        theirs = Image.open(io.BytesIO(jpeg[:2] + jpeg_segment(0xE1, b"Exif\0\0" + block) + jpeg[2:])).getexif()
+        assert theirs[0x112] in (wanted, 9)
+
+
 def test_a_directory_that_leads_to_itself_ends() -> None:
     block = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<I", 8)
     assert exif.orientation(block) == 0

@@ -269,6 +269,33 @@ def test_a_sound_file_of_another_format_is_refused_by_name(kind: str) -> None:
         load_rgb(save(np.full((32, 32, 3), 99, np.uint8), kind), AS_IS)
 
 
+_OLD_TGA = b"\0\0\2" + bytes(9) + b"\4\0\4\0\x18\0" + bytes(48)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("tga", _OLD_TGA), ("tga", _OLD_TGA.replace(b"\0\0\2", b"\0\0\x0b").replace(b"\x18\0", b"\x08\x20")),
+        ("xbm", b"#define im_width 8\n#define im_height 8\nstatic char im_bits[] = {\n0x00};"),
+        ("xpm", b"/* XPM */\nstatic char *a[] = {"), ("sun", b"\x59\xa6\x6a\x95"), ("pam", b"P7 332\n4 4 255\n"),
+        ("pfm", b"PF 1 1 -1.0 "), ("raw", b"IIU\0\x18\0\0\0"), ("raw", b"IIRO\x08\0\0\0"), ("raw", b"FOVb"),
+        ("raw", b"\0MRM"), ("svg", b"<!-- by hand -->\n<svg>"), ("video", b"\0\0\1\xba"),
+        ("raw", b"II\x1a\0\0\0HEAPCCDR"), ("dpx", b"SDPX"), ("ktx", b"\xabKTX 11\xbb"), ("hdf5", b"\x89HDF\r\n"),
+        ("nifti", bytes(344) + b"n+1\0"), ("iff", b"FORM\0\0\0\x50ILBMBMHD"), ("ico", b"RIFF\0\0\0\0ACONLIST"),
+        ("bmp-array", b"BA\x0e\0"), ("pcx", b"\x0a\3\1\1"), ("eps", b"\xc5\xd0\xd3\xc6"),
+        ("flif", b"FLIF31"), ("jbig2", b"\x97JB2\r\n"), ("video", b"\0\0\0\x08wide\0\0\0\0mdat"),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_is_refused_by_what_it_is(name: str, data: bytes) -> None:
+    with pytest.raises(BadImage, match=rf"^unsupported-{name}: .* convert it to PNG or JPEG$"):
+        load_rgb(data + bytes(40), AS_IS)
+
+
+def test_targa_is_told_by_more_than_zeros_and_c_is_no_bitmap() -> None:
+    texts = b"#define WIDTH 8\n" * 9, b"#define a_height 8", bytes(16) + b"\x18" + bytes(99), b"\0\0\2" + bytes(99)
+    assert {sniff(data) for data in texts} == {""}
+
+
 def test_jpeg_ls_is_no_damaged_jpeg() -> None:
     with pytest.raises(BadImage, match=r"^unsupported-jpeg: JPEG-LS is not read"):
         load_rgb(imagecodecs.jpegls_encode(np.full((32, 32), 99, np.uint8)), AS_IS)
@@ -322,7 +349,7 @@ def test_every_fault_is_refused_with_its_reason(case: malformed_images.Case) -> 
 @pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
 def test_no_truncated_file_is_written(case: malformed_images.Case) -> None:
     data = case.data[:-5000] if case.name == "junk-after-the-end.jpg" else case.data
-    for length in np.linspace(1, len(data) - 8, 20).astype(int):  # the last bytes of a TIFF may be padding
+    for length in np.linspace(1, len(data) - 13, 20).astype(int):  # not the end of a PNG, the padding of a TIFF
         with pytest.raises(BadImage):
             process(data[:length], ImageOptions())
 

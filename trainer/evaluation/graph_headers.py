@@ -248,7 +248,7 @@ def _tiff_orientation(block: tf.Tensor) -> tf.Tensor:
     found = tf.map_fn(lambda one: _number(data[one[0] : one[0] + one[1]], little), spot)
     valid = tf.boolean_mask(found, (found >= 1) & (found <= 8))
     none = tf.cond(tf.reduce_any(tag == _ORIENTATION), lambda: _int64([1]), lambda: _int64([0]))
-    return tf.concat([none, valid], 0)[-1]
+    return tf.concat([valid, none], 0)[0]
 
 
 def _length(encoded: tf.Tensor) -> tf.Tensor:
