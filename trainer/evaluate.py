@@ -94,6 +94,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
       Failure: no record of the split can be read, or another process writes to the same directory.
     """
     started = time.monotonic()
+    output, chief = output_directory(config), find_hosts(config).own == 0
     directory = find_run(config.run, config.checkpoint)
     chosen = choose_weights(directory, config.checkpoint)
     data = open_data(config, directory)
@@ -101,7 +102,6 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     calibration_split = choose_calibration_split(
         config.calibration_split, config.split, data.manifest.splits, train_split
     )
-    output, chief = output_directory(config), find_hosts(config).own == 0
     if chief:
         make_directory(str(output))
     say_weights(chosen)
@@ -197,10 +197,11 @@ def measure(config: EvaluateConfig, run: Run, devices: Cluster, data: Dataset, c
 
 def output_directory(config: EvaluateConfig) -> Path:
     """Where the results go."""
-    run = find_run(config.run, config.checkpoint)
-    if is_remote(config.run) and not config.output:
+    if config.output:
+        return Path(config.output)
+    if is_remote(config.run):
         raise UsageError(f"--output is missing: results for --run={config.run} are written to a directory of this host")
-    return Path(config.output) if config.output else results.default_directory(run, config.split)
+    return results.default_directory(find_run(config.run, config.checkpoint), config.split)
 
 
 def open_data(config: EvaluateConfig, run: Path) -> Dataset:

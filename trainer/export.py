@@ -115,9 +115,9 @@ def export(config: ExportConfig) -> Exported:
       Failure: an export differs from the trainer by more than its bound; the numbers are in failed_parity.json, and
         everything else in the directory is as it was.
     """
-    directory = find_run(config.run, config.checkpoint)
     if not config.output:
         raise UsageError("--output is missing: name a directory for the exported models")
+    directory = find_run(config.run, config.checkpoint)
     data, train_split = open_data(config, directory)
     split = comparison_split(config.split, data.manifest.splits, train_split)
     if "tflite_int8" in config.formats and not filled(data.manifest.splits, train_split):

@@ -83,8 +83,11 @@ NO_PATHS = {"name", "weights_sha256"}  # whose help speaks of files
         "tools.verify s3:/b/x", "tools.inspect http://h/x", "tools.inspect d --save s3://b/x.png",
         "tools.browse s3:/b/x", "tools.browse d --run s3://b/x", "tools.doctor --corpus s3://b/x",
         "tools.sample_data --output s3://b/x", "trainer.train d --workdir s3:/b/x", "trainer.train s3:/b/x --workdir r",
-        "trainer.train d --workdir r --data_cache s3://b/x", "trainer.evaluate --run s3://b/x d",
-        "trainer.predict --run s3://b/x a.jpg", "trainer.export --run s3://b/x", "trainer.compare s3://b/x",
+        "trainer.train d --workdir r --data_cache s3://b/x", "trainer.evaluate --run s3:/b/x d",
+        "trainer.evaluate --checkpoint s3://b/x.npz d", "trainer.evaluate --run r d --output s3://b/x",
+        "trainer.predict --run hf://b/x a.jpg", "trainer.predict --run r --output gs://b/x.csv a.jpg",
+        "trainer.export --run s3://b/x --output s3://b/y", "trainer.compare s3:/b/x",
+        "trainer.compare r s --output s3://b/x",
         "benchmarks.run s3://b/x --output r", "benchmarks.run d --output s3://b/x",
     ],
 )  # fmt: skip

@@ -213,6 +213,7 @@ def test_what_is_no_run_in_a_store_is_refused_before_anything_is_fetched(bucket,
         assert not bucket[run].opened
     with pytest.raises(UsageError, match=r"^output is missing: results for run=s3://bucket/runs/one are written to a "):
         evaluate(EvaluateConfig(run="s3://bucket/runs/one", data=str(tiny_data)))
+    assert "s3://bucket/runs/one" not in bucket
 
 
 def test_runs_in_a_store_are_compared_as_those_of_a_folder(bucket, tiny_run, tmp_path):

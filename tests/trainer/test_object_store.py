@@ -82,6 +82,22 @@ def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_
         names = {str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*.*")}
         assert bucket.files("runs/one").keys() == names - {".lock"}
         assert "is complete at step" in run(*command, workdir, environment=here).stderr
+        found = {}
+        bucket.clear()
+        for place, trained in {"folder": f"{tmp_path}/local", "store": "s3://bucket/runs/one"}.items():
+            output = tmp_path / "results" / place
+            run(BIN / "shardline-evaluate", f"--run={trained}", data, f"--output={output}", environment=here)
+            rows = run(BIN / "shardline-predict", f"--run={trained}", f"--data={data}", environment=here).stdout
+            metrics = json.loads((output / "metrics.json").read_text())
+            assert metrics["run"] == trained
+            found[place] = metrics["log_loss"], metrics["weights"]["sha256"], rows
+            formats = ("--formats=keras", f"--output={output}/exported", "--parity_images=4")
+            run(BIN / "shardline-export", f"--run={trained}", f"--data={data}", *formats, environment=here)
+            assert (output / "exported" / "model.keras").exists()
+        assert found["folder"] == found["store"]
+        compared = run(BIN / "shardline-compare", "s3://bucket/runs/one", tmp_path / "local", environment=here).stdout
+        assert "no flag differs" in compared
+        assert not [request for request in bucket.requests if not request.startswith(("GET", "HEAD"))]
         bucket.put("runs/two/thesis.doc", b"mine")
         for where, message in {
             "s3://bucket/runs/two": "is not empty and not a run of ours",
