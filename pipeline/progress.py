@@ -76,6 +76,15 @@ def _keep_alive(bar: tqdm[Any]) -> None:
             _watcher.start()
 
 
+def _without_watcher() -> None:
+    """In a child made by fork(2), which has none of its parent's threads, and perhaps a lock that stays shut."""
+    global _watching, _open_bars, _watcher
+    _watching, _open_bars, _watcher = threading.Lock(), weakref.WeakSet(), None
+
+
+os.register_at_fork(after_in_child=_without_watcher)
+
+
 def _watch() -> None:
     global _watcher
     while True:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -160,6 +161,22 @@ def watchers_left(number):
         gc.collect()
         time.sleep(0.01)
     return len(watchers()) == number
+
+
+def test_a_bar_of_a_forked_child_lives_too(monkeypatch):
+    """Threads do not survive fork(2), and its parent may hold the lock of the bars just then."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress(total=1, desc="x", unit="y"), module._watching:
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            try:
+                with progress(total=1, desc="x", unit="y"):
+                    os._exit(len(watchers()))
+            finally:
+                os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def test_bars_that_are_garbage_hold_nobody_up(monkeypatch):
