@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.measure import CONTROL, Measurement, interleave
-from shardline.benchmarks.processes import Rate, WorkerProcess, repeat_for
+from shardline.benchmarks.processes import Rate, WorkerProcess, repeat_for, timed
 from shardline.benchmarks.simulated_gpu import SleepingBatches
 from shardline.pipeline.config import InputConfig
 from shardline.pipeline.dataset import Dataset
@@ -60,7 +60,7 @@ def measure(config: BenchConfig) -> list[Measurement]:
 
 def cost(m: Measurement) -> str:
     """The parent's CPU time of a batch, beside the limit."""
-    milliseconds = sorted(m.cpu_seconds)[len(m.cpu_seconds) // 2] * BATCH * 1e3
+    milliseconds = statistics.median(m.cpu_seconds) * BATCH * 1e3
     word = "below" if milliseconds < LIMIT_MS else "NOT below"
     return f"{milliseconds:.2f} ms of CPU in the parent for a batch of {BATCH} × {IMAGE_SIZE} px, {word} {LIMIT_MS:g}"
 
@@ -80,10 +80,4 @@ def parent(data: str, workers: int, seconds: float) -> Callable[[], Rate]:
     for _ in range(4 * workers):  # each worker has started by then
         one()
 
-    def turn() -> Rate:
-        own, wall = time.process_time(), time.perf_counter()
-        images = repeat_for(seconds, one)
-        wall, own = time.perf_counter() - wall, time.process_time() - own
-        return Rate(images / wall, own / images)
-
-    return turn
+    return lambda: timed(lambda: repeat_for(seconds, one), children=False)

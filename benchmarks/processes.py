@@ -37,17 +37,22 @@ class Rate(NamedTuple):
     delay_seconds: float = 0.0
 
 
-def timed(work: Callable[[], float]) -> Rate:
-    """Run `work`, which returns how many units it did; measure its time, CPU time and delays, children's included."""
-    delays, children, busy = run_delay_seconds(), children_cpu_seconds(), cpus_busy_seconds()
+def timed(work: Callable[[], float], *, children: bool = True) -> Rate:
+    """Run `work`, which returns how many units it did; measure its time, CPU time and delays.
+
+    Args:
+      work: what to run.
+      children: whether its children count, too.
+    """
+    delays, others, busy = run_delay_seconds(), children_cpu_seconds(), cpus_busy_seconds()
     own, wall = time.process_time(), time.perf_counter()
     units = work()
     wall, own = time.perf_counter() - wall, time.process_time() - own
-    busy, children = cpus_busy_seconds() - busy, children_cpu_seconds() - children
+    busy, others = cpus_busy_seconds() - busy, children_cpu_seconds() - others
     # Where children do the work, it is no matter when this process takes it from them.
-    delay = run_delay_seconds()[children > own] - delays[children > own]
+    delay = run_delay_seconds()[children and others > own] - delays[children and others > own]
     # Our own threads may have waited for each other; and those that have ended are forgotten.
-    delay, cpu = max(min(delay, busy - own - children), 0.0), own + children
+    delay, cpu = max(min(delay, busy - own - others), 0.0), own + others * children
     return Rate(units / wall, cpu / units, delay_seconds=delay / units) if units else Rate(units / wall)
 
 

@@ -6,6 +6,7 @@ https://docs.kernel.org/admin-guide/cgroup-v2.html, version 1: https://docs.kern
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -27,11 +28,16 @@ def available_cores(root: Path = _ROOT, own: Path = _OWN) -> int:
 
 def processor_name() -> str:
     """What the processor is called, e.g. `AMD EPYC 9R14`."""
-    try:
+    found = processor_lines("model name")
+    return found[0].partition(":")[2].strip() if found else platform.processor() or platform.machine()
+
+
+def processor_lines(*names: str) -> list[str]:
+    """Lines of /proc/cpuinfo under these names, `name : value`, each once; [] where there are none."""
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return list(dict.fromkeys(line for line in lines if line.startswith(names)))
+    return []
 
 
 def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:

@@ -88,71 +88,93 @@ def run(
       Exception: whatever `run_one` raised, after all other tasks are stopped.
     """
     ray = connect(cluster.address, workers)
-    nodes = _Nodes(ray, cluster)
-    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
-    remote = ray.remote(max_retries=RETRIES)(_run_remotely)
-    running: dict[object, _Attempt[T]] = {}
-    cancelled: list[object] = []
-    seconds: list[float] = []  # that tasks took
-    counts: dict[int, int] = {}  # inputs done, by task, when we looked last
-    shown = done = 0  # inputs
-
-    def begin(attempt: _Attempt[T], place: object) -> None:
-        call = remote.options(scheduling_strategy=place).remote(run_one, attempt.task, board, attempt.number)
-        running[call] = attempt
-
-    def fill(numbered: Iterator[tuple[int, T]]) -> None:
-        """Begin what there is room for: tasks that were not begun, then once more those that take long."""
-        free = (workers or nodes.cpus) - len(running)
-        while free > 0 and (following := next(numbered, None)) is not None:
-            begin(_Attempt(*following), nodes.place(frozenset()))
-            free -= 1
-        for slow in _stragglers(running.values(), seconds)[: max(free, 0)]:
-            begin(_Attempt(slow.number, slow.task, slow.failed), nodes.place(slow.failed))
-
-    def show(counts: dict[int, int]) -> None:
-        nonlocal shown
-        now = done + sum(counts.get(number, 0) for number in {attempt.number for attempt in running.values()})
-        on_progress(now - shown)
-        shown = now
-
+    work = _Work(ray, run_one, workers, on_progress, cluster)
     try:
         numbered = enumerate(tasks)
-        fill(numbered)
+        work.fill(numbered)
         looked = time.monotonic()
-        while running:
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+        while work.running:
+            finished, _ = ray.wait(list(work.running), num_returns=1, timeout=LOOK_SECONDS)
             if not finished or time.monotonic() - looked > LOOK_SECONDS:  # short tasks never let it wait that long
-                nodes.look()
+                work.nodes.look()
                 looked = time.monotonic()
-            if not finished:
-                counts = _read(ray, board)
-                show(counts)
-                fill(numbered)
-                continue
-            attempt = running.pop(finished[0])
-            others = [call for call, other in running.items() if other.number == attempt.number]
-            node, result = _result_of(ray, finished[0], attempt.task)
-            if isinstance(result, MachineFault):
-                if not others:
-                    failed = attempt.failed | {node}
-                    begin(_Attempt(attempt.number, attempt.task, failed), nodes.place(failed, result))
-                continue
-            for call in others:
-                ray.cancel(call, force=True)
-                cancelled.append(call)
-                del running[call]
-            seconds.append(time.monotonic() - attempt.began)
-            done += len(attempt.task)
-            fill(numbered)
-            show(counts)
-            yield result
+            if finished:
+                results = work.take(finished[0])
+                work.fill(numbered)
+                yield from results
+            else:
+                work.look()
+                work.fill(numbered)
     finally:  # nothing of ours goes on writing after an error, or beside who comes next
-        for unfinished in running:
-            ray.cancel(unfinished, force=True)
-        if left := [*running, *cancelled]:
-            ray.wait(left, num_returns=len(left), timeout=PATIENCE_SECONDS)
-        ray.kill(board)
+        work.stop()
+
+
+class _Work(Generic[T, R]):
+    """The tasks that are being done, each by one call or, where it takes long, by two."""
+
+    def __init__(
+        self, ray: ModuleType, run_one: RunOne[T, R], workers: int, on_progress: OnProgress, cluster: Cluster
+    ) -> None:
+        self._ray, self._run_one, self._workers, self._on_progress = ray, run_one, workers, on_progress
+        self.nodes = _Nodes(ray, cluster)
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+        self._remote = ray.remote(max_retries=RETRIES)(_run_remotely)
+        self.running: dict[object, _Attempt[T]] = {}  # by call
+        self._cancelled: list[object] = []
+        self._seconds: list[float] = []  # that tasks took
+        self._counts: dict[int, int] = {}  # inputs done, by task, when we looked last
+        self._shown = self._done = 0  # inputs
+
+    def fill(self, numbered: Iterator[tuple[int, T]]) -> None:
+        """Begin what there is room for: tasks that were not begun, then once more those that take long."""
+        free = (self._workers or self.nodes.cpus) - len(self.running)
+        while free > 0 and (following := next(numbered, None)) is not None:
+            self._begin(_Attempt(*following), self.nodes.place(frozenset()))
+            free -= 1
+        for slow in _stragglers(self.running.values(), self._seconds)[: max(free, 0)]:
+            self._begin(_Attempt(slow.number, slow.task, slow.failed), self.nodes.place(slow.failed))
+
+    def _begin(self, attempt: _Attempt[T], place: object) -> None:
+        remote = self._remote.options(scheduling_strategy=place)
+        self.running[remote.remote(self._run_one, attempt.task, self._board, attempt.number)] = attempt
+
+    def take(self, call: object) -> list[R]:
+        """The result of a call that has ended; none where another call does its task, or has now begun to."""
+        attempt = self.running.pop(call)
+        others = [other for other, same in self.running.items() if same.number == attempt.number]
+        node, result = _result_of(self._ray, call, attempt.task)
+        if isinstance(result, MachineFault):
+            if not others:
+                failed = attempt.failed | {node}
+                self._begin(_Attempt(attempt.number, attempt.task, failed), self.nodes.place(failed, result))
+            return []
+        for other in others:
+            self._ray.cancel(other, force=True)
+            self._cancelled.append(other)
+            del self.running[other]
+        self._seconds.append(time.monotonic() - attempt.began)
+        self._done += len(attempt.task)
+        self._show()
+        return [result]
+
+    def look(self) -> None:
+        """See how far all of them are."""
+        self._counts = _read(self._ray, self._board)
+        self._show()
+
+    def _show(self) -> None:
+        numbers = {attempt.number for attempt in self.running.values()}
+        now = self._done + sum(self._counts.get(number, 0) for number in numbers)
+        self._on_progress(now - self._shown)
+        self._shown = now
+
+    def stop(self) -> None:
+        """End what is still being done, and wait until it has ended."""
+        for unfinished in self.running:
+            self._ray.cancel(unfinished, force=True)
+        if left := [*self.running, *self._cancelled]:
+            self._ray.wait(left, num_returns=len(left), timeout=PATIENCE_SECONDS)
+        self._ray.kill(self._board)
 
 
 def _stragglers(attempts: Iterable[_Attempt[T]], seconds: list[float]) -> list[_Attempt[T]]:

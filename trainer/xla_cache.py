@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from shardline.pipeline.files import file_sha256, user_cache
+from shardline.pipeline.machine import processor_lines
 
 MOST_PROGRAMS = 64  # that are kept; the oldest go
 _PROGRAMS = "xla_compile_cache__*.pb"  # as TensorFlow names them
@@ -45,21 +46,14 @@ def use() -> None:
 
 def _kept_at() -> Path:
     """The folder of this machine, TensorFlow and XLA_FLAGS. Raises OSError where others may write to it."""
-    facts = (platform.node(), _processor(), metadata.version("tensorflow"), os.environ.get("XLA_FLAGS", ""))
+    processor = "\n".join(sorted(processor_lines("model name", "flags", "Features"))) or platform.processor()
+    facts = (platform.node(), processor, metadata.version("tensorflow"), os.environ.get("XLA_FLAGS", ""))
     folder = user_cache() / "xla" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise PermissionError(f"{folder}: others may write there, and what lies there is run")
     return folder
-
-
-def _processor() -> str:
-    """Name and instructions of the processor, as Linux tells them."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return platform.processor()
 
 
 def lay_out(kept: Path, own: Path) -> None:

@@ -6,7 +6,7 @@ Safe to run again after it was interrupted: nothing here is taken for a dataset 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -97,18 +97,19 @@ def finalize(
                 sizes += [extent.min(axis=0), extent.max(axis=0)]
             write(_located(rows, plan.splits[split], name, next_record[split], sources.labels))
             next_record[split] += len(stored)
+    return _finished(shards, counts, sizes, plan, sources)
+
+
+def _finished(
+    shards: Mapping[int, Sequence[Shard]], counts: np.ndarray, sizes: Sequence[np.ndarray], plan: Plan, sources: Sources
+) -> Finished:
+    """What the manifest says, of the shards and the class counts of each split, and the sizes in each shard."""
     least, greatest = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
+    filled = {name: split for split, name in enumerate(plan.splits) if shards[split]}
+    unlabelled = sources.unlabelled
     return Finished(
-        {
-            name: Split(name, tuple(shards[split]), unlabelled=name in sources.unlabelled)
-            for split, name in enumerate(plan.splits)
-            if shards[split]
-        },
-        {
-            name: () if name in sources.unlabelled else tuple(counts[split].tolist())
-            for split, name in enumerate(plan.splits)
-            if shards[split]
-        },
+        {name: Split(name, tuple(shards[split]), unlabelled=name in unlabelled) for name, split in filled.items()},
+        {name: () if name in unlabelled else tuple(counts[split].tolist()) for name, split in filled.items()},
         max_height=greatest[0],
         max_width=greatest[1],
         common_size=(greatest[0], greatest[1]) if least == greatest else None,

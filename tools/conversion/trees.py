@@ -132,11 +132,13 @@ class FolderTree:
         path = os.path.join(self._root, folder)
         try:
             above = self._identities(folder)
+            entries = []
             with os.scandir(path) as found:
-                everything = list(found)
-            entries = [self._entry(entry, above) for entry in everything if not is_left_behind(entry.name)]
-            hidden = (entry for entry in everything if entry.name.startswith(b".") and entry.is_dir())
-            self._hidden.update(os.path.join(folder, entry.name) for entry in hidden)
+                for entry in found:
+                    if not is_left_behind(entry.name):
+                        entries.append(self._entry(entry, above))
+                    elif entry.name.startswith(b".") and entry.is_dir():
+                        self._hidden.add(os.path.join(folder, entry.name))
         except OSError as error:
             raise UsageError(f"--source: cannot list {display(path)}: {error.strerror}") from None
         return sorted(entries)
