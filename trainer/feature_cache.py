@@ -55,7 +55,8 @@ def open_feature_cache(setup: TrainSetup, network: Network) -> FeatureCache:
     folder, key = Path(setup.config.workdir) / "features", _key(setup, network)
     if not _is_whole(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / NOTE).unlink(missing_ok=True)
+        for name in (NOTE, *ARRAYS):  # which may be links to other files
+            (folder / name).unlink(missing_ok=True)
         _fill(folder, setup, network)
         files = {name: file_sha256(folder / name) for name in ARRAYS}
         # Last: without it the files count for nothing.

@@ -101,6 +101,11 @@ def num_parameters(variables: Mapping[str, tf.Variable]) -> int:
     return sum(math.prod(variable.shape) for variable in variables.values())
 
 
+def kind_of(variable: tf.Variable) -> tuple[np.dtype, tuple[int, ...]]:
+    """Type and shape of the array that a checkpoint holds of a variable."""
+    return np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype), tuple(variable.shape)
+
+
 def layer_group(path: str) -> str:
     """`head` or `block1`..`block5`: where a variable belongs."""
     return path[:6] if path.startswith("block") else "head"

@@ -168,6 +168,9 @@ def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
         )
     if checkpoint:
         check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key, setup.data)
+        then = TrainConfig.from_dict(checkpoint.header["train"])
+        if changes := differences(then, dataclasses.replace(setup.config, weights=then.weights)):
+            log(f"note: {checkpoint.path} was saved under other flags: {'; '.join(changes)}")
         header = _judged_anew(checkpoint.header, setup.best_metric)
         if not is_finished(setup.config, setup.num_records, header):
             header = _with_its_best(Path(setup.config.workdir), header)

@@ -276,7 +276,7 @@ def load_run(
     Raises:
       UsageError: there is no such checkpoint, or it is not one of this run.
     """
-    from shardline.trainer.model import NetworkConfig, create_network  # imports TensorFlow
+    from shardline.trainer.model import NetworkConfig, create_network, kind_of  # imports TensorFlow
 
     chosen = checkpoint if isinstance(checkpoint, ChosenWeights) else choose_weights(run_dir, checkpoint or "")
     found, weights = chosen.checkpoint, chosen.checkpoint.final_weights
@@ -298,8 +298,8 @@ def load_run(
         network = create_network(
             NetworkConfig.of(config, len(labels), precision=precision, input_scale=found.header["input_scale"])
         )
-    shapes = {name: tuple(variable.shape) for name, variable in network.weights.items()}
-    if shapes != {name: array.shape for name, array in weights.items()}:
+    kinds = {name: kind_of(variable) for name, variable in network.weights.items()}
+    if kinds != {name: (array.dtype, array.shape) for name, array in weights.items()}:
         raise UsageError(
             f"--checkpoint={found.path} is a checkpoint of another model than {Path(run_dir) / CONFIG_FILE} describes; "
             "give one from the same run"

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from shardline.pipeline.errors import UsageError
 from shardline.trainer.checkpoints import Checkpoint
-from shardline.trainer.model import LAYER_GROUPS, Network, layer_group
+from shardline.trainer.model import LAYER_GROUPS, Network, kind_of, layer_group
 from shardline.trainer.schedule import PhaseSpan
 from shardline.trainer.setup import TrainSetup, initial_network, step_config, train_forward
 from shardline.trainer.step import Forward, LossScale, Optimizer, TrainStep, create_train_step
@@ -79,11 +79,12 @@ class TrainState:
             if name != "phase":
                 setattr(self, name, checkpoint.header[name])
         for name, variable in self._variables().items():
-            if name not in arrays or arrays[name].shape != tuple(variable.shape):
-                found = arrays[name].shape if name in arrays else "nothing"
+            kind = kind_of(variable)
+            if name not in arrays or (arrays[name].dtype, arrays[name].shape) != kind:
+                found = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "nothing"
                 raise UsageError(
                     f"{checkpoint.path} is a checkpoint of another model: {name} is {found} there and "
-                    f"{tuple(variable.shape)} here; start in another --workdir, or give the flags it was trained with"
+                    f"{kind[0]} {kind[1]} here; start in another --workdir, or give the flags it was trained with"
                 )
             variable.assign(arrays[name])
 

@@ -1,6 +1,7 @@
 """What is decided before the first step, and what a phase or a restart takes over."""
 
 import gc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +135,14 @@ def test_what_a_restart_with_allowed_changes_takes_over(devices, tmp_path):
     other, _ = start(devices, phases="head:1@1", width=0.05)
     with pytest.raises(UsageError, match="is a checkpoint of another model"):
         other.restore(checkpoint)
+    same, _ = start(devices, phases="head:1@1")
+    for kind in (np.int32, np.float64):  # with equal bytes, and with others
+        weights = {name: array for name, array in checkpoint.arrays.items() if name.startswith("model/")}
+        weights = {
+            name: array.view(kind) if kind is np.int32 else array.astype(kind) for name, array in weights.items()
+        }
+        with pytest.raises(UsageError, match=r"another model: model/.* is (int32|float64) .* and float32 .* here"):
+            same.restore(replace(checkpoint, arrays=checkpoint.arrays | weights))
 
 
 def test_slots_of_another_phase_of_the_same_part_begin_anew(devices, tmp_path):

@@ -12,9 +12,11 @@ import pytest
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive, temporary_path
 from shardline.trainer import actions, selftest, tuning
-from shardline.trainer.checkpoints import checkpoint_path, list_checkpoints
+from shardline.trainer.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, write_checkpoint
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.loop import StepRecord
+from shardline.trainer.resume import checkpoint_to_continue
+from shardline.trainer.run import prepare
 from shardline.trainer.train import train
 
 
@@ -82,6 +84,15 @@ def test_r1_a_damaged_newest_checkpoint_costs_a_step_and_a_line(thin, whole, int
     assert result["weights_sha256"] == whole[0]["weights_sha256"]
     told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(told) == 1 and told[0].startswith(f"warning: {newest} is damaged or cut")
+
+
+def test_a_checkpoint_that_was_saved_under_other_flags_is_told(thin, interrupted, capsys):
+    """As one is that was copied from another run on the same data."""
+    newest = read_checkpoint(list_checkpoints(interrupted)[-1])
+    other = newest.header | {"train": newest.header["train"] | {"dropout": 0.9}}
+    write_checkpoint(newest.path, other, newest.arrays)
+    checkpoint_to_continue(prepare(TrainConfig(**thin, workdir=interrupted)))
+    assert f"note: {newest.path} was saved under other flags: --dropout: 0.9 -> " in capsys.readouterr().err
 
 
 def test_without_one_readable_checkpoint_a_run_does_not_begin_anew(thin, interrupted):
@@ -162,8 +173,12 @@ def test_a_damaged_feature_cache_is_made_again(thin, tmp_path, file):
             train(TrainConfig(**settings, workdir=tmp_path / "run"))
     path = tmp_path / "run" / "features" / file
     good = path.read_bytes()
-    path.write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
+    bad = good[:-3] + bytes([good[-3] ^ 1]) + good[-2:]
+    (tmp_path / "elsewhere").write_bytes(bad)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")  # which is not what is made again
     assert train(TrainConfig(**settings, workdir=tmp_path / "run"))["weights_sha256"] == whole["weights_sha256"]
+    assert (tmp_path / "elsewhere").read_bytes() == bad
 
 
 def test_r7_speed_is_measured_by_the_time_of_the_steps():

@@ -176,6 +176,10 @@ def read_hashes(data: Dataset, split: str) -> HashedSplit | None:
         )
     except FileNotFoundError:
         return None
+    if not np.array_equal(np.sort(table["record"].to_numpy()), np.arange(data.num_records(split))):
+        raise UsageError(
+            f"{data.where}: {SOURCES_FILE} has not a row of each record of {split}; restore it from a copy"
+        )
     return HashedSplit(data, split, {name: table[name].to_numpy() for name in columns})
 
 

@@ -1,13 +1,16 @@
 """Leakage is found, exact and near copies, and no plain sky is taken for one."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 
 from shardline import pipeline
+from shardline.pipeline.errors import UsageError
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.evaluation import leakage
 from shardline.trainer.evaluation.leakage import Leakage
@@ -51,6 +54,14 @@ def test_without_a_ledger_equal_stored_bytes_are_still_found(run, data, monkeypa
     found = leakage.find_leakage(run, None, data, "test", ALL)
     assert [leaked.path for leaked in found.records] == ["test/red/0.png"]
     assert "no ledger" in found.note
+
+
+def test_a_ledger_without_some_rows_is_no_ledger(data, tmp_path):
+    copy = shutil.copytree(data.directory, tmp_path / "copy")
+    table = parquet.read_table(copy / "sources.parquet")
+    parquet.write_table(table.slice(1), copy / "sources.parquet")
+    with pytest.raises(UsageError, match=r"sources\.parquet has no row of some records of "):
+        leakage.read_hashes(pipeline.open_dataset(copy), table["split"][0].as_py())
 
 
 def test_the_training_split_itself_is_called_that(run, data):
