@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.files import atomic_writer, open_regular
 from shardline.pipeline.manifest import FILE_NAME, Manifest, generation_folder
 
 SOURCES_FILE = "sources.parquet"
@@ -100,34 +100,49 @@ def read_sources(
       FileNotFoundError: the dataset has none; it was adopted.
       UsageError: the file is damaged, or not what a conversion writes.
     """
-    return pa.concat_tables(read_part(path, columns, where) for path in table_paths(directory))
+    manifest = _manifest(directory)
+    return pa.concat_tables(read_part(path, columns, where, manifest) for path in table_paths(directory, manifest))
 
 
 def read_part(
-    path: str | os.PathLike[str], columns: Sequence[str], where: list[tuple[str, str, object]] | None = None
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    where: list[tuple[str, str, object]] | None = None,
+    manifest: Manifest | None = None,
 ) -> pa.Table:
-    """The same of one generation: a path of `table_paths`."""
+    """The same of one generation, a path of `table_paths`; its values are held against a manifest, if one is given."""
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
     with _readable(Path(path)):
         table = parquet.read_table(path, columns=list(columns), filters=where, page_checksum_verification=True)
-        _check_columns(table.schema, columns)
+        _check_rows(table, columns, manifest)
         return table
 
 
-def iterate_sources(directory: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The same for all rows, at most ROW_GROUP at a time. Raises as `read_sources` does."""
+def iterate_sources(
+    directory: str | os.PathLike[str], columns: Sequence[str], *, checked: bool = True
+) -> Iterator[pa.RecordBatch]:
+    """The same for all rows, at most ROW_GROUP at a time. Raises as `read_sources` does.
+
+    Args:
+      checked: hold them against the dataset's manifest.
+    """
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    for path in table_paths(directory):
+    manifest = _manifest(directory)
+    held = manifest if checked else None
+    for number, path in enumerate(table_paths(directory, manifest), 1):
         with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            wanted = _inputs(held, number) if held else file.metadata.num_rows
+            if file.metadata.num_rows != wanted:
+                raise pa.ArrowInvalid(f"{file.metadata.num_rows:,} rows, the manifest says {wanted:,}")
             rows = 0
             for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
-                _check_columns(batch.schema, columns)
+                _check_rows(batch, columns, held)
                 rows += len(batch)
                 yield batch
-            if rows != file.metadata.num_rows:  # a damaged footer can hide all of them
-                raise pa.ArrowInvalid(f"{rows:,} of {file.metadata.num_rows:,} rows")
+            if rows != wanted:  # a damaged footer can hide all of them
+                raise pa.ArrowInvalid(f"{rows:,} of {wanted:,} rows")
 
 
 def read_rows(directory: str | os.PathLike[str], numbers: np.ndarray, columns: Sequence[str]) -> pa.Table:
@@ -140,10 +155,20 @@ def read_rows(directory: str | os.PathLike[str], numbers: np.ndarray, columns: S
     return pa.Table.from_batches(pieces, pa.schema([SOURCES.field(name) for name in columns]))
 
 
-def table_paths(directory: str | os.PathLike[str]) -> list[Path]:
+def _manifest(directory: str | os.PathLike[str]) -> Manifest | None:
+    """Of a dataset; None where a folder is none, or not yet."""
+    return Manifest.load(directory) if (Path(directory) / FILE_NAME).exists() else None
+
+
+def _inputs(manifest: Manifest, generation: int) -> int:
+    """How many inputs a generation had."""
+    inputs = [0, *(then.ledger.inputs for then in manifest.generations)]
+    return inputs[generation] - inputs[generation - 1] if manifest.generations else manifest.ledger.inputs
+
+
+def table_paths(directory: str | os.PathLike[str], manifest: Manifest | None) -> list[Path]:
     """The tables of a dataset: its own and one of each later generation; the folder's own where it is no dataset."""
-    whole = (Path(directory) / FILE_NAME).exists()
-    generations = Manifest.load(directory).num_generations if whole else 1
+    generations = manifest.num_generations if manifest else 1
     return [Path(directory) / generation_folder(number) / SOURCES_FILE for number in range(1, generations + 1)]
 
 
@@ -151,7 +176,8 @@ def table_paths(directory: str | os.PathLike[str]) -> list[Path]:
 def _readable(path: Path) -> Iterator[None]:
     """Within it, whatever Arrow says of a damaged file becomes one line."""
     try:
-        yield
+        with open_regular(path):  # Arrow would wait at a pipe
+            yield
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # ValueError: names that are no UTF-8, too
@@ -160,23 +186,64 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_columns(found: pa.Schema, columns: Sequence[str]) -> None:
-    """Raises ArrowInvalid where a column is missing or of another type."""
+def _check_rows(found: pa.Table | pa.RecordBatch, columns: Sequence[str], manifest: Manifest | None) -> None:
+    """Raises ArrowInvalid where a column is missing or of another type, or a value is missing or cannot be."""
     wanted = pa.schema([SOURCES.field(name) for name in columns])
-    if sorted(map(str, found)) != sorted(map(str, wanted)):
-        raise pa.ArrowInvalid(f"its columns are {', '.join(map(str, found)) or 'missing'}")
+    if sorted(map(str, found.schema)) != sorted(map(str, wanted)):
+        raise pa.ArrowInvalid(f"its columns are {', '.join(map(str, found.schema)) or 'missing'}")
+    found.validate(full=True)
+    if missing := [name for name in columns if name != "sharpness" and found[name].null_count]:
+        raise pa.ArrowInvalid(f"values of {', '.join(missing)} are missing")
+    if manifest and (foreign := [name for name in columns if not _fits(found, name, manifest)]):
+        raise pa.ArrowInvalid(f"values of {', '.join(foreign)} are not this dataset's")
+
+
+def _fits(rows: pa.Table | pa.RecordBatch, name: str, manifest: Manifest) -> bool:
+    """Whether the values of a column can be those of a dataset's rows."""
+    import pyarrow.compute as pc  # some MB that a worker does not need
+
+    column, splits = rows[name], manifest.splits.values()
+    shards = [shard for split in splits for shard in split.shards]
+    if name in (digits := {"sha256": 64, "pixel_hash": 32}):
+        return pc.all(pc.match_substring_regex(column, rf"\A([0-9a-f]{{{digits[name]}}})?\z")).as_py() is not False
+    if name == "split":  # an input of which nothing was written may be of one that has no records
+        column = (
+            column.filter(pc.equal(rows["status"], WRITTEN)) if "status" in rows.schema.names else column.slice(0, 0)
+        )
+    words: dict[str, Sequence[str]] = {
+        "status": (WRITTEN, QUARANTINED, FILTERED, DUPLICATE),
+        "label_name": ("", *manifest.labels),
+        "split": tuple(manifest.splits),
+        "shard": ("", *(shard.file for shard in shards)),
+    }
+    if name in words:
+        return set(pc.unique(column).to_pylist()) <= set(words[name])
+    longest = max((shard.bytes for shard in shards), default=0)
+    ranges = {
+        "label": (-1, len(manifest.labels) - 1),
+        "offset": (-1, longest),
+        "size": (0, longest),
+        "record": (-1, max((split.records for split in splits), default=0) - 1),
+    }
+    if name not in ranges or not len(column):
+        return True
+    (low, high), extent = ranges[name], pc.min_max(column).as_py()
+    return bool(low <= extent["min"] and extent["max"] <= high)
 
 
 def read_row(directory: str | os.PathLike[str], number: int) -> dict[str, Any]:
     """One row, by its number in the file. Raises as `read_sources` does."""
     import pyarrow.parquet as parquet  # 6 MB that a worker does not need
 
-    for path in table_paths(directory):
+    manifest = _manifest(directory)
+    for path in table_paths(directory, manifest):
         with _readable(path), parquet.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if number < rows:
-                    found: list[dict[str, Any]] = file.read_row_group(group).slice(number, 1).to_pylist()
-                    return found[0]
+                    found = file.read_row_group(group).slice(number, 1)
+                    _check_rows(found, SOURCES.names, manifest)
+                    row: dict[str, Any] = found.to_pylist()[0]
+                    return row
                 number -= rows
     raise IndexError(number)

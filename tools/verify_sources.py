@@ -64,7 +64,7 @@ def read_table(directory: Path) -> Table:
     from shardline.pipeline.sources_table import SOURCES, WRITTEN, iterate_sources
 
     table = Table()
-    for batch in iterate_sources(directory, SOURCES.names):
+    for batch in iterate_sources(directory, SOURCES.names, checked=False):
         table.statuses.update({pair["values"]: pair["counts"] for pair in pc.value_counts(batch["status"]).to_pylist()})
         rows = batch.filter(pc.equal(batch["status"], WRITTEN)).to_pydict()
         table.names.update(zip(rows["label"], rows["label_name"], strict=True))

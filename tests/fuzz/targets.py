@@ -262,7 +262,7 @@ def receipt(data: bytes) -> None:
 
 @cache
 def source_tables() -> list[bytes]:
-    values = {name: pa.nulls(2, kind) for name, kind in zip(SOURCES.names, SOURCES.types, strict=True)}
+    values = {field.name: pa.array(["" if pa.types.is_string(field.type) else 0] * 2, field.type) for field in SOURCES}
     with sources_writer(WORK) as write:
         write(pa.table(values, schema=SOURCES))
     return [(WORK / SOURCES_FILE).read_bytes()]

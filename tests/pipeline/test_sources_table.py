@@ -1,5 +1,6 @@
 """sources.parquet: its columns, its readers, and that it is whole or absent."""
 
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from shardline.pipeline.sources_table import sources_writer as writer
 
 
 def rows(count, split="train", first=0):
-    columns = {field.name: pa.nulls(count, field.type) for field in SOURCES}
+    columns = {
+        field.name: pa.array(["" if pa.types.is_string(field.type) else 0] * count, field.type) for field in SOURCES
+    }
     columns |= {"split": pa.array([split] * count), "record": pa.array(range(first, first + count))}
     return pa.table(columns)
 
@@ -78,6 +81,19 @@ def test_columns_of_other_types_are_refused(tmp_path):
                 UsageError, match=rf"{SOURCES_FILE} cannot be read \(.*(its columns are|No match).*; restore it"
             ):
                 read(tmp_path, columns)
+
+
+def test_values_that_are_no_text_or_missing_are_refused_and_a_pipe_is_not_waited_for(tmp_path):
+    no_text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    for path, said in ((no_text, "Invalid UTF8"), (pa.nulls(1, pa.string()), "values of path are missing")):
+        parquet.write_table(pa.table({"path": path}), tmp_path / SOURCES_FILE)
+        for read in (read_sources, lambda *args: list(iterate_sources(*args))):
+            with pytest.raises(UsageError, match=said):
+                read(tmp_path, ["path"])
+    (tmp_path / SOURCES_FILE).unlink()
+    os.mkfifo(tmp_path / SOURCES_FILE)
+    with pytest.raises(UsageError, match="is no regular file"):
+        read_sources(tmp_path, ["path"])
 
 
 def test_rows_of_other_types_are_refused(tmp_path):

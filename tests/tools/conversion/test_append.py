@@ -7,6 +7,8 @@ from itertools import islice
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from shardline import pipeline
@@ -287,6 +289,66 @@ def test_what_does_not_fit_is_refused_in_one_line(dataset, more, tmp_path):
     add(more, dataset)
     with pytest.raises(UsageError, match=r"holds another dataset, 'images' \(2 generations\); add to it with append"):
         convert(config(more, dataset))
+
+
+def cut(table):
+    return table.slice(0, len(table) - 1)
+
+
+def with_value(name, value):
+    """The table with another value in its second row."""
+
+    def change(table):
+        values = table[name].to_pylist()
+        values[1] = value
+        return table.set_column(
+            table.schema.names.index(name), table.schema.field(name), [pa.array(values, table.schema.field(name).type)]
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut, "23 rows, the manifest says 24"),
+        (lambda table: pa.concat_tables([table, table]), "48 rows, the manifest says 24"),
+        (lambda table: table.slice(0, 0), "0 rows, the manifest says 24"),
+        (with_value("path", None), "values of path are missing"),
+        (with_value("split", "elsewhere"), "values of split are not this dataset's"),
+        (with_value("label", 2), "values of label are not this dataset's"),
+        (with_value("label", -2), "values of label are not this dataset's"),
+        (with_value("status", "lost"), "values of status are not this dataset's"),
+        (with_value("pixel_hash", "z" * 32), "values of pixel_hash are not this dataset's"),
+        (with_value("sha256", "0" * 64 + "\n"), "values of sha256 are not this dataset's"),
+    ],
+)
+def test_a_table_that_is_not_the_dataset_s_is_nothing_to_add_to(dataset, more, change, said):
+    """What it leaves out would be taken for new, and be in the dataset twice."""
+    parquet.write_table(change(parquet.read_table(dataset / "sources.parquet")), dataset / "sources.parquet")
+    before = files(dataset)
+    with pytest.raises(UsageError) as refusal:
+        add(more, dataset)
+    assert said in str(refusal.value) and Manifest.load(dataset).num_generations == 1
+    assert {name: facts for name, facts in files(dataset).items() if name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shard", "../../etc/passwd"),
+        ("offset", 2**62),
+        ("offset", -(2**62)),
+        ("size", 2**62),
+        ("size", -5),
+        ("record", 99),
+    ],
+)
+def test_rows_that_lead_elsewhere_are_not_followed(dataset, name, value):
+    table = parquet.read_table(dataset / "sources.parquet")
+    parquet.write_table(with_value(name, value)(table), dataset / "sources.parquet")
+    with pytest.raises(UsageError, match=f"values of {name} are not this dataset's"):
+        read_sources(dataset, [name])
 
 
 def test_overwrite_removes_every_generation(source, dataset, more):
