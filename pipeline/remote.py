@@ -292,7 +292,10 @@ def _copies(root: Path) -> Iterator[tuple[float, int, str]]:
     for folder in root.iterdir():
         if not _FOLDER.fullmatch(folder.name) or not (folder / FILE_NAME).is_file():
             continue
-        manifest = Manifest.load(folder)
+        try:
+            manifest = Manifest.load(folder)
+        except UsageError:  # damaged, or of another version: nobody knows what is its own there
+            continue
         for split in manifest.splits.values():
             for shard in split.shards:
                 path = shard_path(folder, shard)

@@ -174,6 +174,16 @@ def test_the_oldest_shards_go_when_the_cache_is_full_and_nothing_else_does(store
     assert len(list(data.records("train", range(40)))) == 40  # what went is fetched again, or still open
 
 
+def test_what_nobody_can_read_in_the_cache_is_left_alone_and_holds_nobody_up(store, folder, tmp_path):
+    """Another version's, or damaged."""
+    other = tmp_path / "shared" / ("0" * 32)
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text('{"format": "shardline/99"}')
+    data = pipeline.open_dataset(URL, DataCacheOptions(str(tmp_path / "shared"), 1.0))
+    assert_equal(batches(data), batches(pipeline.open_dataset(folder)))
+    assert (other / "manifest.json").exists()
+
+
 def test_a_cache_too_small_for_a_shuffle_is_refused_with_the_arithmetic(store, folder):
     split = Manifest.load(folder).split("train")
     data = pipeline.open_dataset(URL, DataCacheOptions("", split.bytes / 2 / 1e9))

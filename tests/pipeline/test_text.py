@@ -47,7 +47,7 @@ def test_json_keeps_its_values(text):
     assert not has_control_characters(line)
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])
 def test_a_spreadsheet_runs_no_cell(start):
     text = io.StringIO()
     csv.writer(text).writerow([csv_cell(start + "cmd|' /C calc'!A0")])
