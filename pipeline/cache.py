@@ -21,6 +21,7 @@ from shardline.pipeline.files import exclusive
 from shardline.pipeline.machine import available_memory
 
 _MAX_SHARE = 0.8  # of what is free: training needs the rest
+_READ_AND_WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # never what a link leads to
 
 
 class MemoryCache:
@@ -54,7 +55,7 @@ class DirectoryCache:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 closing.enter_context(exclusive(path / f"{name}.lock", f"--cache={directory}: {name}"))
-                self._file = os.open(path / f"{name}.pixels", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._file = os.open(path / f"{name}.pixels", _READ_AND_WRITE, 0o644)
                 closing.callback(os.close, self._file)
                 self._end = os.fstat(self._file).st_size
                 free = shutil.disk_usage(path).free + self._end
@@ -97,7 +98,7 @@ class DirectoryCache:
 def _open_index(path: Path, num_records: int) -> np.ndarray:
     """The rows of an index file, which is made anew if it has another size; zeros where nothing is stored."""
     size = num_records * 5 * 8
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:
+    with open(os.open(path, _READ_AND_WRITE, 0o644), "r+b") as file:
         if os.fstat(file.fileno()).st_size != size:
             file.truncate(0)
             os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would kill who writes to a hole

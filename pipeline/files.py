@@ -183,6 +183,7 @@ def exclusive(path: str | os.PathLike[str], what: str, *, wait: bool = False) ->
 
     Raises:
       Failure: another process uses it; the message names its host, process and start.
+      UsageError: a file that is no lock of ours has its name.
       OSError: the lock file cannot be written.
     """
     path = Path(path)
@@ -239,8 +240,20 @@ def _locked(path: Path, what: str, wait: bool) -> int:
             raise Failure(f"{what} is in use by {owner or 'another process'}; wait for it, or end it")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
+                _refuse_no_lock(file, path)
                 return file
         os.close(file)  # its owner removed the name before we had the lock
+
+
+def _refuse_no_lock(file: int, path: Path) -> None:
+    """Raise UsageError where what would be overwritten and removed as a lock is somebody's file, or a name of one."""
+    with contextlib.suppress(OSError):  # of a pipe, which cannot be written either
+        if os.pread(file, len(_OWNER), 0).strip(b"\0") not in (b"", _OWNER):
+            os.close(file)
+            raise UsageError(f"{path} is in the way, no lock of ours; move it away, or name another place")
+
+
+_OWNER = b"process "  # how the content of a lock file begins; a machine that lost its power left it empty, or zeros
 
 
 @lru_cache  # said once

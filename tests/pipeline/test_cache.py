@@ -113,6 +113,16 @@ def test_a_disk_that_is_full_ends_the_run_with_the_flag_and_the_remedy(tmp_path,
     assert cache.get(0) is None
 
 
+@pytest.mark.parametrize("file", ["x.index", "x.pixels"])
+def test_a_link_in_a_cache_leads_to_nothing_that_is_written(tmp_path, file):
+    (tmp_path / "thesis").write_text("dear")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / file).symlink_to(tmp_path / "thesis")
+    with pytest.raises(UsageError, match=r"cache=.*Too many levels of symbolic links"):
+        open_cache("directory", tmp_path / "cache")
+    assert (tmp_path / "thesis").read_text() == "dear"
+
+
 def test_two_runs_may_not_share_a_cache(tmp_path):
     first = open_cache("directory", tmp_path)
     with pytest.raises(Failure, match=f"^cache={tmp_path}: x is in use by process {os.getpid()} on .*, started "):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from shardline.pipeline.errors import Failure
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import being_read, exclusive, nobody_reads
 from tests.tools.folders import ROOT
 
@@ -93,6 +93,31 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     with exclusive(tmp_path / "lock", "it"):
         pass
     assert "keeps no locks (No locks available); make sure that no other process uses it" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["its own", "another name"])
+def test_a_stranger_s_file_in_the_lock_s_place_stays_what_it_is(tmp_path, name):
+    """A lock is written over and removed."""
+    (tmp_path / "thesis").write_text("dear")
+    if name == "its own":
+        (tmp_path / "thesis").rename(tmp_path / "lock")
+    else:
+        (tmp_path / "lock").hardlink_to(tmp_path / "thesis")
+    for _ in range(2):
+        with (
+            pytest.raises(UsageError, match=r"lock is in the way, no lock of ours; move it away"),
+            exclusive(tmp_path / "lock", "it"),
+        ):
+            pass
+    assert (tmp_path / "lock").read_text() == "dear"
+
+
+@pytest.mark.parametrize("content", [b"", bytes(60), b"process 7 on node, started 2020-01-01"])
+def test_what_a_machine_that_lost_its_power_left_is_no_obstacle(tmp_path, content):
+    (tmp_path / "lock").write_bytes(content)
+    with exclusive(tmp_path / "lock", "it"):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_link_in_the_lock_s_place_is_not_followed(tmp_path):

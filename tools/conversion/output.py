@@ -63,8 +63,10 @@ class Output:
         self.where, self.directory, self.address = where, directory, address
 
     def generation(self, number: int) -> Output:
-        """Where the files of a generation lie, or are to lie."""
+        """Where the files of a generation lie, or are to lie. Raises UsageError where a link would lead elsewhere."""
         folder = self.directory / generation_folder(number)
+        if number > 1 and folder.is_symlink():
+            raise UsageError(f"--output={self.where}: {folder.name} is a link there; remove it, or name another folder")
         return Output(str(folder), folder)
 
     @contextlib.contextmanager

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -26,10 +27,10 @@ from shardline.pipeline.cli import log, progress
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.files import nobody_reads, remove_strays
 from shardline.pipeline.machine import available_cores
-from shardline.pipeline.manifest import FILE_NAME, Manifest, generation_folder, index_path, shard_name
+from shardline.pipeline.manifest import FILE_NAME, Manifest, index_path, shard_name
 from shardline.pipeline.sources_table import SOURCES_FILE, iterate_sources
 from shardline.pipeline.split_index import file_name
-from shardline.pipeline.stored import FileName, Sha256
+from shardline.pipeline.stored import Sha256
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.output import (
@@ -48,6 +49,7 @@ from shardline.tools.conversion.splits import Plan
 from shardline.tools.conversion.tfds_metadata import FILES as TFDS_FILES
 
 FORMAT = "shardline conversion 3"  # of all files in WORK, and of STAMPS
+_PLACED = r"^[^/\x00]+(\.tfrecord-\d{5,}-of-\d{5,}|-\w+\.index)\Z"  # what a name in the note of placed files must be
 _PIECE = 10_000  # inputs in flight when their content is compared
 
 
@@ -78,7 +80,7 @@ class _Note:
 class _Placed:
     """Final names of the shards that an unfinished conversion has begun to place."""
 
-    files: tuple[FileName, ...]
+    files: tuple[Annotated[str, msgspec.Meta(pattern=_PLACED, max_length=255)], ...]
 
 
 @dataclass(frozen=True)
@@ -209,19 +211,19 @@ def remove_dataset(output: Output) -> bool:
     elif not (directory / WORK).exists():
         return False
     names += _placed(directory / WORK)
+    later = {number: output.generation(number) for number in range(2, generations + 2)}  # and one that was begun
     # Once the manifest is gone, nobody begins to read.
     with nobody_reads(directory / FILE_NAME, f"--output={output.where}"):
-        output.remove([name for file in names for name in (file, index_path(file).name)])
-        for number in range(2, generations + 2):  # and one that was begun
-            if (folder := directory / generation_folder(number)).is_dir():
-                files = [SOURCES_FILE, *TFDS_FILES, *_placed(folder / WORK)]
+        output.remove(_with_indexes(names))
+        for number, added in later.items():
+            if added.directory.is_dir():
+                files = [SOURCES_FILE, *TFDS_FILES, *_placed(added.directory / WORK)]
                 files += _shard_names(manifest, number) if number <= generations else []
-                added = output.generation(number)
-                added.remove([name for file in files for name in (file, index_path(file).name)])
+                added.remove(_with_indexes(files))
                 added.remove_report()
                 added.remove_work()
                 with contextlib.suppress(OSError):  # files that are not ours
-                    folder.rmdir()
+                    added.directory.rmdir()
     output.remove_report()
     output.remove_work()
     return True
@@ -253,7 +255,7 @@ def workspace(output: Output, plan: Plan, request: Request, sources: Sources) ->
     work.mkdir(exist_ok=True)
     remove_strays(work, lambda name: bool(WORK_FILE.fullmatch(name)))
     _check_request(output, work, plan, request, sources)
-    output.remove([name for file in _placed(work) for name in (file, index_path(file).name)])
+    output.remove(_with_indexes(name for name in _placed(work) if name.startswith(f"{plan.name}-")))
     output.sync()
     return work
 
@@ -264,7 +266,7 @@ def note_placing(output: Output, dataset: str, files: Sequence[str]) -> None:
     Raises:
       UsageError: files of these names, or that TFDS would take for the dataset's, are there; nobody noted them.
     """
-    names = {name for file in files for name in (file, index_path(file).name)}
+    names = set(_with_indexes(files))
     there = sorted(
         name for name in output.names() if name in names or (name.startswith(f"{dataset}-") and ".tfrecord-" in name)
     )
@@ -275,6 +277,11 @@ def note_placing(output: Output, dataset: str, files: Sequence[str]) -> None:
         )
     stored.save(output.directory / WORK / PLACED, {"files": list(files)}, format=FORMAT)
     output.sync()
+
+
+def _with_indexes(files: Iterable[str]) -> list[str]:
+    """The files and, of those that are shards, their indexes."""
+    return [name for file in files for name in (file, *([index_path(file).name] if ".tfrecord-" in file else []))]
 
 
 def _placed(work: Path) -> tuple[str, ...]:

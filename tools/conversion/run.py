@@ -46,6 +46,7 @@ from shardline.tools.conversion.labels import LabelOptions, read_class_names
 from shardline.tools.conversion.output import Output, open_output
 from shardline.tools.conversion.report import Conversion, write_report
 from shardline.tools.conversion.scan import ScanOptions, scan
+from shardline.tools.conversion.scan_tfds import find_dataset
 from shardline.tools.conversion.shard_writer import ShardResult, ShardTask, source_sha256, write_shard
 from shardline.tools.conversion.sources import Sources
 from shardline.tools.conversion.splits import Plan, make_plan
@@ -477,8 +478,9 @@ def _check_places(config: ConvertConfig) -> None:
             raise UsageError(f"--output={config.output} lies inside --source={given}; name a folder outside it")
         if is_remote(where) or is_remote(config.output):
             continue
-        source = Path(where).resolve()
-        if not given.startswith("tfds:") and source.is_dir() and (output == source or source in output.parents):
+        source = find_dataset(where, config.tfds_dir) if where.startswith("tfds:") else Path(where)
+        source = source.resolve()
+        if source.is_dir() and (output == source or source in output.parents):
             raise UsageError(f"--output={config.output} lies inside --source={given}; name a folder outside it")
 
 

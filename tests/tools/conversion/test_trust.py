@@ -1,5 +1,6 @@
 """Nothing is deleted that a conversion did not write, and nothing is vouched for unread."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from shardline.pipeline import stored
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import temporary_path
 from shardline.pipeline.manifest import Manifest, index_path
 from shardline.pipeline.source_files import MachineFault, read_file
-from shardline.tools.conversion import shard_writer
+from shardline.tools.conversion import resume, shard_writer
 from shardline.tools.conversion.shard_writer import ShardTask, load_receipt, receipt_path, write_shard
 from shardline.tools.convert import convert
 from tests.pipeline.tiny import edit_stored
@@ -90,6 +92,38 @@ def test_m2_a_resume_deletes_no_stranger_s_file(source, whole, tmp_path):
         assert {name: (place / name).read_text() for name in foreign} == {name: name for name in foreign}
     mine = {name: sha256 for name, sha256 in shard_hashes(output).items() if name not in foreign}
     assert mine == whole and sorted(os.listdir(output / ".convert")) == sorted(foreign)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["thesis.doc", "features.json", "x.tfrecord-00000-of-00001\n", ".", "..", "other-train.tfrecord-00000-of-00002"],
+)
+def test_a_note_of_placed_files_that_somebody_made_deletes_no_stranger_s_file(source, tmp_path, name, overwrite):
+    """With a checksum that is right. Of an --overwrite nobody knows any more what the dataset was called."""
+    (tmp_path / "d" / ".convert").mkdir(parents=True)
+    stored.save(tmp_path / "d" / ".convert" / "placed.json", {"files": [name]}, format=resume.FORMAT)
+    if name not in (".", ".."):
+        (tmp_path / "d" / name).write_text("dear")
+    with contextlib.suppress(UsageError):
+        convert(config(source, tmp_path / "d", shards=SHARDS, overwrite=overwrite))
+    if name not in (".", "..", "features.json") and not (overwrite and name.startswith("other-")):
+        assert (tmp_path / "d" / name).read_text() == "dear"
+
+
+def test_a_link_in_place_of_a_generation_leads_to_nothing_that_is_deleted_or_written(source, dataset, tmp_path):
+    other = shutil.copytree(dataset, tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()}
+    (dataset / "generation-00002").symlink_to(other)
+    draw(tmp_path / "more" / "class0" / "new.jpg", 99)
+    for change in (
+        {"source": source, "shards": SHARDS, "overwrite": True},
+        {"source": tmp_path / "more", "append": True},
+    ):
+        with pytest.raises(UsageError, match="generation-00002 is a link there; remove it"):
+            convert(config(output=dataset, **change))
+    assert {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()} == before
+    assert Manifest.load(dataset).digest == Manifest.load(other).digest
 
 
 def test_what_is_in_the_way_is_listed_and_refused(source, whole, tmp_path):
