@@ -22,7 +22,7 @@ import numpy as np
 from shardline.pipeline import stored
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.files import atomic_write, being_read
+from shardline.pipeline.files import atomic_write, being_read, open_regular
 from shardline.pipeline.stored import Count, Sha256
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.tfrecord import FRAME_BYTES
@@ -35,12 +35,12 @@ UNKNOWN_KERNEL = "unknown"  # images that somebody else stored
 REMEDY = "convert again, or restore it from a copy"
 _RESTORE = "restore the files from a copy, or convert again"
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f\x7f]+$", max_length=200)]  # of a dataset: starts file names
-SplitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
-EncodingName = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(ENCODINGS)})$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f\x7f]+\Z", max_length=200)]  # of a dataset: starts file names
+SplitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=200)]
+EncodingName = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(ENCODINGS)})\Z")]
 # Of an adopted shard it may lie in a folder of the dataset's: Kaggle's train/00-192x192-798.tfrec.
-ShardFile = Annotated[str, msgspec.Meta(pattern=r"^([^/\x00.][^/\x00]*/)?[^/\x00]+$", max_length=511)]
-LabelKind = Annotated[str, msgspec.Meta(pattern="^(|index|name|onehot)$")]
+ShardFile = Annotated[str, msgspec.Meta(pattern=r"^([^/\x00.][^/\x00]*/)?[^/\x00]+\Z", max_length=511)]
+LabelKind = Annotated[str, msgspec.Meta(pattern=r"^(|index|name|onehot)\Z")]
 
 
 @dataclass(frozen=True)
@@ -526,6 +526,9 @@ def check_files(
         except FileNotFoundError as error:
             faults.append(f"{os.path.basename(error.filename)} is missing")
             continue
+        except OSError as error:
+            faults.append(f"{os.path.basename(error.filename or path)} cannot be read ({error.strerror})")
+            continue
         except ValueError as error:
             faults.append(f"{index_path(path).name} is damaged ({error})")
             continue
@@ -573,8 +576,8 @@ def refuse_faults(faults: Sequence[str], what: str, remedy: str) -> None:
 def _fits(index: np.ndarray, shard: Shard, *, gaps: bool) -> bool:
     """Whether the records lie end to end from byte 0 to the last; with gaps, where adoption left records out."""
     ends = index.sum(axis=1)
-    if len(index) != shard.records or np.any(index < 0) or np.any(index[:, 1] < FRAME_BYTES):
-        return False  # sums that overflow come out negative
+    if len(index) != shard.records or np.any(index > shard.bytes) or np.any(index[:, 1] < FRAME_BYTES):
+        return False  # nor does any sum of such numbers overflow
     between = index[:, 0] - np.concatenate(([0], ends))[:-1]
     rest = shard.bytes - (int(ends[-1]) if len(index) else 0)
     return bool(np.all(between >= 0)) and rest >= 0 if gaps else not (np.any(between) or rest)
@@ -619,12 +622,13 @@ def load_index(path: str | os.PathLike[str], records: int | None = None) -> np.n
       records: how many there are at most; None for any number.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      OSError: there is no such file, or it cannot be read.
       ValueError: it is damaged or far too large.
     """
-    if records is not None and os.path.getsize(path) > records * _LINE_BYTES:
-        raise ValueError(f"more bytes than {records:,} records need")
-    data = Path(path).read_bytes()
+    with open_regular(path) as file:
+        if records is not None and os.fstat(file.fileno()).st_size > records * _LINE_BYTES:
+            raise ValueError(f"more bytes than {records:,} records need")
+        data = file.read()
     lines = data.count(b"\n")
     # What NumPy's parser would pass over.
     if data.translate(None, b"0123456789 \n") or data.count(b" ") != lines or (data and data[-1:] != b"\n"):

@@ -24,7 +24,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 import google_crc32c
 import numpy as np
 
-from shardline.pipeline.files import atomic_writer
+from shardline.pipeline.files import atomic_writer, open_regular
 from shardline.pipeline.manifest import Manifest, Shard, check_files, check_sizes, generation_folder
 from shardline.pipeline.tfrecord import FRAME_BYTES
 
@@ -173,7 +173,7 @@ def map_index(path: Path, shards: Sequence[Shard], *, check: bool = False) -> np
       ValueError: it is damaged, or that of other shards.
     """
     records = sum(shard.records for shard in shards)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         found = _HEAD.fullmatch(file.read(HEAD_BYTES))
         if not found:
             raise ValueError(f"it is no {FORMAT}")

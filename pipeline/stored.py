@@ -26,8 +26,8 @@ from shardline.pipeline.text import display
 LIMIT_BYTES = 64 << 20  # of a JSON file; a manifest of 10,000 shards and 100,000 classes has 4 MB
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00]+$", max_length=255)]
+# A pattern ends with \Z: $ would let a line break pass at a text's end.
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ _NPY_HEADER_BYTES = 1 << 16  # before an array's bytes, at most
 
 @dataclass(frozen=True)
 class _Array:
-    dtype: Annotated[str, msgspec.Meta(pattern=r"^[<>|=]?[biufcSU][0-9]{1,4}$")]
+    dtype: Annotated[str, msgspec.Meta(pattern=r"^[<>|=]?[biufcSU][0-9]{1,4}\Z")]
     shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=32)]
     sha256: Sha256
 

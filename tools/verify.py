@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from shardline.pipeline.encodings import ENCODINGS, Encoding
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import Example, parse_example
 from shardline.pipeline.executors import WHY, Show, Task, image_timeout_option, no_show, workers_option
+from shardline.pipeline.files import open_regular
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.machine import available_cores
 from shardline.pipeline.manifest import (
@@ -41,7 +43,7 @@ from shardline.pipeline.options import option
 from shardline.pipeline.paths import is_remote
 from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.split_index import directory_of, file_name, map_index
-from shardline.pipeline.tfrecord import index_records, unframe_record
+from shardline.pipeline.tfrecord import FRAME_BYTES, index_records, unframe_record
 from shardline.pipeline.wording import count
 from shardline.tools.dataset_config import DatasetConfig, check_sources
 from shardline.tools.verify_sources import Comparison, compare_sources, read_table, table_faults
@@ -256,7 +258,8 @@ def _description_faults(manifest: Manifest, directory: Path) -> list[str]:
         common_size = next(iter(sizes)) if len(sizes) == 1 else None
         for name, content in tfds_metadata(_part(manifest, generation), common_size).items():
             path = directory / folder / name
-            if not path.is_file() or path.read_bytes() != content:
+            there = path.is_file() and path.stat().st_size == len(content)
+            if not there or path.read_bytes() != content:
                 faults.append(
                     f"{folder}{name}: not what this dataset's says; TFDS and people would read something else from it"
                 )
@@ -315,7 +318,8 @@ def check_shard(task: CheckTask, show: Show = no_show) -> CheckResult:
 
 def _check_file(task: CheckTask, path: Path, show: Show) -> CheckResult:
     try:
-        faults = _size_and_hash_faults(task, path)
+        with open_regular(path) as file:
+            faults = _size_and_hash_faults(task, file)
     except OSError as error:
         return CheckResult(task.shard.file, faults=((-1, f"cannot be read: {error.strerror}"),))
     index, index_faults = _records_index(task, path)
@@ -347,15 +351,13 @@ def _check_file(task: CheckTask, path: Path, show: Show) -> CheckResult:
     return CheckResult(task.shard.file, checked, tuple(faults), tuple(sorted(labels.items())))
 
 
-def _size_and_hash_faults(task: CheckTask, path: Path) -> list[Fault]:
+def _size_and_hash_faults(task: CheckTask, file: BufferedReader) -> list[Fault]:
     faults: list[Fault] = []
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     if size != task.shard.bytes:
         faults.append((-1, f"has {size:,} bytes, the manifest says {task.shard.bytes:,}"))
-    if task.every == 1:
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != task.shard.sha256:
-                faults.append((-1, "its SHA-256 is not the manifest's"))
+    if task.every == 1 and hashlib.file_digest(file, "sha256").hexdigest() != task.shard.sha256:
+        faults.append((-1, "its SHA-256 is not the manifest's"))
     return faults
 
 
@@ -364,7 +366,10 @@ def _records_index(task: CheckTask, path: Path) -> tuple[np.ndarray, list[Fault]
     faults: list[Fault] = []
     found = stored = None
     try:
-        stored = load_index(index_path(path))
+        size = path.stat().st_size
+        stored = load_index(index_path(path), size // FRAME_BYTES)
+        if np.any(stored > size):
+            raise ValueError("it leads out of its shard")
     except (OSError, ValueError) as error:
         faults.append((-1, f"its index {index_path(path).name} cannot be read: {error}"))
     try:

@@ -1,6 +1,7 @@
 """A dataset directory is whole and untouched, or a line says what is wrong with it."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,16 @@ def test_the_index_of_a_whole_dataset_gives_shard_offset_and_size(dataset):
 SHARD = shard_name("toy", "train", 1, 2)
 
 
+def in_place(path, make):
+    """Something else under a file's name."""
+    path.unlink()
+    make(path)
+
+
+def to(target):
+    return lambda path: path.symlink_to(target)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -89,6 +100,12 @@ SHARD = shard_name("toy", "train", 1, 2)
         (lambda d: index_path(d / SHARD).write_text("0 27\n0 28\n27 29\n"), f"{SHARD}.idx does not fit"),
         (lambda d: index_path(d / SHARD).write_text("0 27\n27"), f"{SHARD}.idx is damaged"),
         (lambda d: index_path(d / SHARD).write_bytes(b"\xff\xff"), f"{SHARD}.idx is damaged"),
+        (lambda d: os.truncate(index_path(d / SHARD), 1 << 40), f"{SHARD}.idx is damaged (more bytes than"),
+        (lambda d: in_place(index_path(d / SHARD), os.mkfifo), f"{SHARD}.idx cannot be read (is no regular file)"),
+        (lambda d: in_place(index_path(d / SHARD), os.mkdir), f"{SHARD}.idx cannot be read (is no regular file)"),
+        (lambda d: in_place(index_path(d / SHARD), to("/dev/zero")), f"{SHARD}.idx cannot be read (is no regular"),
+        (lambda d: in_place(index_path(d / SHARD), to(f"{SHARD}.idx")), f"{SHARD}.idx cannot be read (Too many levels"),
+        (lambda d: in_place(d / SHARD, to("nothing")), f"{SHARD} is missing"),
     ],
 )
 def test_damaged_files_are_refused_by_name(dataset, damage, said):
@@ -135,6 +152,11 @@ def set_shard(content, **change):
         (lambda c: set_shard(c, file="/etc/passwd"), "file`"),
         (lambda c: set_shard(c, file="victim.txt"), "its digest no longer matches"),
         (lambda c: c.update(name="../toy"), "name`"),
+        (lambda c: c.update(name="toy\n"), "name`"),
+        (lambda c: c["splits"].update({"test\n": c["splits"]["train"]}), "splits`"),
+        (lambda c: c.update(digest=c["digest"].upper()), "digest`"),
+        (lambda c: c["ledger"].update(inputs=6.0), "ledger.inputs`"),
+        (lambda c: c["splits"]["train"]["shards"].reverse(), "its digest no longer matches"),
         (lambda c: c.update(options=[]), "options`"),
     ],
 )
@@ -183,8 +205,12 @@ def test_any_flipped_byte_or_cut_of_manifest_and_index_is_found(dataset):
     assert tried > 2000 and np.array_equal(check_files(Manifest.load(dataset), dataset, "train"), wanted)
 
 
-def test_numbers_of_an_index_that_overflow_are_found(dataset):
-    (dataset / (SHARD + ".idx")).write_text(f"0 {2**63 - 1}\n{2**63 - 1} {2**63 - 1}\n{2**63 - 1} {2**63 - 1}\n")
+@pytest.mark.parametrize("adopted", [False, True])
+@pytest.mark.parametrize("first", ["0 9223372036854775807", "9223372036854775790 27", "20 9223372036854775807"])
+def test_numbers_of_an_index_that_overflow_are_found(dataset, first, adopted):
+    """Of an adopted shard records may lie apart, so that two ends beyond the last number would seem to fit again."""
+    replace(Manifest.load(dataset), options={"adopted": adopted}).save(dataset)
+    (dataset / (SHARD + ".idx")).write_text(f"{first}\n0 27\n27 27\n")
     with pytest.raises(UsageError, match="does not fit"):
         check_files(Manifest.load(dataset), dataset, "train")
 

@@ -1,5 +1,6 @@
 """The mapped index of a split: the same locations as the text indexes, read where it is asked for and nowhere else."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -68,6 +69,10 @@ def test_any_flipped_byte_or_cut_is_found_when_it_is_opened(dataset):
             open_index(manifest, dataset, "train")
     shutil.copy(dataset / "generation-00002" / INDEX, path)
     with pytest.raises(UsageError, match="it is of other shards"):
+        open_index(manifest, dataset, "train")
+    path.unlink()
+    os.mkfifo(path)  # which nobody waits for
+    with pytest.raises(UsageError, match="is no regular file"):
         open_index(manifest, dataset, "train")
 
 

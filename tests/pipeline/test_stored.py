@@ -4,16 +4,18 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
+import msgspec
 import pytest
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.stored import Count, FileName, Sha256, load, parse, save, stored_path
+from shardline.pipeline.stored import Count, Sha256, load, parse, save, stored_path
 
 
 @dataclass(frozen=True)
 class Part:
-    file: FileName
+    file: Annotated[str, msgspec.Meta(pattern=r"^[^/\x00]+\Z")]
     sha256: Sha256
     sizes: tuple[Count, ...] = ()
 
@@ -72,6 +74,7 @@ def sealed(stored, content, format="thing/1"):
         ({"name": None}, "got `null` - at `$.name`"),
         ({"parts": []}, "at `$.parts`"),
         ({"parts": {"a": {"file": "a", "sha256": "0" * 63}}}, "sha256`"),
+        ({"parts": {"a": {"file": "a", "sha256": "0" * 64 + "\n"}}}, "sha256`"),
         ({"parts": {"a": {"file": "../a", "sha256": "0" * 64}}}, "file`"),
         ({"parts": {"a": {"file": "a\0", "sha256": "0" * 64}}}, "file`"),
         ({"parts": {"a": {"file": "a", "sha256": "0" * 64, "sizes": [0, -5]}}}, "sizes[1]`"),

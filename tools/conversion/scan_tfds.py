@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
+from shardline.pipeline.files import open_regular
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.labels import LabelOptions, order_labels
@@ -73,10 +74,10 @@ def scan_tfds(
 def _labels(source: str, path: Path, layout: TfdsLayout) -> Iterator[tuple[int, int, int]]:
     """Offset, size and label of each record of a file."""
     try:
-        index = index_records(path)
+        index, opened = index_records(path), open_regular(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"--source={source}: {path}: {error}") from None
-    with open(path, "rb") as file:
+    with opened as file:
         for offset, size in index.tolist():
             try:
                 label = parse_example(unframe_record(file.read(size)), layout.features).label

@@ -25,7 +25,7 @@ from shardline.pipeline import stored
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.example import encode_example, parse_example
 from shardline.pipeline.executors import TIMEOUT, WHY, Show, Task, no_show
-from shardline.pipeline.files import atomic_writer, file_sha256
+from shardline.pipeline.files import atomic_writer, file_sha256, open_regular
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.images import BadImage, process, set_up_process
 from shardline.pipeline.manifest import Features
@@ -277,7 +277,7 @@ def write_receipt(result: ShardResult, rows: pa.Table) -> None:
 
 def read_receipt(output: str) -> pa.Table:
     """The rows of a shard's receipt. Raises OSError and ValueError when there is none or it is not what was written."""
-    with pa.memory_map(str(receipt_path(output))) as file:
+    with open_regular(receipt_path(output)), pa.memory_map(str(receipt_path(output))) as file:
         content = file.read_buffer()
     head, content = content[:_HEAD_BYTES].to_pybytes(), content[_HEAD_BYTES:]
     if head != f"{RECEIPT_FORMAT} {hashlib.sha256(content).hexdigest()}".ljust(_HEAD_BYTES - 1).encode() + b"\n":

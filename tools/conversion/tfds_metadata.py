@@ -164,7 +164,9 @@ class _Image:
 
 @dataclass(frozen=True)
 class _ClassLabel:
-    numClasses: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,6}$")] | Annotated[int, msgspec.Meta(ge=0, lt=10**6)] = 0
+    numClasses: (
+        Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,6}\Z")] | Annotated[int, msgspec.Meta(ge=0, lt=10**6)]
+    ) = 0
 
 
 @dataclass(frozen=True)

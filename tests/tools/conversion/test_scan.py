@@ -172,6 +172,9 @@ def test_prepared_tfds_datasets_are_inputs(tmp_path):
     for split in again.splits:
         images = lambda directory: sorted((e.label, bytes(e.image)) for e in records(directory, split))  # noqa: B023, E731
         assert images(tmp_path / "d") == images(prepared)
+    with pytest.raises(UsageError, match="lies inside source=tfds:mine"):  # it would be deleted before it is read
+        convert(config("tfds:mine", prepared, tfds_dir=str(tmp_path / "tfds"), overwrite=True))
+    assert len(records(prepared, "train")) == 6
     for wrong, message in [("tfds:other", "no folder"), ("tfds:mine:2.0.0", "no version 2.0.0")]:
         with pytest.raises(UsageError, match=message):
             scan(wrong, tfds_dir=str(tmp_path / "tfds"))
