@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardline.pipeline.encodings import ENCODINGS
+from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.files import atomic_write
 from shardline.pipeline.image_bytes import encode_rgb
@@ -136,6 +137,8 @@ def write_report(
       The number of near-duplicate pairs.
     """
     manifest = conversion.manifest
+    if (conversion.directory / PLOTS).is_symlink():
+        raise UsageError(f"{conversion.directory / PLOTS} is a link; remove it, then run the same command again")
     (conversion.directory / PLOTS).mkdir(exist_ok=True)
     log(f"near duplicates: {count(manifest.ledger.written, 'image')}")
     pairs = _near_pairs(conversion.dedup, len(conversion.sources))
@@ -500,7 +503,9 @@ def _split_colors(manifest: Manifest) -> dict[str, str]:
 
 def remove_report(directory: Path) -> None:
     """Delete what `write_report` made."""
+    linked = (directory / PLOTS).is_symlink()  # then what has our names there is somebody else's
     for name in REPORT_FILES:
-        (directory / name).unlink(missing_ok=True)
-    if (directory / PLOTS).is_dir() and not any((directory / PLOTS).iterdir()):
+        if not (linked and name.startswith(f"{PLOTS}/")):
+            (directory / name).unlink(missing_ok=True)
+    if not linked and (directory / PLOTS).is_dir() and not any((directory / PLOTS).iterdir()):
         os.rmdir(directory / PLOTS)

@@ -126,6 +126,15 @@ def test_a_link_in_place_of_a_generation_leads_to_nothing_that_is_deleted_or_wri
     assert Manifest.load(dataset).digest == Manifest.load(other).digest
 
 
+def test_a_link_in_place_of_the_report_s_folder_leads_to_nothing_that_is_deleted_or_written(source, dataset, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "classes.png").write_text("dear")
+    (dataset / "plots").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match=r"plots is a link; remove it"):
+        convert(config(source, dataset, shards=SHARDS, overwrite=True, report=True))
+    assert (tmp_path / "mine" / "classes.png").read_text() == "dear" and len(list((tmp_path / "mine").iterdir())) == 1
+
+
 def test_what_is_in_the_way_is_listed_and_refused(source, whole, tmp_path):
     output = interrupted(source, tmp_path / "again")
     way = [output / "images-train.tfrecord-00001-of-00003", output / "images-train.tfrecord-00000-of-00099"]
