@@ -260,8 +260,6 @@ def _adopted_split(shards: Shards, split: str) -> Iterator[tuple[Any, ...]]:
 
 def _misfit(manifest: Manifest, table: pa.Table) -> str:
     """What keeps a table's rows from being this dataset's; "" for nothing."""
-    if empty := [name for name in _COLUMNS if table[name].null_count]:
-        return f"empty places in {', '.join(empty)}"
     labels, records = table["label"].to_numpy(), table["record"].to_numpy()
     if len(labels) and labels.max() >= len(manifest.labels):
         return f"label {labels.max()} is none of {count(len(manifest.labels), 'class')}"

@@ -60,7 +60,7 @@ def test_a_ledger_without_some_rows_is_no_ledger(data, tmp_path):
     copy = shutil.copytree(data.directory, tmp_path / "copy")
     table = parquet.read_table(copy / "sources.parquet")
     parquet.write_table(table.slice(1), copy / "sources.parquet")
-    with pytest.raises(UsageError, match=r"sources\.parquet has no row of some records of "):
+    with pytest.raises(UsageError, match=r"sources\.parquet has not a row of each record of "):
         leakage.read_hashes(pipeline.open_dataset(copy), table["split"][0].as_py())
 
 
