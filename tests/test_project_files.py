@@ -40,6 +40,9 @@ def test_every_python_that_is_declared_is_tried():
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == declared
     tox = PROJECT["tool"]["tox"]
     assert tox["env_list"] == declared and tox["skip_missing_interpreters"]
+    # Not by `deps`: constraints alone are an error of pip, and would not hold for what the package itself needs.
+    environment = tox["env_run_base"]
+    assert environment["set_env"]["PIP_CONSTRAINT"] == "{tox_root}/constraints.txt" and "deps" not in environment
     first, last = (int(name.split(".")[1]) for name in (declared[0], declared[-1]))
     assert PROJECT["project"]["requires-python"] == f">=3.{first},<3.{last + 1}"
     assert f"(3, {first}) <= sys.version_info < (3, {last + 1})" in MAKEFILE
