@@ -7,6 +7,7 @@ numbers, so both show the same images up to rounding. To add an augmentation, ad
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def columns(config: InputConfig) -> dict[str, slice]:
         "random_erasing": 4 * (config.random_erasing > 0),  # top, left, bottom, right; all 0 for none
         "mix": 5 * config.mixes,  # weight of the own image, then the partner's box: top, left, bottom, right
     }
-    ends = np.cumsum(list(widths.values())).tolist()
+    ends = list(accumulate(widths.values()))
     return {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True) if width}
 
 

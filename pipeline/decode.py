@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 
 from shardline.pipeline import jpeg
-from shardline.pipeline.image_headers import only_bad_images, read_header
+from shardline.pipeline.image_headers import fault_of, read_header
 from shardline.pipeline.image_pixels import decode_pixels
 from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.jpeg_window import decode_part, pixel_buffer, read_layout
@@ -27,7 +27,6 @@ _MOST_PIXELS = 10**9
 _SIGNS = (b"Exif\0\0", b"ICC_PROFILE\0", b"tiff:Orientation", b"\xff\xc3")  # of more to know, the last of no loss
 
 
-@only_bad_images
 def decode(
     data: memoryview, *, exact: bool = False, window: CropBox | None = None, checked: bool = False
 ) -> np.ndarray:
@@ -42,9 +41,16 @@ def decode(
       BadImage: the bytes are no image, or a damaged one.
       MemoryError: the machine has too little memory; says nothing about the image.
     """
-    if data[:2] == b"\xff\xd8" and (checked or _is_plain(data)):
-        if checked and window and not exact and (layout := read_layout(data)):
+    try:
+        if checked and window and not exact and data[:2] == b"\xff\xd8" and (layout := read_layout(data)):
             return decode_part(data, layout, window(layout.height, layout.width))
+        return cut(_whole(data, exact=exact, checked=checked), window)
+    except Exception as error:
+        raise fault_of(error) from None
+
+
+def _whole(data: memoryview, *, exact: bool, checked: bool) -> np.ndarray:
+    if data[:2] == b"\xff\xd8" and (checked or _is_plain(data)):
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
@@ -52,12 +58,14 @@ def decode(
         if colors in ("YCbCr", "RGB", "Gray"):
             buffer = pixel_buffer(height * width * 3)
             try:
-                pixels = simplejpeg.decode_jpeg(data, fastdct=not exact, fastupsample=not exact, buffer=buffer)
-                return cut(pixels, window)
+                pixels: np.ndarray = simplejpeg.decode_jpeg(
+                    data, fastdct=not exact, fastupsample=not exact, buffer=buffer
+                )
+                return pixels
             except ValueError:  # damaged, or of a kind that libjpeg complains of without need
                 if checked:
                     raise
-    return cut(_png(data) if checked else _any(bytes(data)), window)
+    return _png(data) if checked else _any(bytes(data))
 
 
 def _is_plain(data: memoryview) -> bool:
