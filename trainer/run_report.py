@@ -74,7 +74,7 @@ class RunReport(Callback):
         page = HtmlReport(
             f"{self.directory.absolute().name}: {headline(log)}",
             subtitle=f"VGG16, {count(len(self.setup.labels), 'class')}, {config.phases}, "
-            + ("training has ended." if finished else "training; this page is read again by itself."),
+            + ("training has ended." if finished else "training goes on; this page reloads itself."),
             refresh_seconds=0 if finished else REFRESH_SECONDS,
         )
         (self.directory / PLOTS).mkdir(exist_ok=True)
