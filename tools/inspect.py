@@ -190,7 +190,7 @@ def save_grid(directory: Path, manifest: Manifest, split: str, save: str, mirror
         else:
             images.append(found[0])
             captions.append(manifest.shown_labels[found[1]] if found[1] != NO_LABEL else "no label")
-    _draw(images, captions, COLUMNS, f"The first {len(images)} stored images of {manifest.name} {split}", save)
+    _draw(images, captions, COLUMNS, f"The first {len(images)} stored images of {manifest.name}, split {split}", save)
 
 
 def save_augmented(config: InspectConfig, run: RunInput | None, manifest: Manifest, shards: Shards) -> None:
