@@ -13,6 +13,8 @@ benchmark takes, about 260 are JPEG, 80 resizing and flipping, 21 Python, 9 read
 
 Tried, too: decoding to four bytes a pixel, which OpenCV resizes a tenth faster (79 instead of 86 µs with the fourth
 dropped again, the same pixels) as long as all of it is in the caches; in batches it is slower, 0.97 (0.95 to 1.00).
+And tf.io.decode_and_crop_jpeg, which skips what lies beside the part and shows the same pixels: called by itself, it
+takes 1.7 times the CPU time of decode_part, 484 instead of 286 µs on a busy machine.
 """
 
 from __future__ import annotations
