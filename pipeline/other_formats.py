@@ -440,6 +440,8 @@ def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
         data = data[: header.color_at] + b"\1\0\0" + struct.pack(">I", space) + data[header.color_at + 7 :]
     pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
     pixels = pixels.reshape(*pixels.shape[:2], -1)[..., : len(header.channels)]
+    if pixels.shape[2] < len(header.channels):  # a palette that is not used
+        raise BadImage("corrupt-data", f"JPEG 2000: {pixels.shape[2]} components for {header.channels}")
     white = (1 << header.bits) - 1
     return Samples(pixels, header.channels, white, header.associated, profile=header.profile, note=header.note)
 

@@ -32,7 +32,7 @@ _PLAIN, _JPEG, _CMYK, _YCBCR = 1, 7, 5, 6
 _ENDING = (5, 7, 8, 32946)  # compressions whose data tell where they end
 _UNREAD = {4: "transparency mask", 8: "CIE L*a*b*", 9: "CIE L*a*b*", 10: "CIE L*a*b*", 32844: "LogL", 32845: "LogLuv"}
 _UNPACKED = {6: "old JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI Log", 34712: "JPEG 2000",
-             34887: "LERC", 34925: "LZMA", 34927: "WebP", 50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
+             34887: "LERC", 34925: "LZMA", 34927: "WebP", 34933: "PNG", 50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
 _USUAL = {_COEFFICIENTS: (0.299, 0.587, 0.114), _RANGES: (0, 255, 128, 255, 128, 255)}  # of YCbCr, as JPEG's
 MOST_PAGES = 1000
 _MOST_VALUES = 1 << 22  # strips or tiles, bytes of a profile

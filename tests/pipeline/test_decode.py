@@ -3,6 +3,7 @@
 import io
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
@@ -13,7 +14,7 @@ from shardline.pipeline.decode import decode as decode_bytes
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example
 from shardline.pipeline.images import BadImage, ImageOptions, load_rgb
-from shardline.tools.image_variants import DISPLAY_P3
+from shardline.tools.image_variants import DISPLAY_P3, variants
 from tests.pipeline.tiny import encode, image
 
 IMAGE = image(3, 40, 56)
@@ -183,3 +184,17 @@ def failing_decoders(monkeypatch, error):
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
     monkeypatch.setattr(cv2, "imdecode", fail)
+
+
+def test_odd_jpegs_are_to_the_reader_what_they_are_to_the_converter():
+    odd = [case for case in variants() if "transform" in case.name or case.name.endswith("-profile.jpg")]
+    for case in odd:
+        shown = load_rgb(case.data, ImageOptions(resize="none"))
+        assert np.abs(decode_bytes(memoryview(case.data), exact=True).astype(int) - shown).max() <= 1, case.name
+    assert len(odd) == 6
+    lossless = imagecodecs.jpeg8_encode(np.full((16, 16, 3), 99, np.uint8), lossless=True, predictor=1)
+    two = next(case.data for case in variants() if case.name == "two-components.jpg")
+    for data in (lossless, two):
+        for read in (lambda data: load_rgb(data, ImageOptions()), lambda data: decode_bytes(memoryview(data))):
+            with pytest.raises(BadImage, match=r"^unsupported-jpeg: "):
+                read(data)

@@ -296,6 +296,12 @@ def test_targa_is_told_by_more_than_zeros_and_c_is_no_bitmap() -> None:
     assert {sniff(data) for data in texts} == {""}
 
 
+def test_a_palette_that_nothing_maps_is_no_image() -> None:
+    palette = next(case for case in variants() if case.name == "palette-8-bit-of-8-bit-colors.jp2")
+    with pytest.raises(BadImage, match=r"^corrupt-data: JPEG 2000: 1 components for RGB"):
+        load_rgb(palette.data.replace(b"cmap", b"free"), AS_IS)
+
+
 def test_jpeg_ls_is_no_damaged_jpeg() -> None:
     with pytest.raises(BadImage, match=r"^unsupported-jpeg: JPEG-LS is not read"):
         load_rgb(imagecodecs.jpegls_encode(np.full((32, 32), 99, np.uint8)), AS_IS)
