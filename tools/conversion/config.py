@@ -228,7 +228,7 @@ def name_of(name: str, source: str) -> str:
     """A dataset's name: the one that was given, or its source's where that is "". Raises UsageError."""
     if not name:
         path = re.sub(ARCHIVE, "", split_and_path(source)[1], flags=re.IGNORECASE)
-        stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(path).resolve().stem
+        stem = source.split(":")[1].split("/")[0] if source.startswith("tfds:") else Path(os.path.realpath(path)).stem
         return dataset_name(stem)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UsageError(f"--name={name}: use lower-case letters, digits and _, a letter first")

@@ -471,7 +471,7 @@ def _summarize(config: ConvertConfig, manifest: Manifest, dedup: DedupResult, se
 
 
 def _check_places(config: ConvertConfig) -> None:
-    output = config.directory.resolve()
+    output = Path(os.path.realpath(config.directory))  # unlike Path.resolve, of links in a circle, too
     for given in config.source:
         where = split_and_path(given)[1]
         if is_remote(where) and f"{config.output}/".startswith(f"{where}/"):
@@ -479,7 +479,7 @@ def _check_places(config: ConvertConfig) -> None:
         if is_remote(where) or is_remote(config.output):
             continue
         source = find_dataset(where, config.tfds_dir) if where.startswith("tfds:") else Path(where)
-        source = source.resolve()
+        source = Path(os.path.realpath(source))
         if source.is_dir() and (output == source or source in output.parents):
             raise UsageError(f"--output={config.output} lies inside --source={given}; name a folder outside it")
 

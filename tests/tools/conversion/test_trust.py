@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import socket
 from dataclasses import replace
@@ -124,6 +125,16 @@ def test_a_link_in_place_of_a_generation_leads_to_nothing_that_is_deleted_or_wri
             convert(config(output=dataset, **change))
     assert {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()} == before
     assert Manifest.load(dataset).digest == Manifest.load(other).digest
+
+
+def test_links_in_a_circle_are_one_line(source, tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for source_, output, said in (
+        (source, tmp_path / "circle", r"output=.*circle"),
+        (tmp_path / "circle", tmp_path / "d", r"source=.*circle"),
+    ):
+        run = again(source_, output)
+        assert run.code == 2 and re.search(said, run.stderr) and len(run.stderr.splitlines()) == 1, run.stderr
 
 
 def test_a_link_in_place_of_the_report_s_folder_leads_to_nothing_that_is_deleted_or_written(source, dataset, tmp_path):
