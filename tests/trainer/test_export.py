@@ -236,6 +236,17 @@ def test_from_python_it_returns_paths_and_comparison(tiny_run, tmp_path):
         export.export(ExportConfig(run=tiny_run, output=tmp_path, formats=("keras",)))
 
 
+def test_a_saved_model_is_read_back_once_for_all_comparisons(tiny_run, tmp_path, monkeypatch):
+    loads, genuine = [], tf.saved_model.load
+    monkeypatch.setattr(exports.tf.saved_model, "load", lambda path: loads.append(path) or genuine(path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "large.jpg").write_bytes(SOURCES["large.jpg"])
+    made = ExportConfig(run=tiny_run, output=tmp_path / "out", formats="saved_model", parity_images=2,
+                        parity_inputs=tmp_path / "photos")  # fmt: skip
+    found = export.export(made).parity["exports"]
+    assert set(found) == {"saved_model (uint8)", exports.RECORDS, exports.SOURCES} and len(loads) == 1
+
+
 @pytest.mark.slow
 def test_files_are_not_served_where_the_converter_trimmed_borders(tiny_run, tmp_path):
     run = tmp_path / "run"

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from shardline.trainer import metrics_log
+from shardline.trainer import curves, metrics_log
 from shardline.trainer.callbacks import Report
 from shardline.trainer.config import TrainConfig
-from shardline.trainer.run_dir import BATCHES, TRACKING_FILE
+from shardline.trainer.run_dir import BATCHES, CURVES, TRACKING_FILE
 from shardline.trainer.run_report import SHOWN, RunReport
 from shardline.trainer.run_sections import headline
 from tests.trainer.tiny import COLORS
@@ -67,7 +67,7 @@ def test_the_classes_of_the_page_add_up_to_the_last_evaluation(page, tiny_run):
     assert page.count('<figure class="right">') + page.count('<figure class="wrong">') == last["n"]  # few enough: all
 
 
-def test_a_running_run_is_read_again(tmp_path, tiny_run):
+def test_a_running_run_is_read_again(tmp_path, tiny_run, monkeypatch):
     for name in ("metrics.jsonl", "config.json"):
         (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
     setup = SimpleNamespace(config=TrainConfig(workdir=str(tmp_path)), labels=("a", "b"))
@@ -75,7 +75,11 @@ def test_a_running_run_is_read_again(tmp_path, tiny_run):
     report.report(Report(1, 0.1, "train", {}))
     report.end()  # before it began
     assert not (tmp_path / "report.html").exists()
+    drawn, genuine = [], curves.training_curves
+    monkeypatch.setattr(curves, "training_curves", lambda *given: drawn.append(given) or genuine(*given))
     report.report(Report(1, 0.1, "eval", {}))
+    assert len(drawn) == 1  # for the page and the image
+    assert cv2.imread(str(tmp_path / "plots" / CURVES)).shape[2] == 3
     assert '<meta http-equiv="refresh" content="30">' in (tmp_path / "report.html").read_text()
 
 
