@@ -12,7 +12,7 @@ import tempfile
 
 import pytest
 
-from shardline.pipeline import object_store
+from shardline.pipeline import object_store, workers
 from shardline.pipeline.dataset import open_dataset
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import owner
@@ -57,7 +57,9 @@ def bucket(server, monkeypatch, tmp_path):
     for entry in contents:
         server.client.delete_object(Bucket="bucket", Key=entry["Key"])
     object_store.client.cache_clear()
+    monkeypatch.setattr(workers, "_pool", workers._Pool())  # those of earlier tests know another server
     yield server
+    workers._pool.close()
     object_store.client.cache_clear()
 
 
