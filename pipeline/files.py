@@ -145,14 +145,14 @@ def remove_tree(directory: str | os.PathLike[str], ours: Callable[[str], bool]) 
 def refuse_foreign(directory: str | os.PathLike[str], ours: Callable[[str], bool]) -> None:
     """Raises UsageError where `remove_tree` would: a file that is not ours, a link, no folder at all."""
     if os.path.islink(directory) or (os.path.exists(directory) and not os.path.isdir(directory)):
-        raise UsageError(f"{directory} is no folder of ours; move it away, or name another place")
+        raise UsageError(f"{directory} is no folder that shardline wrote; move it away, or name another place")
     for folder, folders, files in os.walk(directory):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in sorted([*files, *links]):
             path = os.path.relpath(os.path.join(folder, name), directory)
             if name in links or not ours(path):
                 raise UsageError(
-                    f"{directory} holds {path}, which is not ours to delete; move it away, or name another place"
+                    f"{directory} holds {path}, which shardline did not write; move it away, or name another place"
                 )
 
 
@@ -250,7 +250,9 @@ def _refuse_no_lock(file: int, path: Path) -> None:
     with contextlib.suppress(OSError):  # of a pipe, which cannot be written either
         if os.pread(file, len(_OWNER), 0).strip(b"\0") not in (b"", _OWNER):
             os.close(file)
-            raise UsageError(f"{path} is in the way, no lock of ours; move it away, or name another place")
+            raise UsageError(
+                f"{path} is in the way and no lock that shardline wrote; move it away, or name another place"
+            )
 
 
 _OWNER = b"process "  # how the content of a lock file begins; a machine that lost its power left it empty, or zeros

@@ -207,7 +207,7 @@ class Store:
                 return
             read += len(piece)
             if read > limit_bytes:
-                raise Failure(f"{self.url}/{name} has more than {limit_bytes:,} bytes; it is none of ours")
+                raise Failure(f"{self.url}/{name} has more than {limit_bytes:,} bytes; shardline writes none so large")
             if exiting.is_set():
                 raise Failure("the program ends")
             yield bytes(piece)

@@ -49,7 +49,7 @@ def local_workdir(config: TrainConfig) -> Iterator[tuple[TrainConfig, Callable[[
     with working_copy(url, "runs", what, lambda name: not name.startswith("features/")) as copy, copy.store.own(what):
         files = copy.store.files().keys() - {LOCK}
         if files and CONFIG_FILE not in files:
-            raise UsageError(f"{what} is not empty and not a run of ours; choose another folder")
+            raise UsageError(f"{what} is not empty and no run directory of shardline; choose another folder")
         copy.pull()
         try:
             yield replace(config, workdir=str(copy.folder)), lambda: _push(copy)

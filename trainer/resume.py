@@ -62,7 +62,9 @@ def claim_workdir(setup: TrainSetup, allow_changes: bool) -> dict[str, Any]:
     elif (workdir / CONFIG_FILE).exists():
         read_config(workdir, "--workdir")  # not of another format
     elif workdir.exists() and any(not _written_before(path) for path in workdir.iterdir()):
-        raise UsageError(f"--workdir={workdir} is not empty and not a run of ours; choose another directory")
+        raise UsageError(
+            f"--workdir={workdir} is not empty and no run directory of shardline; choose another directory"
+        )
     if setup.cluster.chief and not continues:  # else when a step was made under it, by SaveCheckpoint
         try:
             (workdir / metrics_log.FILE_NAME).unlink(missing_ok=True)  # of an attempt that left no checkpoint

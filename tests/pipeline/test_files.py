@@ -153,7 +153,7 @@ def test_a_folder_is_removed_only_if_all_in_it_is_ours(tmp_path):
             (tmp_path / link).symlink_to(victim.parent)
         before = sorted(tmp_path.rglob("*"))
         if link or "a/mine" in content:
-            with pytest.raises(UsageError, match=r"/a holds (mine|b/l), which is not ours to delete; move it away"):
+            with pytest.raises(UsageError, match=r"/a holds (mine|b/l), which shardline did not write; move it away"):
                 remove_tree(tmp_path / "a", {"b/x", "y"}.__contains__)
             assert sorted(tmp_path.rglob("*")) == before
             shutil.rmtree(tmp_path / "a")
@@ -163,7 +163,7 @@ def test_a_folder_is_removed_only_if_all_in_it_is_ours(tmp_path):
     remove_tree(tmp_path / "a", lambda name: True)  # not there
     for other in ("link", "file"):
         (tmp_path / "link").symlink_to(tmp_path / "victim") if other == "link" else (tmp_path / "file").write_text("")
-        with pytest.raises(UsageError, match="is no folder of ours"):
+        with pytest.raises(UsageError, match="is no folder that shardline wrote"):
             remove_tree(tmp_path / other, lambda name: True)
     assert victim.exists()
 

@@ -105,7 +105,7 @@ def test_a_stranger_s_file_in_the_lock_s_place_stays_what_it_is(tmp_path, name):
         (tmp_path / "lock").hardlink_to(tmp_path / "thesis")
     for _ in range(2):
         with (
-            pytest.raises(UsageError, match=r"lock is in the way, no lock of ours; move it away"),
+            pytest.raises(UsageError, match=r"lock is in the way and no lock that shardline wrote; move it away"),
             exclusive(tmp_path / "lock", "it"),
         ):
             pass

@@ -353,7 +353,7 @@ def test_models_of_others_are_not_deleted(exported, tiny_run, tmp_path):
     mine.parent.mkdir()
     mine.write_text("")
     config = ExportConfig(run=tiny_run, output=folder, formats="saved_model", overwrite=True)
-    with pytest.raises(UsageError, match=r"saved_model holds variables/notes/mine.txt, which is not ours to delete"):
+    with pytest.raises(UsageError, match=r"saved_model holds variables/notes/mine.txt, which shardline did not write"):
         export.export(config)
     assert mine.exists()
 

@@ -100,7 +100,7 @@ def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_
         assert not [request for request in bucket.requests if not request.startswith(("GET", "HEAD"))]
         bucket.put("runs/two/thesis.doc", b"mine")
         for where, message in {
-            "s3://bucket/runs/two": "is not empty and not a run of ours",
+            "s3://bucket/runs/two": "is not empty and no run directory of shardline",
             "https://host/run": "https: is not known; name s3://BUCKET/FOLDER",
         }.items():
             refused = [*command, f"--workdir={where}"]

@@ -254,7 +254,7 @@ def test_a_learning_rate_is_looked_for_where_training_follows(config, tmp_path):
     train(dataclasses.replace(config, workdir=str(tmp_path / "run")))
     (tmp_path / "other" / "plots").mkdir(parents=True)
     (tmp_path / "other" / "plots" / "mine.png").write_bytes(b"image")
-    with pytest.raises(UsageError, match="not empty and not a run of ours"):
+    with pytest.raises(UsageError, match="not empty and no run directory of shardline"):
         train(dataclasses.replace(config, workdir=str(tmp_path / "other")))
 
 
