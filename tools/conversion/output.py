@@ -32,6 +32,7 @@ from shardline.pipeline.manifest import (
 from shardline.pipeline.object_store import PARALLEL, Store, StoredFile
 from shardline.pipeline.paths import is_remote
 from shardline.pipeline.sources_table import SOURCES_FILE
+from shardline.pipeline.split_index import index_files, map_index
 from shardline.pipeline.stored import stored_path
 from shardline.pipeline.tfrecord import read_framed
 from shardline.pipeline.wording import shorten_list
@@ -84,9 +85,18 @@ class Output:
         return self.directory / name
 
     def check(self, manifest: Manifest, verify: bool) -> None:
-        """Hold every shard against the manifest: size and index, and its SHA-256 if asked to. Raises UsageError."""
+        """Hold every shard against the manifest: size and indexes, and its SHA-256 if asked to. Raises UsageError."""
+        faults = []
         for split in manifest.splits:
             check_files(manifest, self.directory, split, flag="--output", remedy=_RESTORE, mirrored=bool(self.address))
+            for name, part in index_files(manifest, split).items():
+                try:
+                    map_index(self.directory / name, part, check=verify)
+                except FileNotFoundError:  # made by a version that wrote none
+                    continue
+                except (OSError, ValueError) as error:
+                    faults.append(f"{name} is damaged ({error})")
+        refuse_faults(faults, f"--output={self.where}", _RESTORE)
         shards = [shard for split in manifest.splits.values() for shard in split.shards] if verify else []
         with ThreadPoolExecutor(available_cores()) as pool:
             hashes = pool.map(self._sha256, shards)

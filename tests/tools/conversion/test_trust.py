@@ -203,11 +203,13 @@ def again(source, output, *flags):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["delete", "cut", "index", "flip"])
+@pytest.mark.parametrize("damage", ["delete", "cut", "index", "flip", "index of the split"])
 def test_m3_a_dataset_that_lost_a_shard_is_not_finished(source, dataset, damage):
-    shard = sorted(dataset.glob("*.tfrecord-*[0-9]"))[1]
+    shard = dataset / "images-train.index" if "split" in damage else sorted(dataset.glob("*.tfrecord-*[0-9]"))[1]
     data = shard.read_bytes()
     match damage:
+        case "index of the split":
+            shard.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
         case "delete":
             shard.unlink()
         case "cut":
