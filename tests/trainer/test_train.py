@@ -139,7 +139,7 @@ def test_another_order_of_samples_is_refused_with_both_keys(results):
     "case, named",
     [
         ("model", "is a checkpoint of another model"),
-        ("foreign", "is not empty and not a run"),
+        ("foreign", "is not empty and no run directory of shardline"),
         ("batch", "global_batch_size=9 does not divide over 2 replicas; use a multiple of 2, e.g. 8 or 10"),
         ("micro", "micro_batches=3 does not cut each replica's 4 samples"),
         ("split", "train_split=night: this dataset has train, validation, test"),
