@@ -236,6 +236,7 @@ def test_from_python_it_returns_paths_and_comparison(tiny_run, tmp_path):
         export.export(ExportConfig(run=tiny_run, output=tmp_path, formats=("keras",)))
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_read_back_once_for_all_comparisons(tiny_run, tmp_path, monkeypatch):
     loads, genuine = [], tf.saved_model.load
     monkeypatch.setattr(exports.tf.saved_model, "load", lambda path: loads.append(path) or genuine(path))

@@ -327,7 +327,7 @@ def test_where_the_converter_trims_borders_every_file_is_refused():
     assert b"trims borders" in status.numpy()[0]
 
 
-@pytest.mark.parametrize("depth_range", ("image", "0,4095"))
+@pytest.mark.parametrize("depth_range", (pytest.param("image", marks=pytest.mark.slow), "0,4095"))
 def test_files_of_16_bits_are_refused_where_the_converter_scales_them(depth_range):
     deep = encoded("PNG", photo()[..., 0].astype(np.uint16) * 16)
     graph, host = carriers(resize="short", size=40, depth_range=depth_range)
