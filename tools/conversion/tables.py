@@ -12,6 +12,7 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -327,14 +328,15 @@ def _format_hint(folder: Path, value: str, given: str) -> str:
     for tail in ("/".join(parts[start:]) for start in range(1, len(parts))):
         if os.path.isfile(folder / tail):
             return f"; {tail} does: write the paths from the table's folder on"
+    with suppress(OSError, ValueError):  # ValueError: of names that no folder can have
+        beside = os.listdir(os.path.dirname(folder / value))
+        if name := next((name for name in beside if similarity_key(name) == similarity_key(parts[-1])), ""):
+            found = os.path.join(os.path.dirname(value), name)
+            return f"; {found} does: write names in the case and Unicode form that they have on disk"
     try:
         prefixes = ["", *sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir())[:100]]
-        names = os.listdir(os.path.dirname(folder / value))
     except OSError:
-        names = []
-    if name := next((name for name in names if similarity_key(name) == similarity_key(parts[-1])), ""):
-        found = os.path.join(os.path.dirname(value), name)
-        return f"; {found} does: write names in the case and Unicode form that they have on disk"
+        return ""
     for prefix in prefixes:
         for suffix in ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG"):
             if os.path.isfile(folder / f"{prefix}{value}{suffix}"):  # also of names that no file can have

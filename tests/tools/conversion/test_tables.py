@@ -106,8 +106,9 @@ def test_paths_without_suffix_or_folder_are_refused_with_the_flag_that_finds_the
     assert list(scan(tmp_path / "t.csv", path_format=advised)[1]) == list(files)
 
 
-def test_paths_that_are_nowhere_name_the_flag(tmp_path):
-    (tmp_path / "t.csv").write_text("image_id,label\n7,a\n")
+@pytest.mark.parametrize("cell", ["7", "no\0folder/7"])
+def test_paths_that_are_nowhere_name_the_flag(tmp_path, cell):
+    (tmp_path / "t.csv").write_text(f"image_id,label\n{cell},a\n")
     assert "--path_format='FOLDER/{}.jpg' says what they are made of" in refusal(tmp_path / "t.csv")
 
 
