@@ -413,7 +413,8 @@ def _read_codestream(data: bytes, start: int, name: str, boxes: dict[bytes, tupl
     colors = few if is_profile and components - len(colors) not in (0, 1) else colors  # it is of another kind of color
     first, last = boxes.get(b"cdef", (0, 0))
     kinds = struct.unpack_from(f">{(last - first) // 2}H", data, first)[2::3]  # of channels: 1 and 2 are alpha
-    more, alpha = components - len(colors), 1 in kinds or 2 in kinds or name == "j2k"  # which cannot say
+    more, said = components - len(colors), 1 in kinds or 2 in kinds
+    alpha = said or name == "j2k"  # which cannot say
     usual = steps == [{1}, {1}] or (
         not is_profile and space in (_UNSAID, 18) and steps in ([{1, 2}, {1}], [{1, 2}] * 2)
     )
@@ -424,8 +425,7 @@ def _read_codestream(data: bytes, start: int, name: str, boxes: dict[bytes, tupl
         raise BadImage("unsupported-jp2", f"JPEG 2000 with {what}; convert it to PNG or JPEG")
     if data.rfind(b"\xff\xd9") < start:
         raise BadImage("truncated", "JPEG 2000: no end marker")
-    said = not more or 1 in kinds or 2 in kinds
-    note = "" if said else f"1 unspecified band {'taken for alpha' if alpha else 'left out'}"
+    note = "" if said or not more else f"1 unspecified band {'taken for alpha' if alpha else 'left out'}"
     return Jp2Header(name, right - left, bottom - top, profile=profile, channels=colors + "A" * (more and alpha),
                      bits=depths.pop() + 1, associated=2 in kinds, note=note,
                      color_at=color_at if is_profile else 0)  # fmt: skip

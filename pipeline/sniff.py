@@ -43,16 +43,12 @@ def _sniff_isobmff(data: bytes) -> str:
 
 def _is_old_tga(head: bytes) -> bool:
     """Whether all fields of a Targa header, which has no signature, are what they may be."""
-    mapped, kind, bits = head[1:2], head[2:3], head[16:17]
+    if len(head) < 17:
+        return False
+    mapped, kind, bits = head[1], head[2], head[16]
     sides = head[12:14] != b"\0\0" and head[14:16] != b"\0\0"
-    known = kind in (b"\1", b"\2", b"\3", b"\x09", b"\x0a", b"\x0b") and bits in (
-        b"\x08",
-        b"\x0f",
-        b"\x10",
-        b"\x18",
-        b"\x20",
-    )
-    return known and sides and mapped == (b"\1" if kind in (b"\1", b"\x09") else b"\0") and head[17:18] < b"\x40"
+    known = kind in (1, 2, 3, 9, 10, 11) and bits in (8, 15, 16, 24, 32)
+    return known and sides and mapped == (kind in (1, 9)) and head[17:18] < b"\x40"
 
 
 _SIGNATURES: tuple[tuple[str, str, tuple[bytes, ...]], ...] = (  # name, words for what is not read, first bytes

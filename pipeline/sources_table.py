@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -115,7 +115,7 @@ def read_part(
 
     with _readable(Path(path)):
         table = parquet.read_table(path, columns=list(columns), filters=where, page_checksum_verification=True)
-        _check_rows(table, columns, manifest)
+        _check_rows(table, columns, _bounds(manifest) if manifest else None)
         return table
 
 
@@ -131,6 +131,7 @@ def iterate_sources(
 
     manifest = _manifest(directory)
     held = manifest if checked else None
+    bounds = _bounds(held) if held else None
     for number, path in enumerate(table_paths(directory, manifest), 1):
         with _readable(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
             wanted = _inputs(held, number) if held else file.metadata.num_rows
@@ -138,7 +139,7 @@ def iterate_sources(
                 raise pa.ArrowInvalid(f"{file.metadata.num_rows:,} rows, the manifest says {wanted:,}")
             rows = 0
             for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
-                _check_rows(batch, columns, held)
+                _check_rows(batch, columns, bounds)
                 rows += len(batch)
                 yield batch
             if rows != wanted:  # a damaged footer can hide all of them
@@ -186,7 +187,34 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_rows(found: pa.Table | pa.RecordBatch, columns: Sequence[str], manifest: Manifest | None) -> None:
+class _Bounds(NamedTuple):
+    """What the values of a dataset's rows can be, by column."""
+
+    words: dict[str, set[str]]
+    ranges: dict[str, tuple[int, int]]
+
+
+def _bounds(manifest: Manifest) -> _Bounds:
+    splits = manifest.splits.values()
+    shards = [shard for split in splits for shard in split.shards]
+    longest = max((shard.bytes for shard in shards), default=0)
+    return _Bounds(
+        words={
+            "status": {WRITTEN, QUARANTINED, FILTERED, DUPLICATE},
+            "label_name": {"", *manifest.labels},
+            "split": set(manifest.splits),
+            "shard": {"", *(shard.file for shard in shards)},
+        },
+        ranges={
+            "label": (-1, len(manifest.labels) - 1),
+            "offset": (-1, longest),
+            "size": (0, longest),
+            "record": (-1, max((split.records for split in splits), default=0) - 1),
+        },
+    )
+
+
+def _check_rows(found: pa.Table | pa.RecordBatch, columns: Sequence[str], bounds: _Bounds | None) -> None:
     """Raises ArrowInvalid where a column is missing or of another type, or a value is missing or cannot be."""
     wanted = pa.schema([SOURCES.field(name) for name in columns])
     if sorted(map(str, found.schema)) != sorted(map(str, wanted)):
@@ -194,40 +222,29 @@ def _check_rows(found: pa.Table | pa.RecordBatch, columns: Sequence[str], manife
     found.validate(full=True)
     if missing := [name for name in columns if name != "sharpness" and found[name].null_count]:
         raise pa.ArrowInvalid(f"values of {', '.join(missing)} are missing")
-    if manifest and (foreign := [name for name in columns if not _fits(found, name, manifest)]):
+    if bounds and (foreign := [name for name in columns if not _fits(found, name, bounds)]):
         raise pa.ArrowInvalid(f"values of {', '.join(foreign)} are not this dataset's")
 
 
-def _fits(rows: pa.Table | pa.RecordBatch, name: str, manifest: Manifest) -> bool:
+_DIGITS = {"sha256": 64, "pixel_hash": 32}  # hexadecimal
+
+
+def _fits(rows: pa.Table | pa.RecordBatch, name: str, bounds: _Bounds) -> bool:
     """Whether the values of a column can be those of a dataset's rows."""
     import pyarrow.compute as pc  # some MB that a worker does not need
 
-    column, splits = rows[name], manifest.splits.values()
-    shards = [shard for split in splits for shard in split.shards]
-    if name in (digits := {"sha256": 64, "pixel_hash": 32}):
-        return pc.all(pc.match_substring_regex(column, rf"\A([0-9a-f]{{{digits[name]}}})?\z")).as_py() is not False
+    column = rows[name]
+    if name in _DIGITS:
+        return pc.all(pc.match_substring_regex(column, rf"\A([0-9a-f]{{{_DIGITS[name]}}})?\z")).as_py() is not False
     if name == "split":  # an input of which nothing was written may be of one that has no records
         column = (
             column.filter(pc.equal(rows["status"], WRITTEN)) if "status" in rows.schema.names else column.slice(0, 0)
         )
-    words: dict[str, Sequence[str]] = {
-        "status": (WRITTEN, QUARANTINED, FILTERED, DUPLICATE),
-        "label_name": ("", *manifest.labels),
-        "split": tuple(manifest.splits),
-        "shard": ("", *(shard.file for shard in shards)),
-    }
-    if name in words:
-        return set(pc.unique(column).to_pylist()) <= set(words[name])
-    longest = max((shard.bytes for shard in shards), default=0)
-    ranges = {
-        "label": (-1, len(manifest.labels) - 1),
-        "offset": (-1, longest),
-        "size": (0, longest),
-        "record": (-1, max((split.records for split in splits), default=0) - 1),
-    }
-    if name not in ranges or not len(column):
+    if name in bounds.words:
+        return set(pc.unique(column).to_pylist()) <= bounds.words[name]
+    if name not in bounds.ranges or not len(column):
         return True
-    (low, high), extent = ranges[name], pc.min_max(column).as_py()
+    (low, high), extent = bounds.ranges[name], pc.min_max(column).as_py()
     return bool(low <= extent["min"] and extent["max"] <= high)
 
 
@@ -242,7 +259,7 @@ def read_row(directory: str | os.PathLike[str], number: int) -> dict[str, Any]:
                 rows = file.metadata.row_group(group).num_rows
                 if number < rows:
                     found = file.read_row_group(group).slice(number, 1)
-                    _check_rows(found, SOURCES.names, manifest)
+                    _check_rows(found, SOURCES.names, _bounds(manifest) if manifest else None)
                     row: dict[str, Any] = found.to_pylist()[0]
                     return row
                 number -= rows

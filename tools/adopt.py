@@ -58,7 +58,7 @@ from shardline.tools.conversion.labels import (
     similar_names,
     split_notes,
 )
-from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
+from shardline.tools.conversion.tfds_metadata import TfdsLayout, lost_records, read_tfds_metadata
 from shardline.tools.conversion.trees import Exclusions, read_exclusions
 from shardline.tools.dataset_config import DatasetConfig
 from shardline.tools.shard_files import SplitOptions, find_splits, tfrecord_files
@@ -240,12 +240,9 @@ def _read_shards(
 
 def _note_others(layout: TfdsLayout | None, contents: Mapping[str, ShardContent]) -> None:
     """Note what makes files suspicious: lost records, copies, pixels in another order."""
+    held = {file: content.held for file, content in contents.items()}
     said = {file: int(told[1]) for file in contents if (told := _COUNTED.search(file))}
-    for file, records in (layout.records if layout else said).items():
-        held = contents[file].held if file in contents else records
-        if held < records:
-            source = "dataset_info.json" if layout else "its name"
-            _note(f"{file} holds {count(held, 'record')}, but {source} says {records:,}; restore it from a copy")
+    _note(*(lost_records(held, layout.records) if layout else lost_records(held, said, "its name")))
     by_content: dict[str, list[str]] = {}
     for file in sorted(contents):
         if contents[file].held:

@@ -98,9 +98,13 @@ def lookalike_notes(names: Iterable[str], listed: Iterable[str] = ()) -> tuple[s
         groups.setdefault(_lookalike_key(name), []).append(name)
     alike = [group for group in groups.values() if len(group) > 1 and not listed.issuperset(group)]
     odd = [f"{name!r} ({why})" for name in names if name not in listed and (why := _odd_characters(name))]
-    lines = [f"class names that look alike: {shorten_list(' and '.join(map(repr, group)) for group in alike)}"]
-    lines[0] += "; if they are one class, give its images one name"
-    return (*lines[: len(alike)], *([f"odd characters in class names: {shorten_list(odd)}"] if odd else ()))
+    notes = []
+    if alike:
+        pairs = shorten_list(" and ".join(map(repr, group)) for group in alike)
+        notes.append(f"class names that look alike: {pairs}; if they are one class, give its images one name")
+    if odd:
+        notes.append(f"odd characters in class names: {shorten_list(odd)}")
+    return tuple(notes)
 
 
 def _odd_characters(name: str) -> str:

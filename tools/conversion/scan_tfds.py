@@ -17,7 +17,7 @@ from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.labels import LabelOptions, order_labels
 from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp
-from shardline.tools.conversion.tfds_metadata import TfdsLayout, read_tfds_metadata
+from shardline.tools.conversion.tfds_metadata import TfdsLayout, lost_records, read_tfds_metadata
 
 UNLABELLED = -1  # TFDS's label of an image that has none
 
@@ -56,11 +56,7 @@ def scan_tfds(
         "as a split without labels"
         for split, number in left_out.items()
     ]
-    notes += [
-        f"{name} holds {count(held[name], 'record')}, but dataset_info.json says {records:,}; restore it from a copy"
-        for name, records in layout.records.items()
-        if held[name] < records
-    ]
+    notes += lost_records({name: held[name] for name in layout.records}, layout.records)
     if not len(builder):
         raise UsageError(f"--source={source}: {folder} holds no records" + " with a label" * bool(left_out))
     # TFDS's own order, unless --class_names says otherwise: label numbers stay what its users know.

@@ -211,6 +211,15 @@ def _labels(folder: Path, feature: str, classes: int) -> tuple[str, ...]:
     return names
 
 
+def lost_records(held: Mapping[str, int], said: Mapping[str, int], source: str = "dataset_info.json") -> list[str]:
+    """Words on each file that holds fewer records than a source says; nothing on those whose content nobody read."""
+    return [
+        f"{file} holds {count(held[file], 'record')}, but {source} says {records:,}; restore it from a copy"
+        for file, records in said.items()
+        if held.get(file, records) < records
+    ]
+
+
 def _files(folder: Path, dataset: str, split: _Split) -> tuple[str, ...]:
     shards = len(split.shardLengths)
     template = split.filepathTemplate or FILE_TEMPLATE
