@@ -51,6 +51,7 @@ from shardline.tools.conversion.labels import (
     can_be_listed,
     check_names,
     check_spread,
+    listed_by_position,
     lookalike_notes,
     number,
     order_labels,
@@ -83,7 +84,10 @@ class AdoptConfig(DatasetConfig):
     )
     label_offset: int = option(0, "number added to every stored label; ImageNet's shards count from 1: -1")
     class_names: str = option(
-        "", "file with one class name a line, in label order; default: TFDS's, or the numbers", path="file"
+        "",
+        "file with one class name a line, in label order, or JSON (id2label, class_to_idx); default: TFDS's, or "
+        "numbers",
+        path="file",
     )
     split: str = option("", "split that all files belong to; default: told by the names of files and folders")
     split_pattern: str = option(
@@ -303,6 +307,9 @@ def _label_names(config: AdoptConfig, names: list[str], contents: Sequence[Shard
         raise Failure("not one record with a label could be read; for splits without any, --class_names names classes")
     if texts := [label for label in used if isinstance(label, str)]:
         return _stored_names(config, names, texts)
+    if config.class_names:
+        hint = "" if config.label_offset else ", or say with --label_offset=-1 that the records' labels count from 1"
+        names = list(listed_by_position(names, f"--class_names={config.class_names}", -config.label_offset, hint))
     numbers = [label for label in used if isinstance(label, int)]
     widths = {width for content in contents for width in content.widths}
     if len(widths) > 1:
@@ -348,7 +355,7 @@ def _check_range(config: AdoptConfig, names: list[str], numbers: list[int], widt
         raise UsageError(f"--label_offset={offset}: labels run from {low} to {high:,}, expected {expected}{hint}")
     if not names:
         check_spread(len(set(numbers)), high, f"--data={config.data}")
-    if low > 0:
+    if low > 0 and high + 1 != len(names):  # as many as are listed: the first has no records
         _note(
             f"no record has label 0, the lowest is {low}; if labels count from {low}, use "
             f"--label_offset={offset - low} --overwrite"

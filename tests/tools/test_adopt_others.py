@@ -185,6 +185,18 @@ def test_numbers_that_are_none_are_no_labels(tmp_path, capsys):
     assert capsys.readouterr().err.count("no whole number; left out") == 3
 
 
+def test_names_that_are_numbered_have_the_numbers_of_the_records(tmp_path, capsys):
+    put(tmp_path / "train.tfrecord", [ints(1), ints(2)])
+    (tmp_path / "names").write_text("1:daisy\n2:rose\n3:tulip\n")
+    assert "numbered from 1" in refusal(tmp_path, class_names=tmp_path / "names")
+    manifest = adopted(tmp_path, class_names=tmp_path / "names", label_offset=-1)
+    assert (manifest.labels, labels(tmp_path)) == (("daisy", "rose", "tulip"), [0, 1])
+    (tmp_path / "names").write_text('{"0": "background", "1": "daisy", "2": "rose"}')
+    capsys.readouterr()
+    assert adopted(tmp_path, class_names=tmp_path / "names", overwrite=True).class_counts["train"] == (0, 1, 1)
+    assert "label_offset" not in capsys.readouterr().err  # which would make each daisy a background
+
+
 @pytest.mark.parametrize("highest", [20240115, 2**33, 2**62])
 def test_numbers_that_are_no_class_numbers_are_refused(tmp_path, highest):
     put(tmp_path / "train.tfrecord", [ints(0), ints(1), ints(highest)])

@@ -168,7 +168,7 @@ def refusals():
         ("good", "out", ["--name=A b"], 2, "--name=A b"),
         ("good", "out", ["--size=0"], 2, "--size"),
         ("good", "out", ["--resize=wide"], 2, "--resize"),
-        ("good", "out", ["--class_names=names.txt"], 2, "does not list class0"),
+        ("good", "out", ["--class_names=names.txt"], 2, "(class0) are none of those that --class_names lists"),
         ("good", "out", ["--class_names=no-such.txt"], 2, "no-such.txt: No such file or directory"),
     ],
 )  # fmt: skip

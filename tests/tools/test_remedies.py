@@ -146,6 +146,22 @@ def untar(name, folder):
     return act
 
 
+def joined_tars(root):
+    """An archive of each folder, one after the other in one file."""
+    with open(root / "x.tar", "wb") as file:
+        for name in ("a", "b"):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                archive.add(root / name, name)
+            file.write(packed.getvalue())
+            shutil.rmtree(root / name)
+
+
+def untar_joined(root):
+    with tarfile.open(root / "x.tar", ignore_zeros=True) as archive:  # as `tar -i`
+        archive.extractall(root / "u", filter="data")
+
+
 FLAT = "train/cat/1.jpg train/dog/2.jpg test/3.jpg"
 LABELLED = "1 cat train, 2 dog train"
 LISTED = "path,label,split\n"
@@ -234,7 +250,7 @@ CASES = {
                 "seg_train/a/1.jpg": "seg_train/1.jpg", "seg_test/a/3.jpg": "seg_test/3.jpg"}), remove("seg_train/a", "seg_test/a"))),
     ]),
     "splits by other names beside another folder": Case("seg_train/a/1.jpg seg_train/b/2.jpg seg_test/a/3.jpg seg_pred/x/4.jpg",
-                                                        "is a folder inside a class folder", [
+                                                        "seem to be splits and no classes", [
         Way("seg_test, seg_train seem to be splits and no classes: give --source=", "1 a train, 2 b train, 3 a test",
             source="MESSAGE"),
     ]),
@@ -359,6 +375,23 @@ CASES = {
         Way("add the names", "1 cat train, 2 dog train", "", text("../n", "cat\ndog\n")),
         Way("or remove the images", "1 cat train", "", remove("dog")),
     ], "--class_names=SOURCE/../n", texts={"../n": "cat\n"}),
+    "names with numbers": Case("cat/1.jpg dog/2.jpg", "are none of those that --class_names lists", [
+        Way("write one name a line there, as the source has it", "1 cat train, 2 dog train", "", text("../n", "dog\ncat\n")),
+    ], "--class_names=SOURCE/../n", texts={"../n": "1 dog\n2 cat\n"}),
+    "names numbered from 1": Case("0/1.jpg 1/2.jpg", "its lines are numbered from 1", [
+        Way("write lines NUMBER:NAME, numbered from 0 on", "1 dog train, 2 cat train", "", text("../n", "1:cat\n0:dog\n")),
+    ], "--class_names=SOURCE/../n --label_kind=index", texts={"../n": "1:dog\n2:cat\n"}),
+    "no list of names": Case("cat/1.jpg dog/2.jpg", "is no list of names", [
+        Way("write the names alone, one a line, in label order, into a .txt", "1 cat train, 2 dog train", "--class_names=SOURCE/../n.txt",
+            text("../n.txt", "dog\ncat\n"), drops="--class_names=SOURCE/../n.yaml"),
+    ], "--class_names=SOURCE/../n.yaml", texts={"../n.yaml": "names:\n- dog\n- cat\n"}),
+    "no JSON of names": Case("cat/1.jpg dog/2.jpg", "is no JSON of class names", [
+        Way("write the names alone, one a line, in label order, into a .txt", "1 cat train, 2 dog train", "--class_names=SOURCE/../n.txt",
+            text("../n.txt", "dog\ncat\n"), drops="--class_names=SOURCE/../n.json"),
+    ], "--class_names=SOURCE/../n.json", texts={"../n.json": '{"names": ["dog", "cat"]}'}),
+    "a comment above names": Case("cat/1.jpg dog/2.jpg", "is a comment and would be a class", [
+        Way("remove it", "1 cat train, 2 dog train", "", text("../n", "dog\ncat\n")),
+    ], "--class_names=SOURCE/../n", texts={"../n": "# mine\ndog\ncat\n"}),
     "positions": Case("0/1.jpg 1/2.jpg", "--class_names does not list 0, 1", [
         Way("if they are positions in it, use --label_kind=index", "1 dog train, 2 cat train", "--label_kind=index"),
     ], "--class_names=SOURCE/../n", texts={"../n": "dog\ncat\n"}),
@@ -418,9 +451,19 @@ CASES = {
     "a row without a label": Case("1.jpg 2.jpg", "row 3: path and label must not be empty", [
         Way("--unlabelled=test converts that split without labels", "1 a train, 2 - test", "--unlabelled=test"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": LISTED + "1.jpg,a,train\n2.jpg,,test\n"}),
-    "a split in a table": Case("1.jpg", "'my train' is no split name", [
-        Way("use letters, digits and _", "1 a my_train", "", text("x.csv", LISTED + "1.jpg,a,my_train\n")),
+    "a split in a table": Case("1.jpg", "'my train' is no split's name", [
+        Way("write train, validation or test there", "1 a train", "", text("x.csv", LISTED + "1.jpg,a,train\n")),
+        Way("or give the column another name to leave it out", "1 a train", "", text("x.csv", "path,label,pile\n1.jpg,a,my train\n")),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": LISTED + "1.jpg,a,my train\n"}),
+    "the first line again": Case("1.jpg 2.jpg", "line 3: the first line again", [
+        Way("remove it", "1 a train, 2 b train", "", text("x.csv", "path,label\n1.jpg,a\n2.jpg,b\n")),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\n1.jpg,a\npath,label\n2.jpg,b\n"}),
+    "labels of files in two orders": Case("train/a/1.jpg train/b/2.jpg val/9.jpg val/10.jpg", "but line 1 is that of 10.jpg or 9.jpg", [
+        Way("write lines NAME.jpg LABEL", "1 a train, 10 b val, 2 b train, 9 a val", "", text("../v", "9.jpg a\n10.jpg b\n")),
+    ], "--split_labels=val=SOURCE/../v", texts={"../v": "a\nb\n"}),
+    "archives joined by cat": Case("a/1.jpg b/2.jpg", "another archive follows its end, as if joined by cat", [
+        Way("unpack it with `tar -i` and give the folder", "1 a train, 2 b train", do=untar_joined, source="--source=SOURCE/u"),
+    ], source="--source=SOURCE/x.tar", do=joined_tars),
     "paths without suffix": Case("img/1.jpg img/2.jpg", "none of its 2 paths exists", [
         Way("img/1.jpg does: use --path_format='img/{}.jpg'", "1 a train, 2 b train", "--path_format=img/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
@@ -746,6 +789,10 @@ ADOPTIONS = {
     "labels from 1": Adoption({"train.tfrecord": [ints(1), ints(2)]}, "labels run from 1 to 2, expected 0 to 1", [
         Way("--label_offset=-1 would make the lowest 0", "train cat dog", "--label_offset=-1"),
     ], "--class_names=SOURCE/../n", do=text("../n", "cat\ndog\n")),
+    "names from 1": Adoption({"train.tfrecord": [ints(1), ints(2)]}, "its lines are numbered from 1", [
+        Way("write lines NUMBER:NAME, numbered from 0 on", "train cat dog", "", text("../n", "0:none\n1:cat\n2:dog\n")),
+        Way("or say with --label_offset=-1 that the records' labels count from 1", "train cat dog", "--label_offset=-1"),
+    ], "--class_names=SOURCE/../n", do=text("../n", "1:cat\n2:dog\n")),
     "labels below 0": Adoption({"train.tfrecord": [ints(-3), ints(-2), ints(0)]}, "labels run from -3 to 0", [
         Way("--label_offset=3 would make the lowest 0", "train 0 1 3", "--label_offset=3"),
     ]),

@@ -77,7 +77,10 @@ class ConvertConfig(ImageOptions):
         "", "which folder of a nested class folder names the class", choices=("", "parent", "first"), group="data"
     )
     class_names: str = option(
-        "", "file with one class name a line, in label order; default: sorted names", group="data", path="file"
+        "",
+        "file with one class name a line, in label order, or JSON (id2label, class_to_idx); default: sorted names",
+        group="data",
+        path="file",
     )
     label_kind: str = option(
         "",

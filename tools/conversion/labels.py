@@ -7,6 +7,7 @@ taken at their word: what is refused here because it looks like a slip can be li
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ _NOTHING = {  # what programs write for no value
     *("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"),
 }
 _MARKS = {"na", "none", "null", "nil", "nan", "-", "--", "?", "??", ".", "missing"}  # what people write, or a class
+_AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
+_NO_LISTS = (".csv", ".tsv", ".yaml", ".yml", ".pbtxt", ".xml", ".npy", ".pkl", ".mat", ".xlsx")
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
 _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
 
@@ -204,35 +207,89 @@ def as_one(group: Sequence[str]) -> str:
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names, one a line, in label order; `0:daisy` and `0<TAB>daisy`, numbered from 0, are read as `daisy`."""
+    """Class names in label order: one a line, also as `0:daisy` and `0<TAB>daisy`, or JSON.
+
+    JSON is a list of names, or names by number or numbers by name, as id2label and class_to_idx are.
+    """
+    what = f"--class_names={path}"
+    if path.lower().endswith(_NO_LISTS):
+        raise UsageError(f"{what} is no list of names; write the names alone, one a line, in label order, into a .txt")
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a line separator is part of a name: refused
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--class_names={path}: {error.strerror}") from None
+        raise UsageError(f"{what}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"--class_names={path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    names = _without_numbers([line.strip() for line in lines if line.strip()])
+        raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    if path.lower().endswith(".json") or re.match(r"\s*[\[{]\s*\"", text):
+        names = _json_names(text, what)
+    else:
+        # A line separator is part of a name: refused.
+        names = _without_numbers([line.strip() for line in text.split("\n") if line.strip()], r"\s*[:\t]\s*")
     if not names:
-        raise UsageError(f"--class_names={path}: the file is empty")
+        raise UsageError(f"{what}: the file is empty")
+    if names[0].startswith("# "):
+        raise UsageError(f"{what}: the first line, {names[0]!r}, is a comment and would be a class; remove it")
     for name in names:
-        _check_characters(name, f"--class_names={path}", "rewrite it")
+        _check_characters(name, what, "rewrite it")
     alike: dict[str, str] = {}
     for name in names:
         key = clean_name(name)
         if key in alike:
-            what = f"{name!r} listed twice" if alike[key] == name else as_one([alike[key], name])
-            raise UsageError(f"--class_names={path}: {what}; list each class once, and rename what only looks like it")
+            again = f"{name!r} listed twice" if alike[key] == name else as_one([alike[key], name])
+            raise UsageError(f"{what}: {again}; list each class once, and rename what only looks like it")
         alike[key] = name
     return tuple(names)
 
 
-def _without_numbers(lines: list[str]) -> list[str]:
-    """The names of lines that all are `NUMBER:NAME`, as TensorFlow's label files have them."""
-    pairs = [re.fullmatch(r"(\d+)\s*[:\t]\s*(.+)", line) for line in lines]
-    numbered = [(int(pair[1]), pair[2]) for pair in pairs if pair]
-    if len(numbered) == len(lines) and [number for number, _ in numbered] == list(range(len(lines))):
-        return [name for _, name in numbered]
-    return lines
+def _json_names(text: str, what: str) -> list[str]:
+    try:
+        names = json.loads(text)
+        if isinstance(names, dict):
+            names = names.get("id2label", names)
+            pairs = [(key, value) if key.isdecimal() else (value, key) for key, value in names.items()]
+            by_number = {int(number): name for number, name in pairs}
+            names = [by_number[number] for number in range(len(pairs))]
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return [name.strip() for name in names if name.strip()]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    raise UsageError(
+        f"{what} is no JSON of class names, a list of them or a number of 0 or more for each; write the names alone, "
+        "one a line, in label order, into a .txt"
+    )
+
+
+def _without_numbers(lines: Sequence[str], mark: str, first: int = 0) -> list[str]:
+    """The names of lines that are `NUMBER mark NAME`, by number from `first` on; other lines as they are."""
+    pairs = [re.fullmatch(rf"(\d+){mark}(\S.*)", line) for line in lines]
+    by_number = {int(pair[1]) - first: pair[2] for pair in pairs if pair}
+    if sorted(by_number) != list(range(len(lines))) or len(set(by_number.values())) < len(lines):
+        return list(lines)
+    return [by_number[number] for number in range(len(lines))]
+
+
+def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: str = "") -> tuple[str, ...]:
+    """Names whose places in a list are the labels: without the numbers that stand before them.
+
+    Args:
+      names: as `read_class_names` gives them.
+      what: the flag, for messages.
+      first: the label that is stored for the first name.
+      hint: another remedy.
+
+    Raises:
+      UsageError: the lines are numbered, and from another number on.
+    """
+    for start in (0, 1):
+        if (bare := _without_numbers(names, _AFTER_NUMBER, start)) == list(names):
+            continue
+        if start == first:
+            return tuple(bare)
+        raise UsageError(
+            f"{what}: its lines are numbered from {start}, as in {shorten_list(map(repr, names), 2)}, but labels are "
+            f"counted from {first}; write lines NUMBER:NAME, numbered from {first} on{hint}"
+        )
+    return tuple(names)
 
 
 # ----------------------------------------------------------------------------------------------- order
@@ -290,6 +347,11 @@ def order_labels(
             ordered += unknown
         elif unknown:
             hint = "; if they are positions in it, use --label_kind=index" if are_numbers(unknown) else ""
+            if used.keys().isdisjoint(wanted) and not hint:
+                raise UsageError(
+                    f"{what}: its classes ({shorten_list(unknown, 3)}) are none of those that --class_names lists "
+                    f"({shorten_list(ordered, 3)}); write one name a line there, as the source has it"
+                )
             raise UsageError(
                 f"--class_names does not list {shorten_list(unknown)}; add the names or remove the images{hint}"
             )
@@ -382,13 +444,16 @@ def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOr
     if wrong:
         raise UsageError(f"{what}: --label_kind=index, but {shorten_list(wrong, 3)} is no number of 0 or more")
     numbers = [int(number(name)) for name in found]
-    count = len(options.names) or max(numbers) + 1
-    if options.names and max(numbers) >= count:
+    names = listed_by_position(options.names, "--class_names")
+    count = len(names) or max(numbers) + 1
+    if names and max(numbers) >= count:
         raise UsageError(
             f"{what}: the labels run to {max(numbers):,}, but --class_names lists {count:,} names (0 to {count - 1:,})"
         )
     check_spread(len(set(numbers)), max(numbers), what)
-    return LabelOrder(options.names or tuple(map(str, range(count))), np.array(numbers, np.int32))
+    low = min(numbers)
+    note = f"no label is 0, the lowest is {low}; if they count from {low}, subtract {low} from each"
+    return LabelOrder(names or tuple(map(str, range(count))), np.array(numbers, np.int32), (note,) * (low > 0))
 
 
 def check_spread(different: int, highest: int, what: str) -> None:

@@ -10,6 +10,7 @@ from shardline.pipeline.manifest import Manifest
 from shardline.tools.conversion.labels import (
     LabelOptions,
     check_names,
+    listed_by_position,
     order_labels,
     read_class_names,
     similarity_key,
@@ -337,6 +338,14 @@ def test_index_labels_are_positions_in_the_class_names():
         order("0", "1", "20240115", kind="index")
     with pytest.raises(UsageError, match="label_kind=index"):
         order("0", "1", names=("a", "b"))
+    assert order("1", "0", names=("0 a", "1 b"), kind="index").names == ("a", "b")
+    counted_from_1 = order("1", "2", names=("a", "b", "c"), kind="index")
+    assert counted_from_1.notes == ("no label is 0, the lowest is 1; if they count from 1, subtract 1 from each",)
+
+
+def test_names_of_no_class_are_refused_and_not_to_be_added_to():
+    with pytest.raises(UsageError, match=r"its classes \(a, b\) are none of those that class_names lists \(0 a, 1 b\)"):
+        order("b", "a", names=("0 a", "1 b"))
 
 
 # ----------------------------------------------------------------------------------- what is no class
@@ -430,6 +439,15 @@ def test_names_that_mean_a_split(name, rank):
         (f"{NFC}\n{NFD}\n", "look the same"),
         ("a\x1b\n", "control characters"),
         ("a\u2028b\n", "control characters"),
+        ("1:rose\n0:daisy\n", ("daisy", "rose")),  # by number, wherever the line stands
+        ('["b", "a"]', ("b", "a")),
+        ('{\n"1": "rose",\n"0": "daisy"\n}', ("daisy", "rose")),
+        ('{"rose": 1, "daisy": 0}', ("daisy", "rose")),  # torchvision's class_to_idx
+        ('{ "id2label": {"0": "daisy"}, "model_type": "vit"}', ("daisy",)),  # a config.json of Hugging Face
+        ('{"1": "daisy", "2": "rose"}', "a number of 0 or more for each"),
+        ('["a", 1]', "no JSON of class names"),
+        ("# of 2024\na\n", "is a comment"),
+        ("[a]\n{b}\n", ("[a]", "{b}")),
     ],
 )
 def test_files_of_class_names(tmp_path, text, result):
@@ -439,6 +457,34 @@ def test_files_of_class_names(tmp_path, text, result):
             read_class_names(str(tmp_path / "names"))
     else:
         assert read_class_names(str(tmp_path / "names")) == result
+
+
+@pytest.mark.parametrize("suffix", ["csv", "yaml", "pbtxt"])
+def test_what_is_no_list_of_names_is_refused_and_never_read_as_lines(tmp_path, suffix):
+    (tmp_path / f"names.{suffix}").write_text("names:\n- a\n- b\n")
+    with pytest.raises(UsageError, match="no list of names; write the names alone, one a line"):
+        read_class_names(str(tmp_path / f"names.{suffix}"))
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "result"),
+    [
+        (("0 daisy", "1 rose"), 0, ("daisy", "rose")),  # Teachable Machine's
+        (("1. rose", "0. daisy"), 0, ("daisy", "rose")),
+        (("1:daisy", "2:rose"), 0, "numbered from 1, as in '1:daisy', '2:rose', but labels are counted from 0"),
+        (("1 daisy", "2 rose"), 1, ("daisy", "rose")),
+        (("0 daisy", "1 rose"), 1, "numbered from 0"),
+        (("1 star", "2 stars", "3 stars"), 0, ("1 star", "2 stars", "3 stars")),
+        (("2 of clubs", "3 of clubs"), 0, ("2 of clubs", "3 of clubs")),
+        (("0.1", "1.2"), 0, ("0.1", "1.2")),
+    ],
+)
+def test_numbers_before_names_have_to_be_the_labels_where_places_are(names, first, result):
+    if isinstance(result, str):
+        with pytest.raises(UsageError, match=result):
+            listed_by_position(names, "--class_names", first)
+    else:
+        assert listed_by_position(names, "--class_names", first) == result
 
 
 def test_a_list_of_names_is_checked_as_a_whole():
