@@ -467,6 +467,10 @@ CASES = {
     "paths without suffix": Case("img/1.jpg img/2.jpg", "none of its 2 paths exists", [
         Way("img/1.jpg does: use --path_format='img/{}.jpg'", "1 a train, 2 b train", "--path_format=img/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
+    "paths without suffix in two folders": Case("train/1.jpg train/2.jpg test/1.jpg", "none of its 2 paths exists", [
+        Way("use one of --path_format=test/{}.jpg, train/{}.jpg, that of the images which the labels are of",
+            "1 a train, 2 b train", "--path_format=train/{}.jpg"),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
     "addresses in a table": Case("1.jpg 2.jpg", "https://x.org/1.jpg does not lie below the table's folder", [
         Way("download the images, and list their paths", "1 a train", "", text("x.csv", "path,label\n1.jpg,a\n")),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\nhttps://x.org/1.jpg,a\n"}),

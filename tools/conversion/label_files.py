@@ -24,6 +24,7 @@ from shardline.pipeline.source_files import read_member
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.archives import archive_in, open_archive
+from shardline.tools.conversion.labels import split_rank
 from shardline.tools.conversion.tables import NAMES
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 
@@ -95,6 +96,8 @@ class SplitLabels:
         """The label of one file; folders count where its name is not the only one or is listed with several labels."""
         folder, name = os.path.split(path)
         listed = self.by_name.get(name) or self.by_name.get(os.path.splitext(name)[0], ())
+        split = _split_of(folder)
+        listed = tuple((other, label) for other, label in listed if _split_of(other) in (None, split) or split is None)
         found = {label for _, label in listed}
         if not alone or len(found) > 1:
             ends = ((b"/" + other, b"/" + folder, label) for other, label in listed if other)
@@ -127,6 +130,12 @@ class SplitLabels:
             f"{self.what}: {count(len(self.in_order), 'line')}, but {count(len(names), 'image')} in {split}: a file "
             "without names has a line for each image, in the order of the file names"
         )
+
+
+def _split_of(folder: bytes) -> int | None:
+    """The rank of the innermost folder that is a split by name."""
+    ranks = (split_rank(os.fsdecode(part)) for part in reversed(folder.split(b"/")))
+    return next((rank for rank in ranks if rank is not None), None)
 
 
 def _by_number(name: bytes) -> list[bytes | int]:

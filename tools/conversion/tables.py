@@ -24,6 +24,7 @@ import numpy as np
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.object_store import Store, StoredFile
 from shardline.pipeline.paths import is_remote, local_path
+from shardline.pipeline.sniff import sniff
 from shardline.pipeline.source_files import STORE, Origin, Place
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
@@ -44,7 +45,8 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 NAMES = {  # of columns, the usual ones first
     "path": ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name",
              "img", "img_path", "img_name", "image_id", "imageid", "img_id", "image index", "file", "id"),
-    "label": ("label", "class", "target", "category", "class_name", "label_name", "class_id", "category_id", "labels"),
+    "label": ("label", "class", "target", "category", "class_name", "label_name", "class_id", "classid",
+              "category_id", "labels"),
     "split": ("split", "set", "subset", "partition", "data set", "dataset", "phase", "usage", "ml_use"),
     "group": ("group",),
 }  # fmt: skip
@@ -131,7 +133,7 @@ def scan_table(
     header = next(lines)[1]
     columns = _Columns.find(header, options, what)
     if path.suffix.lower() == ".parquet":
-        _refuse_nested(path, columns.path, what)
+        _refuse_images(path, columns.path, what)
     if not columns.classes and options.labels.kind == "onehot":
         options = replace(options, labels=replace(options.labels, kind="index"))
     facts = _StoredFacts.find(store, header) if store else None
@@ -337,10 +339,14 @@ def _format_hint(folder: Path, value: str, given: str) -> str:
         prefixes = ["", *sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir())[:100]]
     except OSError:
         return ""
-    for prefix in prefixes:
-        for suffix in ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG"):
-            if os.path.isfile(folder / f"{prefix}{value}{suffix}"):  # also of names that no file can have
-                return f"; {prefix}{value}{suffix} does: use --path_format='{prefix}{{}}{suffix}'"
+    suffixes = ("", *map(os.fsdecode, IMAGE_SUFFIXES), ".JPEG", ".JPG")
+    ends = [(prefix, suffix) for prefix in prefixes for suffix in suffixes]
+    fitting = [pair for pair in ends if os.path.isfile(folder / value.join(pair))]  # also of names no file can have
+    files, forms = (shorten_list(map(middle.join, fitting)) for middle in (value, "{}"))
+    if len(fitting) > 1:  # Kaggle's train/1.png and test/1.png, or images and their masks
+        return f"; {files} do: use one of --path_format={forms}, that of the images which the labels are of"
+    if fitting:
+        return f"; {files} does: use --path_format='{forms}'"
     return "; --path_format='FOLDER/{}.jpg' says what they are made of"
 
 
@@ -455,7 +461,8 @@ class _Columns:
             if value not in (0, 1):
                 raise UsageError(
                     f"{self.what}, row {line}: {cells[column]!r} in column {name!r} is not 0 or 1; with "
-                    "--label_kind=onehot each column but path, split and group is a class"
+                    "--label_kind=onehot each column but path, split and group is a class, unless --label_column names "
+                    "one that holds lists"
                 )
             if value:
                 hot.append(name)
@@ -544,13 +551,16 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
         raise UsageError(f"--source={path}: {error}") from None
 
 
-def _refuse_nested(path: Path, column: int, what: str) -> None:
+def _refuse_images(path: Path, column: int, what: str) -> None:
     """Datasets of Hugging Face have the images themselves in the column `image`."""
     import pyarrow  # only for such a table
     import pyarrow.parquet as parquet
 
     field = parquet.read_schema(path).field(column)
-    if pyarrow.types.is_nested(field.type):
+    nested = pyarrow.types.is_nested(field.type)
+    rows = None if nested else next(parquet.ParquetFile(path).iter_batches(1, columns=[field.name]), None)
+    first = rows.to_pylist()[0][field.name] if rows else None
+    if nested or (isinstance(first, bytes) and sniff(first)):
         raise UsageError(
             f"{what}: column {field.name!r} holds {str(field.type)[:40]} and no paths; write its images into files, "
             "and their paths and labels into a .csv, and give that"

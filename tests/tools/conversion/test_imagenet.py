@@ -270,6 +270,24 @@ def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path, text, labels)
         assert call() == labels
 
 
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("train/1.jpg cat\ntrain/2.jpg dog\n", "no label for 2 files of val, e.g. 1.jpg"),
+        ("/data/test/train/1.jpg cat\nmy-set/val/1.jpg fox\nimages/2.jpg dog\n", ["fox", "dog"]),
+        ("image,label\nvalidation/1,cat\nval_256/2,dog\n", ["cat", "dog"]),
+    ],
+)
+def test_labels_of_another_split_are_none(tmp_path, text, labels):
+    """Files of several splits have the same names: 1.jpg, 2.jpg."""
+    (tmp_path / "labels").write_text(text)
+    found = read_split_labels("--split_labels=val", str(tmp_path / "labels"), {})
+    if isinstance(labels, str):
+        assert labels in refused(found.match, [b"1.jpg", b"2.jpg"], "val")
+    else:
+        assert found.match([b"1.jpg", b"2.jpg"], "val") == labels
+
+
 def test_lines_are_in_the_order_of_names_whatever_the_order_of_files(tmp_path):
     (tmp_path / "labels").write_text("cat\ndog\nfox\n")
     assert read_split_labels("--split_labels=val", str(tmp_path / "labels"), {}).match(

@@ -63,7 +63,7 @@ def test_a_label_with_the_separator_of_others(folder):
 @pytest.mark.parametrize(
     "header",
     ["path,label", "image,class", "filename,target", "file_name,category", "Image,Label", " image_path , class_name ",
-     "image_id,label", "id,label", "ID,Class"],
+     "image_id,label", "id,label", "ID,Class", "Path,ClassId"],
 )  # fmt: skip
 def test_columns_by_other_names(folder, header):
     (folder / "t.csv").write_text(f"{header}\n1.jpg,cat\n2.jpg,dog\n")
@@ -104,6 +104,27 @@ def test_paths_without_suffix_or_folder_are_refused_with_the_flag_that_finds_the
     advised = re.search(r"--path_format='([^']*)'", message)[1]
     assert advised == form and files[0] in message
     assert list(scan(tmp_path / "t.csv", path_format=advised)[1]) == list(files)
+
+
+@pytest.mark.parametrize(
+    ("files", "forms"),
+    [
+        (
+            ("test/7.png", "train/7.png"),
+            ["test/{}.png", "train/{}.png"],
+        ),  # Kaggle's CIFAR-10: labels are of one of them
+        (("images/7.jpg", "annotations/7.png"), ["annotations/{}.png", "images/{}.jpg"]),
+    ],
+)
+def test_where_several_folders_have_such_files_none_is_advised_alone(tmp_path, files, forms):
+    images(tmp_path, *files)
+    (tmp_path / "t.csv").write_text("id,label\n7,frog\n")
+    named = ", ".join(form.format(7) for form in forms)
+    assert (
+        f"; {named} do: use one of --path_format={', '.join(forms)}, that of the images which the labels are of"
+        in refusal(tmp_path / "t.csv")
+    )
+    assert list(scan(tmp_path / "t.csv", path_format=forms[1])[1]) == [forms[1].format(7)]
 
 
 @pytest.mark.parametrize("cell", ["7", "no\0folder/7"])
@@ -393,6 +414,11 @@ def test_a_table_that_holds_its_images_is_refused_in_words(tmp_path):
 
     table = pa.table({"image": [{"bytes": b"x" * 9999, "path": None}], "label": [3]})
     parquet.write_table(table, tmp_path / "t.parquet")
+    plain = pa.table({"image": [b"\x89PNG\r\n\x1a\n" + bytes(99)], "label": [3]})
+    parquet.write_table(plain, tmp_path / "plain.parquet")
+    assert "column 'image' holds binary and no paths; write its images into files" in refusal(
+        tmp_path / "plain.parquet"
+    )
     message = refusal(tmp_path / "t.parquet")
     assert "column 'image' holds struct<bytes: binary, path: null>" in message and len(message) < 400
     assert "write its images into files, and their paths and labels into a .csv, and give that" in message
