@@ -83,33 +83,33 @@ def worded(node: ast.expr) -> str:
 
 
 def command_section(name: str) -> str:
-    """What a command does, and its flags in a table for each group."""
+    """What a command does, and its flags in a list for each group."""
     config = COMMANDS[name].config_class()
     doc = sys.modules[COMMANDS[name].module].__doc__ or ""
     groups: dict[str, list[str]] = {name: [] for name in getattr(config, "GROUPS", ())}
     for field in options(config).values():
         if field.option.flag:
-            groups.setdefault(field.option.group or "flags", []).append(row(field))
+            groups.setdefault(field.option.group or "flags", []).append(entry(field))
     # Outside of examples, which are indented, brackets would be links.
     text = [line if line.startswith("    ") else line.replace("[", "\\[") for line in doc.strip().splitlines()]
     lines = [f"## shardline-{name}", "", *text, ""]
-    for group, rows in groups.items():
-        if rows:
-            head = ["| flag | default | values | |", "|---|---|---|---|"]
-            lines += [f"**{group.capitalize()}**", "", *head, *rows, ""]
+    for group, entries in groups.items():
+        if entries:
+            lines += [f"**{group.capitalize()}**", "", *entries]
     return "\n".join(lines)
 
 
-def row(field: Field) -> str:
-    """A flag as a row: name, default, values, help."""
+def entry(field: Field) -> str:
+    """A flag as a term, with its values and its default, and its help below: a table would be too wide for a phone."""
     name = f"--[no]{field.name}" if field.kind is bool else f"--{field.name}"
     default = field.default_text
     if field.kind is bool:
         default = "auto" if field.default is None else str(field.default).lower()
     values = ", ".join(filter(None, field.option.choices)) or field.wanted
-    return f"| `{name}` | {f'`{default}`' if default else ''} | {cell(values)} | {cell(field.option.help)} |"
+    shown = f"; default: `{default}`" if default else ""
+    return f"`{name}` {cell(values)}{shown}\n:   {cell(field.option.help)}\n"
 
 
 def cell(text: str) -> str:
-    """Text that a table may hold."""
+    """Text that a table or a list may hold."""
     return text.replace("|", "\\|").replace("<", "&lt;")

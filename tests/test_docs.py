@@ -116,9 +116,9 @@ def test_the_reference_has_every_flag_with_its_default(hooks):
         assert section.strip().startswith(module.__doc__.strip().splitlines()[0])
         for name, field in options(config_of(script)).items():
             if field.option.flag:
-                row = next(line for line in section.splitlines() if re.match(rf"\| `--(\[no\])?{name}` ", line))
-                assert field.option.help.replace("|", "\\|").replace("<", "&lt;") in row
-                assert field.kind is bool or not field.default_text or f"`{field.default_text}`" in row
+                term, told = re.search(rf"^`--(?:\[no\])?{name}` (.*)\n:   (.*)\n$", section, re.MULTILINE).groups()
+                assert told == field.option.help.replace("|", "\\|").replace("<", "&lt;")
+                assert field.kind is bool or not field.default_text or f"default: `{field.default_text}`" in term
 
 
 @pytest.mark.slow

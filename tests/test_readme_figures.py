@@ -137,13 +137,13 @@ def beside():
 
 
 def recipes():
-    """What is learnt in equal wall time: mean, lowest and highest of the seeds."""
+    """What is learned in equal wall time: mean, lowest and highest of the seeds."""
     settings = next(iter(RECIPES.values())).settings
     machine = json.loads((RESULTS / "fine_tuning" / "results.jsonl").read_text().splitlines()[0])["machine"]
     cores = {(2, "Intel(R) Xeon(R) Processor"): "two cores of an Intel Xeon"}[machine["cores"], machine["cpu"]]
     took = [seconds for found in RECIPES.values() for seconds in found.settings["wall_seconds"]]
     yield (
-        f"What is learnt in about {settings['seconds']:.0f} seconds ({min(took):.0f} to {max(took):.0f}) on {cores}, "
+        f"What is learned in about {settings['seconds']:.0f} seconds ({min(took):.0f} to {max(took):.0f}) on {cores}, "
         f"starting included, with {WORDS[len(settings['seeds'])]} seeds"
     )
     for name, found in RECIPES.items():

@@ -235,7 +235,7 @@ def test_a_vgg16_learns_them_from_scratch_far_beyond_their_color(seed: int, tmp_
 
 
 def color_top1(data: Path) -> float:
-    """Top-1 of the nearest mean color on the split `test` of a dataset, learnt from its split `train`."""
+    """Top-1 of the nearest mean color on the split `test` of a dataset, learned from its split `train`."""
     from shardline import pipeline
 
     dataset = pipeline.open_dataset(data)
