@@ -154,6 +154,8 @@ def _adopt(config: AdoptConfig) -> Manifest:
         features=features,
     )
     _note_classes(config, manifest, named=bool(names))
+    if not layout:
+        _note_texts(manifest, contents.values())
     manifest.save(directory)
     return manifest
 
@@ -379,6 +381,38 @@ def _note_classes(config: AdoptConfig, manifest: Manifest, *, named: bool) -> No
     if beside and not named and manifest.features.label_kind != "name":
         path = config.directory / beside[0]
         _note(f"classes are called by their numbers; if {path} lists their names, use --class_names={path} --overwrite")
+
+
+def _note_texts(manifest: Manifest, contents: Iterable[ShardContent]) -> None:
+    """Note where records call a class otherwise than other records of its number do, or than its name is."""
+    contents = list(contents)
+    by_label: dict[int, Counter[str]] = {}
+    for content in contents:
+        for (label, text), records in content.texts.items():
+            by_label.setdefault(label, Counter())[text] += records
+    texts = {text for counts in by_label.values() for text in counts}
+    if len(texts) > 2 * len(by_label):
+        return  # they tell images apart, and not classes
+    several, others = [], []
+    for label, counts in sorted(by_label.items()):
+        name = manifest.labels[label]
+        if len(counts) > 1:
+            most = sorted(counts, key=lambda text: (-counts[text], text))[:2]
+            named = (f"{text!r} ({count(counts[text], 'record')})" for text in most)
+            several.append(f"{name!r} is {' and '.join(named)}")
+        others += [f"{name!r} is {text!r}" for text in sorted(counts) if text != name and text in manifest.labels]
+    feature = next((content.text for content in contents if content.text), "")
+    remedy = f"--label_kind=name --label_feature={feature} --overwrite takes the texts as labels"
+    if several:
+        _note(
+            f"feature {feature!r} has several names for one class: {shorten_list(several, 3)}; numbers or texts are "
+            f"wrong: look at some with shardline-inspect; {remedy}"
+        )
+    elif others:
+        _note(
+            f"feature {feature!r} names classes otherwise: {shorten_list(others, 3)}; list the names in the order of "
+            f"the numbers, or {remedy}"
+        )
 
 
 def _manifest(

@@ -12,13 +12,18 @@ import numpy as np
 
 from shardline.pipeline.encodings import ENCODINGS, recognize
 from shardline.pipeline.errors import Failure
-from shardline.pipeline.example import Example, feature_values, label_text, parse_example
+from shardline.pipeline.example import Example, feature_kinds, feature_values, label_text, parse_example
 from shardline.pipeline.executors import WHY, Show, Task, no_show
 from shardline.pipeline.manifest import NO_LABEL, Features, Shard
 from shardline.pipeline.source_files import machine_fault
 from shardline.pipeline.tfrecord import index_records, unframe_record
 from shardline.pipeline.wording import count
 
+TEXTS = (  # features that name a class beside its number
+    *("image/class/text", "class/text", "image/class/name", "class_name", "label_name", "label_text", "label/text"),
+    *("class", "category"),
+)
+MOST_TEXTS = 100_000  # pairs of a label and its text; where they are more, each image has a text of its own
 SAMPLE = 32  # images of a file that are decoded when not all are
 MOST_FAULTS = 10  # of a file that are told in words
 PART_BYTES = 256 << 20  # of a file, or of the part of a larger one that is read by itself
@@ -88,6 +93,8 @@ class ShardContent:
       raw: images of raw pixels that were looked at.
       orders: how many of them seem to be stored in which other order than they are read.
       widths: lengths of one-hot labels.
+      text: the feature with the class's name beside its number; None: not looked for.
+      texts: records of each label and text.
     """
 
     start: int
@@ -107,6 +114,8 @@ class ShardContent:
     max_height: int = 0
     max_width: int = 0
     widths: set[int] = field(default_factory=set)
+    text: str | None = None
+    texts: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     @property
     def held(self) -> int:
@@ -123,12 +132,13 @@ class ShardContent:
 def joined(parts: Sequence[ShardContent]) -> ShardContent:
     """What a file holds whose parts were read one by one."""
     first, *others = sorted(parts, key=lambda part: part.start)
-    copies = {name: getattr(first, name).copy() for name in ("labels", "encodings", "orders", "widths")}
+    copies = {name: getattr(first, name).copy() for name in ("labels", "encodings", "orders", "texts", "widths")}
     whole = replace(first, **copies)
     for part in others:
         whole.labels.update(part.labels)
         whole.encodings.update(part.encodings)
         whole.orders.update(part.orders)
+        whole.texts.update(part.texts)
         whole.widths |= part.widths
         whole.faults = [*whole.faults, *part.faults][:MOST_FAULTS]
         for name in ("faulty", "without_label", "images", "decoded", "turned", "raw"):
@@ -220,7 +230,21 @@ def _labelled(
     if features.label_kind == "onehot":
         content.widths.add(len(values))
     stored = example.label - features.label_offset
-    return None if stored == NO_LABEL and features.label_offset <= 0 else example.label, example
+    if stored == NO_LABEL and features.label_offset <= 0:
+        return None, example
+    _add_text(content, payload, example.label)
+    return example.label, example
+
+
+def _add_text(content: ShardContent, payload: bytes, label: int) -> None:
+    """Count the name that a record gives to its label's number."""
+    if content.text is None:
+        kinds = feature_kinds(payload)
+        content.text = next((name for name in TEXTS if kinds.get(name) == "bytes"), "")
+    for value in feature_values(payload, content.text)[:1] if content.text else ():
+        pair = (label, label_text(value))
+        if pair in content.texts or len(content.texts) < MOST_TEXTS:
+            content.texts[pair] += 1
 
 
 def _add_image(content: ShardContent, example: Example, decode: bool) -> None:

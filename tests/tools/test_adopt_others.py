@@ -604,6 +604,38 @@ def test_two_features_that_may_be_the_image_are_told_of(tmp_path, capsys):
     assert "image_feature is 'image'; there is png too" in capsys.readouterr().err
 
 
+def test_records_that_name_their_class_otherwise_are_told_of(tmp_path, capsys):
+    """Shards of two runs that numbered the same classes differently."""
+
+    def written(name, *pairs):
+        records = (
+            {"image": texts(jpeg(i)), "label": ints(n), "class/text": texts(t)} for i, (n, t) in enumerate(pairs)
+        )
+        (tmp_path / name).write_bytes(b"".join(frame_record(example(**record)) for record in records))
+
+    written("train.tfrecord", (0, b"cat"), (1, b"dog"), (1, b"dog"))
+    written("test.tfrecord", (0, b"dog"), (1, b"cat"))
+    adopted(tmp_path)
+    told = capsys.readouterr().err
+    assert "'class/text' has several names for one class: '0' is 'cat' (1 record) and 'dog' (1 record), '1' is" in told
+    adopted(tmp_path, label_kind="name", label_feature="class/text", overwrite=True)  # as the note says
+    assert Manifest.load(tmp_path).labels == ("cat", "dog")
+    assert (labels(tmp_path), labels(tmp_path, "test")) == ([0, 1, 1], [1, 0])
+    written("test.tfrecord", (0, b"cat"), (1, b"dog"))
+    (tmp_path / "names").write_text("dog\ncat\n")
+    adopted(tmp_path, class_names=tmp_path / "names", overwrite=True)
+    told = capsys.readouterr().err
+    assert (
+        "'class/text' names classes otherwise: 'dog' is 'cat', 'cat' is 'dog'; list the names in the order of" in told
+    )
+    for name in ("cat\ndog\n", "tabby\nhound\n"):
+        (tmp_path / "names").write_text(name)
+        adopted(tmp_path, class_names=tmp_path / "names", overwrite=True)
+    written("test.tfrecord", *((i % 2, b"a caption of image %d" % i) for i in range(9)))
+    adopted(tmp_path, overwrite=True)
+    assert "class/text" not in capsys.readouterr().err
+
+
 def test_classes_that_a_split_lacks_are_told_of(tmp_path, capsys):
     put(tmp_path / "train.tfrecord", [ints(0), ints(1)])
     put(tmp_path / "test.tfrecord", [ints(1), ints(2)])
