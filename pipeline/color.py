@@ -11,10 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from shardline.pipeline.image_types import Samples
+from shardline.pipeline.color_spaces import icc_profile
+from shardline.pipeline.image_types import ColorSpace, Samples
 from shardline.pipeline.matrix_color import MatrixProfile, matrix_profile
-
-ROWS = 256  # converted at a time: a large image must not need its memory three times
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,8 @@ _NOTHING = Conversion("")
 def grayed(samples: Samples) -> Samples:
     """Gray that a decoder gave as three equal colors, as gray again where the profile is one of gray."""
     pixels, channels = samples.pixels, samples.channels
-    if samples.profile[16:20] != b"GRAY" or channels[:3] not in ("BGR", "RGB"):
-        return samples
-    if any((pixels[..., 0] != pixels[..., color]).any() for color in (1, 2)):
+    of_gray = isinstance(samples.profile, bytes) and samples.profile[16:20] == b"GRAY"
+    if not of_gray or channels[:3] not in ("BGR", "RGB") or (pixels[..., 1:3] != pixels[..., :1]).any():
         return samples
     return samples._replace(pixels=np.delete(pixels, (1, 2), axis=2), channels="L" + channels[3:])
 
@@ -49,24 +47,25 @@ def conversion_of(samples: Samples) -> Conversion:
 
 
 @lru_cache(32)
-def conversion(profile: bytes, mode: str) -> Conversion:
+def conversion(profile: bytes | ColorSpace, mode: str) -> Conversion:
     """How pixels of a mode of Pillow's (L, RGB, CMYK) with this profile become sRGB; damaged profiles are ignored."""
     from PIL import Image, ImageCms
 
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        name = _printable(ImageCms.getProfileDescription(source))
+        icc = icc_profile(profile) if isinstance(profile, ColorSpace) else profile
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        name = profile.name if isinstance(profile, ColorSpace) else _printable(ImageCms.getProfileDescription(source))
         if mode == "L" and source.profile.xcolor_space.strip() == "RGB":  # a color profile on a gray image
             mode = "RGB"
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+    except (ImageCms.PyCMSError, OSError, RuntimeError, ValueError, TypeError):
         return Conversion("color profile ignored: damaged, or of another kind of color")
     if mode != "CMYK":
         probe = _probe(mode)
         converted = np.asarray(ImageCms.applyTransform(Image.fromarray(probe), transform)).astype(int)
         if np.abs(converted - probe.reshape(*probe.shape[:2], -1)).max() <= 2:
             return Conversion(f"color profile {name} left out: it is sRGB")
-    matrix = _matrix(profile, transform) if mode == "RGB" else None
+    matrix = _matrix(icc, transform) if mode == "RGB" else None
     return Conversion(f"color profile {name} converted to sRGB", mode, transform, matrix)
 
 
@@ -105,9 +104,5 @@ def to_srgb(pixels: np.ndarray, change: Conversion) -> np.ndarray:
         return change.matrix.to_srgb(pixels)
     from PIL import Image, ImageCms
 
-    bgr = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for top in range(0, len(pixels), ROWS):
-        band = np.ascontiguousarray(pixels[top : top + ROWS])
-        rgb = np.asarray(ImageCms.applyTransform(Image.fromarray(band, change.mode), change.transform))
-        bgr[top : top + ROWS] = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    return bgr
+    image = Image.fromarray(np.ascontiguousarray(pixels), change.mode)
+    return cv2.cvtColor(np.asarray(ImageCms.applyTransform(image, change.transform)), cv2.COLOR_RGB2BGR)

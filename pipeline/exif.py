@@ -40,16 +40,18 @@ class Directory:
     """One directory of a TIFF file or EXIF block, classic or BigTIFF.
 
     Raises:
-      struct.error: the block ends before the first entry.
+      struct.error: the block has no byte order, or ends before the first entry.
     """
 
     def __init__(self, data: bytes, offset: int | None = None) -> None:
         self.data = data
-        self.order = {b"II": "<", b"MM": ">"}[data[:2]]
+        self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+        if not self.order:
+            raise struct.error("neither II nor MM")
         self.big = struct.unpack_from(self.order + "H", data, 2)[0] == 43
-        self._word = "Q" if self.big else "I"
+        self.word, self.inline = ("Q", 8) if self.big else ("I", 4)  # of an offset; bytes of values in an entry
         if offset is None:
-            (offset,) = struct.unpack_from(self.order + self._word, data, 8 if self.big else 4)
+            offset = self._offset(self.inline)
         if offset > len(data):
             raise struct.error("the directory lies beyond the end")
         count: int
@@ -60,12 +62,14 @@ class Directory:
         self._entries = np.frombuffer(data, layout, whole, self._start) if whole else np.empty(0, layout)
         self.whole = whole == count  # False where the block ends inside the directory
 
+    def _offset(self, position: int) -> int:
+        return int(struct.unpack_from(self.order + self.word, self.data, position)[0])
+
     @property
     def following(self) -> int:
         """Offset of the next directory; 0 for none."""
         end = self._start + self._entries.nbytes
-        size = 8 if self.big else 4
-        return int.from_bytes(self.data[end : end + size], "little" if self.order == "<" else "big")
+        return int.from_bytes(self.data[end : end + self.inline], "little" if self.order == "<" else "big")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -79,39 +83,31 @@ class Directory:
             yield self._entry(number, self._entries[number].item())
 
     def _entry(self, number: int, fields: tuple[int, int, int, bytes]) -> Entry:
-        return Entry(*fields[:3], self._start + number * self._entries.itemsize + (12 if self.big else 8))
+        return Entry(*fields[:3], self._start + (number + 1) * self._entries.itemsize - self.inline)
 
-    def find(self, tag: int) -> Entry | None:
-        """The first of them; of classic TIFF."""
-        return None if self.big else next(self.all(tag), None)
+    def number(self, tag: int) -> int:
+        """The first value of the first of these tags, 0 where there is none."""
+        first = next(self.all(tag), None)
+        values = [] if first is None else self.values(first, 1).tolist()
+        return values[0] if values else 0
 
-    def number(self, entry: Entry) -> int:
-        """The value of a tag that holds one short or long number."""
-        value: int
-        (value,) = struct.unpack_from(self.order + ("H" if entry.kind == 3 else "I"), self.data, entry.position)
-        return value
-
-    def below(self, tag: int) -> Directory | None:
+    def below(self, tag: int) -> Directory:
         """The directory that a tag leads to."""
-        pointer = self.find(tag)
-        return Directory(self.data, self.number(pointer)) if pointer else None
+        return Directory(self.data, self.number(tag) or len(self.data))
 
     def values(self, entry: Entry, most: int) -> np.ndarray:
         """The first values of a tag, at most `most`; fewer where the block ends, none if they are no integers."""
         kind = np.dtype(self.order + _INTEGERS.get(entry.kind, "V0"))
-        where, count = entry.position, min(entry.length, most)
         if not kind.itemsize:
             return np.empty(0, np.int64)
-        if kind.itemsize * entry.length > (8 if self.big else 4):
-            (where,) = struct.unpack_from(self.order + self._word, self.data, where)
-            where = min(where, len(self.data))
-        count = max(0, min(count, (len(self.data) - where) // kind.itemsize))
+        outside = kind.itemsize * entry.length > self.inline
+        where = min(self._offset(entry.position), len(self.data)) if outside else entry.position
+        count = max(0, min(entry.length, most, (len(self.data) - where) // kind.itemsize))
         return np.frombuffer(self.data, kind, count, where) if count else np.empty(0, np.int64)
 
     def fractions(self, entry: Entry, most: int) -> list[float]:
         """The first rational numbers of a tag; none if it holds others, or lies beyond the end."""
-        count = min(entry.length, most)
-        (where,) = struct.unpack_from(self.order + self._word, self.data, entry.position)
+        count, where = min(entry.length, most), self._offset(entry.position)
         if entry.kind != 5 or where + 8 * count > len(self.data):
             return []
         numbers = np.frombuffer(self.data, np.dtype(self.order + "u4"), 2 * count, where).astype(float)
@@ -121,35 +117,27 @@ class Directory:
 
 def orientation(block: bytes) -> int:
     """The orientation that an EXIF block or TIFF file gives: 1 to 8, 1 for a value out of range, 0 for no such tag."""
-    found, block = 0, block.removeprefix(_PREFIX)
-    if block[:2] in (b"II", b"MM"):
-        try:
-            directory = Directory(block)
-            for entry in directory.all(ORIENTATION):
-                found = 1
-                if len(values := directory.values(entry, 1)) and 1 <= values[0] <= 8:
-                    return int(values[0])  # the first, as OpenCV and Pillow have it
-        except struct.error:
-            pass
+    found = 0
+    try:
+        directory = Directory(block.removeprefix(_PREFIX))
+        for entry in directory.all(ORIENTATION):
+            found = 1
+            if len(values := directory.values(entry, 1)) and 1 <= values[0] <= 8:
+                return int(values[0])  # the first, as OpenCV and Pillow have it
+    except struct.error:
+        pass
     return found
 
 
 def is_adobe_rgb(block: bytes) -> bool:
     """Whether an EXIF block says that colors are Adobe RGB: by its color space, or as cameras do by R03 (DCF 2.0)."""
-    block = block.removeprefix(_PREFIX)
-    if block[:2] not in (b"II", b"MM"):
-        return False
     try:
-        inside = Directory(block).below(_EXIF)
-        space = inside and inside.find(_COLOR_SPACE)
-        if not inside or not space:
-            return False
-        told = inside.number(space)
-        if told == 1:  # sRGB, as most say
-            return False
-        interoperability = inside.below(_INTEROPERABILITY)
-        index = interoperability and interoperability.find(1)
-        return told == 2 or bool(index and block[index.position : index.position + 3] == b"R03")
+        inside = Directory(block.removeprefix(_PREFIX)).below(_EXIF)
+        space = inside.number(_COLOR_SPACE)
+        if space in (0, 1, 2):  # untold, sRGB, Adobe RGB
+            return space == 2
+        index = next(inside.below(_INTEROPERABILITY).all(1), None)
+        return index is not None and inside.data[index.position : index.position + 3] == b"R03"
     except struct.error:
         return False
 

@@ -20,8 +20,6 @@ from shardline.pipeline import other_formats as other
 from shardline.pipeline.image_types import BadImage, Header, Samples
 from shardline.pipeline.sniff import NOT_IMAGES, UNSUPPORTED, sniff
 
-__all__ = ["FORMATS", "BadImage", "Header", "decode", "only_bad_images", "orientation_of", "read_header", "sniff"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 _COMPLAINTS = (OSError, RuntimeError, SyntaxError, ValueError, IndexError, struct.error, cv2.error)  # of decoders
@@ -122,14 +120,6 @@ def read_header(data: bytes) -> Header:
     return header
 
 
-def orientation_of(data: bytes) -> int:
-    """EXIF orientation 1 to 8 that is still to be undone after decoding; 1 for files that are not read here."""
-    try:
-        return read_header(data).orientation
-    except BadImage:
-        return 1
-
-
 def decode(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """The samples of the first frame, a JPEG's reduced. Raises BadImage, and MemoryError where that is the reason."""
     expected = -(-header.height // reduction), -(-header.width // reduction)
@@ -143,4 +133,4 @@ def decode(data: bytes, header: Header, reduction: int = 1) -> Samples:
         height, width = samples.pixels.shape[:2]
         promised = f"{header.format}: says {expected[1]}x{expected[0]} pixels"
         raise BadImage("corrupt-header", f"{promised}, holds {width}x{height}")
-    return samples
+    return samples._replace(profile=header.profile) if header.profile else samples

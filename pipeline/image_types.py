@@ -9,6 +9,20 @@ import numpy as np
 
 from shardline.pipeline.text import display
 
+Chromaticities = tuple[float, ...]  # x and y, of red, green and blue or of white
+
+
+class ColorSpace(NamedTuple):
+    """A space of RGB colors, told by numbers."""
+
+    name: str
+    colors: Chromaticities
+    white: Chromaticities
+    power: float  # that makes light of levels; 0 for sRGB's curve
+
+
+Profile = bytes | ColorSpace | None  # ICC, or a space told by numbers; empty or None for sRGB
+
 
 class BadImage(ValueError):
     """This input cannot become an image. `reason` is a short stable slug to count by; `detail` is for people."""
@@ -34,6 +48,7 @@ class Header:
     height: int
     orientation: int = 1  # EXIF's numbering, 1..8: what is still to be undone after decoding
     frames: int = 1
+    profile: Profile = b""  # where it is told before decoding
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -50,7 +65,7 @@ class Samples(NamedTuple):
       white: the level that means full intensity, of alpha, too; 0 where the format defines none.
       associated: the color is already multiplied by alpha.
       palette: uint8 [colors, 4], RGBA.
-      profile: ICC color profile; empty for sRGB.
+      profile: of its colors; empty for the header's.
       note: what a person may want to know; "" for nothing.
       inverted: low levels are light and high ones dark.
     """
@@ -60,7 +75,7 @@ class Samples(NamedTuple):
     white: int = 255
     associated: bool = False
     palette: np.ndarray | None = None
-    profile: bytes = b""
+    profile: Profile = b""
     note: str = ""
     inverted: bool = False
 

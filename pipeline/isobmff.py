@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -10,6 +11,7 @@ from shardline.pipeline.image_types import BadImage
 
 MOST_BOXES = 10_000
 MOST_ITEMS = 1_000  # of an AVIF, and chunks of its tracks
+_CHUNK_OFFSETS = re.compile(rb"stco|co64")
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
@@ -29,6 +31,11 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
         yield kind, body, stop
         start = stop
     raise BadImage("corrupt-header", f"more than {MOST_BOXES:,} boxes")
+
+
+def first_boxes(data: bytes, start: int = 0, end: int | None = None) -> dict[bytes, tuple[int, int]]:
+    """Start and end of the body of the first box of each kind, likewise."""
+    return {kind: (first, last) for kind, first, last in reversed(list(boxes(data, start, end)))}
 
 
 class Bits:
@@ -62,21 +69,15 @@ def check_av1_sizes(data: bytes, height: int, width: int) -> None:
 
 def _av1_starts(data: bytes) -> Iterator[int]:
     """Where the items and the first samples of tracks begin."""
-    seen = set()
-    for kind, start, end in boxes(data):
-        if kind in seen:
-            continue
-        seen.add(kind)
-        if kind == b"meta":
-            inner = {kind: (start, end) for kind, start, end in boxes(data, start + 4, end)}
-            if b"iloc" in inner:
-                yield from _item_starts(data, *inner[b"iloc"], inner.get(b"idat", (0, 0))[0])
-        elif kind == b"moov":
-            for name, size in ((b"stco", 4), (b"co64", 8)):
-                at = data.find(name, start, end)
-                while at >= 0:
-                    yield int.from_bytes(data[at + 12 : at + 12 + size], "big")
-                    at = data.find(name, at + 4, end)
+    outer = first_boxes(data)
+    if b"meta" in outer:
+        start, end = outer[b"meta"]
+        inner = first_boxes(data, start + 4, end)
+        if b"iloc" in inner:
+            yield from _item_starts(data, *inner[b"iloc"], inner.get(b"idat", (0, 0))[0])
+    for found in _CHUNK_OFFSETS.finditer(data, *outer.get(b"moov", (0, 0))):
+        at, size = found.end() + 8, 4 if found[0] == b"stco" else 8
+        yield int.from_bytes(data[at : at + size], "big")
 
 
 def _item_starts(data: bytes, start: int, end: int, inside: int) -> Iterator[int]:

@@ -11,12 +11,14 @@ import cv2
 import simplejpeg
 
 from shardline.pipeline import color_spaces, exif
-from shardline.pipeline.image_types import BadImage, Header, Samples
+from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 
-_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC9: "arithmetic", 0xCA: "arithmetic"}
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame header
+_READ = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # of them: baseline, extended, progressive; the last two arithmetic
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 MOST_METADATA = 32  # segments in which an orientation is looked for
 MOST_SEGMENTS = 10_000  # a profile in 255 parts and 100 MB of XMP are 2,000
+_METADATA = {0xE1: (b"Exif", b"http"), 0xE2: (b"ICC_PROFILE\0", b"MPF\0")}  # MPF: a phone's list of more images
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _ZERO_RUN = bytes(24)  # longer than anything legal outside a scan that we could meet by accident
 
@@ -28,7 +30,6 @@ class JpegHeader(Header):
     components: int = 3
     passes_through: bool = False  # every decoder reads it
     cmyk: str = ""  # "", "adobe" (stored inverted) or "plain" (no Adobe marker: 0 is no ink, as libvips has it)
-    profile: bytes = b""  # ICC
     broken_profile: bool = False  # parts of it are missing, which libjpeg calls corrupt data
     odd_transform: int = 0  # byte of Adobe's number of a color transform that libjpeg does not know; 0 for none
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
@@ -37,100 +38,62 @@ class JpegHeader(Header):
 
 def read_header(data: bytes) -> JpegHeader:
     """Walk the segments up to the first scan."""
-    found = _Segments(data)
+    marker = width = height = components = turn = adobe_at = 0
+    block = xmp = b""
+    metadata: list[tuple[int, int]] = []
+    parts: list[tuple[int, int, bytes]] = []  # of a color profile: number, of how many, content
     for code, start, body, end in segments(data):
-        if code == 0xE1:
-            found.add_metadata(start, body, end)
-        elif code == 0xE2:
-            found.add_application2(start, body, end)
+        if code == 0xE1 and data.startswith(b"Exif\0\0", body):
+            if not turn and len(metadata) < MOST_METADATA:
+                block = data[body + 6 : end]
+                turn = exif.orientation(block)
+        elif code == 0xE1 and data.startswith(b"http", body):
+            xmp = xmp or data[body:end]
+        elif code == 0xE2 and data.startswith(b"ICC_PROFILE\0", body):
+            if end - body >= 14:  # not one that libjpeg takes for something else
+                parts.append((data[body + 12], data[body + 13], data[body + 14 : end]))
         elif code == 0xEE and data.startswith(b"Adobe", body) and end - body >= 12:
-            found.adobe, found.adobe_at = data[body + 11], body + 11
-        elif 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-            found.set_frame(code, body)
+            adobe_at = body + 11
+        elif code in FRAMES:
+            precision, height, width, components = struct.unpack_from(">BHHB", data, body)
+            marker = code
+            if marker not in _READ or precision != 8:
+                kind = f"{precision} bits a sample" if marker in _READ else "lossless or hierarchical coding"
+                raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
         elif code == 0xF7:
             raise BadImage("unsupported-jpeg", "JPEG-LS is not read; convert it to PNG")
         elif code == 0xDA:
-            return found.header(end)
-    raise BadImage("truncated", "JPEG: the file ends before its first scan")
-
-
-class _Segments:
-    """What the segments have told so far."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.orientation = 0
-        self.adobe, self.adobe_at = -1, 0
-        self.marker = self.width = self.height = self.components = 0
-        self.exif = b""
-        self.metadata: list[tuple[int, int]] = []
-        self._xmp = b""
-        self._profile: list[tuple[int, int, bytes]] = []  # number of the part, of how many, and the part
-
-    def add_metadata(self, start: int, body: int, end: int) -> None:
-        if self.data.startswith(b"Exif\0\0", body):
-            if not self.orientation and len(self.metadata) < MOST_METADATA:
-                self.exif = self.data[body + 6 : end]
-                self.orientation = exif.orientation(self.exif)
-        elif self.data.startswith(b"http", body):
-            self._xmp = self._xmp or self.data[body:end]
-        elif not self.data.startswith(b"Exif", body):
-            return
-        self.metadata.append((start, end))
-
-    def add_application2(self, start: int, body: int, end: int) -> None:
-        if self.data.startswith(b"ICC_PROFILE\0", body):
-            if end - body >= 14:  # not one that libjpeg takes for something else
-                self._profile.append((self.data[body + 12], self.data[body + 13], self.data[body + 14 : end]))
-        elif not self.data.startswith(b"MPF\0", body):  # where the further images of a phone's MPO file lie
-            return
-        self.metadata.append((start, end))
-
-    def set_frame(self, marker: int, body: int) -> None:
-        precision, self.height, self.width, self.components = struct.unpack_from(">BHHB", self.data, body)
-        self.marker = marker
-        if marker not in _FRAMES or precision != 8:
-            kind = f"{precision} bits a sample" if marker in _FRAMES else "lossless or hierarchical coding"
-            raise BadImage("unsupported-jpeg", f"JPEG with {kind}; convert it to PNG")
-
-    def _has_broken_profile(self) -> bool:
-        if not self._profile:
-            return False
-        numbers = [part[:2] for part in sorted(self._profile)]
-        count = len(numbers)
-        return numbers != [(number, count) for number in range(1, count + 1)] or not any(
-            part[2] for part in self._profile
-        )
-
-    def _color_profile(self) -> bytes:
-        """ICC: embedded, or that of the color space which EXIF names."""
-        if self._profile:
-            return b"" if self._has_broken_profile() else b"".join(part for _, _, part in sorted(self._profile))
-        return color_spaces.of_exif(self.exif) if self.exif and self.components == 3 else b""
-
-    def header(self, scan: int) -> JpegHeader:
-        """All of it, at the first scan."""
-        components = self.components
-        if not self.marker:
-            raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
-        if self.height == 0:
-            raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
-        odd = components > 2 and self.adobe > 0 and self.adobe != components - 2  # 1: YCbCr, 2: YCCK
-        odd = odd and (components == 4 or b"JFIF\0" not in self.data[:scan])
-        return JpegHeader(
-            "jpeg",
-            self.width,
-            self.height,
-            self.orientation or (self._xmp and exif.xmp_orientation(self._xmp)) or 1,
-            components=components,
-            passes_through=self.marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
-            cmyk="" if components != 4 else "plain" if self.adobe < 0 else "adobe",
-            profile=self._color_profile(),
-            broken_profile=self._has_broken_profile(),
-            odd_transform=self.adobe_at if odd else 0,
-            metadata=tuple(self.metadata),
-            scan=scan,
-        )
+            break
+        if data.startswith(_METADATA.get(code, ()), body):
+            metadata.append((start, end))
+    else:
+        raise BadImage("truncated", "JPEG: the file ends before its first scan")
+    if not marker:
+        raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
+    if height == 0:
+        raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
+    parts.sort()
+    broken = [part[:2] for part in parts] != [(number, len(parts)) for number in range(1, len(parts) + 1)]
+    profile: Profile = b"" if broken else b"".join(part for _, _, part in parts)
+    if not parts and block and components == 3:
+        profile = color_spaces.of_exif(block)
+    transform = data[adobe_at] if adobe_at else 0
+    odd = components > 2 and transform not in (0, components - 2)  # 1: YCbCr, 2: YCCK
+    odd = odd and (components == 4 or b"JFIF\0" not in data[:end])
+    return JpegHeader(
+        "jpeg",
+        width,
+        height,
+        turn or exif.xmp_orientation(xmp) or 1,
+        profile=profile,
+        components=components,
+        passes_through=marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
+        cmyk="" if components != 4 else "adobe" if adobe_at else "plain",
+        broken_profile=bool(parts) and not profile,
+        odd_transform=adobe_at if odd else 0,
+        metadata=tuple(metadata),
+        scan=end,
+    )
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -166,7 +129,10 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 def check_scan(data: bytes, header: JpegHeader) -> None:
     """Refuse blank stretches in compressed data: what a lost disk block leaves, and libjpeg may decode in silence."""
     blank = data.find(_ZERO_RUN, header.scan)
-    if blank >= 0 and blank < scan_end(data, header) and not _zeros_are_data(data):
+    if blank < 0 or _zeros_are_data(data):
+        return
+    end = _END_OF_SCAN.search(data, header.scan)
+    if not end or blank < end.start():
         raise BadImage("corrupt-scan", f"JPEG: blank stretch in the compressed data at byte {blank}")
 
 
@@ -182,7 +148,7 @@ def _zeros_are_data(data: bytes) -> bool:
             return True
         if code == 0xC4:
             first_ac_symbol |= _first_ac_symbols(data[body : min(end, body + 8 * 273)])
-        elif code in _FRAMES:
+        elif code in FRAMES:
             components = data[body + 5]
         elif code == 0xDA:
             tables = [data[body + 2 + 2 * i] & 15 for i in range(data[body])]
@@ -199,12 +165,6 @@ def _first_ac_symbols(body: bytes) -> dict[int, int]:
             found[body[0] & 15] = body[17]
         body = body[17 + count :]
     return found
-
-
-def scan_end(data: bytes, header: JpegHeader) -> int:
-    """Where the first scan's compressed data ends: at the next marker that is not a restart."""
-    found = _END_OF_SCAN.search(data, header.scan)
-    return found.start() if found else len(data)
 
 
 def strip(data: bytes, header: JpegHeader) -> bytes:

@@ -12,8 +12,8 @@ from shardline.pipeline.image_types import BadImage, Header, Samples
 LARGE_BYTES = 16 << 20  # of decoded pixels; from here on their memory matters more than a copy of the file
 
 
-def decode(data: bytes, header: Header) -> np.ndarray:
-    """What OpenCV makes of it: 16 bits and alpha kept, no orientation applied."""
+def decode(data: bytes, header: Header) -> Samples:
+    """What OpenCV makes of it: gray, gray with alpha, BGR or BGRA of 8 or 16 bits; no orientation applied."""
     if header.height * header.width * 3 < LARGE_BYTES:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     else:  # imdecode copies the pixels on their way into Python; imread with a `dst` decodes them in place
@@ -23,10 +23,5 @@ def decode(data: bytes, header: Header) -> np.ndarray:
             pixels = cv2.imread(f"/proc/self/fd/{file.fileno()}", dst=None, flags=cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise BadImage("corrupt-data", f"{header.format}: damaged image data")
-    return pixels
-
-
-def samples(pixels: np.ndarray, profile: bytes) -> Samples:
-    """Gray, gray with alpha, BGR or BGRA of 8 or 16 bits."""
     channels = {1: "L", 2: "LA", 3: "BGR", 4: "BGRA"}[1 if pixels.ndim == 2 else pixels.shape[2]]
-    return Samples(pixels, channels, int(np.iinfo(pixels.dtype).max), profile=profile)
+    return Samples(pixels, channels, 255 if pixels.dtype == np.uint8 else 65535)

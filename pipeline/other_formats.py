@@ -6,6 +6,7 @@ Decoders are imported when a file first needs them: most workers never see one.
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardline.pipeline import color_spaces, exif, isobmff, jpeg, opencv
-from shardline.pipeline.image_types import BadImage, Header, Samples
+from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -23,29 +24,21 @@ MOST_BLOCKS = 200_000  # of data in a GIF: 50 MB
 MOST_FRAMES = 10_000  # or extensions or chunks
 
 
-@dataclass(frozen=True)
-class ProfiledHeader(Header):
-    """Of a format that tells its color in its header."""
-
-    profile: bytes = b""  # ICC
-
-
 # --- Pillow -----------------------------------------------------------------------------------------------
 
 
 def _pillow_samples(name: str, image: ImageFile) -> Samples:
     image.load()
-    profile = image.info.get("icc_profile") or b""
     if image.mode == "P":
         colors = np.zeros((256, 4), np.uint8)
         table = np.frombuffer(bytes(image.getpalette("RGBA") or ()), np.uint8).reshape(-1, 4)
         colors[: len(table)] = table
-        return Samples(np.asarray(image), "P", palette=colors, profile=profile)
+        return Samples(np.asarray(image), "P", palette=colors)
     if image.mode == "1":
         return Samples(np.asarray(image).view(np.uint8), "L", 1)
     if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
         raise BadImage(f"unsupported-{name}", f"{name} of mode {image.mode}; convert it to PNG or JPEG")
-    return Samples(np.asarray(image), image.mode, profile=profile)
+    return Samples(np.asarray(image), image.mode)
 
 
 # --- BMP --------------------------------------------------------------------------------------------------
@@ -63,11 +56,11 @@ def _open_bmp(data: bytes) -> ImageFile:
 
 def read_bmp(data: bytes) -> Header:
     """The size, as Pillow reads it, and the color of headers of version 4 and 5."""
-    return ProfiledHeader("bmp", *_open_bmp(data).size, profile=_bmp_profile(data))
+    return Header("bmp", *_open_bmp(data).size, profile=_bmp_profile(data))
 
 
-def _bmp_profile(data: bytes) -> bytes:
-    """ICC: embedded, or of the colors and powers given; empty for sRGB. Raises BadImage for one in another file."""
+def _bmp_profile(data: bytes) -> Profile:
+    """Embedded, or of the colors and powers given; none for sRGB. Raises BadImage for one in another file."""
     size = int.from_bytes(data[14:18], "little")
     if size < 108:
         return b""
@@ -89,20 +82,19 @@ def _bmp_profile(data: bytes) -> bytes:
     return color_spaces.of_numbers(colors, (), power)
 
 
-def decode_bmp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
+def decode_bmp(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """By Pillow. Alpha that is 0 everywhere is no alpha: the Windows clipboard leaves it empty."""
     whole = data[30:34] in _RUN_LENGTHS and len(data) >= int.from_bytes(data[2:6], "little")
     if whole and (runs := data.rstrip(b"\0")).endswith(_END_OF_RUNS):  # Pillow wants what the end leaves out
         row = b"\xff\0" * (header.width // 255 + 1) + b"\0\0"  # of the first color
         data = runs.removesuffix(_END_OF_RUNS) + row * header.height
-    if (
-        data[28:34] == _16_BIT_MASKS and int.from_bytes(data[14:18], "little") >= 56 and any(data[66:70])
-    ):  # alpha, which Pillow does not see
+    has_alpha_mask = int.from_bytes(data[14:18], "little") >= 56 and any(data[66:70])
+    if data[28:34] == _16_BIT_MASKS and has_alpha_mask:  # which Pillow does not see
         import imagecodecs
 
-        samples = Samples(imagecodecs.bmp_decode(data), "RGBA", profile=header.profile)
+        samples = Samples(imagecodecs.bmp_decode(data), "RGBA")
     else:
-        samples = _pillow_samples("bmp", _open_bmp(data))._replace(profile=header.profile)
+        samples = _pillow_samples("bmp", _open_bmp(data))
     if samples.channels == "RGBA" and not samples.pixels[..., 3].any():
         return samples._replace(pixels=samples.pixels[..., :3], channels="RGB")
     return samples
@@ -112,7 +104,7 @@ def decode_bmp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Sampl
 
 
 @dataclass(frozen=True)
-class GifHeader(ProfiledHeader):
+class GifHeader(Header):
     """Of the first frame of a GIF."""
 
     alone: bytes = b""  # a GIF of it alone, on the same screen
@@ -142,9 +134,8 @@ def read_gif(data: bytes) -> GifHeader:
             head = data[:6] + struct.pack("<HH", width, height) + data[10:colors]
             alone = head + control + data[start:position] + b";"
         elif block == 0x21 and data[start + 1] == 0xF9:
-            control = (
-                data[start : start + 3] + bytes([data[start + 3] & 1]) + data[start + 4 : position]
-            )  # the key alone
+            # The key alone.
+            control = data[start : start + 3] + bytes([data[start + 3] & 1]) + data[start + 4 : position]
         elif block == 0x21 and data[body : body + 12] == b"\x0bICCRGBG1012" and not profile:
             profile = _joined_blocks(data[body + 12 : position])
         frames += block == 0x2C
@@ -188,62 +179,56 @@ def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
     background = image.info.get("background", 0) if key is None else key
     pixels = np.full((header.height, header.width), background, np.uint8)
     pixels[top:bottom, left:right] = frame.pixels[top:bottom, left:right]
-    return Samples(pixels, "P", palette=palette, profile=header.profile)
+    return Samples(pixels, "P", palette=palette)
 
 
 # --- PNM --------------------------------------------------------------------------------------------------
 
-_SPACE = rb"(?:\s|#[^\n]*\n)+"
-_PBM = re.compile(rb"P([14])" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})\s")
-_PNM = re.compile(rb"P([2356])" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})\s")
+_NUMBER = rb"(?:\s|#[^\n]*\n)+(\d{1,9})"
+_PNM = re.compile(rb"P(?:([14])|[2356])" + 2 * _NUMBER + rb"(?(1)|" + _NUMBER + rb")\s")  # bitmaps: no largest level
 
 
-@dataclass(frozen=True)
-class PnmHeader(Header):
-    """Of a portable bitmap, graymap or pixmap."""
-
-    kind: int = 6  # 1 to 6 for P1 to P6
-    largest: int = 255  # sample value
-    start: int = 0  # byte offset of the samples
-
-
-def read_pnm(data: bytes) -> PnmHeader:
-    """Size and largest value, from the first 64 KB."""
-    bitmap = data[1:2] in b"14"
-    found = (_PBM if bitmap else _PNM).match(data[:65_536])
+def _pnm_numbers(data: bytes) -> tuple[int, int, int, int]:
+    """Width, height, largest level and where the samples begin, from the first 64 KB."""
+    found = _PNM.match(data[:65_536])
     if not found:
         raise BadImage("corrupt-header", "PNM: no size")
-    largest = 1 if bitmap else int(found[4])
+    largest = int(found[4] or 1)
     if not 1 <= largest <= 65535:
         raise BadImage("corrupt-header", f"PNM: largest value {largest}")
-    return PnmHeader("pnm", int(found[2]), int(found[3]), kind=int(found[1]), largest=largest, start=found.end())
+    return int(found[2]), int(found[3]), largest, found.end()
 
 
-def decode_pnm(data: bytes, header: PnmHeader, reduction: int = 1) -> Samples:
+def read_pnm(data: bytes) -> Header:
+    """The size."""
+    return Header("pnm", *_pnm_numbers(data)[:2])
+
+
+def decode_pnm(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """Binary samples as they lie in the file, decimal ones by NumPy."""
-    channels = 3 if header.kind in (3, 6) else 1
-    shape = (header.height, header.width, channels)[: 2 + (channels == 3)]
-    if header.kind == 4:
-        row = (header.width + 7) // 8
-        packed = np.frombuffer(data[header.start : header.start + row * header.height], np.uint8)
-        _check_pnm(len(packed), row * header.height)
-        return Samples(np.unpackbits(packed.reshape(-1, row), axis=1, count=header.width), "L", 1, inverted=True)
-    count = header.height * header.width * channels
-    if header.kind > 3:
-        kind = np.dtype(np.uint8 if header.largest < 256 else ">u2")
-        samples = np.frombuffer(data, kind, min(count, (len(data) - header.start) // kind.itemsize), header.start)
+    kind = data[1:2]
+    width, height, largest, start = _pnm_numbers(data)
+    dtype = np.dtype(np.uint8 if largest < 256 else ">u2")
+    shape = (height, width, 3) if kind in b"36" else (height, (width + 7) // 8) if kind == b"4" else (height, width)
+    count = math.prod(shape)
+    if kind in b"123":
+        samples = _decimal(data[start:], count, bits=kind == b"1")
     else:
-        samples = _decimal(data[header.start :], header, count)
-    _check_pnm(len(samples), count)
-    if samples.max(initial=0) > header.largest:
-        raise BadImage("corrupt-data", f"PNM: a sample of {samples.max()} above the largest value {header.largest}")
-    samples = samples.astype(np.uint8 if header.largest < 256 else np.uint16, copy=False).reshape(shape)
-    return Samples(samples, "RGB" if channels == 3 else "L", header.largest, inverted=header.kind == 1)
+        samples = np.frombuffer(data, dtype, min(count, (len(data) - start) // dtype.itemsize), start)
+    if len(samples) < count:
+        raise BadImage("truncated", f"PNM: {len(samples):,} of {count:,} samples")
+    samples = samples.reshape(shape)
+    if kind == b"4":
+        samples = np.unpackbits(samples.view(np.uint8), axis=1, count=width)
+    if samples.max() > largest:
+        raise BadImage("corrupt-data", f"PNM: a sample of {samples.max()} above the largest value {largest}")
+    samples = samples.astype(dtype.newbyteorder("="), copy=False)
+    return Samples(samples, "RGB" if kind in b"36" else "L", largest, inverted=kind in b"14")
 
 
-def _decimal(text: bytes, header: PnmHeader, count: int) -> np.ndarray:
+def _decimal(text: bytes, count: int, *, bits: bool) -> np.ndarray:
     text = re.sub(rb"#[^\n]*", b"", text)
-    if header.kind == 1:  # digits need no space between them
+    if bits:  # they need no space between them
         digits = np.frombuffer(text, np.uint8)
         return np.asarray(digits[(digits == 0x30) | (digits == 0x31)][:count] - 0x30)
     numbers = text.split(None, count)[:count]
@@ -252,52 +237,47 @@ def _decimal(text: bytes, header: PnmHeader, count: int) -> np.ndarray:
     return np.array(numbers, "S9").astype(np.uint32)
 
 
-def _check_pnm(found: int, expected: int) -> None:
-    if found < expected:
-        raise BadImage("truncated", f"PNM: {found:,} of {expected:,} samples")
-
-
 # --- WebP -------------------------------------------------------------------------------------------------
 
-_WEBP_FLAGS = {b"ICCP": 0x20, b"EXIF": 8, b"XMP ": 4}
 
-
-def read_webp(data: bytes) -> ProfiledHeader:
+def read_webp(data: bytes) -> Header:
     """Walk the chunks, counting frames. Profile, EXIF and XMP count where the first chunk says they are there."""
     last = 8 + int.from_bytes(data[4:8], "little")
     if len(data) < last:
         raise BadImage("truncated", "WebP: shorter than its RIFF header says")
-    width = height = frames = flags = 0
-    found: dict[bytes, bytes] = {}
-    position = 12
+    chunks: dict[bytes, tuple[int, int]] = {}  # of each kind the first: start and length of its body
+    position, frames = 12, 0
     for _ in range(MOST_FRAMES):
         if position + 8 > last:
             break
         kind, length = struct.unpack_from("<4sI", data, position)
-        body = position + 8
-        if kind == b"VP8X":
-            flags = data[body]
-            width = 1 + int.from_bytes(data[body + 4 : body + 7], "little")
-            height = 1 + int.from_bytes(data[body + 7 : body + 10], "little")
-        elif kind == b"VP8 " and not width:
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
-        elif kind == b"VP8L" and not width:
-            bits = int.from_bytes(data[body + 1 : body + 5], "little")
-            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        elif kind == b"ANMF":
-            frames += 1
-        elif kind in _WEBP_FLAGS and flags & _WEBP_FLAGS[kind]:
-            found.setdefault(kind, data[body : body + length])
-        position = body + length + (length & 1)
-    block = found.get(b"EXIF", b"")
-    turn = exif.orientation(block) or exif.xmp_orientation(found.get(b"XMP ", b"")) or 1
-    profile = found.get(b"ICCP") or color_spaces.of_exif(block)
-    return ProfiledHeader("webp", width, height, turn, max(1, frames), profile)
+        chunks.setdefault(kind, (position + 8, length))
+        frames += kind == b"ANMF"
+        position += 8 + length + (length & 1)
+    width = height = flags = 0
+    if b"VP8X" in chunks:
+        start, _ = chunks[b"VP8X"]
+        flags = data[start]
+        width, height = (1 + int.from_bytes(data[start + i : start + i + 3], "little") for i in (4, 7))
+    elif b"VP8 " in chunks:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, chunks[b"VP8 "][0] + 6))
+    elif b"VP8L" in chunks:
+        bits = int.from_bytes(data[chunks[b"VP8L"][0] + 1 :][:4], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+
+    def told(kind: bytes, flag: int) -> bytes:
+        start, length = chunks.get(kind, (0, 0)) if flags & flag else (0, 0)
+        return data[start : start + length]
+
+    block = told(b"EXIF", 8)
+    turn = exif.orientation(block) or exif.xmp_orientation(told(b"XMP ", 4)) or 1
+    profile = told(b"ICCP", 0x20) or color_spaces.of_exif(block)
+    return Header("webp", width, height, turn, max(1, frames), profile)
 
 
-def decode_webp(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
+def decode_webp(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """By OpenCV: the first frame of an animation on a transparent canvas."""
-    return opencv.samples(opencv.decode(data, header), header.profile)
+    return opencv.decode(data, header)
 
 
 # --- AVIF, HEIC -------------------------------------------------------------------------------------------
@@ -312,25 +292,24 @@ def _open_avif(data: bytes) -> ImageFile:
 
 def read_avif(data: bytes) -> Header:
     """As libavif reads it; the orientation is that of the boxes irot and imir, EXIF's does not count."""
-    for _ in isobmff.boxes(data):  # whole, or truncated
-        pass
+    list(isobmff.boxes(data))  # whole, or truncated
     image = _open_avif(data)
     width, height = image.size
     isobmff.check_av1_sizes(data, height, width)
     turn = exif.orientation(image.info.get("exif", b"")) or 1
     profile = image.info.get("icc_profile") or _coded_profile("avif", _open_heic(data))
-    return ProfiledHeader("avif", width, height, turn, getattr(image, "n_frames", 1), profile)
+    return Header("avif", width, height, turn, getattr(image, "n_frames", 1), profile)
 
 
-def _coded_profile(name: str, image: Any) -> bytes:
-    """ICC, of the color that an nclx box tells. Raises BadImage for one that is not converted here."""
+def _coded_profile(name: str, image: Any) -> Profile:
+    """Of the color that an nclx box tells. Raises BadImage for one that is not converted here."""
     coded = image.info.get("nclx_profile")
-    return color_spaces.of_cicp(name, coded["color_primaries"], coded["transfer_characteristics"]) if coded else b""
+    return color_spaces.of_cicp(name, coded["color_primaries"], coded["transfer_characteristics"]) if coded else None
 
 
-def decode_avif(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
+def decode_avif(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """By libavif in Pillow: 8 bits, whatever the depth."""
-    return _pillow_samples("avif", _open_avif(data))._replace(profile=header.profile)
+    return _pillow_samples("avif", _open_avif(data))
 
 
 def _open_heic(data: bytes) -> Any:
@@ -342,28 +321,26 @@ def _open_heic(data: bytes) -> Any:
 
 def read_heic(data: bytes) -> Header:
     """As libheif reads it: already turned."""
-    for _ in isobmff.boxes(data):  # whole, or truncated
-        pass
+    list(isobmff.boxes(data))  # whole, or truncated
     image = _open_heic(data)
-    width, height = image.size
     profile = image.info.get("icc_profile") or _coded_profile("heic", image)
-    return ProfiledHeader("heic", width, height, frames=len(image), profile=profile)
+    width, height = image.size
+    return Header("heic", width, height, frames=len(image), profile=profile)
 
 
-def decode_heic(data: bytes, header: ProfiledHeader, reduction: int = 1) -> Samples:
+def decode_heic(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """The primary image by libheif."""
     image = _open_heic(data)
     pixels = np.array(image)  # a copy: the memory is the image's, and goes with it
     mode = image.mode.replace("a", "A").replace("I;16", "L")
-    white = 255 if pixels.dtype == np.uint8 else 65535
-    return Samples(pixels, mode, white, image.premultiplied_alpha, profile=header.profile)
+    return Samples(pixels, mode, int(np.iinfo(pixels.dtype).max), image.premultiplied_alpha)
 
 
 # --- JPEG 2000 --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Jp2Header(ProfiledHeader):
+class Jp2Header(Header):
     """Of a JPEG 2000 file or codestream."""
 
     channels: str = "RGB"
@@ -373,13 +350,17 @@ class Jp2Header(ProfiledHeader):
     color_at: int = 0  # where the box of the profile begins
 
 
+_JP2_COLORS = {0: "", 12: "CMYK", 16: "RGB", 17: "L", 18: "RGB"}  # by color space; 0: not told
+_PROFILE_COLORS = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
+_YCBCR = 18
+
+
 def read_jp2(data: bytes) -> Jp2Header:
     """Size and depth of the codestream; of the boxes around it, what its components mean."""
     parts: dict[bytes, tuple[int, int]] = {}
     for kind, start, end in isobmff.boxes(data):
-        if kind == b"jp2h" and not parts:
-            for part, first, last in isobmff.boxes(data, start, end):
-                parts.setdefault(part, (first, last))
+        if kind == b"jp2h":
+            parts = parts or isobmff.first_boxes(data, start, end)
         elif kind == b"jp2c":
             return _read_codestream(data, start, "jp2", parts)
     raise BadImage("truncated", "JPEG 2000: no codestream")
@@ -390,45 +371,50 @@ def read_j2k(data: bytes) -> Jp2Header:
     return _read_codestream(data, 0, "j2k", {})
 
 
-_UNSAID = -1
-_JP2_COLORS = {12: "CMYK", 16: "RGB", 17: "L", 18: "RGB"}  # by color space
-_PROFILE_COLORS = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
-
-
 def _read_codestream(data: bytes, start: int, name: str, boxes: dict[bytes, tuple[int, int]]) -> Jp2Header:
+    """Of the codestream that begins at `start`, inside these boxes, if any."""
     right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
-    (components,) = struct.unpack_from(">H", data, start + 40)
-    depths, *steps = (set(data[start + 42 + i : start + 42 + 3 * components : 3]) for i in range(3))
+    (count,) = struct.unpack_from(">H", data, start + 40)
+    components = data[start + 42 : start + 42 + 3 * count]
+    depths, steps = components[::3], [set(components[1::3]), set(components[2::3])]  # less 1; across and down
     if b"pclr" in boxes:
         at = boxes[b"pclr"][0] + 2
-        components, depths = data[at], set(data[at + 1 : at + 1 + data[at]])
-    color_at, color_end = boxes.get(b"colr", (0, 0))
-    is_profile = color_at > 0 and data[color_at] != 1
-    profile = data[color_at + 3 : color_end] if is_profile else b""
-    space = int.from_bytes(data[color_at + 3 : color_at + 7], "big") if color_at and not is_profile else _UNSAID
-    few = "L" if components < 3 else "RGB"
-    colors = (
-        _PROFILE_COLORS.get(profile[16:20], few) if is_profile else _JP2_COLORS.get(space, few if space < 0 else "")
-    )
-    colors = few if is_profile and components - len(colors) not in (0, 1) else colors  # it is of another kind of color
-    first, last = boxes.get(b"cdef", (0, 0))
-    kinds = struct.unpack_from(f">{(last - first) // 2}H", data, first)[2::3]  # of channels: 1 and 2 are alpha
-    more, said = components - len(colors), 1 in kinds or 2 in kinds
+        depths = data[at + 1 : at + 1 + data[at]]
+    space, profile, color_at = _jp2_color(data, *boxes.get(b"colr", (0, 0)))
+    colors = _jp2_colors(len(depths), space, profile)
+    more = len(depths) - len(colors)
+    at, end = boxes.get(b"cdef", (0, 0))
+    kinds = struct.unpack_from(f">{(end - at) // 2}H", data, at)[2::3]  # of channels: 1 and 2 are alpha
+    said = 1 in kinds or 2 in kinds
     alpha = said or name == "j2k"  # which cannot say
-    usual = steps == [{1}, {1}] or (
-        not is_profile and space in (_UNSAID, 18) and steps in ([{1, 2}, {1}], [{1, 2}] * 2)
-    )
-    if not colors or more not in (0, 1) or len(depths) != 1 or max(depths) > 15 or not usual:
-        bits = " and ".join(f"{(depth & 127) + 1}{' signed' if depth > 127 else ''}" for depth in sorted(depths))
-        what = f"{components} {'' if usual else 'subsampled '}components of {bits} bits"
-        what += f", color space {space}" if space > 0 else ""
+    halved = (
+        space in (0, _YCBCR) and not profile and steps in ([{1, 2}, {1}], [{1, 2}, {1, 2}])
+    )  # color, as of photographs
+    usual = halved or steps == [{1}, {1}]
+    if not colors or more not in (0, 1) or len(set(depths)) != 1 or depths[0] > 15 or not usual:
+        bits = " and ".join(f"{(depth & 127) + 1}{' signed' if depth > 127 else ''}" for depth in sorted(set(depths)))
+        what = f"{len(depths)} {'' if usual else 'subsampled '}components of {bits} bits"
+        what += f", color space {space}" if space else ""
         raise BadImage("unsupported-jp2", f"JPEG 2000 with {what}; convert it to PNG or JPEG")
     if data.rfind(b"\xff\xd9") < start:
         raise BadImage("truncated", "JPEG 2000: no end marker")
     note = "" if said or not more else f"1 unspecified band {'taken for alpha' if alpha else 'left out'}"
     return Jp2Header(name, right - left, bottom - top, profile=profile, channels=colors + "A" * (more and alpha),
-                     bits=depths.pop() + 1, associated=2 in kinds, note=note,
-                     color_at=color_at if is_profile else 0)  # fmt: skip
+                     bits=depths[0] + 1, associated=2 in kinds, note=note, color_at=color_at)  # fmt: skip
+
+
+def _jp2_color(data: bytes, start: int, end: int) -> tuple[int, bytes, int]:
+    """Of the body of a colr box: the color space, or the ICC profile and where the body begins."""
+    if start and data[start] == 1:
+        return int.from_bytes(data[start + 3 : start + 7], "big"), b"", 0
+    return 0, data[start + 3 : end], start
+
+
+def _jp2_colors(components: int, space: int, profile: bytes) -> str:
+    """Channels of color; "" for a color space that is not read."""
+    few = "L" if components < 3 else "RGB"
+    colors = _PROFILE_COLORS.get(profile[16:20], few) if profile else _JP2_COLORS.get(space, "") if space else few
+    return few if profile and components - len(colors) not in (0, 1) else colors  # it is of another kind of color
 
 
 def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:

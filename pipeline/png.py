@@ -5,26 +5,24 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from shardline.pipeline import color_spaces, exif, opencv
-from shardline.pipeline.image_types import BadImage, Header, Samples
+from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
-_COLORS = frozenset((b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"))
+_TOLD = frozenset((b"acTL", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"tRNS"))  # of each, the first counts
 _CHUNK = struct.Struct(">I4s")  # bytes and kind
 _END = bytes(4) + b"IEND\xae\x42\x60\x82"  # the last chunk, without which all pixels may be there
 _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
 _RAW_ICC = re.compile(rb"Raw profile type ic[cm]\0")
-_RAW_COLOR = b"raw"  # key of such a profile among the chunks that tell of color
-_HEXADECIMAL = (b"tEXt", b"zTXt")
-_TEXTS = frozenset((*_HEXADECIMAL, b"iTXt"))
+_TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt"))
 MOST_CHUNKS = 65_536  # at the usual 8 KB each, half a gigabyte
-MOST_TEXTS = 32  # in which an orientation is looked for
+MOST_TEXTS = 32  # in which an orientation and a profile are looked for
 _MOST_PROFILE = 1 << 22  # bytes of an inflated ICC profile
 _MOST_TEXT = 1 << 17  # of an inflated text
 
@@ -33,7 +31,6 @@ _MOST_TEXT = 1 << 17  # of an inflated text
 class PngHeader(Header):
     """What the chunks of a PNG say."""
 
-    profile: bytes = b""  # ICC
     chunks: tuple[tuple[bytes, int, int], ...] = ()  # kind, start and end of each
     gray_key: int | None = None  # the transparent level of a gray PNG, as decoders scale it to 8 or 16 bits
 
@@ -44,51 +41,43 @@ def read_header(data: bytes) -> PngHeader:
         raise BadImage("unsupported-png", "PNG in Apple's form for its devices (CgBI); convert it to a common PNG")
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     chunks = _chunks(data)
-    frames, orientation, from_text, texts, gray_key = 1, 0, 0, 0, None
-    colors: dict[bytes, bytes] = {}  # bodies of chunks that tell of color
+    told: dict[bytes, bytes] = {}
     for kind, start, end in chunks:
-        if kind in _PIXELS:
-            if kind == b"tRNS" and color == 0:
-                gray_key = int.from_bytes(data[start + 8 : start + 10], "big") * 255 // ((1 << min(depth, 8)) - 1)
-        elif kind == b"acTL":
-            frames = int.from_bytes(data[start + 8 : start + 12], "big")
-        elif kind in _COLORS:
-            colors.setdefault(kind, data[start + 8 : end - 4])
-            if kind == b"eXIf":
-                orientation = exif.orientation(data[start + 8 : end - 4])
-        elif kind in _HEXADECIMAL and _RAW_ICC.match(data, start + 8) and texts < MOST_TEXTS:
-            texts += 1
-            if _RAW_COLOR not in colors:
-                colors[_RAW_COLOR] = _raw_profile(kind, data[start + 8 : end - 4].partition(b"\0")[2], _MOST_PROFILE)
-        elif kind in _TEXTS and not from_text and texts < MOST_TEXTS:
-            from_text, texts = _orientation_of_text(kind, data[start + 8 : end - 4]), texts + 1
-    profile = _profile(colors) if colors else b""
-    return PngHeader("png", width, height, orientation or from_text or 1, frames, profile, tuple(chunks), gray_key)
+        if kind in _TOLD and kind not in told:
+            told[kind] = data[start + 8 : end - 4]
+    texts = [(kind, data[start + 8 : end - 4]) for kind, start, end in chunks if kind in _TEXTS][:MOST_TEXTS]
+    frames = int.from_bytes(told[b"acTL"][:4], "big") if b"acTL" in told else 1
+    turns = (turn for text in texts if (turn := _orientation_of_text(*text)))
+    orientation = exif.orientation(told.get(b"eXIf", b"")) or next(turns, 1)
+    gray_key = None
+    if color == 0 and b"tRNS" in told:
+        gray_key = int.from_bytes(told[b"tRNS"][:2], "big") * 255 // ((1 << min(depth, 8)) - 1)
+    return PngHeader("png", width, height, orientation, frames, _profile(told, texts), tuple(chunks), gray_key)
 
 
-def _profile(colors: Mapping[bytes, bytes]) -> bytes:
-    """ICC, of the chunk that counts (PNG, third edition, 4.3); empty for sRGB and where nothing is told.
+def _profile(told: Mapping[bytes, bytes], texts: Iterable[tuple[bytes, bytes]]) -> Profile:
+    """Of the chunk that counts (PNG, third edition, 4.3); none for sRGB and where nothing is told.
 
     Raises:
       BadImage: the color is one that is not converted here.
     """
-    if len(cicp := colors.get(b"cICP", b"")) == 4:
+    if len(cicp := told.get(b"cICP", b"")) == 4:
         if cicp[2] or cicp[3] != 1:
             raise BadImage("unsupported-png", "PNG of a video's YCbCr or narrow range (cICP); convert it to sRGB")
         return color_spaces.of_cicp("png", cicp[0], cicp[1])
-    if profile := _inflated(colors.get(b"iCCP", b"").partition(b"\0")[2][1:], _MOST_PROFILE):
+    if profile := _inflated(told.get(b"iCCP", b"").partition(b"\0")[2][1:], _MOST_PROFILE):
         return profile
-    if profile := colors.get(_RAW_COLOR, b""):
+    raw = next((text for text in texts if _RAW_ICC.match(text[1])), None)
+    if raw and (profile := _raw_profile(*raw, _MOST_PROFILE)):
         return profile
-    if b"sRGB" in colors:
+    if b"sRGB" in told:
         return b""
-    gamma, points = colors.get(b"gAMA", b""), colors.get(b"cHRM", b"")
+    gamma, points = told.get(b"gAMA", b""), told.get(b"cHRM", b"")
     if len(gamma) == 4 or len(points) == 32:
         level = int.from_bytes(gamma, "big") / 100_000 if len(gamma) == 4 else 0
         numbers = [number / 100_000 for number in struct.unpack(">8I", points)] if len(points) == 32 else []
-        white = (numbers[0], numbers[1]) if numbers else ()
-        return color_spaces.of_numbers(numbers[2:], white, 1 / level if level else 0.0)
-    return color_spaces.of_exif(colors.get(b"eXIf", b""))
+        return color_spaces.of_numbers(numbers[2:], numbers[:2], 1 / level if level else 0.0)
+    return color_spaces.of_exif(told.get(b"eXIf", b""))
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
@@ -118,14 +107,13 @@ def _orientation_of_text(kind: bytes, body: bytes) -> int:
     if kind == b"iTXt" and name == b"XML:com.adobe.xmp":
         packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
         return exif.xmp_orientation(_inflated(text, _MOST_TEXT) if packed else text)
-    if kind != b"iTXt" and _RAW_PROFILE.match(name):
-        block = _raw_profile(kind, text, _MOST_TEXT)
-        return exif.orientation(block) or exif.xmp_orientation(block)
-    return 0
+    block = _raw_profile(kind, body, _MOST_TEXT) if _RAW_PROFILE.match(name) else b""
+    return exif.orientation(block) or exif.xmp_orientation(block)
 
 
-def _raw_profile(kind: bytes, text: bytes, most: int) -> bytes:
+def _raw_profile(kind: bytes, body: bytes, most: int) -> bytes:
     """What ImageMagick wrote in hexadecimal, after a line break, a name and a length; empty for what is damaged."""
+    text = body.partition(b"\0")[2]
     text = _inflated(text[1:], most) if kind == b"zTXt" else text[:most]
     try:
         return bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))
@@ -144,15 +132,15 @@ def _inflated(packed: bytes, most: int) -> bytes:
 def decode(data: bytes, header: PngHeader, reduction: int = 1) -> Samples:
     """All pixels: 8 or 16 bits, gray, BGR or BGRA; palettes applied."""
     try:
-        pixels = opencv.decode(_pixel_chunks(data, header), header)
+        samples = opencv.decode(_pixel_chunks(data, header), header)
     except BadImage as bad:
         raise (
             bad if header.chunks[-1][0] == b"IEND" else BadImage("truncated", "PNG: no end, and not all pixels")
         ) from None
-    if header.gray_key is not None and pixels.ndim == 2:  # OpenCV takes it for opaque
-        opaque = np.where(pixels == header.gray_key, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
-        return opencv.samples(cv2.merge([pixels, opaque]), header.profile)
-    return opencv.samples(pixels, header.profile)
+    if header.gray_key is not None and samples.channels == "L":  # OpenCV takes it for opaque
+        opaque = np.where(samples.pixels == header.gray_key, 0, samples.white).astype(samples.pixels.dtype)
+        return Samples(cv2.merge([samples.pixels, opaque]), "LA", samples.white)
+    return samples
 
 
 def _pixel_chunks(data: bytes, header: PngHeader) -> bytes:

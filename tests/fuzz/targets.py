@@ -23,8 +23,9 @@ import pyarrow as pa
 from shardline.pipeline.cache import DirectoryCache
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import encode_example, feature_kinds, parse_example
-from shardline.pipeline.image_headers import BadImage, read_header
+from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.images import process, set_up_process
 from shardline.pipeline.manifest import (
     FILE_NAME,

@@ -361,7 +361,10 @@ def test_a_bmp_whose_profile_is_elsewhere_is_refused_by_what_it_is():
 
 
 def test_numbers_that_are_no_colors_give_no_profile():
-    assert of_numbers((), (), 2.2) == of_numbers((), (), 9e9) == of_numbers([0.0] * 6, (), 1.8) == b""
+    assert of_numbers((), (), 2.2) is of_numbers((), (), 9e9) is None
+    for colors in ([0.0] * 6, [0.3, 0.3] * 3):
+        data = with_chunks(saved(TRUTH), gAMA=gama(1.8), cHRM=chrm(np.reshape(colors, (3, 2))))
+        assert levels_off(data) == 0 and "color profile ignored" in note(data)
 
 
 # ------------------------------------------------------------------------------------------------------- TIFF

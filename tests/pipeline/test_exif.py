@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shardline.pipeline import exif
-from shardline.pipeline.image_headers import orientation_of, read_header
+from shardline.pipeline.image_headers import read_header
 from shardline.tools.image_variants import jpeg_segment, sloppy_exif_blocks
 
 ALL = range(1, 9)
@@ -70,10 +70,10 @@ def test_xmp_tells_where_exif_does_not(orientation: int) -> None:
     packet = b'<x:xmpmeta xmlns:tiff="x"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
     assert exif.xmp_orientation(packet) == orientation
     assert exif.xmp_orientation(b"<tiff:Orientation>%d</tiff:Orientation>" % orientation) == orientation
-    assert orientation_of(saved("JPEG", xmp=packet)) == orientation
+    assert read_header(saved("JPEG", xmp=packet)).orientation == orientation
     both = Image.Exif()
     both[0x112] = 3
-    assert orientation_of(saved("JPEG", xmp=packet, exif=both)) == 3
+    assert read_header(saved("JPEG", xmp=packet, exif=both)).orientation == 3
 
 
 @pytest.mark.parametrize("orientation", ALL)
@@ -82,14 +82,7 @@ def test_pillow_writes_what_is_read(kind: str, orientation: int) -> None:
     tag = Image.Exif()
     tag[0x112] = orientation
     data = saved(kind, exif=tag)
-    assert orientation_of(data) == read_header(data).orientation == orientation
-
-
-def test_orientation_of_never_raises() -> None:
-    """For callers that decode by other means and have their own opinion of broken files."""
-    jpeg = saved("JPEG")
-    for data in (b"", b"text", jpeg[:100], jpeg[:2] + b"\0" + jpeg[2:], saved("GIF")):
-        assert orientation_of(data) == 1
+    assert read_header(data).orientation == orientation
 
 
 def test_the_first_exif_that_tells_counts() -> None:
@@ -97,4 +90,4 @@ def test_the_first_exif_that_tells_counts() -> None:
     untold = b"II*\0" + struct.pack("<IH", 8, 0) + bytes(4)
     segments = [jpeg_segment(0xE1, b"Exif\0\0" + block) for block in (untold, *blocks)]
     jpeg = saved("JPEG")
-    assert orientation_of(jpeg[:2] + b"".join(segments) + jpeg[2:]) == 6
+    assert read_header(jpeg[:2] + b"".join(segments) + jpeg[2:]).orientation == 6

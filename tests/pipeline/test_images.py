@@ -17,7 +17,7 @@ from shardline.pipeline import color, image_pixels, images, opencv
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_headers import FORMATS, read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.image_types import Header
+from shardline.pipeline.image_types import Header, Samples
 from shardline.pipeline.images import BadImage, FilteredImage, load_rgb, process
 from shardline.pipeline.jpeg import JpegHeader
 from shardline.pipeline.sniff import UNSUPPORTED, sniff
@@ -232,7 +232,8 @@ def test_every_orientation_is_applied_to_large_images(kind: str, orientation: in
 @pytest.mark.parametrize("halvings", [0, 1, 3])
 def test_large_images_are_made_bgr_and_halved_in_bands(depth: int, channels: int, halvings: int) -> None:
     stored = natural(640, 480)[..., [0, 1, 2, 0][:channels]].squeeze()
-    samples = opencv.samples(stored.copy() if depth == 8 else stored.astype(np.uint16) * 257, b"")
+    pixels = stored.copy() if depth == 8 else stored.astype(np.uint16) * 257
+    samples = Samples(pixels, {1: "L", 3: "BGR", 4: "BGRA"}[channels], 255 if depth == 8 else 65535)
     want = stored[..., None].repeat(3, axis=2) if channels == 1 else stored
     if channels == 4:
         want = image_pixels._over_white(stored[..., :3], stored[..., 3:], associated=False)

@@ -17,7 +17,7 @@ import zlib
 import pytest
 
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.image_headers import BadImage
+from shardline.pipeline.image_types import BadImage
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.source_files import read_member
 from shardline.tools.conversion.archives import archive_in, open_archive
