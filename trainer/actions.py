@@ -67,10 +67,12 @@ class StepMonitor(Action):
         self.images_per_second = 0.0  # evaluations and checkpoints left out
         self.last_line = 0  # step of the newest line of metrics
         self._stages = StageLaps(setup.data, "training")
+        self._steps = 0
         self.restart()
 
     def restart(self) -> None:
         """Forget the speed so far: the steps that follow are of another kind."""
+        self.flush()
         self._total_images, self._total_seconds, self._warming = 0.0, 0.0, True
         self._total_waited = 0.0
         self._reset()
@@ -83,7 +85,7 @@ class StepMonitor(Action):
 
     def after_step(self, record: StepRecord) -> None:
         """Take in one step, and stop when a host asked to. Raises Failure when the loss is not finite."""
-        report = record.report
+        report, self._last = record.report, record
         self._check(record)
         self._steps += 1
         self._seconds += record.seconds
@@ -115,6 +117,11 @@ class StepMonitor(Action):
     def ends_call(self, state: TrainState) -> bool:
         """At each line of metrics, and after the first step, which compiles: whole calls are timed."""
         return self._warming or state.step % self.setup.config.log_every_steps == 0
+
+    def flush(self) -> None:
+        """A line of the steps since the last one, if there are any."""
+        if self._steps:
+            self._report(self._last)
 
     def close(self) -> None:
         """End the bar and the looks at GPUs."""
@@ -250,6 +257,7 @@ class Evaluate(Action):
 
     def act(self, state: TrainState) -> None:
         """Evaluate, with the moving average if there is one, which callbacks then find in the model; keep the best."""
+        self.monitor.flush()  # an epoch's last steps belong to it
         with averaged(self.setup, state):
             line, answers = self._evaluate(state) if self._dataset is not None else ({}, None)
             if self.callbacks:

@@ -6,9 +6,9 @@
             return report.kind == "eval" and report.numbers["loss"] < 0.1  # True ends the run
         def end(self) -> None: ...
 
-They are called at the lines of metrics.jsonl, every `log_every_steps` steps and with each evaluation, never between:
-several steps run in one call of TensorFlow. On several hosts those of the chief are called. A callback of Keras can be
-given as it is (`keras_callbacks`).
+They are called at the lines of metrics.jsonl, every `log_every_steps` steps, before each evaluation and with it, never
+between: several steps run in one call of TensorFlow. On several hosts those of the chief are called. A callback of
+Keras can be given as it is (`keras_callbacks`).
 """
 
 from __future__ import annotations

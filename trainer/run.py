@@ -158,6 +158,7 @@ def _train(
                 log("compiling the step (once a phase and image size; about 30 s, if no earlier run has left it) …")
             if not train_phase(setup, state, train_steps, actions, stop, end):
                 break
+        monitor.flush()
         save.act(state)
         input_profile.act(state)
     if setup.cluster.chief and (costs := str(input_profile.profile(state.step))):

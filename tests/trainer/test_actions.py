@@ -29,3 +29,18 @@ def test_lines_tell_the_loss_of_skipped_steps_and_how_many_there_were(finite):
     assert [line.metrics["skipped_steps"] for line in lines] == [skipped[0], skipped[1], skipped[2] + skipped[3]]
     norms = [line.metrics.get("gradient_norm") for line in lines]
     assert norms == [1 if finite[0] else None, 2 if finite[1] else None, 4 if finite[3] else None]
+
+
+def test_steps_before_the_images_grow_are_in_a_line_too():
+    setup, lines = create(log_every_steps=10), []
+    network, callbacks = SimpleNamespace(trained=lambda part: {}), SimpleNamespace(report=lines.append)
+    monitor = StepMonitor(setup, network, callbacks, 0)
+    monitor.flops[0] = 1.0
+    for step in range(1, 6):
+        numbers = {"loss": step, "top1": 0.25, "samples": 4.0, "stop": 0.0, "finite": 1, "scale": 1.0, "norm": 1.0}
+        monitor.after_step(StepRecord(step, 4 * step, setup.spans[0], 0.1, numbers, 0.01, 0.0, None, 0))
+        if step == 3:
+            monitor.restart()
+    monitor.flush()
+    monitor.close()
+    assert [(line.step, line.metrics["loss"]) for line in lines] == [(1, 1), (3, 2.5), (4, 4), (5, 5)]

@@ -272,6 +272,15 @@ def test_csv_logger_gets_epochs_as_keras_means_them(whole):
             assert row[f"val_{name}"] == evaluation[name]
 
 
+def test_epochs_are_the_same_however_seldom_lines_are_written(thin, whole, tmp_path):
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    train(TrainConfig(**{**thin, "log_every_steps": 100}, workdir=tmp_path / "run"), callbacks=[log])
+    lines = [line for line in metrics_log.read(tmp_path / "run") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [1, 3, 6]
+    for row, same in zip(rows(tmp_path / "log.csv"), rows(whole.folder / "log.csv"), strict=True):
+        assert row == pytest.approx(same)
+
+
 def test_hooks_are_called_in_the_order_of_fit(whole):
     epochs = [[f"epoch {e}", *(f"batch {3 * e + i} waiting_percent" for i in range(3)), f"end {e}"] for e in (0, 1)]
     assert whole.heard == ["train", *epochs[0], *epochs[1], "trained"]

@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_records(results
 def test_steps_that_run_in_one_call_are_the_same_steps(more):
     calls = more["restarts"]["calls"]
     assert calls["weights_sha256"] == more["whole"]["result"]["weights_sha256"]
-    assert calls["lines"] == [1, 4]  # the first step of each phase
+    assert calls["lines"] == [1, 3, 4, 7]  # the first step of each phase, and the others of each before its evaluation
 
 
 @pytest.mark.slow
