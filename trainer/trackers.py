@@ -2,7 +2,7 @@
 
 Each is a callback of the run. What one raises, as of a full disk or a server that is gone, is said in a line and ends
 that tracker, never the run. A run that continues after a kill continues in the trackers: RUN/tracking.json keeps its
-name there.
+name there, and its place, by which a copy of the directory is told from it: a copy begins a new run in the trackers.
 """
 
 from __future__ import annotations
@@ -143,10 +143,34 @@ class Names:
     mlflow_store: str = ""  # tracking URI
     mlflow_run: str = ""
     wandb_run: str = ""
+    workdir: str = ""  # where the run lies; "" in a file of before this was kept
+
+    @property
+    def runs(self) -> set[str]:
+        """The run in each tracker that has one."""
+        return {self.mlflow_run, self.wandb_run} - {""}
+
+
+def own_names(workdir: Path) -> Names:
+    """Those of the run so far; in a copy of a run directory that is still there no runs, and a line that says so.
+
+    Raises:
+      UsageError: the file is damaged.
+    """
+    names = read_names(workdir)
+    if names.workdir == str(workdir) or not names.runs:
+        return names
+    original = Path(names.workdir)
+    elsewhere = names.workdir and original.exists() and not original.samefile(workdir)
+    if elsewhere and read_names(original).runs & names.runs:
+        log(f"note: --workdir={workdir} is a copy of {original}: it begins a new run in the trackers")
+        names = Names(mlflow_store=names.mlflow_store)
+    write_names(workdir, names)  # with its place
+    return names
 
 
 def read_names(workdir: Path) -> Names:
-    """Those of the run so far. Raises UsageError for a damaged file."""
+    """What the file in a run directory says. Raises UsageError for a damaged one."""
     path = workdir / TRACKING_FILE
     try:
         return stored.load(path, Names, format=RUN_FORMAT, remedy="delete it to begin new runs in the trackers")
@@ -156,7 +180,7 @@ def read_names(workdir: Path) -> Names:
 
 def write_names(workdir: Path, names: Names) -> None:
     """Keep them for the calls that continue this run."""
-    stored.save(workdir / TRACKING_FILE, asdict(names), format=RUN_FORMAT)
+    stored.save(workdir / TRACKING_FILE, asdict(replace(names, workdir=str(workdir))), format=RUN_FORMAT)
 
 
 # ---------------------------------------------------------------------------------------- TensorBoard
@@ -242,7 +266,7 @@ class MLflow(Tracker):
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        names = read_names(self.workdir)
+        names = own_names(self.workdir)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or names.mlflow_store or Path("mlruns").absolute().as_uri()
         self._client = MlflowClient(tracking_uri=uri)
         self._run = names.mlflow_run if names.mlflow_store == uri and start.step else ""
@@ -297,7 +321,7 @@ class WeightsAndBiases(Tracker):
             os.environ.setdefault(name, value)
         import wandb
 
-        names = read_names(self.workdir)
+        names = own_names(self.workdir)
         own = names.wandb_run if start.step else ""
         mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
         self._run = wandb.init(

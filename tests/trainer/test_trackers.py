@@ -289,6 +289,27 @@ def test_names_that_were_damaged_are_not_believed(tmp_path):
         trackers.read_names(tmp_path)
 
 
+def test_a_copy_of_a_run_begins_a_new_run_and_a_moved_one_continues_its_own(tmp_path, capsys):
+    original, copy, moved, link = (tmp_path / name for name in ("run", "copy", "moved", "link"))
+    original.mkdir()
+    trackers.write_names(original, trackers.Names("file:///store", "abc", "def"))
+    shutil.copytree(original, copy)
+    for _ in (1, 2):  # each tracker asks
+        names = trackers.own_names(copy)
+        assert (names.mlflow_store, names.runs) == ("file:///store", set())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"note: --workdir={copy} is a copy of {original}: it begins a new run in the trackers"
+    trackers.write_names(copy, replace(names, wandb_run="new"))
+    assert trackers.own_names(copy).runs == {"new"}
+    link.symlink_to(original)
+    assert trackers.own_names(link).runs == trackers.own_names(original).runs == {"abc", "def"}
+    original.rename(moved)
+    assert trackers.own_names(moved).runs == {"abc", "def"}
+    shutil.copytree(moved, original)
+    assert not trackers.own_names(original).runs  # of the moved one, which noted its new place
+    assert capsys.readouterr().err.count("is a copy of") == 1
+
+
 def test_settings_are_plain_values_of_what_is_computed():
     found = trackers.settings(TrainConfig(data="d", workdir="w", crop_area=(0.5, 1.0), track="mlflow"))
     assert found["crop_area"] == "0.5,1" and found["dropout"] == 0.5 and found["jit"] == "auto"
