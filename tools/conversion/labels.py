@@ -10,6 +10,7 @@ import html
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,13 +29,18 @@ from shardline.tools.conversion.sources import SourcesBuilder
 _SPLITS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "eval": 1, "evaluation": 1}
 _SPLITS |= {"test": 2, "testing": 2}
 _SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?:[-_ ]?(?:sets?|data|images?|imgs?|splits?|folders?|\d+))*", re.ASCII)
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*|,\d\d?)?(e[+-]?\d\d?)?", re.ASCII | re.IGNORECASE)  # 7, 10.0, 0,5, 1.0e+01
+# 7, 10.0, 0,5, 1.0e+01. Programs write a sign after the e; 1E5 is a name, as 4D2 is.
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*|,\d\d?)?(e[+-]\d\d?)?", re.ASCII | re.IGNORECASE)
+_THOUSANDS = re.compile(r"\d{1,3}(?:[,' ]\d{3})+", re.ASCII)
 _PLAIN = re.compile(r"[+-]?\d+", re.ASCII)
 _NOTHING = {  # what programs write for no value
     *("", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "<NA>", "None", "NULL", "null", "N/A", "n/a"),
     *("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"),
 }
-_MARKS = {"na", "none", "null", "nil", "nan", "-", "--", "?", "??", ".", "missing"}  # what people write, or a class
+_MARKS = {  # what people write, or a class
+    *("na", "none", "null", "nil", "nan", "-", "--", "?", "??", ".", "missing"),
+    *("no_label", "no label", "nolabel", "unlabeled", "unlabelled", "unannotated"),
+}
 _AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
 _NO_LISTS = (".csv", ".tsv", ".yaml", ".yml", ".pbtxt", ".xml", ".npy", ".pkl", ".mat", ".xlsx")
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
@@ -45,6 +51,7 @@ _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
 _LATIN = str.maketrans("АВЕКМНОРСТХІЈЅаеорсхуіјѕ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον", "ABEKMHOPCTXIJSaeopcxyijs" + "ABEZHIKMNOPTYXov")
 _COPY = re.compile(r"(?<=\w)(?:[ _-]+copy(?: ?\d+)?| *\(\d\d?\))+$", re.IGNORECASE)  # what file managers add
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s_.,:;/-]+(?=\d)")
+_MANY_SETS = 8  # names, of which half as many words are sets of labels
 _SIGNS = "#%&*!?@"  # that tell names apart, as mathematical ones do
 _JOINERS = "\u200c\u200d"  # invisible, and part of emoji and of some scripts
 
@@ -88,6 +95,8 @@ def _lookalike_key(name: str) -> str:
     text = similarity_key(re.sub(r"(?<=\w)-$", "\u2212", text))  # A- is not A
     if _NUMBER.fullmatch(text):
         return name
+    if _THOUSANDS.fullmatch(text):
+        return re.sub(r"\D", "", text)
     text = unicodedata.normalize("NFKD", _BETWEEN_DIGITS.sub("|", text))
     text = re.sub("(?<=[a-z])[\u0300-\u036f]+", "", text)
     return "".join(c for c in text if c in _SIGNS or unicodedata.category(c)[0] not in "ZP") or text
@@ -101,13 +110,48 @@ def lookalike_notes(names: Iterable[str], listed: Iterable[str] = ()) -> tuple[s
         groups.setdefault(_lookalike_key(name), []).append(name)
     alike = [group for group in groups.values() if len(group) > 1 and not listed.issuperset(group)]
     odd = [f"{name!r} ({why})" for name in names if name not in listed and (why := _odd_characters(name))]
-    notes = []
+    notes = _split_word_notes(names, listed) + _several_notes([name for name in names if name not in listed])
     if alike:
         pairs = shorten_list(" and ".join(map(repr, group)) for group in alike)
         notes.append(f"class names that look alike: {pairs}; if they are one class, give its images one name")
     if odd:
         notes.append(f"odd characters in class names: {shorten_list(odd)}")
     return tuple(notes)
+
+
+def _split_word_notes(names: Sequence[str], listed: set[str]) -> list[str]:
+    """On names that are one but for a word that means a split: cat and cat_test, trainA and testA."""
+    groups: dict[str, list[str]] = {}
+    marked = set()
+    for name in names:
+        words = [word for word in re.split(r"[-_. ]+|(?<=[a-z])(?=[A-Z])", name) if word]
+        rest = [word for word in words if split_rank(word) is None]
+        groups.setdefault(" ".join(rest or words).casefold(), []).append(name)
+        marked |= {name} if 0 < len(rest) < len(words) else set()
+    several = [group for group in groups.values() if len(group) > 1 and marked & set(group) - listed]
+    pairs = shorten_list(" and ".join(map(repr, group)) for group in several)
+    return [
+        f"class names that are one but for the name of a split: {pairs}; if those are splits, tell them by folders or "
+        "in a table's column split, and call the class alike"
+    ] * bool(several)
+
+
+def _several_notes(names: Sequence[str]) -> list[str]:
+    """On names whose parts, or words, come again in others: several labels an image, each set of them a class."""
+    parts = {name: [part.strip() for part in _BETWEEN.split(name) if part.strip()] for name in names}
+    often = Counter(part for held in parts.values() for part in set(held))
+    found = []
+    for name, held in parts.items():
+        again = [often[part] > 1 for part in held]
+        if len(held) > 1 and (any(again) if re.search("[|;]", name) else all(again)):  # a comma: synonyms, as well
+            found.append(name)
+    words = {word for name in names for word in name.split()}
+    if len(names) >= _MANY_SETS and 2 * len(words) < len(names):
+        found = [name for name in names if len(name.split()) > 1]
+    return [
+        f"classes that seem to be several labels each: {shorten_list(map(repr, found), 3)}; shardline takes one label "
+        "an image, so choose one of them, or leave it if each set is a class"
+    ] * bool(found)
 
 
 def _odd_characters(name: str) -> str:

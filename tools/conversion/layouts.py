@@ -45,7 +45,7 @@ _TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
 _PIECE = re.compile(rb"(?:fold|part|batch|chunk)[-_ ]?\d+", re.IGNORECASE)  # of a dataset, and no class
 _LABEL_FILES = _TABLES | {b".mat", b".json", b".jsonl", b".lst", b".xml", b".xls", b".xlsx", b".pkl", b".npy", b".npz"}
 _SIDE_FILES = {b".txt", b".json", b".xml", b".cls", b".yaml"}  # of one image each
-_MASK = re.compile(rb"(.+)([-_ ](?:masks?|segmentation|groundtruth))[-_ ]?\d*\.\w+", re.IGNORECASE)
+_MASK = re.compile(rb"(.+)([-_ .](?:masks?|segmentation|groundtruth))[-_ ]?\d*\.\w+", re.IGNORECASE)
 _IN_A_TABLE = "list path,label in a .csv and give that"
 _SEARCH_DEPTH, _SEARCH_FOLDERS = 4, 20  # how far split folders are looked for, for a hint
 

@@ -134,6 +134,8 @@ def test_each_remedy_for_a_label_that_seems_none_is_right(tmp_path, name):
         ("cat", "cat (1)", "cat - Copy"),
         ("IL-2", "IL2"),
         ("St. Bernard", "St Bernard"),
+        ("1,000", "1000"),
+        ("20 000", "20000"),
     ],
 )
 def test_names_that_only_look_alike_are_noted_and_kept_apart(names):
@@ -153,7 +155,8 @@ def test_names_that_only_look_alike_are_noted_and_kept_apart(names):
         ("+", "=", "*", ",", "!"), ("TNF\u03b1", "IL1\u03b2"), ("5\u03bcm", "5mm"), ("cat", "cats", "kat"),
         ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u0926\u0940"),  # vowel signs are letters
         ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469"),  # joiners where they belong
-        ("007", "0x07"), ("n01440764", "n01443537"), ("001.Black_footed_Albatross", "002.Laysan_Albatross"),
+        ("007", "0x07"), ("1,000", "1"), ("1E5", "100000"),
+        ("n01440764", "n01443537"), ("001.Black_footed_Albatross", "002.Laysan_Albatross"),
     ],
 )  # fmt: skip
 def test_names_that_do_not_look_alike_are_not_noted(names):
@@ -258,7 +261,7 @@ def test_a_class_misspelled_in_one_split_is_refused_and_the_split_named(tmp_path
         (["1.5", "10", "9"], ["1.5", "9", "10"]),
         ([f"{i:.18e}" for i in range(12)], [str(i) for i in range(12)]),  # of numpy.savetxt
         ([f"{i},0" for i in range(12)], [str(i) for i in range(12)]),  # of pandas, decimal=","
-        (["1e2", "9", "-5E-1"], ["-5E-1", "9", "1e2"]),
+        (["1e+2", "9", "-5E-1"], ["-5E-1", "9", "1e+2"]),
         (["1,000", "2", "b"], ["1,000", "2", "b"]),
     ],
 )
@@ -267,6 +270,39 @@ def test_numbers_are_in_numerical_order(found, names):
     assert list(result.names) == names
     if "b" not in names:
         assert [float(names[label]) for label in result.relabel] == [float(name.replace(",", ".")) for name in found]
+
+
+def test_names_that_a_spreadsheet_takes_for_numbers_are_names():
+    assert order("1E5", "2E5", "10E1").names == ("10E1", "1E5", "2E5")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("cat", "cat_test", "dog"), "'cat' and 'cat_test'"),
+        (("trainA", "testA", "trainB"), "'testA' and 'trainA'"),
+        (("Cat Train", "cat-val", "owl"), "'Cat Train' and 'cat-val'"),
+        (("crash_test", "car"), ""),
+        (("train_station", "bus_station"), ""),
+    ],
+)
+def test_splits_in_the_names_of_classes_are_noted(names, told):
+    notes = order(*names).notes
+    if told:
+        assert f"class names that are one but for the name of a split: {told}; if those are splits" in notes[0]
+    else:
+        assert notes == ()
+    assert order(*names, names=names).notes == ()
+
+
+def test_sets_of_labels_are_noted_where_not_each_stands_alone():
+    told = "classes that seem to be several labels each: "
+    assert f"{told}'cat|dog', 'dog;owl'; shardline takes one label" in order("cat|dog", "dog;owl", "bird").notes[0]
+    words = ("clear primary", "haze primary", "cloudy", "clear haze", "primary road", "road haze", "road clear",
+             "road primary clear", "cloudy road", "haze primary clear", "road haze clear")  # fmt: skip
+    assert f"{told}'clear haze', 'clear primary', 'cloudy road' and 7 more" in order(*words).notes[0]  # Planet's
+    assert order("maillot", "maillot, tank suit", "great white shark, man-eater", "tiger shark").notes == ()
+    assert order("cat|dog", "dog|owl", names=("cat|dog", "dog|owl")).notes == ()
 
 
 def test_numbers_as_floats_in_a_table(tmp_path):
@@ -282,7 +318,7 @@ def test_the_mark_of_no_label_is_noted_where_it_may_be_one():
     assert order("0", "1", "-1", names=("-1", "0", "1")).notes == ()
 
 
-@pytest.mark.parametrize("mark", ["NA", "NONE", "none", "Null", "-", "?", "nil", "missing"])
+@pytest.mark.parametrize("mark", ["NA", "NONE", "none", "Null", "-", "?", "nil", "missing", "no_label"])
 def test_other_marks_of_no_label_are_noted_too(mark):
     (note,) = order("cat", mark).notes
     assert note == f"{mark!r} is a class like the others; if it marks images without a label, leave those out"

@@ -355,6 +355,8 @@ def test_masks_beside_their_images_are_noted(tmp_path):
     assert "benign/benign (1)_mask.png is called as an image beside it is; if such files are masks" in note
     _, listed = scan(source, exclude=(flags_in(f"note: {note}")["exclude"].strip("'"),))
     assert {path for path in listed if "mask" in path} == set()
+    tensors = touch(tmp_path / "webdataset", "a/0.jpg", "a/0.mask.png", "b/1.jpg")
+    assert "a/0.mask.png is called as an image beside it is" in scan(tensors)[0].notes[0]
     assert scan(touch(tmp_path / "faces", "with_mask/1_with_mask.jpg", "bare/1.jpg"))[0].notes == ()
 
 
