@@ -62,7 +62,7 @@ from shardline.tools.conversion.labels import (
 from shardline.tools.conversion.tfds_metadata import TfdsLayout, lost_records, read_tfds_metadata
 from shardline.tools.conversion.trees import Exclusions, read_exclusions
 from shardline.tools.dataset_config import DatasetConfig
-from shardline.tools.shard_files import SplitOptions, find_splits, tfrecord_files
+from shardline.tools.shard_files import SplitOptions, find_splits, name_notes, tfrecord_files
 
 NAME_FILES = ("labels.txt", "label.txt", "classes.txt", "class_names.txt")  # that others put beside their shards
 _COUNTED = re.compile(r"\d-(?:\d+x\d+-)?(\d+)\.tfrec$")  # Kaggle's names: 00-192x192-798.tfrec, train00-2071.tfrec
@@ -134,7 +134,7 @@ def _adopt(config: AdoptConfig) -> Manifest:
     directory = config.directory
     layout = _tfds_layout(directory)
     splits = _find_splits(config, layout)
-    _note(*split_notes(splits))
+    _note(*split_notes(splits), *([] if layout or config.split_pattern else name_notes(splits)))
     if missing := [name for name in config.unlabelled if name not in splits]:
         raise UsageError(f"--unlabelled={missing[0]}: the directory has the splits {', '.join(splits)}")
     features = layout.features if layout else find_features(directory, splits, _feature_options(config))

@@ -198,6 +198,43 @@ def _refuse_gaps(directory: Path, split: str, files: Sequence[str]) -> None:
         )
 
 
+def name_notes(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """On names of files that may tell something else than their split, and on numbers that are missing there."""
+    notes = []
+    if len(splits) > 1 and all(split_rank(split) is None for split in splits):
+        notes.append(
+            f"no file is named as splits are, so {shorten_list(splits)} are taken for splits; if they are classes or "
+            "parts, --split=train --overwrite takes all files as that one split"
+        )
+    for split, files in splits.items():
+        names = [os.path.basename(file) for file in files]
+        kinds = {
+            tuple(word for word in re.split(r"[-_. ]+", name) if not re.search(r"\d", word)): name for name in names
+        }
+        if len(kinds) > 1:
+            examples = shorten_list(map(display, kinds.values()), 3)
+            notes.append(
+                f"split {split!r} has files of several names ({examples}); if those are datasets with classes of their "
+                "own, leave all but one out with --exclude"
+            )
+        if missing := _missing_numbers(names):
+            notes.append(
+                f"split {split!r} has {count(len(names), 'file')}, but none of number {shorten_list(missing, 3)}; "
+                "restore what is missing"
+            )
+    return notes
+
+
+def _missing_numbers(names: Sequence[str]) -> list[str]:
+    """Numbers that lack in files that are counted; none where they seem not to be."""
+    numbers = [[int(number) for number in re.findall(r"\d+", name)] for name in names]
+    columns = zip(*numbers, strict=False)
+    counted = next((column for column in columns if len(set(column)) == len(names) > 1), ())
+    if not counted or max(counted) - min(counted) > 2 * len(names):
+        return []
+    return [str(number) for number in range(min(counted), max(counted)) if number not in counted]
+
+
 def _split_of_path(path: str) -> str:
     """The split that a file's folder or name tells; "" for none, or for two that disagree."""
     folder, name = os.path.split(path)

@@ -278,6 +278,31 @@ def test_files_are_known_by_content_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        (
+            ["cat.tfrecord", "dog.tfrecord"],
+            "so cat, dog are taken for splits; if they are classes or parts, --split=train",
+        ),
+        (
+            ["flowers_train.tfrecord", "birds_train.tfrecord"],
+            "files of several names (birds_train.tfrecord, flowers_train",
+        ),
+        ([f"train/{i:02}-192x192-2.tfrec" for i in (0, 1, 3, 4)], "has 4 files, but none of number 2; restore"),
+        (["train-0.tfrecord", "train-20240115.tfrecord", "val.tfrecord"], ""),
+        (["train-8f3a.tfrecord", "train-1bcd.tfrecord", "val.tfrecord"], ""),
+        (["train-0-of-1.tfrecord", "holdout.tfrecord"], ""),
+    ],
+)
+def test_names_that_may_tell_no_split_and_missing_numbers_are_noted(tmp_path, capsys, files, note):
+    for number, name in enumerate(files):
+        put(tmp_path / name, [ints(number % 2), ints(1)])
+    adopted(tmp_path)
+    told = [line for line in capsys.readouterr().err.splitlines() if "file" in line and line.startswith("note")]
+    assert note in "\n".join(told) if note else not told
+
+
+@pytest.mark.parametrize(
     ("files", "options", "message"),
     [
         (["train.tfrecord", "00-6.tfrec"], {}, "the split of 00-6.tfrec (1 file of 2) is not told by its name"),
