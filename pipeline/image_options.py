@@ -19,7 +19,7 @@ def parse_depth_range(value: str) -> str:
         low = high = 0.0
     if not -math.inf < low < high < math.inf:
         raise ValueError("use full, image, or the lowest and the highest level, e.g. 0,4095")
-    return f"{low:g},{high:g}"
+    return f"{low:.15g},{high:.15g}"
 
 
 @dataclass(frozen=True)

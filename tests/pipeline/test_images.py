@@ -186,6 +186,7 @@ def test_a_depth_range_that_cannot_be_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match=r"depth_range=.*0,4095"):
         ImageOptions(depth_range=value)
     assert ImageOptions(depth_range="0.50,4095").depth_range == "0.5,4095"
+    assert ImageOptions(depth_range="16777215,16777216").depth_range == "16777215,16777216"
 
 
 def test_alpha_is_blended_exactly() -> None:
