@@ -13,7 +13,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import narrowed, option
 from shardline.trainer.hosts import HostsConfig
 
-PARTS = ("head", "block5", "block4", "block3", "all")
+PARTS = ("head", "block5", "block4", "block3", "all")  # each with what those before it train
 HEADS = ("gap", "hypercolumn", "flatten256", "fc4096")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")

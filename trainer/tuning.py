@@ -20,7 +20,7 @@ from shardline.pipeline.wording import count, last_line, noun_after
 from shardline.tools.plot_style import save_figure
 from shardline.trainer import curves
 from shardline.trainer.cluster import device_lines, gpus
-from shardline.trainer.config import TrainConfig
+from shardline.trainer.config import PARTS, TrainConfig
 from shardline.trainer.memory import step_bytes
 from shardline.trainer.model import flops_per_image, num_parameters
 from shardline.trainer.run import prepare
@@ -164,8 +164,9 @@ def _trial(config: TrainConfig, batch: int) -> tuple[float | None, float]:
 
 def _measure(text: str) -> None:
     setup = prepare(TrainConfig.from_dict(json.loads(text)))
-    network, _, step = create_train_state(setup, setup.spans[-1])
-    print(step_bytes(setup, network, setup.spans[-1]), flush=True)
+    span = max(setup.spans, key=lambda span: PARTS.index(span.phase.part))  # what trains most needs most
+    network, _, step = create_train_state(setup, span)
+    print(step_bytes(setup, network, span), flush=True)
     batches = setup.train_batches(0)
     for _ in range(2):
         float(step(next(batches), tf.constant(1e-3))["loss"])

@@ -47,6 +47,19 @@ def test_find_lr_says_so_when_the_loss_breaks_at_once(tmp_path, monkeypatch):
         tuning.find_lr(TrainConfig(workdir=str(tmp_path), **TINY))
 
 
+def test_the_batch_is_that_of_the_phase_that_trains_most(monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(setup, span):
+        raise Begun(span.phase)
+
+    monkeypatch.setattr(tuning, "create_train_state", begin)
+    config = TrainConfig(**TINY | {"phases": "head:1@0.1,all:1@0.01,block5:1@0.01"})
+    with pytest.raises(Begun, match=r"all:1@0\.01"):
+        tuning._measure(json.dumps(config.to_dict()))
+
+
 def test_dry_run_tells_phases_steps_and_memory_and_writes_nothing(tmp_path):
     lines = tuning.dry_run(TrainConfig(workdir=str(tmp_path / "run"), **TINY)).splitlines()
     assert [line.split(":")[0] for line in lines] == ["devices", "batch", "data", "phase 1", "phase 2", "memory"]
