@@ -118,7 +118,8 @@ def samples_as_seen(setup: TrainSetup, cursor: int) -> list[tuple[np.ndarray, st
     """
     if not isinstance(setup.data, pipeline.Dataset):
         return []
-    settings = replace(setup.input, cache="none")
+    now = next(sized for span in setup.spans for sized, _ in setup.stretches(span, cursor))
+    settings = replace(now.input, cache="none")
     sampler = setup.sampler if setup.config.balanced_sampling else None
     data = pipeline.open_dataset(setup.config.data, setup.config)  # of its own: the run's counts what its stages cost
     data.bad_records = setup.data.bad_records  # which nobody tries again

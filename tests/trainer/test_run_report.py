@@ -10,10 +10,12 @@ import pytest
 
 from shardline.trainer import curves, metrics_log
 from shardline.trainer.callbacks import Report
+from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.run_dir import BATCHES, CURVES, TRACKING_FILE
-from shardline.trainer.run_report import SHOWN, RunReport
+from shardline.trainer.run_report import SHOWN, RunReport, samples_as_seen
 from shardline.trainer.run_sections import headline
+from shardline.trainer.setup import create_setup
 from tests.trainer.tiny import COLORS
 
 
@@ -57,6 +59,16 @@ def test_the_samples_shown_are_training_images_under_their_labels(page, tiny_run
         assert min(near, key=near.get) == label, near
     sheet = cv2.imread(str(tiny_run / "plots" / BATCHES))
     assert sheet.shape == (3 * (128 + 26), 8 * 128, 3)
+
+
+def test_they_have_the_size_that_images_have_by_then(tiny_data):
+    config = TrainConfig(
+        data=str(tiny_data), image_size=40, progressive_resizing="32:0.5", phases="all:1@0.1", global_batch_size=12,
+        workers=0, width=0.03, precision="float32", jit=False,
+    )  # fmt: skip
+    setup = create_setup(config, create_cluster("one_device", 0))
+    for cursor, size in ((0, 32), (12, 32), (24, 40)):  # of 36 records
+        assert {image.shape for image, _ in samples_as_seen(setup, cursor)} == {(size, size, 3)}
 
 
 def test_the_classes_of_the_page_add_up_to_the_last_evaluation(page, tiny_run):
