@@ -319,6 +319,15 @@ CASES = {
     "a table and a folder": Case("a/1.jpg b/2.jpg", "a table or TFDS dataset is the only source", [
         Way("give folders or archives", "1 a train, 2 b train", source="--source=SOURCE"),
     ], source="--source=SOURCE/x.csv --source=SOURCE", texts={"x.csv": "path,label\na/1.jpg,a\n"}, do=nothing),
+    "several tables": Case("1.jpg 2.jpg", "a table or TFDS dataset is the only source", [
+        Way("or make one table of several, with a column split", "1 a train, 2 a test", "",
+            text("x.csv", LISTED + "1.jpg,a,train\n2.jpg,a,test\n"), "--source=SOURCE/x.csv"),
+    ], source="--source=train=SOURCE/x.csv --source=test=SOURCE/y.csv",
+       texts={"x.csv": "path,label\n1.jpg,a\n", "y.csv": "path,label\n2.jpg,a\n"}),
+    "a table of a split": Case("1.jpg", "a table or TFDS dataset tells splits itself", [
+        Way("give it without test=", "1 a train", source="--source=SOURCE/x.csv"),
+        Way("or fill the table's column split", "1 a test", "", text("x.csv", LISTED + "1.jpg,a,test\n"), "--source=SOURCE/x.csv"),
+    ], source="--source=test=SOURCE/x.csv", texts={"x.csv": "path,label\n1.jpg,a\n"}),
     "labels of a table's split": Case("1.jpg", "--split_labels is for folders and archives", [
         Way("this source has its labels", "1 a train", drops="--split_labels=test=SOURCE/../l"),
     ], "--split_labels=test=SOURCE/../l", source="--source=SOURCE/x.csv",
@@ -468,7 +477,9 @@ CASES = {
         Way("img/1.jpg does: use --path_format='img/{}.jpg'", "1 a train, 2 b train", "--path_format=img/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
     "paths without suffix in two folders": Case("train/1.jpg train/2.jpg test/1.jpg", "none of its 2 paths exists", [
-        Way("use one of --path_format=test/{}.jpg, train/{}.jpg, that of the images which the labels are of",
+        Way("write the folders into the paths", "1 a train, 2 b train", "",
+            text("x.csv", "id,label\ntrain/1.jpg,a\ntrain/2.jpg,b\n")),
+        Way("or use the one of --path_format=test/{}.jpg, train/{}.jpg that the labels are of",
             "1 a train, 2 b train", "--path_format=train/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
     "addresses in a table": Case("1.jpg 2.jpg", "https://x.org/1.jpg does not lie below the table's folder", [

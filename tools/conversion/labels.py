@@ -52,6 +52,7 @@ _LATIN = str.maketrans("АВЕКМНОРСТХІЈЅаеорсхуіјѕ" + "Α�
 _COPY = re.compile(r"(?<=\w)(?:[ _-]+copy(?: ?\d+)?| *\(\d\d?\))+$", re.IGNORECASE)  # what file managers add
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s_.,:;/-]+(?=\d)")
 _MANY_SETS = 8  # names, of which half as many words are sets of labels
+_QUOTED = re.compile(r"""="(.*)"|'(.*)'|"(.*)"|'([^']+)""")  # the first and last of Excel, to keep 001 a text
 _SIGNS = "#%&*!?@"  # that tell names apart, as mathematical ones do
 _JOINERS = "\u200c\u200d"  # invisible, and part of emoji and of some scripts
 
@@ -170,7 +171,9 @@ def _odd_characters(name: str) -> str:
 
 
 def _decoded(name: str) -> str:
-    """A name that was written for an address or a page, or read in another encoding than it was written in."""
+    """A name that was written for an address, a page or a spreadsheet, or read in another encoding than written in."""
+    if quoted := _QUOTED.fullmatch(name):
+        return quoted[quoted.lastindex or 0]
     try:
         plain = html.unescape(name) if re.search(r"&#?\w+;", name) else unquote(name, errors="strict")
         return plain if name.isascii() else name.encode("cp1252").decode()

@@ -86,12 +86,21 @@ def scan(
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     named = [split_and_path(source) for source in given]
-    alone = [path for split, path in named if path.startswith("tfds:") or _is_table(path)]
+    alone = [(split, path) for split, path in named if path.startswith("tfds:") or _is_table(path)]
     if alone and len(given) > 1:
-        raise UsageError(f"--source={alone[0]}: a table or TFDS dataset is the only source; give folders or archives")
+        raise UsageError(
+            f"--source={alone[0][1]}: a table or TFDS dataset is the only source; give folders or archives, or make "
+            "one table of several, with a column split"
+        )
+    if alone and alone[0][0]:
+        split, path = alone[0]
+        raise UsageError(
+            f"--source={split}={path}: a table or TFDS dataset tells splits itself; give it without {split}=, or fill "
+            "the table's column split"
+        )
     exclusions = read_exclusions(options.exclude)
     if alone:
-        found = _scan_alone(alone[0], options, exclusions, on_progress)
+        found = _scan_alone(alone[0][1], options, exclusions, on_progress)
     else:
         found = _scan_trees(named, options, exclusions, on_progress)
         found = replace(found, notes=(*found.notes, *exclusions.notes()))

@@ -52,6 +52,9 @@ NAMES = {  # of columns, the usual ones first
 }  # fmt: skip
 _DELIMITERS = ",;\t|"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_GROUPS = re.compile(
+    r"(patient|subject|lesion|study|case|scene|video|session|group|individual)s?[-_ ]?(id|name|nr|no)?"
+)
 _INDEX = ("", "unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
 _TRUTH = ("true", "false", "yes", "no")  # names of no split
 _HOT = {"true": 1.0, "false": 0.0, "": 0.0}
@@ -344,7 +347,10 @@ def _format_hint(folder: Path, value: str, given: str) -> str:
     fitting = [pair for pair in ends if os.path.isfile(folder / value.join(pair))]  # also of names no file can have
     files, forms = (shorten_list(map(middle.join, fitting)) for middle in (value, "{}"))
     if len(fitting) > 1:  # Kaggle's train/1.png and test/1.png, or images and their masks
-        return f"; {files} do: use one of --path_format={forms}, that of the images which the labels are of"
+        return (
+            f"; {files} do: write the folders into the paths, or use the one of --path_format={forms} that the labels "
+            "are of"
+        )
     if fitting:
         return f"; {files} does: use --path_format='{forms}'"
     return "; --path_format='FOLDER/{}.jpg' says what they are made of"
@@ -375,6 +381,8 @@ class _Columns:
         read = ", ".join(f"column {name!r} as {part}" for part, name in names.items() if name.lower() != part)
         rest = [name.strip() for i, name in enumerate(self.header) if name.strip() and i not in places.values()]
         left_out = f"left out the {'column' if len(rest) == 1 else 'columns'} {shorten_list(rest)}"
+        if self.group < 0 and (groups := [name for name in rest if _GROUPS.fullmatch(name.lower())]):
+            left_out += f"; if images of one {groups[0]} belong into one split, call that column group"
         return [f"read {read}"] * bool(read) + [left_out] * bool(rest and not self.classes)
 
     def never_set(self, labels: Container[str]) -> list[str]:

@@ -121,7 +121,7 @@ def test_where_several_folders_have_such_files_none_is_advised_alone(tmp_path, f
     (tmp_path / "t.csv").write_text("id,label\n7,frog\n")
     named = ", ".join(form.format(7) for form in forms)
     assert (
-        f"; {named} do: use one of --path_format={', '.join(forms)}, that of the images which the labels are of"
+        f"; {named} do: write the folders into the paths, or use the one of --path_format={', '.join(forms)} that"
         in refusal(tmp_path / "t.csv")
     )
     assert list(scan(tmp_path / "t.csv", path_format=forms[1])[1]) == [forms[1].format(7)]
@@ -260,6 +260,13 @@ def test_paths_in_folders_of_splits_are_noted_where_no_column_tells_splits(tmp_p
     found, listed = scan(tmp_path / "metadata.csv")
     assert not any(note in line for line in found.notes)
     assert listed == {"train/1.jpg": ("cat", "train"), "test/2.jpg": ("dog", "test")}
+
+
+def test_a_column_that_may_be_of_groups_is_told_of(folder):
+    (folder / "t.csv").write_text("path,label,lesion_id\n1.jpg,cat,7\n2.jpg,dog,7\n")
+    assert scan(folder / "t.csv")[0].notes == (
+        "left out the column lesion_id; if images of one lesion_id belong into one split, call that column group",
+    )
 
 
 def test_groups_that_the_table_itself_parts_are_noted(folder):
