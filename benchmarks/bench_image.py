@@ -21,8 +21,9 @@ from shardline.benchmarks.config import BenchConfig
 from shardline.benchmarks.images import find_images, read, twelve_megapixels
 from shardline.benchmarks.measure import Measurement, interleave
 from shardline.benchmarks.processes import timed
+from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import process, read_header, set_up_process
+from shardline.pipeline.images import process, set_up_process
 
 SIZE, PHOTOS = 256, 320
 REFERENCE, OURS = "plain loop", "shardline, one image"

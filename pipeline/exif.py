@@ -50,10 +50,7 @@ class Directory:
             raise struct.error("neither II nor MM")
         self.big = struct.unpack_from(self.order + "H", data, 2)[0] == 43
         self.word, self.inline = ("Q", 8) if self.big else ("I", 4)  # of an offset; bytes of values in an entry
-        if offset is None:
-            offset = self._offset(self.inline)
-        if offset > len(data):
-            raise struct.error("the directory lies beyond the end")
+        offset = min(self._offset(self.inline) if offset is None else offset, len(data))
         count: int
         (count,) = struct.unpack_from(self.order + ("Q" if self.big else "H"), data, offset)
         self._start = offset + (8 if self.big else 2)

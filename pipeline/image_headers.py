@@ -23,14 +23,12 @@ from shardline.pipeline.sniff import NOT_IMAGES, UNSUPPORTED, sniff
 P = ParamSpec("P")
 R = TypeVar("R")
 _COMPLAINTS = (OSError, RuntimeError, SyntaxError, ValueError, IndexError, struct.error, cv2.error)  # of decoders
-_NO_MEMORY = re.compile(
-    "out of memory|insufficient memory|memory allocation(?!.*limit)|bad_alloc|cannot allocate", re.IGNORECASE
-)
+_NO_MEMORY = re.compile("(?i)out of memory|insufficient memory|memory allocation(?!.*limit)|bad_alloc|cannot allocate")
 _WORDS = {
-    "corrupt-scan": re.compile("corrupt jpeg data|premature end of data", re.IGNORECASE),
-    "truncated": re.compile("truncat|negative|end of (jpeg )?file", re.IGNORECASE),
+    "corrupt-scan": re.compile("(?i)corrupt jpeg data|premature end of data"),
+    "truncated": re.compile("(?i)truncat|negative|end of (jpeg )?file"),
     # Not what libjpeg calls so, of markers that damage has made.
-    "unsupported": re.compile("unsupported(?! marker)|not supported|unknown|determine subsampling", re.IGNORECASE),
+    "unsupported": re.compile("(?i)unsupported(?! marker)|not supported|unknown|determine subsampling"),
 }
 
 
@@ -104,9 +102,8 @@ def read_header(data: bytes) -> Header:
     if name in NOT_IMAGES:
         raise BadImage("not-an-image", NOT_IMAGES[name])
     if not name:
-        if not data.strip(b"\0"):
-            raise BadImage("not-an-image", f"{len(data)} zero bytes")
-        raise BadImage("not-an-image", f"begins with {data[:12]!r}, no image format known here")
+        zeros = f"{len(data)} zero bytes" if not data.strip(b"\0") else ""
+        raise BadImage("not-an-image", zeros or f"begins with {data[:12]!r}, no image format known here")
     if name not in FORMATS:
         raise BadImage(f"unsupported-{name}", f"{UNSUPPORTED.get(name, name)} is not read; convert it to PNG or JPEG")
     try:
@@ -122,15 +119,14 @@ def read_header(data: bytes) -> Header:
 
 def decode(data: bytes, header: Header, reduction: int = 1) -> Samples:
     """The samples of the first frame, a JPEG's reduced. Raises BadImage, and MemoryError where that is the reason."""
-    expected = -(-header.height // reduction), -(-header.width // reduction)
+    high, wide = -(-header.height // reduction), -(-header.width // reduction)
     try:
         samples = FORMATS[header.format].decode(data, header, reduction)
     except Exception as error:
         # MemoryError if there was not the memory for this: several decoders call that damage. Nothing touches it.
         np.empty(24 * header.height * header.width, np.uint8)
         raise fault_of(error, header.format) from None
-    if samples.pixels.shape[:2] != expected:
-        height, width = samples.pixels.shape[:2]
-        promised = f"{header.format}: says {expected[1]}x{expected[0]} pixels"
-        raise BadImage("corrupt-header", f"{promised}, holds {width}x{height}")
+    height, width = samples.pixels.shape[:2]
+    if (height, width) != (high, wide):
+        raise BadImage("corrupt-header", f"{header.format}: says {wide}x{high} pixels, holds {width}x{height}")
     return samples._replace(profile=header.profile) if header.profile else samples

@@ -39,15 +39,17 @@ def decode_pixels(data: bytes, header: Header, halvings: int = 0, depth_range: s
     """
     in_decoder = halvings if header.format == "jpeg" else 0
     samples = image_headers.decode(data, header, 2**in_decoder)
-    if in_decoder == halvings and samples.is_plain and header.orientation == 1:  # as most photographs are
+    plain = samples.is_bgr and not (samples.profile or samples.note) and header.orientation == header.frames == 1
+    if plain and in_decoder == halvings:  # as most photographs are
         return Pixels(samples.pixels, False, ())
     samples = color.grayed(samples)
     change = color.conversion_of(samples)
     bgr, depth_note = _to_bgr(samples, header, change, halvings - in_decoder, depth_range)
+    frame_note = f"first frame of {header.frames}" if header.frames > 1 else ""
     turn_note = f"EXIF orientation {header.orientation} applied" if header.orientation != 1 else ""
     # As of a clipboard that left alpha empty, or a white sign on nothing.
     blank_note = "transparent or white everywhere" if samples.has_alpha and bgr.min(initial=255) == 255 else ""
-    notes = tuple(filter(None, [samples.note, change.note, depth_note, turn_note, blank_note]))
+    notes = tuple(filter(None, [frame_note, samples.note, change.note, depth_note, turn_note, blank_note]))
     return Pixels(_turned(bgr, header.orientation), change.transform is not None, notes)
 
 
@@ -59,8 +61,7 @@ def _to_bgr(
     In bands of rows: a large image must not need its memory twice.
     """
     pixels = samples.pixels
-    plain = samples.white == 255 and pixels.dtype == np.uint8 and samples.channels == "BGR" and not change.transform
-    if plain and not halvings:
+    if samples.is_bgr and not change.transform and not halvings:
         return pixels, ""
     low, high, note = _levels(samples, header, depth_range)
     height, width = (-(-side // 2**halvings) for side in pixels.shape[:2])

@@ -80,10 +80,9 @@ class Samples(NamedTuple):
     inverted: bool = False
 
     @property
-    def is_plain(self) -> bool:
-        """Whether these are 8-bit BGR in sRGB, and there is nothing to say of them."""
-        plain = self.channels == "BGR" and self.white == 255 and self.pixels.dtype == np.uint8
-        return plain and not self.profile and not self.note
+    def is_bgr(self) -> bool:
+        """Whether these are 8-bit BGR."""
+        return self.channels == "BGR" and self.white == 255 and self.pixels.dtype == np.uint8
 
     @property
     def has_alpha(self) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from importlib import metadata
 from typing import NamedTuple
 
@@ -23,24 +22,8 @@ from shardline.pipeline import jpeg
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.image_headers import only_bad_images, read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.image_pixels import decode_pixels, halve
+from shardline.pipeline.image_pixels import Pixels, decode_pixels, halve
 from shardline.pipeline.image_types import BadImage, Header
-from shardline.pipeline.sniff import sniff
-
-__all__ = [
-    "BadImage",
-    "FilteredImage",
-    "Header",
-    "ImageOptions",
-    "ProcessedImage",
-    "load_rgb",
-    "process",
-    "read_header",
-    "set_up_process",
-    "sniff",
-    "versions",
-]
-
 
 # How images are made smaller, and color profiles applied; part of the preprocessing contract. Change it whenever the
 # stored bytes of any image change: what was begun or made in another way is not gone on with.
@@ -94,8 +77,7 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
       MemoryError: the machine has too little memory; says nothing about the image.
     """
     header = _checked_header(data, options)
-    loaded = _load(data, header, options)
-    bgr, extent, target = loaded.bgr, loaded.extent, loaded.target
+    (bgr, color_changed, notes), target, extent = _load(data, header, options)
     encoding = ENCODINGS[options.encoding]
     if encoding.subsampled:
         luma, blue, red = _ycc(bgr, target, extent)
@@ -108,10 +90,10 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
     height, width = luma.shape
     source_height, source_width = header.shown
     sharpness = _checked_sharpness(luma, options)
-    same = (height, width) == (source_height, source_width) and header.orientation == 1 and not loaded.color_changed
+    same = (height, width) == (source_height, source_width) and header.orientation == 1 and not color_changed
     if same and isinstance(header, jpeg.JpegHeader) and header.passes_through and options.encoding == header.format:
         stored = jpeg.strip(data, header)
-        loaded.notes.append("passed through" + (f" less {len(data) - len(stored)} bytes" if stored is not data else ""))
+        notes += ("passed through" + (f" less {len(data) - len(stored)} bytes" if stored is not data else ""),)
     else:
         stored = encoding.encode(planes, options)
     return ProcessedImage(
@@ -124,33 +106,18 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
         sharpness,
         _pixel_hash(planes),
         _perceptual_hash(luma),
-        "; ".join(loaded.notes),
+        "; ".join(notes),
     )
 
 
 @only_bad_images
 def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
     """The image that `process` would store, as uint8 RGB [height, width, 3], before any encoding. Raises likewise."""
-    loaded = _load(data, _checked_header(data, options), options)
-    resized = _resize(loaded.bgr, loaded.target, loaded.extent)
-    return cv2.cvtColor(_crop(resized, loaded.target, options), cv2.COLOR_BGR2RGB)
+    pixels, target, extent = _load(data, _checked_header(data, options), options)
+    return cv2.cvtColor(_crop(_resize(pixels.bgr, target, extent), target, options), cv2.COLOR_BGR2RGB)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Loaded:
-    """A decoded image: sRGB, oriented and trimmed.
-
-    What is much larger than its target is reduced by 2, 4 or 8, so it may span a fraction of its last row.
-    """
-
-    bgr: np.ndarray
-    extent: Extent  # how many pixels the image spans
-    target: tuple[int, int]  # height and width to resize to
-    color_changed: bool  # by a color profile
-    notes: list[str]
 
 
 def _checked_header(data: bytes, options: ImageOptions) -> Header:
@@ -187,23 +154,23 @@ def _checked_target(height: int, width: int, options: ImageOptions) -> tuple[int
     return target
 
 
-def _load(data: bytes, header: Header, options: ImageOptions) -> _Loaded:
-    """Decode, convert to sRGB, orient and trim."""
-    notes = [f"first frame of {header.frames}"] if header.frames > 1 else []
+def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[Pixels, tuple[int, int], Extent]:
+    """Decode, convert to sRGB, orient and trim; the size to resize to, and how many pixels the image spans.
+
+    What is much larger than its target is reduced by 2, 4 or 8, so it may span a fraction of its last row.
+    """
     height, width = header.shown
     target = _checked_target(height, width, options)
     halvings = 0 if options.trim_borders else _halvings((height, width), target, most=3)
     pixels = decode_pixels(data, header, halvings, options.depth_range)
-    bgr = pixels.bgr
-    notes += pixels.notes
     if options.trim_borders:
-        bgr = _trim(bgr)
+        bgr = _trim(pixels.bgr)
         if bgr.shape[:2] != (height, width):
-            notes.append(f"trimmed from {width}x{height}")
+            pixels = pixels._replace(bgr=bgr, notes=(*pixels.notes, f"trimmed from {width}x{height}"))
             height, width = bgr.shape[:2]
             _check_side(height, width, options)
             target = _checked_target(height, width, options)
-    return _Loaded(bgr, (height / 2**halvings, width / 2**halvings), target, pixels.color_changed, notes)
+    return pixels, target, (height / 2**halvings, width / 2**halvings)
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------

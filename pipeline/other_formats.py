@@ -62,21 +62,19 @@ def read_bmp(data: bytes) -> Header:
 def _bmp_profile(data: bytes) -> Profile:
     """Embedded, or of the colors and powers given; none for sRGB. Raises BadImage for one in another file."""
     size = int.from_bytes(data[14:18], "little")
-    if size < 108:
-        return b""
-    kind = data[70:74]
+    kind = data[70:74] if size >= 108 else b""
     if kind == b"KNIL" and size >= 124:
         raise BadImage("unsupported-bmp", "BMP whose color profile is in another file; convert it to PNG")
     if kind == b"DEBM" and size >= 124:
         start, length = struct.unpack_from("<II", data, 126)
         return data[14 + start : 14 + start + length]
     if kind != bytes(4):  # calibrated
-        return b""
+        return None
     xyz = np.array(struct.unpack_from("<9i", data, 74), float).reshape(3, 3)
     powers = [power / 65536 for power in struct.unpack_from("<3I", data, 110)]
     totals = xyz.sum(axis=1)
     if not all(powers) or max(powers) - min(powers) > 0.01 or not totals.all():
-        return b""
+        return None
     colors = (xyz[:, :2] / totals[:, None]).reshape(-1).tolist()
     power = powers[0] if powers[0] >= 1 else 1 / powers[0]  # some write the encoder's
     return color_spaces.of_numbers(colors, (), power)
@@ -92,6 +90,8 @@ def decode_bmp(data: bytes, header: Header, reduction: int = 1) -> Samples:
     if data[28:34] == _16_BIT_MASKS and has_alpha_mask:  # which Pillow does not see
         import imagecodecs
 
+        if len(data) < int.from_bytes(data[10:14], "little") + header.height * ((header.width + 1) // 2 * 4):
+            raise BadImage("truncated", "BMP: the file ends before its last row")  # else imagecodecs makes it up
         samples = Samples(imagecodecs.bmp_decode(data), "RGBA")
     else:
         samples = _pillow_samples("bmp", _open_bmp(data))
@@ -173,9 +173,7 @@ def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
     key = image.info.get("transparency")
     frame = _pillow_samples("gif", image)
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) if frame.palette is None else frame.palette
-    palette[:, 3] = 255
-    if key is not None:
-        palette[key, 3] = 0
+    palette[:, 3] = [0 if color == key else 255 for color in range(256)]
     background = image.info.get("background", 0) if key is None else key
     pixels = np.full((header.height, header.width), background, np.uint8)
     pixels[top:bottom, left:right] = frame.pixels[top:bottom, left:right]
@@ -185,7 +183,7 @@ def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
 # --- PNM --------------------------------------------------------------------------------------------------
 
 _NUMBER = rb"(?:\s|#[^\n]*\n)+(\d{1,9})"
-_PNM = re.compile(rb"P(?:([14])|[2356])" + 2 * _NUMBER + rb"(?(1)|" + _NUMBER + rb")\s")  # bitmaps: no largest level
+_PNM = re.compile(rb"P(?:([14])|[2356])" + 2 * _NUMBER + rb"(?(1)|" + _NUMBER + rb")\s")  # bitmaps have no levels
 
 
 def _pnm_numbers(data: bytes) -> tuple[int, int, int, int]:
@@ -347,12 +345,13 @@ class Jp2Header(Header):
     bits: int = 8
     associated: bool = False
     note: str = ""  # on a component of which nothing says what it is
-    color_at: int = 0  # where the box of the profile begins
+    profile_at: int = 0  # where the body of its box begins; 0 for no profile
 
 
-_JP2_COLORS = {0: "", 12: "CMYK", 16: "RGB", 17: "L", 18: "RGB"}  # by color space; 0: not told
+_JP2_COLORS = {12: "CMYK", 16: "RGB", 17: "L", 18: "RGB"}  # by color space
 _PROFILE_COLORS = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 _YCBCR = 18
+_HALVED = (({1, 2}, {1}), ({1, 2}, {1, 2}))  # steps of components across and down, where color has fewer samples
 
 
 def read_jp2(data: bytes) -> Jp2Header:
@@ -372,25 +371,21 @@ def read_j2k(data: bytes) -> Jp2Header:
 
 
 def _read_codestream(data: bytes, start: int, name: str, boxes: dict[bytes, tuple[int, int]]) -> Jp2Header:
-    """Of the codestream that begins at `start`, inside these boxes, if any."""
+    """Of the codestream that begins at `start`, and these boxes, which tell what its components mean."""
     right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
     (count,) = struct.unpack_from(">H", data, start + 40)
-    components = data[start + 42 : start + 42 + 3 * count]
-    depths, steps = components[::3], [set(components[1::3]), set(components[2::3])]  # less 1; across and down
+    components = data[start + 42 : start + 42 + 3 * count]  # depth less 1, step across and step down of each
+    depths, steps = components[::3], (set(components[1::3]), set(components[2::3]))
     if b"pclr" in boxes:
         at = boxes[b"pclr"][0] + 2
         depths = data[at + 1 : at + 1 + data[at]]
-    space, profile, color_at = _jp2_color(data, *boxes.get(b"colr", (0, 0)))
+    at, end = boxes.get(b"colr", (0, 0))
+    by_number = at > 0 and data[at] == 1
+    space = int.from_bytes(data[at + 3 : at + 7], "big") if by_number else 0
+    profile = b"" if by_number else data[at + 3 : end]
     colors = _jp2_colors(len(depths), space, profile)
     more = len(depths) - len(colors)
-    at, end = boxes.get(b"cdef", (0, 0))
-    kinds = struct.unpack_from(f">{(end - at) // 2}H", data, at)[2::3]  # of channels: 1 and 2 are alpha
-    said = 1 in kinds or 2 in kinds
-    alpha = said or name == "j2k"  # which cannot say
-    halved = (
-        space in (0, _YCBCR) and not profile and steps in ([{1, 2}, {1}], [{1, 2}, {1, 2}])
-    )  # color, as of photographs
-    usual = halved or steps == [{1}, {1}]
+    usual = steps == ({1}, {1}) or (steps in _HALVED and space in (0, _YCBCR) and not profile)
     if not colors or more not in (0, 1) or len(set(depths)) != 1 or depths[0] > 15 or not usual:
         bits = " and ".join(f"{(depth & 127) + 1}{' signed' if depth > 127 else ''}" for depth in sorted(set(depths)))
         what = f"{len(depths)} {'' if usual else 'subsampled '}components of {bits} bits"
@@ -398,38 +393,35 @@ def _read_codestream(data: bytes, start: int, name: str, boxes: dict[bytes, tupl
         raise BadImage("unsupported-jp2", f"JPEG 2000 with {what}; convert it to PNG or JPEG")
     if data.rfind(b"\xff\xd9") < start:
         raise BadImage("truncated", "JPEG 2000: no end marker")
+    first, last = boxes.get(b"cdef", (0, 0))
+    kinds = struct.unpack_from(f">{(last - first) // 2}H", data, first)[2::3]  # of channels: 1 and 2 are alpha
+    said = 1 in kinds or 2 in kinds
+    alpha = said or name == "j2k"  # which cannot say
     note = "" if said or not more else f"1 unspecified band {'taken for alpha' if alpha else 'left out'}"
     return Jp2Header(name, right - left, bottom - top, profile=profile, channels=colors + "A" * (more and alpha),
-                     bits=depths[0] + 1, associated=2 in kinds, note=note, color_at=color_at)  # fmt: skip
-
-
-def _jp2_color(data: bytes, start: int, end: int) -> tuple[int, bytes, int]:
-    """Of the body of a colr box: the color space, or the ICC profile and where the body begins."""
-    if start and data[start] == 1:
-        return int.from_bytes(data[start + 3 : start + 7], "big"), b"", 0
-    return 0, data[start + 3 : end], start
+                     bits=depths[0] + 1, associated=2 in kinds, note=note, profile_at=at if profile else 0)  # fmt: skip
 
 
 def _jp2_colors(components: int, space: int, profile: bytes) -> str:
     """Channels of color; "" for a color space that is not read."""
     few = "L" if components < 3 else "RGB"
-    colors = _PROFILE_COLORS.get(profile[16:20], few) if profile else _JP2_COLORS.get(space, "") if space else few
-    return few if profile and components - len(colors) not in (0, 1) else colors  # it is of another kind of color
+    if profile:
+        colors = _PROFILE_COLORS.get(profile[16:20], few)
+        return colors if components - len(colors) in (0, 1) else few  # it is of another kind of color
+    return _JP2_COLORS.get(space, "") if space else few
 
 
 def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
     """By OpenJPEG in imagecodecs: all bits, palettes applied; not profiles, which it applies to any kind of color."""
     import imagecodecs
 
-    if header.color_at:
-        space = {"L": 17, "C": 12}.get(header.channels[0], 16)
-        data = data[: header.color_at] + b"\1\0\0" + struct.pack(">I", space) + data[header.color_at + 7 :]
+    if at := header.profile_at:
+        data = data[: at - 4] + b"free" + data[at:]
     pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
     pixels = pixels.reshape(*pixels.shape[:2], -1)[..., : len(header.channels)]
     if pixels.shape[2] < len(header.channels):  # a palette that is not used
         raise BadImage("corrupt-data", f"JPEG 2000: {pixels.shape[2]} components for {header.channels}")
-    white = (1 << header.bits) - 1
-    return Samples(pixels, header.channels, white, header.associated, profile=header.profile, note=header.note)
+    return Samples(pixels, header.channels, (1 << header.bits) - 1, header.associated, note=header.note)
 
 
 # --- JPEG XL ----------------------------------------------------------------------------------------------
@@ -488,7 +480,7 @@ def decode_jxl(data: bytes, header: JxlHeader, reduction: int = 1) -> Samples:
     if is_jpeg:
         return jpeg.decode(decoded, jpeg.read_header(decoded))
     channels = {"I;16": "L", "F": "L"}.get(facts.mode, facts.mode)
-    count, profile = facts.height * facts.width * len(channels), profile or b""
+    count = facts.height * facts.width * len(channels)
     kind = {count: np.uint8, 2 * count: np.uint16, 4 * count: np.float32}.get(len(decoded))
     if channels not in ("L", "LA", "RGB", "RGBA") or kind is None:
         raise BadImage("unsupported-jpeg-xl", f"JPEG XL of mode {facts.mode}; convert it to PNG or JPEG")

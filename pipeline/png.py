@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -47,8 +48,9 @@ def read_header(data: bytes) -> PngHeader:
             told[kind] = data[start + 8 : end - 4]
     texts = [(kind, data[start + 8 : end - 4]) for kind, start, end in chunks if kind in _TEXTS][:MOST_TEXTS]
     frames = int.from_bytes(told[b"acTL"][:4], "big") if b"acTL" in told else 1
-    turns = (turn for text in texts if (turn := _orientation_of_text(*text)))
-    orientation = exif.orientation(told.get(b"eXIf", b"")) or next(turns, 1)
+    blocks = (data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"eXIf")
+    turns = chain(map(exif.orientation, blocks), (_orientation_of_text(*text) for text in texts))
+    orientation = next(filter(None, turns), 1)
     gray_key = None
     if color == 0 and b"tRNS" in told:
         gray_key = int.from_bytes(told[b"tRNS"][:2], "big") * 255 // ((1 << min(depth, 8)) - 1)
@@ -133,10 +135,10 @@ def decode(data: bytes, header: PngHeader, reduction: int = 1) -> Samples:
     """All pixels: 8 or 16 bits, gray, BGR or BGRA; palettes applied."""
     try:
         samples = opencv.decode(_pixel_chunks(data, header), header)
-    except BadImage as bad:
-        raise (
-            bad if header.chunks[-1][0] == b"IEND" else BadImage("truncated", "PNG: no end, and not all pixels")
-        ) from None
+    except BadImage:
+        if header.chunks[-1][0] == b"IEND":
+            raise
+        raise BadImage("truncated", "PNG: no end, and not all pixels") from None
     if header.gray_key is not None and samples.channels == "L":  # OpenCV takes it for opaque
         opaque = np.where(samples.pixels == header.gray_key, 0, samples.white).astype(samples.pixels.dtype)
         return Samples(cv2.merge([samples.pixels, opaque]), "LA", samples.white)

@@ -115,7 +115,8 @@ def _examine(task: _Cases, show: Show = no_show) -> tuple[int, list[Row]]:
 def examine(case: Case) -> Row:
     """Convert one case as the converter would, and hold the result against what it must be."""
     from shardline.pipeline.image_options import ImageOptions
-    from shardline.pipeline.images import BadImage, load_rgb, process  # OpenCV: not for --help
+    from shardline.pipeline.image_types import BadImage
+    from shardline.pipeline.images import load_rgb, process  # OpenCV: not for --help
 
     oracles = _oracles(case)
     try:

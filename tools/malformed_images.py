@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardline.pipeline.files import atomic_write
+from shardline.tools.image_writers import bmp
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -292,6 +293,7 @@ def _lies() -> list[Case]:
         Case("damaged-text.png", bytes(text), "corrupt-data"),
         Case("animation-without-frames.png", png[:33] + _chunk(animated[:4], animated[4:]) + png[33:],
              note="first frame of 2", rgb=reference_image()),
+        Case("more-rows-than-there-are.bmp", _heightened_bmp(), "truncated"),
         Case("endless-digits.pgm", b"P2 " + b"9" * 320 + b" 1 255\n0", "corrupt-header"),
         Case("strip.png", _save(_image(np.zeros((3, 70_000, 3), np.uint8)), "PNG"), "side-too-long"),
     ]  # fmt: skip
@@ -303,6 +305,13 @@ def _text() -> PngInfo:
     info = PngInfo()
     info.add_text("Comment", "a comment")
     return info
+
+
+def _heightened_bmp() -> bytes:
+    """Of 16 bits with alpha, whose decoder would make up the rows that are missing."""
+    data = bytearray(bmp(bytes(2 * 8 * 8), (8, 8), 16, header=108, compression=3, masks=[0x7C00, 0x3E0, 0x1F, 0x8000]))
+    data[22] = 9
+    return bytes(data)
 
 
 def _resized_avif(image: Image) -> bytes:

@@ -419,7 +419,8 @@ def _example_faults(example: Example, task: CheckTask, number: int) -> list[str]
 
 def _image_fault(example: Example, encoding: Encoding) -> str:
     """What is wrong with a stored image; "" for nothing."""
-    from shardline.pipeline.images import BadImage, load_rgb  # OpenCV: not for --help
+    from shardline.pipeline.image_types import BadImage
+    from shardline.pipeline.images import load_rgb  # OpenCV: not for --help
 
     if not encoding.self_describing:
         return encoding.fault(example)

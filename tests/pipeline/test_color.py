@@ -15,7 +15,8 @@ from shardline.pipeline import color
 from shardline.pipeline.decode import decode
 from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, load_rgb, process
+from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.images import load_rgb, process
 from shardline.pipeline.jpeg import JpegHeader
 from shardline.tools.image_variants import in_space, profile_of
 from shardline.tools.image_writers import icc_gray_profile, icc_profile, rgb_to_xyz

@@ -14,7 +14,8 @@ from PIL import Image
 from shardline.pipeline.color_spaces import of_numbers
 from shardline.pipeline.decode import decode
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, load_rgb, process
+from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.images import load_rgb, process
 from shardline.tools import image_writers as w
 from shardline.tools.image_variants import DISPLAY_P3, profile_of, variants
 from shardline.tools.malformed_images import reference_image

@@ -13,7 +13,9 @@ from shardline.pipeline.decode import cut
 from shardline.pipeline.decode import decode as decode_bytes
 from shardline.pipeline.encodings import ENCODINGS
 from shardline.pipeline.example import Example
-from shardline.pipeline.images import BadImage, ImageOptions, load_rgb
+from shardline.pipeline.image_options import ImageOptions
+from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.images import load_rgb
 from shardline.tools.image_variants import DISPLAY_P3, variants
 from tests.pipeline.tiny import encode, image
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from shardline.pipeline import image_headers, images
+from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.image_types import Samples
-from shardline.pipeline.images import BadImage, load_rgb, process, read_header
+from shardline.pipeline.image_types import BadImage, Samples
+from shardline.pipeline.images import load_rgb, process
 from shardline.pipeline.sniff import sniff
 from shardline.tools.image_variants import jpeg_segment, sloppy_exif_blocks, variants
 from shardline.tools.image_writers import png

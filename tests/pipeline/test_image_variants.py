@@ -9,7 +9,8 @@ import pytest
 
 from shardline.pipeline import images, opencv
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, load_rgb, process
+from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.images import load_rgb, process
 from shardline.tools import image_oracles
 from shardline.tools.image_variants import variants
 from shardline.tools.malformed_images import Case

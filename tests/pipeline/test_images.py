@@ -17,8 +17,8 @@ from shardline.pipeline import color, image_pixels, images, opencv
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.image_headers import FORMATS, read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.image_types import Header, Samples
-from shardline.pipeline.images import BadImage, FilteredImage, load_rgb, process
+from shardline.pipeline.image_types import BadImage, Header, Samples
+from shardline.pipeline.images import FilteredImage, load_rgb, process
 from shardline.pipeline.jpeg import JpegHeader
 from shardline.pipeline.sniff import UNSUPPORTED, sniff
 from shardline.tools import malformed_images

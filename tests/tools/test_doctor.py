@@ -41,7 +41,7 @@ QUARANTINED = {
         cut-in-half-lossy.avif cut-in-half-plain.bmp cut-in-half-plain.gif cut-in-half-lossless.jp2
         cut-in-half-codestream.j2k cut-in-half-plain.ppm cut-in-half-none.tif cut-in-half-LZW.tif
         cut-in-half-Deflate.tif cut-in-half-PackBits.tif cut-in-half-JPEG.tif cut-in-half-two-pages.tif
-        cut-in-the-header.jpg last-two-bytes-missing.jpg empty.jxl""",
+        cut-in-the-header.jpg last-two-bytes-missing.jpg empty.jxl more-rows-than-there-are.bmp""",
     "corrupt-scan": "40-zeroed-bytes.jpg 200-bytes-lost.jpg",
     "corrupt-data": """one-bit-flipped.png damaged-chunk-name.png damaged-text.png empty.heic
         small-says-the-canvas.webp""",

@@ -27,7 +27,8 @@ from shardline.pipeline.example import encode_example, parse_example
 from shardline.pipeline.executors import TIMEOUT, WHY, Show, Task, no_show
 from shardline.pipeline.files import atomic_writer, file_sha256, open_regular
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, process, set_up_process
+from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.images import process, set_up_process
 from shardline.pipeline.manifest import Features
 from shardline.pipeline.object_store import Store
 from shardline.pipeline.source_files import (

@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 
 from shardline.pipeline.image_headers import read_header
 from shardline.pipeline.image_options import ImageOptions
-from shardline.pipeline.images import BadImage, load_rgb, process
+from shardline.pipeline.image_types import BadImage
+from shardline.pipeline.images import load_rgb, process
 from shardline.pipeline.preprocessing import eval_geometry
 from shardline.tools.malformed_images import cases
 from shardline.trainer.evaluation import graph_headers, graph_pixels
