@@ -19,7 +19,7 @@ from shardline.pipeline.text import display
 from shardline.pipeline.tfrecord import is_tfrecord
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
-from shardline.tools.conversion.labels import similarity_key, split_rank
+from shardline.tools.conversion.labels import similar_split, split_rank
 from shardline.tools.conversion.trees import Exclusions
 
 _SUFFIX = r"\.(?:tfrecords?|tfrec|tfr|records?)"
@@ -174,7 +174,7 @@ def _check_names(directory: Path, found: Mapping[str, Sequence[str]]) -> None:
                 f"--data={directory}: {split!r}, of {display(files[0])}, is no split name; use letters, digits and _: "
                 "--split_pattern can name another part of it"
             )
-        if other := next((name for name in known if similarity_key(name) == similarity_key(split)), ""):
+        if other := similar_split(split, known):
             raise UsageError(
                 f"--data={directory}: the splits {other!r} and {split!r} differ in case only; rename the files of one, "
                 "or leave them out with --exclude"

@@ -118,6 +118,12 @@ def test_duplicates_across_are_noted_or_refused(a, tmp_path, capsys):
     assert faults(tmp_path / "out") == []
 
 
+def test_splits_that_two_datasets_call_otherwise_are_noted(a, tmp_path, capsys):
+    convert(config(class_folders(tmp_path / "y", 2, 4, "training"), tmp_path / "other"))
+    assert set(merge(MergeConfig(data=(a, tmp_path / "other"), output=tmp_path / "out")).splits) > {"train", "training"}
+    assert "the splits train and training are of one kind by their names" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused_in_words(a, tmp_path):
     source = class_folders(tmp_path / "x", 2, 4)
     for number, (changes, said) in enumerate(
@@ -138,6 +144,9 @@ def test_what_does_not_fit_is_refused_in_words(a, tmp_path):
         merge(MergeConfig(data=(a, tmp_path / "s"), output=tmp_path / "out"))
     together = merge(MergeConfig(data=(a, tmp_path / "s"), output=tmp_path / "out", merge_similar_labels=True))
     assert together.labels == ("class0", "class1") and faults(tmp_path / "out") == []
+    convert(config(class_folders(tmp_path / "y", 2, 4, "Train"), tmp_path / "upper"))
+    with pytest.raises(UsageError, match="the splits 'train' of another dataset and 'Train' differ in case only"):
+        merge(MergeConfig(data=(a, tmp_path / "upper"), output=tmp_path / "out2"))
     with pytest.raises(UsageError, match="holds another dataset"):
         merge(MergeConfig(data=(a,), output=tmp_path / "out"))
     (tmp_path / "full").mkdir()

@@ -208,6 +208,16 @@ CASES = {
             do=unzip("o.zip", "FOLDER"), source="MESSAGE"),
     ], do=both(zipped("s/train.zip", "s/train"), zipped("s/test.zip", "s/test"), zipped("o.zip", "s")),
        source="--source=SOURCE/o.zip"),
+    "archives in splits": Case("train/x/a/1.jpg train/x/b/2.jpg test/a/3.jpg test/b/4.jpg", "train holds no images", [
+        Way("give each archive: --source=train=", "1 a train, 2 b train, 3 a test, 4 b test", "--source=test=SOURCE/test", source="MESSAGE"),
+    ], do=zipped("train/x.zip", "train/x")),
+    "archives of classes": Case("n1/1.jpg n2/2.jpg", "2 files and no folders", [
+        Way("or unpack each that is one class into a folder of its name", "1 n1 train, 2 n2 train", "",
+            both(unzip("n1.zip", "n1"), unzip("n2.zip", "n2"), remove("n1.zip", "n2.zip"))),
+    ], do=both(zipped("n1.zip", "n1"), zipped("n2.zip", "n2"))),
+    "a folder of tables": Case("../1.jpg", "data holds no images", [
+        Way("give a table of path,label as --source", "1 a train", source="--source=SOURCE/data/x.csv"),
+    ], texts={"data/x.csv": "path,label\n../../1.jpg,a\n"}),
     "nothing": Case("", "the folder is empty", [
         Way("expected one folder a class, with its images inside", "1 a train", "", add("a/1.jpg")),
     ]),
@@ -649,6 +659,7 @@ def test_a_remedy_gives_the_dataset_it_promises(tmp_path, name, number):
 MODULES = ("layouts", "trees", "labels", "label_files", "tables", "archives", "scan", "splits", "scan_tfds")
 WITHOUT_A_CASE = {  # parts of messages, and why there is no way to follow
     "cannot list ": "the file system's own words",
+    "read TFRecords as they are: shardline-adopt ": "another command; test_layouts has it",
     " cannot be read: ": "the file system's own words",
     "download it again": "another download is another archive",
     "; download the archive again": "another download is another archive",

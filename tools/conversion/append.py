@@ -25,7 +25,7 @@ from shardline.pipeline.sources_table import WRITTEN, iterate_sources
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.config import ConvertConfig, name_of
 from shardline.tools.conversion.deduplicate import Earlier, hash_start
-from shardline.tools.conversion.labels import LabelOptions, read_class_names
+from shardline.tools.conversion.labels import LabelOptions, read_class_names, similar_split, split_notes
 from shardline.tools.conversion.output import Output
 from shardline.tools.conversion.resume import content_keys, content_keys_of
 from shardline.tools.conversion.sources import Sources, hash64, path_text
@@ -108,12 +108,19 @@ def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Call
     """The inputs that are not in the dataset in `directory` already, under the same path and with the same content.
 
     Raises:
-      UsageError: a split has labels here and none in the dataset, or the other way round.
+      UsageError: a split has labels here and none in the dataset, or the other way round, or is written otherwise.
     """
     for name in sources.splits:
+        if other := similar_split(name, base.splits):
+            raise UsageError(
+                f"--append: the split {name} is {other} in the dataset, and differs in case or spaces only; call it so"
+            )
         if name in base.splits and base.splits[name].unlabelled != (name in sources.unlabelled):
             have = "has no labels" if base.splits[name].unlabelled else "has labels"
             raise UsageError(f"--append: split {name} of the dataset {have}; give what is added in the same way")
+    if not set(sources.splits) <= set(base.splits):
+        for note in split_notes(dict.fromkeys((*base.splits, *sources.splits))):
+            log(f"note: {note}")
     rows = iterate_sources(directory, ["path", "sha256"])
     pairs = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in rows)
     paths, contents = [], []

@@ -498,7 +498,7 @@ def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOr
             f"{what}: the labels run to {max(numbers):,}, but --class_names lists {count:,} names (0 to {count - 1:,})"
         )
     check_spread(len(set(numbers)), max(numbers), what)
-    low = min(numbers)
+    low = 0 if options.open_ended else min(numbers)
     note = f"no label is 0, the lowest is {low}; if they count from {low}, subtract {low} from each"
     return LabelOrder(names or tuple(map(str, range(count))), np.array(numbers, np.int32), (note,) * (low > 0))
 
@@ -525,13 +525,18 @@ def check_split(name: str, known: Iterable[str], what: str, options: LabelOption
     Raises:
       UsageError: it differs from a known split in case or spaces only.
     """
-    other = next((split for split in known if similarity_key(split) == similarity_key(name)), name)
-    if other != name and not options.merge_similar:
+    other = similar_split(name, known)
+    if other and not options.merge_similar:
         raise UsageError(
             f"{what}: the splits {other!r} and {name!r} differ in case or spaces only; write them alike, or make one "
             "split of them with --merge_similar_labels"
         )
-    return other
+    return other or name
+
+
+def similar_split(name: str, known: Iterable[str]) -> str:
+    """A known split whose name differs in case or spaces only; "" for none."""
+    return next((split for split in known if split != name and similarity_key(split) == similarity_key(name)), "")
 
 
 def split_notes(names: Iterable[str]) -> list[str]:

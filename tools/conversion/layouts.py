@@ -105,6 +105,7 @@ def scan_tree(tree: Tree, root: str, what: str, options: LayoutOptions, on_progr
     if not len(walk.builder):
         raise UsageError(f"{what}: the class folders hold no files")
     walk.refuse_empty_classes()
+    walk.refuse_other_files()
     walk.refuse_tables()
     walk.refuse_containers()
     walk.refuse_foreign_labels()
@@ -173,14 +174,31 @@ def _refuse_without_folders(tree: Tree, what: str, entries: Sequence[Entry]) -> 
             "their own (SOURCE/CLASS/image.jpg; one folder will do), or list path,label in a .csv and give that"
         )
     found = f"{count(len(entries), 'file')} and no folders" if entries else "the folder is empty"
-    remedy = "expected one folder a class, with its images inside"
-    if archives := [path_text(entry.name) for entry in entries if is_archive(path_text(entry.name))]:
-        where = "FOLDER" if tree.is_archive else what.partition("=")[2]
-        stems = ((name, name.partition(".")[0]) for name in archives[:3])
-        splits = ((name, f"{stem}=" if split_rank(stem) is not None else "") for name, stem in stems)
-        flags = " ".join(f"--source={split}{shlex.quote(f'{where}/{name}')}" for name, split in splits)
-        remedy = f"{'unpack it, and ' * tree.is_archive}give each archive: {flags}"
+    remedy = _instead_of_images(tree, what, b"") or "expected one folder a class, with its images inside"
     raise UsageError(f"{what}: {found}; {remedy}")
+
+
+def _instead_of_images(tree: Tree, what: str, folder: bytes) -> str:
+    """What to do with a folder of archives, tables or records instead of images; "" for one of other files."""
+    names = [path_text(entry.name) for entry in tree.entries(folder) if not entry.is_folder]
+    where = os.path.join("FOLDER" if tree.is_archive else what.partition("=")[2], path_text(folder)).rstrip("/")
+    unpack = "unpack it, and " * tree.is_archive
+    if archives := [name for name in names if is_archive(name)]:
+        flags = " ".join(
+            f"--source={_split_before(name, folder)}{shlex.quote(f'{where}/{name}')}" for name in archives[:3]
+        )
+        return f"{unpack}give each archive: {flags}, or unpack each that is one class into a folder of its name"
+    if any(os.path.splitext(name)[1].lower().encode() in _TABLES for name in names):
+        return f"{unpack}give a table of path,label as --source"
+    if any("tfrec" in name.lower() for name in names):
+        return f"{unpack}read TFRecords as they are: shardline-adopt {shlex.quote(where)}"
+    return ""
+
+
+def _split_before(archive: str, folder: bytes) -> str:
+    """`train=` for an archive that is called so, or whose folder is."""
+    words = (archive.partition(".")[0], path_text(folder))
+    return next((f"{word}=" for word in words if split_rank(word) is not None), "")
 
 
 def _refuse_others(
@@ -216,6 +234,8 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
     held = tree.entries(flat[0])
     inside = [tree.entries(os.path.join(flat[0], entry.name)) for entry in held if entry.is_folder]
     images = count(sum(entry.is_image for entries in (held, *inside) for entry in entries), "image")
+    if images == "0 images" and (remedy := _instead_of_images(tree, what, flat[0])):
+        raise UsageError(f"{what}: {name} holds no images; {remedy}")
     tables = [entry.name for entry in held if os.path.splitext(entry.name)[1].lower() in _TABLES]
     where = f"{what.partition('=')[2]}/{path_text(os.path.join(flat[0], tables[0]))}" if tables else ""
     file = shlex.quote(where) if tables and _has_labels(where) else "FILE"
@@ -551,6 +571,15 @@ class _Walk:
             f"{self.what}: {name} would be the only class; put the images of each class into a folder of their own, "
             "or list path,label in a .csv and give that; if it is a class, list it in --class_names"
         )
+
+    def refuse_other_files(self) -> None:
+        """One folder of archives, tables or records is no class."""
+        if len(self.outermost) == 1 and not self.options.labels.names and not self.splits:
+            (folder,) = self.outermost
+            entries = self.tree.entries(folder)
+            other = _is_flat(entries) and not any(entry.is_image for entry in entries)
+            if remedy := other and _instead_of_images(self.tree, self.what, folder):
+                raise UsageError(f"{self.what}: {path_text(folder)} holds no images; {remedy}")
 
     def refuse_tables(self) -> None:
         """One class folder with files that may have labels: the labels are there, and the folder is no class."""

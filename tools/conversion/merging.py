@@ -47,7 +47,7 @@ from shardline.pipeline.wording import count
 from shardline.tools.conversion import resume
 from shardline.tools.conversion.append import earlier_images
 from shardline.tools.conversion.config import name_of
-from shardline.tools.conversion.labels import LabelOptions, order_labels
+from shardline.tools.conversion.labels import LabelOptions, order_labels, similar_split, split_notes
 from shardline.tools.conversion.output import NOTE, WORK, Output, link_or_copy
 from shardline.tools.conversion.tfds_metadata import write_tfds_metadata
 
@@ -158,7 +158,14 @@ def _united(
             log(f"note: {note}")
         inputs.append(_Input(Path(directory), manifest, np.append(order.relabel, NO_LABEL), dict(records)))
         for name, split in manifest.splits.items():
+            if other := similar_split(name, records):
+                raise UsageError(
+                    f"--data={directory}: the splits {other!r} of another dataset and {name!r} differ in case only; "
+                    "convert one again with its splits called alike"
+                )
             records[name] = records.get(name, 0) + split.records
+    for note in split_notes(records):
+        log(f"note: {note}")
     return labels, inputs
 
 

@@ -268,6 +268,14 @@ def test_splits_of_folders_and_new_ones(tmp_path):
     assert faults(tmp_path / "d") == []
 
 
+def test_splits_that_are_called_otherwise_are_refused_or_noted(tmp_path, capsys):
+    convert(config(class_folders(class_folders(tmp_path / "s", 2, 4, "train"), 2, 4, "val"), tmp_path / "d"))
+    with pytest.raises(UsageError, match="the split Val is val in the dataset, and differs in case or spaces only"):
+        add(class_folders(tmp_path / "x", 2, 3, "Val"), tmp_path / "d")
+    add(class_folders(tmp_path / "y", 2, 3, "valid"), tmp_path / "d")
+    assert "the splits val and valid are of one kind by their names" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused_in_one_line(dataset, more, tmp_path):
     for changes, said in [
         ({"image": {"size": 32}}, "size=32: the dataset was made with 16, which append keeps"),

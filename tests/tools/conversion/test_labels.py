@@ -379,6 +379,7 @@ def test_index_labels_are_positions_in_the_class_names():
         order("0", "1", names=("a", "b"))
     assert order("1", "0", names=("0 a", "1 b"), kind="index").names == ("a", "b")
     counted_from_1 = order("1", "2", names=("a", "b", "c"), kind="index")
+    assert order("1", names=("a", "b"), kind="index", open_ended=True).notes == ()  # what is added need not have all
     assert counted_from_1.notes == ("no label is 0, the lowest is 1; if they count from 1, subtract 1 from each",)
 
 

@@ -464,6 +464,12 @@ def test_a_folder_that_holds_everything_is_no_class(tmp_path, name):
     assert scan(source, labels=LabelOptions((name,)))[0].labels == (name,)
 
 
+@pytest.mark.parametrize("name", ["x-train.tfrecord-00000-of-00001", "data/train.tfrecord", "train/0.tfrec"])
+def test_records_are_for_another_command(tmp_path, name):
+    touch(tmp_path, name)
+    assert f"read TFRecords as they are: shardline-adopt {(tmp_path / name).parent}" in refusal(tmp_path)
+
+
 def test_archives_that_lie_in_the_source_are_sources(tmp_path):
     for name, inside in (("train", ("a/1.jpg", "b/2.jpg")), ("test", ("a/3.jpg",))):
         touch(tmp_path / "x" / name, *inside)
