@@ -49,7 +49,9 @@ _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
 
 # Of names that only look alike: letters that are drawn as a Latin one, and what separates words.
 _LATIN = str.maketrans("АВЕКМНОРСТХІЈЅаеорсхуіјѕ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον", "ABEKMHOPCTXIJSaeopcxyijs" + "ABEZHIKMNOPTYXov")
-_COPY = re.compile(r"(?<=\w)(?:[ _-]+copy(?: ?\d+)?| *\(\d\d?\))+$", re.IGNORECASE)  # what file managers add
+_COPY = re.compile(  # what file managers and people add
+    r"(?<=\w)(?:[ _-]+(?:copy(?: ?\d+)?|aug(?:mented)?|old|backup|bak)| *\(\d\d?\))+$", re.IGNORECASE
+)
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[\s_.,:;/-]+(?=\d)")
 _MANY_SETS = 8  # names, of which half as many words are sets of labels
 _QUOTED = re.compile(r"""="(.*)"|'(.*)'|"(.*)"|'([^']+)""")  # the first and last of Excel, to keep 001 a text

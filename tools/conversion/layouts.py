@@ -371,7 +371,9 @@ class _Walk:
     beside: list[bytes] = field(default_factory=list)  # files that are no inputs
     empty: list[bytes] = field(default_factory=list)  # class folders
     from_folders: set[str] = field(default_factory=set)  # labels
+    above: dict[str, set[bytes]] = field(default_factory=dict)  # by label: where in a split its folders lie
     outermost: set[bytes] = field(default_factory=set)  # class folders
+    inside: bytes = b""  # where the outermost class folders lie: a split's folder, or the root
     side_files: list[bytes] = field(default_factory=list)  # called as an image beside them, one of each folder
     masks: list[tuple[bytes, bytes]] = field(default_factory=list)  # the same, and what is added to the image's name
     from_files: dict[str, set[str]] = field(default_factory=dict)  # labels by split
@@ -409,6 +411,7 @@ class _Walk:
 
     def _add_class(self, folder: bytes, first: bytes, split: int) -> None:
         before = len(self.builder)
+        self.inside = os.path.dirname(folder)
         self.outermost.add(first)
         self._add_folder(folder, first, split)
         if len(self.builder) == before:
@@ -436,6 +439,8 @@ class _Walk:
             label = self.labels.setdefault(class_name, len(self.labels))
             self.from_folders.add(class_name)
             self.builder.add(number, entry.name, label, split, entry.size, entry.stamp, entry.place)
+        if self.options.label_from == "parent" and class_name in self.from_folders:
+            self.above.setdefault(class_name, set()).add(os.path.dirname(folder.removeprefix(self.inside).lstrip(b"/")))
         self.on_progress(len(self.builder))
         self._look_for_companions(folder, [entry.name for entry in entries if not entry.is_folder])
         if below:
@@ -605,6 +610,12 @@ class _Walk:
             lines.append(
                 f"ignored {count(len(self.beside), 'file')} beside the class folders ({_listed(sorted(self.beside))}): "
                 "only files in one have a class"
+            )
+        if joined := sorted(name for name, above in self.above.items() if len(above) > 1):
+            places = shorten_list((path_text(above) or "." for above in sorted(self.above[joined[0]])), 3)
+            lines.append(
+                f"{count(len(joined), 'class')} of several folders of one name, e.g. {joined[0]} in {places}; if those "
+                f"are classes of their own, {_IN_A_TABLE}"
             )
         if self.masks:
             (first, word), *_ = self.masks

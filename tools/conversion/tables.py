@@ -260,7 +260,8 @@ class _TableScan:
         order = order_labels(list(self.labels), self.options.labels, self.what, places=places)
         return self.builder.finish(
             self.folder, order.names, splits, order.relabel,
-            [*notes, *repeated, *split_notes(splits), *self._splits_in_paths(), *self._parted_groups(), *order.notes],
+            [*notes, *repeated, *split_notes(splits), *self._splits_in_paths(), *self._other_folders(),
+             *self._parted_groups(), *order.notes],
             unlabelled=[name for name in splits if name in self.options.unlabelled],
             origins=(Origin(self.facts.store.url, STORE),) if self.facts else (),
         )  # fmt: skip
@@ -281,6 +282,32 @@ class _TableScan:
         return [
             f"paths lie in the folders {shorten_list(sorted(named))}, but no column tells splits, so that images of "
             "both are mixed; add a column split to keep them apart"
+        ]
+
+    def _other_folders(self) -> list[str]:
+        """Notes on rows whose path lies in the folder of another class, or of another split."""
+        labels, splits = list(self.labels), list(self.splits)
+        parts = [set(path_text(folder).split("/")) for folder in self.builder.folders]
+        folder, label, split = (
+            np.array(getattr(self.builder, name), np.int64) for name in ("folder", "label", "split")
+        )
+        keys = (folder * (len(labels) + 1) + label) * (len(splits) + 1) + split
+        _, firsts, rows = np.unique(keys, return_index=True, return_counts=True)
+        others: dict[str, list[tuple[int, int, str]]] = {"class": [], "split": []}
+        for first, many in zip(firsts.tolist(), rows.tolist(), strict=True):
+            inside = parts[folder[first]]
+            name = labels[label[first]] if label[first] >= 0 else ""
+            if name and name not in inside and not self.labels.keys().isdisjoint(inside):
+                others["class"].append((first, many, name))
+            name = splits[split[first]] if split[first] >= 0 else ""
+            ranks = {rank for part in inside if (rank := split_rank(part)) is not None}
+            if ranks and split_rank(name) not in {*ranks, None}:
+                others["split"].append((first, many, name))
+        return [
+            f"{count(sum(many for _, many, _ in found), 'row')} with a path in the folder of another {kind}, e.g. "
+            f"{self._path(min(found)[0])} in {kind} {min(found)[2]!r}"
+            for kind, found in others.items()
+            if found
         ]
 
     def _parted_groups(self) -> list[str]:

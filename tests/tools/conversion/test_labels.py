@@ -132,6 +132,7 @@ def test_each_remedy_for_a_label_that_seems_none_is_right(tmp_path, name):
         ("Irish setter", "Irish_Setter"),
         ("cafe", "caf\u00e9"),
         ("cat", "cat (1)", "cat - Copy"),
+        ("cat", "cat_augmented"),
         ("IL-2", "IL2"),
         ("St. Bernard", "St Bernard"),
         ("1,000", "1000"),

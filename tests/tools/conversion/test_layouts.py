@@ -360,6 +360,17 @@ def test_masks_beside_their_images_are_noted(tmp_path):
     assert scan(touch(tmp_path / "faces", "with_mask/1_with_mask.jpg", "bare/1.jpg"))[0].notes == ()
 
 
+def test_classes_of_several_folders_of_one_name_are_noted(tmp_path):
+    """SUN397's c/church/indoor and c/cafe/indoor."""
+    source = touch(tmp_path / "sun", "a/alley/1.jpg", "c/church/indoor/2.jpg", "c/cafe/indoor/3.jpg")
+    (note,) = scan(source, label_from="parent")[0].notes
+    assert "1 class of several folders of one name, e.g. indoor in c/cafe, c/church; if those are classes" in note
+    splits = touch(
+        tmp_path / "splits", "train/x/cat/1.jpg", "train/x/dog/2.jpg", "test/x/cat/3.jpg", "test/x/dog/4.jpg"
+    )
+    assert scan(splits, label_from="parent")[0].notes == ()
+
+
 def test_folds_are_no_classes_by_advice(tmp_path):
     source = touch(tmp_path, *(f"fold{i}/{name}/{i}.jpg" for i in (1, 2, 3) for name in ("cat", "dog")))
     message = refusal(source)

@@ -262,6 +262,18 @@ def test_paths_in_folders_of_splits_are_noted_where_no_column_tells_splits(tmp_p
     assert listed == {"train/1.jpg": ("cat", "train"), "test/2.jpg": ("dog", "test")}
 
 
+def test_rows_that_contradict_their_folder_are_noted(tmp_path):
+    images(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/dog/3.jpg", "new/4.jpg")
+    rows = "train/cat/1.jpg,dog,train\ntrain/dog/2.jpg,cat,test\ntest/dog/3.jpg,dog,train\nnew/4.jpg,cat,test\n"
+    (tmp_path / "t.csv").write_text(f"path,label,split\n{rows}")
+    assert scan(tmp_path / "t.csv")[0].notes == (
+        "2 rows with a path in the folder of another class, e.g. train/cat/1.jpg in class 'dog'",
+        "2 rows with a path in the folder of another split, e.g. train/dog/2.jpg in split 'test'",
+    )
+    (tmp_path / "t.csv").write_text("path,label,split\ntrain/cat/1.jpg,cat,train\ntest/dog/3.jpg,dog,test\n")
+    assert not any("folder of another" in note for note in scan(tmp_path / "t.csv")[0].notes)
+
+
 def test_a_column_that_may_be_of_groups_is_told_of(folder):
     (folder / "t.csv").write_text("path,label,lesion_id\n1.jpg,cat,7\n2.jpg,dog,7\n")
     assert scan(folder / "t.csv")[0].notes == (
