@@ -118,8 +118,11 @@ def create_optimizer(
     variables = network.trained(span.phase.part)
     decay = setup.config.block_lr_decay
     rates = {path: decay ** LAYER_GROUPS.index(layer_group(path)) for path in variables}
+    earlier = [network.trained(before.phase.part).items() for before in setup.spans[: span.index]]
+    # Else they would stay behind for good what the head is trained on.
+    frozen = {path: v for part in earlier for path, v in part if path in ema_weights and path not in variables}
     with setup.cluster.strategy.scope():
-        return Optimizer(variables, step_config(setup), rates, ema_weights)
+        return Optimizer(variables, step_config(setup), rates, ema_weights, frozen)
 
 
 def create_step(setup: TrainSetup, network: Network, state: TrainState, forward: Forward | None = None) -> TrainStep:

@@ -55,17 +55,19 @@ class Optimizer:
         config: StepConfig,
         rates: Mapping[str, float] | None = None,
         ema_weights: Mapping[str, tf.Variable] | None = None,
+        frozen: Mapping[str, tf.Variable] | None = None,
     ) -> None:
         """Create inside `strategy.scope()`.
 
         Args:
           rates: multiply the learning rate, variable by variable.
-          ema_weights: moving averages of the variables, with `config.ema`.
+          ema_weights: moving averages of the variables and the frozen ones, with `config.ema`.
+          frozen: variables that trained before and no longer do; their averages still follow them.
         """
         self.config = config
         self.variables = dict(variables)
         self.rates = {path: 1.0 for path in variables} | dict(rates or {})
-        self.ema_weights = dict(ema_weights or {})
+        self.ema_weights, self.frozen = dict(ema_weights or {}), dict(frozen or {})
         names = ("momentum",) if config.optimizer == "sgd" else ("first", "second")
         self.slots = {
             path: [tf.Variable(tf.zeros(v.shape), trainable=False, name=name) for name in names]
@@ -89,12 +91,17 @@ class Optimizer:
             ) -> None:
                 self.update(path, variable, slots, gradient, rate, updates)
                 if self.config.ema:
-                    difference, alpha = mean - variable, 1 - self.config.ema
-                    tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=alpha, delta=difference)
+                    self._average(variable, mean)
 
             arguments = (gradient, self.ema_weights.get(path), *self.slots[path])
             strategy.extended.update(variable, update, args=arguments)
+        for path, variable in self.frozen.items():
+            strategy.extended.update(variable, self._average, args=(self.ema_weights[path],))
         return tf.constant(True)
+
+    def _average(self, variable: tf.Variable, mean: tf.Variable) -> None:
+        difference, alpha = mean - variable, 1 - self.config.ema
+        tf.raw_ops.ResourceApplyGradientDescent(var=mean.handle, alpha=alpha, delta=difference)
 
     def update(
         self,

@@ -109,6 +109,20 @@ def start(devices, **settings):
     return state, state.optimizer
 
 
+def test_averages_of_what_trained_before_still_follow_it(devices):
+    setup = setup_of(devices, synthetic=True, phases="block5:1@1,head:1@1", ema=0.5)
+    network, state, _ = create_train_state(setup, setup.spans[0])
+    for average in state.ema_weights.values():
+        average.assign_add(tf.ones(average.shape))
+    state.begin_phase(setup, network, setup.spans[1])
+    gradients = [tf.zeros(variable.shape) for variable in state.optimizer.variables.values()]
+    for _ in range(2):
+        state.optimizer.apply(devices.strategy, gradients, tf.constant(0.0))
+    for path, average in state.ema_weights.items():
+        behind = 0.25 if layer_group(path) in ("head", "block5") else 1.0  # the others never trained
+        np.testing.assert_allclose(average - state.weights[path], behind, atol=1e-5, err_msg=path)
+
+
 def test_what_a_restart_with_allowed_changes_takes_over(devices, tmp_path):
     """Slots only within their phase and optimizer; a moving average that is new begins at the weights."""
     saved, optimizer = start(devices, phases="head:1@1")
