@@ -385,21 +385,33 @@ class WriteInputProfile(Action):
 
 
 class Profile(Action):
-    """Writes a profiler trace of the chief's steps FIRST to LAST."""
+    """Writes a profiler trace of the chief's steps FIRST to LAST, or of those of them that are made now."""
 
-    def __init__(self, setup: TrainSetup) -> None:
+    def __init__(self, setup: TrainSetup, start_step: int) -> None:
+        """Begins at once where the step after `start_step` is one of them."""
         self.chief, (self.first, self.last) = setup.cluster.chief, setup.config.profile_range()
-        self.folder = str(Path(setup.config.workdir) / "profile")
+        self.folder, self._running = str(Path(setup.config.workdir) / "profile"), False
+        if self.first - 1 <= start_step < self.last:
+            self._start()
 
     def due(self, state: TrainState) -> bool:
         """Just before the first step and just after the last."""
         return self.last > 0 and state.step in (self.first - 1, self.last)
 
     def act(self, state: TrainState) -> None:
-        """Start or stop, on the chief."""
-        if not self.chief:  # calls of several steps end here on all hosts
-            return
-        if state.step == self.first - 1:
-            tf.profiler.experimental.start(self.folder)
-        elif state.step == self.last:
+        """Start or stop."""
+        if state.step == self.last:
+            self.close()
+        else:
+            self._start()
+
+    def close(self) -> None:
+        """Stop, and write the trace, unless that is done."""
+        if self._running:
+            self._running = False
             tf.profiler.experimental.stop()
+
+    def _start(self) -> None:
+        if self.chief:  # calls of several steps end here on all hosts
+            tf.profiler.experimental.start(self.folder)
+            self._running = True

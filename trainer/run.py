@@ -148,9 +148,10 @@ def _train(
         save = SaveCheckpoint(setup, network, content, state.step, writer)
         evaluate = Evaluate(setup, network, monitor, callbacks, save)
         input_profile = WriteInputProfile(setup, monitor, evaluate)
-        actions = [monitor, Profile(setup), evaluate, save, input_profile]
         say_allreduce(setup, monitor)
         callbacks.begin(start_of(setup, network, state))
+        profile = stack.enter_context(closing(Profile(setup, state.step)))
+        actions = [monitor, profile, evaluate, save, input_profile]
         for sized, end in stretches_left(setup, network, state, first):
             train_steps = phase_loop(sized, network, state, create_step(sized, network, state), monitor)
             monitor.restart()

@@ -4,10 +4,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import tensorflow as tf
 
-from shardline.trainer.actions import StepMonitor
+from shardline.trainer.actions import Profile, StepMonitor
 from shardline.trainer.loop import StepRecord
-from tests.trainer.test_loop import create
+from tests.trainer.test_loop import FakeState, create
 
 
 @pytest.mark.parametrize("finite", [(0, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1)])
@@ -44,3 +45,27 @@ def test_steps_before_the_images_grow_are_in_a_line_too():
     monitor.flush()
     monitor.close()
     assert [(line.step, line.metrics["loss"]) for line in lines] == [(1, 1), (3, 2.5), (4, 4), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    "wanted, start, end, traced",
+    [
+        ("3:5", 0, 9, [3, 4, 5]),
+        ("1:2", 0, 9, [1, 2]),  # there is no step before the first
+        ("3:5", 0, 3, [3]),  # the run ends before the last one
+        ("3:5", 3, 9, [4, 5]),  # it was continued amid them
+        ("3:5", 5, 9, []),  # and after them, where there is nothing to stop
+    ],
+)
+def test_wanted_steps_are_traced_as_far_as_they_are_made(wanted, start, end, traced, monkeypatch):
+    running, found, state = [], [], FakeState(step=start)
+    monkeypatch.setattr(tf.profiler.experimental, "start", running.append)
+    monkeypatch.setattr(tf.profiler.experimental, "stop", running.pop)
+    profile = Profile(create(profile_steps=wanted), start)
+    while state.step < end:
+        state.step += 1
+        found += [state.step] if running else []
+        if profile.due(state):
+            profile.act(state)
+    profile.close()
+    assert (found, running) == (traced, [])
