@@ -92,6 +92,11 @@ class SplitLabels:
             return labels
         return [self.in_order[number] for number in self._numbers(names, split)]
 
+    def not_among(self, paths: Sequence[bytes]) -> list[bytes]:
+        """The names that are listed and that no path has, with or without suffix."""
+        names = {os.path.basename(path) for path in paths}
+        return sorted(self.by_name.keys() - names - {os.path.splitext(name)[0] for name in names})
+
     def _label(self, path: bytes, alone: bool) -> str:
         """The label of one file; folders count where its name is not the only one or is listed with several labels."""
         folder, name = os.path.split(path)

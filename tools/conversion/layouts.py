@@ -377,6 +377,7 @@ class _Walk:
     side_files: list[bytes] = field(default_factory=list)  # called as an image beside them, one of each folder
     masks: list[tuple[bytes, bytes]] = field(default_factory=list)  # the same, and what is added to the image's name
     from_files: dict[str, set[str]] = field(default_factory=dict)  # labels by split
+    lost: list[str] = field(default_factory=list)  # notes on images that files of labels list
 
     def add_split(self, folder: bytes) -> None:
         """Everything in a split's folder."""
@@ -540,6 +541,12 @@ class _Walk:
         paths = [os.path.relpath(os.path.join(where, entry.name), folder) for where, entry in files]
         names = labels.match(paths, path_text(folder))
         self.from_files[labels.what] = set(names)
+        missing = labels.not_among(paths)
+        if 0 < len(missing) <= len(paths):  # more are those of other splits
+            self.lost.append(
+                f"{labels.what} lists {count(len(missing), 'file')} that {path_text(folder)} does not hold, e.g. "
+                f"{path_text(missing[0])}"
+            )
         self._add_files(files, split, lambda name, at: self.labels.setdefault(names[at], len(self.labels)))
 
     # What to say ----------------------------------------------------------------------------------------------
@@ -605,7 +612,7 @@ class _Walk:
 
     def notes(self) -> list[str]:
         """What a person should know."""
-        lines = []
+        lines = [*self.lost]
         if self.beside:
             lines.append(
                 f"ignored {count(len(self.beside), 'file')} beside the class folders ({_listed(sorted(self.beside))}): "
@@ -623,8 +630,6 @@ class _Walk:
                 f"{path_text(first)} is called as an image beside it is; if such files are masks, leave them out with "
                 f"--exclude={shlex.quote(f'*{path_text(word)}*')}"
             )
-        if self.empty:
-            lines.append(f"classes without images: {_listed(self.empty)}")
         return lines
 
 

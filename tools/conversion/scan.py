@@ -104,12 +104,16 @@ def scan(
     else:
         found = _scan_trees(named, options, exclusions, on_progress)
         found = replace(found, notes=(*found.notes, *exclusions.notes()))
-    return replace(found, notes=(*found.notes, *_lone_images(found)))
+    return replace(found, notes=(*found.notes, *_notes_on_counts(found, options.labels)))
 
 
-def _lone_images(found: Sources) -> list[str]:
-    """A note where labels seem to tell images apart, and not classes."""
+def _notes_on_counts(found: Sources, labels: LabelOptions) -> list[str]:
+    """On listed classes without images, and on labels that seem to tell images apart, and not classes."""
     counts = found.class_counts()
+    empty = [name for name, images in zip(found.labels, counts, strict=True) if not images]
+    if empty and not labels.open_ended and len(empty) < len(counts):
+        have = "has no image" if len(empty) == 1 else "have no image"
+        return [f"{len(empty):,} of {count(len(counts), 'class')} {have}: {shorten_list(empty)}"]
     if len(counts) < _MANY_CLASSES or counts.max() > 1 or counts.min() < 1:
         return []
     return [f"each of the {len(counts):,} classes has one image: if the labels are names of images, name others"]

@@ -428,6 +428,15 @@ TINY_IMAGENET = (
 )
 
 
+def test_listed_images_that_a_split_lacks_are_noted(tmp_path):
+    source = touch(tmp_path / "s", "train/cat/1.jpg", "train/dog/2.jpg", "val/3.jpg", "val/4.jpg")
+    labels = tmp_path / "labels"
+    for others, told in (("5", 1), ("56789", 0)):  # more are those of other splits
+        labels.write_text("3.jpg cat\n4.jpg dog\n" + "".join(f"{name}.jpg cat\n" for name in others))
+        notes = scan(source, split_labels={"val": str(labels)})[0].notes
+        assert sum("labels lists 1 file that val does not hold, e.g. 5.jpg" in note for note in notes) == told
+
+
 def test_tiny_imagenet_step_by_step(tmp_path):
     """--label_from=parent, advised once, made one class called images of all of it."""
     source = touch(tmp_path, *TINY_IMAGENET)

@@ -98,6 +98,9 @@ def test_class_names_fix_the_order_and_may_name_more(tmp_path):
     names = read_class_names(str(tmp_path / "names"))
     sources = scan(touch(tmp_path / "s", "a/1", "b/2"), labels=LabelOptions(names))
     assert (sources.labels, sources.label.tolist()) == (("b", "c", "a"), [2, 0])
+    assert sources.notes == ("1 of 3 classes has no image: c",)
+    headed = LabelOptions(("name", "a", "b"))  # a heading moves every number by one
+    assert scan(str(tmp_path / "s"), labels=headed).notes == ("1 of 3 classes has no image: name",)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
