@@ -310,7 +310,11 @@ def _label_names(config: AdoptConfig, names: list[str], contents: Sequence[Shard
     if texts := [label for label in used if isinstance(label, str)]:
         return _stored_names(config, names, texts)
     if config.class_names:
-        hint = "" if config.label_offset else ", or say with --label_offset=-1 that the records' labels count from 1"
+        hint = (
+            ""
+            if config.label_offset or config.label_kind == "onehot"
+            else ", or say with --label_offset=-1 that the records' labels count from 1"
+        )
         names = list(listed_by_position(names, f"--class_names={config.class_names}", -config.label_offset, hint))
     numbers = [label for label in used if isinstance(label, int)]
     widths = {width for content in contents for width in content.widths}

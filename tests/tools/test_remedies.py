@@ -394,6 +394,9 @@ CASES = {
         Way("add the names", "1 cat train, 2 dog train", "", text("../n", "cat\ndog\n")),
         Way("or remove the images", "1 cat train", "", remove("dog")),
     ], "--class_names=SOURCE/../n", texts={"../n": "cat\n"}),
+    "no JSON of an order": Case("train/a/1.jpg train/b/2.jpg val/3.jpg", "is no JSON of a number for each name", [
+        Way("write lines NUMBER NAME", "1 a train, 2 b train, 3 b val", "", text("../o.json", "0 a\n1 b\n")),
+    ], "--split_labels=val=SOURCE/../v --label_order=SOURCE/../o.json", texts={"../v": "1\n", "../o.json": '{"names": ["a", "b"]}'}),
     "names with numbers": Case("cat/1.jpg dog/2.jpg", "are none of those that --class_names lists", [
         Way("write one name a line there, as the source has it", "1 cat train, 2 dog train", "", text("../n", "dog\ncat\n")),
     ], "--class_names=SOURCE/../n", texts={"../n": "1 dog\n2 cat\n"}),

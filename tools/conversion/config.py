@@ -102,8 +102,8 @@ class ConvertConfig(ImageOptions):
     )  # fmt: skip
     label_order: str = option(
         "",
-        "file that says which class a number in --split_labels is: lines NUMBER NAME, names counted from 1, or "
-        "ImageNet's meta.mat",
+        "file that says which class a number in --split_labels is: lines NUMBER NAME, names counted from 1, JSON "
+        "as id2label is, or ImageNet's meta.mat",
         group="data",
         path="file",
     )

@@ -24,7 +24,7 @@ from shardline.pipeline.source_files import read_member
 from shardline.pipeline.text import has_control_characters
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.archives import archive_in, open_archive
-from shardline.tools.conversion.labels import split_rank
+from shardline.tools.conversion.labels import AFTER_NUMBER, names_by_number, split_rank
 from shardline.tools.conversion.tables import NAMES
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 
@@ -221,8 +221,18 @@ def read_label_order(path: str) -> dict[int, str]:
     """
     if path.lower().endswith(".mat"):
         return _meta_mat(path)
-    lines = [line.strip() for line in read_text(path, "--label_order").splitlines() if line.strip()]
-    pairs = [re.fullmatch(r"(\d+)[\s,:;]+(\S.*)", line) for line in lines]
+    text = read_text(path, "--label_order")
+    if text.lstrip().startswith("{"):
+        try:
+            return names_by_number(json.loads(text))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise UsageError(
+                f"--label_order={path} is no JSON of a number for each name; write lines NUMBER NAME"
+            ) from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    pairs = [re.fullmatch(rf"(\d+){AFTER_NUMBER}(\S.*)", line) for line in lines]
+    if len(lines) > 2 and not pairs[0] and all(pairs[1:]):  # a heading
+        lines, pairs = lines[1:], pairs[1:]
     turned = [re.fullmatch(r"(\S.*?)[\s,:;]+(\d+)", line) for line in lines]  # Places365's, from 0
     numbers = sorted(int(pair[2]) for pair in turned if pair)
     if lines and all(pairs):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -41,7 +42,7 @@ _MARKS = {  # what people write, or a class
     *("na", "none", "null", "nil", "nan", "-", "--", "?", "??", ".", "missing"),
     *("no_label", "no label", "nolabel", "unlabeled", "unlabelled", "unannotated"),
 }
-_AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
+AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
 _NO_LISTS = (".csv", ".tsv", ".yaml", ".yml", ".pbtxt", ".xml", ".npy", ".pkl", ".mat", ".xlsx")
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
 _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
@@ -294,10 +295,8 @@ def _json_names(text: str, what: str) -> list[str]:
     try:
         names = json.loads(text)
         if isinstance(names, dict):
-            names = names.get("id2label", names)
-            pairs = [(key, value) if key.isdecimal() else (value, key) for key, value in names.items()]
-            by_number = {int(number): name for number, name in pairs}
-            names = [by_number[number] for number in range(len(pairs))]
+            by_number = names_by_number(names)
+            names = [by_number[number] for number in range(len(by_number))]
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return [name.strip() for name in names if name.strip()]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -306,6 +305,20 @@ def _json_names(text: str, what: str) -> list[str]:
         f"{what} is no JSON of class names, a list of them or a number of 0 or more for each; write the names alone, "
         "one a line, in label order, into a .txt"
     )
+
+
+def names_by_number(content: Mapping[str, Any]) -> dict[int, str]:
+    """Classes by number, of JSON as id2label, class_to_idx and imagenet_class_index.json are.
+
+    Raises:
+      ValueError, TypeError, LookupError, AttributeError: it is another one, or has a number twice.
+    """
+    content = content.get("id2label", content)
+    pairs = [(key, value) if key.isdecimal() else (value, key) for key, value in content.items()]
+    by_number = {int(number): name[0] if isinstance(name, list) else name for number, name in pairs}
+    if len(by_number) < len(pairs) or not all(isinstance(name, str) for name in by_number.values()):
+        raise ValueError("no name for each number")
+    return by_number
 
 
 def _without_numbers(lines: Sequence[str], mark: str, first: int = 0) -> list[str]:
@@ -330,7 +343,7 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
       UsageError: the lines are numbered, and from another number on.
     """
     for start in (0, 1):
-        if (bare := _without_numbers(names, _AFTER_NUMBER, start)) == list(names):
+        if (bare := _without_numbers(names, AFTER_NUMBER, start)) == list(names):
             continue
         if start == first:
             return tuple(bare)

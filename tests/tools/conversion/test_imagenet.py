@@ -190,6 +190,12 @@ def test_ground_truth_without_an_order_is_refused(published, tmp_path):
         ("1 b\n2 a\n", {1: "b", 2: "a"}),
         ("1,b\n2,a\n", {1: "b", 2: "a"}),
         ("b\na\n", {1: "b", 2: "a"}),
+        ("id,name\n1,b\n2,a\n", {1: "b", 2: "a"}),  # a heading
+        ("1. b\n2. a\n", {1: "b", 2: "a"}),
+        ('{"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench"]}', {0: "n01440764", 1: "n01443537"}),
+        ('{"b": 1, "a": 2}', {1: "b", 2: "a"}),
+        ('{"names": ["b", "a"]}', "no JSON of a number for each name; write lines NUMBER NAME"),
+        ('{"b": 1, "a": 1}', "no JSON of a number for each name"),
         ("n02119789 kit fox\nn01440764 tench\n", {1: "n02119789", 2: "n01440764"}),
         ("1 b\n1 a\n", "occurs twice"),
         ("/a/alley 1\n/a/abbey 0\n", {1: "/a/alley", 0: "/a/abbey"}),  # Places365's

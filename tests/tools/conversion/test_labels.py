@@ -485,6 +485,7 @@ def test_names_that_mean_a_split(name, rank):
         ('{\n"1": "rose",\n"0": "daisy"\n}', ("daisy", "rose")),
         ('{"rose": 1, "daisy": 0}', ("daisy", "rose")),  # torchvision's class_to_idx
         ('{ "id2label": {"0": "daisy"}, "model_type": "vit"}', ("daisy",)),  # a config.json of Hugging Face
+        ('{"0": ["n01", "daisy"]}', ("n01",)),
         ('{"1": "daisy", "2": "rose"}', "a number of 0 or more for each"),
         ('["a", 1]', "no JSON of class names"),
         ("# of 2024\na\n", "is a comment"),
