@@ -74,8 +74,8 @@ class BlocksAhead:
         """What fails is tried again by who needs it."""
         shard = self._shards.shard(number)
         with contextlib.suppress(Failure, OSError):
-            if not self._mirror.has_pieces(shard, offset, size):
-                self._mirror.fetch_pieces(shard, offset, size)
+            if not self._mirror.has_part(shard, offset, size):
+                self._mirror.fetch_part(shard, offset, size)
 
 
 def _runs(locations: np.ndarray) -> list[tuple[int, int, int]]:

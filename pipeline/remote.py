@@ -5,24 +5,32 @@ meanwhile. A shard is copied whole when it is first read, held against the manif
 any local file, by all processes of the host. The folder is named by the dataset's digest: whatever becomes of the
 bucket, what lies there is right; what a disk has damaged since is copied again.
 
-Where not all shards fit, and records are read in blocks, pieces of shards are copied in place of whole ones, ahead of
-the samples that need them. Each record's own checksum says whether its piece is right.
+Where not all shards fit, and records are read in blocks, parts of shards are copied in place of whole ones, ahead of
+the samples that need them, each to its place in a file whose rest is holes. Each record's own checksum says whether it
+is here and right. After the place of the shard's last byte, the file says when each piece was written last; the oldest
+pieces become holes again. To write into such a file, to read it and to free a piece of it costs a fourth of what files
+of pieces cost, of which ext4 makes a new one in 0.2 ms.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import logging
 import os
 import queue
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import LOCK, atomic_write, exclusive, file_sha256, user_cache
@@ -34,8 +42,12 @@ from shardline.pipeline.wording import count
 
 _log = logging.getLogger(__name__)
 
-PIECE_BYTES = 256 << 10
-PIECES = "pieces"  # folder of a mirror
+PIECE_BYTES = 256 << 10  # least that is worth a request; also what is freed at once
+_PAGE_BYTES = 4096  # what file systems keep together
+_TIME = np.dtype("<f8")  # seconds since 1970; 0 of a piece that is not here
+_PIECES = "pieces"  # folder of a mirror
+_libc = ctypes.CDLL(None)
+_PUNCH_HOLE = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _SPARE_SHARE = 0.05  # of the limit: that many bytes may be copied before all that lies here is counted again
 _FREE_SHARE = 0.9  # of the disk's free space, that copies may take
 _TIMEOUT_SECONDS = 5.0  # for a fetcher to end
@@ -66,66 +78,50 @@ class Mirror:
       url: the dataset's address.
       folder: where its manifest and indexes are, and its shards once they were fetched.
       limit_bytes: of all shards in `folder` and its siblings; beyond it, those that were not used for longest go.
-      piece_bytes: 0 for whole shards; else the size of the pieces that are copied.
+      in_pieces: only what is asked for of a shard is copied.
     """
 
     def __init__(self, url: str, folder: Path, limit_bytes: int) -> None:
         self.url, self.folder, self.limit_bytes = url, folder, limit_bytes
         self.store = Store(url)
-        self.piece_bytes = 0
+        self.in_pieces = False
         self._room = 0  # bytes that may come before all that lies here is counted again
 
-    def read(self, shard: Shard, offset: int, size: int, *, anew: bool = False) -> bytes:
-        """Some bytes of a shard, fewer at its end; the pieces that hold them are copied first, if they are not here.
+    def path(self, shard: Shard) -> Path:
+        """The file that a shard is read from. Raises Failure when it cannot be had."""
+        if not self.in_pieces:
+            return self.fetch(shard)
+        path = self._path_of_pieces(shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
 
-        Args:
-          anew: they are copied again, because they are damaged.
-
-        Raises:
-          Failure: they cannot be had.
-        """
-        kept = None if anew else self._kept(shard, offset, size)
-        if kept is not None:
-            return kept
-        start = offset % self.piece_bytes
-        return b"".join(self.fetch_pieces(shard, offset, size))[start : start + size]
-
-    def fetch_pieces(self, shard: Shard, offset: int, size: int) -> list[memoryview]:
-        """Copy the pieces that hold some bytes of a shard, by one request."""
-        first, last = offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes)
-        content = self.store.read_range(shard.file, first * self.piece_bytes, (last - first) * self.piece_bytes)
-        pieces = [content[start : start + self.piece_bytes] for start in range(0, len(content), self.piece_bytes)]
-        os.makedirs(os.path.dirname(self._piece_path(shard, first)), exist_ok=True)
-        for number, piece in enumerate(pieces, first):
-            atomic_write(self._piece_path(shard, number), piece, durable=False)
+    def fetch_part(self, shard: Shard, offset: int, size: int) -> None:
+        """Copy some bytes of a shard, and what lies in the same pages of memory, by one request."""
+        start, stop = _rounded(offset, size, _PAGE_BYTES)
+        content = self.store.read_range(shard.file, start, stop - start)
         self._make_room(len(content))
-        return pieces
+        first, last = start // PIECE_BYTES, -(-stop // PIECE_BYTES)
+        with open(self.path(shard), "r+b", buffering=0) as file:
+            times = np.full(last - first, time.time(), _TIME)  # before what they are of: else nobody would free that
+            os.pwrite(file.fileno(), times.tobytes(), _place_of_times(shard) + first * _TIME.itemsize)
+            os.pwrite(file.fileno(), content, start)
 
-    def has_pieces(self, shard: Shard, offset: int, size: int) -> bool:
-        """Whether all pieces that hold some bytes of a shard are here."""
-        numbers = range(offset // self.piece_bytes, -(-min(offset + size, shard.bytes) // self.piece_bytes))
-        return all(os.path.exists(self._piece_path(shard, number)) for number in numbers)
+    def fetch_pieces(self, shard: Shard, offset: int, size: int) -> None:
+        """Copy the pieces that hold some bytes of a shard: who needs them may need what lies beside them."""
+        start, stop = _rounded(offset, size, PIECE_BYTES)
+        self.fetch_part(shard, start, min(stop, shard.bytes) - start)
 
-    def _kept(self, shard: Shard, offset: int, size: int) -> bytes | None:
-        """Bytes of the pieces that are here, and no others of them; None unless all are."""
-        found = b""
-        while size:
-            number, start = divmod(offset, self.piece_bytes)
-            try:
-                file = os.open(self._piece_path(shard, number), os.O_RDONLY)
-            except FileNotFoundError:
-                return None
-            try:
-                part = os.pread(file, min(size, self.piece_bytes - start), start)
-            finally:
-                os.close(file)
-            if not part:  # the end of the shard
-                break
-            found, offset, size = found + part, offset + len(part), size - len(part)
-        return found
+    def has_part(self, shard: Shard, offset: int, size: int) -> bool:
+        """Whether some bytes of a shard are here."""
+        try:
+            with open(self._path_of_pieces(shard), "rb", buffering=0) as file:
+                return os.lseek(file.fileno(), offset, os.SEEK_HOLE) >= offset + size
+        except OSError:  # there is none, or it ends before
+            return False
 
-    def _piece_path(self, shard: Shard, number: int) -> str:
-        return f"{self.folder}/{PIECES}/{shard.file}@{number}"  # without pathlib, which costs as much as to read it
+    def _path_of_pieces(self, shard: Shard) -> Path:
+        return self.folder / _PIECES / shard.file
 
     def fetch(self, shard: Shard) -> Path:
         """Where a shard lies, once it is there. Raises Failure when it cannot be had."""
@@ -231,20 +227,21 @@ class Mirror:
 
         To count what lies here takes longer than to copy a piece or a small shard, so it is done once for many.
         """
-        self._room -= needed
-        if self._room >= 0:
-            return
-        spare = int(_SPARE_SHARE * self.limit_bytes)
-        with exclusive(self.folder.parent / LOCK, str(self.folder.parent), wait=True):
-            kept = sorted(_copies(self.folder.parent))
-            total = sum(size for _, size, _ in kept)
-            for _, size, path in kept:
-                if total + needed + (spare if self.piece_bytes else 0) <= self.limit_bytes:
-                    break
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # who has it open reads on
-                total -= size
-        self._room = min(self.limit_bytes - total - needed, spare)
+        with _making_room:
+            self._room -= needed
+            if self._room >= 0:
+                return
+            spare = int(_SPARE_SHARE * self.limit_bytes)
+            with exclusive(self.folder.parent / LOCK, str(self.folder.parent), wait=True):
+                kept = list(_copies(self.folder.parent))
+                too_many = sum(copy.bytes for copy in kept) + needed - self.limit_bytes
+                wanted = too_many + (spare if self.in_pieces else 0)
+                oldest = _oldest_first(kept)
+                while wanted > 0 and (found := next(oldest, None)):
+                    with contextlib.suppress(FileNotFoundError):
+                        freed = found[0].free(found[1])
+                        too_many, wanted = too_many - freed, wanted - freed
+            self._room = min(-too_many, spare)
 
 
 def open_mirror(url: str, options: DataCacheOptions, *, text_indexes: bool = False) -> tuple[Mirror, Manifest]:
@@ -284,29 +281,96 @@ def open_mirror(url: str, options: DataCacheOptions, *, text_indexes: bool = Fal
 def _limit(options: DataCacheOptions, root: Path) -> int:
     if options.data_cache_gb:
         return int(options.data_cache_gb * 1e9)
-    return int(_FREE_SHARE * shutil.disk_usage(root).free) + sum(size for _, size, _ in _copies(root))
+    return int(_FREE_SHARE * shutil.disk_usage(root).free) + sum(copy.bytes for copy in _copies(root))
 
 
-def _copies(root: Path) -> Iterator[tuple[float, int, str]]:
-    """When it was used last, bytes and path of each shard that lies here, as the manifests beside them name them."""
+@dataclass(frozen=True)
+class _Copy:
+    """A shard that lies here, or pieces of one.
+
+    Attributes:
+      path: of the file.
+      bytes: that it takes on the disk.
+      times: when each piece was written, or the whole shard used, last; infinite for a piece that is not here.
+      place: of the times in a file of pieces; 0 of a whole shard.
+    """
+
+    path: Path
+    bytes: int
+    times: np.ndarray
+    place: int
+
+    def free(self, number: int) -> int:
+        """Delete a piece, or the whole shard; the bytes that this frees. Raises FileNotFoundError."""
+        if self.place:
+            start = number * PIECE_BYTES
+            with open(self.path, "r+b", buffering=0) as file:
+                before = _bytes_on_disk(os.fstat(file.fileno()))
+                if _punch_hole(file.fileno(), start, min(PIECE_BYTES, self.place - start)):
+                    os.pwrite(file.fileno(), bytes(_TIME.itemsize), self.place + number * _TIME.itemsize)
+                    return before - _bytes_on_disk(os.fstat(file.fileno()))
+        os.unlink(self.path)  # who has it open reads on
+        return self.bytes
+
+
+def _copies(root: Path) -> Iterator[_Copy]:
+    """Each shard that lies here, whole or in pieces, as the manifests beside them name them."""
     for folder in root.iterdir():
         if not _FOLDER.fullmatch(folder.name) or not (folder / FILE_NAME).is_file():
             continue
         try:
-            manifest = Manifest.load(folder)
+            shards = _shards_of(folder)
         except UsageError:  # damaged, or of another version: nobody knows what is its own there
             continue
-        for split in manifest.splits.values():
-            for shard in split.shards:
-                path = shard_path(folder, shard)
-                with contextlib.suppress(FileNotFoundError):
-                    facts = path.stat()
-                    yield facts.st_mtime, facts.st_size, str(path)
-        for place, _, names in os.walk(folder / PIECES):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    facts = os.stat(piece := f"{place}/{name}")
-                    yield facts.st_mtime, facts.st_size, piece
+        there = (folder / _PIECES).is_dir()
+        for shard in shards:
+            path = shard_path(folder, shard)
+            with contextlib.suppress(FileNotFoundError):
+                facts = path.stat()
+                yield _Copy(path, facts.st_size, np.array([facts.st_mtime]), 0)
+            if there:
+                with contextlib.suppress(FileNotFoundError), open(folder / _PIECES / shard.file, "rb") as file:
+                    file.seek(place := _place_of_times(shard))
+                    stored = file.read(-(-shard.bytes // PIECE_BYTES) * _TIME.itemsize)
+                    times = np.frombuffer(stored, _TIME, len(stored) // _TIME.itemsize)
+                    times = np.where(times > 0, times, np.inf)
+                    yield _Copy(Path(file.name), _bytes_on_disk(os.fstat(file.fileno())), times, place)
+
+
+@lru_cache
+def _shards_of(folder: Path) -> list[Shard]:
+    """What the manifest names, which does not change: the folder is named by its digest. Raises UsageError."""
+    return [shard for split in Manifest.load(folder).splits.values() for shard in split.shards]
+
+
+def _oldest_first(copies: Sequence[_Copy]) -> Iterator[tuple[_Copy, int]]:
+    """Whole shards and pieces, each with its number in its file."""
+    lengths = [len(copy.times) for copy in copies]
+    times = np.concatenate([copy.times for copy in copies])
+    first = np.cumsum(lengths) - lengths
+    order = np.argsort(times, kind="stable")
+    for place in order[np.isfinite(times[order])].tolist():
+        number = int(np.searchsorted(first, place, side="right")) - 1
+        yield copies[number], place - int(first[number])
+
+
+def _rounded(offset: int, size: int, unit: int) -> tuple[int, int]:
+    """Where what holds some bytes begins and ends, in whole units."""
+    return offset // unit * unit, -(-(offset + size) // unit) * unit
+
+
+def _place_of_times(shard: Shard) -> int:
+    """In the file of its pieces."""
+    return _rounded(0, shard.bytes, _PAGE_BYTES)[1]
+
+
+def _punch_hole(file: int, offset: int, size: int) -> bool:
+    """Free some bytes of a file. False where the file system cannot."""
+    return not _libc.fallocate(file, _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(size))
+
+
+def _bytes_on_disk(facts: os.stat_result) -> int:
+    return 512 * facts.st_blocks
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
@@ -318,6 +382,7 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 
 _ahead: dict[str, int] = {}  # threads of this process that fetch from each address
 _counting = threading.Lock()
+_making_room = threading.Lock()
 _fetchers: list[threading.Thread] = []
 
 

@@ -127,39 +127,38 @@ class Shards:
     def _fetched_again(self, location: RecordLocation) -> memoryview:
         """A damaged record of a split in an object store, once its copy here is what the store has."""
         assert self._mirror
-        if self._reads_pieces:
-            return self._pread(*location, anew=True)  # nothing else has checked a piece
         number = location.shard
-        if not self._mirror.mend(self._mirrored[number]):
+        if self._mirror.in_pieces:
+            self._mirror.fetch_pieces(
+                self._mirrored[number], location.offset, location.size
+            )  # it was not here yet, too
+        elif not self._mirror.mend(self._mirrored[number]):
             self._sound.add(number)  # or another thread has mended it
         with self._opening:
             if (file := self._files.get(number)) is not None:
-                mended = os.open(self._paths[number], os.O_RDONLY)
+                mended = os.open(self._path(number), os.O_RDONLY)
                 os.dup2(mended, file, inheritable=False)  # other threads may be reading
                 os.close(mended)
         return self._pread(*location)
 
-    @property
-    def _reads_pieces(self) -> bool:
-        return self._mirror is not None and self._mirror.piece_bytes > 0
+    def _path(self, shard: int) -> Path:
+        """What a shard is read from, once it is there."""
+        return self._mirror.path(self._mirrored[shard]) if self._mirror else self._paths[shard]
 
-    def _pread(self, shard: int, offset: int, size: int, *, anew: bool = False) -> memoryview:
+    def _pread(self, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard, fewer at its end, in a buffer that this thread's next read uses again."""
-        if self._mirror and self._reads_pieces:
-            return memoryview(self._mirror.read(self._mirrored[shard], offset, size, anew=anew))
         memory = thread_buffer("record", size).data
         file = self._files.get(shard)
         if file is None:
-            if self._mirror:
-                self._mirror.fetch(self._mirrored[shard])
+            path = self._path(shard)
             with self._opening:
                 if shard not in self._files and len(self._files) < _MAX_OPEN_FILES:
-                    self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+                    self._files[shard] = os.open(path, os.O_RDONLY)
             file = self._files.get(shard)
         if file is not None:
             count = os.preadv(file, [memory], offset)
         else:
-            file = os.open(self._paths[shard], os.O_RDONLY)
+            file = os.open(path, os.O_RDONLY)
             try:
                 count = os.preadv(file, [memory], offset)
             finally:

@@ -26,7 +26,7 @@ from shardline.pipeline.image_bytes import encode_rgb
 from shardline.pipeline.manifest import NO_LABEL, Manifest
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.paths import is_remote
-from shardline.pipeline.remote import PIECE_BYTES, DataCacheOptions, Mirror, open_mirror
+from shardline.pipeline.remote import DataCacheOptions, Mirror, open_mirror
 from shardline.pipeline.run_input import RunInput, read_run_input
 from shardline.pipeline.sampler import BalancedSampler, Sampler
 from shardline.pipeline.shards import BadRecord, Shards
@@ -93,7 +93,7 @@ def inspect(config: InspectConfig) -> str:
         if is_remote(where):
             mirror, manifest = open_mirror(where, DataCacheOptions())
             directory = mirror.folder
-            mirror.piece_bytes = PIECE_BYTES  # a few records are not worth a shard
+            mirror.in_pieces = True  # a few records are not worth a shard
         else:
             manifest = stack.enter_context(Manifest.opened(directory))
         if run:

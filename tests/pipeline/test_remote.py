@@ -203,9 +203,14 @@ BLOCKS = pipeline.InputConfig(
 
 @pytest.fixture
 def pieces(monkeypatch):
-    """Pieces of 2 kB: some records each."""
+    """Pieces of 4 kB, less than which no file system keeps: some records each."""
     for module in (remote, dataset):
-        monkeypatch.setattr(module, "PIECE_BYTES", 2048)
+        monkeypatch.setattr(module, "PIECE_BYTES", 4096)
+
+
+def on_disk(data):
+    """Bytes that parts of shards take, without those that say when they were written."""
+    return sum(512 * path.stat().st_blocks - 4096 for path in (data.directory / "pieces").rglob("*-of-*"))
 
 
 def half(folder):
@@ -222,9 +227,45 @@ def test_blocks_come_in_their_order_where_shards_do_not_fit_and_each_is_fetched_
     assert not any(store.opened[name] for name in shards_of(folder))  # never whole
     read = sum(size for name, _, size in store.ranges if "-train" in name)
     assert 2.4 * 0.9 < read / Manifest.load(folder).split("train").bytes < 2.4 * 2  # of pieces, ends are read twice
-    kept = sum(path.stat().st_size for path in data.directory.rglob("*@*"))
-    assert kept <= half(folder).data_cache_gb * 1e9
+    assert on_disk(data) <= half(folder).data_cache_gb * 1e9
     assert_equal(batches(data, 25, BLOCKS, "test"), batches(pipeline.open_dataset(folder), 25, BLOCKS, "test"))
+
+
+def test_the_oldest_pieces_go_first_whoever_fetched_them(pieces, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400)}, shards=4)
+    store = folder_store(monkeypatch, folder, tmp_path / "cache")
+    shard = Manifest.load(folder).split("train").shards[0]
+
+    def mirror():
+        return remote.open_mirror(URL, DataCacheOptions("", 11 * 4096 / 1e9))[0]
+
+    def here(number):
+        return mirror().has_part(shard, number * 4096, 4096)
+
+    for number in (0, 8, 2, 6, 4):  # with the times, six pages
+        fetching = mirror()  # as a process would that starts now
+        fetching.in_pieces = True
+        fetching.fetch_pieces(shard, number * 4096 + 5, 100)
+    assert [number for number in range(10) if here(number)] == [0, 2, 4, 6, 8]
+    fetching.fetch_pieces(shard, 10 * 4096, 6 * 4096)
+    assert not here(0) and all(map(here, (4, 10, 15)))
+    fetching.fetch_pieces(shard, 0, 1)
+    assert here(0) and not here(8)
+    path = next((fetching.folder / "pieces").iterdir())
+    assert 512 * path.stat().st_blocks <= 12 * 4096
+    assert path.read_bytes()[10 * 4096 : 16 * 4096] == (folder / shard.file).read_bytes()[10 * 4096 : 16 * 4096]
+    assert len(store.ranges) == 7
+    fetching.fetch_part(shard, 20 * 4096 + 904, 100)
+    assert path.read_bytes()[20 * 4096 : 21 * 4096] == (folder / shard.file).read_bytes()[20 * 4096 : 21 * 4096]
+
+
+def test_where_a_file_system_frees_no_pieces_all_those_of_a_shard_go(pieces, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", {"train": payloads(400)}, shards=4)
+    folder_store(monkeypatch, folder, tmp_path / "cache")
+    monkeypatch.setattr(remote, "_punch_hole", lambda file, offset, size: False)
+    data = pipeline.open_dataset(URL, half(folder))
+    assert_equal(batches(data, 120, BLOCKS), batches(pipeline.open_dataset(folder), 120, BLOCKS))
+    assert on_disk(data) <= half(folder).data_cache_gb * 1e9
 
 
 def test_a_damaged_or_lost_piece_is_fetched_again(pieces, tmp_path, monkeypatch):
@@ -246,7 +287,7 @@ def test_what_the_next_batches_need_is_here_before_they_are_asked_for(pieces, tm
     shards, sampler = data.shards("train"), ShuffleSampler(400, BLOCKS.seed, BLOCKS.shuffle_block_size)
     next_ones = shards.locations(sampler.records(np.arange(8, 48)))
     end = time.monotonic() + 60
-    while not all(data._mirror.has_pieces(shards.shard(shard), at, size) for shard, at, size in next_ones.tolist()):
+    while not all(data._mirror.has_part(shards.shard(shard), at, size) for shard, at, size in next_ones.tolist()):
         assert time.monotonic() < end, "waited in vain"
     store.faults = {name: [GenericError("500 InternalError")] * 1000 for name in shards_of(folder)}
     ours += [next(stream) for _ in range(5)]
@@ -305,8 +346,8 @@ def test_blocks_are_asked_for_once_and_long_before_the_batch_that_needs_them(pie
     genuine, reach = store.get_range, BlocksAhead.reach
 
     def noted(name, start, length):
-        for piece in range(start // 2048, -(-(start + length) // 2048)):
-            asked.setdefault((name, piece), []).append(made[0])
+        for page in range(start // 4096, -(-(start + length) // 4096)):
+            asked.setdefault((name, page), []).append(made[0])
         return genuine(name, start, length)
 
     def numbered(self, number):
@@ -328,11 +369,14 @@ def test_blocks_are_asked_for_once_and_long_before_the_batch_that_needs_them(pie
     shards, leads = data.shards("train"), []
     for number in range(90):
         for shard, offset, _ in shards.locations(ours[number]["record"]).tolist():
-            requests = asked[shards_of(folder)[shard], offset // 2048]
+            requests = asked[shards_of(folder)[shard], offset // 4096]
             assert requests[0] <= number, "fetched by who needs it"
             leads.append((number - requests[0]) * 8 if requests[0] else np.inf)  # 0: with the first batch
     assert min(leads) >= 100
-    assert len(store.ranges) < 1.5 * 90 * 8 / 16  # a request for a block, and for the ends of some
+    requests = len(store.ranges)
+    assert requests < 1.5 * 90 * 8 / 16  # one for a block, and for the ends of some
+    next(data.numpy_batches("train", replace(BLOCKS, threads=1), cursor=80 * 8))
+    assert len(store.ranges) == requests  # what is here is not fetched again
 
 
 def test_a_copy_that_the_disk_has_damaged_is_fetched_again(store, folder):
