@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlsplit
 # source: what any may be, or a file or folder in a store, also after SPLIT=.
 KINDS = ("folder", "file", "any", "dataset", "source")
 
-_REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs"
-# With or without slashes (pathlib merges them), also after a folder or SPLIT=; and SCHEME:/ or HOST:/ of any kind.
-_ADDRESS = re.compile(rf"^\s*({_REMOTE}):|[/=]({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/", re.IGNORECASE)
+_REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs|arn"
+# With or without slashes (pathlib merges them), also after a folder or SPLIT=, between quotation marks or with a space;
+# and SCHEME:/ or HOST:/ of any kind.
+_ADDRESS = re.compile(rf"""^[\s"']*({_REMOTE})\s*:|[/=]\s*({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/""", re.IGNORECASE)
 _STORE = re.compile("(s3|gs)://", re.IGNORECASE)
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _BUCKET = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -62,7 +63,8 @@ def local_path(name: str, kind: str) -> str:
         scheme = found[found.lastindex or 0].lower()
         copy = _COPY.get(scheme, "a program that knows the place")
         if kind in ("dataset", "source"):
-            raise ValueError(f"{scheme}: is not known; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local place")
+            fault = "an address is not written so" if scheme in ("s3", "gs") else f"{scheme}: is not known"
+            raise ValueError(f"{fault}; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local place")
         raise ValueError(f"{scheme}: cannot be read or written yet; name a local place, and copy with {copy}")
     if name.startswith("~") and not os.path.lexists(name):
         home = os.path.expanduser(name)

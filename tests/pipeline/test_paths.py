@@ -22,7 +22,7 @@ from tests.tools.folders import Run
         "s3://b/run", "S3://b/run", "s3:/b/run", "s3:", "s3:b", "gs://b", "gcs://b", "http://h/x", "https://h/x?y=1",
         "memory://x", "az://c/x", "abfs://c@a/x", "hdfs://h/x", "ftp://h/x", "hf://datasets/x", "webhdfs://h/x",
         "host:/folder", "user@host:/x", "test=s3://b/labels.txt", "runs/s3:/b", "a/gs:", "new+scheme://x", "./s3:/b",
-        " s3://b/x",
+        " s3://b/x", "'s3://b/x'", "s3 ://b/x", "train= s3://b/x", "arn:aws:s3:::b/x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["folder", "table", "inputs"])
@@ -109,6 +109,14 @@ def test_a_cache_folder_that_is_an_address_is_ignored_and_a_dataset_named_by_hal
         with pytest.raises(UsageError, match=r"^data=.*name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a local place"):
             open_dataset(name)
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["s3:/b/x", "S3:b/x", " s3://b/x", '"s3://b/x"', "./s3://b/x", "gs:", "train= s3://b/x"]
+)
+def test_an_address_that_is_written_wrong_is_not_called_unknown(name):
+    with pytest.raises(ValueError, match=r"^an address is not written so; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER"):
+        local_path(name, "dataset")
 
 
 @pytest.mark.parametrize(
