@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -36,13 +37,21 @@ PARALLEL = 16  # files that travel at once
 _PAUSE_SECONDS = 0.5  # before the second attempt; doubled for each further one
 _PIECE_BYTES = 1 << 20  # that a file is read by: hashed and written without the interpreter lock
 _PART_BYTES = 16 << 20  # of a larger file, which appears when its last part has come
-_REQUEST = {"timeout": "1day", "read_timeout": "60s", "connect_timeout": "10s"}  # slow is no fault, silence is
+_REQUEST = {"timeout": "1day", "read_timeout": "30s", "connect_timeout": "10s"}  # slow is no fault, silence is
+_WRITING = {"read_timeout": "10min"}  # which begins when a part is sent, and many may share a slow line
 _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
+_PATIENCE_SECONDS = 10.0  # with a store that has not answered this process yet, before that is said
 _ERROR_LENGTH = 300  # of the store's own words
 # Variables that name the endpoint, by scheme, and what obstore calls it.
 _ENDPOINTS = {
     "s3": (("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "endpoint"),
     "gs": (("GOOGLE_BASE_URL",), "base_url"),
+}
+_ENDPOINT = re.compile("https?://[^/?#]+(/[^?#]*)?")
+# Variables that become parts of a request, which obstore does not check.
+_PLAIN = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    "gs": ("GOOGLE_BEARER_TOKEN",),
 }
 
 
@@ -135,7 +144,7 @@ class Store:
           The ETag that `files` and `entries` tell as long as nobody writes it again; "" where the store has none.
         """
         parts = {"chunk_size": _PART_BYTES, "max_concurrency": 4}
-        return self._written(name, lambda: _bare(client(self.url).put(name, content, **parts)["e_tag"]))
+        return self._written(name, lambda: _bare(client(self.url, writing=True).put(name, content, **parts)["e_tag"]))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless there is one; False where there is."""
@@ -152,7 +161,7 @@ class Store:
 
     def copy(self, name: str, target: str) -> None:
         """Give a file a second name, in place of what has it; the bytes stay in the store."""
-        self._tried(name, lambda: client(self.url).copy(name, target))
+        self._tried(name, lambda: client(self.url, writing=True).copy(name, target))
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete files, where they are there."""
@@ -222,8 +231,9 @@ class Store:
         """What `work` returns, tried again after each error of the store."""
         what = f"{self.url}/{name}" if name else self.url
         for attempt in range(1, ATTEMPTS + 1):
+            began = time.monotonic()
             try:
-                with _errors_of_the_store():
+                with _errors_of_the_store(), self._impatience(what):
                     return work()
             except FileNotFoundError as error:
                 if error.errno is None:  # the store's, in many lines
@@ -233,24 +243,59 @@ class Store:
                 if remedy := _remedy(error):
                     raise Failure(f"{what}: {error}; {remedy}") from None
                 if attempt == ATTEMPTS:
-                    raise Failure(f"{what}: {error}, {ATTEMPTS} times; {_last_remedy(error)}") from None
+                    raise Failure(f"{what}: {error}, {ATTEMPTS} times; {self._last_remedy(error)}") from None
+                silence = time.monotonic() - began > _PATIENCE_SECONDS and "error sending request" in error.words
+                if silence and self.url not in _heard:
+                    raise Failure(f"{what}: {error}; nothing answers: {self._last_remedy(error)}") from None
                 _log.warning("%s: %s; trying again", what, error)
                 exiting.wait(_PAUSE_SECONDS * 2 ** (attempt - 1))
         raise AssertionError
 
+    @contextlib.contextmanager
+    def _impatience(self, what: str) -> Iterator[None]:
+        """Says so when a store that has not answered yet keeps silent."""
+        if self.url in _heard:
+            yield
+            return
+        timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, ("%s: no answer yet; waiting for one", what))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+        _heard.add(self.url)
+
+    def _last_remedy(self, error: _StoreError) -> str:
+        if "SHA-256" in error.words:
+            return "upload the dataset again"
+        if self.url.startswith("gs:"):
+            return "check the network and the endpoint (GOOGLE_BASE_URL)"
+        return "check the network, the region and the endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+
+
+_heard: set[str] = set()  # addresses that have answered this process
+
 
 @lru_cache(maxsize=64)
-def client(url: str) -> Any:
+def client(url: str, *, writing: bool = False) -> Any:
     """What talks to the folder at an address."""
     from obstore.store import GCSStore, S3Store
 
     scheme, _, place = url.partition("://")
     bucket, _, folder = place.partition("/")
     config: dict[str, Any] = {}
-    request: dict[str, Any] = dict(_REQUEST)
+    request: dict[str, Any] = _REQUEST | (_WRITING if writing else {})
+    for name in _PLAIN[scheme]:
+        if not re.fullmatch("[!-~]*", os.environ.get(name, "")):
+            raise UsageError(f"{name} holds a space, an end of line or another letter that cannot be; set it again")
     names, key = _ENDPOINTS[scheme]
-    if endpoint := next(filter(None, map(os.environ.get, names)), ""):
-        config[key] = endpoint
+    if name := next(filter(os.environ.get, names), ""):
+        config[key] = endpoint = os.environ[name]
+        if not _ENDPOINT.fullmatch(endpoint) or not re.fullmatch("[!-~]+", endpoint):
+            raise UsageError(
+                f"{name}={display(endpoint)} is no server's address; write http://HOST:PORT or https://HOST"
+            )
         request["allow_http"] = endpoint.startswith("http://")
     if scheme == "s3" and (provider := _profile()):
         config["credential_provider"] = provider
@@ -266,13 +311,19 @@ def _profile() -> Any:
         return None
     try:
         import boto3
+        from botocore.exceptions import BotoCoreError
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError:
         raise UsageError(
             "credentials of AWS_PROFILE and ~/.aws are read by boto3, which is not installed; pip install "
             "'shardline[cloud]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
-    return Boto3CredentialProvider(boto3.session.Session())
+    try:
+        return Boto3CredentialProvider(boto3.session.Session())
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(
+            f"{display(str(error))}; check AWS_PROFILE and ~/.aws, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
 
 
 def _has_ended(process: str) -> bool:
@@ -320,6 +371,7 @@ _ELSEWHERE = re.compile(
 )
 _UNREADABLE = re.compile("object with invalid path")
 _NONE = re.compile("latest/(api/token|meta-data)|computeMetadata")  # where a machine of the cloud tells its own
+_KEY_FILE = re.compile("service account|application.credentials", re.IGNORECASE)
 _SKEWED = re.compile("RequestTimeTooSkewed")
 _REFUSED = re.compile("InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|InvalidToken|credential", re.IGNORECASE)
 
@@ -334,17 +386,13 @@ def _remedy(error: _StoreError) -> str:
         return "rename that file: no part of a path may be empty, . or .., or hold a control character"
     if _SKEWED.search(error.words):
         return "the clock of this host is wrong: set it"
+    if _KEY_FILE.search(error.words):
+        return "name a file of credentials by GOOGLE_APPLICATION_CREDENTIALS"
     if _NONE.search(error.words):
         return "there are no credentials: give them by AWS_ACCESS_KEY_ID, AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS"
     if error.refused or _REFUSED.search(error.words):
         return "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
     return ""
-
-
-def _last_remedy(error: _StoreError) -> str:
-    if "SHA-256" in error.words:
-        return "upload the dataset again"
-    return "check the network, the region and the endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
 
 
 exiting = threading.Event()  # the program ends: nothing is begun any more

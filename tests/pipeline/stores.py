@@ -12,6 +12,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -212,6 +213,10 @@ def wait_for(condition, seconds=60):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # connections that come at once, on a machine that is busy
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # who asked waits no longer
+            super().handle_error(request, client_address)
 
 
 class _Proxy(BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """Folders of object stores: what lies there is read, written and listed under its own name, or one line says why."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -163,9 +164,78 @@ def test_without_credentials_it_is_one_line(bucket, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # of a machine's role: nobody answers
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     # Of Google's, the file that is named is missing.
-    with pytest.raises(Failure, match=rf"^{bucket.url}/x/a: .*; (there are no|check the) credentials") as failure:
+    with pytest.raises(Failure, match=rf"^{bucket.url}/x/a: .*; (there are no|name a file of) credentials") as failure:
         Store(f"{bucket.url}/x").read("a")
     assert "\n" not in str(failure.value) and "times" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL=localhost:9000 is no server's address; write http"),
+        ("AWS_ENDPOINT_URL_S3", "http://", "AWS_ENDPOINT_URL_S3=http:// is no server's address"),
+        ("AWS_ENDPOINT_URL", "http://a host:1", "is no server's address"),
+        ("AWS_REGION", "eu central", "AWS_REGION holds a space"),
+        ("AWS_SECRET_ACCESS_KEY", "secret\n", "AWS_SECRET_ACCESS_KEY holds a space, an end of line or another letter"),
+        ("GOOGLE_BASE_URL", "host/path", "GOOGLE_BASE_URL=host/path is no server's address"),
+        ("GOOGLE_BEARER_TOKEN", "token ", "GOOGLE_BEARER_TOKEN holds a space"),
+    ],
+)
+def test_what_the_environment_has_wrong_is_one_line(monkeypatch, name, value, message):
+    """The client ends in a panic over it, or sends it."""
+    monkeypatch.setenv(name, value)
+    object_store.client.cache_clear()
+    with pytest.raises(UsageError) as refused:
+        Store("gs://bucket/x" if name.startswith("GOOGLE") else "s3://bucket/x").read("a")
+    assert message in str(refused.value) and "secret" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[other]\naws_access_key_id = key\n", "None from session.get_credentials"), ("[a]\nb\n", "Unable to parse")],
+)
+def test_a_profile_that_cannot_be_read_is_one_line(monkeypatch, tmp_path, content, message):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    (tmp_path / "credentials").write_text(content)
+    object_store.client.cache_clear()
+    with pytest.raises(UsageError, match=f"{message}.*; check AWS_PROFILE and ~/.aws, or set AWS_ACCESS_KEY_ID"):
+        Store("s3://bucket/x").read("a")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UsageError, match=r"nobody.*; check AWS_PROFILE" if "other" in content else "; check AWS"):
+        Store("s3://bucket/x").read("a")
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_a_file_of_credentials_that_cannot_be_read_is_one_line_at_once(monkeypatch, tmp_path, content, caplog):
+    for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if content:
+        (tmp_path / "key.json").write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    object_store.client.cache_clear()
+    with pytest.raises(Failure, match=r"; name a file of credentials by GOOGLE_APPLICATION_CREDENTIALS$"):
+        Store("gs://bucket/x").read("a")
+    assert "trying again" not in caplog.text
+
+
+def test_a_store_that_is_slow_to_take_a_file_is_waited_for_and_one_that_is_silent_is_told(bucket, monkeypatch, caplog):
+    monkeypatch.setitem(object_store._REQUEST, "read_timeout", "1s")
+    monkeypatch.setattr(object_store, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(object_store, "_heard", set())
+    late = lambda content: time.sleep(3) or content  # noqa: E731
+    bucket.clear(["PUT", late])
+    Store(f"{bucket.url}/slow").put("x", b"content")
+    Store(f"{bucket.url}/slow").copy("x", "y")
+    bucket.clear(["GET", late])
+    endpoint = "AWS_ENDPOINT_URL" if bucket.scheme == "s3" else "GOOGLE_BASE_URL"
+    with pytest.raises(
+        Failure, match=rf"^{bucket.url}/silent/x: .*; nothing answers: check the network.*{endpoint}\)$"
+    ):
+        Store(f"{bucket.url}/silent").read("x")
+    assert f"{bucket.url}/silent/x: no answer yet; waiting for one" in caplog.text
 
 
 def test_a_missing_bucket_is_no_folder_and_takes_nothing(bucket):
