@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,58 +59,86 @@ def test_train_evaluate_and_predict_give_what_they_give_on_the_folder(tmp_path):
     assert not [path for path in Path.cwd().glob("s3*")]
 
 
-def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_of_a_local_one(tmp_path):
+COMMAND = [BIN / "shardline-train", *TRAIN, "--checkpoint_every_steps=2", "--keep_checkpoints=2"]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A dataset, a local run on it, and what its command has printed."""
     pytest.importorskip("boto3")
     pytest.importorskip("moto.server")
-    data = write_dataset(tmp_path / "data", {"train": payloads(40), "test": payloads(12)}, shards=4)
-    command = [BIN / "shardline-train", str(data), *TRAIN, "--checkpoint_every_steps=2", "--keep_checkpoints=2"]
-    local = json.loads(run(*command, f"--workdir={tmp_path}/local", environment={}).stdout)
-    with store_bucket() as bucket:
-        here = bucket.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "TF_CPP_MIN_LOG_LEVEL": "3"}
-        workdir = "--workdir=s3://bucket/runs/one"
-        process = subprocess.Popen([*command, workdir], env=os.environ | here, stderr=subprocess.DEVNULL)
-        wait_for(lambda: any(re.match("PUT .*step-00000004.npz", request) for request in bucket.requests), 300)
+    folder = tmp_path_factory.mktemp("local")
+    data = write_dataset(folder / "data", {"train": payloads(40), "test": payloads(12)}, shards=4)
+    result = run(*COMMAND, f"--data={data}", f"--workdir={folder}/run", environment={})
+    return SimpleNamespace(data=data, workdir=folder / "run", printed=json.loads(result.stdout))
+
+
+def start(bucket, local, workdir, cache):
+    environment = bucket.environment | {"XDG_CACHE_HOME": str(cache), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [*COMMAND, f"--data={local.data}", f"--workdir={workdir}"]
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(bucket, step):
+    wait_for(lambda: any(re.match(f"PUT .*step-{step:08}.npz", request) for request in bucket.requests))
+
+
+@pytest.mark.parametrize(("scheme", "same_host"), [("s3", False), ("gs", True)])
+def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_of_a_local_one(
+    local, tmp_path, scheme, same_host
+):
+    with store_bucket(scheme) as bucket:
+        workdir, cache = f"{bucket.url}/runs/one", tmp_path / "cache"
+        process = start(bucket, local, workdir, cache)
+        wait_for_checkpoint(bucket, 4)
         process.kill()
         process.communicate()
         there = bucket.files("runs/one")
         assert "model.keras" not in there and "config.json" in there and ".lock" in there
-        # On another host: with a cache of its own. Its store fails while a checkpoint is sent, and recovers.
-        bucket.client.delete_object(Bucket="bucket", Key="runs/one/.lock")
-        bucket.clear(["PUT .*step-00000006", 503, 12])
-        again = run(*command, workdir, environment=here | {"XDG_CACHE_HOME": str(tmp_path / "cache")})
-        assert re.search("continuing .* at step [24] ", again.stderr)
-        assert "the run directory is s3://bucket/runs/one" in again.stderr
-        assert json.loads(again.stdout)["weights_sha256"] == local["weights_sha256"]
-        names = {str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*.*")}
+        assert list(cache.rglob("config.json"))
+        shutil.rmtree(cache)  # nothing but the store is left
+        if not same_host:
+            bucket.client.delete_object(Bucket="bucket", Key="runs/one/.lock")
+        bucket.clear(["PUT .*step-00000006", 503, 12])  # a checkpoint that cannot be sent, and then the next one can
+        here = bucket.environment | {"XDG_CACHE_HOME": str(cache)}
+        again = [*COMMAND, f"--data={local.data}", f"--workdir={workdir}"]
+        result = run(*again, environment=here)
+        assert re.search("continuing .* at step [24] ", result.stderr)
+        assert f"the run directory is {workdir}" in result.stderr
+        assert json.loads(result.stdout)["weights_sha256"] == local.printed["weights_sha256"]
+        names = {str(path.relative_to(local.workdir)) for path in local.workdir.rglob("*.*")}
         assert bucket.files("runs/one").keys() == names - {".lock"}
-        assert "is complete at step" in run(*command, workdir, environment=here).stderr
-        found = {}
+        assert "is complete at step" in run(*again, environment=here).stderr
+    assert not [path for path in Path.cwd().iterdir() if path.name.startswith(scheme)]
+
+
+def test_a_run_directory_in_a_store_is_read_by_all_commands_and_left_when_interrupted(local, tmp_path):
+    with store_bucket() as bucket:
+        bucket.upload(local.workdir, "runs/one")
+        here = bucket.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        trained, output = "s3://bucket/runs/one", tmp_path / "results"
         bucket.clear()
-        for place, trained in {"folder": f"{tmp_path}/local", "store": "s3://bucket/runs/one"}.items():
-            output = tmp_path / "results" / place
-            run(BIN / "shardline-evaluate", f"--run={trained}", data, f"--output={output}", environment=here)
-            rows = run(BIN / "shardline-predict", f"--run={trained}", f"--data={data}", environment=here).stdout
-            metrics = json.loads((output / "metrics.json").read_text())
-            assert metrics["run"] == trained
-            found[place] = metrics["log_loss"], metrics["weights"]["sha256"], rows
-            formats = ("--formats=keras", f"--output={output}/exported", "--parity_images=4")
-            run(BIN / "shardline-export", f"--run={trained}", f"--data={data}", *formats, environment=here)
-            assert (output / "exported" / "model.keras").exists()
-        assert found["folder"] == found["store"]
-        compared = run(BIN / "shardline-compare", "s3://bucket/runs/one", tmp_path / "local", environment=here).stdout
+        run(BIN / "shardline-evaluate", f"--run={trained}", local.data, f"--output={output}", environment=here)
+        metrics = json.loads((output / "metrics.json").read_text())
+        assert metrics["run"] == trained
+        assert metrics["weights"]["sha256"] == local.printed["weights_sha256"]
+        found = [
+            run(BIN / "shardline-predict", f"--run={place}", f"--data={local.data}", environment=here).stdout
+            for place in (trained, local.workdir)
+        ]
+        assert found[0] == found[1] and found[0].count("\n") > 12
+        formats = ("--formats=keras", f"--output={output}/exported", "--parity_images=4")
+        run(BIN / "shardline-export", f"--run={trained}", f"--data={local.data}", *formats, environment=here)
+        assert (output / "exported" / "model.keras").exists()
+        compared = run(BIN / "shardline-compare", trained, local.workdir, environment=here).stdout
         assert "no flag differs" in compared
         assert not [request for request in bucket.requests if not request.startswith(("GET", "HEAD"))]
         bucket.put("runs/two/thesis.doc", b"mine")
-        for where, message in {
-            "s3://bucket/runs/two": "is not empty and no run directory of shardline",
-            "https://host/run": "https: is not known; name s3://BUCKET/FOLDER",
-        }.items():
-            refused = [*command, f"--workdir={where}"]
-            result = subprocess.run(refused, env=os.environ | here, capture_output=True, text=True)
-            assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
-        interrupted = subprocess.Popen([*command, "--workdir=s3://bucket/runs/three"], env=os.environ | here,
-                                       stderr=subprocess.PIPE, text=True)  # fmt: skip
-        wait_for(lambda: any(re.match("PUT .*three.*step-00000002", request) for request in bucket.requests), 300)
+        refused = start(bucket, local, "s3://bucket/runs/two", tmp_path / "cache")
+        message = refused.communicate()[1].splitlines()[-1]
+        assert refused.returncode == 2 and "is not empty and no run directory of shardline" in message
+        interrupted = start(bucket, local, "s3://bucket/runs/three", tmp_path / "cache")
+        wait_for_checkpoint(bucket, 2)
         interrupted.send_signal(signal.SIGTERM)
         interrupted.communicate()
         assert interrupted.returncode == 143 and ".lock" not in bucket.files("runs/three")
