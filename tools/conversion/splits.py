@@ -185,7 +185,9 @@ class _NearestMover:
         nearest = candidates[np.argmin(np.abs(self.units[candidates] - (low + high) / 2))]
         group = self.sources.group
         if len(group) and group[nearest]:
-            self.split[group == group[nearest]] = target
+            members = group == group[nearest]
+            if not members[self.split == self.split[nearest]].all():  # a split that would be left empty
+                self.split[members] = target
         else:
             self.split[nearest] = target
 

@@ -95,6 +95,15 @@ def test_every_class_can_be_trained():
     assert set(sources.label[made.split == 0].tolist()) == set(range(200))
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_group_that_is_a_whole_split_is_not_taken_out_of_it(seed):
+    """Neither to fill another split, nor so that the largest has its class."""
+    made = plan(listing(["a/1.jpg", "b/2.jpg", "b/3.jpg"], [0, 7, 7]), {"train": 0.5, "test": 0.5}, seed=seed)
+    assert np.bincount(made.split, minlength=2).all() and made.split[1] == made.split[2]
+    with pytest.raises(UsageError, match="cannot fill 2 splits"):
+        plan(listing(["b/2.jpg", "b/3.jpg"], [7, 7]), {"train": 0.5, "test": 0.5}, seed=seed)
+
+
 def test_splits_that_cannot_be_filled_are_refused():
     with pytest.raises(UsageError, match="cannot fill 3 splits"):
         plan(listing(numbered(1, 2)))
