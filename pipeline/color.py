@@ -23,10 +23,12 @@ class Conversion:
     note: str  # for people: the profile's name and what became of it
     mode: str = ""  # of Pillow's, that the transform takes
     transform: Any = None  # Pillow's, from the profile to sRGB; None to leave the pixels as they are
+    icc: bytes = b""  # the profile, for samples of 16 bits
     matrix: MatrixProfile | None = None  # the same in less time, where the profile is no more than that
 
 
 _NOTHING = Conversion("")
+_NO_TABLES = 0x100  # LittleCMS's NOOPTIMIZE: its tables for 16 bits are up to 25 levels off in the shadows
 
 
 def grayed(samples: Samples) -> Samples:
@@ -66,7 +68,7 @@ def conversion(profile: bytes | ColorSpace, mode: str) -> Conversion:
         if np.abs(converted - probe.reshape(*probe.shape[:2], -1)).max() <= 2:
             return Conversion(f"color profile {name} left out: it is sRGB")
     matrix = _matrix(icc, transform) if mode == "RGB" else None
-    return Conversion(f"color profile {name} converted to sRGB", mode, transform, matrix)
+    return Conversion(f"color profile {name} converted to sRGB", mode, transform, icc, matrix)
 
 
 def _matrix(profile: bytes, transform: Any) -> MatrixProfile | None:
@@ -97,9 +99,17 @@ def _printable(text: str) -> str:
 
 
 def to_srgb(pixels: np.ndarray, change: Conversion) -> np.ndarray:
-    """uint8 [height, width] gray, [..., 3] RGB or [..., 4] CMYK to BGR."""
+    """uint8 or uint16 [height, width] gray, [..., 3] RGB or [..., 4] CMYK to uint8 BGR."""
     if pixels.ndim == 2 and change.mode == "RGB":
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    if pixels.dtype == np.uint16:
+        import imagecodecs
+
+        space, srgb = {"L": "gray"}.get(change.mode, change.mode), imagecodecs.cms_profile("srgb")
+        rgb = imagecodecs.cms_transform(
+            pixels, change.icc, srgb, colorspace=space, outcolorspace="rgb", outdtype=np.uint8, flags=_NO_TABLES
+        )
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     if change.matrix:
         return change.matrix.to_srgb(pixels)
     from PIL import Image, ImageCms

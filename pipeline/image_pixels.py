@@ -47,8 +47,9 @@ def decode_pixels(data: bytes, header: Header, halvings: int = 0, depth_range: s
     bgr, depth_note = _to_bgr(samples, header, change, halvings - in_decoder, depth_range)
     frame_note = f"first frame of {header.frames}" if header.frames > 1 else ""
     turn_note = f"EXIF orientation {header.orientation} applied" if header.orientation != 1 else ""
+    has_alpha = samples.channels.endswith("A") or (samples.palette is not None and samples.palette[:, 3].min() < 255)
     # As of a clipboard that left alpha empty, or a white sign on nothing.
-    blank_note = "transparent or white everywhere" if samples.has_alpha and bgr.min(initial=255) == 255 else ""
+    blank_note = "transparent or white everywhere" if has_alpha and bgr.min(initial=255) == 255 else ""
     notes = tuple(filter(None, [frame_note, samples.note, change.note, depth_note, turn_note, blank_note]))
     return Pixels(_turned(bgr, header.orientation), change.transform is not None, notes)
 
@@ -106,14 +107,16 @@ def _levels(samples: Samples, header: Header, depth_range: str) -> tuple[float, 
 
 def _band_to_bgr(band: np.ndarray, samples: Samples, change: color.Conversion, low: float, high: float) -> np.ndarray:
     """Scaled to 8 bits, alpha over white, in sRGB."""
-    channels, alpha = samples.channels, None
+    channels, alpha, full = samples.channels, None, 255
     if channels.endswith("A"):
         opaque = samples.white or (1 if band.dtype.kind == "f" else int(np.iinfo(band.dtype).max))
         band, alpha, channels = band[..., :-1], _scaled(band[..., -1], 0, opaque), channels[:-1]
     if samples.palette is not None:
         band, channels = samples.palette[band.reshape(band.shape[:2])], "RGB"
         band, alpha, low, high = band[..., :3], band[..., 3] if alpha is None else alpha, 0, 255
-    band = _scaled(band.squeeze(-1) if band.shape[2:] == (1,) else band, low, high)
+    elif change.transform and not 0 < samples.white <= 255:
+        full = 65535  # 8 bits of linear light would be coarse in the shadows
+    band = _scaled(band.squeeze(-1) if band.shape[2:] == (1,) else band, low, high, full)
     band = cv2.bitwise_not(band) if samples.inverted else band
     associated = samples.associated
     if alpha is not None and associated and (change.transform or channels == "CMYK"):  # for the color itself
@@ -130,15 +133,15 @@ def _band_to_bgr(band: np.ndarray, samples: Samples, change: color.Conversion, l
     return band if alpha is None else _over_white(band, alpha[..., None], associated)
 
 
-def _scaled(band: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Levels from `low` to `high` as 0 to 255; not clipped by OpenCV, which would take the absolute value."""
-    if band.dtype == np.uint8 and (low, high) == (0, 255):
+def _scaled(band: np.ndarray, low: float, high: float, full: int = 255) -> np.ndarray:
+    """Levels from `low` to `high` as 0 to 255 or 65535; not clipped by OpenCV, which would take the absolute value."""
+    if band.dtype == (np.uint8 if full == 255 else np.uint16) and (low, high) == (0, full):
         return band
-    scale = 255 / (high - low)
-    if band.dtype == np.uint16 and low == 0 and band.ndim < 4:
+    scale = full / (high - low)
+    if band.dtype == np.uint16 and full == 255 and low == 0 and band.ndim < 4:
         return cv2.convertScaleAbs(band, alpha=scale).reshape(band.shape)
     levels = (np.nan_to_num(band.astype(np.float64), nan=low) - low) * scale
-    return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+    return np.rint(np.clip(levels, 0, full)).astype(np.uint8 if full == 255 else np.uint16)
 
 
 def _over_white(color: np.ndarray, alpha: np.ndarray, associated: bool) -> np.ndarray:
@@ -151,8 +154,9 @@ def _over_white(color: np.ndarray, alpha: np.ndarray, associated: bool) -> np.nd
 
 
 def _unassociated(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    alpha = np.maximum(alpha[..., None] if color.ndim == 3 else alpha, 1).astype(np.uint16)
-    return np.asarray(np.minimum((color * np.uint16(255) + alpha // 2) // alpha, 255), np.uint8)
+    alpha = np.maximum(alpha[..., None] if color.ndim == 3 else alpha, 1).astype(np.uint32)
+    full = 255 if color.dtype == np.uint8 else 65535
+    return np.asarray(np.minimum((color * np.uint32(255) + alpha // 2) // alpha, full), color.dtype)
 
 
 def _turned(bgr: np.ndarray, orientation: int) -> np.ndarray:

@@ -83,8 +83,3 @@ class Samples(NamedTuple):
     def is_bgr(self) -> bool:
         """Whether these are 8-bit BGR."""
         return self.channels == "BGR" and self.white == 255 and self.pixels.dtype == np.uint8
-
-    @property
-    def has_alpha(self) -> bool:
-        """Whether parts may be transparent."""
-        return self.channels.endswith("A") or (self.palette is not None and self.palette[:, 3].min() < 255)

@@ -27,7 +27,7 @@ from shardline.pipeline.image_types import BadImage, Header
 
 # How images are made smaller, and color profiles applied; part of the preprocessing contract. Change it whenever the
 # stored bytes of any image change: what was begun or made in another way is not gone on with.
-KERNEL = "halves, gaussian, cubic; matrix profiles in whole numbers"
+KERNEL = "halves, gaussian, cubic; matrix profiles in whole numbers, of deep samples in 16 bits"
 LONGEST_JPEG_SIDE = 65_500  # of libjpeg-turbo
 Extent = tuple[float, float]  # height and width in pixels
 
@@ -76,8 +76,7 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
       BadImage, FilteredImage: with a reason.
       MemoryError: the machine has too little memory; says nothing about the image.
     """
-    header = _checked_header(data, options)
-    (bgr, color_changed, notes), target, extent = _load(data, header, options)
+    header, (bgr, color_changed, notes), target, extent = _load(data, options)
     encoding = ENCODINGS[options.encoding]
     if encoding.subsampled:
         luma, blue, red = _ycc(bgr, target, extent)
@@ -113,18 +112,11 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
 @only_bad_images
 def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
     """The image that `process` would store, as uint8 RGB [height, width, 3], before any encoding. Raises likewise."""
-    pixels, target, extent = _load(data, _checked_header(data, options), options)
+    _, pixels, target, extent = _load(data, options)
     return cv2.cvtColor(_crop(_resize(pixels.bgr, target, extent), target, options), cv2.COLOR_BGR2RGB)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------
-
-
-def _checked_header(data: bytes, options: ImageOptions) -> Header:
-    header = read_header(data)
-    _check_pixels(header.height, header.width, options)
-    _check_side(header.height, header.width, options)
-    return header
 
 
 def _check_pixels(height: int, width: int, options: ImageOptions, what: str = "") -> None:
@@ -154,12 +146,15 @@ def _checked_target(height: int, width: int, options: ImageOptions) -> tuple[int
     return target
 
 
-def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[Pixels, tuple[int, int], Extent]:
-    """Decode, convert to sRGB, orient and trim; the size to resize to, and how many pixels the image spans.
+def _load(data: bytes, options: ImageOptions) -> tuple[Header, Pixels, tuple[int, int], Extent]:
+    """Decode, convert to sRGB, orient and trim; also the size to resize to, and how many pixels the image spans.
 
     What is much larger than its target is reduced by 2, 4 or 8, so it may span a fraction of its last row.
     """
+    header = read_header(data)
     height, width = header.shown
+    _check_pixels(header.height, header.width, options)
+    _check_side(height, width, options)
     target = _checked_target(height, width, options)
     halvings = 0 if options.trim_borders else _halvings((height, width), target, most=3)
     pixels = decode_pixels(data, header, halvings, options.depth_range)
@@ -170,7 +165,7 @@ def _load(data: bytes, header: Header, options: ImageOptions) -> tuple[Pixels, t
             height, width = bgr.shape[:2]
             _check_side(height, width, options)
             target = _checked_target(height, width, options)
-    return pixels, target, (height / 2**halvings, width / 2**halvings)
+    return header, pixels, target, (height / 2**halvings, width / 2**halvings)
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ MOST_FRAMES = 10_000  # or extensions or chunks
 def _pillow_samples(name: str, image: ImageFile) -> Samples:
     image.load()
     if image.mode == "P":
-        colors = np.zeros((256, 4), np.uint8)
+        colors = np.full((256, 4), (0, 0, 0, 255), np.uint8)  # black for numbers beyond the palette
         table = np.frombuffer(bytes(image.getpalette("RGBA") or ()), np.uint8).reshape(-1, 4)
         colors[: len(table)] = table
         return Samples(np.asarray(image), "P", palette=colors)
@@ -237,6 +237,8 @@ def _decimal(text: bytes, count: int, *, bits: bool) -> np.ndarray:
 
 # --- WebP -------------------------------------------------------------------------------------------------
 
+_WEBP_FLAGS = {b"ICCP": 0x20, b"EXIF": 8, b"XMP ": 4}
+
 
 def read_webp(data: bytes) -> Header:
     """Walk the chunks, counting frames. Profile, EXIF and XMP count where the first chunk says they are there."""
@@ -260,16 +262,12 @@ def read_webp(data: bytes) -> Header:
     elif b"VP8 " in chunks:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, chunks[b"VP8 "][0] + 6))
     elif b"VP8L" in chunks:
-        bits = int.from_bytes(data[chunks[b"VP8L"][0] + 1 :][:4], "little")
+        (bits,) = struct.unpack_from("<I", data, chunks[b"VP8L"][0] + 1)
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-
-    def told(kind: bytes, flag: int) -> bytes:
-        start, length = chunks.get(kind, (0, 0)) if flags & flag else (0, 0)
-        return data[start : start + length]
-
-    block = told(b"EXIF", 8)
-    turn = exif.orientation(block) or exif.xmp_orientation(told(b"XMP ", 4)) or 1
-    profile = told(b"ICCP", 0x20) or color_spaces.of_exif(block)
+    said = {kind: data[at : at + size] for kind, (at, size) in chunks.items() if flags & _WEBP_FLAGS.get(kind, 0)}
+    block = said.get(b"EXIF", b"")
+    turn = exif.orientation(block) or exif.xmp_orientation(said.get(b"XMP ", b"")) or 1
+    profile = said.get(b"ICCP") or color_spaces.of_exif(block)
     return Header("webp", width, height, turn, max(1, frames), profile)
 
 
@@ -294,8 +292,11 @@ def read_avif(data: bytes) -> Header:
     image = _open_avif(data)
     width, height = image.size
     isobmff.check_av1_sizes(data, height, width)
+    boxes = _open_heic(data)
+    if sorted(boxes.size) != sorted(image.size):  # libavif crops nothing
+        raise BadImage("unsupported-avif", "AVIF of which a part alone is shown (clap); convert it to PNG or JPEG")
     turn = exif.orientation(image.info.get("exif", b"")) or 1
-    profile = image.info.get("icc_profile") or _coded_profile("avif", _open_heic(data))
+    profile = image.info.get("icc_profile") or _coded_profile("avif", boxes)
     return Header("avif", width, height, turn, getattr(image, "n_frames", 1), profile)
 
 
@@ -432,10 +433,11 @@ class JxlHeader(Header):
     """Of a JPEG XL."""
 
     animated: bool = False
+    depth: int = 8  # bits of a sample; 0 for floating-point numbers, from 0 to 1
 
 
 def read_jxl(data: bytes) -> JxlHeader:
-    """Size, orientation and whether it is an animation, from the first bytes of the codestream."""
+    """Size, orientation, depth and whether it is an animation, from the first bytes of the codestream."""
     stream, is_jpeg = data[2:64], False
     if data[:1] == b"\0":
         parts = b""
@@ -447,25 +449,41 @@ def read_jxl(data: bytes) -> JxlHeader:
         stream = parts[2:64]
     bits = isobmff.Bits(stream, lowest_first=True)
     height, width = _jxl_size(bits)
-    more = not bits.read(1) and bits.read(1)  # unless all defaults, or no extra fields
-    turn = bits.read(3) + 1 if more else 1
-    if more and bits.read(1):  # the size it is meant to be shown in
-        _jxl_size(bits)
-    animated = bool(more and (bits.read(1) or bits.read(1)))  # or has a preview, which nobody writes
+    default = bits.read(1)
+    turn, animated = 1, False
+    if not default and bits.read(1):  # extra fields
+        turn = bits.read(3) + 1
+        if bits.read(1):  # the size it is meant to be shown in
+            _jxl_size(bits)
+        if bits.read(1):
+            raise BadImage("unsupported-jpeg-xl", "JPEG XL with a preview; convert it to PNG or JPEG")
+        animated = bool(bits.read(1))
+        if animated:  # ticks a second, times that it repeats, timecodes
+            _jxl_number(bits, (100, 0), (1000, 0), (1, 10), (1, 30))
+            _jxl_number(bits, (1, 0), (1001, 0), (1, 8), (1, 10))
+            _jxl_number(bits, (0, 0), (0, 3), (0, 16), (0, 32))
+            bits.read(1)
+    depth = 8 if default else 0 if bits.read(1) else _jxl_number(bits, (8, 0), (10, 0), (12, 0), (1, 6))
     if turn >= 5 and not is_jpeg:  # a JPEG comes out as it was stored, all else is turned by the decoder
         height, width = width, height
-    return JxlHeader("jpeg-xl", width, height, turn if is_jpeg else 1, animated=animated)
+    return JxlHeader("jpeg-xl", width, height, turn if is_jpeg else 1, animated=animated, depth=depth)
 
 
 def _jxl_size(bits: isobmff.Bits) -> tuple[int, int]:
     small = bits.read(1)
-    height = _jxl_side(bits, small)
+
+    def side() -> int:
+        return 8 * (bits.read(5) + 1) if small else _jxl_number(bits, (1, 9), (1, 13), (1, 18), (1, 30))
+
+    height = side()
     ratio = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[bits.read(3)]
-    return height, height * ratio[0] // ratio[1] if ratio else _jxl_side(bits, small)
+    return height, height * ratio[0] // ratio[1] if ratio else side()
 
 
-def _jxl_side(bits: isobmff.Bits, small: int) -> int:
-    return 8 * (bits.read(5) + 1) if small else bits.read((9, 13, 18, 30)[bits.read(2)]) + 1
+def _jxl_number(bits: isobmff.Bits, *choices: tuple[int, int]) -> int:
+    """U32 of the specification: one of four offsets and numbers of bits."""
+    offset, width = choices[bits.read(2)]
+    return offset + bits.read(width)
 
 
 def decode_jxl(data: bytes, header: JxlHeader, reduction: int = 1) -> Samples:
@@ -475,17 +493,15 @@ def decode_jxl(data: bytes, header: JxlHeader, reduction: int = 1) -> Samples:
 
     np.empty(24 * header.height * header.width, np.uint8)  # or MemoryError: the decoder ends the process instead
     is_jpeg, facts, decoded, profile, _ = Decoder(num_threads=0)(data)
-    if header.animated:  # that decoder gives the last frame
-        decoded = imagecodecs.jpegxl_decode(data, index=0, numthreads=1).tobytes()
     if is_jpeg:
         return jpeg.decode(decoded, jpeg.read_header(decoded))
+    pixels = np.frombuffer(decoded, np.uint8)
+    if header.animated or header.depth != 8:  # that decoder gives the last frame, and 8 bits of a color
+        pixels = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
     channels = {"I;16": "L", "F": "L"}.get(facts.mode, facts.mode)
-    count = facts.height * facts.width * len(channels)
-    kind = {count: np.uint8, 2 * count: np.uint16, 4 * count: np.float32}.get(len(decoded))
-    if channels not in ("L", "LA", "RGB", "RGBA") or kind is None:
+    if channels not in ("L", "LA", "RGB", "RGBA") or pixels.size != facts.height * facts.width * len(channels):
         raise BadImage("unsupported-jpeg-xl", f"JPEG XL of mode {facts.mode}; convert it to PNG or JPEG")
-    pixels = np.frombuffer(decoded, kind).reshape(facts.height, facts.width, -1)
-    if kind == np.float32:  # 0 to 1
-        pixels = np.rint(np.clip(pixels, 0, 1) * 65535).astype(np.uint16)
-    note = "first frame of an animation" if header.animated else ""
-    return Samples(pixels, channels, int(np.iinfo(pixels.dtype).max), profile=profile, note=note)
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(np.clip(pixels.astype(np.float32), 0, 1) * 65535).astype(np.uint16)
+    note, white = "first frame of an animation" if header.animated else "", (1 << (header.depth or 16)) - 1
+    return Samples(pixels.reshape(facts.height, facts.width, -1), channels, white, profile=profile, note=note)

@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else d
 _TOLD = frozenset((b"acTL", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"tRNS"))  # of each, the first counts
 _CHUNK = struct.Struct(">I4s")  # bytes and kind
 _END = bytes(4) + b"IEND\xae\x42\x60\x82"  # the last chunk, without which all pixels may be there
-_RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)$")
+_RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1|xmp)$")
 _RAW_ICC = re.compile(rb"Raw profile type ic[cm]\0")
 _TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt"))
 MOST_CHUNKS = 65_536  # at the usual 8 KB each, half a gigabyte
@@ -43,21 +42,24 @@ def read_header(data: bytes) -> PngHeader:
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
     chunks = _chunks(data)
     told: dict[bytes, bytes] = {}
+    texts: list[tuple[bytes, memoryview]] = []
+    turn = 0
     for kind, start, end in chunks:
-        if kind in _TOLD and kind not in told:
-            told[kind] = data[start + 8 : end - 4]
-    texts = [(kind, data[start + 8 : end - 4]) for kind, start, end in chunks if kind in _TEXTS][:MOST_TEXTS]
+        if kind in _TOLD:
+            told.setdefault(kind, data[start + 8 : end - 4])
+            turn = turn or (kind == b"eXIf" and exif.orientation(data[start + 8 : end - 4]))
+        elif kind in _TEXTS and len(texts) < MOST_TEXTS:
+            texts.append((kind, memoryview(data)[start + 8 : end - 4]))
     frames = int.from_bytes(told[b"acTL"][:4], "big") if b"acTL" in told else 1
-    blocks = (data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"eXIf")
-    turns = chain(map(exif.orientation, blocks), (_orientation_of_text(*text) for text in texts))
-    orientation = next(filter(None, turns), 1)
+    orientation = turn or next(filter(None, (_orientation_of_text(*text) for text in texts)), 1)
     gray_key = None
     if color == 0 and b"tRNS" in told:
-        gray_key = int.from_bytes(told[b"tRNS"][:2], "big") * 255 // ((1 << min(depth, 8)) - 1)
+        level = int.from_bytes(told[b"tRNS"][:2], "big") & (1 << depth) - 1
+        gray_key = level * 255 // ((1 << min(depth, 8)) - 1)
     return PngHeader("png", width, height, orientation, frames, _profile(told, texts), tuple(chunks), gray_key)
 
 
-def _profile(told: Mapping[bytes, bytes], texts: Iterable[tuple[bytes, bytes]]) -> Profile:
+def _profile(told: Mapping[bytes, bytes], texts: Iterable[tuple[bytes, memoryview]]) -> Profile:
     """Of the chunk that counts (PNG, third edition, 4.3); none for sRGB and where nothing is told.
 
     Raises:
@@ -103,9 +105,9 @@ def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
     return found
 
 
-def _orientation_of_text(kind: bytes, body: bytes) -> int:
+def _orientation_of_text(kind: bytes, body: memoryview) -> int:
     """What XMP, or EXIF in ImageMagick's hexadecimal, says in a text chunk; 0 for nothing."""
-    name, _, text = body.partition(b"\0")
+    name, _, text = bytes(body).partition(b"\0")
     if kind == b"iTXt" and name == b"XML:com.adobe.xmp":
         packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
         return exif.xmp_orientation(_inflated(text, _MOST_TEXT) if packed else text)
@@ -113,9 +115,9 @@ def _orientation_of_text(kind: bytes, body: bytes) -> int:
     return exif.orientation(block) or exif.xmp_orientation(block)
 
 
-def _raw_profile(kind: bytes, body: bytes, most: int) -> bytes:
+def _raw_profile(kind: bytes, body: memoryview, most: int) -> bytes:
     """What ImageMagick wrote in hexadecimal, after a line break, a name and a length; empty for what is damaged."""
-    text = body.partition(b"\0")[2]
+    text = bytes(body).partition(b"\0")[2]
     text = _inflated(text[1:], most) if kind == b"zTXt" else text[:most]
     try:
         return bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))
@@ -156,7 +158,7 @@ def _pixel_chunks(data: bytes, header: PngHeader) -> bytes:
     for kind, start, end in header.chunks:
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise BadImage("corrupt-data", f"PNG: checksum of chunk {kind.decode()} at byte {start}")
-        if kind in _PIXELS:
+        if kind in _PIXELS and not (kind == b"tRNS" and header.gray_key is not None):  # which OpenCV passes over
             kept.append(view[start:end])
     last, _, end = header.chunks[-1]
     if last != b"IEND":

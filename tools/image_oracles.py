@@ -64,6 +64,8 @@ def codecs(data: bytes) -> np.ndarray:
             break
     else:
         raise ValueError("not one of its formats")
+    if data.startswith(b"\xff\x0a") and pixels.dtype != np.uint8:
+        raise ValueError("it does not say how many bits")
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels

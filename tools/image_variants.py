@@ -12,8 +12,8 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -295,6 +295,10 @@ def _png_others() -> Iterator[Case]:
     yield Case("background-color.png", png(alpha, 6, chunks=[background]), rgb=over_white(_rgb(), _alpha()))
     suggested = (b"PLTE", bytes(range(48)))
     yield Case("rgb-with-palette.png", png(_rgb(), 2, chunks=[suggested]), rgb=_rgb())
+    gray = _gray()
+    high = (b"tRNS", struct.pack(">H", 0x700 | int(gray[0, 0])))  # of which 8 bits count
+    shown = np.where(gray[..., None] == gray[0, 0], WHITE, _gray_rgb()).astype(np.uint8)
+    yield Case("gray-key-of-more-bits.png", png(gray[..., None], 0, chunks=[high]), rgb=shown)
     significant = (b"sBIT", bytes([5, 6, 5]))
     yield Case("significant-bits.png", png(_rgb(), 2, chunks=[significant]), rgb=_rgb())
     frame = struct.pack(">IIIIIHHBB", 0, WIDTH, HEIGHT, 0, 0, 1, 10, 0, 0)
@@ -325,6 +329,10 @@ def _bmp_headers() -> Iterator[Case]:
     index, colors = _palette(4)
     few = bmp(packed(index % 5, 8), SIZE, 8, colors=colors[:5], used=5)
     yield Case("palette-of-5-colors.bmp", few, rgb=_looked_up(index % 5, colors))
+    beyond = np.where(_alpha() == 0, 200, index % 5)
+    few = bmp(packed(beyond, 8), SIZE, 8, colors=colors[:5], used=5)
+    shown = np.where((beyond == 200)[..., None], 0, _looked_up(index % 5, colors)).astype(np.uint8)
+    yield Case("number-beyond-the-palette.bmp", few, rgb=shown)
     gray = bmp(_gray().tobytes(), SIZE, 8, colors=np.repeat(np.arange(256)[:, None], 3, axis=1))
     yield Case("gray-palette.bmp", gray, rgb=_gray_rgb())
     one_bit = _quantized(_gray(), 1)
@@ -639,20 +647,32 @@ def _avifs() -> Iterator[Case]:
         levels = _quantized(samples, bits).astype(np.uint8 if bits == 8 else np.uint16)
         data = _codec("avif", levels, level=100, bitspersample=bits)
         yield Case(f"{name}-{bits}-bit.avif", data, rgb=truth)
+    plain = _saved(_pillow(_smooth()), "AVIF", quality=100, subsampling="4:4:4")
+    for name, box, shown in _shown_otherwise():
+        yield Case(f"{name}.avif", _with_property(plain, box), rgb=shown(_smooth()), tolerance=2)
+    part = _box(b"clap", struct.pack(">8I", WIDTH - 8, 1, HEIGHT - 8, 1, 0, 1, 0, 1))
+    yield Case("part-of-it.avif", _with_property(plain, part), "unsupported-avif")
 
 
 def _jpeg_xls() -> Iterator[Case]:
     """Bits x channels, lossy, and a JPEG packed without loss."""
     import imagecodecs
 
-    for bits, (name, samples, truth) in itertools.product((8, 16), _contents()):
+    for bits, (name, samples, truth) in itertools.product((8, 10, 12, 16), _contents()):
         if bits > 8:  # imagecodecs says of these that they are linear
             colors = samples if name in ("gray", "rgb") else samples[..., :-1]
             light = _linear(colors / WHITE) * WHITE
             samples = light if colors is samples else np.dstack([light, samples[..., -1]])
         levels = _quantized(samples, bits).astype(np.uint8 if bits == 8 else np.uint16)
         data = _codec("jpegxl", levels, lossless=True, bitspersample=bits)
-        yield Case(f"{name}-{bits}-bit.jxl", data, rgb=truth, tolerance=2)
+        yield Case(f"{name}-{bits}-bit.jxl", data, rgb=truth)
+    dark = _smooth() // 8
+    for kind in (np.float16, np.float32):
+        data = _codec("jpegxl", _linear(dark / WHITE).astype(kind), lossless=True)
+        yield Case(f"dark-{np.dtype(kind)}.jxl", data, rgb=dark)
+    frames = _codec("jpegxl", np.stack(2 * [_quantized(_linear(_smooth() / WHITE) * WHITE, 10)]).astype(np.uint16),
+                    lossless=True, photometric="rgb", bitspersample=10)  # fmt: skip
+    yield Case("10-bit-animation.jxl", frames, note="first frame of an animation", rgb=_smooth())
     yield Case("lossy.jxl", _codec("jpegxl", _smooth(), distance=1), rgb=_smooth(), tolerance=3)
     for name, first, truth in (("rgb", _rgb(), _rgb()), ("gray", _gray(), _gray_rgb())):
         frames = _codec("jpegxl", np.stack([first, 255 - first]), lossless=True, photometric=name)
@@ -683,19 +703,31 @@ def _heics() -> Iterator[Case]:
     rgb = np.empty((48, 64, 3), np.uint8)
     rgb[:24, :32], rgb[:24, 32:], rgb[24:, :32], rgb[24:, 32:] = _QUARTERS
     yield Case("photo.heic", _HEIC, rgb=rgb)
-    for turns in (1, 2, 3):
-        yield Case(f"turned-{turns}.heic", _turned_heic(turns), rgb=np.rot90(rgb, turns))
+    for name, box, shown in _shown_otherwise():
+        yield Case(f"{name}.heic", _with_property(_HEIC, box), rgb=shown(rgb))
 
 
-def _turned_heic(quarters: int) -> bytes:
-    """The HEIC with an irot box, which turns it against the clock."""
-    data = _HEIC.replace(struct.pack(">I", 0x1A2), struct.pack(">I", 0x1A2 + 10))  # where the image lies
-    for kind, more in ((b"meta", 10), (b"iprp", 10), (b"ipco", 9), (b"ipma", 1)):
+def _with_property(data: bytes, box: bytes) -> bytes:
+    """An AVIF or HEIC of one image with another box, of how to show it, after those that it has."""
+    start, more = data.index(b"mdat") + 4, len(box) + 1
+    data = data.replace(struct.pack(">I", start), struct.pack(">I", start + more))  # where the image lies
+    for kind, growth in ((b"meta", more), (b"iprp", more), (b"ipco", len(box)), (b"ipma", 1)):
         at = data.index(kind) - 4
-        data = data[:at] + struct.pack(">I", int.from_bytes(data[at : at + 4], "big") + more) + data[at + 4 :]
-    data = data.replace(bytes([5, 0x81, 2, 3, 5, 0x84]), bytes([6, 0x81, 2, 3, 5, 0x84, 0x86]))
-    end = data.index(b"ipma") - 4
-    return data[:end] + struct.pack(">I4sB", 9, b"irot", quarters) + data[end:]
+        data = data[:at] + struct.pack(">I", int.from_bytes(data[at : at + 4], "big") + growth) + data[at + 4 :]
+    at = data.index(b"ipma") + 14  # the number of its boxes, and which they are
+    end, boxes = at + 1 + data[at], data[at + 1 : at + 1 + data[at]]
+    last = max(number & 0x7F for number in boxes) + 1
+    data = data[:at] + bytes([len(boxes) + 1, *boxes, 0x80 | last]) + data[end:]
+    at = data.index(b"ipma") - 4
+    return data[:at] + box + data[at:]
+
+
+def _shown_otherwise() -> Iterator[tuple[str, bytes, Callable[[np.ndarray], np.ndarray]]]:
+    """Boxes that turn, against the clock, and mirror, and what they do."""
+    for turns in (1, 2, 3):
+        yield f"turned-{turns}", _box(b"irot", bytes([turns])), partial(np.rot90, k=turns)
+    yield "upside-down", _box(b"imir", b"\0"), lambda rgb: rgb[::-1]
+    yield "mirrored", _box(b"imir", b"\1"), lambda rgb: rgb[:, ::-1]
 
 
 # --- Orientations -----------------------------------------------------------------------------------------
@@ -773,6 +805,9 @@ def _other_orientations() -> Iterator[Case]:
     yield Case("raw-profile.png", png(_smooth(), 2, chunks=[(b"tEXt", key + profile)]), note=note, rgb=truth)
     packed_profile = (b"zTXt", key + b"\0" + zlib.compress(profile))
     yield Case("packed-raw-profile.png", png(_smooth(), 2, chunks=[packed_profile]), note=note, rgb=truth)
+    profile = b"\nxmp\n%8d\n%s\n" % (len(xmp), xmp.hex().encode())
+    text = (b"tEXt", b"Raw profile type xmp\0" + profile)
+    yield Case("raw-profile-xmp.png", png(_smooth(), 2, chunks=[text]), note=note, rgb=truth)
 
 
 # --- Color profiles ---------------------------------------------------------------------------------------
@@ -847,6 +882,13 @@ def _gray_and_cmyk_profiles() -> Iterator[Case]:
         yield Case(f"linear-gray.{suffix}", data, note=note, rgb=_shown(shown, 8))
     data = _saved(_pillow(stored), "JPEG", quality=100, icc_profile=profile)
     yield Case("linear-gray.jpg", data, note=note, rgb=_shown(shown, 8), tolerance=2)
+    dark = _smooth() // 8
+    light, curve = _quantized(_linear(dark / WHITE) * WHITE, 16), w.icc_profile("Linear", w.rgb_to_xyz(_SRGB), 1.0)
+    gamma, icc = (b"gAMA", struct.pack(">I", 100_000)), (34675, 7, list(curve))
+    yield Case("dark-linear-16-bit.png", png(light, 2, 16, chunks=[gamma]), note="of gamma 1.00 converted", rgb=dark)
+    yield Case("dark-linear-16-bit.tif", tiff(light, w.RGB, 16, tags=[icc]), note="Linear converted", rgb=dark)
+    data = tiff(light[..., :1], w.GRAY, 16, tags=[(34675, 7, list(profile))])
+    yield Case("dark-linear-gray-16-bit.tif", data, note=note, rgb=_shown(dark[..., 0], 8))
     wide = _saved(_pillow(gray), "PNG", icc_profile=profile_of("sRGB"))
     yield Case("gray-with-rgb-profile.png", wide, note="it is sRGB", rgb=_shown(gray, 8))
     lab = np.zeros((2, 2, 2, 2, 3))  # black wherever there is black ink, or all the others

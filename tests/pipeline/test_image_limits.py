@@ -240,6 +240,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "JPEG, XMP": lambda: hostile_jpeg(*[jpeg_segment(0xE1, b"http" + b"tiff:Orientation " * 3000)] * 300),
     "PNG, chunks": lambda: hostile_png(*[(b"teXt", b"")] * MANY),
+    "PNG, texts": lambda: hostile_png(*[(b"tEXt", b"Comment\0" + bytes(1 << 20))] * 60),
     "PNG, texts that inflate": lambda: hostile_png(*[(b"zTXt", b"Raw profile type exif\0\0" + BOMB)] * 40),
     "PNG, XMP that inflates": lambda: hostile_png(*[(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB)] * 40),
     "PNG, profile that inflates": lambda: hostile_png((b"iCCP", b"x\0\0" + BOMB)),

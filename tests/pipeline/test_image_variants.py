@@ -57,6 +57,8 @@ PILLOW_ERRS = r"""
     (infrared-(no-)?cdef|associated|blue-first)\.jp2            | knows no channel definitions
     palette-[14]-bit-of-8-bit-colors\.jp2                      | scales the numbers of colors
     masks-1555-alpha-real\.bmp                                 | sees no alpha in 16 bits
+    dark-linear-.*                                              | converts colors in 8 bits, or not at all
+    raw-profile-xmp\.png                                        | reads no XMP in ImageMagick's texts
     exif-byte\.jpg                                             | knows orientations as numbers of 16 and 32 bits only
 """
 PILLOW_ERRS = "|".join(

@@ -46,7 +46,7 @@ def refusal(encoded: tf.Tensor) -> tf.Tensor:
 # Text of a PNG that is packed or in hexadecimal; a JPEG's EXIF after an EXIF without orientation.
 _HIDDEN = "|".join(
     (
-        r"(tEXt|zTXt)Raw profile type (exif|APP1)\x00",
+        r"(tEXt|zTXt)Raw profile type (exif|APP1|xmp)\x00",
         r"iTXtXML:com\.adobe\.xmp\x00\x01",
         r"Exif\x00\x00\C*Exif\x00\x00(II|MM)",
     )
