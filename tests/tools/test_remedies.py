@@ -495,6 +495,13 @@ CASES = {
         Way("or use the one of --path_format=test/{}.jpg, train/{}.jpg that the labels are of",
             "1 a train, 2 b train", "--path_format=train/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
+    "images in two folders": Case("p/1.jpg q/2.jpg", "none of its 2 paths exists", [
+        Way("write into each path the folder that its image lies in", "1 a train, 2 b train", "",
+            text("x.csv", "id,label\np/1.jpg,a\nq/2.jpg,b\n")),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
+    "images missing": Case("p/1.jpg p/3.jpg", "none of its 3 paths exists", [
+        Way("or, if images are missing, use --path_format='p/{}.jpg'", "1 a train, 3 b train", "--path_format=p/{}.jpg"),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n3,b\n"}),
     "addresses in a table": Case("1.jpg 2.jpg", "https://x.org/1.jpg does not lie below the table's folder", [
         Way("download the images, and list their paths", "1 a train", "", text("x.csv", "path,label\n1.jpg,a\n")),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\nhttps://x.org/1.jpg,a\n"}),

@@ -239,6 +239,8 @@ def prepare(config: ConvertConfig, base: Manifest | None = None, output: Output 
     if config.class_words:
         words = words_for(sources.labels, read_class_words(config.class_words), config.class_words)
         sources = replace(sources, words=words)
+        if without := [name for name, text in zip(sources.labels, words, strict=True) if not text]:
+            log(f"note: --class_words has no words for {shorten_list(without)}; are its names those of the classes?")
     for note in sources.notes:
         log(f"note: {note}")
     if base and output:

@@ -55,6 +55,7 @@ _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GROUPS = re.compile(
     r"(patient|subject|lesion|study|case|scene|video|session|group|individual)s?[-_ ]?(id|name|nr|no)?"
 )
+_TRIED = 200  # rows, evenly spaced
 _INDEX = ("", "unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
 _TRUTH = ("true", "false", "yes", "no")  # names of no split
 _HOT = {"true": 1.0, "false": 0.0, "": 0.0}
@@ -242,16 +243,20 @@ class _TableScan:
         if not len(self.builder):
             raise UsageError(f"{self.what}: the table has no rows")
         if not self.exist:
-            first = os.path.join(self.builder.folders[0], bytes(self.builder.names[: self.builder.ends[0]]))
+            rows = range(0, len(self.builder), -(-len(self.builder) // _TRIED))
             raise UsageError(
                 f"{self.what}: none of its {count(len(self.builder), 'path')} exists (the first is "
                 f"{self._path(0)}); paths are relative to the table's folder, {self.folder}"
                 + (
                     self._column_hint(header)
-                    or _format_hint(self.path.parent, os.fsdecode(first), self.options.path_format)
+                    or _format_hint(
+                        self.path.parent, [os.fsdecode(self._bytes(row)) for row in rows], self.options.path_format
+                    )
                 )
             )
         repeated = self._repeated()
+        if len(self.labels) == 1 < len(self.builder) and not self.options.labels.names:
+            repeated.append(f"every row has the label {next(iter(self.labels))!r}")  # as Kaggle's sample_submission.csv
         splits = list(self.splits)
         missing = [name for name in self.options.unlabelled if name not in splits]
         if missing:
@@ -345,13 +350,17 @@ class _TableScan:
         return [f"{rows} a file that another row lists, e.g. {self._path(min(first.values()))}"]
 
     def _path(self, row: int) -> str:
+        return path_text(self._bytes(row))
+
+    def _bytes(self, row: int) -> bytes:
         start = self.builder.ends[row - 1] if row else 0
         name = bytes(self.builder.names[start : self.builder.ends[row]])
-        return path_text(os.path.join(self.builder.folders[self.builder.folder[row]], name))
+        return os.path.join(self.builder.folders[self.builder.folder[row]], name)
 
 
-def _format_hint(folder: Path, value: str, given: str) -> str:
-    """What would find the first path: a --path_format, or another way to write it."""
+def _format_hint(folder: Path, values: Sequence[str], given: str) -> str:
+    """What would find the first path, and the others: a --path_format, or another way to write it."""
+    value = values[0]
     if given != "{}":
         return ""
     if (decoded := unquote(value)) != value and os.path.isfile(folder / decoded):
@@ -379,6 +388,12 @@ def _format_hint(folder: Path, value: str, given: str) -> str:
             "are of"
         )
     if fitting:
+        named = (value.join(fitting[0]) for value in values)
+        if lost := next((name for name in named if not os.path.isfile(folder / name)), ""):
+            return (
+                f"; {files} does, and {lost} does not: write into each path the folder that its image lies in, or, if "
+                f"images are missing, use --path_format='{forms}'"
+            )
         return f"; {files} does: use --path_format='{forms}'"
     return "; --path_format='FOLDER/{}.jpg' says what they are made of"
 

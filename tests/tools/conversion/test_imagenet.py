@@ -347,6 +347,16 @@ def test_words_of_other_classes_are_refused(published, tmp_path):
     assert "has words for none of the classes" in message
 
 
+def test_words_of_some_of_the_classes_are_told_of(tmp_path):
+    """Words by numbers from 0 for folders that count from 1: each would show its neighbour's."""
+    for number in (1, 2):
+        draw(tmp_path / "s" / str(number) / "1.jpg", number)
+    (tmp_path / "words").write_text('{"0": "cat", "1": "dog"}')
+    flags = f"--class_words={tmp_path / 'words'}", "--noreport", "--engine=inline", "--size=16"
+    result = Run("shardline.tools.convert", f"--source={tmp_path / 's'}", f"--output={tmp_path / 'd'}", *flags)
+    assert "note: --class_words has no words for 2; are its names those of the classes?" in result.stderr
+
+
 def test_other_words_make_another_dataset(published, from_folders, tmp_path):
     flags = "--source=ROOT/ILSVRC/Data/CLS-LOC/train", "--class_words=ROOT/imagenet_class_index.json"
     convert(published, tmp_path / "d", *flags)

@@ -127,6 +127,22 @@ def test_where_several_folders_have_such_files_none_is_advised_alone(tmp_path, f
     assert list(scan(tmp_path / "t.csv", path_format=forms[1])[1]) == [forms[1].format(7)]
 
 
+def test_a_form_that_finds_the_first_image_alone_is_not_all_that_is_advised(tmp_path):
+    """HAM10000's images lie in two folders."""
+    images(tmp_path, "part_1/7.jpg", "part_2/8.jpg")
+    (tmp_path / "t.csv").write_text("image_id,label\n7,nv\n8,mel\n")
+    assert (
+        "; part_1/7.jpg does, and part_1/8.jpg does not: write into each path the folder that its image lies in, or, "
+        "if images are missing, use --path_format='part_1/{}.jpg'" in refusal(tmp_path / "t.csv")
+    )
+
+
+def test_a_table_of_one_label_is_noted(folder):
+    (folder / "sample_submission.csv").write_text("path,label\n1.jpg,0\n2.jpg,0\n")
+    assert scan(folder / "sample_submission.csv")[0].notes == ("every row has the label '0'",)
+    assert scan(folder / "sample_submission.csv", labels=LabelOptions(("0",)))[0].notes == ()
+
+
 @pytest.mark.parametrize("cell", ["7", "no\0folder/7"])
 def test_paths_that_are_nowhere_name_the_flag(tmp_path, cell):
     (tmp_path / "t.csv").write_text(f"image_id,label\n{cell},a\n")
