@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -98,7 +99,7 @@ def compare(config: CompareConfig) -> Comparison:
         names=tuple(names),
         results=[result_row(run) for run in runs],
         differences=flag_differences(runs),
-        tests=[mcnemar_test(first, second) for first, second in pairs_to_test(runs)],
+        tests=mcnemar_tests(runs),
     )
     if config.output:
         with own_directory(make_directory(config.output), "--output"):
@@ -256,6 +257,27 @@ def pairs_to_test(runs: Sequence[EvaluatedRun]) -> list[tuple[EvaluatedRun, Eval
     return [(evaluated[0], other) for other in evaluated[1:]]
 
 
+def mcnemar_tests(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
+    """`mcnemar_test` of the pairs to test, with its conclusion where there is one.
+
+    Of many pairs of equally good runs, some differ by chance at 5%: a run is called better where all pairs that the
+    tested ones were taken from together hardly would give such a difference (`p_adjusted`).
+    """
+    pairs = pairs_to_test(runs)
+    tests = [mcnemar_test(first, second) for first, second in pairs]
+    family = math.comb(sum(run.predictions is not None for run in runs), 2)
+    adjusted = iter(metrics.holm([test["p"] for test in tests if "p" in test], family))
+    for (first, second), test in zip(pairs, tests, strict=True):
+        if "p" not in test:
+            continue
+        test["p_adjusted"] = p = next(adjusted)
+        better = first if test["first_only"] > test["second_only"] else second
+        conclusion = f"{better.name} is better" if p < 0.05 else "no evidence of a difference"
+        among = f", as one of {family:,} pairs {p:.2g} (Holm)" if family > 1 else ""
+        test["line"] += f"{among}: {conclusion}"
+    return tests
+
+
 def mcnemar_test(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
     """McNemar's test of two runs on the images that both were evaluated on; `line` says it in words."""
     pair = f"{first.name} and {second.name}"
@@ -270,12 +292,10 @@ def mcnemar_test(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, Any]:
     first_only, second_only, p = metrics.mcnemar(
         np.array([ours[key] for key in shared]), np.array([theirs[key] for key in shared])
     )
-    better = first if first_only > second_only else second
-    conclusion = f"{better.name} is better" if p < 0.05 else "no evidence of a difference"
     matched = "" if same_data else ", matched by file and class, for their datasets differ"
     line = (
         f"{pair} on {count(len(shared), 'shared image')}{matched}: {first_only:,} correct only with {first.name}, "
-        f"{second_only:,} only with {second.name}, McNemar p = {p:.2g}: {conclusion}"
+        f"{second_only:,} only with {second.name}, McNemar p = {p:.2g}"
     )
     return {
         "pair": pair, "shared": len(shared), "first_only": first_only, "second_only": second_only, "p": p, "line": line

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +106,20 @@ def test_images_of_different_datasets_are_paired_by_file_and_class_and_that_is_s
     found = compare.mcnemar_test(one, two)
     assert (found["shared"], found["first_only"], found["second_only"]) == (2, 1, 0)
     assert "a and b on 2 shared images, matched by file and class, for their datasets differ: 1 corr" in found["line"]
+
+
+def test_of_equally_good_runs_none_is_called_better():
+    """Of 12 some differ by chance at 5%, the more so from the best; two that differ all the more are told apart."""
+    random, paths = np.random.default_rng(0), [f"{i}.jpg" for i in range(240)]
+    runs = [evaluated(str(i), paths, (random.random(240) < 0.8).tolist()) for i in range(12)]
+    tests = compare.mcnemar_tests(runs)
+    assert len(tests) == 11 and min(test["p"] for test in tests) < 0.05
+    assert all(test["line"].endswith("(Holm): no evidence of a difference") for test in tests)
+    assert "as one of 66 pairs 1 (Holm)" in tests[0]["line"]
+    good, bad = evaluated("good", paths, [True] * 240), evaluated("bad", paths, [True] * 232 + [False] * 8)
+    (test,) = compare.mcnemar_tests([bad, good])
+    assert test["line"].endswith("0 correct only with bad, 8 only with good, McNemar p = 0.0078: good is better")
+    assert test["p_adjusted"] == test["p"]
 
 
 def test_an_evaluation_of_another_split_is_refused(tiny_evaluation, other_run):

@@ -7,7 +7,7 @@ hold each against scikit-learn or SciPy. No TensorFlow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,18 @@ def mcnemar(first_hits: np.ndarray, second_hits: np.ndarray) -> tuple[int, int, 
         for i in range(min(first_only, second_only) + 1)
     ]
     return first_only, second_only, min(1.0, 2 * math.fsum(ways))
+
+
+def holm(p_values: Sequence[float], family: int) -> list[float]:
+    """p-values as those of `family` tests made together, of which these are the smallest (Holm, 1979).
+
+    Those below 5% are all true in at least 19 of 20 families.
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    raised = (family - np.arange(len(order))) * np.asarray(p_values)[order]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(raised))
+    return [float(p) for p in adjusted]
 
 
 # ----------------------------------------------------------------------------------- per class

@@ -106,6 +106,13 @@ def test_mcnemar_of_many_records_stays_finite():
     assert metrics.mcnemar(first, ~first)[2] == pytest.approx(scipy.stats.binomtest(9500, 20_000).pvalue)
 
 
+def test_p_values_of_several_tests_are_those_of_rs_p_adjust():
+    assert metrics.holm([0.01, 0.04, 0.03], 3) == pytest.approx([0.03, 0.06, 0.06])
+    assert metrics.holm([0.02, 0.9], 2) == pytest.approx([0.04, 0.9])
+    assert metrics.holm([0.02], 1) == [0.02] and metrics.holm([], 0) == []
+    assert metrics.holm([0.001, 0.5], 66) == pytest.approx([0.066, 1])  # the others are larger
+
+
 # ----------------------------------------------------------------------------------- per class
 
 
