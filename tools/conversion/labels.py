@@ -342,6 +342,10 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
     Raises:
       UsageError: the lines are numbered, and from another number on.
     """
+    rest = list(names[1:])
+    heading = len(rest) > 1 and not names[0][0].isdecimal()
+    if heading and any(_without_numbers(rest, AFTER_NUMBER, start) != rest for start in (0, 1)):
+        names = rest
     for start in (0, 1):
         if (bare := _without_numbers(names, AFTER_NUMBER, start)) == list(names):
             continue
@@ -513,7 +517,7 @@ def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOr
             f"{what}: the labels run to {max(numbers):,}, but --class_names lists {count:,} names (0 to {count - 1:,})"
         )
     check_spread(len(set(numbers)), max(numbers), what)
-    low = 0 if options.open_ended else min(numbers)
+    low = 0 if options.open_ended or max(numbers) + 1 == len(names) else min(numbers)
     note = f"no label is 0, the lowest is {low}; if they count from {low}, subtract {low} from each"
     return LabelOrder(names or tuple(map(str, range(count))), np.array(numbers, np.int32), (note,) * (low > 0))
 

@@ -380,7 +380,8 @@ def test_index_labels_are_positions_in_the_class_names():
     with pytest.raises(UsageError, match="label_kind=index"):
         order("0", "1", names=("a", "b"))
     assert order("1", "0", names=("0 a", "1 b"), kind="index").names == ("a", "b")
-    counted_from_1 = order("1", "2", names=("a", "b", "c"), kind="index")
+    assert order("1", "2", names=("background", "a", "b"), kind="index").notes == ()
+    counted_from_1 = order("1", "2", names=("a", "b", "c", "d"), kind="index")
     assert order("1", names=("a", "b"), kind="index", open_ended=True).notes == ()  # what is added need not have all
     assert counted_from_1.notes == ("no label is 0, the lowest is 1; if they count from 1, subtract 1 from each",)
 
@@ -514,6 +515,9 @@ def test_what_is_no_list_of_names_is_refused_and_never_read_as_lines(tmp_path, s
     [
         (("0 daisy", "1 rose"), 0, ("daisy", "rose")),  # Teachable Machine's
         (("1. rose", "0. daisy"), 0, ("daisy", "rose")),
+        (("id,name", "0,daisy", "1,rose"), 0, ("daisy", "rose")),
+        (("id,name", "1,daisy", "2,rose"), 0, "numbered from 1"),
+        (("0 daisy", "1 rose", "2 tulip"), 0, ("daisy", "rose", "tulip")),
         (("1:daisy", "2:rose"), 0, "numbered from 1, as in '1:daisy', '2:rose', but labels are counted from 0"),
         (("1 daisy", "2 rose"), 1, ("daisy", "rose")),
         (("0 daisy", "1 rose"), 1, "numbered from 0"),
