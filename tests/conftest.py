@@ -1,6 +1,7 @@
-"""What all tests share: their order, and a cache folder of their own, where this machine's arithmetic is known."""
+"""What all tests share: order, Ctrl-C, and a cache folder of their own, where this machine's arithmetic is known."""
 
 import os
+import signal
 
 import pytest
 
@@ -10,6 +11,11 @@ from shardline.trainer import arithmetic
 def pytest_collection_modifyitems(items):
     """The trainer's files first: they take longest, and whoever gets one last works alone."""
     items.sort(key=lambda item: item.path.parent.name != "trainer")
+
+
+def pytest_configure():
+    """Let programs that tests start hear Ctrl-C, also where a script put the tests into the background with `&`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
