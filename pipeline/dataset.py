@@ -264,8 +264,8 @@ class Dataset:
 
     def read_pieces(self) -> None:
         """Have pieces of shards fetched from an object store, and not whole ones, from now on: for few records."""
-        if self._mirror:
-            self._mirror.in_pieces = True
+        for shards in self._shards.values():
+            shards.in_pieces = True
 
     def _train_maker(
         self, split: str, config: InputConfig, batches: ReplicaBatches, on_device: bool, sampler: Sampler | None
@@ -353,7 +353,7 @@ class Dataset:
                 f"--data_cache_gb={limit / 1e9:g}: {ahead.samples:,} records are fetched ahead, "
                 f"{ahead.samples * mean / 1e9:.2g} GB; use {2 * ahead.samples * mean / 1e9:.2g} or more"
             )
-        self._mirror.in_pieces = True
+        self._shards[split.name].in_pieces = True
         return ahead
 
     def _builder(

@@ -7,7 +7,7 @@ bucket, what lies there is right; what a disk has damaged since is copied again.
 
 Where not all shards fit, and records are read in blocks, parts of shards are copied in place of whole ones, ahead of
 the samples that need them, each to its place in a file whose rest is holes. Each record's own checksum says whether it
-is here and right. After the place of the shard's last byte, the file says when each piece was written last; the oldest
+is here and right. After the place of the shard's last byte, the file says when each piece was needed last; the oldest
 pieces become holes again. To write into such a file, to read it and to free a piece of it costs a fourth of what files
 of pieces cost, of which ext4 makes a new one in 0.2 ms.
 """
@@ -78,33 +78,20 @@ class Mirror:
       url: the dataset's address.
       folder: where its manifest and indexes are, and its shards once they were fetched.
       limit_bytes: of all shards in `folder` and its siblings; beyond it, those that were not used for longest go.
-      in_pieces: only what is asked for of a shard is copied.
     """
 
     def __init__(self, url: str, folder: Path, limit_bytes: int) -> None:
         self.url, self.folder, self.limit_bytes = url, folder, limit_bytes
         self.store = Store(url)
-        self.in_pieces = False
         self._room = 0  # bytes that may come before all that lies here is counted again
-
-    def path(self, shard: Shard) -> Path:
-        """The file that a shard is read from. Raises Failure when it cannot be had."""
-        if not self.in_pieces:
-            return self.fetch(shard)
-        path = self._path_of_pieces(shard)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return path
 
     def fetch_part(self, shard: Shard, offset: int, size: int) -> None:
         """Copy some bytes of a shard, and what lies in the same pages of memory, by one request."""
         start, stop = _rounded(offset, size, _PAGE_BYTES)
         content = self.store.read_range(shard.file, start, stop - start)
-        self._make_room(len(content))
-        first, last = start // PIECE_BYTES, -(-stop // PIECE_BYTES)
-        with open(self.path(shard), "r+b", buffering=0) as file:
-            times = np.full(last - first, time.time(), _TIME)  # before what they are of: else nobody would free that
-            os.pwrite(file.fileno(), times.tobytes(), _place_of_times(shard) + first * _TIME.itemsize)
+        self._make_room(len(content), more=True)
+        with open(self.path_of_pieces(shard), "r+b", buffering=0) as file:
+            _note(file.fileno(), shard, start, stop)  # before it is there: else nobody would free it
             os.pwrite(file.fileno(), content, start)
 
     def fetch_pieces(self, shard: Shard, offset: int, size: int) -> None:
@@ -113,15 +100,20 @@ class Mirror:
         self.fetch_part(shard, start, min(stop, shard.bytes) - start)
 
     def has_part(self, shard: Shard, offset: int, size: int) -> bool:
-        """Whether some bytes of a shard are here."""
+        """Whether some bytes of a shard are here, where they stay as long as those that are fetched now."""
         try:
-            with open(self._path_of_pieces(shard), "rb", buffering=0) as file:
+            with open(self.folder / _PIECES / shard.file, "r+b", buffering=0) as file:
+                _note(file.fileno(), shard, offset, offset + size)  # before they are looked for: others may free them
                 return os.lseek(file.fileno(), offset, os.SEEK_HOLE) >= offset + size
         except OSError:  # there is none, or it ends before
             return False
 
-    def _path_of_pieces(self, shard: Shard) -> Path:
-        return self.folder / _PIECES / shard.file
+    def path_of_pieces(self, shard: Shard) -> Path:
+        """Where a shard lies as far as it was fetched in pieces."""
+        path = self.folder / _PIECES / shard.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
 
     def fetch(self, shard: Shard) -> Path:
         """Where a shard lies, once it is there. Raises Failure when it cannot be had."""
@@ -222,8 +214,8 @@ class Mirror:
             if (left := _ahead.pop(self.url, 1) - 1) > 0:
                 _ahead[self.url] = left
 
-    def _make_room(self, needed: int) -> None:
-        """Delete what was not used for longest, of all datasets here, until `needed` bytes fit, or of pieces some more.
+    def _make_room(self, needed: int, *, more: bool = False) -> None:
+        """Delete what was not used for longest, of all datasets here, until `needed` bytes fit, or some more.
 
         To count what lies here takes longer than to copy a piece or a small shard, so it is done once for many.
         """
@@ -235,7 +227,7 @@ class Mirror:
             with exclusive(self.folder.parent / LOCK, str(self.folder.parent), wait=True):
                 kept = list(_copies(self.folder.parent))
                 too_many = sum(copy.bytes for copy in kept) + needed - self.limit_bytes
-                wanted = too_many + (spare if self.in_pieces else 0)
+                wanted = too_many + (spare if more else 0)
                 oldest = _oldest_first(kept)
                 while wanted > 0 and (found := next(oldest, None)):
                     with contextlib.suppress(FileNotFoundError):
@@ -291,7 +283,7 @@ class _Copy:
     Attributes:
       path: of the file.
       bytes: that it takes on the disk.
-      times: when each piece was written, or the whole shard used, last; infinite for a piece that is not here.
+      times: when each piece was needed, or the whole shard used, last; infinite for a piece that is not here.
       place: of the times in a file of pieces; 0 of a whole shard.
     """
 
@@ -357,6 +349,13 @@ def _oldest_first(copies: Sequence[_Copy]) -> Iterator[tuple[_Copy, int]]:
 def _rounded(offset: int, size: int, unit: int) -> tuple[int, int]:
     """Where what holds some bytes begins and ends, in whole units."""
     return offset // unit * unit, -(-(offset + size) // unit) * unit
+
+
+def _note(file: int, shard: Shard, start: int, stop: int) -> None:
+    """Write into the file of its pieces that these bytes of a shard are needed now."""
+    first, last = start // PIECE_BYTES, -(-stop // PIECE_BYTES)
+    times = np.full(last - first, time.time(), _TIME)
+    os.pwrite(file, times.tobytes(), _place_of_times(shard) + first * _TIME.itemsize)
 
 
 def _place_of_times(shard: Shard) -> int:

@@ -35,10 +35,17 @@ class Shards:
 
     Args:
       mirror: fetches a shard from an object store into `directory` before it is opened.
+      in_pieces: it fetches only what is asked for; for a few records, or where not all shards fit. Also an attribute.
     """
 
     def __init__(
-        self, manifest: Manifest, directory: str | os.PathLike[str], split: str, mirror: Mirror | None = None
+        self,
+        manifest: Manifest,
+        directory: str | os.PathLike[str],
+        split: str,
+        mirror: Mirror | None = None,
+        *,
+        in_pieces: bool = False,
     ) -> None:
         shards = manifest.split(split).shards
         self.split = split
@@ -57,6 +64,7 @@ class Shards:
         self.num_labels = len(manifest.labels)
         self._paths = [Path(directory).absolute() / shard.file for shard in shards]
         self._mirror, self._mirrored = mirror, shards if mirror else ()
+        self.in_pieces = in_pieces
         self._sound: set[int] = set()  # mirrored shards whose damaged records are so in the store
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
@@ -128,7 +136,7 @@ class Shards:
         """A damaged record of a split in an object store, once its copy here is what the store has."""
         assert self._mirror
         number = location.shard
-        if self._mirror.in_pieces:
+        if self.in_pieces:
             self._mirror.fetch_pieces(
                 self._mirrored[number], location.offset, location.size
             )  # it was not here yet, too
@@ -143,7 +151,9 @@ class Shards:
 
     def _path(self, shard: int) -> Path:
         """What a shard is read from, once it is there."""
-        return self._mirror.path(self._mirrored[shard]) if self._mirror else self._paths[shard]
+        if not self._mirror:
+            return self._paths[shard]
+        return (self._mirror.path_of_pieces if self.in_pieces else self._mirror.fetch)(self._mirrored[shard])
 
     def _pread(self, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard, fewer at its end, in a buffer that this thread's next read uses again."""

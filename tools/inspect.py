@@ -93,7 +93,6 @@ def inspect(config: InspectConfig) -> str:
         if is_remote(where):
             mirror, manifest = open_mirror(where, DataCacheOptions())
             directory = mirror.folder
-            mirror.in_pieces = True  # a few records are not worth a shard
         else:
             manifest = stack.enter_context(Manifest.opened(directory))
         if run:
@@ -110,7 +109,7 @@ def _inspect(
     if config.save:
         split = manifest.split(config.split or (run.split if run else next(iter(manifest.splits)))).name
         if config.augmented:
-            save_augmented(config, run, manifest, Shards(manifest, directory, split, mirror))
+            save_augmented(config, run, manifest, Shards(manifest, directory, split, mirror, in_pieces=True))
         else:
             save_grid(directory, manifest, split, config.save, mirror)
         text += f"\nsaved {config.save}"
@@ -158,7 +157,7 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str,
     split, number = manifest.split(name), int(text)
     if number >= split.records:
         raise UsageError(f"--record={wanted}: {name} has {count(split.records, 'record')}, 0 to {split.records - 1}")
-    shards = Shards(manifest, directory, name, mirror)
+    shards = Shards(manifest, directory, name, mirror, in_pieces=True)
     (found,) = _images(shards, manifest, [number])
     if isinstance(found, BadRecord):
         raise UsageError(f"--record={wanted}: damaged ({found.reason}); {_VERIFY}")
@@ -180,7 +179,7 @@ def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str,
 
 def save_grid(directory: Path, manifest: Manifest, split: str, save: str, mirror: Mirror | None = None) -> None:
     """The first images of a split, which the stored order has shuffled."""
-    shards = Shards(manifest, directory, split, mirror)
+    shards = Shards(manifest, directory, split, mirror, in_pieces=True)
     images, captions = [], []
     for found in _images(shards, manifest, range(min(len(shards), ROWS * COLUMNS))):
         if isinstance(found, BadRecord):
