@@ -38,7 +38,9 @@ demo: .venv/.installed
 	$(BIN)/shardline-predict --run demo/run --data demo/data --split test --output demo/predictions.csv --gallery demo/predictions.png
 	@echo; echo "Look at these:"; ls demo/data/report.html demo/run/plots/*.png demo/evaluation/*.png demo/predictions.png
 
-# One file is one worker's, so that what a file prepares for its tests is prepared once.
+# One file is one worker's, so that what a file prepares for its tests is prepared once. What Python compiles is kept:
+# making pytest's bytecode of every test file anew takes a third of the time that it takes to collect the tests.
+test: unexport PYTHONDONTWRITEBYTECODE
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
