@@ -19,7 +19,9 @@ import pytest
 from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.machine import available_cores, memory_limit
 from shardline.pipeline.options import options
+from tests.few import few
 from tests.pipeline.tiny import payloads, write_dataset
+from tests.tools.folders import Run
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
@@ -61,14 +63,34 @@ def type_in(*command, columns=80, cwd=None):
     return process.wait(60), shown.decode(errors="replace").replace("\r\n", "\n")
 
 
+# All begin in `pipeline.start`: one that only hands on, one that converts and one that trains stand for the rest.
+FEW = few(SCRIPTS, "shardline", "shardline-convert", "shardline-train")
+
+
 @pytest.fixture(params=[80, pytest.param(140, marks=pytest.mark.slow)])
 def columns(request):
     return request.param
 
 
+@pytest.fixture(params=["here", pytest.param("terminal", marks=pytest.mark.slow)])
+def typed(request, columns, tmp_path, monkeypatch):
+    """Exit code and what is shown of a script with arguments, in an empty folder: of the function behind it in this
+    process, which costs no start of Python; among the slow tests of the installed script at a terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # pytest's own, under `python -m pytest`
+
+    def here(script, *arguments):
+        run = Run(BIN / script, *arguments, cli=command(script))
+        return run.code, run.stdout + run.stderr
+
+    yield here if request.param == "here" else lambda script, *rest: type_in(BIN / script, *rest, columns=columns)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_tells_what_the_command_does_and_its_flags(script, columns):
-    code, shown = type_in(BIN / script, "--help", columns=columns)
+def test_help_tells_what_the_command_does_and_its_flags(script, typed, columns):
+    code, shown = typed(script, "--help")
     assert code == 0
     assert script in shown.split("\n  --")[0]  # an example to copy
     if script == "shardline":
@@ -98,8 +120,8 @@ def test_help_of_many_flags_shows_common_ones_and_helpfull_the_rest():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_version_is_told(script, columns):
-    code, shown = type_in(BIN / script, "--version", columns=columns)
+def test_version_is_told(script, typed):
+    code, shown = typed(script, "--version")
     assert code == 0 and shown.startswith(f"shardline {metadata.version('shardline')}\nPython 3.")
 
 
@@ -135,18 +157,16 @@ def test_cards_are_told_as_their_driver_names_them(tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_mistyped_flag_is_one_line_with_exit_code_2(script, columns, tmp_path):
-    code, shown = type_in(BIN / script, "--no_such_flag=1", cwd=tmp_path, columns=columns)
+def test_a_mistyped_flag_is_one_line_with_exit_code_2(script, typed):
+    code, shown = typed(script, "--no_such_flag=1")
     assert code == 2 and shown.count("\n") == 1, shown
     assert script in shown and "no_such_flag" in shown and "Traceback" not in shown
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "shardline-doctor"])
-def test_no_arguments_is_one_line_with_exit_code_2(script, columns, tmp_path):
-    code, shown = type_in(BIN / script, cwd=tmp_path, columns=columns)
+def test_no_arguments_is_one_line_with_exit_code_2(script, typed):
+    code, shown = typed(script)
     assert code == 2 and shown.count("\n") == 1 and "error" in shown, shown
-    assert not list(tmp_path.iterdir())
 
 
 OWN = [script for script in SCRIPTS if script != "shardline"]  # that one has no flags of its own
@@ -181,16 +201,15 @@ def test_no_path_flag_takes_an_object_store_for_a_local_folder(script, field, tm
 
 
 @pytest.mark.parametrize("script", OWN)
-def test_installed_scripts_refuse_an_object_store_in_one_line(script, tmp_path):
-    """All path flags of a command at once, as a person types them."""
+def test_scripts_refuse_an_object_store_in_one_line(script, typed):
+    """All path flags of a command at once."""
     local = [field.name for other, field in PATHS if other == script and field.option.path not in ("dataset", "source")]
     given = [f"--{name}=s3://b/x" for name in local]
-    code, shown = type_in(BIN / script, *given, columns=400, cwd=tmp_path)
+    code, shown = typed(script, *given)
     assert code == 2 and shown.count("\n") == 1 and "s3: cannot be read or written yet" in shown, shown
-    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FEW)
 def test_help_into_a_pipe_that_closes_is_quiet(script, tmp_path):
     line = f"{BIN / script} --help | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
@@ -224,9 +243,17 @@ LATER = {  # what a command reads after something else that takes its time
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_missing_file_is_one_line_with_exit_code_2_before_tensorflow(script, columns, tmp_path):
-    code, shown = type_in(BIN / script, *MISSING[script], cwd=tmp_path, columns=columns)
+def test_a_missing_file_is_one_line_with_exit_code_2(script, typed):
+    code, shown = typed(script, *MISSING[script])
     assert code == 2 and shown.count("\n") == 1 and "nowhere" in shown and "Traceback" not in shown, shown
+
+
+@pytest.mark.parametrize("script", FEW)
+def test_installed_scripts_are_typed_at_a_terminal(script, tmp_path):
+    """As above, of few among the fast tests."""
+    for arguments, wanted in (("--help",), 0), (("--version",), 0), (("--no_such_flag=1",), 2), (MISSING[script], 2):
+        code, shown = type_in(BIN / script, *arguments, cwd=tmp_path)
+        assert (code, shown.count("\n") == 1) == (wanted, wanted == 2) and "Traceback" not in shown, shown
     assert not list(tmp_path.iterdir())
 
 

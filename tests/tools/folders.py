@@ -61,15 +61,17 @@ def shard_hashes(directory):
 
 
 class Run:
-    """A command with arguments, in this process: the same parsing, messages and exit codes."""
+    """A command with arguments, in this process: the same parsing, messages and exit codes. Its `cli` if it is not that
+    of a module of this name.
+    """
 
-    def __init__(self, name, *args):
+    def __init__(self, name, *args, cli=None):
         out, err, argv = io.StringIO(), io.StringIO(), sys.argv
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        sys.argv = [name, *map(str, args)]
+        sys.argv = [*map(str, (name, *args))]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                importlib.import_module(name).cli()
+                (cli or importlib.import_module(name).cli)()
         except SystemExit as stop:
             self.code = stop.code
         finally:
