@@ -91,9 +91,9 @@ def test_a_grid_of_what_training_shows(colors, tmp_path, monkeypatch):
     "settings",
     [
         {"brightness": 0.4, "random_erasing": 0.5},
-        {"mixup": 0.5},
+        pytest.param({"mixup": 0.5}, marks=pytest.mark.slow),
         {"balanced_sampling": True},
-        {"shuffle_block_size": 2},
+        pytest.param({"shuffle_block_size": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_n1_the_grid_of_a_run_is_what_that_run_trained_on(settings, colors, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive
 from shardline.pipeline.manifest import Manifest
 from shardline.tools.conversion.run import convert
+from tests.few import few
 from tests.tools.folders import ROOT, Run, class_folders, config, draw, shard_hashes, without_progress
 
 SHARDS = 12
@@ -62,7 +63,9 @@ def workers_of(process):
         return []
 
 
-@pytest.mark.parametrize("how", ["kill parent", "terminate", "interrupt", "kill worker"])
+@pytest.mark.parametrize(
+    "how", few(["kill parent", "terminate", "interrupt", "kill worker"], "kill parent", "kill worker")
+)
 def test_any_kill_and_a_second_run_give_the_same_bytes(source, whole, tmp_path, how):
     output = tmp_path / "d"
     process = start(source, output)
@@ -140,7 +143,7 @@ def test_a_kill_while_shards_are_put_in_place(source, whole, tmp_path, monkeypat
     assert shard_hashes(output) == whole
 
 
-@pytest.mark.parametrize("limit", [3_000, 4_500, 9_000])  # hits the notes, a shard, sources.parquet
+@pytest.mark.parametrize("limit", few([3_000, 4_500, 9_000], 4_500))  # hits the notes, a shard, sources.parquet
 def test_a_full_disk_ends_in_one_line_and_can_be_continued(source, whole, tmp_path, limit):
     output = tmp_path / "d"
 
