@@ -88,17 +88,18 @@ def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_
     local, tmp_path, scheme, same_host
 ):
     with store_bucket(scheme) as bucket:
-        workdir, cache = f"{bucket.url}/runs/one", tmp_path / "cache"
+        folder, cache = f"runs/{scheme}", tmp_path / "cache"  # moto keeps what the other one has written
+        workdir = f"{bucket.url}/{folder}"
         process = start(bucket, local, workdir, cache)
         wait_for_checkpoint(bucket, 4)
         process.kill()
         process.communicate()
-        there = bucket.files("runs/one")
+        there = bucket.files(folder)
         assert "model.keras" not in there and "config.json" in there and ".lock" in there
         assert list(cache.rglob("config.json"))
         shutil.rmtree(cache)  # nothing but the store is left
         if not same_host:
-            bucket.client.delete_object(Bucket="bucket", Key="runs/one/.lock")
+            bucket.client.delete_object(Bucket="bucket", Key=f"{folder}/.lock")
         bucket.clear(["PUT .*step-00000006", 503, 12])  # a checkpoint that cannot be sent, and then the next one can
         here = bucket.environment | {"XDG_CACHE_HOME": str(cache)}
         again = [*COMMAND, f"--data={local.data}", f"--workdir={workdir}"]
@@ -107,7 +108,7 @@ def test_a_run_directory_in_a_store_survives_a_kill_and_an_outage_with_the_bits_
         assert f"the run directory is {workdir}" in result.stderr
         assert json.loads(result.stdout)["weights_sha256"] == local.printed["weights_sha256"]
         names = {str(path.relative_to(local.workdir)) for path in local.workdir.rglob("*.*")}
-        assert bucket.files("runs/one").keys() == names - {".lock"}
+        assert bucket.files(folder).keys() == names - {".lock"}
         assert "is complete at step" in run(*again, environment=here).stderr
     assert not [path for path in Path.cwd().iterdir() if path.name.startswith(scheme)]
 
