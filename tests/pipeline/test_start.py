@@ -75,6 +75,7 @@ def interrupted_at(tmp_path, monkeypatch):
     """Exit code and what is shown of a program of Python's that Ctrl-C meets at a module; its exact command line."""
     (tmp_path / "sitecustomize.py").write_text(AT_THE_START)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHON_COLORS", "0")  # from 3.13 on, tracebacks on a terminal have colors
 
     def run(module, *command):
         monkeypatch.setenv("INTERRUPT_AT", module)
