@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,9 +21,12 @@ from shardline.trainer.actions import StepMonitor
 from shardline.trainer.checkpoints import list_checkpoints, read_checkpoint
 from shardline.trainer.cluster import create_cluster
 from shardline.trainer.config import TrainConfig
+from shardline.trainer.evaluate import EvaluateConfig, evaluate
+from shardline.trainer.evaluation import results as evaluations
 from shardline.trainer.run_dir import find_checkpoint, load_run
 from shardline.trainer.setup import TrainSetup
 from shardline.trainer.train import train as train_run
+from tests.pipeline.tiny import edit_stored
 
 FOLDER, SECTIONS = Path(sys.argv[1]), sys.argv[2:]
 DATA = str(FOLDER / "data")
@@ -187,6 +191,21 @@ def refusals():
     }
 
 
+def replicas(jit=False):
+    """The whole run evaluated on one replica and on two: 5 records in blocks of 4, so that the second replica's last
+    block is padding alone."""
+    run, metrics, tables = FOLDER / f"evaluated {jit}", [], []
+    shutil.copytree(FOLDER / "whole", run)
+    edit_stored(run / "config.json", lambda content: content["train"].update(jit=jit))
+    for count in (0, 2):
+        output = FOLDER / f"evaluation {jit} {count}"
+        options = {"split": "test", "batch_size": 4, "logical_cpus": count, "report": False}
+        evaluate(EvaluateConfig(run=str(run), data=DATA, output=str(output), **options))
+        metrics.append(json.loads((output / "metrics.json").read_text()))
+        tables.append(evaluations.read_predictions(output)[0])
+    return {"metrics": metrics, "same_predictions": tables[0].equals(tables[1])}
+
+
 def features():
     """A head trained on stored features, against one trained through the frozen layers, on the same views."""
     plain = train("plain", phases="head:2@0.05")
@@ -275,6 +294,8 @@ MORE = {
     "allreduce": allreduce,
     "restarts": restarts,
     "refusals": refusals,
+    "replicas": replicas,
+    "compiled_replicas": partial(replicas, jit=True),
     "features": features,
     "resizing": resizing,
     "stopping": stopping,

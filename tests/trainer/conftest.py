@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.trainer.networks import make_shallow
 from tests.trainer.tiny import COLORS, command, draw, save
 
 
@@ -102,4 +103,12 @@ def undrawn():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_report.RunReport, "_write", lambda self, *, finished: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """Networks of this file have one convolution a block: what is tested there begins beyond the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch.setattr)
         yield

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shardline.trainer import model, weight_files
 from shardline.trainer.model import NetworkConfig, create_network, initialize
 
 LABELS = ("a", "b", "c", "d")
@@ -11,6 +12,12 @@ HEADER = {  # of a checkpoint
     "labels": LABELS,
 }  # fmt: skip
 THIN = {"classes": 4, "image_size": 32, "width": 0.03}
+
+
+def make_shallow(set_attribute):
+    """From here on networks have one convolution a block, for tests of what does not depend on how many there are."""
+    for module in (model, weight_files):
+        set_attribute(module, "CONVOLUTIONS", (1, 1, 1, 1, 1))
 
 
 def values(network):

@@ -38,13 +38,14 @@ def check_train(folder, *sections):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """One run, one killed and continued, and what is refused."""
-    return check_train(tmp_path_factory.mktemp("train"), "refusals")
+    return check_train(tmp_path_factory.mktemp("train"), "refusals", "replicas")
 
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
     """Every other way to break a run off, stored features, early stopping: minutes."""
-    return check_train(tmp_path_factory.mktemp("more"), "restarts", "features", "resizing", "stopping", "allreduce")
+    sections = "restarts", "features", "resizing", "stopping", "allreduce", "compiled_replicas"
+    return check_train(tmp_path_factory.mktemp("more"), *sections)
 
 
 def test_a_run_leaves_what_its_readers_need(results):
@@ -71,6 +72,18 @@ def test_the_saved_model_is_uint8_to_probabilities_in_builtin_layers(results):
 
 def test_a_finished_run_is_left_alone(results):
     assert results["whole"]["again"] == {}
+
+
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_replicas_evaluate_to_the_same_digits(jit, request):
+    if jit:
+        found = request.getfixturevalue("more")["compiled_replicas"]
+    else:
+        found = request.getfixturevalue("results")["replicas"]
+    one, two = found["metrics"]
+    assert one.pop("environment") != two.pop("environment") and one.pop("checksum") != two.pop("checksum")
+    assert one == two and one["n"] == 5
+    assert found["same_predictions"]
 
 
 def test_a_process_that_split_its_cpu_still_trains_on_one_device(results):
@@ -202,7 +215,7 @@ def test_early_stopping_keeps_the_best_checkpoint(more):
 
 
 @pytest.fixture(scope="module")
-def thin(undrawn, tmp_path_factory):
+def thin(undrawn, shallow, tmp_path_factory):
     """Settings of a run of three steps on one device of this process."""
     data = tmp_path_factory.mktemp("data")
     selftest.write_dataset(data, {"train": 24}, side=32)

@@ -21,7 +21,7 @@ from shardline.trainer.train import train
 
 
 @pytest.fixture(scope="module")
-def thin(undrawn, tmp_path_factory):
+def thin(undrawn, shallow, tmp_path_factory):
     """Settings of a run of six steps on one device of this process."""
     data = tmp_path_factory.mktemp("data")
     selftest.write_dataset(data, {"train": 24}, side=32)

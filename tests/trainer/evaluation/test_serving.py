@@ -352,7 +352,7 @@ def test_files_of_16_bits_are_refused_where_the_converter_scales_them(depth_rang
     ],
 )
 def test_colors_told_without_a_profile_are_refused_where_the_converter_converts_them(name, colored):
-    graph, _ = carriers(resize="none")
+    graph, _ = carriers(resize="short", size=40)
     assert "converted to sRGB" in process(colored, ImageOptions()).note
     (said,) = graph(tf.constant([colored]))[1].numpy()
     assert said == graph_headers.PROFILE.encode()
@@ -368,5 +368,6 @@ def test_colors_told_to_be_srgb_are_served():
             "EXIF sRGB": saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(1, b"R98")),
             "EXIF uncalibrated": saved(photo(), "JPEG", exif=b"Exif\0\0" + exif_of(0xFFFF)),
         },
-        resize="none",
+        resize="short",
+        size=40,
     )
