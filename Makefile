@@ -40,9 +40,8 @@ demo: .venv/.installed
 
 # One file is one worker's, so that what a file prepares for its tests is prepared once. What Python compiles is kept:
 # making pytest's bytecode of every test file anew takes a third of the time that it takes to collect the tests.
-test: unexport PYTHONDONTWRITEBYTECODE
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Everything that needs no GPU, with the trackers and the packagers where they install, and how much of the code it ran:
 # in this process, in its threads and in the processes that it started.
