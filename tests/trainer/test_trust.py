@@ -201,6 +201,7 @@ def test_r7_speed_is_measured_by_the_time_of_the_steps():
 
     monitor.setup, monitor.bar, monitor._stages, monitor._epochs = Setup, MagicMock(), Laps(), 1
     monitor.allreduce_bytes = {0: 0}
+    monitor._steps = 0
     monitor.restart()
     report = {"finite": 1.0, "loss": 1.0, "top1": 1.0, "samples": 10.0, "norm": 1.0, "stop": 0.0}
     span = type("Span", (), {"index": 0, "phase": type("Phase", (), {"part": "all"})})
