@@ -409,6 +409,7 @@ class Dataset:
                 raise
             return [batch[name] for name in spec]
 
+        @tf.autograph.experimental.do_not_convert
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
             kinds = [kind for _, kind in spec.values()]
             values = tf.numpy_function(call, [number], kinds, stateful=False)  # so that iterators can be saved

@@ -109,6 +109,7 @@ class FeatureCache:
             at = tuple(place)
             return self.features[at], self.labels[at], self.weights[at], record, position
 
+        @tf.autograph.experimental.do_not_convert
         def element(number: tf.Tensor) -> Batch:
             values = tf.numpy_function(read, [number], [kind for _, kind in spec.values()])
             return {name: tf.ensure_shape(value, spec[name][0]) for name, value in zip(spec, values, strict=True)}

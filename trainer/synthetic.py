@@ -66,6 +66,7 @@ class SyntheticDataset:
     def _repeat(self, batch: Batch, replica_batches: ReplicaBatches, steps: int) -> tf.data.Dataset:
         constants = {name: tf.constant(values) for name, values in batch.items()}
 
+        @tf.autograph.experimental.do_not_convert
         def element(number: tf.Tensor) -> dict[str, tf.Tensor]:
             position = replica_batches.positions(number)
             return constants | {"record": position % self._num_records, "position": position}

@@ -7,6 +7,7 @@ name there, and its place, by which a copy of the directory is told from it: a c
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -240,10 +241,15 @@ class TensorBoard(Tracker):
             # The steps after this one are made again: TensorBoard forgets what an earlier file told of them.
             restart = Event(step=self._start.step + 1, session_log=SessionLog(status=SessionLog.START))
             events = [Event(file_version="brain.Event:2"), *([restart] if self._start.step else []), *events]
-        for event in events:
-            event.wall_time = time.time()
-            self._files[kind].write(frame_record(event.SerializeToString()))
-        self._files[kind].flush()
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                self._files[kind].write(frame_record(event.SerializeToString()))
+            self._files[kind].flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # else Python 3.13 says the same again when the file is forgotten
+                self._files[kind].close()
+            raise
 
 
 # --------------------------------------------------------------------------------------------- MLflow

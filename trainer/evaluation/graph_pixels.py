@@ -38,6 +38,7 @@ def images_from_bytes(
     count = tf.size(encoded, tf.int64)
     blank = tf.zeros((size, size, 3), tf.uint8)
 
+    @tf.autograph.experimental.do_not_convert
     def one(place: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         reason = _refusal(data, options)
         image = tf.cond(reason == SERVED, lambda: _shown(data, options, size, crop_fraction), lambda: blank)
