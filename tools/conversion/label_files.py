@@ -225,7 +225,7 @@ def read_label_order(path: str) -> dict[int, str]:
     if text.lstrip().startswith("{"):
         try:
             return names_by_number(json.loads(text))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ValueError, RecursionError):
             raise UsageError(
                 f"--label_order={path} is no JSON of a number for each name; write lines NUMBER NAME"
             ) from None

@@ -299,7 +299,7 @@ def _json_names(text: str, what: str) -> list[str]:
             names = [by_number[number] for number in range(len(by_number))]
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return [name.strip() for name in names if name.strip()]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, LookupError, RecursionError):
         pass
     raise UsageError(
         f"{what} is no JSON of class names, a list of them or a number of 0 or more for each; write the names alone, "
@@ -311,11 +311,14 @@ def names_by_number(content: Mapping[str, Any]) -> dict[int, str]:
     """Classes by number, of JSON as id2label, class_to_idx and imagenet_class_index.json are.
 
     Raises:
-      ValueError, TypeError, LookupError, AttributeError: it is another one, or has a number twice.
+      ValueError: it is another one, or has a number twice.
     """
-    content = content.get("id2label", content)
-    pairs = [(key, value) if key.isdecimal() else (value, key) for key, value in content.items()]
-    by_number = {int(number): name[0] if isinstance(name, list) else name for number, name in pairs}
+    try:
+        content = content.get("id2label", content)
+        pairs = [(key, value) if key.isdecimal() else (value, key) for key, value in content.items()]
+        by_number = {int(number): name[0] if isinstance(name, list) else name for number, name in pairs}
+    except (TypeError, LookupError, AttributeError):
+        raise ValueError("no name for each number") from None
     if len(by_number) < len(pairs) or not all(isinstance(name, str) for name in by_number.values()):
         raise ValueError("no name for each number")
     return by_number

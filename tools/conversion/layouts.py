@@ -233,8 +233,8 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
     name = path_text(flat[0])
     held = tree.entries(flat[0])
     inside = [tree.entries(os.path.join(flat[0], entry.name)) for entry in held if entry.is_folder]
-    images = count(sum(entry.is_image for entries in (held, *inside) for entry in entries), "image")
-    if images == "0 images" and (remedy := _instead_of_images(tree, what, flat[0])):
+    images = sum(entry.is_image for entries in (held, *inside) for entry in entries)
+    if not images and (remedy := _instead_of_images(tree, what, flat[0])):
         raise UsageError(f"{what}: {name} holds no images; {remedy}")
     tables = [entry.name for entry in held if os.path.splitext(entry.name)[1].lower() in _TABLES]
     where = f"{what.partition('=')[2]}/{path_text(os.path.join(flat[0], tables[0]))}" if tables else ""
@@ -249,7 +249,9 @@ def _refuse_flat(tree: Tree, what: str, splits: Sequence[bytes], options: Layout
                 f"--unlabelled={_quoted(flat[0])} converts them as a split without labels, {labels}, "
                 f"--exclude={_quoted(flat[0])} leaves them out"
             )
-    raise UsageError(f"{what}: {name} holds {images} and no class folders, so nothing says their labels; {remedy}")
+    raise UsageError(
+        f"{what}: {name} holds {count(images, 'image')} and no class folders, so nothing says their labels; {remedy}"
+    )
 
 
 def _has_labels(path: str) -> bool:

@@ -606,9 +606,10 @@ def _refuse_images(path: Path, column: int, what: str) -> None:
     import pyarrow  # only for such a table
     import pyarrow.parquet as parquet
 
-    field = parquet.read_schema(path).field(column)
-    nested = pyarrow.types.is_nested(field.type)
-    rows = None if nested else next(parquet.ParquetFile(path).iter_batches(1, columns=[field.name]), None)
+    with parquet.ParquetFile(path) as file:
+        field = file.schema_arrow.field(column)
+        nested = pyarrow.types.is_nested(field.type)
+        rows = None if nested else next(file.iter_batches(1, columns=[field.name]), None)
     first = rows.to_pylist()[0][field.name] if rows else None
     if nested or (isinstance(first, bytes) and sniff(first)):
         raise UsageError(
