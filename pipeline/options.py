@@ -81,7 +81,7 @@ class Option:
     def allows(self, value: float) -> bool:
         """Whether a number is finite and within the bounds, or one of `also`."""
         return value in self.also or (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))  # which no whole number above 1e308 can be asked
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)

@@ -16,8 +16,10 @@ KINDS = ("folder", "file", "any", "dataset", "source")
 
 _REMOTE = "s3|s3a|s3n|gs|gcs|https?|hdfs|abfss?|az|wasbs?|adl|memory|ftp|sftp|ssh|scp|hf|oss|dbfs|webhdfs|arn"
 # With or without slashes (pathlib merges them), also after a folder or SPLIT=, between quotation marks or with a space;
-# and SCHEME:/ or HOST:/ of any kind.
-_ADDRESS = re.compile(rf"""^[\s"']*({_REMOTE})\s*:|[/=]\s*({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/""", re.IGNORECASE)
+# and SCHEME:/ or HOST:/ of any kind. A store's without its colon is no folder called s3.
+_ADDRESS = re.compile(
+    rf"""^[\s"']*({_REMOTE})\s*:|^(s3|gs|https?)//|[/=]\s*({_REMOTE}):(?:/|$)|^([a-z][a-z0-9+.@-]+):/""", re.IGNORECASE
+)
 _STORE = re.compile("(s3|gs)://", re.IGNORECASE)
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _BUCKET = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -144,7 +144,7 @@ def _sides(first: _First) -> list[int]:
         next((feature_values(first.payload, name) for name in names if name in first.kinds), ())
         for names in (HEIGHTS, WIDTHS)
     ]
-    return [int(values[0]) if len(values) == 1 else 0 for values in found]
+    return [values[0] if len(values) == 1 and isinstance(values[0], int) else 0 for values in found]
 
 
 def _listed(first: _First) -> str:

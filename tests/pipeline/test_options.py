@@ -43,6 +43,7 @@ def test_values_become_what_the_field_holds(given, stored):
     [
         ({"size": 0}, "size=0: use a whole number from 1 to 1000"),
         ({"size": 1001}, "size=1001: use a whole number from 1 to 1000"),
+        ({"size": 10**400}, "use a whole number from 1 to 1000"),
         ({"size": 2.0}, "size=2.0: use a whole number from 1 to 1000"),
         ({"size": "5"}, "size=5: use a whole number from 1 to 1000"),
         ({"size": True}, "size=True: use a whole number from 1 to 1000"),

@@ -112,7 +112,8 @@ def test_a_cache_folder_that_is_an_address_is_ignored_and_a_dataset_named_by_hal
 
 
 @pytest.mark.parametrize(
-    "name", ["s3:/b/x", "S3:b/x", " s3://b/x", '"s3://b/x"', "./s3://b/x", "gs:", "train= s3://b/x"]
+    "name",
+    ["s3:/b/x", "S3:b/x", " s3://b/x", '"s3://b/x"', "./s3://b/x", "gs:", "train= s3://b/x", "s3//b/x", "gs//b/x"],
 )
 def test_an_address_that_is_written_wrong_is_not_called_unknown(name):
     with pytest.raises(ValueError, match=r"^an address is not written so; name s3://BUCKET/FOLDER, gs://BUCKET/FOLDER"):
@@ -122,7 +123,7 @@ def test_an_address_that_is_written_wrong_is_not_called_unknown(name):
 @pytest.mark.parametrize(
     "name",
     ["run", "/a/b", "./x", "../x", "a:b", "a/b:c/d", "10:30", "tfds:mnist:3.0.1", "tfds:a/b", "photos/https:__a.jpg",
-     "-", "*.jpg", "SPLIT=a", "s3", "s3/x", "x/s3", "C:"],
+     "-", "*.jpg", "SPLIT=a", "s3", "s3/x", "x/s3", "C:", "./s3//x"],
 )  # fmt: skip
 def test_local_names_are_left_as_they_are(name):
     assert local_path(name, "any") == name

@@ -441,7 +441,7 @@ def _pax(content: bytes, members: _Members, name: bytes, size: int) -> tuple[byt
     """Name and size that a POSIX header gives to the next member: lines of `LENGTH KEY=VALUE`."""
     while content:
         length, _, _ = content.partition(b" ")
-        line = content[: int(length)] if length.isdigit() else b""
+        line = content[: int(length)] if re.fullmatch(rb"\d{1,9}", length) else b""
         if not line.endswith(b"\n") or int(length) > len(content):
             raise UsageError(f"{members.what}: a damaged POSIX header; download the archive again")
         key, _, value = line[len(length) + 1 : -1].partition(b"=")
@@ -449,7 +449,7 @@ def _pax(content: bytes, members: _Members, name: bytes, size: int) -> tuple[byt
             members.refuse(name or value, "is a sparse file")
         if key == b"path":
             name = value
-        elif key == b"size" and value.isdigit():
+        elif key == b"size" and re.fullmatch(rb"\d{1,18}", value):
             size = int(value)
         content = content[len(line) :]
     return name, size

@@ -30,11 +30,11 @@ from shardline.tools.conversion.sources import SourcesBuilder
 _SPLITS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "eval": 1, "evaluation": 1}
 _SPLITS |= {"test": 2, "testing": 2}
 _SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?:[-_ ]?(?:sets?|data|images?|imgs?|splits?|folders?|\d+))*", re.ASCII)
-# 7, 10.0, 0,5, 1.0e+01. Programs write a sign after the e; 1E5 is a name, as 4D2 is.
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*|,\d\d?)?(e[+-]\d\d?)?", re.ASCII | re.IGNORECASE)
+# 7, 10.0, 0,5, 1.0e+01. Programs write a sign after the e; 1E5 is a name, as 4D2 is, and what Python cannot read.
+_NUMBER = re.compile(r"[+-]?\d{1,999}(\.\d{0,999}|,\d\d?)?(e[+-]\d\d?)?", re.ASCII | re.IGNORECASE)
 _THOUSANDS = re.compile(r"\d{1,3}(?:[,' ]\d{3})+", re.ASCII)
 _PLAIN = re.compile(r"[+-]?\d+", re.ASCII)
-_NOTHING = {  # what programs write for no value
+NOTHING = {  # what programs write for no value
     *("", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "<NA>", "None", "NULL", "null", "N/A", "n/a"),
     *("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"),
 }
@@ -43,6 +43,19 @@ _MARKS = {  # what people write, or a class
     *("no_label", "no label", "nolabel", "unlabeled", "unlabelled", "unannotated"),
 }
 AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
+BEFORE_NUMBER = r"[\s,:;]+"  # between the name and the number
+_HEADINGS = {
+    "label",
+    "labels",
+    "label_name",
+    "class",
+    "classes",
+    "class_name",
+    "class_names",
+    "category",
+    "name",
+    "names",
+}
 _NO_LISTS = (".csv", ".tsv", ".yaml", ".yml", ".pbtxt", ".xml", ".npy", ".pkl", ".mat", ".xlsx")
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
 _BETWEEN = re.compile(r"[|;,]")  # several labels in one cell
@@ -210,7 +223,8 @@ def number(name: str) -> Decimal:
 
 
 def _is_whole(name: str) -> bool:
-    return _NUMBER.fullmatch(name) is not None and number(name) % 1 == 0
+    # Not by % 1, which Decimal refuses for more digits than its context has.
+    return _NUMBER.fullmatch(name) is not None and number(name) == number(name).to_integral_value()
 
 
 def check_names(names: Sequence[str], what: str, remedy: str) -> None:
@@ -274,7 +288,8 @@ def read_class_names(path: str) -> tuple[str, ...]:
         names = _json_names(text, what)
     else:
         # A line separator is part of a name: refused.
-        names = _without_numbers([line.strip() for line in text.split("\n") if line.strip()], r"\s*[:\t]\s*")
+        names = _unquoted([line.strip() for line in text.split("\n") if line.strip()])
+        names = _without_numbers(names, r"\s*[:\t]\s*", r"\s*[:\t]\s*")
     if not names:
         raise UsageError(f"{what}: the file is empty")
     if names[0].startswith("# "):
@@ -293,7 +308,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
 
 def _json_names(text: str, what: str) -> list[str]:
     try:
-        names = json.loads(text)
+        names = parse_json(text)
         if isinstance(names, dict):
             by_number = names_by_number(names)
             names = [by_number[number] for number in range(len(by_number))]
@@ -307,16 +322,27 @@ def _json_names(text: str, what: str) -> list[str]:
     )
 
 
+def parse_json(text: str) -> Any:
+    """JSON in which no object has a name twice, of which Python would take the last. Raises ValueError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def names_by_number(content: Mapping[str, Any]) -> dict[int, str]:
     """Classes by number, of JSON as id2label, class_to_idx and imagenet_class_index.json are.
 
     Raises:
-      ValueError: it is another one, or has a number twice.
+      ValueError: it is another one, has a number twice, or one that is not whole.
     """
     try:
         content = content.get("id2label", content)
         pairs = [(key, value) if key.isdecimal() else (value, key) for key, value in content.items()]
-        by_number = {int(number): name[0] if isinstance(name, list) else name for number, name in pairs}
+        by_number = {_whole(number): name[0] if isinstance(name, list) else name for number, name in pairs}
     except (TypeError, LookupError, AttributeError):
         raise ValueError("no name for each number") from None
     if len(by_number) < len(pairs) or not all(isinstance(name, str) for name in by_number.values()):
@@ -324,17 +350,33 @@ def names_by_number(content: Mapping[str, Any]) -> dict[int, str]:
     return by_number
 
 
-def _without_numbers(lines: Sequence[str], mark: str, first: int = 0) -> list[str]:
-    """The names of lines that are `NUMBER mark NAME`, by number from `first` on; other lines as they are."""
-    pairs = [re.fullmatch(rf"(\d+){mark}(\S.*)", line) for line in lines]
-    by_number = {int(pair[1]) - first: pair[2] for pair in pairs if pair}
-    if sorted(by_number) != list(range(len(lines))) or len(set(by_number.values())) < len(lines):
-        return list(lines)
-    return [by_number[number] for number in range(len(lines))]
+def _whole(value: object) -> int:
+    """A number as JSON has it, also as text. Raises ValueError for true, 0.5 and Infinity, which `int` takes or not."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is int or (isinstance(value, str) and value.isdecimal()):
+        return int(value)
+    raise ValueError(f"{value!r} is no whole number")
+
+
+def _unquoted(lines: list[str]) -> list[str]:
+    """Lines of which each is in quotation marks, as programs write text, without them; other lines as they are."""
+    found = [re.fullmatch(r"""(["'])(.*\S.*)\1,?""", line) for line in lines]
+    return [line[2].strip() for line in found if line] if all(found) else lines
+
+
+def _without_numbers(lines: Sequence[str], after: str, before: str, first: int = 0) -> list[str]:
+    """The names of lines NUMBER `after` NAME or NAME `before` NUMBER, by number from `first` on; others as they are."""
+    for pattern in (rf"(?P<number>\d{{1,9}}){after}(?P<name>\S.*)", rf"(?P<name>\S.*?){before}(?P<number>\d{{1,9}})"):
+        pairs = [re.fullmatch(pattern, line) for line in lines]
+        by_number = {int(pair["number"]) - first: pair["name"] for pair in pairs if pair}
+        if sorted(by_number) == list(range(len(lines))) and len(set(by_number.values())) == len(lines):
+            return [by_number[number] for number in range(len(lines))]
+    return list(lines)
 
 
 def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: str = "") -> tuple[str, ...]:
-    """Names whose places in a list are the labels: without the numbers that stand before them.
+    """Names whose places in a list are the labels: without the numbers that stand before or after them.
 
     Args:
       names: as `read_class_names` gives them.
@@ -343,20 +385,23 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
       hint: another remedy.
 
     Raises:
-      UsageError: the lines are numbered, and from another number on.
+      UsageError: the lines are numbered, and from another number on, or begin with what seems to be a heading.
     """
-    rest = list(names[1:])
-    heading = len(rest) > 1 and not names[0][0].isdecimal()
-    if heading and any(_without_numbers(rest, AFTER_NUMBER, start) != rest for start in (0, 1)):
-        names = rest
-    for start in (0, 1):
-        if (bare := _without_numbers(names, AFTER_NUMBER, start)) == list(names):
-            continue
-        if start == first:
-            return tuple(bare)
+    heading = len(names) > 2 and not names[0][0].isdecimal()
+    for lines in (names, names[1:])[: 1 + heading]:
+        for start in (0, 1):
+            if (bare := _without_numbers(lines, AFTER_NUMBER, BEFORE_NUMBER, start)) == list(lines):
+                continue
+            if start == first:
+                return tuple(bare)
+            raise UsageError(
+                f"{what}: its lines are numbered from {start}, as in {shorten_list(map(repr, lines), 2)}, but labels "
+                f"are counted from {first}; write lines NUMBER:NAME, numbered from {first} on{hint}"
+            )
+    if len(names) > 1 and names[0].lower() in _HEADINGS:
         raise UsageError(
-            f"{what}: its lines are numbered from {start}, as in {shorten_list(map(repr, names), 2)}, but labels are "
-            f"counted from {first}; write lines NUMBER:NAME, numbered from {first} on{hint}"
+            f"{what}: its first name, {names[0]!r}, seems to be a heading and would be label {first}; remove it, "
+            f"or, if it is a class, write lines 'NUMBER NAME', numbered from {first} on"
         )
     return tuple(names)
 
@@ -444,7 +489,7 @@ def _in_order(names: Iterable[str], options: LabelOptions) -> list[str]:
 def _check_label(name: str, found: Sequence[str], what: str) -> None:
     """Refuse a label that is none, or several."""
     listed = "; if it is a class, list all classes in --class_names" if can_be_listed([name]) and name else ""
-    if name.strip() in _NOTHING:
+    if name.strip() in NOTHING:
         raise UsageError(f"{what}: the label {name!r} is no class but a missing value; give each image a label{listed}")
     _check_characters(name, what, "rename it")
     if split_rank(name) is not None:

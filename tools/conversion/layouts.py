@@ -42,6 +42,10 @@ _CONTAINERS = {  # of a split or of everything, and no classes
     *("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "jpg", "jpeg", "png"),
 }
 _TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
+_BESIDE = {  # of folders that people and programs put beside those of classes, and that may be classes as well
+    *("masks", "thumbnails", "thumbs", "previews", "groundtruth", "ground_truth", "backup", "unsorted", "trash"),
+    *("new folder", "untitled folder"),
+}
 _PIECE = re.compile(rb"(?:fold|part|batch|chunk)[-_ ]?\d+", re.IGNORECASE)  # of a dataset, and no class
 _LABEL_FILES = _TABLES | {b".mat", b".json", b".jsonl", b".lst", b".xml", b".xls", b".xlsx", b".pkl", b".npy", b".npz"}
 _SIDE_FILES = {b".txt", b".json", b".xml", b".cls", b".yaml"}  # of one image each
@@ -209,6 +213,10 @@ def _refuse_others(
     remedies = [f"leave {'it' if len(others) == 1 else 'each'} out with --exclude={_quoted(one)}"]
     if is_split_name(path_text(one)) and _is_flat(tree.entries(one)) and any(e.is_image for e in tree.entries(one)):
         remedies.append(f"convert it as a split without labels with --unlabelled={_quoted(one)}")
+    elif len(others) == 1 and is_split_name(path_text(one)) and _depth(tree, one) == 1:
+        where = what.partition("=")[2]
+        flags = (f"--source={path_text(name)}={shlex.quote(f'{where}/{path_text(name)}')}" for name in (*splits, one))
+        remedies.append(f"convert it as a split, too, with {' '.join(flags)}")
     if not options.named and all(_is_flat(tree.entries(name)) for name in splits):
         remedies.append(
             f"list all classes in --class_names if {_listed(splits)} {'is one' if one_split else 'are some'}"
@@ -619,6 +627,15 @@ class _Walk:
             lines.append(
                 f"ignored {count(len(self.beside), 'file')} beside the class folders ({_listed(sorted(self.beside))}): "
                 "only files in one have a class"
+                + ", and archives there are not opened"
+                * any(is_archive(path_text(name)) for name in self.beside)
+            )
+        aside = sorted(name for name in self.from_folders if name.lower() in _BESIDE)
+        if aside and len(self.from_folders) > 1 and not self.options.labels.names:
+            be, them = ("is a class", "it") if len(aside) == 1 else ("are classes", "each")
+            lines.append(
+                f"{shorten_list(map(repr, aside))} {be} like the others; if not, leave {them} out with "
+                f"--exclude={shlex.quote(aside[0])}"
             )
         if joined := sorted(name for name, above in self.above.items() if len(above) > 1):
             places = shorten_list((path_text(above) or "." for above in sorted(self.above[joined[0]])), 3)

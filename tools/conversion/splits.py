@@ -30,7 +30,7 @@ from shardline.tools.conversion.sources import Sources, hash64
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it spread most evenly over the ring
 PIECE = 100_000  # inputs looked at together
-_LAST_NUMBER = re.compile(rb"(\d+)(\D*)$")
+_LAST_NUMBER = re.compile(rb"(\d{1,4000})(\D*)$")  # of more digits, Python makes no number
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from shardline.pipeline.source_files import STORE, Origin, Place
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
 from shardline.tools.conversion.labels import (
+    NOTHING,
     LabelOptions,
     check_split,
     label_places,
@@ -102,7 +103,7 @@ class _StoredFacts:
         if self.size < 0:
             file = self.files.get(path)
             return (file.size, etag_stamp(file, path)) if file else (0, 0)
-        if not cells[self.size].strip().isdecimal():
+        if not re.fullmatch(r"\d{1,15}", cells[self.size].strip()):
             raise UsageError(f"{what}: {cells[self.size]!r} in the column size is no number of bytes")
         file = StoredFile(int(cells[self.size]), cells[self.etag].strip().strip('"') if self.etag >= 0 else "")
         return file.size, etag_stamp(file, path)
@@ -196,7 +197,7 @@ class _TableScan:
         place = Place(0) if self.facts else None
         self.builder.add(self.folders[folder], name, label, split, size, stamp, place)
         if row.group is not None:
-            self.builder.group.append(hash64(row.group.encode()) if row.group else 0)
+            self.builder.group.append(0 if row.group in NOTHING else hash64(row.group.encode()))
 
     def _relative(self, line: int, path: str) -> str:
         """A row's path, relative to the table's folder."""
@@ -226,7 +227,7 @@ class _TableScan:
         if row.split is None:
             return -1
         if row.split not in self.spelled:
-            if not is_split_name(row.split) or row.split.lower() in _TRUTH:
+            if not is_split_name(row.split) or row.split.lower() in _TRUTH or row.split in NOTHING:
                 raise UsageError(
                     f"{self.what}, row {line}: {row.split!r} is no split's name, which is made of letters, digits and "
                     "_, a letter first; write train, validation or test there, or give the column another name to "
@@ -414,6 +415,7 @@ class _Columns:
     lists: bool  # labels are lists of 0 and one 1
     header: Sequence[str]
     doubtful: int = -1  # called as one of splits may be, and none by its first row
+    telling: str = ""  # a column of another name that tells splits by its first row
 
     @property
     def notes(self) -> list[str]:
@@ -423,6 +425,8 @@ class _Columns:
         read = ", ".join(f"column {name!r} as {part}" for part, name in names.items() if name.lower() != part)
         rest = [name.strip() for i, name in enumerate(self.header) if name.strip() and i not in places.values()]
         left_out = f"left out the {'column' if len(rest) == 1 else 'columns'} {shorten_list(rest)}"
+        if self.telling in rest:
+            left_out += f"; if {self.telling} tells splits, call that column split"
         if self.group < 0 and (groups := [name for name in rest if _GROUPS.fullmatch(name.lower())]):
             left_out += f"; if images of one {groups[0]} belong into one split, call that column group"
         return [f"read {read}"] * bool(read) + [left_out] * bool(rest and not self.classes)
@@ -472,7 +476,12 @@ class _Columns:
 
     def for_first(self, cells: Sequence[str]) -> _Columns:
         """The same, but for a column that is called as one of splits may be, and is none by what it holds."""
-        if self.split < 0 or self.header[self.split].strip().lower() == "split" or len(cells) <= self.split:
+        if self.split < 0:
+            named = zip(self.header, cells, strict=False)
+            return replace(
+                self, telling=next((name.strip() for name, cell in named if split_rank(cell) is not None), "")
+            )
+        if self.header[self.split].strip().lower() == "split" or len(cells) <= self.split:
             return self
         return self if split_rank(cells[self.split]) is not None else replace(self, split=-1, doubtful=self.split)
 

@@ -200,6 +200,9 @@ def test_ground_truth_without_an_order_is_refused(published, tmp_path):
         ("1 b\n1 a\n", "occurs twice"),
         ("/a/alley 1\n/a/abbey 0\n", {1: "/a/alley", 0: "/a/abbey"}),  # Places365's
         ("boeing 747\nboeing 737\n", {1: "boeing 747", 2: "boeing 737"}),
+        ("1" * 5000 + " b\n2 a\n", {1: "1" * 5000 + " b", 2: "2 a"}),
+        ('{"b": Infinity}', "no JSON of a number for each name"),
+        ('{"b": 1, "a": 2, "b": 3}', "no JSON of a number for each name"),
         ("", "no lines"),
     ],
 )
@@ -243,6 +246,8 @@ NAMES = [b"a.jpg", b"b.png", b"c.jpg"]
         ("cat\ndog\ncat\ncat\n", "4 lines, but 3 images in val"),
         ("image,label\na.jpg,cat\na.jpg,dog\n", "a.jpg has two labels, cat and dog"),
         ("image,label\na.jpg\n", "line 2: fewer columns"),
+        ("image,label\na.jpg,cat\nb.png,dog, big\nc.jpg,cat\n", "line 3: more columns than the first line names"),
+        ("image,label\na.jpg,cat,\nb.png,dog, \nc.jpg,cat\n", ["cat", "dog", "cat"]),
         ("\n", "the file is empty"),
     ],
 )
@@ -314,6 +319,13 @@ def test_labels_in_order_are_refused_where_files_have_two_orders(tmp_path):
     (tmp_path / "labels").write_text("".join(f"c{number}\n" for number in range(1, 12)))
     names = [b"%03d.jpg" % number for number in range(1, 12)]
     assert call() == [f"c{number}" for number in range(1, 12)]
+    names[-1] = b"1" * 5000 + b".jpg"  # more digits than Python makes a number of
+    assert call() == [f"c{number}" for number in range(1, 12)]
+    number_of_5000_digits = read_split_labels  # a label
+    (tmp_path / "labels").write_text("9" * 5000 + "\n")
+    assert "is no number that" in refused(
+        number_of_5000_digits, "--split_labels=val", str(tmp_path / "labels"), {1: "n"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,6 +340,7 @@ def test_labels_in_order_are_refused_where_files_have_two_orders(tmp_path):
         ("n01440764 a\nn01440764 b\n", "stands there twice"),
         ("n01440764 a\x1b[31m\n", "control characters"),
         ('{"0": [1, 2]}', "no JSON of classes and words"),
+        ('{"cat": "Katze", "cat": "Hund"}', "no JSON of classes and words"),
         ('{"0": ', "no JSON of classes and words"),
         ("", "no line has a class name and words"),
     ],

@@ -267,6 +267,9 @@ def test_a_class_misspelled_in_one_split_is_refused_and_the_split_named(tmp_path
         ([f"{i},0" for i in range(12)], [str(i) for i in range(12)]),  # of pandas, decimal=","
         (["1e+2", "9", "-5E-1"], ["-5E-1", "9", "1e+2"]),
         (["1,000", "2", "b"], ["1,000", "2", "b"]),
+        (["2" * 40, "1" * 40, "3" * 39], ["3" * 39, "1" * 40, "2" * 40]),  # more digits than decimal computes with
+        (["1e+99", "1" + "0" * 40 + ".0"], ["1" + "0" * 40, "1" + "0" * 99]),
+        (["b", "9" * 5000, "1.0"], ["1.0", "9" * 5000, "b"]),  # more than Python makes a number of
     ],
 )
 def test_numbers_are_in_numerical_order(found, names):
@@ -492,6 +495,21 @@ def test_names_that_mean_a_split(name, rank):
         ('["a", 1]', "no JSON of class names"),
         ("# of 2024\na\n", "is a comment"),
         ("[a]\n{b}\n", ("[a]", "{b}")),
+        ("rose\t1\ndaisy\t0\n", ("daisy", "rose")),
+        ("mark:0\nmark:1\n", ("mark:0", "mark:1")),
+        ('"b"\n"a, c"\n', ("b", "a, c")),
+        ("'b',\n'a'\n", ("b", "a")),
+        ("'tis\na\n", ("'tis", "a")),
+        ("9" * 5000 + ":a\n1:b\n", ("9" * 5000 + ":a", "1:b")),
+        ('{"rose": Infinity, "daisy": 0}', "no JSON of class names"),
+        ('{"rose": NaN, "daisy": 0}', "no JSON of class names"),
+        ('{"rose": 1e999, "daisy": 0}', "no JSON of class names"),
+        ('{"rose": 1.5, "daisy": 0.5}', "no JSON of class names"),
+        ('{"rose": true, "daisy": false}', "no JSON of class names"),
+        ('{"rose": "1_0", "daisy": 0}', "no JSON of class names"),
+        ('{"rose": 1.0, "daisy": "0"}', ("daisy", "rose")),
+        ('{"0": "daisy", "0": "rose"}', "no JSON of class names"),  # of which Python takes the last
+        ('{"0": "daisy", "1": "rose", "0": "tulip"}', "no JSON of class names"),
     ],
 )
 def test_files_of_class_names(tmp_path, text, result):
@@ -524,6 +542,15 @@ def test_what_is_no_list_of_names_is_refused_and_never_read_as_lines(tmp_path, s
         (("1 star", "2 stars", "3 stars"), 0, ("1 star", "2 stars", "3 stars")),
         (("2 of clubs", "3 of clubs"), 0, ("2 of clubs", "3 of clubs")),
         (("0.1", "1.2"), 0, ("0.1", "1.2")),
+        (("rose 1", "daisy 0"), 0, ("daisy", "rose")),
+        (("rose, 0", "daisy, 1"), 0, ("rose", "daisy")),
+        (("name id", "rose 0", "daisy 1"), 0, ("rose", "daisy")),
+        (("rose 0", "tulip 1", "daisy 2"), 0, ("rose", "tulip", "daisy")),
+        (("rose 1", "tulip 2", "daisy 3"), 0, "numbered from 1, as in 'rose 1', 'tulip 2'"),
+        (("level 0", "level 1"), 0, ("level 0", "level 1")),
+        (("boeing 737", "boeing 747"), 0, ("boeing 737", "boeing 747")),
+        (("label", "rose", "daisy"), 0, "its first name, 'label', seems to be a heading and would be label 0"),
+        (("0 label", "1 rose"), 0, ("label", "rose")),
     ],
 )
 def test_numbers_before_names_have_to_be_the_labels_where_places_are(names, first, result):

@@ -135,11 +135,22 @@ def test_a_folder_beside_the_splits_is_named(tmp_path):
     source = touch(tmp_path, *F13)
     message = refusal(source)
     assert "to_predict lies beside the split folders test, train, valid" in message
-    assert flags_in(message) == {"exclude": "to_predict"}
+    assert flags_in(message)["exclude"] == "to_predict"
     found, listed = scan(source, exclude=("to_predict",))
     assert (found.splits, found.labels) == (("train", "valid", "test"), ("cat", "dog"))
     assert len(listed) == 20 and not any(path.startswith("to_predict") for path in listed)
     assert "left out 1 file or folder that --exclude names" in found.notes
+
+
+def test_a_folder_of_classes_beside_the_splits_may_become_a_split(tmp_path):
+    source = touch(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "holdout/cat/3.jpg", "holdout/dog/4.jpg")
+    message = refusal(source)
+    sources = re.findall(r"--source=(\w+=[^\s,;]+)", message)
+    assert flags_in(message)["exclude"] == "holdout" and len(sources) == 2
+    assert scan(*sources)[1] == {
+        "train/cat/1.jpg": ("cat", "train"), "train/dog/2.jpg": ("dog", "train"),
+        "holdout/cat/3.jpg": ("cat", "holdout"), "holdout/dog/4.jpg": ("dog", "holdout"),
+    }  # fmt: skip
 
 
 def test_a_flat_folder_beside_the_splits_may_become_a_split_without_labels(tmp_path):
@@ -358,6 +369,17 @@ def test_masks_beside_their_images_are_noted(tmp_path):
     tensors = touch(tmp_path / "webdataset", "a/0.jpg", "a/0.mask.png", "b/1.jpg")
     assert "a/0.mask.png is called as an image beside it is" in scan(tensors)[0].notes[0]
     assert scan(touch(tmp_path / "faces", "with_mask/1_with_mask.jpg", "bare/1.jpg"))[0].notes == ()
+
+
+def test_folders_that_are_put_beside_classes_are_noted(tmp_path):
+    source = touch(tmp_path, "cat/1.jpg", "dog/2.jpg", "Masks/1.jpg")
+    note = "'Masks' is a class like the others; if not, leave it out with --exclude=Masks"
+    assert note in scan(source)[0].notes
+    assert scan(source, exclude=("Masks",))[0].labels == ("cat", "dog")
+    touch(tmp_path, "New folder/1.jpg", "owl.zip")
+    notes = scan(source)[0].notes
+    assert "'Masks', 'New folder' are classes like the others; if not, leave each out with --exclude=Masks" in notes
+    assert any("(owl.zip): only files in one have a class, and archives there are not opened" in note for note in notes)
 
 
 def test_classes_of_several_folders_of_one_name_are_noted(tmp_path):

@@ -78,6 +78,11 @@ def test_groups_never_lie_in_two_splits():
     assert 0.6 < (made.split == 0).mean() < 0.95
 
 
+def test_a_number_of_more_digits_than_python_reads_divides_as_others_do():
+    names = [f"a/{'9' * 5000}{number:04}.jpg" for number in range(100)]
+    assert 0.75 < (plan(listing(names)).split == 0).mean() < 0.85
+
+
 @pytest.mark.parametrize("images", [2, 3, 5, 9])
 @pytest.mark.parametrize("seed", range(5))
 def test_few_images_come_out_sane(images, seed):

@@ -234,7 +234,8 @@ def test_rows_may_be_excluded(folder):
 
 
 @pytest.mark.parametrize(
-    "cells", [("0", "1"), ("1", "2"), ("True", "False"), ("yes", "no"), ("", "train"), ("5-fold", "x")]
+    "cells",
+    [("0", "1"), ("1", "2"), ("True", "False"), ("yes", "no"), ("", "train"), ("5-fold", "x"), ("NaN", "None")],
 )
 def test_what_names_no_split_is_refused_with_two_remedies_that_work(folder, cells):
     text = "path,label,split\n1.jpg,cat,{}\n2.jpg,dog,{}\n"
@@ -259,6 +260,21 @@ def test_a_column_that_tells_splits_from_a_later_row_on_is_never_left_out_silent
     assert scan(folder / "t.csv")[1] == EXPECTED | {"2.jpg": ("dog", "train"), "3.jpg": ("cat", "test")}
     (folder / "t.csv").write_text(text.replace("set", "colour"))
     assert scan(folder / "t.csv")[0].splits == ()
+
+
+def test_a_column_of_another_name_that_tells_splits_is_told_of_and_the_remedy_works(folder):
+    text = "path,label,kind\n" + "".join(f"{','.join(row)}\n" for row in ROWS)
+    (folder / "t.csv").write_text(text)
+    assert scan(folder / "t.csv")[0].notes == (
+        "left out the column kind; if kind tells splits, call that column split",
+    )
+    (folder / "t.csv").write_text(text.replace("kind", "split"))
+    assert scan(folder / "t.csv")[1] == EXPECTED
+
+
+def test_what_programs_write_for_nothing_is_no_group(folder):
+    (folder / "t.csv").write_text("path,label,group\n1.jpg,cat,nan\n2.jpg,dog,None\n3.jpg,cat,p\n")
+    assert (scan(folder / "t.csv")[0].group > 0).tolist() == [False, False, True]
 
 
 def test_splits_of_vertex_are_read(folder):
