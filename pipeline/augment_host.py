@@ -1,4 +1,8 @@
-"""The host half of augmentation, in OpenCV: applies `pipeline.augment_params` to one image at a time. No TensorFlow."""
+"""The host half of augmentation, in OpenCV: applies `pipeline.augment_params` to one image at a time. No TensorFlow.
+
+What most images need, resizing and flipping, `_native.c` does in half the time, with the same bytes, where it could be
+compiled and the processor has AVX2.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,19 @@ from shardline.pipeline.augment_params import (
     AugmentParams,
 )
 
+try:
+    from shardline.pipeline._native import resize as _resize_natively
+except ImportError:
 
-def resize(pixels: np.ndarray, out: np.ndarray) -> None:
+    def _resize_natively(source: np.ndarray, target: np.ndarray, flip: bool) -> bool:
+        """Not at all."""
+        return False
+
+
+def resize(pixels: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
     """Fill `out`: bilinear, or by area averages when shrinking more than twofold, where bilinear would skip pixels."""
+    if _resize_natively(pixels, out, flip):
+        return
     height, width = out.shape[:2]
     if pixels.shape[:2] == (height, width):
         out[:] = pixels
@@ -28,6 +42,8 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
         skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width
         kernel = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
         cv2.resize(pixels, (width, height), dst=out, interpolation=kernel)
+    if flip:
+        cv2.flip(out, 1, dst=out)  # in place, in the caches: out of another buffer it takes nine times as long
 
 
 def canvas_size(image_size: int) -> int:
@@ -52,9 +68,7 @@ def send_to_device(window: np.ndarray, params: AugmentParams, row: int, out: np.
 
 def augment(window: np.ndarray, params: AugmentParams, row: int, out: np.ndarray) -> None:
     """Fill `out`, uint8 [size, size, 3], with a sample's random crop, augmented; mixing comes after all samples."""
-    resize(window, out)
-    if params.values[row, params.columns["flip"].start]:
-        cv2.flip(out, 1, dst=out)  # in place, in the caches: out of another buffer it takes nine times as long
+    resize(window, out, flip=bool(params.values[row, params.columns["flip"].start]))
     if "randaugment" in params.columns:
         for layer in params.values[row, params.columns["randaugment"]].reshape(-1, len(IDENTITY)):
             out[:] = _layer(out, layer)

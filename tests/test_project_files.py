@@ -83,7 +83,7 @@ def test_pre_commit_checks_what_lint_does():
 def test_images_are_built_of_files_that_the_context_holds(name):
     text = (ROOT / "docker" / name).read_text()
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    needed = {*PROJECT["tool"]["setuptools"]["package-dir"].values(), "pyproject.toml", "constraints.txt"}
+    needed = {*FOLDERS, "pyproject.toml", "setup.py", "constraints.txt"}
     assert needed | {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} == kept
     assert all((ROOT / path).exists() for path in kept) and "--constraint constraints.txt" in text
     extras = re.findall(r"'\.\[(\w+)\]'", text)
