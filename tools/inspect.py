@@ -11,6 +11,7 @@ A record that is damaged is refused; in a grid its place stays empty. shardline-
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ def _spread(counts: Sequence[int]) -> str:
 def describe_record(directory: Path, manifest: Manifest, wanted: str, save: str, mirror: Mirror | None = None) -> str:
     """One record's facts, a line each; its image goes to `save` if that is a path."""
     name, _, text = wanted.rpartition(":")
-    if not name or not text.isdecimal():
+    if not name or not re.fullmatch(r"\d{1,18}", text):
         raise UsageError(f"--record={wanted}: say SPLIT:NUMBER, e.g. {next(iter(manifest.splits))}:0")
     if name not in manifest.splits:
         raise UsageError(f"--record={wanted}: this dataset has the splits {', '.join(manifest.splits)}")

@@ -510,6 +510,9 @@ def test_a_shape_that_fits_and_one_beside_an_image_file_are_no_reason(tmp_path):
     size = {"height": ints(48), "width": ints(64), "shape": ints(48, 64, 3), "image__colorspace": texts(b"RGB")}
     put(tmp_path / "a" / "train.tfrecord", [ints(0)], image=texts(photograph(48, 64).tobytes()), **size)
     assert adopted(tmp_path / "a").image.encoding == "raw"
+    size |= {"height": texts(b"48 rows"), "width": floats(float("nan"))}  # which are no sides
+    put(tmp_path / "c" / "train.tfrecord", [ints(0)], image=texts(photograph(48, 64).tobytes()), **size)
+    assert "not one record of train.tfrecord can be used" in refusal(tmp_path / "c")
     put(tmp_path / "b" / "train.tfrecord", [ints(0)], shape=ints(3, 32, 48))
     assert adopted(tmp_path / "b").image.encoding == "jpeg"
 

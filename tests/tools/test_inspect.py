@@ -127,6 +127,7 @@ def test_a_run_of_another_dataset_is_refused(colors, dataset, tmp_path):
     ("args", "message"),
     [
         (["--record=train"], "say SPLIT:NUMBER"),
+        ([f"--record=train:{'9' * 5000}"], "say SPLIT:NUMBER"),
         (["--record=test:0"], "this dataset has the splits train"),
         (["--record=train:18"], "train has 18 records"),
         (["--save=x.jpg"], "name a .png"),

@@ -449,7 +449,9 @@ def _pax(content: bytes, members: _Members, name: bytes, size: int) -> tuple[byt
             members.refuse(name or value, "is a sparse file")
         if key == b"path":
             name = value
-        elif key == b"size" and re.fullmatch(rb"\d{1,18}", value):
+        elif key == b"size":
+            if not re.fullmatch(rb"\d{1,18}", value):
+                raise UsageError(f"{members.what}: a damaged POSIX header; download the archive again")
             size = int(value)
         content = content[len(line) :]
     return name, size

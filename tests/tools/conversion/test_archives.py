@@ -265,6 +265,16 @@ def tar_with(path, name, kind=tarfile.REGTYPE, link="", data=b"x"):
     return path
 
 
+@pytest.mark.parametrize("line", [b"9" * 5000 + b" path=x\n", b"5011 size=" + b"9" * 5000 + b"\n"])
+def test_numbers_of_more_digits_than_python_reads_are_none_of_a_tar(tmp_path, line):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(line)
+    blocks = header.tobuf(tarfile.USTAR_FORMAT) + line + bytes(-len(line) % 512)
+    (tmp_path / "x.tar").write_bytes(blocks + tarfile.TarInfo("a/1.jpg").tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+    with pytest.raises(UsageError, match="a damaged POSIX header; download the archive again"):
+        open_archive(str(tmp_path / "x.tar"))
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "link", "why"),
     [
