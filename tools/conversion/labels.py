@@ -454,9 +454,19 @@ def order_labels(
             _check_label(name, found, what)
     chosen = _merged(found, options, what, places or {})
     used = dict.fromkeys(chosen)
+    more: tuple[str, ...] = ()
     if wanted:
         ordered = list(wanted)
         unknown = _in_order(set(used) - set(wanted), options)
+        if options.open_ended and _are_foreign_numbers(used, wanted):
+            added, before = shorten_list(used, 3), shorten_list(wanted, 3)
+            told = f"{what}: its classes ({added}) are numbers, those before ({before}) are not"
+            if not listed:  # what is added to a dataset stays there
+                raise UsageError(
+                    f"{told}; if they are positions among those, use --label_kind=index, if they are classes, list all "
+                    "in --class_names, those before first"
+                )
+            more = (f"{told}; if they number those, convert it again with --label_kind=index and --class_names",)
         if options.open_ended:
             ordered += unknown
         elif unknown:
@@ -475,10 +485,15 @@ def order_labels(
         ordered = _in_order(used, options)
     numbers = {name: number for number, name in enumerate(ordered)}
     relabel = np.array([numbers[name] for name in chosen], np.int32)
-    notes = _merge_notes(found, chosen) + lookalike_notes(ordered, wanted)
+    notes = _merge_notes(found, chosen) + lookalike_notes(ordered, wanted) + more
     if not wanted and not listed:
         notes += _mark_notes(ordered, options)
     return LabelOrder(tuple(ordered), relabel, notes)
+
+
+def _are_foreign_numbers(used: Mapping[str, None], wanted: Mapping[str, None]) -> bool:
+    """Whether all labels are numbers, and the classes names: they may be positions among those."""
+    return bool(used) and are_numbers(used) and not any(map(_NUMBER.fullmatch, wanted))
 
 
 def _in_order(names: Iterable[str], options: LabelOptions) -> list[str]:
