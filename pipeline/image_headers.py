@@ -26,7 +26,7 @@ _COMPLAINTS = (OSError, RuntimeError, SyntaxError, ValueError, IndexError, struc
 _NO_MEMORY = re.compile("(?i)out of memory|insufficient memory|memory allocation(?!.*limit)|bad_alloc|cannot allocate")
 _WORDS = {
     "corrupt-scan": re.compile("(?i)corrupt jpeg data|premature end of data"),
-    "truncated": re.compile("(?i)truncat|negative|end of (jpeg )?file"),
+    "truncated": re.compile("(?i)truncat|negative|end of (jpeg )?file|requires a buffer"),
     # Not what libjpeg calls so, of markers that damage has made.
     "unsupported": re.compile("(?i)unsupported(?! marker)|not supported|unknown|determine subsampling"),
 }
@@ -73,6 +73,8 @@ def fault_of(error: Exception, name: str = "") -> BadImage | MemoryError:
     text = " ".join(str(getattr(error, "err", None) or error).split())[:200]
     if _NO_MEMORY.search(str(error)):
         return MemoryError(f"{name}: {text}")
+    if type(error).__name__ == "DecompressionBombError":  # Pillow's own limit, of a GIF's frame beyond its screen
+        return BadImage("too-many-pixels", text)
     if not name or not isinstance(error, _COMPLAINTS) or isinstance(error, RecursionError):
         return BadImage("decoder-error", f"{type(error).__name__}: {text}")
     reason = next((reason for reason, words in _WORDS.items() if words.search(text)), "corrupt-data")

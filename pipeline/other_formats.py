@@ -18,10 +18,11 @@ from shardline.pipeline import color_spaces, exif, isobmff, jpeg, opencv
 from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 
 if TYPE_CHECKING:
+    from PIL.GifImagePlugin import GifImageFile
     from PIL.ImageFile import ImageFile
 
-MOST_BLOCKS = 200_000  # of data in a GIF: 50 MB
-MOST_FRAMES = 10_000  # or extensions or chunks
+MOST_READS = 40_000  # of a GIF
+MOST_CHUNKS = 10_000  # of a WebP
 
 
 # --- Pillow -----------------------------------------------------------------------------------------------
@@ -103,72 +104,47 @@ def decode_bmp(data: bytes, header: Header, reduction: int = 1) -> Samples:
 # --- GIF --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class GifHeader(Header):
-    """Of the first frame of a GIF."""
-
-    alone: bytes = b""  # a GIF of it alone, on the same screen
+_GIF_PROFILE = b"!\xff\x0bICCRGBG1012"
 
 
-def read_gif(data: bytes) -> GifHeader:
-    """Walk the blocks to the trailer, or as many as a large file has, counting frames."""
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    colors = position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
-    control = alone = profile = b""
-    budget, frames = MOST_BLOCKS, 0
-    for _ in range(MOST_FRAMES):
-        if budget <= 0 or (frames and (position == len(data) or data[position] not in b"!,")):
-            break  # at the trailer, at none, or at bytes that browsers take for the end
-        start, block = position, data[position]
-        if block == 0x2C:
-            left, top, across, down, local = struct.unpack_from("<HHHHB", data, position + 1)
-            position += 11 + (3 << ((local & 7) + 1) if local & 0x80 else 0)
-        elif block == 0x21:
-            position += 2
-        else:
-            raise BadImage("corrupt-data", f"GIF: unknown block at byte {position}")
-        body = position
-        position, budget = _after_blocks(data, position, budget)
-        if block == 0x2C and not frames:
-            width, height = max(width, left + across), max(height, top + down)  # a screen too small grows, in browsers
-            head = data[:6] + struct.pack("<HH", width, height) + data[10:colors]
-            alone = head + control + data[start:position] + b";"
-        elif block == 0x21 and data[start + 1] == 0xF9:
-            # The key alone.
-            control = data[start : start + 3] + bytes([data[start + 3] & 1]) + data[start + 4 : position]
-        elif block == 0x21 and data[body : body + 12] == b"\x0bICCRGBG1012" and not profile:
-            profile = _joined_blocks(data[body + 12 : position])
-        frames += block == 0x2C
-    if not frames:
-        raise BadImage("unsupported-gif", "GIF with too much before its first frame; convert it to PNG")
-    return GifHeader("gif", width, height, frames=frames, profile=profile, alone=alone)
+class _FewReads(io.BytesIO):
+    """A file that ends after so many reads, as many as a header may cost, whatever it says."""
+
+    reads = 0
+    ended = False  # read to its last byte and on
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads % MOST_READS == 0:
+            raise EOFError("unsupported: too many blocks before the first frame")
+        found = super().read(size)
+        self.ended = self.ended or not found
+        return found
 
 
-def _joined_blocks(data: bytes) -> bytes:
-    """The content of a run of data blocks."""
-    parts, position = [], 0
-    while position < len(data) and data[position]:
-        parts.append(data[position + 1 : position + 1 + data[position]])
-        position += 1 + data[position]
-    return b"".join(parts)
-
-
-def _after_blocks(data: bytes, position: int, budget: int) -> tuple[int, int]:
-    """Past a run of data blocks and its end, and what is left of the budget: of 0, nobody knows where the end is."""
-    while budget > 0:
-        length = data[position]
-        position += length + 1
-        budget -= 1
-        if not length:
-            return position, budget
-    return len(data) - 1, 0
-
-
-def decode_gif(data: bytes, header: GifHeader, reduction: int = 1) -> Samples:
-    """The first frame by Pillow, on a screen that is transparent if the frame has a transparent color."""
+def _open_gif(data: bytes) -> GifImageFile:
     from PIL.GifImagePlugin import GifImageFile
 
-    image = GifImageFile(io.BytesIO(header.alone))
+    return GifImageFile(_FewReads(data))
+
+
+def read_gif(data: bytes) -> Header:
+    """As Pillow reads it; of a large file's frames those of its first part are counted."""
+    image = _open_gif(data)
+    file: Any = image.fp
+    start, profile = data.find(_GIF_PROFILE, 0, image.tile[0].offset), b""
+    if start >= 0:
+        file.seek(start + len(_GIF_PROFILE))
+        profile = b"".join(iter(image.data, None))
+    frames = image.n_frames
+    if file.ended and data[-1] not in b"\0;":
+        raise BadImage("truncated", "GIF: the file ends inside a frame")
+    return Header("gif", *image.size, frames=frames, profile=profile)
+
+
+def decode_gif(data: bytes, header: Header, reduction: int = 1) -> Samples:
+    """The first frame by Pillow, on a screen that is transparent if the frame has a transparent color."""
+    image = _open_gif(data)
     left, top, right, bottom = image.tile[0].extents or (0, 0, *image.size)
     key = image.info.get("transparency")
     frame = _pillow_samples("gif", image)
@@ -247,7 +223,7 @@ def read_webp(data: bytes) -> Header:
         raise BadImage("truncated", "WebP: shorter than its RIFF header says")
     chunks: dict[bytes, tuple[int, int]] = {}  # of each kind the first: start and length of its body
     position, frames = 12, 0
-    for _ in range(MOST_FRAMES):
+    for _ in range(MOST_CHUNKS):
         if position + 8 > last:
             break
         kind, length = struct.unpack_from("<4sI", data, position)
