@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 ORIENTATION = 0x0112
+MOST_VALUES = 1 << 22  # of a tag: strips or tiles, bytes of a profile
+_MOST_REPEATS = 4  # of one tag
 _PREFIX = b"Exif\0\0"  # of JPEG, which some writers put into other formats, too
 _EXIF, _COLOR_SPACE, _INTEROPERABILITY = 0x8769, 0xA001, 0xA005
-_INTEGERS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
+_TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "2u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "2i4", 13: "u4",
+          16: "u8", 17: "i8"}  # fmt: skip
+_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
+_KINDS: dict[str, dict[int, np.dtype]] = {
+    order: {code: np.dtype(kind).newbyteorder(order) for code, kind in _TYPES.items()} for order in _ORDERS
+}
 _LAYOUTS = {  # of a directory's entries, by byte order and whether it is BigTIFF
     (order, big): np.dtype(
         [("tag", f"{order}u2"), ("kind", f"{order}u2"), ("length", f"{order}u{word}"), ("", f"V{word}")]
@@ -25,15 +32,6 @@ _LAYOUTS = {  # of a directory's entries, by byte order and whether it is BigTIF
     for big, word in ((False, 4), (True, 8))
 }
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
-
-
-class Entry(NamedTuple):
-    """One tag of a directory, its values not yet read."""
-
-    tag: int
-    kind: int  # as TIFF numbers the types
-    length: int  # number of values
-    position: int  # of the value, or of the offset where the values lie
 
 
 class Directory:
@@ -71,70 +69,69 @@ class Directory:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
-        yield from map(self._entry, range(len(self)), self._entries.tolist())
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._numbers
 
-    def all(self, tag: int) -> Iterator[Entry]:
-        """The entries of a tag, found without looking at the others."""
-        for number in np.flatnonzero(self._entries["tag"] == tag).tolist():
-            yield self._entry(number, self._entries[number].item())
+    @cached_property
+    def _numbers(self) -> dict[int, list[int]]:
+        """Of the entries of each tag."""
+        found: dict[int, list[int]] = {}
+        for number, tag in enumerate(self._entries["tag"].tolist()):
+            found.setdefault(tag, []).append(number)
+        return found
 
-    def _entry(self, number: int, fields: tuple[int, int, int, bytes]) -> Entry:
-        return Entry(*fields[:3], self._start + (number + 1) * self._entries.itemsize - self.inline)
+    def length(self, tag: int) -> int:
+        """How many values a tag announces."""
+        return int(self._entries[self._numbers[tag][0]]["length"]) if tag in self else 0
 
-    def number(self, tag: int) -> int:
-        """The first value of the first of these tags, 0 where there is none."""
-        first = next(self.all(tag), None)
-        values = [] if first is None else self.values(first, 1).tolist()
-        return values[0] if values else 0
+    def values(self, tag: int, most: int = MOST_VALUES, entry: int = 0) -> np.ndarray:
+        """The first values of a tag, of its first entry or another; fewer where the block ends, none if no numbers.
+
+        Fractions are floating-point numbers, all others integers.
+        """
+        numbers = self._numbers.get(tag, [])[entry:]
+        _, code, length, _ = self._entries[numbers[0]].item() if numbers else (tag, 0, 0, b"")
+        kind = _KINDS[self.order].get(code)
+        if kind is None:
+            return np.empty(0, np.int64)
+        position = self._start + (numbers[0] + 1) * self._entries.itemsize - self.inline
+        if kind.itemsize * length > self.inline:
+            position = min(self._offset(position), len(self.data))
+        count = max(0, min(length, most, (len(self.data) - position) // kind.itemsize))
+        values = np.frombuffer(self.data[position : position + count * kind.itemsize], kind)
+        return values[:, 0] / np.maximum(values[:, 1], 1) if values.ndim == 2 else values
+
+    def first(self, tag: int, default: int = 0) -> int:
+        """The first value of a tag."""
+        values = self.values(tag, 1)
+        return int(values[0]) if len(values) else default
 
     def below(self, tag: int) -> Directory:
         """The directory that a tag leads to."""
-        return Directory(self.data, self.number(tag) or len(self.data))
-
-    def values(self, entry: Entry, most: int) -> np.ndarray:
-        """The first values of a tag, at most `most`; fewer where the block ends, none if they are no integers."""
-        kind = np.dtype(self.order + _INTEGERS.get(entry.kind, "V0"))
-        if not kind.itemsize:
-            return np.empty(0, np.int64)
-        outside = kind.itemsize * entry.length > self.inline
-        where = min(self._offset(entry.position), len(self.data)) if outside else entry.position
-        count = max(0, min(entry.length, most, (len(self.data) - where) // kind.itemsize))
-        return np.frombuffer(self.data, kind, count, where) if count else np.empty(0, np.int64)
-
-    def fractions(self, entry: Entry, most: int) -> list[float]:
-        """The first rational numbers of a tag; none if it holds others, or lies beyond the end."""
-        count, where = min(entry.length, most), self._offset(entry.position)
-        if entry.kind != 5 or where + 8 * count > len(self.data):
-            return []
-        numbers = np.frombuffer(self.data, np.dtype(self.order + "u4"), 2 * count, where).astype(float)
-        found: list[float] = (numbers[::2] / np.maximum(numbers[1::2], 1)).tolist()
-        return found
+        return Directory(self.data, self.first(tag) or len(self.data))
 
 
 def orientation(block: bytes) -> int:
     """The orientation that an EXIF block or TIFF file gives: 1 to 8, 1 for a value out of range, 0 for no such tag."""
-    found = 0
     try:
         directory = Directory(block.removeprefix(_PREFIX))
-        for entry in directory.all(ORIENTATION):
-            found = 1
-            if len(values := directory.values(entry, 1)) and 1 <= values[0] <= 8:
-                return int(values[0])  # the first, as OpenCV and Pillow have it
     except struct.error:
-        pass
-    return found
+        return 0
+    for entry in range(_MOST_REPEATS):
+        values = directory.values(ORIENTATION, 1, entry)
+        if len(values) and values[0] in range(1, 9):
+            return int(values[0])  # the first, as OpenCV and Pillow have it
+    return int(ORIENTATION in directory)
 
 
 def is_adobe_rgb(block: bytes) -> bool:
     """Whether an EXIF block says that colors are Adobe RGB: by its color space, or as cameras do by R03 (DCF 2.0)."""
     try:
         inside = Directory(block.removeprefix(_PREFIX)).below(_EXIF)
-        space = inside.number(_COLOR_SPACE)
+        space = inside.first(_COLOR_SPACE)
         if space in (0, 1, 2):  # untold, sRGB, Adobe RGB
             return space == 2
-        index = next(inside.below(_INTEROPERABILITY).all(1), None)
-        return index is not None and inside.data[index.position : index.position + 3] == b"R03"
+        return inside.below(_INTEROPERABILITY).values(1, 3).tobytes() == b"R03"
     except struct.error:
         return False
 

@@ -125,24 +125,13 @@ def _sequence_size(bits: Bits) -> tuple[int, int] | None:
     if bits.read(1):  # reduced header
         bits.read(5)
     else:
-        delay_bits = 0
-        if bits.read(1):  # timing
-            bits.read(64)
-            if bits.read(1):  # equal intervals
-                zeros = 0
-                while not bits.read(1):
-                    zeros += 1
-                bits.read(zeros)
-            if bits.read(1):  # decoder model
-                delay_bits = bits.read(5) + 1
-                bits.read(42)
+        if bits.read(1):  # timing, which images have no use for
+            raise BadImage("unsupported-avif", "AVIF with the timing of a video; convert it to PNG or JPEG")
         delayed = bits.read(1)
         for _ in range(bits.read(5) + 1):  # operating points
             bits.read(12)
             if bits.read(5) > 7:
                 bits.read(1)
-            if delay_bits and bits.read(1):
-                bits.read(2 * delay_bits + 1)
             if delayed and bits.read(1):
                 bits.read(4)
     width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1

@@ -21,9 +21,6 @@ _PIXELS = frozenset((  # and besides: fill order, fax options, predictor, ink se
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, 292,
     293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _INK_SET, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
 ))  # fmt: skip
-_READ = _PIXELS | {
-    _SUBFILE, _ORIENTATION, _COLORS, _BELOW, _XMP, _PROFILE, _DNG, _CURVE, _WHITE, _PRIMARIES, _COEFFICIENTS, _RANGES,
-}  # fmt: skip
 _RAW = {32803: "a color filter array", 34892: "linear raw data"}
 _PHOTOMETRICS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "RGB"}  # white is 0, black is 0, …, YCbCr
 _COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)  # none, fax, LZW, JPEG, Deflate, PackBits, Zstandard
@@ -34,49 +31,35 @@ _UNPACKED = {6: "old JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG
              34887: "LERC", 34925: "LZMA", 34927: "WebP", 34933: "PNG", 50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
 _USUAL = {_COEFFICIENTS: (0.299, 0.587, 0.114), _RANGES: (0, 255, 128, 255, 128, 255)}  # of YCbCr, as JPEG's
 MOST_PAGES = 1000
-_MOST_VALUES = 1 << 22  # strips or tiles, bytes of a profile
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _SIZES = {1: (*range(1, 17), 32, 64), 2: (8, 16, 32, 64), 3: (16, 32, 64)}  # in bits, of a sample of each kind
 
 
-class Page:
-    """One directory: of the tags that we read, the entry and at most a million values, or a large profile."""
+class Page(exif.Directory):
+    """One directory, whole."""
 
-    def __init__(self, directory: exif.Directory) -> None:
-        if not directory.whole:
+    def __init__(self, data: bytes, offset: int | None = None) -> None:
+        super().__init__(data, offset)
+        if not self.whole:
             raise BadImage("truncated", "TIFF: the file ends inside a directory")
-        self.directory = directory
-        self.tags: dict[int, tuple[exif.Entry, np.ndarray]] = {}
-        for entry in directory:
-            if entry.tag in _READ and entry.tag not in self.tags:
-                values = directory.values(entry, _MOST_VALUES)
-                if len(values) < min(entry.length, _MOST_VALUES) and entry.tag in _PIXELS:
-                    raise BadImage("truncated", f"TIFF: the values of tag {entry.tag} lie beyond the end")
-                self.tags[entry.tag] = entry, values
-
-    def values(self, tag: int) -> np.ndarray:
-        """All values of a tag, none where it is missing."""
-        return self.tags[tag][1] if tag in self.tags else np.empty(0, np.int64)
-
-    def first(self, tag: int, default: int) -> int:
-        """The first value of a tag."""
-        values = self.values(tag)
-        return int(values[0]) if len(values) else default
-
-    def fractions(self, tag: int) -> list[float]:
-        """The first six rational numbers of a tag, none where it is missing."""
-        return self.directory.fractions(self.tags[tag][0], 6) if tag in self.tags else []
 
     def is_usual(self, tag: int) -> bool:
         """Whether YCbCr is what JPEG's is, as far as this tag tells."""
-        return all(abs(a - b) < 0.01 * max(b, 1) for a, b in zip(self.fractions(tag), _USUAL[tag], strict=False))
+        return all(abs(a - b) < 0.01 * max(b, 1) for a, b in zip(self.values(tag), _USUAL[tag], strict=False))
+
+    def check_values(self) -> None:
+        """Raise BadImage if values that pixels need lie beyond the end."""
+        for tag in filter(self.__contains__, _PIXELS):
+            values = self.values(tag)
+            if len(values) < min(self.length(tag), exif.MOST_VALUES) or values.dtype.kind == "f":
+                raise BadImage("truncated", f"TIFF: the values of tag {tag} lie beyond the end")
 
     def check_whole(self) -> None:
         """Raise BadImage if pixels lie beyond the end."""
         for offsets, sizes in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
             starts, lengths = self.values(offsets), self.values(sizes)
             n = min(len(starts), len(lengths))
-            if n and (starts[:n].astype(np.float64) + lengths[:n] > len(self.directory.data)).any():
+            if n and (starts[:n].astype(np.float64) + lengths[:n] > len(self.data)).any():
                 raise BadImage("truncated", "TIFF: strips or tiles lie beyond the end")
 
 
@@ -89,14 +72,16 @@ class TiffHeader(Header):
 
 def read_header(data: bytes) -> TiffHeader:
     """The first page's tags; of the others, whether they are whole."""
-    page = Page(exif.Directory(data))
-    frames, following, read = 1, page.directory.following, len(page.directory)
+    page = Page(data)
+    page.check_values()
+    frames, following, read = 1, page.following, len(page)
     while following and frames < MOST_PAGES:
-        directory = exif.Directory(data, following)
-        read += len(directory)
+        other = Page(data, following)
+        read += len(other)
         if read < 0xFFFF:
-            Page(directory).check_whole()
-        frames, following = frames + 1, directory.following
+            other.check_values()
+            other.check_whole()
+        frames, following = frames + 1, other.following
     if page.first(_COMPRESSION, _PLAIN) != _PLAIN:
         page.check_whole()
     _check_supported(page)
@@ -110,12 +95,7 @@ def _check_supported(page: Page) -> None:
     bits, formats = set(page.values(_BITS).tolist()) or {1}, set(page.values(_FORMAT).tolist()) or {1}
     samples = page.first(_SAMPLES, 1)
     reduced = bool(page.first(_SUBFILE, 0) & 1)  # of the image in a directory below, in cameras' files
-    if (
-        page.directory.data[8:10] == b"CR"
-        or _DNG in page.tags
-        or photometric in _RAW
-        or (reduced and _BELOW in page.tags)
-    ):
+    if page.data[8:10] == b"CR" or _DNG in page or photometric in _RAW or (reduced and _BELOW in page):
         raise BadImage("unsupported-raw", "a camera's raw file is not read; convert it to PNG or JPEG")
     refusal = "a small copy of another page as its first page" if reduced else ""
     if photometric not in _PHOTOMETRICS:
@@ -151,9 +131,9 @@ def _profile(page: Page) -> Profile:
     """Embedded, of the colors that tags give, or that which EXIF names; none for sRGB."""
     if len(profile := page.values(_PROFILE)):
         return profile.tobytes()
-    if _PRIMARIES not in page.tags or _PHOTOMETRICS[page.first(_PHOTOMETRIC, 1)] != "RGB":
-        return color_spaces.of_exif(page.directory.data)
-    colors, white = page.fractions(_PRIMARIES), page.fractions(_WHITE)[:2]
+    if _PRIMARIES not in page or _PHOTOMETRICS[page.first(_PHOTOMETRIC, 1)] != "RGB":
+        return color_spaces.of_exif(page.data)
+    colors, white = page.values(_PRIMARIES, 6).tolist(), page.values(_WHITE, 2).tolist()
     levels, curve = 1 << page.first(_BITS, 8), page.values(_CURVE)  # light for each level of a sample
     light = curve[levels // 2] / 65535 if len(curve) in (levels, 3 * levels) else 0
     power = float(np.log(light) / np.log(0.5)) if 0 < light < 1 else 0.0
@@ -193,7 +173,7 @@ def _planes(data: bytes, page: Page) -> np.ndarray:
     """[height, width, samples], strip by strip or tile by tile as tifffile decodes them."""
     import tifffile  # with imagecodecs 0.3 s and 40 MB: only for the workers that meet a TIFF
 
-    tiled = _TILES in page.tags
+    tiled = _TILES in page
     starts, sizes = page.values(_TILES if tiled else _STRIPS), page.values(_TILE_BYTES if tiled else _STRIP_BYTES)
     with tifffile.TiffFile(io.BytesIO(_directory_alone(page))) as file:
         coded = file.pages.first
@@ -236,17 +216,18 @@ def _check_jpeg(segment: bytes, page: Page) -> None:
 
 def _directory_alone(page: Page) -> bytes:
     """A TIFF file of the tags that pixels depend on, and nothing else."""
-    order, word, inline, big = page.directory.order, page.directory.word, page.directory.inline, page.directory.big
-    tags = sorted(_PIXELS & set(page.tags) - ({_PLANAR} if page.first(_PLANAR, 1) != 2 else set()))
+    order, word, inline, big = page.order, page.word, page.inline, page.big
+    tags = sorted(tag for tag in _PIXELS if tag in page and (tag != _PLANAR or page.first(tag) == 2))
     values, entries = b"", b""
     for tag in tags:
-        entry, numbers = page.tags[tag]
+        numbers = page.values(tag)
         field = numbers.tobytes()
         if len(field) > inline:
             where = 16 + len(values)
             values += field + bytes(-len(field) % 8)
             field = struct.pack(order + word, where)
-        entries += struct.pack(f"{order}HH{word}", tag, entry.kind, len(numbers)) + field.ljust(inline, b"\0")
+        kind = {1: 7, 2: 3, 4: 4, 8: 16}[numbers.itemsize]
+        entries += struct.pack(f"{order}HH{word}", tag, kind, len(numbers)) + field.ljust(inline, b"\0")
     start = 16 + len(values)
     head = struct.pack(order + "HHHQ", 43, 8, 0, start) if big else struct.pack(order + "HI", 42, start)
     head = ({"<": b"II", ">": b"MM"}[order] + head).ljust(16, b"\0")

@@ -764,6 +764,7 @@ def sloppy_exif_blocks(orientation: int = 6, tags: int = 20) -> dict[str, bytes]
         "long": block(entry(4, struct.pack("<I", orientation)), 1),
         "big-endian-long": block(entry(4, struct.pack(">I", orientation), ">"), 1, order=">"),
         "byte": block(entry(1, bytes([orientation])), 1),
+        "fraction": block(entry(5, struct.pack("<I", 26)), 1, bytes(4) + struct.pack("<II", 2 * orientation, 2)),
         "overlapping-tags": block(overlapping + short, tags + 1),
     }
 

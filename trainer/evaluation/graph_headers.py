@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-_TYPE_BYTES = (0, 1, 1, 2, 4, 0, 1, 1, 2, 4, 0, 0, 0, 4)  # of TIFF's integer types, by their number; 0 for others
+_TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 0, 0, 4)  # of TIFF's types, by their number: 8, fractions; 0, others
 _ORIENTATION = 0x0112
 
 UNKNOWN = "neither JPEG nor PNG: convert it first, and call serve_images"
@@ -245,7 +245,9 @@ def _tiff_orientation(block: tf.Tensor) -> tf.Tensor:
     where = tf.where(width * values <= 4, inside, _number(entries[:, 8:], little))
     readable = (tag == _ORIENTATION) & (width > 0) & (values > 0) & (where + width <= size)
     spot = tf.boolean_mask(tf.stack([where, width], 1), readable)
-    found = tf.map_fn(lambda one: _number(data[one[0] : one[0] + one[1]], little), spot)
+    above = tf.map_fn(lambda one: _number(data[one[0] : one[0] + tf.minimum(one[1], 4)], little), spot)
+    below = tf.map_fn(lambda one: _number(data[one[0] + 4 : one[0] + one[1]], little), spot)  # 0 where there is none
+    found = tf.where(above % tf.maximum(below, 1) == 0, above // tf.maximum(below, 1), 0)
     valid = tf.boolean_mask(found, (found >= 1) & (found <= 8))
     none = tf.cond(tf.reduce_any(tag == _ORIENTATION), lambda: _int64([1]), lambda: _int64([0]))
     return tf.concat([valid, none], 0)[0]

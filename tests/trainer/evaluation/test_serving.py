@@ -63,7 +63,7 @@ def assert_equal(files, mean=0.5, **options):
 
 def entry(order, tag, kind, values, content):
     """12 bytes of a TIFF directory; `content` is the value, or where it lies."""
-    layout = {1: "B3x", 3: "H2x", 4: "I"}[kind]
+    layout = {1: "B3x", 3: "H2x", 4: "I", 5: "I"}[kind]
     return struct.pack(order + "HHI" + layout, tag, kind, values, content)
 
 
@@ -114,6 +114,10 @@ def variants():
         values = struct.pack(order + "HHHH", 6, 1, 1, 1)
         at = 8 + 2 + 12 + 4
         yield name + "several values", jpeg(exif(tiff(order, entry(order, 0x0112, 4, 2, at), after=values * 2)))
+        for top, bottom in ((12, 2), (6, 0), (13, 2)):
+            fraction = struct.pack(order + "II", top, bottom)
+            block = tiff(order, entry(order, 0x0112, 5, 1, at), after=fraction)
+            yield name + f"{top}/{bottom}", jpeg(exif(block))
         yield name + "value beyond the block", jpeg(exif(tiff(order, entry(order, 0x0112, 4, 2, 2**31 + 9))))
         yield name + "directory far in", jpeg(exif(tiff(order, turned, at=1000)))
         yield name + "directory beyond the block", jpeg(exif(tiff(order, turned)[:4] + struct.pack(order + "I", 2**31)))
