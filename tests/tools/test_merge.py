@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_in_words(a, tmp_path):
         assert said in str(caught.value)
     draw(tmp_path / "similar" / "Class1" / "x.jpg", 1)
     convert(config(tmp_path / "similar", tmp_path / "s"))
-    with pytest.raises(UsageError, match="differ in case or spaces only"):
+    with pytest.raises(UsageError, match=r"differ in case or spaces only; .* with merge_similar_labels$"):
         merge(MergeConfig(data=(a, tmp_path / "s"), output=tmp_path / "out"))
     together = merge(MergeConfig(data=(a, tmp_path / "s"), output=tmp_path / "out", merge_similar_labels=True))
     assert together.labels == ("class0", "class1") and faults(tmp_path / "out") == []

@@ -452,7 +452,7 @@ def order_labels(
             _check_characters(name, what, "rename it")
         elif name not in wanted:
             _check_label(name, found, what)
-    chosen = _merged(found, options, what, places or {})
+    chosen = _merged(found, options, what, places or {}, can_list=not (listed and options.open_ended))
     used = dict.fromkeys(chosen)
     more: tuple[str, ...] = ()
     if wanted:
@@ -519,8 +519,10 @@ def _check_label(name: str, found: Sequence[str], what: str) -> None:
         )
 
 
-def _merged(found: Sequence[str], options: LabelOptions, what: str, places: Mapping[str, str]) -> list[str]:
-    """For each found label the name of its class."""
+def _merged(
+    found: Sequence[str], options: LabelOptions, what: str, places: Mapping[str, str], *, can_list: bool
+) -> list[str]:
+    """For each found label the name of its class; `can_list`: whether the command has --class_names."""
     names = dict.fromkeys(options.names)
     alike = similar_names([*found, *names], as_numbers=options.kind != "name")
     group_of = {name: group for group in alike for name in group}
@@ -529,7 +531,8 @@ def _merged(found: Sequence[str], options: LabelOptions, what: str, places: Mapp
         group = group_of.get(name, [name]) if name not in names else [name]
         if len(group) > 1 and not options.merge_similar:
             where = "".join(f" ({places[member]})" for member in group if member in places)
-            apart = ", or keep them apart by listing all classes in --class_names" if can_be_listed(group) else ""
+            apart = ", or keep them apart by listing all classes in --class_names"
+            apart *= can_list and can_be_listed(group)
             raise UsageError(
                 f"{what}: {as_one(group)}{where}; rename one, or make one class of them with --merge_similar_labels"
                 + apart

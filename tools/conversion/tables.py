@@ -12,7 +12,7 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -206,7 +206,10 @@ class _TableScan:
         if self.facts and path.startswith(f"{self.facts.store.url}/"):
             return path.removeprefix(f"{self.facts.store.url}/")
         if path.lower().startswith("file:"):
-            return local_path(path, "any")
+            try:
+                return local_path(path, "any")
+            except ValueError as error:
+                raise UsageError(f"{self.what}, row {line}: {path} {error}") from None
         remedy = "download the images, and list their paths"
         if is_remote(path):
             remedy = "put the table into the store, into a folder above all images"
@@ -594,10 +597,9 @@ def _delimiter(header: str, path: Path) -> str:
 
 def _parquet_lines(path: Path) -> Iterator[Line]:
     """The same of a .parquet file."""
-    import pyarrow  # only for such a table: a conversion's start should stay instant
-    import pyarrow.parquet as parquet
+    import pyarrow.parquet as parquet  # only for such a table: a conversion's start should stay instant
 
-    try:
+    with _readable(f"--source={path}"):
         file = parquet.ParquetFile(path)
         yield 0, file.schema_arrow.names
         line = 0
@@ -606,8 +608,20 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
             for cells in zip(*columns, strict=True):
                 line += 1
                 yield line, list(map(_as_text, cells))
-    except pyarrow.ArrowInvalid as error:
-        raise UsageError(f"--source={path}: {error}") from None
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turn what Arrow raises for a damaged file into one line that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):  # the machine's
+            raise
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(f"{what} is no .parquet, or a damaged one ({line}); write or copy it again") from None
 
 
 def _refuse_images(path: Path, column: int, what: str) -> None:
@@ -615,11 +629,11 @@ def _refuse_images(path: Path, column: int, what: str) -> None:
     import pyarrow  # only for such a table
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(path) as file:
+    with _readable(what), parquet.ParquetFile(path) as file:
         field = file.schema_arrow.field(column)
         nested = pyarrow.types.is_nested(field.type)
         rows = None if nested else next(file.iter_batches(1, columns=[field.name]), None)
-    first = rows.to_pylist()[0][field.name] if rows else None
+        first = rows.to_pylist()[0][field.name] if rows else None
     if nested or (isinstance(first, bytes) and sniff(first)):
         raise UsageError(
             f"{what}: column {field.name!r} holds {str(field.type)[:40]} and no paths; write its images into files, "

@@ -412,6 +412,23 @@ def test_what_is_no_table_is_said(folder, data, message):
     assert message in refusal(folder / "t.csv")
 
 
+def test_a_damaged_parquet_file_is_named_in_one_line_whatever_is_raised(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = {"path": ["1.jpg", "2.jpg", "3.jpg"] * 50, "label": ["cat", "dog", "cat"] * 50}
+    for compression in ("snappy", "none"):  # which raise OSError, UnicodeDecodeError and Arrow's own
+        parquet.write_table(pa.table(rows), folder / "t.parquet", compression=compression, use_dictionary=False)
+        whole = (folder / "t.parquet").read_bytes()
+        for start in range(4, len(whole), 7):
+            (folder / "t.parquet").write_bytes(whole[:start] + bytes([whole[start] ^ 0xFF]) + whole[start + 1 :])
+            try:
+                scan_sources(str(folder / "t.parquet"))
+            except UsageError as error:
+                with command_line():
+                    assert "t.parquet" in str(error) and "\n" not in str(error), start
+
+
 # ------------------------------------------------------------------------------------- of other programs
 
 
@@ -448,6 +465,8 @@ def test_addresses_are_files_here_or_refused_with_a_remedy(folder):
     assert "row 3: https://example.com/2.jpg does not lie below the table's folder; download" in refusal(
         folder / "t.csv"
     )
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat\nfile://2.jpg,dog\n")
+    assert "row 3: file://2.jpg is a file of another host, '2.jpg'; copy or mount it" in refusal(folder / "t.csv")
     (folder / "t.csv").write_text("path,label\nmy%20cat.jpg,cat\n")
     assert "my cat.jpg does: write the paths without percent signs" in refusal(folder / "t.csv")
 
