@@ -158,7 +158,7 @@ def decode_gif(data: bytes, header: Header, reduction: int = 1) -> Samples:
 
 # --- PNM --------------------------------------------------------------------------------------------------
 
-_NUMBER = rb"(?:\s|#[^\n]*\n)+(\d{1,9})"
+_NUMBER = rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})"
 _PNM = re.compile(rb"P(?:([14])|[2356])" + 2 * _NUMBER + rb"(?(1)|" + _NUMBER + rb")\s")  # bitmaps have no levels
 
 
@@ -201,7 +201,7 @@ def decode_pnm(data: bytes, header: Header, reduction: int = 1) -> Samples:
 
 
 def _decimal(text: bytes, count: int, *, bits: bool) -> np.ndarray:
-    text = re.sub(rb"#[^\n]*", b"", text)
+    text = re.sub(rb"#[^\r\n]*", b"", text)
     if bits:  # they need no space between them
         digits = np.frombuffer(text, np.uint8)
         return np.asarray(digits[(digits == 0x30) | (digits == 0x31)][:count] - 0x30)

@@ -12,8 +12,8 @@ import numpy as np
 from shardline.pipeline import color_spaces, exif, jpeg
 from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 254, 256, 257, 258, 259, 262, 274
-_STRIPS, _STRIP_BYTES, _SAMPLES, _STRIP_ROWS, _PLANAR, _COLORS = 273, 279, 277, 278, 284, 320
+_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
+_STRIPS, _ORIENTATION, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _COLORS = 273, 274, 277, 278, 279, 284, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _SUBSAMPLING = 322, 323, 324, 325, 338, 339, 530
 _BELOW, _XMP, _PROFILE, _DNG = 330, 700, 34675, 50706
 _CURVE, _WHITE, _PRIMARIES, _INK_SET, _COEFFICIENTS, _RANGES = 301, 318, 319, 332, 529, 532
@@ -94,7 +94,8 @@ def _check_supported(page: Page) -> None:
     photometric, compression = page.first(_PHOTOMETRIC, 1), page.first(_COMPRESSION, 1)
     bits, formats = set(page.values(_BITS).tolist()) or {1}, set(page.values(_FORMAT).tolist()) or {1}
     samples = page.first(_SAMPLES, 1)
-    reduced = bool(page.first(_SUBFILE, 0) & 1)  # of the image in a directory below, in cameras' files
+    # Of another page, or in cameras' files of the image in a directory below.
+    reduced = page.first(_SUBFILE) & 1 or page.first(_OLD_SUBFILE) == 2
     if page.data[8:10] == b"CR" or _DNG in page or photometric in _RAW or (reduced and _BELOW in page):
         raise BadImage("unsupported-raw", "a camera's raw file is not read; convert it to PNG or JPEG")
     refusal = "a small copy of another page as its first page" if reduced else ""

@@ -240,6 +240,7 @@ def _tiff_refused() -> Iterator[Case]:
     yield Case("no-byte-counts-packbits.tif", tiff(gray, w.GRAY, compression=w.PACKBITS, tags=[(279, 4, [])]), reason)
     yield Case("unknown-compression.tif", tiff(gray, w.GRAY, tags=[(259, 3, [34676])]), reason)
     yield Case("small-copy-first.tif", tiff(gray, w.GRAY, tags=[(254, 4, [1])]), reason)
+    yield Case("small-copy-first-as-of-old.tif", tiff(gray, w.GRAY, tags=[(255, 3, [2])]), reason)
     yield Case("jpeg-planes.tif", tiff(_rgb(), w.RGB, planar=True, tags=[(259, 3, [7])]), reason)
     yield Case("sensor.tif", tiff(gray, w.GRAY, tags=[(262, 3, [32803])]), "unsupported-raw")
     yield Case("preview-first.nef", tiff(gray, w.GRAY, tags=[(254, 4, [1]), (330, 4, [8])]), "unsupported-raw")
@@ -446,6 +447,9 @@ def _pnms() -> Iterator[Case]:
 
     head = b"P6\n#" + b"x" * 6000 + b"\n" + size + b"\n255\n"
     yield Case("long-comment.ppm", head + _rgb().tobytes(), rgb=_rgb())
+    head = b"P%d #\xff\r" + size + b"#\r255\n"
+    yield Case("comments-that-return.ppm", head % 6 + _rgb().tobytes(), rgb=_rgb())
+    yield Case("comments-that-return-in-decimals.ppm", head % 3 + b"#7\r" + _decimal(_rgb()), rgb=_rgb())
     zeros = b" ".join(b"%07d" % number for number in _rgb().reshape(-1))
     yield Case("leading-zeros.ppm", b"P3\n" + size + b"\n255\n" + zeros, rgb=_rgb())
 
