@@ -47,7 +47,7 @@ def read_header(data: bytes) -> JpegHeader:
             if not turn and len(metadata) < MOST_METADATA:
                 block = data[body + 6 : end]
                 turn = exif.orientation(block)
-        elif code == 0xE1 and data.startswith(b"http", body):
+        elif code == 0xE1 and data.startswith(b"http://ns.adobe.com/xap/1.0/\0", body):
             xmp = xmp or data[body:end]
         elif code == 0xE2 and data.startswith(b"ICC_PROFILE\0", body):
             if end - body >= 14:  # not one that libjpeg takes for something else

@@ -16,19 +16,20 @@ _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254
 _STRIPS, _ORIENTATION, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _COLORS = 273, 274, 277, 278, 279, 284, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _SUBSAMPLING = 322, 323, 324, 325, 338, 339, 530
 _BELOW, _XMP, _PROFILE, _DNG = 330, 700, 34675, 50706
-_CURVE, _WHITE, _PRIMARIES, _INK_SET, _COEFFICIENTS, _RANGES = 301, 318, 319, 332, 529, 532
-_PIXELS = frozenset((  # and besides: fill order, fax options, predictor, ink set, JPEG tables
+_CURVE, _PREDICTOR, _WHITE, _PRIMARIES, _INK_SET, _COEFFICIENTS, _RANGES = 301, 317, 318, 319, 332, 529, 532
+_PIXELS = frozenset((  # and besides: fill order, fax options, JPEG tables
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, 292,
-    293, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _INK_SET, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
+    293, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _INK_SET, _EXTRA, _FORMAT, 347, _SUBSAMPLING,
 ))  # fmt: skip
 _RAW = {32803: "a color filter array", 34892: "linear raw data"}
 _PHOTOMETRICS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "RGB"}  # white is 0, black is 0, …, YCbCr
-_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)  # none, fax, LZW, JPEG, Deflate, PackBits, Zstandard
-_PLAIN, _JPEG, _CMYK, _YCBCR = 1, 7, 5, 6
+_PREDICTED = (5, 8, 32946, 34925, 50000)  # LZW, Deflate, LZMA, Zstandard: samples may be differences
+_COMPRESSIONS = (*_PREDICTED, 1, 2, 3, 4, 7, 32773)  # none, fax, JPEG, PackBits
+_PLAIN, _FAX, _JPEG, _CMYK, _YCBCR = 1, (2, 3, 4), 7, 5, 6
 _ENDING = (5, 7, 8, 32946)  # compressions whose data tell where they end
 _UNREAD = {4: "transparency mask", 8: "CIE L*a*b*", 9: "CIE L*a*b*", 10: "CIE L*a*b*", 32844: "LogL", 32845: "LogLuv"}
 _UNPACKED = {6: "old JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI Log", 34712: "JPEG 2000",
-             34887: "LERC", 34925: "LZMA", 34927: "WebP", 34933: "PNG", 50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
+             34887: "LERC", 34927: "WebP", 34933: "PNG", 50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
 _USUAL = {_COEFFICIENTS: (0.299, 0.587, 0.114), _RANGES: (0, 255, 128, 255, 128, 255)}  # of YCbCr, as JPEG's
 MOST_PAGES = 1000
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
@@ -42,6 +43,18 @@ class Page(exif.Directory):
         super().__init__(data, offset)
         if not self.whole:
             raise BadImage("truncated", "TIFF: the file ends inside a directory")
+
+    @property
+    def photometric(self) -> int:
+        """What samples mean; where nothing says so, as libtiff takes them."""
+        compression, colors = self.first(_COMPRESSION, _PLAIN), self.first(_SAMPLES, 1) - self.length(_EXTRA)
+        guess = 2 if colors == 3 and compression != _JPEG else 0 if compression in _FAX else 1
+        return self.first(_PHOTOMETRIC, guess)
+
+    @property
+    def formats(self) -> set[int]:
+        """Kinds of samples; undefined ones are unsigned (TIFF 6.0, page 80)."""
+        return {1 if kind == 4 else kind for kind in self.values(_FORMAT).tolist()} or {1}
 
     def is_usual(self, tag: int) -> bool:
         """Whether YCbCr is what JPEG's is, as far as this tag tells."""
@@ -91,8 +104,8 @@ def read_header(data: bytes) -> TiffHeader:
 
 
 def _check_supported(page: Page) -> None:
-    photometric, compression = page.first(_PHOTOMETRIC, 1), page.first(_COMPRESSION, 1)
-    bits, formats = set(page.values(_BITS).tolist()) or {1}, set(page.values(_FORMAT).tolist()) or {1}
+    photometric, compression = page.photometric, page.first(_COMPRESSION, 1)
+    bits, formats = set(page.values(_BITS).tolist()) or {1}, page.formats
     samples = page.first(_SAMPLES, 1)
     # Of another page, or in cameras' files of the image in a directory below.
     reduced = page.first(_SUBFILE) & 1 or page.first(_OLD_SUBFILE) == 2
@@ -107,6 +120,8 @@ def _check_supported(page: Page) -> None:
         refusal = f"samples of {' and '.join(map(str, sorted(bits)))} bits"
     elif max(bits) not in _SIZES.get(max(formats), ()):
         refusal = f"{max(bits)}-bit {_KINDS.get(max(formats), 'complex or undefined')} samples"
+    elif page.first(_PREDICTOR) == 2 and compression in _PREDICTED and max(bits) not in (8, 16, 32, 64):
+        refusal = f"differences of {max(bits)}-bit samples"
     elif not len(_PHOTOMETRICS[photometric].replace("P", "L")) <= samples <= 8:
         refusal = f"{samples} samples a pixel for photometric interpretation {photometric}"
     elif _PHOTOMETRICS[photometric] == "L" and samples > 2:
@@ -132,7 +147,7 @@ def _profile(page: Page) -> Profile:
     """Embedded, of the colors that tags give, or that which EXIF names; none for sRGB."""
     if len(profile := page.values(_PROFILE)):
         return profile.tobytes()
-    if _PRIMARIES not in page or _PHOTOMETRICS[page.first(_PHOTOMETRIC, 1)] != "RGB":
+    if _PRIMARIES not in page or _PHOTOMETRICS[page.photometric] != "RGB":
         return color_spaces.of_exif(page.data)
     colors, white = page.values(_PRIMARIES, 6).tolist(), page.values(_WHITE, 2).tolist()
     levels, curve = 1 << page.first(_BITS, 8), page.values(_CURVE)  # light for each level of a sample
@@ -145,13 +160,13 @@ def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
     """The first page as it is stored, bands without a meaning left out."""
     page = header.page
     pixels = _planes(data, page)
-    photometric, bits = page.first(_PHOTOMETRIC, 1), page.first(_BITS, 1)
+    photometric, bits = page.photometric, page.first(_BITS, 1)
     channels = _PHOTOMETRICS[photometric]
     colors = 1 if channels == "P" else len(channels)
     extra = [*page.values(_EXTRA).tolist(), *[0] * 8][: pixels.shape[2] - colors]
     alpha = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     color = pixels[..., :colors]
-    white = (1 << bits) - 1 if bits <= 16 and page.first(_FORMAT, 1) == 1 else 0
+    white = (1 << bits) - 1 if bits <= 16 and page.formats == {1} else 0
     if photometric == _YCBCR and page.first(_COMPRESSION, 1) != _JPEG:
         color = cv2.cvtColor(np.ascontiguousarray(color[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     if alpha is not None:
@@ -218,7 +233,9 @@ def _check_jpeg(segment: bytes, page: Page) -> None:
 def _directory_alone(page: Page) -> bytes:
     """A TIFF file of the tags that pixels depend on, and nothing else."""
     order, word, inline, big = page.order, page.word, page.inline, page.big
-    tags = sorted(tag for tag in _PIXELS if tag in page and (tag != _PLANAR or page.first(tag) == 2))
+    useless = {_PLANAR} if page.first(_PLANAR) != 2 else set()
+    useless |= {_PREDICTOR} if page.first(_COMPRESSION, _PLAIN) not in _PREDICTED else set()
+    tags = sorted(tag for tag in _PIXELS - useless if tag in page)
     values, entries = b"", b""
     for tag in tags:
         numbers = page.values(tag)

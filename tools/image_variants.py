@@ -189,11 +189,17 @@ def _tiff_layouts() -> Iterator[Case]:
             yield Case(f"{what}-byte-counts-{name}.tif", data, rgb=_rgb())
     large = [(279, 4, [16 * WIDTH * 3, 16 * WIDTH * 3, 99_999])]
     yield Case("byte-count-beyond-the-end.tif", tiff(_rgb(), w.RGB, tags=large), rgb=_rgb())
+    yield Case("differences-that-are-none.tif", tiff(_rgb(), w.RGB, tags=[(317, 3, [2])]), rgb=_rgb())
+    yield Case("undefined-samples.tif", tiff(_rgb(), w.RGB, tags=[(339, 3, [4, 4, 4])]), rgb=_rgb())
+    yield Case("rgb-that-is-not-told.tif", tiff(_rgb(), w.RGB, tags=[(262, 3, [])]), rgb=_rgb())
+    data = tiff(_gray()[..., None], w.GRAY, tags=[(262, 3, [])])
+    yield Case("gray-that-is-not-told.tif", data, rgb=_gray_rgb())
     yield Case("planes-0.tif", tiff(_rgb(), w.RGB, tags=[(284, 3, [0])]), rgb=_rgb())
 
 
 def _tiff_compressions() -> Iterator[Case]:
-    schemes = {"lzw": w.LZW, "deflate": w.DEFLATE, "packbits": w.PACKBITS, "old-deflate": w.OLD_DEFLATE, "zstd": w.ZSTD}
+    schemes = {"lzw": w.LZW, "deflate": w.DEFLATE, "packbits": w.PACKBITS, "old-deflate": w.OLD_DEFLATE, "zstd": w.ZSTD,
+               "lzma": w.LZMA}  # fmt: skip
     for (name, scheme), bits in itertools.product(schemes.items(), (1, 12, 16)):
         rgb = _quantized(_rgb(), bits)
         yield Case(f"{name}-{bits}-bit.tif", tiff(rgb, w.RGB, bits, compression=scheme), rgb=_shown(rgb, bits))
@@ -238,6 +244,8 @@ def _tiff_refused() -> Iterator[Case]:
                       ("other-ranges", (532, 5, [16, 235, 128, 240, 128, 240]))):  # fmt: skip
         yield Case(f"ycbcr-of-{name}.tif", tiff(_ycbcr(_rgb()), w.YCBCR, tags=[(530, 3, (1, 1)), tag]), reason)
     yield Case("no-byte-counts-packbits.tif", tiff(gray, w.GRAY, compression=w.PACKBITS, tags=[(279, 4, [])]), reason)
+    data = tiff(_quantized(gray, 12), w.GRAY, 12, compression=w.LZW, predictor=True)
+    yield Case("differences-of-12-bits.tif", data, reason)
     yield Case("unknown-compression.tif", tiff(gray, w.GRAY, tags=[(259, 3, [34676])]), reason)
     yield Case("small-copy-first.tif", tiff(gray, w.GRAY, tags=[(254, 4, [1])]), reason)
     yield Case("small-copy-first-as-of-old.tif", tiff(gray, w.GRAY, tags=[(255, 3, [2])]), reason)

@@ -25,7 +25,7 @@ def packed(samples: np.ndarray, bits: int, order: str = ">") -> bytes:
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 5: "I", 7: "B"}
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
-NONE, LZW, DEFLATE, PACKBITS, OLD_DEFLATE, ZSTD = 1, 5, 8, 32773, 32946, 50000
+NONE, LZW, DEFLATE, PACKBITS, OLD_DEFLATE, LZMA, ZSTD = 1, 5, 8, 32773, 32946, 34925, 50000
 UNSPECIFIED, ASSOCIATED, STRAIGHT = 0, 1, 2
 
 
@@ -108,6 +108,7 @@ def _compressed(data: bytes, compression: int) -> bytes:
     encode: dict[int, Callable[..., bytes | bytearray]] = {
         LZW: imagecodecs.lzw_encode,
         PACKBITS: imagecodecs.packbits_encode,
+        LZMA: imagecodecs.lzma_encode,
         ZSTD: imagecodecs.zstd_encode,
     }
     return bytes(encode[compression](data)) if compression in encode else data

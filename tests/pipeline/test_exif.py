@@ -8,7 +8,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shardline.pipeline import exif
 from shardline.pipeline.image_headers import read_header
@@ -91,3 +91,14 @@ def test_the_first_exif_that_tells_counts() -> None:
     segments = [jpeg_segment(0xE1, b"Exif\0\0" + block) for block in (untold, *blocks)]
     jpeg = saved("JPEG")
     assert read_header(jpeg[:2] + b"".join(segments) + jpeg[2:]).orientation == 6
+
+
+def test_the_extension_of_a_packet_is_not_taken_for_it() -> None:
+    packet, jpeg = b'<x tiff:Orientation="%d"/>', saved("JPEG")
+    extension = jpeg_segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(40) + packet % 8)
+    main = jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet % 6)
+    for segments, wanted in ((extension, 1), (extension + main, 6)):
+        data = jpeg[:2] + segments + jpeg[2:]
+        assert read_header(data).orientation == wanted
+        turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        assert turned.size == ((40, 64) if wanted == 6 else (64, 40))

@@ -48,6 +48,7 @@ PILLOW_ERRS = r"""
     gray-12-bit\.tif | gray-white-is-zero-16-bit\.tif          | takes 12 bits for 16; forgets the photometric
     .*planes(-16-bit)?\.tif                                    | takes the planes of 16 bits for 8
     palette-of-8-bit-colors\.tif                               | keeps the high byte of 8-bit colors
+    gray-that-is-not-told\.tif                                 | takes white for zero
     four-samples-without-extra\.tif                            | takes a band without a meaning for alpha
     gray-key-(2|4|16)-bit.*\.png                               | compares the key with scaled levels
     .*-alpha-zero\.bmp                                         | shows nothing where alpha is empty
