@@ -31,7 +31,8 @@ _LIMIT_BYTES = 256 << 20
 _COLUMNS = NAMES["path"], (_BOXES := "predictionstring", *NAMES["label"])
 _SYNSET = re.compile(r"n\d{8}")
 _SUFFIX = b"|".join(map(re.escape, IMAGE_SUFFIXES)).decode()
-_NAMED = re.compile(rf"(.+?(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE)
+_NAMED = re.compile(rf"(.+?(?:{_SUFFIX}))[\s,;|:]+(\S.*)", re.IGNORECASE)
+_IMAGE = re.compile(rf".*\w(?:{_SUFFIX})(?!\w).*", re.IGNORECASE)
 _MORE = re.compile(r".*[/\\\t;,].*|\d+\s+\S.*")  # than a label
 _IMAGENET = re.compile(rb"ILSVRC\d+_val_\d{1,9}(?!\d)")  # numbered from 1, as the lines of its label files are
 
@@ -165,7 +166,8 @@ def read_split_labels(flag: str, path: str, order: Mapping[int, str]) -> SplitLa
     if order:
         labels = [_numbered(label, order, what) for label in labels]
     if not pairs:
-        if not order and len(lines) == len(set(lines)) > 1 and all(map(_MORE.fullmatch, lines)):
+        more = len(lines) == len(set(lines)) > 1 and all(map(_MORE.fullmatch, lines))
+        if not order and (more or all(map(_IMAGE.fullmatch, lines))):
             raise UsageError(
                 f"{what}: its lines hold more than a label and are all different, e.g. {lines[0].strip()[:80]!r}; "
                 "write lines NAME.jpg LABEL, or name columns in the first line (image,label)"
@@ -187,7 +189,7 @@ def _two_labels(what: str, path: str, one: str, other: str) -> UsageError:
 
 def _table(lines: Sequence[str], what: str) -> list[tuple[str, str]]:
     """Name and label of each row below a header; [] where there is none."""
-    delimiter = max(",;\t", key=lines[0].count)
+    delimiter = max(",;\t|", key=lines[0].count)
     rows = list(csv.reader(lines, delimiter=delimiter))
     header = [cell.strip().lower() for cell in rows[0]]
     path, label = (next((header.index(name) for name in names if name in header), -1) for names in _COLUMNS)
@@ -303,9 +305,9 @@ def _json_words(text: str, path: str) -> Iterable[tuple[str, str]]:
 
 def _word_lines(text: str) -> Iterable[tuple[str, str]]:
     lines = [line for line in text.splitlines() if line.strip()]
-    tabs = all("\t" in line for line in lines)
+    mark = next((mark for mark in ("\t", ": ") if all(mark in line for line in lines)), r"[\s,:]+")  # hot dog: Hotdog
     for line in lines:
-        name, *meaning = re.split(r"\t" if tabs else r"[\s,:]+", line.strip(), maxsplit=1)
+        name, *meaning = re.split(mark, line.strip(), maxsplit=1)
         if meaning:
             yield name.strip(), meaning[0].strip()
 

@@ -110,8 +110,9 @@ def _lookalike_key(name: str) -> str:
     """Equal for names that may be one: accents, word separators, alphabets of letters and marks of a copy aside."""
     text = _COPY.sub("", unicodedata.normalize("NFC", name).translate(_LATIN))
     text = similarity_key(re.sub(r"(?<=\w)-$", "\u2212", text))  # A- is not A
-    if _NUMBER.fullmatch(text):
-        return name
+    if _NUMBER.fullmatch(text):  # 7 and 7.0 beside names, where numbers are not compared as such
+        whole, mark, rest = f"{number(text):f}".partition(".")
+        return whole + (mark + rest.rstrip("0")).rstrip(".")
     if _THOUSANDS.fullmatch(text):
         return re.sub(r"\D", "", text)
     text = unicodedata.normalize("NFKD", _BETWEEN_DIGITS.sub("|", text))
