@@ -295,6 +295,8 @@ def _json_words(text: str, path: str) -> Iterable[tuple[str, str]]:
     try:
         content = parse_json(text)
         for key, value in content.items():
+            if isinstance(value, list) and len(value) != 2:
+                raise ValueError(f"{key!r} has {count(len(value), 'value')}, not a name and words")
             name, meaning = value if isinstance(value, list) else (key, value)
             if not isinstance(name, str) or not isinstance(meaning, str):
                 raise ValueError("names and words have to be text")

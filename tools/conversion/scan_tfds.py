@@ -14,7 +14,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.example import parse_example
 from shardline.pipeline.files import open_regular
 from shardline.pipeline.tfrecord import index_records, unframe_record
-from shardline.pipeline.wording import count
+from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.labels import LabelOptions, order_labels
 from shardline.tools.conversion.sources import Sources, SourcesBuilder, file_stamp
 from shardline.tools.conversion.tfds_metadata import TfdsLayout, lost_records, read_tfds_metadata
@@ -33,6 +33,15 @@ def scan_tfds(
     layout = read_tfds_metadata(folder, f"--source={source}")
     if missing := [name for name in unlabelled if name not in layout.splits]:
         raise UsageError(f"--unlabelled={missing[0]}: the dataset has the splits {', '.join(layout.splits)}")
+    if missing := [name for files in layout.splits.values() for name in files if not (folder / name).is_file()]:
+        raise UsageError(
+            f"--source={source}: {folder / missing[0]} is missing; restore it, or prepare it with TFDS again"
+        )
+    if twice := [name for name, times in Counter(layout.labels).items() if times > 1]:
+        raise UsageError(
+            f"--source={source}: {shorten_list(twice)} listed twice in {folder}, so two labels would be one class; "
+            "restore the list of names from a copy, or prepare it with TFDS again"
+        )
     builder = SourcesBuilder()
     inside = builder.enter(b"")
     splits: dict[str, int] = {}

@@ -143,10 +143,13 @@ def read_tfds_metadata(directory: str | os.PathLike[str], flag: str) -> TfdsLayo
 
 
 # Their files, as far as they are read here. Protobuf writes 64-bit numbers as text.
+_Length = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,15}\Z")] | Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
+
+
 @dataclass(frozen=True)
 class _Split:
     name: SplitName
-    shardLengths: Annotated[tuple[str | int, ...], msgspec.Meta(max_length=99_999)] = ()
+    shardLengths: Annotated[tuple[_Length, ...], msgspec.Meta(max_length=99_999)] = ()
     filepathTemplate: str = ""
 
 

@@ -181,6 +181,21 @@ def test_prepared_tfds_datasets_are_inputs(tmp_path):
     for wrong, message in [("tfds:other", "no folder"), ("tfds:mine:2.0.0", "no version 2.0.0")]:
         with pytest.raises(UsageError, match=message):
             scan(wrong, tfds_dir=str(tmp_path / "tfds"))
+    names = (prepared / "label.labels.txt").read_text()
+    (prepared / "label.labels.txt").write_text("class0\nclass0\n")
+    with pytest.raises(UsageError, match=r"class0 listed twice in .*, so two labels would be one class"):
+        scan("tfds:mine", tfds_dir=str(tmp_path / "tfds"))
+    (prepared / "label.labels.txt").write_text(names)
+    info = (prepared / "dataset_info.json").read_text()
+    assert '"shardLengths": ["6"]' in " ".join(info.split()).replace("[ ", "[").replace(" ]", "]")
+    for length in ("x", "9.0", "-6", "1_0", "9" * 5000):
+        (prepared / "dataset_info.json").write_text(info.replace('"6"', f'"{length}"'))
+        with pytest.raises(UsageError, match=r"dataset_info.json is damaged"):
+            scan("tfds:mine", tfds_dir=str(tmp_path / "tfds"))
+    (prepared / "dataset_info.json").write_text(info)
+    next(prepared.glob("*-test.tfrecord-*-of-00001")).unlink()
+    with pytest.raises(UsageError, match=r"test.tfrecord-00000-of-00001 is missing; restore it"):
+        scan("tfds:mine", tfds_dir=str(tmp_path / "tfds"))
 
 
 @pytest.mark.parametrize("archive", ["", "tar", "zip"])
