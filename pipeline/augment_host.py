@@ -33,11 +33,11 @@ except ImportError:
 
 def resize(pixels: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
     """Fill `out`: bilinear, or by area averages when shrinking more than twofold, where bilinear would skip pixels."""
-    if _resize_natively(pixels, out, flip):
-        return
     height, width = out.shape[:2]
     if pixels.shape[:2] == (height, width):
         out[:] = pixels
+    elif _resize_natively(pixels, out, flip):
+        return
     else:
         skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width
         kernel = cv2.INTER_AREA if skips else cv2.INTER_LINEAR
