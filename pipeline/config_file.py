@@ -10,7 +10,7 @@ import json
 import os
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ def read_config_file(path: str, config: type[DataclassInstance]) -> dict[str, An
             values[name] = value_of(fields[name], from_text(fields[name], value)) if name in fields else value
         except UsageError as error:
             raise UsageError(f"--config={path}: {str(error).removeprefix('--')}") from None
+        except ValueError as error:  # of a number of more digits than Python writes, as TOML's 0xff… can be
+            raise UsageError(f"--config={path}: {name}: {error}") from None
     return values
 
 
@@ -75,13 +77,23 @@ def _parse(text: str, ending: str) -> Any:
     if ending == ".toml":
         return tomllib.loads(text)
     if ending == ".json":
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     import yaml
 
     try:
+        if isinstance(node := yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
+            _unique([(key.value, None) for key, _ in node.value if isinstance(key.value, str)])
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(error) from None
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What an object holds; of a name that is there twice, JSON and YAML would take the last, and TOML refuses it."""
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ValueError(f"{twice!r} is given twice; leave one")
+    return dict(pairs)
 
 
 def write_config_text(config: type[DataclassInstance], values: Mapping[str, Any]) -> str:

@@ -153,8 +153,8 @@ class ConvertConfig(ImageOptions):
         low=0, high=1, group="checks",
     )  # fmt: skip
     shards: int = option(0, "number of shards of each split; 0: by --shard_mb", low=0, group="shards")
-    shard_mb: float = option(128.0, "size to aim for in a shard, in MB", low=0.001, group="shards")
-    seed: int = option(0, "seed of the splits and of the stored order", group="shards")
+    shard_mb: float = option(128.0, "size to aim for in a shard, in MB", low=0.001, high=1e6, group="shards")
+    seed: int = option(0, "seed of the splits and of the stored order", low=-1e18, high=1e18, group="shards")
     workers: int = option(
         0, "processes (Ray: tasks) at a time; 0: one for each core, with Ray of the whole cluster", low=0, group="run"
     )

@@ -83,6 +83,12 @@ def test_a_number_of_more_digits_than_python_reads_divides_as_others_do():
     assert 0.75 < (plan(listing(names)).split == 0).mean() < 0.85
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", 10**60), ("seed", -(10**60)), ("shard_mb", 1e308)])
+def test_numbers_that_nothing_can_be_computed_with_are_refused(name, value):
+    with pytest.raises(UsageError, match=f"{name}=.*: use a "):
+        ConvertConfig(source="s", output="d", **{name: value})
+
+
 @pytest.mark.parametrize("images", [2, 3, 5, 9])
 @pytest.mark.parametrize("seed", range(5))
 def test_few_images_come_out_sane(images, seed):
