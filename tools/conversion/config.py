@@ -34,6 +34,8 @@ def parse_shares(value: str | Mapping[str, float]) -> dict[str, float]:
             raise ValueError(f"{name}={text} is not NAME=SHARE with a share above 0; use e.g. train=0.9,validation=0.1")
         if name in shares:
             raise ValueError(f"{name!r} is given twice; give each split one share")
+        if other := next((other for other in shares if other.lower() == name.lower()), ""):
+            raise ValueError(f"the splits {other!r} and {name!r} differ in case only; call them otherwise")
         shares[name] = share
     if shares and abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"the shares sum to {sum(shares.values()):g}; make them sum to 1")

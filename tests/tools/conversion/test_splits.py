@@ -123,7 +123,8 @@ def test_splits_that_cannot_be_filled_are_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["train", "train=", "train=0.5", "train=1.5,a=-0.5", "a=0.5,a=0.5", "a-b=1", "train=nan"]
+    "text",
+    ["train", "train=", "train=0.5", "train=1.5,a=-0.5", "a=0.5,a=0.5", "a=0.5,A=0.5", "a-b=1", "train=nan"],
 )
 def test_shares_that_are_refused(text):
     with pytest.raises(UsageError, match=r"^splits="):
