@@ -85,8 +85,9 @@ def test_images_are_built_of_files_that_the_context_holds(name):
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     needed = {*FOLDERS, "pyproject.toml", "setup.py", "constraints.txt"}
     assert needed | {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} == kept
-    assert all((ROOT / path).exists() for path in kept) and "--constraint constraints.txt" in text
-    extras = re.findall(r"'\.\[(\w+)\]'", text)
+    assert all((ROOT / path).exists() for path in kept) and "--constraint /wheel/constraints.txt" in text
+    extras = re.findall(r"\.whl\)\[(\w+)\]", text)
+    assert extras == (["gpu"] if name == "gpu.Dockerfile" else [])
     assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
 
 
