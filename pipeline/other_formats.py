@@ -161,6 +161,8 @@ def decode_gif(data: bytes, header: Header, reduction: int = 1) -> Samples:
 _NUMBER = rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})"
 _PNM = re.compile(rb"P(?:([14])|[2356])" + 2 * _NUMBER + rb"(?(1)|" + _NUMBER + rb")\s")  # bitmaps have no levels
 
+_COMMENTS = re.compile(rb"(?:#[^\r\n]*+\s*+)++")
+
 
 def _pnm_numbers(data: bytes) -> tuple[int, int, int, int]:
     """Width, height, largest level and where the samples begin, from the first 64 KB."""
@@ -201,7 +203,7 @@ def decode_pnm(data: bytes, header: Header, reduction: int = 1) -> Samples:
 
 
 def _decimal(text: bytes, count: int, *, bits: bool) -> np.ndarray:
-    text = re.sub(rb"#[^\r\n]*", b"", text)
+    text = _COMMENTS.sub(b"\n", text, count + 1)  # as many as there can be between so many numbers
     if bits:  # they need no space between them
         digits = np.frombuffer(text, np.uint8)
         return np.asarray(digits[(digits == 0x30) | (digits == 0x31)][:count] - 0x30)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -330,6 +332,17 @@ def test_no_header_costs_50_milliseconds_or_50_megabytes(tmp_path: Path) -> None
     assert each(PRICE, files) == dict.fromkeys(HOSTILE, "0")
     for path in files.values():
         path.unlink()  # 150 MB
+
+
+@pytest.mark.parametrize("comments", [b"#x\n" * 500_000, b"#\n1 " * 500_000])
+def test_comments_of_a_portable_map_cost_no_memory_of_their_own(comments: bytes) -> None:
+    whole = b"P2 3 1 255 #\n7#\n#\r8 # 3\n9 "
+    assert load_rgb(whole + comments, ImageOptions(resize="none"))[0, :, 0].tolist() == [7, 8, 9]
+    tracemalloc.start()
+    with pytest.raises(BadImage) if comments[1:2] == b"x" else contextlib.nullcontext():
+        process(b"P2 2 2 255 " + comments, ImageOptions())
+    assert tracemalloc.get_traced_memory()[1] < 8 * len(comments)
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
