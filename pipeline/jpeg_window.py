@@ -6,10 +6,11 @@ which hides other warnings: what was damaged after the converter's check, the ch
 
 What lies above and beside the part costs little more than its Huffman decoding, which nothing saves. Tried: leaving
 out its transform and color with jpeg_crop_scanline and jpeg_skip_scanlines takes 22 of 259 µs an image with
-libjpeg-turbo 3.2, and would need a compiled module of ours; through TurboJPEG 3, which needs none, 15 of 272 µs, since
-the one library that comes as a package (turbojpeg 0.0.2, libjpeg-turbo 2.1.92) is slower than simplejpeg's: 1.05 times
-the bare loop of the input benchmark, which decodes whole images, instead of 1.02. Of 388 µs that an image of that
-benchmark takes, about 260 are JPEG, 80 resizing and flipping, 21 Python, 9 reading and checksums, the rest tf.data.
+libjpeg-turbo 3.2, and would need its headers where we are compiled; through TurboJPEG 3, which needs none, 15 of 272
+µs, since the one library that comes as a package (turbojpeg 0.0.2, libjpeg-turbo 2.1.92) is slower than simplejpeg's.
+Of 282 µs that an image of the input benchmark takes, 240 are JPEG, 22 resizing and flipping (60 by OpenCV, without
+`_native.c`), 20 reading, checksums and Python. To check, parse and cut a record in C would save some 6 of these, and
+resizing with AVX-512 3.
 
 Tried, too: decoding to four bytes a pixel, which OpenCV resizes a tenth faster (79 instead of 86 µs with the fourth
 dropped again, the same pixels) as long as all of it is in the caches; in batches it is slower, 0.97 (0.95 to 1.00).
