@@ -577,7 +577,8 @@ def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOr
     if wrong:
         raise UsageError(f"{what}: --label_kind=index, but {shorten_list(wrong, 3)} is no number of 0 or more")
     numbers = [int(number(name)) for name in found]
-    names = listed_by_position(options.names, "--class_names")
+    # Those of a dataset that is added to are what they are, also where they end in numbers.
+    names = options.names if options.open_ended else listed_by_position(options.names, "--class_names")
     count = len(names) or max(numbers) + 1
     if names and max(numbers) >= count:
         raise UsageError(

@@ -386,6 +386,8 @@ def test_index_labels_are_positions_in_the_class_names():
         order("0", "1", names=("a", "b"))
     assert order("1", "0", names=("0 a", "1 b"), kind="index").names == ("a", "b")
     assert order("1", "2", names=("background", "a", "b"), kind="index").notes == ()
+    for names in (("0 a", "1 b"), ("b 1", "a 0"), ("label", "cat")):  # of a dataset that is added to
+        assert order("1", "0", names=names, kind="index", open_ended=True).names == names
     counted_from_1 = order("1", "2", names=("a", "b", "c", "d"), kind="index")
     assert order("1", names=("a", "b"), kind="index", open_ended=True).notes == ()  # what is added need not have all
     assert counted_from_1.notes == ("no label is 0, the lowest is 1; if they count from 1, subtract 1 from each",)
