@@ -287,6 +287,8 @@ def read_class_names(path: str) -> tuple[str, ...]:
         raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     if path.lower().endswith(".json") or re.match(r"\s*[\[{]\s*\"", text):
         names = _json_names(text, what)
+    elif re.fullmatch(r"""\s*[\[({]\s*(?:\d+\s*:\s*)?["'].*[\])}]\s*""", text, re.DOTALL):
+        raise UsageError(f"{what} is a list as Python prints it; write it as JSON, or the names alone, one a line")
     else:
         # A line separator is part of a name: refused.
         names = _unquoted([line.strip() for line in text.split("\n") if line.strip()])
