@@ -162,6 +162,24 @@ def untar_joined(root):
         archive.extractall(root / "u", filter="data")
 
 
+def converted(*files):
+    """A dataset of other images, where the source's is to be."""
+
+    def act(root):
+        for number, name in enumerate(files):
+            draw(root.parent / "before" / name, 90 + number)
+        assert convert(root.parent / "before", "--source=SOURCE").code == 0
+
+    return act
+
+
+def parquet(root):
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    pq.write_table(pa.table({"path": ["1.jpg"], "label": ["a"]}), root / "x.parquet")
+
+
 FLAT = "train/cat/1.jpg train/dog/2.jpg test/3.jpg"
 LABELLED = "1 cat train, 2 dog train"
 LISTED = "path,label,split\n"
@@ -223,6 +241,8 @@ CASES = {
     ]),
     "a folder beside splits": Case("train/cat/1.jpg test/cat/2.jpg more/cat/3.jpg", "more lies beside the split folders", [
         Way("leave it out with --exclude=more", "1 cat train, 2 cat test", "--exclude=more"),
+        Way("or convert it as a split, too, with --source=test=", "1 cat train, 2 cat test, 3 cat more",
+            source="--source=train=SOURCE/train --source=test=SOURCE/test --source=more=SOURCE/more"),
     ]),
     "a flat folder beside splits": Case("train/cat/1.jpg test/cat/2.jpg new/3.jpg", "new lies beside the split folders", [
         Way("convert it as a split without labels with --unlabelled=new", "1 cat train, 2 cat test, 3 - new",
@@ -403,6 +423,21 @@ CASES = {
     "names numbered from 1": Case("0/1.jpg 1/2.jpg", "its lines are numbered from 1", [
         Way("write lines NUMBER:NAME, numbered from 0 on", "1 dog train, 2 cat train", "", text("../n", "1:cat\n0:dog\n")),
     ], "--class_names=SOURCE/../n --label_kind=index", texts={"../n": "1:dog\n2:cat\n"}),
+    "a heading above names": Case("0/1.jpg 1/2.jpg", "its first name, 'label', seems to be a heading and would be label 0", [
+        Way("remove it", "1 dog train, 2 cat train", "", text("../n", "dog\ncat\n")),
+        Way("or, if it is a class, write lines 'NUMBER NAME', numbered from 0 on", "1 label train, 2 dog train", "",
+            text("../n", "0 label\n1 dog\n2 cat\n")),
+    ], "--class_names=SOURCE/../n --label_kind=index", texts={"../n": "label\ndog\ncat\n"}),
+    "names of Python": Case("cat/1.jpg dog/2.jpg", "is a list as Python prints it", [
+        Way("write it as JSON", "1 cat train, 2 dog train", "", text("../n", '["dog", "cat"]')),
+        Way("or the names alone, one a line", "1 cat train, 2 dog train", "", text("../n", "dog\ncat\n")),
+    ], "--class_names=SOURCE/../n", texts={"../n": "['dog',\n 'cat']\n"}),
+    "numbers for a dataset of names": Case("0/1.jpg 1/2.jpg", "its classes (0, 1) are numbers, those before (cat, dog) are not", [
+        Way("if they are positions among those, use --label_kind=index", "1 cat train, 2 dog train, 8 cat train, 9 dog train",
+            "--label_kind=index"),
+        Way("if they are classes, list all in --class_names, those before first", "1 0 train, 2 1 train, 8 cat train, 9 dog train",
+            "--class_names=SOURCE/../n", text("../n", "cat\ndog\n0\n1\n")),
+    ], "--append", do=converted("cat/8.jpg", "dog/9.jpg")),
     "no list of names": Case("cat/1.jpg dog/2.jpg", "is no list of names", [
         Way("write the names alone, one a line, in label order, into a .txt", "1 cat train, 2 dog train", "--class_names=SOURCE/../n.txt",
             text("../n.txt", "dog\ncat\n"), drops="--class_names=SOURCE/../n.yaml"),
@@ -427,6 +462,9 @@ CASES = {
         Way("write them alike", "1 a train, 2 a train, 3 a test", "", both(move(**{"Train/a/1.jpg": "train/a/1.jpg"}), remove("Train"))),
         Way("make one split of them with --merge_similar_labels", "1 a Train, 2 a Train, 3 a test", "--merge_similar_labels"),
     ]),
+    "a damaged table": Case("1.jpg", "x.parquet is no .parquet, or a damaged one", [
+        Way("write or copy it again", "1 a train", "", parquet),
+    ], source="--source=SOURCE/x.parquet", texts={"x.parquet": "PAR1 and no more"}),
     "no class numbers": Case("1.jpg 2.jpg 3.jpg", "labels run to 20,240,115 but only 3 differ", [
         Way("name another column", "1 0 train, 2 1 train, 3 1 train", "--label_column=kind"),
         Way("or number the classes from 0", "1 0 train, 2 1 train, 3 2 train", "", text("x.csv", "path,label\n1.jpg,0\n2.jpg,1\n3.jpg,2\n")),
@@ -458,6 +496,10 @@ CASES = {
     "a short row": Case(FLAT, "line 2: fewer columns than the first line", [
         Way("fewer columns than the first line", f"{LABELLED}, 3 dog test", "", text("../l", "image,label\n3.jpg,dog\n")),
     ], "--split_labels=test=SOURCE/../l", texts={"../l": "image,label\n3.jpg\n"}),
+    "a long row": Case("train/1.jpg train/2.jpg", "line 3: more columns than the first line names", [
+        Way("a value that holds what separates columns needs quotes around it", "1 cat train, 2 dog;_big train", "",
+            text("../l", 'image;label\n1.jpg;cat\n2.jpg;"dog; big"\n')),
+    ], "--split_labels=train=SOURCE/../l", texts={"../l": "image;label\n1.jpg;cat\n2.jpg;dog; big\n"}),
     "words with control characters": Case("a/1.jpg b/2.jpg", "the words for 'a' have control characters", [
         Way("rewrite them", "1 a train, 2 b train", "", text("../w", "a ant\nb bee\n")),
     ], "--class_words=SOURCE/../w", texts={"../w": "a an\x1bt\nb bee\n"}),
