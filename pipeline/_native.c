@@ -175,9 +175,16 @@ static PyObject *resize(PyObject *module, PyObject *arguments) {
     return PyBool_FromLong(done);
 }
 
+PyObject *native_shrink(PyObject *module, PyObject *arguments); /* of _shrink.c */
+PyObject *native_chroma(PyObject *module, PyObject *arguments);
+
 static PyMethodDef methods[] = {
     {"resize", resize, METH_VARARGS,
      "resize(source, target, flip)\n--\n\nWhether it has filled `target`, bilinear; otherwise it is left to OpenCV."},
+    {"shrink", native_shrink, METH_VARARGS,
+     "shrink(source, target, fx, fy, taps_x, taps_y)\n--\n\nWhether it has filled `target`: low-pass, then cubic."},
+    {"chroma", native_chroma, METH_VARARGS,
+     "chroma(source, blue, red, fx, fy)\n--\n\nWhether it has filled `blue` and `red` with Cb and Cr: halves, linear."},
     {NULL, NULL, 0, NULL},
 };
 

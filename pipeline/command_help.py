@@ -134,7 +134,7 @@ def _facts() -> dict[str, str]:
 
 
 def _compiled() -> str:
-    """Whether `_native.c` resizes batches, and if not, why. The error itself would name folders."""
+    """Whether `_native.c` resizes, and if not, why. The error itself would name folders."""
     try:
         import_module("shardline.pipeline._native")
     except ModuleNotFoundError:

@@ -9,7 +9,6 @@ A pure function of (bytes, options, library versions): the same in every process
 from __future__ import annotations
 
 import logging
-import math
 from importlib import metadata
 from typing import NamedTuple
 
@@ -24,12 +23,12 @@ from shardline.pipeline.image_headers import only_bad_images, read_header
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.image_pixels import Pixels, decode_pixels, halve
 from shardline.pipeline.image_types import BadImage, Header
+from shardline.pipeline.resizing import Extent, halvings, resize, ycc
 
 # How images are made smaller, and color profiles applied; part of the preprocessing contract. Change it whenever the
 # stored bytes of any image change: what was begun or made in another way is not gone on with.
-KERNEL = "halves, gaussian, cubic; matrix profiles in whole numbers, of deep samples in 16 bits"
+KERNEL = "halves, gaussian, cubic without IPP; matrix profiles in whole numbers, of deep samples in 16 bits"
 LONGEST_JPEG_SIDE = 65_500  # of libjpeg-turbo
-Extent = tuple[float, float]  # height and width in pixels
 
 
 class FilteredImage(BadImage):
@@ -79,11 +78,11 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
     header, (bgr, color_changed, notes), target, extent = _load(data, options)
     encoding = ENCODINGS[options.encoding]
     if encoding.subsampled:
-        luma, blue, red = _ycc(bgr, target, extent)
+        luma, blue, red = ycc(bgr, target, extent)
         luma = _crop(luma, target, options)
         planes = [luma, _crop(blue, target, options, 2), _crop(red, target, options, 2)]
     else:
-        bgr = _crop(_resize(bgr, target, extent), target, options)
+        bgr = _crop(resize(bgr, target, extent), target, options)
         planes = [bgr]
         luma = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
     height, width = luma.shape
@@ -113,7 +112,7 @@ def process(data: bytes, options: ImageOptions) -> ProcessedImage:
 def load_rgb(data: bytes, options: ImageOptions) -> np.ndarray:
     """The image that `process` would store, as uint8 RGB [height, width, 3], before any encoding. Raises likewise."""
     _, pixels, target, extent = _load(data, options)
-    return cv2.cvtColor(_crop(_resize(pixels.bgr, target, extent), target, options), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(_crop(resize(pixels.bgr, target, extent), target, options), cv2.COLOR_BGR2RGB)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------
@@ -156,8 +155,8 @@ def _load(data: bytes, options: ImageOptions) -> tuple[Header, Pixels, tuple[int
     _check_pixels(header.height, header.width, options)
     _check_side(height, width, options)
     target = _checked_target(height, width, options)
-    halvings = 0 if options.trim_borders else _halvings((height, width), target, most=3)
-    pixels = decode_pixels(data, header, halvings, options.depth_range)
+    reductions = 0 if options.trim_borders else halvings((height, width), target, most=3)
+    pixels = decode_pixels(data, header, reductions, options.depth_range)
     if options.trim_borders:
         bgr = _trim(pixels.bgr)
         if bgr.shape[:2] != (height, width):
@@ -165,7 +164,7 @@ def _load(data: bytes, options: ImageOptions) -> tuple[Header, Pixels, tuple[int
             height, width = bgr.shape[:2]
             _check_side(height, width, options)
             target = _checked_target(height, width, options)
-    return header, pixels, target, (height / 2**halvings, width / 2**halvings)
+    return header, pixels, target, (height / 2**reductions, width / 2**reductions)
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------
@@ -222,56 +221,6 @@ def _target(height: int, width: int, options: ImageOptions) -> tuple[int, int]:
     if side < size and not options.upscale:
         return height, width
     return max(1, round(height * size / side)), max(1, round(width * size / side))
-
-
-def _halvings(extent: Extent, target: Extent, most: int) -> int:
-    """How often to halve before the last resize, leaving it a ratio of at least 2: halving alone is a crude filter."""
-    ratio = min(extent[0] / target[0], extent[1] / target[1])
-    return min(most, max(0, math.floor(math.log2(ratio / 2))))
-
-
-def _resize(pixels: np.ndarray, target: Extent, extent: Extent, chroma: bool = False) -> np.ndarray:
-    """Resize what spans `extent` to span `target`: halve, then a low-pass fitted to the rest, then cubic.
-
-    As true to Lanczos as OpenCV's INTER_AREA or truer (benchmarks/bench_image.py), in a third of its time; chroma,
-    which a JPEG stores coarsely anyway, does without low-pass and cubic. `extent` and `target` may end inside their
-    last row or column (chroma of an odd size, reduced JPEGs): the grid stays exact.
-    """
-    if target == extent:
-        return pixels
-    size = (math.ceil(target[1]), math.ceil(target[0]))
-    for _ in range(_halvings(extent, target, most=99)):
-        pixels, extent = halve(pixels), (extent[0] / 2, extent[1] / 2)
-    down, across = extent[0] / target[0], extent[1] / target[1]
-    if max(down, across) > 4.5 or min(size) < 4:  # squashed very unequally, or tiny
-        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    if not chroma and max(down, across) >= 1.2:
-        (taps_across, sigma_across), (taps_down, sigma_down) = _low_pass(across), _low_pass(down)
-        pixels = cv2.GaussianBlur(pixels, (taps_across, taps_down), sigma_across, sigmaY=sigma_down)
-    kernel = cv2.INTER_LINEAR if chroma else cv2.INTER_CUBIC
-    pixels = cv2.resize(pixels, None, fx=1 / across, fy=1 / down, interpolation=kernel)
-    short, narrow = max(0, size[1] - pixels.shape[0]), max(0, size[0] - pixels.shape[1])
-    if short or narrow:
-        pixels = cv2.copyMakeBorder(pixels, 0, short, 0, narrow, cv2.BORDER_REPLICATE)
-    return pixels[: size[1], : size[0]]
-
-
-def _low_pass(ratio: float) -> tuple[int, float]:
-    """Taps and sigma of the Gaussian before a cubic resize by `ratio` < 4, fitted to Lanczos on photographs."""
-    if ratio > 2.65:
-        return 5, 1.2 + 0.65 * (ratio - 3.2)
-    outer = min(0.33, max(0.001, 0.225 * (ratio - 1.02)))  # each outer tap; the middle one has the rest
-    return 3, math.sqrt(-0.5 / math.log(outer / (1 - 2 * outer)))
-
-
-def _ycc(bgr: np.ndarray, target: Extent, extent: Extent) -> list[np.ndarray]:
-    """Y, Cb and Cr planes of a 4:2:0 JPEG, resized: half the samples of RGB, and no conversion inside the encoder."""
-    luma = _resize(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), target, extent)
-    if extent[0] >= target[0] and extent[1] >= target[1]:
-        bgr, extent = halve(bgr), (extent[0] / 2, extent[1] / 2)
-    color = _resize(bgr, (target[0] / 2, target[1] / 2), extent, chroma=True)
-    color = cv2.cvtColor(color, cv2.COLOR_BGR2YCrCb)
-    return [luma, cv2.extractChannel(color, 2), cv2.extractChannel(color, 1)]
 
 
 def _crop(pixels: np.ndarray, target: Extent, options: ImageOptions, part: int = 1) -> np.ndarray:

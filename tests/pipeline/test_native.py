@@ -1,47 +1,16 @@
 """The compiled module makes OpenCV's bytes, and is not missed where it cannot be compiled."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
 from shardline.pipeline import augment_host
-
-ROOT = Path(__file__).parents[2]
-
-
-def build(folder, **environment):
-    """What setup.py compiles, as on anybody's machine, or None; and what it said."""
-    where = ["--build-lib", folder / "lib", "--build-temp", folder / "temp"]
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build_ext", *where],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return next(folder.glob("lib/**/_native*"), None), done.stderr
+from tests.pipeline.conftest import build_native
 
 
 @pytest.fixture(scope="module")
-def resize(tmp_path_factory):
-    path, said = build(tmp_path_factory.mktemp("native"))
-    if path is None:
-        pytest.skip(f"no compiler here: {said[-200:]}")
-    assert path.name == "_native.abi3.so" and "_native.c" not in said  # the compiler has nothing to say of it
-    spec = importlib.util.spec_from_file_location("_native", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        pytest.skip(str(error))  # of a processor that it is not written for
-    return module.resize
+def resize(native):
+    return native.resize
 
 
 def drawn_sizes(count):
@@ -122,5 +91,5 @@ def test_what_keeps_its_size_is_copied(monkeypatch):
 
 
 def test_without_a_compiler_the_package_installs_all_the_same(tmp_path):
-    path, said = build(tmp_path, CC=str(tmp_path / "no-compiler"))
+    path, said = build_native(tmp_path, CC=str(tmp_path / "no-compiler"))
     assert path is None and "no-compiler" in said
