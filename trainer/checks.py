@@ -82,7 +82,9 @@ def check_labels(trained: Iterable[str], found: Iterable[str], data: str | os.Pa
     else:
         number = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         what = f"calls class {number} {theirs[number]!r}, the run {ours[number]!r}"
-    raise UsageError(f"--data={data} {what}; convert the images with the labels the run was trained on")
+    raise UsageError(
+        f"--data={data} {what}; convert the images with --class_names=RUN/config.json, where the run's labels are"
+    )
 
 
 def say_stored_otherwise(run: Path, data: Dataset) -> None:

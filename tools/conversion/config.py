@@ -80,7 +80,8 @@ class ConvertConfig(ImageOptions):
     )
     class_names: str = option(
         "",
-        "file with one class name a line, in label order, or JSON (id2label, class_to_idx); default: sorted names",
+        "file with one class name a line, in label order, or JSON (id2label, class_to_idx, another dataset's "
+        "manifest.json); default: sorted names",
         group="data",
         path="file",
     )

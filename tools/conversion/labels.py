@@ -274,7 +274,8 @@ def as_one(group: Sequence[str]) -> str:
 def read_class_names(path: str) -> tuple[str, ...]:
     """Class names in label order: one a line, also as `0:daisy` and `0<TAB>daisy`, or JSON.
 
-    JSON is a list of names, or names by number or numbers by name, as id2label and class_to_idx are.
+    JSON is a list of names, or names by number or numbers by name, as id2label and class_to_idx are, or a dataset's
+    manifest.json or a run's config.json.
     """
     what = f"--class_names={path}"
     if path.lower().endswith(_NO_LISTS):
@@ -312,6 +313,8 @@ def read_class_names(path: str) -> tuple[str, ...]:
 def _json_names(text: str, what: str) -> list[str]:
     try:
         names = parse_json(text)
+        if isinstance(names, dict) and isinstance(names.get("labels"), list):  # a manifest.json, or a run's config.json
+            names = names["labels"]
         if isinstance(names, dict):
             by_number = names_by_number(names)
             names = [by_number[number] for number in range(len(by_number))]

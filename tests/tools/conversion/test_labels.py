@@ -242,6 +242,7 @@ def test_a_class_of_the_test_split_only_is_noted_at_conversion(tmp_path):
     assert "note: classes in test but not in train: bird\n" in result.stderr
     assert "note: classes in train but not in test: dog\n" in result.stderr
     assert Manifest.load(tmp_path / "d").labels == ("bird", "cat", "dog")
+    assert read_class_names(str(tmp_path / "d" / "manifest.json")) == ("bird", "cat", "dog")
 
 
 def test_a_class_misspelled_in_one_split_is_refused_and_the_split_named(tmp_path):
@@ -511,6 +512,8 @@ def test_names_that_mean_a_split(name, rank):
         ('{"rose": 1, "daisy": 0}', ("daisy", "rose")),  # torchvision's class_to_idx
         ('{ "id2label": {"0": "daisy"}, "model_type": "vit"}', ("daisy",)),  # a config.json of Hugging Face
         ('{"0": ["n01", "daisy"]}', ("n01",)),
+        ('{"format": "x", "labels": ["b", "a"], "name": "x"}', ("b", "a")),
+        ('{"labels": 0, "b": 1}', ("labels", "b")),
         ('{"1": "daisy", "2": "rose"}', "a number of 0 or more for each"),
         ('["a", 1]', "no JSON of class names"),
         ("# of 2024\na\n", "is a comment"),
