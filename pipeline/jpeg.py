@@ -198,7 +198,9 @@ def _end_of_image(data: bytes, header: JpegHeader) -> int:
 def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     """All pixels, reduced 1, 2, 4 or 8 times.
 
-    libjpeg-turbo through simplejpeg, whose strict mode raises where libjpeg would only warn of corrupt data.
+    libjpeg-turbo through simplejpeg, whose strict mode raises where libjpeg would only warn of corrupt data. It is half
+    of a conversion. Its faster flags save 2% (DCT) and, of 4:2:0 alone, 7% (upsampling), and change pixels; Y, Cb and
+    Cr from Pillow, so that nothing is made BGR and gray again, take 1.5 times as long: Huffman codes are what costs.
     """
     check_scan(data, header)
     note = ""

@@ -1,7 +1,7 @@
 """Smaller images: halves, a low-pass, then cubic; and the planes of a JPEG.
 
 What most photographs need, `_shrink.c` does in half the time, with the same bytes, where it could be compiled and the
-processor has AVX2.
+processor has AVX2. Tried and left: compiled halves for the perceptual hash, which save less than 2% of an image.
 """
 
 from __future__ import annotations
