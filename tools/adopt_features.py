@@ -86,7 +86,10 @@ def _first_record(directory: Path, split: str, files: Sequence[str]) -> _First |
         for offset, size in index[:_TRIED].tolist():
             try:
                 payload = unframe_record(read_framed(directory / file, offset, size))
-                return _First(split, files, file, payload, feature_kinds(payload))
+                kinds = feature_kinds(payload)
+                for name in kinds:
+                    feature_values(payload, name)  # which are looked at later, and may be damaged as well
+                return _First(split, files, file, payload, kinds)
             except ValueError as error:
                 fault = fault or error
         if fault:

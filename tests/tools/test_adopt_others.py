@@ -506,6 +506,19 @@ def test_raw_pixels_in_another_order_are_refused_where_a_feature_says_so(tmp_pat
     assert sides or "dims" in told or "raw pixels are read as height x width x 3, RGB; write the records again" in found
 
 
+@pytest.mark.parametrize("damage", [b"\x0a\xff", b"\x08\x01"])
+@pytest.mark.parametrize("name", ["image", "label", "shape"])
+def test_a_first_record_whose_values_are_damaged_is_passed_over_and_left_out(tmp_path, capsys, name, damage):
+    put(tmp_path / "train.tfrecord", [ints(0), ints(1)])
+    more = {"image": texts(jpeg(0)), "label": ints(0), "shape": ints(32, 48, 3), name: tag(1, damage)}
+    whole = (tmp_path / "train.tfrecord").read_bytes()
+    (tmp_path / "train.tfrecord").write_bytes(frame_record(example(**more)) + whole)
+    assert adopted(tmp_path).splits["train"].records == 2 + (name == "shape")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "train.tfrecord").write_bytes(frame_record(example(**more)))
+    assert "its first record is damaged or no tf.train.Example" in refusal(tmp_path / "bad")
+
+
 def test_a_shape_that_fits_and_one_beside_an_image_file_are_no_reason(tmp_path):
     size = {"height": ints(48), "width": ints(64), "shape": ints(48, 64, 3), "image__colorspace": texts(b"RGB")}
     put(tmp_path / "a" / "train.tfrecord", [ints(0)], image=texts(photograph(48, 64).tobytes()), **size)
