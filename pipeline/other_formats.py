@@ -292,13 +292,16 @@ def decode_avif(data: bytes, header: Header, reduction: int = 1) -> Samples:
 def _open_heic(data: bytes) -> Any:
     import pi_heif
 
-    pi_heif.options.DECODE_THREADS = 1  # a worker for each core
-    return pi_heif.open_heif(data)
+    options = pi_heif.options
+    options.DECODE_THREADS = 1  # a worker for each core
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    start, end = isobmff.first_boxes(data).get(b"meta", (0, 0))  # of all boxes, whole, or truncated
+    # Metadata whose type is no text kills its process: without the reference it has none.
+    return pi_heif.open_heif(data[:start] + data[start:end].replace(b"cdsc", b"free") + data[end:])
 
 
 def read_heic(data: bytes) -> Header:
     """As libheif reads it: already turned."""
-    list(isobmff.boxes(data))  # whole, or truncated
     image = _open_heic(data)
     profile = image.info.get("icc_profile") or _coded_profile("heic", image)
     width, height = image.size

@@ -109,6 +109,24 @@ def test_the_animation_that_crashes_opencv_is_a_bad_image() -> None:
         process(base64.b64decode(ANIMATION), ImageOptions())
 
 
+METADATA = """
+def act(path):
+    images.read_header(open(path, "rb").read())
+"""
+
+
+def test_metadata_of_a_type_that_is_no_text_does_not_kill_its_reader(tmp_path: Path) -> None:
+    """As damage makes it: libheif's binding ends the process."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    avif = saved("AVIF", exif=exif)
+    damaged = avif.replace(b"ExifExif", b"\xff\xffifExif")
+    assert damaged != avif
+    (tmp_path / "damaged").write_bytes(damaged)
+    assert each(METADATA, {"damaged": tmp_path / "damaged"}) == {"damaged": "0"}
+    assert read_header(damaged).orientation == read_header(avif).orientation
+
+
 def test_decoders_see_no_animation_and_no_text_of_a_png(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     genuine = cv2.imdecode
