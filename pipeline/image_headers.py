@@ -22,8 +22,11 @@ from shardline.pipeline.sniff import NOT_IMAGES, UNSUPPORTED, sniff
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_COMPLAINTS = (OSError, RuntimeError, SyntaxError, ValueError, IndexError, struct.error, cv2.error)  # of decoders
-_NO_MEMORY = re.compile("(?i)out of memory|insufficient memory|memory allocation(?!.*limit)|bad_alloc|cannot allocate")
+# Of decoders.
+_COMPLAINTS = (OSError, EOFError, RuntimeError, SyntaxError, ValueError, IndexError, struct.error, cv2.error)
+_NO_MEMORY = re.compile(
+    "(?i)out of memory|insufficient memory|memory allocation(?!.*(limit|invalid))|bad_alloc|cannot allocate"
+)
 _WORDS = {
     "corrupt-scan": re.compile("(?i)corrupt jpeg data|premature end of data"),
     "truncated": re.compile("(?i)truncat|negative|end of (jpeg )?file|requires a buffer"),

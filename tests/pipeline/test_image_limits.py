@@ -199,6 +199,16 @@ def test_want_of_memory_is_never_the_images_fault(error: Exception, monkeypatch:
         process(saved("GIF"), ImageOptions())
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ValueError("Memory allocation error: Invalid image size: zero width or height"), "corrupt-data"),
+     (EOFError("Decoder plugin generated an error: Unexpected end of file"), "truncated")],
+)  # fmt: skip
+def test_what_libheif_says_of_damage_is_the_images_fault(error: Exception, reason: str) -> None:
+    fault = image_headers.fault_of(error, "heic")
+    assert isinstance(fault, BadImage) and fault.reason == reason
+
+
 # Does `act` with each file in a process of its own, and prints how each ended: 0, or what it died of. The libraries,
 # which take longer to import than most files, are imported once.
 EACH = """
