@@ -55,7 +55,7 @@ def read_header(data: bytes) -> PngHeader:
     gray_key = None
     if color == 0 and b"tRNS" in told:
         level = int.from_bytes(told[b"tRNS"][:2], "big") & (1 << depth) - 1
-        gray_key = level * 255 // ((1 << min(depth, 8)) - 1)
+        gray_key = level * 255 // max(1, (1 << min(depth, 8)) - 1)
     return PngHeader("png", width, height, orientation, frames, _profile(told, texts), tuple(chunks), gray_key)
 
 

@@ -137,6 +137,13 @@ def test_decoders_see_no_animation_and_no_text_of_a_png(monkeypatch: pytest.Monk
     assert seen == [png(rgb, 2)]
 
 
+def test_gray_of_no_bits_is_damaged() -> None:
+    gray = png(reference_image()[..., :1], 0, chunks=[(b"tRNS", b"\0\0")])
+    head = b"IHDR" + gray[16:24] + bytes(5)
+    with pytest.raises(BadImage, match="corrupt-data"):
+        process(gray[:12] + head + struct.pack(">I", zlib.crc32(head)) + gray[33:], ImageOptions())
+
+
 @pytest.mark.parametrize("kind", [b"tEXt", b"gAMA", b"IDAT", b"zzZz"])
 def test_every_checksum_counts(kind: bytes) -> None:
     whole = png(reference_image(), 2, chunks=[] if kind == b"IDAT" else [(kind, b"\0\1\2\3")])
