@@ -110,15 +110,17 @@ _GIF_PROFILE = b"!\xff\x0bICCRGBG1012"
 class _FewReads(io.BytesIO):
     """A file that ends after so many reads, as many as a header may cost, whatever it says."""
 
-    reads = 0
+    left = MOST_READS
     ended = False  # read to its last byte and on
 
     def read(self, size: int | None = -1) -> bytes:
-        self.reads += 1
-        if self.reads % MOST_READS == 0:
+        found = io.BytesIO.read(self, size)
+        self.left -= 1
+        if not found:
+            self.ended = True
+        elif self.left <= 0:
+            self.left = MOST_READS
             raise EOFError("unsupported: too many blocks before the first frame")
-        found = super().read(size)
-        self.ended = self.ended or not found
         return found
 
 
