@@ -421,8 +421,11 @@ CASES = {
         Way("write one name a line there, as the source has it", "1 cat train, 2 dog train", "", text("../n", "dog\ncat\n")),
     ], "--class_names=SOURCE/../n", texts={"../n": "1 dog\n2 cat\n"}),
     "names numbered from 1": Case("0/1.jpg 1/2.jpg", "its lines are numbered from 1", [
-        Way("write lines NUMBER:NAME, numbered from 0 on", "1 dog train, 2 cat train", "", text("../n", "1:cat\n0:dog\n")),
+        Way("write lines 'NUMBER NAME', numbered from 0 on", "1 dog train, 2 cat train", "", text("../n", "1 cat\n0 dog\n")),
     ], "--class_names=SOURCE/../n --label_kind=index", texts={"../n": "1:dog\n2:cat\n"}),
+    "names that end in numbers": Case("0/1.jpg 1/2.jpg", "its lines are numbered from 1, as in 'Type 1', 'Model 2'", [
+        Way("write lines 'NUMBER NAME', numbered from 0 on", "1 Type_1 train, 2 Model_2 train", "", text("../n", "0 Type 1\n1 Model 2\n")),
+    ], "--class_names=SOURCE/../n --label_kind=index", texts={"../n": "Type 1\nModel 2\n"}),
     "a heading above names": Case("0/1.jpg 1/2.jpg", "its first name, 'label', seems to be a heading and would be label 0", [
         Way("remove it", "1 dog train, 2 cat train", "", text("../n", "dog\ncat\n")),
         Way("or, if it is a class, write lines 'NUMBER NAME', numbered from 0 on", "1 label train, 2 dog train", "",
@@ -868,7 +871,7 @@ ADOPTIONS = {
         Way("--label_offset=-1 would make the lowest 0", "train cat dog", "--label_offset=-1"),
     ], "--class_names=SOURCE/../n", do=text("../n", "cat\ndog\n")),
     "names from 1": Adoption({"train.tfrecord": [ints(1), ints(2)]}, "its lines are numbered from 1", [
-        Way("write lines NUMBER:NAME, numbered from 0 on", "train cat dog", "", text("../n", "0:none\n1:cat\n2:dog\n")),
+        Way("write lines 'NUMBER NAME', numbered from 0 on", "train cat dog", "", text("../n", "0 none\n1 cat\n2 dog\n")),
         Way("or say with --label_offset=-1 that the records' labels count from 1", "train cat dog", "--label_offset=-1"),
     ], "--class_names=SOURCE/../n", do=text("../n", "1:cat\n2:dog\n")),
     "labels below 0": Adoption({"train.tfrecord": [ints(-3), ints(-2), ints(0)]}, "labels run from -3 to 0", [

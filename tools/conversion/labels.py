@@ -402,7 +402,7 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
                 return tuple(bare)
             raise UsageError(
                 f"{what}: its lines are numbered from {start}, as in {shorten_list(map(repr, lines), 2)}, but labels "
-                f"are counted from {first}; write lines NUMBER:NAME, numbered from {first} on{hint}"
+                f"are counted from {first}; write lines 'NUMBER NAME', numbered from {first} on{hint}"
             )
     if len(names) > 1 and names[0].lower() in _HEADINGS:
         raise UsageError(

@@ -573,6 +573,7 @@ def test_what_is_no_list_of_names_is_refused_and_never_read_as_lines(tmp_path, s
         (("name id", "rose 0", "daisy 1"), 0, ("rose", "daisy")),
         (("rose 0", "tulip 1", "daisy 2"), 0, ("rose", "tulip", "daisy")),
         (("rose 1", "tulip 2", "daisy 3"), 0, "numbered from 1, as in 'rose 1', 'tulip 2'"),
+        (("0 Type 1", "1 Model 2"), 0, ("Type 1", "Model 2")),
         (("level 0", "level 1"), 0, ("level 0", "level 1")),
         (("boeing 737", "boeing 747"), 0, ("boeing 737", "boeing 747")),
         (("label", "rose", "daisy"), 0, "its first name, 'label', seems to be a heading and would be label 0"),
