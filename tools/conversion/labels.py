@@ -278,22 +278,22 @@ def read_class_names(path: str) -> tuple[str, ...]:
     manifest.json or a run's config.json.
     """
     what = f"--class_names={path}"
-    if path.lower().endswith(_NO_LISTS):
-        raise UsageError(f"{what} is no list of names; write the names alone, one a line, in label order, into a .txt")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = "" if path.lower().endswith(_NO_LISTS) else Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{what}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    listed = [line.strip() for line in text.split("\n") if line.strip()]  # a line separator is part of a name: refused
+    bullets = [line for line in listed if not line.endswith(":")]
+    if path.lower().endswith(_NO_LISTS) or (bullets and all(line.startswith("- ") for line in bullets)):  # of YAML
+        raise UsageError(f"{what} is no list of names; write the names alone, one a line, in label order, into a .txt")
     if path.lower().endswith(".json") or re.match(r"\s*[\[{]\s*\"", text):
         names = _json_names(text, what)
     elif re.fullmatch(r"""\s*[\[({]\s*(?:\d+\s*:\s*)?["'].*[\])}]\s*""", text, re.DOTALL):
         raise UsageError(f"{what} is a list as Python prints it; write it as JSON, or the names alone, one a line")
     else:
-        # A line separator is part of a name: refused.
-        names = _unquoted([line.strip() for line in text.split("\n") if line.strip()])
-        names = _without_numbers(names, r"\s*[:\t]\s*", r"\s*[:\t]\s*")
+        names = _without_numbers(_unquoted(listed), r"\s*[:\t]\s*", r"\s*[:\t]\s*")
     if not names:
         raise UsageError(f"{what}: the file is empty")
     if names[0].startswith("# "):
@@ -372,8 +372,12 @@ def _unquoted(lines: list[str]) -> list[str]:
 
 
 def _without_numbers(lines: Sequence[str], after: str, before: str, first: int = 0) -> list[str]:
-    """The names of lines NUMBER `after` NAME or NAME `before` NUMBER, by number from `first` on; others as they are."""
-    for pattern in (rf"(?P<number>\d{{1,9}}){after}(?P<name>\S.*)", rf"(?P<name>\S.*?){before}(?P<number>\d{{1,9}})"):
+    """The names of lines NUMBER `after` NAME or NAME `before` NUMBER, by number from `first` on; others as they are.
+
+    No line has a number after its name where `before` is "".
+    """
+    patterns = [rf"(?P<number>\d{{1,9}}){after}(?P<name>\S.*)", rf"(?P<name>\S.*?){before}(?P<number>\d{{1,9}})"]
+    for pattern in patterns[: 2 if before else 1]:
         pairs = [re.fullmatch(pattern, line) for line in lines]
         by_number = {int(pair["number"]) - first: pair["name"] for pair in pairs if pair}
         if sorted(by_number) == list(range(len(lines))) and len(set(by_number.values())) == len(lines):
@@ -394,9 +398,12 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
       UsageError: the lines are numbered, and from another number on, or begin with what seems to be a heading.
     """
     heading = len(names) > 2 and not names[0][0].isdecimal()
+    words = set(re.split(r"\W+", " ".join(names[:1]).lower()))
     for lines in (names, names[1:])[: 1 + heading]:
+        # x-1, Type 1 and rose 0 are three classes.
+        before = BEFORE_NUMBER if lines is names or words & {*_HEADINGS, "id", "index", "idx", "number"} else ""
         for start in (0, 1):
-            if (bare := _without_numbers(lines, AFTER_NUMBER, BEFORE_NUMBER, start)) == list(lines):
+            if (bare := _without_numbers(lines, AFTER_NUMBER, before, start)) == list(lines):
                 continue
             if start == first:
                 return tuple(bare)
@@ -404,7 +411,7 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
                 f"{what}: its lines are numbered from {start}, as in {shorten_list(map(repr, lines), 2)}, but labels "
                 f"are counted from {first}; write lines 'NUMBER NAME', numbered from {first} on{hint}"
             )
-    if len(names) > 1 and names[0].lower() in _HEADINGS:
+    if len(names) > 1 and names[0].lower().rstrip(":") in _HEADINGS:
         raise UsageError(
             f"{what}: its first name, {names[0]!r}, seems to be a heading and would be label {first}; remove it, "
             f"or, if it is a class, write lines 'NUMBER NAME', numbered from {first} on"
