@@ -21,8 +21,8 @@ class InputConfig(DataCacheOptions):
     what comes out. `trainer.config.TrainConfig` inherits these fields: one definition, one default.
     """
 
-    global_batch_size: int = option(32, "samples a step, over all devices and hosts", low=1, group="input")
-    image_size: int = option(224, "side of the square the model sees, in pixels", low=1, group="input")
+    global_batch_size: int = option(32, "samples a step, over all devices and hosts", low=1, high=1e9, group="input")
+    image_size: int = option(224, "side of the square the model sees, in pixels", low=1, high=65500, group="input")
     seed: int = option(
         0, "seed of the order, the augmentation, the initial weights and dropout", low=0, high=2**32 - 1, group="recipe"
     )

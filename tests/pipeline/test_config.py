@@ -15,6 +15,8 @@ from shardline.pipeline.options import pair_text
     [
         {"global_batch_size": 0},
         {"image_size": 0},
+        {"image_size": 10**30},
+        {"global_batch_size": 10**30},
         {"shuffle_block_size": 0},
         {"augment_on": "gpu"},
         {"crop_area": (0.5, 0.1)},
