@@ -15,6 +15,7 @@ from shardline.pipeline import color_spaces, exif, opencv
 from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
+_USELESS: dict[int, set[bytes]] = {2: {b"PLTE"}, 3: set()}  # of them, by kind of color; libpng complains on stderr
 _TOLD = frozenset((b"acTL", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"tRNS"))  # of each, the first counts
 _CHUNK = struct.Struct(">I4s")  # bytes and kind
 _END = bytes(4) + b"IEND\xae\x42\x60\x82"  # the last chunk, without which all pixels may be there
@@ -154,11 +155,12 @@ def _pixel_chunks(data: bytes, header: PngHeader) -> bytes:
       BadImage: a chunk's checksum is wrong.
     """
     view = memoryview(data)
+    needed = _PIXELS - _USELESS.get(data[25], {b"PLTE", b"tRNS"})
     kept = [view[:8]]
     for kind, start, end in header.chunks:
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise BadImage("corrupt-data", f"PNG: checksum of chunk {kind.decode()} at byte {start}")
-        if kind in _PIXELS and not (kind == b"tRNS" and header.gray_key is not None):  # which OpenCV passes over
+        if kind in needed:
             kept.append(view[start:end])
     last, _, end = header.chunks[-1]
     if last != b"IEND":

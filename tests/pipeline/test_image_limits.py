@@ -137,6 +137,18 @@ def test_decoders_see_no_animation_and_no_text_of_a_png(monkeypatch: pytest.Monk
     assert seen == [png(rgb, 2)]
 
 
+@pytest.mark.parametrize(
+    ("color", "channels", "chunk"),
+    [(0, 1, b"PLTE"), (2, 3, b"PLTE"), (4, 2, b"tRNS"), (6, 4, b"PLTE"), (6, 4, b"tRNS")],
+)
+def test_libpng_has_nothing_to_complain_of(
+    color: int, channels: int, chunk: bytes, capfd: pytest.CaptureFixture
+) -> None:
+    samples = np.full((4, 4, channels), 255, np.uint8)
+    shown = load_rgb(png(samples, color, chunks=[(chunk, bytes(3 * 257))]), ImageOptions())
+    assert (shown == 255).all() and capfd.readouterr().err == ""
+
+
 def test_gray_of_no_bits_is_damaged() -> None:
     gray = png(reference_image()[..., :1], 0, chunks=[(b"tRNS", b"\0\0")])
     head = b"IHDR" + gray[16:24] + bytes(5)
