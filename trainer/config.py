@@ -20,26 +20,20 @@ SCHEDULES = ("cosine", "constant")
 AUTO = "auto"
 POOLED_HEADS = ("gap", "hypercolumn")  # fit images of any size
 MIN_IMAGE_SIZE = 32  # five halvings leave one pixel
+_LEARNS_FAST: dict[str, str | float] = {  # all layers, in few epochs of few images
+    "head": "hypercolumn",
+    "dropout": 0.0,
+    "optimizer": "adamw",
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+    "progressive_resizing": "0.5:0.3,0.75:0.6",
+}
 # Named recipes: what other flags are where they are not given. benchmarks/fine_tuning.py measures them.
 RECIPES: dict[str, dict[str, str | float]] = {
     "plain": {},
-    "scratch": {
-        "head": "hypercolumn",
-        "dropout": 0.0,
-        "phases": "all:32@2e-4",
-        "optimizer": "adamw",
-        "weight_decay": 0.05,
-        "label_smoothing": 0.1,
-        "progressive_resizing": "0.5:0.3,0.75:0.6",
-    },
+    "scratch": _LEARNS_FAST | {"phases": "all:32@2e-4"},
     "linear_probe": {"head": "hypercolumn", "dropout": 0.0, "phases": "head:30@0.3", "cache_features": 4},
-    "finetune": {
-        "head": "hypercolumn",
-        "dropout": 0.0,
-        "phases": "head:30@0.3,block5:3@0.01,all:9@0.01",
-        "block_lr_decay": 0.7,
-        "cache_features": 4,
-    },
+    "finetune": _LEARNS_FAST | {"phases": "all:20@2e-4"},
 }
 PRECISIONS = ("mixed_bfloat16", "mixed_float16", "float32")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")

@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 
 from shardline.benchmarks import fine_tuning
-from shardline.benchmarks.fine_tuning import FROM_SCRATCH, PRETRAINED, Entry, FineTuningConfig, KerasFit, Outcome, Pace
+from shardline.benchmarks.fine_tuning import (
+    FROM_SCRATCH,
+    GUIDE,
+    PLAIN,
+    PRETRAINED,
+    Entry,
+    FineTuningConfig,
+    Outcome,
+    Pace,
+)
 from shardline.benchmarks.measure import load_results
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.trainer import selftest
@@ -16,19 +25,15 @@ from tests.trainer.test_weights import write_legacy_h5
 
 
 def test_epochs_fill_what_starting_leaves():
-    entry = Entry("finetune")
-    head, block5, everything = entry.phases
-    assert [phase.part for phase in entry.phases] == ["head", "block5", "all"]
+    (everything,) = Entry("finetune").phases
     # 80 s are left, for 40 epochs of 2 s.
-    factor = 40 / (block5.epochs + everything.epochs)
-    stretched = Pace(20.0, 2.0).phases(entry, 100.0)
-    assert stretched[0] == head
-    assert [phase.epochs for phase in stretched[1:]] == pytest.approx(
-        [block5.epochs * factor, everything.epochs * factor]
-    )
-    assert KerasFit().stretched(0.35)[0].epochs == 3  # whole ones
+    assert Pace(20.0, 2.0).phases(Entry("finetune"), 100.0) == (replace(everything, epochs=40.0),)
+    head, _ = GUIDE.phases
+    assert Pace(20.0, 2.0).phases(GUIDE, 100.0) == (head, Phase("all", 40.0, 1e-5))
+    assert PLAIN.stretched(0.35)[0].epochs == 3  # whole ones
+    assert [phase.epochs for phase in GUIDE.stretched(0.35)] == [20, 4]
     with pytest.raises(UsageError, match="seconds=15: starting takes 20 s here"):
-        Pace(20.0, 2.0).phases(entry, 15.0)
+        Pace(20.0, 2.0).phases(Entry("finetune"), 15.0)
 
 
 def test_a_head_alone_is_not_stretched():
@@ -70,23 +75,24 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
     monkeypatch.setattr(fine_tuning, "pace", lambda *_: Pace(20.0, 10.0))
     monkeypatch.setattr(fine_tuning, "train", train)
     fine_tuning.main(config(folder, seconds=100))
-    assert calls == [(recipe, seed) for seed in ("4", "7") for recipe in ("scratch", "linear_probe", "finetune")]
+    recipes = (GUIDE.recipe, "linear_probe", "finetune")
+    assert calls == [(recipe, seed) for seed in ("4", "7") for recipe in recipes]
     rows = {row.name: row for row in load_results(folder / "report")}
-    assert list(rows) == list(PRETRAINED) and rows["from scratch"].repeats == (54.0, 57.0)
-    assert rows["from scratch"].unit == "% top-1"
-    assert rows["from scratch"].what == "--recipe=scratch --phases=all:8@0.0002"
-    assert "| from scratch | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
+    assert list(rows) == list(PRETRAINED) and rows["all layers"].repeats == (54.0, 57.0)
+    assert rows["all layers"].unit == "% top-1"
+    assert rows["all layers"].what == "--recipe=finetune --phases=all:8@0.0002"
+    assert rows["Keras fit"].what == "keras_fit --phases=head:20@0.001,all:8@1e-05"
+    assert "| all layers | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_recipe_is_trained_and_paced_by_the_real_trainer(folder, tmp_path, monkeypatch):
-    thin, entry = config(folder, image_size=32, width=0.03, precision="float32"), PRETRAINED["head, block5, all"]
+    thin, entry = config(folder, image_size=32, width=0.03, precision="float32"), PRETRAINED["all layers"]
     monkeypatch.setattr(fine_tuning, "PACE_EPOCHS", (1, 40))
     found = fine_tuning.pace(thin, entry, tmp_path / "run")
     assert found.epoch_seconds > 0 and found.overhead_seconds > 0
     trained = TrainConfig.from_dict(json.loads((tmp_path / "run" / "1" / "config.json").read_text())["train"])
-    head, block5, everything = entry.phases
-    assert trained.phase_list == (head, replace(block5, epochs=0.25), replace(everything, epochs=0.75))
+    assert trained.phase_list == tuple(replace(phase, epochs=1.0) for phase in entry.phases)
     assert trained.recipe_text == f"finetune with --phases={trained.phases}"
     assert trained.weights == str(folder / "w.h5") and trained.eval_split == "test"
     with pytest.raises(Failure, match=r"weights=.*: no such file"):

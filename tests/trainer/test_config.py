@@ -69,7 +69,7 @@ def test_phases_are_what_epochs_at_rate():
         ({"seed": 2**32}, "seed=4294967296: use a whole number from 0 to 4294967295"),
         ({"recipe": "best"}, "recipe=best: use one of plain, scratch, linear_probe, finetune"),
         ({"recipe": "finetune"}, "recipe=finetune is for pretrained weights: name them in weights"),
-        ({"recipe": "finetune", "weights": "x", "mixup": 0.2}, "or it: cache_features=0"),
+        ({"recipe": "linear_probe", "weights": "x", "mixup": 0.2}, "or it: cache_features=0"),
     ],
 )
 def test_wrong_settings_name_flag_value_and_remedy(settings, named):
@@ -198,7 +198,7 @@ def test_a_phase_is_cut_where_images_grow_wherever_it_is_begun():
 def test_flags_override_a_file_and_both_override_the_recipe(tmp_path):
     (tmp_path / "x.json").write_text('{"recipe": "finetune", "weights": "w.h5", "cache_features": 9, "dropout": 0.2}')
     made = command_line.parse(TrainCommand, ["train", f"--config={tmp_path / 'x.json'}", "--dropout=0.5"])
-    assert (made.head, made.block_lr_decay, made.cache_features, made.dropout) == ("hypercolumn", 0.7, 9, 0.5)
+    assert (made.head, made.optimizer, made.cache_features, made.dropout) == ("hypercolumn", "adamw", 9, 0.5)
 
 
 def test_the_printed_settings_are_those_of_the_recipe(monkeypatch, capsys):
