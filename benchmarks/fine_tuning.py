@@ -56,14 +56,17 @@ class Entry:
         """As the recipe has them."""
         return TrainConfig(recipe=self.recipe, weights="given").phase_list
 
-    @property
-    def epochs(self) -> float:
-        """Of the phases that can be stretched: all but the head's."""
-        return sum(phase.epochs for phase in self.phases if phase.part != "head")
+    def stretches(self, phase: Phase) -> bool:
+        """Whether a phase is made as long as there is time: not the head's, which is short, on stored features."""
+        return phase.part != "head"
+
+    def epochs(self, phases: Sequence[Phase]) -> float:
+        """Of those that are stretched."""
+        return sum(phase.epochs for phase in phases if self.stretches(phase))
 
     def stretched(self, factor: float) -> tuple[Phase, ...]:
         """The phases, those that can be stretched this many times as long."""
-        return tuple(p if p.part == "head" else replace(p, epochs=p.epochs * factor) for p in self.phases)
+        return tuple(replace(p, epochs=p.epochs * factor) if self.stretches(p) else p for p in self.phases)
 
     def what(self, phases: Sequence[Phase]) -> str:
         """For the results: its flags."""
@@ -90,6 +93,10 @@ class KerasFit(Entry):
     def phases(self) -> tuple[Phase, ...]:
         """As given."""
         return parse_phases(self.recipe)
+
+    def stretches(self, phase: Phase) -> bool:
+        """All: Keras stores no features."""
+        return True
 
     def stretched(self, factor: float) -> tuple[Phase, ...]:
         """Whole epochs, as Keras has them."""
@@ -180,7 +187,8 @@ class Pace:
         left = seconds - self.overhead_seconds
         if left <= 0:
             raise UsageError(f"--seconds={seconds:g}: starting takes {self.overhead_seconds:.0f} s here; give more")
-        return entry.stretched(left / self.epoch_seconds / entry.epochs if entry.epochs else 1.0)
+        epochs = entry.epochs(entry.phases)
+        return entry.stretched(left / self.epoch_seconds / epochs if epochs else 1.0)
 
 
 @dataclass(frozen=True)
@@ -206,10 +214,10 @@ def train(config: FineTuningConfig, entry: Entry, phases: Sequence[Phase], seed:
 
 def pace(config: FineTuningConfig, entry: Entry, workdir: Path) -> Pace:
     """From two short runs, of all phases and image sizes: the line through their times."""
-    if not entry.epochs:
+    if not (epochs := entry.epochs(entry.phases)):
         return Pace(0.0, 0.0)
-    runs = [train(config, entry, entry.stretched(n / entry.epochs), "0", workdir / str(n)) for n in PACE_EPOCHS]
-    fewer, more = (sum(phase.epochs for phase in run.phases if phase.part != "head") for run in runs)
+    runs = [train(config, entry, entry.stretched(n / epochs), "0", workdir / str(n)) for n in PACE_EPOCHS]
+    fewer, more = (entry.epochs(run.phases) for run in runs)
     epoch_seconds = (runs[1].seconds - runs[0].seconds) / (more - fewer)
     if epoch_seconds <= 0:
         raise Failure(f"{entry.recipe}: {more:g} epochs took no longer than {fewer:g}; give a larger --data")

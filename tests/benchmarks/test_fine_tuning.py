@@ -28,10 +28,10 @@ def test_epochs_fill_what_starting_leaves():
     (everything,) = Entry("finetune").phases
     # 80 s are left, for 40 epochs of 2 s.
     assert Pace(20.0, 2.0).phases(Entry("finetune"), 100.0) == (replace(everything, epochs=40.0),)
-    head, _ = GUIDE.phases
-    assert Pace(20.0, 2.0).phases(GUIDE, 100.0) == (head, Phase("all", 40.0, 1e-5))
+    # Keras stores no features, so its head phase takes as long as its epochs: 27 and 13, whole ones.
+    assert Pace(20.0, 2.0).phases(GUIDE, 100.0) == (Phase("head", 27, 1e-3), Phase("all", 13, 1e-5))
     assert PLAIN.stretched(0.35)[0].epochs == 3  # whole ones
-    assert [phase.epochs for phase in GUIDE.stretched(0.35)] == [20, 4]
+    assert [phase.epochs for phase in GUIDE.stretched(0.35)] == [7, 4]
     with pytest.raises(UsageError, match="seconds=15: starting takes 20 s here"):
         Pace(20.0, 2.0).phases(Entry("finetune"), 15.0)
 
@@ -81,7 +81,7 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
     assert list(rows) == list(PRETRAINED) and rows["all layers"].repeats == (54.0, 57.0)
     assert rows["all layers"].unit == "% top-1"
     assert rows["all layers"].what == "--recipe=finetune --phases=all:8@0.0002"
-    assert rows["Keras fit"].what == "keras_fit --phases=head:20@0.001,all:8@1e-05"
+    assert rows["Keras fit"].what == "keras_fit --phases=head:5@0.001,all:3@1e-05"
     assert "| all layers | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
 
 
@@ -104,7 +104,7 @@ def test_a_recipe_is_trained_and_paced_by_the_real_trainer(folder, tmp_path, mon
 def test_what_begins_from_scratch_is_trained_by_its_command(name, folder, tmp_path):
     thin, entry = config(folder, weights="none", image_size=32, width=0.03, precision="float32"), FROM_SCRATCH[name]
     assert thin.entries is FROM_SCRATCH
-    found = fine_tuning.train(thin, entry, entry.stretched(1 / entry.epochs), "3", tmp_path / "run")
+    found = fine_tuning.train(thin, entry, entry.stretched(1 / entry.epochs(entry.phases)), "3", tmp_path / "run")
     assert 0 <= found.top1 <= 100 and found.seconds > 0 and found.phases[0].epochs == pytest.approx(1)
 
 
