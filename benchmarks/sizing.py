@@ -78,7 +78,7 @@ def measured(results: Path = RESULTS) -> Rates:
         if (row["part"], row.get("what")) == ("real", "default") and "images_per_second" in row
     ]
     return Rates(
-        convert_seconds=statistics.median(rows["convert 3,200 photographs", "shardline"].cpu_seconds),
+        convert_seconds=statistics.median(rows["convert", "shardline"].cpu_seconds),
         record_bytes=rows["stages", "storage"].settings["facts"]["image_bytes"],
         read_seconds=statistics.median(rows["input", "shardline host"].cpu_seconds),
         gpu_images=real,

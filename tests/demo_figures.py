@@ -21,13 +21,14 @@ from PIL import Image
 from shardline.benchmarks.measure import machine
 from shardline.pipeline.evaluation_files import read_metrics
 from shardline.pipeline.manifest import Manifest
+from shardline.trainer import predict
 from tests.shell_commands import follow
 from tests.tools.test_sample_data import color_top1
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "demo.json"
 TUTORIAL = {"grid.png": "grid.jpg", "run/plots/curves.png": "curves.jpg", "gallery.png": "gallery.jpg"}
-IMAGES = {"predictions.png": "demo_predictions.png", "run/plots/curves.png": "demo_curves.png"}  # under docs/
+IN_README = 12  # images of the gallery
 
 
 def main() -> None:
@@ -56,9 +57,12 @@ def main() -> None:
         "machine": {name: fact for name, fact in machine().items() if name != "argv"},
     }
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
-    for source, name in IMAGES.items():
-        if (settings.demo / source).is_file():
-            shutil.copyfile(settings.demo / source, ROOT / "docs" / name)
+    shutil.copyfile(settings.demo / "run/plots/curves.png", ROOT / "docs" / "demo_curves.png")
+    predict.GALLERY_IMAGES = IN_README
+    gallery = str(ROOT / "docs" / "demo_predictions.png")
+    predict.predict(
+        predict.PredictConfig(run=str(settings.demo / "run"), data=str(data), split="test", gallery=gallery)
+    )
 
 
 def tutorial() -> None:
