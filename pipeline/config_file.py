@@ -10,7 +10,7 @@ import json
 import os
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.habits import unknown
 from shardline.pipeline.options import Field, from_text, options, value_of
 from shardline.pipeline.paths import local_path
+from shardline.pipeline.text import parse_json, unique
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,23 +78,15 @@ def _parse(text: str, ending: str) -> Any:
     if ending == ".toml":
         return tomllib.loads(text)
     if ending == ".json":
-        return json.loads(text, object_pairs_hook=_unique)
+        return parse_json(text)
     import yaml
 
     try:
         if isinstance(node := yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
-            _unique([(key.value, None) for key, _ in node.value if isinstance(key.value, str)])
+            unique((key.value, None) for key, _ in node.value if isinstance(key.value, str))
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(error) from None
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """What an object holds; of a name that is there twice, JSON and YAML would take the last, and TOML refuses it."""
-    names = [name for name, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise ValueError(f"{twice!r} is given twice; leave one")
-    return dict(pairs)
 
 
 def write_config_text(config: type[DataclassInstance], values: Mapping[str, Any]) -> str:

@@ -6,7 +6,10 @@ direction, a formula. Names are stored as they are and made harmless where they 
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
+from typing import Any
 
 # C0 and DEL, C1, line and paragraph separators, what turns the reading direction, and bytes that are no UTF-8.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -27,6 +30,21 @@ def has_control_characters(text: str) -> bool:
 def json_display(line: str) -> str:
     r"""A line of JSON with the same characters written as \u001b: the same values, harmless on a terminal."""
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
+def parse_json(text: str) -> Any:
+    """JSON in which no object has a name twice, of which Python would take the last. Raises ValueError."""
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """What an object holds. Raises ValueError for a name that is there twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is given twice; leave one")
+        found[name] = value
+    return found
 
 
 def csv_cell(text: str) -> str:

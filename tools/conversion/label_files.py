@@ -20,10 +20,10 @@ from pathlib import Path
 
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.source_files import read_member
-from shardline.pipeline.text import has_control_characters
+from shardline.pipeline.text import has_control_characters, parse_json
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.archives import archive_in, open_archive
-from shardline.tools.conversion.labels import AFTER_NUMBER, BEFORE_NUMBER, names_by_number, parse_json, split_rank
+from shardline.tools.conversion.labels import AFTER_NUMBER, BEFORE_NUMBER, names_by_number, split_rank
 from shardline.tools.conversion.tables import NAMES
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 

@@ -7,7 +7,6 @@ taken at their word: what is refused here because it looks like a slip can be li
 from __future__ import annotations
 
 import html
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -22,7 +21,7 @@ import numpy as np
 
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.text import has_control_characters
+from shardline.pipeline.text import has_control_characters, parse_json
 from shardline.pipeline.wording import shorten_list
 from shardline.tools.conversion.sources import SourcesBuilder
 
@@ -326,17 +325,6 @@ def _json_names(text: str, what: str) -> list[str]:
         f"{what} is no JSON of class names, a list of them or a number of 0 or more for each; write the names alone, "
         "one a line, in label order, into a .txt"
     )
-
-
-def parse_json(text: str) -> Any:
-    """JSON in which no object has a name twice, of which Python would take the last. Raises ValueError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return found
-
-    return json.loads(text, object_pairs_hook=unique)
 
 
 def names_by_number(content: Mapping[str, Any]) -> dict[int, str]:
