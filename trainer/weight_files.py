@@ -114,7 +114,9 @@ def _checked(found: Pretrained) -> Pretrained:
         for array in (layer.kernel, layer.bias):
             if array.dtype.kind != "f":
                 raise UsageError(f"{layer.name} holds {array.dtype}, which are no weights; give them as float32")
-            if not np.isfinite(array).all():
+            with np.errstate(over="ignore"):  # a float64 that no float32 holds becomes infinite
+                finite = np.isfinite(array.astype(np.float32)).all()
+            if not finite:
                 raise UsageError(
                     f"{layer.name} holds numbers that are not finite; the file is damaged, give another one"
                 )
@@ -147,8 +149,7 @@ def _from_checkpoint(path: Path) -> Pretrained:
 def _from_keras(file: BinaryIO) -> Pretrained:
     with zipfile.ZipFile(file) as archive:
         found = _from_h5(io.BytesIO(archive.read("model.weights.h5")))
-        scale = _input_scale(json.loads(archive.read("config.json")))
-        return replace(found, input_scale=scale, notes=(_KERAS_INPUT,))
+        return _described(replace(found, notes=(_KERAS_INPUT,)), json.loads(archive.read("config.json")))
 
 
 def _from_h5(source: BinaryIO) -> Pretrained:
@@ -162,9 +163,11 @@ def _from_h5(source: BinaryIO) -> Pretrained:
         if _text(listed.attrs.get("backend", "")) == "theano":
             raise UsageError(_THEANO)
         layers, ignored = _layers(_listed(listed) if is_list else _numbered(file))
-        rescales = not is_list and file.visit(lambda name: re.search(r"(^|/)(rescaling|normalization)$", name))
+        names = [*map(_text, listed.attrs["layer_names"])] if is_list else []
+        file.visit(names.append)  # whose result, were it one, would end the walk
+        rescales = any(re.search(r"(^|/)(rescaling|normalization)(_\d+)?$", name) for name in names)
     if config:
-        return Pretrained(_by_name(layers), ignored, _input_scale(json.loads(config)), notes=(_KERAS_INPUT,))
+        return _described(Pretrained(_by_name(layers), ignored, notes=(_KERAS_INPUT,)), json.loads(config))
     notes = (_KERAS_INPUT, _UNTOLD_SCALE) if rescales else (_KERAS_INPUT,)
     return Pretrained(_by_name(layers), ignored, notes=notes)
 
@@ -239,22 +242,52 @@ def _layers(arrays: Arrays) -> tuple[list[Layer], tuple[str, ...]]:
     return layers, tuple(others)
 
 
-def _input_scale(config: Mapping[str, Any]) -> float:
-    """What the model that a configuration describes divides BGR minus the mean by.
+# What changes the scale of pixels wherever it stands, or before the first convolution. (Elsewhere it is of a head.)
+_RESCALES = frozenset({"Rescaling", "Normalization", "TrueDivide", "Divide"})
+_RESCALES_INPUT = frozenset(
+    {"Multiply", "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization"}
+)
+
+
+def _described(found: Pretrained, config: Mapping[str, Any]) -> Pretrained:
+    """The layers of a file that describes its whole model, with what this says of the convolutions' input.
 
     Raises:
-      UsageError: it changes its input in another way, so that its convolutions mean something else.
+      UsageError: its convolutions see their input changed in another way, or compute something else, than VGG16's.
     """
-    scale = 1.0
+    scale, notes, seen = 1.0, list(found.notes), False  # a convolution
     for kind, options in _configured(config):
+        name = display(str(options.get("name")))
+        # Keras 2 calls every operation by one name.
+        scales = (
+            re.search(r"div|mul", str(options.get("function"))) if kind == "TFOpLambda" else kind in _RESCALES_INPUT
+        )
         if kind == "Rescaling" and options.get("name") == NORMALIZATION:
             scale = 1 / options["scale"]
-        elif kind in ("Rescaling", "Normalization", "TrueDivide", "Divide"):
+        elif kind in _RESCALES or (scales and not seen):
             raise UsageError(
-                f"its layer {display(str(options.get('name')))} ({kind}) changes what its convolutions see of pixels, "
-                "and those of a VGG16 see BGR minus the ImageNet mean; give weights that were trained so"
+                f"its layer {name} ({kind}) changes what its convolutions see of pixels, and those of a VGG16 see BGR "
+                "minus the ImageNet mean; give weights that were trained so"
             )
-    return scale
+        elif kind == "Lambda" and not seen:
+            notes.append(f"its layer {name} (Lambda), whose code is not run, is taken to make BGR minus the mean")
+        elif kind in ("Conv2D", "Convolution2D"):
+            seen = True
+            _refuse_other_convolution(name, options)
+    return replace(found, input_scale=scale, notes=tuple(notes))
+
+
+def _refuse_other_convolution(name: str, options: Mapping[str, Any]) -> None:
+    if options.get("kernel_size") not in ([3, 3], 3):
+        return
+    plain = {"strides": ([1, 1], 1), "dilation_rate": ([1, 1], 1), "activation": ("relu", "linear")}  # then by a layer
+    for fact, values in plain.items():
+        given = options.get(fact, values[0])
+        if given not in values and not isinstance(given, Mapping):  # an activation that is a layer, as ReLU
+            raise UsageError(
+                f"its layer {name} has {fact} {display(str(given))}, and VGG16's {values[0]}; give the weights "
+                "of a VGG16"
+            )
 
 
 def _configured(config: object) -> Iterator[tuple[str, dict[str, Any]]]:

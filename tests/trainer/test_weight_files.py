@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -238,6 +239,13 @@ def test_a_rescaling_layer_is_said_where_only_its_presence_is_stored(tmp_path):
     source.serve.save_weights(tmp_path / "scaled.weights.h5")
     loaded = load_weights(randomized(2), str(tmp_path / "scaled.weights.h5"), LABELS)
     assert "its rescaling layer is taken to change nothing: only a whole model, .keras, tells" in str(loaded)
+    write_legacy_h5(tmp_path / "scaled.h5", values(source))
+    with h5py.File(tmp_path / "scaled.h5", "a") as file:
+        file.create_group("rescaling_1").attrs["weight_names"] = np.array([], "S1")
+        file.attrs["layer_names"] = np.array(["rescaling_1", *file.attrs["layer_names"].tolist()], "S64")
+    assert "its rescaling layer is taken to change" in str(
+        load_weights(randomized(2), str(tmp_path / "scaled.h5"), LABELS)
+    )
 
 
 def refused(path, width=WIDTH):
@@ -253,9 +261,17 @@ def test_what_a_vgg16_cannot_have_been_is_refused_with_the_reason(tmp_path):
     spoiled = arrays | {"block3_conv2/bias": np.full_like(arrays["block3_conv2/bias"], np.nan)}
     theano = {n: a.transpose(3, 2, 0, 1) if a.ndim == 4 else a for n, a in arrays.items()}
     whole = {n: a.astype(np.int8) for n, a in arrays.items()}
-    for name, content in (("nan.h5", spoiled), ("theano.h5", theano), ("whole.h5", whole), ("wide.h5", arrays)):
+    large = {n: np.full(a.shape, 1e300) for n, a in arrays.items()}  # of which float32 makes infinity
+    for name, content in (
+        ("nan.h5", spoiled),
+        ("theano.h5", theano),
+        ("whole.h5", whole),
+        ("wide.h5", arrays),
+        ("e300.h5", large),
+    ):
         write_legacy_h5(tmp_path / name, content)
     assert "holds numbers that are not finite" in refused(tmp_path / "nan.h5")
+    assert "holds numbers that are not finite" in refused(tmp_path / "e300.h5")
     assert "its outputs first, as Theano's kernels" in refused(tmp_path / "theano.h5")
     write_legacy_h5(tmp_path / "vgg16_weights_tf_dim_ordering_th_kernels.h5", arrays)
     assert "for Theano, turned around" in refused(tmp_path / "vgg16_weights_tf_dim_ordering_th_kernels.h5")
@@ -283,15 +299,56 @@ def test_other_networks_of_the_family_are_refused(tmp_path):
     assert "no layers of PyTorch's VGG16" in refused(tmp_path / "empty.safetensors")
 
 
-def test_a_whole_model_that_changes_its_pixels_otherwise_is_refused(tmp_path):
+def whole_model(path, prepare, **options):
+    """A VGG16 of thin blocks as Keras saves it, its pixels prepared in it."""
     inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(1 / 255, name="to_one")(inputs)
-    for filters, count in ((2, 2), (4, 2), (8, 3), (15, 3), (15, 3)):
+    x = prepare(inputs)
+    for filters, count in ((1, 2), (3, 2), (7, 3), (15, 3), (15, 3)):
         for _ in range(count):
-            x = conv(filters)(x)
-    keras.Model(inputs, x).save(tmp_path / "scaled.keras")
-    message = refused(tmp_path / "scaled.keras")
-    assert "its layer to_one (Rescaling) changes what its convolutions see" in message
+            x = keras.layers.Conv2D(filters, 3, **{"padding": "same", "activation": "relu"} | options)(x)
+    x = keras.layers.BatchNormalization()(keras.layers.GlobalAveragePooling2D()(x))  # of a head: changes no pixels
+    keras.Model(inputs, x * 2.0).save(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize(
+    ("prepare", "named"),
+    [
+        (keras.layers.Rescaling(1 / 255, name="to_one"), r"to_one \(Rescaling\)"),
+        (lambda x: x * (1 / 255), r"multiply\w* \(Multiply\)"),
+        (lambda x: keras.applications.imagenet_utils.preprocess_input(x, mode="torch"), r"\(TrueDivide\)"),
+        (keras.layers.BatchNormalization(name="norm"), r"norm \(BatchNormalization\)"),
+        (keras.layers.LayerNormalization(name="norm"), r"norm \(LayerNormalization\)"),
+    ],
+)
+def test_a_whole_model_that_changes_its_pixels_otherwise_is_refused(prepare, named, ending, tmp_path):
+    message = refused(whole_model(tmp_path / f"scaled.{ending}", prepare))
+    assert re.search(f"its layer .*{named} changes what its convolutions see", message)
+
+
+def test_a_whole_model_of_keras_2_that_divides_its_pixels_is_refused(tmp_path):
+    path = whole_model(tmp_path / "old.h5", lambda x: x * 1.0)
+    with h5py.File(path, "a") as file:
+        config = json.loads(file.attrs["model_config"])
+        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Multiply")
+        layer |= {"class_name": "TFOpLambda", "config": {"name": "tf.math.truediv", "function": "math.truediv"}}
+        file.attrs["model_config"] = json.dumps(config)
+    assert "its layer tf.math.truediv (TFOpLambda) changes" in refused(path)
+
+
+def test_a_whole_model_that_prepares_its_pixels_as_vgg16_does_is_taken(tmp_path):
+    own = whole_model(tmp_path / "own.keras", lambda x: keras.applications.vgg16.preprocess_input(x))
+    assert check_weights(str(own), "gap", WIDTH) == file_sha256(own)
+    opaque = read_weights(whole_model(tmp_path / "code.keras", keras.layers.Lambda(lambda x: x, name="prepare")))
+    assert "its layer prepare (Lambda), whose code is not run, is taken to" in opaque.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"activation": "selu"}, "activation selu"), ({"dilation_rate": 2}, "dilation_rate [2, 2]")]
+)
+def test_a_whole_model_of_other_convolutions_is_refused(options, named, tmp_path):
+    assert f" has {named}, and VGG16's" in refused(whole_model(tmp_path / "other.keras", lambda x: x, **options))
 
 
 def test_pickles_of_pytorch_are_refused_with_the_way_out(tmp_path):
