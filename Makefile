@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test test-all pythons fuzz soak lint format bench verdicts gpu-compile gpu-report docs clean
 
 # What the commands need. The stamp, not the folder: an install that was interrupted is done again.
-.venv/.installed: pyproject.toml setup.py pipeline/_native.c pipeline/_shrink.c constraints.txt
+.venv/.installed: pyproject.toml setup.py pipeline/_native.c pipeline/_shrink.c pipeline/_pixels.h constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "shardline needs Python 3.11 to 3.13; make PYTHON=/path/to/python3.11")'
 	@echo "installing TensorFlow and what else shardline needs into .venv: some 700 MB to download, 3 GB on disk, 2 to 10 minutes, once"
 	$(PYTHON) -m venv .venv

@@ -7,6 +7,7 @@ setup(
         Extension(
             "shardline.pipeline._native",
             ["pipeline/_native.c", "pipeline/_shrink.c"],
+            depends=["pipeline/_pixels.h"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             py_limited_api=True,
             optional=True,  # where there is no compiler, the package installs without it, and OpenCV does the same

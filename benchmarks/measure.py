@@ -29,7 +29,7 @@ import msgspec
 
 from shardline.benchmarks import strain
 from shardline.benchmarks.processes import ProcessError, Rate
-from shardline.pipeline import stored
+from shardline.pipeline import native, stored
 from shardline.pipeline.cli import progress
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import atomic_write
@@ -247,6 +247,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages if _installed(name)},
         "commit": _commit(),
+        "compiled": not native.WHY_MISSING,  # the optional module
         "argv": [_without_folders(word) for word in sys.argv[1:]],
     }
 
@@ -301,6 +302,7 @@ class Machine:
     python: str = "?"
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
+    compiled: bool | None = None
 
 
 _REMEDY = "restore it from a copy, or make one with shardline-benchmark"

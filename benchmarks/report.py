@@ -125,7 +125,7 @@ def _machine_line(directory: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return (
         f"{facts.cpu}, {count(facts.cores or 0, 'core')}, {facts.memory_gib} GiB; Python {facts.python}, {versions}; "
-        f"commit {facts.commit}"
+        f"commit {facts.commit}" + (", without the compiled module" if facts.compiled is False else "")
     )
 
 

@@ -5,17 +5,9 @@
  * kept with four bits less (`h >> 4`), then columns: `((w0 * h0 >> 16) + (w1 * h1 >> 16) + 2) >> 2`. All but the weights
  * is integer, and these are computed in its order of float and double, without fused steps (see pyproject.toml).
  */
-#define Py_LIMITED_API 0x030b0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_pixels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#define AVX2 __attribute__((target("avx2")))
 #define NARROWEST 6   /* pixels: a row holds the 16 bytes that are loaded at once */
 #define WIDEST 16384  /* pixels: more is OpenCV's */
 
@@ -26,16 +18,6 @@ typedef struct {
     uint32_t *weights; /* and their weights, 16 bits each */
     int32_t *starts;   /* for four values: where in a source row the 16 bytes begin */
 } Columns;
-
-/* Where a position of the result lies in the source: returns the first of two neighbors, `*after` is how far behind. */
-AVX2 static inline int locate(int at, double scale, float *after) {
-    float place = (float)((at + 0.5) * scale - 0.5);
-    int first = (int)place - (place < 0); /* it is at least -0.5 */
-    *after = place - first;
-    return first;
-}
-
-AVX2 static inline int weight(float share) { return _mm_cvtss_si32(_mm_set_ss(share * 2048.f)); /* half to even */ }
 
 /* Fill tables for `width` pixels out of `source`, mirrored if `flip`; `first` and `pair` have room for width + 4. */
 AVX2 static void plan(const Columns *columns, int32_t *first, uint32_t *pair, int width, int source, int flip) {
@@ -103,8 +85,6 @@ static void fetch(const uint8_t *row, int size) {
     for (int at = 0; at < size; at += 64) _mm_prefetch((const char *)row + at, _MM_HINT_T0);
 }
 
-static int within(int row, int rows) { return row < 0 ? 0 : row < rows ? row : rows - 1; }
-
 /* Returns 0 when there is no memory. */
 AVX2 static int resize_pixels(const Py_buffer *source, const Py_buffer *target, int flip) {
     int source_height = source->shape[0], source_width = source->shape[1];
@@ -141,12 +121,6 @@ AVX2 static int resize_pixels(const Py_buffer *source, const Py_buffer *target, 
     return 1;
 }
 
-/* Rows of pixels of three bytes. */
-static int is_image(const Py_buffer *view) {
-    return view->ndim == 3 && view->itemsize == 1 && view->shape[0] > 0 && view->shape[1] > 0 && view->shape[2] == 3 &&
-           view->strides[1] == 3 && view->strides[2] == 1;
-}
-
 /* Neither what OpenCV averages over areas, exact halves included, nor what is too narrow to load 16 bytes of. */
 static int is_ours(const Py_buffer *source, const Py_buffer *target) {
     Py_ssize_t *from = source->shape, *to = target->shape;
@@ -156,27 +130,18 @@ static int is_ours(const Py_buffer *source, const Py_buffer *target) {
 }
 
 static PyObject *resize(PyObject *module, PyObject *arguments) {
-    PyObject *source_array, *target_array;
-    Py_buffer source, target;
+    PyObject *arrays[2];
+    Py_buffer views[2];
     int flip, done = 0;
-    if (!PyArg_ParseTuple(arguments, "OOp", &source_array, &target_array, &flip)) return NULL;
-    if (PyObject_GetBuffer(source_array, &source, PyBUF_STRIDES)) return NULL;
-    if (PyObject_GetBuffer(target_array, &target, PyBUF_STRIDES | PyBUF_WRITABLE)) {
-        PyBuffer_Release(&source);
-        return NULL;
-    }
-    if (is_ours(&source, &target)) {
+    if (!PyArg_ParseTuple(arguments, "OOp", arrays, arrays + 1, &flip) || !hold(arrays, views, 2)) return NULL;
+    if (is_ours(views, views + 1)) {
         Py_BEGIN_ALLOW_THREADS
-        done = resize_pixels(&source, &target, flip);
+        done = resize_pixels(views, views + 1, flip);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&source);
-    PyBuffer_Release(&target);
+    release(views, 2);
     return PyBool_FromLong(done);
 }
-
-PyObject *native_shrink(PyObject *module, PyObject *arguments); /* of _shrink.c */
-PyObject *native_chroma(PyObject *module, PyObject *arguments);
 
 static PyMethodDef methods[] = {
     {"resize", resize, METH_VARARGS,

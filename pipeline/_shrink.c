@@ -10,28 +10,12 @@
  * BGR2YCrCb          Y = (1868 B + 9617 G + 4899 R + 2^13) >> 14, Cb = (9241 (B - Y) + 128.5 * 2^14) >> 14,
  *                    Cr with 11682 (R - Y)
  */
-#define Py_LIMITED_API 0x030b0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_pixels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#define AVX2 __attribute__((target("avx2")))
 #define SMALLEST 8 /* pixels: of a side; what is smaller is OpenCV's */
 #define PAD 16     /* bytes before and after a row, for its edges and for loads of 16 bytes */
 #define VECTOR 8   /* values that OpenCV sums at once */
-
-/* Where a position of the result lies in the source, and how far behind that pixel. */
-AVX2 static inline int place(int at, double scale, float *after) {
-    float exact = (float)((at + 0.5) * scale - 0.5);
-    int first = (int)exact - (exact < (int)exact);
-    *after = exact - first;
-    return first;
-}
 
 AVX2 static inline int nearest(double value) { return _mm_cvtsd_si32(_mm_set_sd(value)); } /* half to even */
 
@@ -42,7 +26,7 @@ AVX2 static void cubic_weights(float x, int16_t *out) {
     w[1] = ((A + 2) * x - (A + 3)) * x * x + 1;
     w[2] = ((A + 2) * (1 - x) - (A + 3)) * (1 - x) * (1 - x) + 1;
     w[3] = 1.f - w[0] - w[1] - w[2];
-    for (int k = 0; k < 4; k++) out[k] = _mm_cvtss_si32(_mm_set_ss(w[k] * 2048.f));
+    for (int k = 0; k < 4; k++) out[k] = weight(w[k]);
 }
 
 /* 16 bytes in each half. */
@@ -134,7 +118,7 @@ AVX2 static void plan_cubic(const Cubic *cubic, int width, double scale) {
     static const int slots[4] = {0, 2, 1, 3}; /* of the pairs 0 1, 2 3, 4 5, 6 7 */
     for (int x = 0; x < (width + 7) / 8 * 8; x++) {
         float after;
-        int first = place(x < width ? x : width - 1, scale, &after) - 1;
+        int first = locate(x < width ? x : width - 1, scale, &after) - 1;
         int slot = x / 8 * 8 + 2 * slots[x / 2 % 4] + x % 2;
         if (x % 2 == 0) cubic->starts[x / 2] = first;
         cubic_weights(after, cubic->weights + 4 * slot);
@@ -183,8 +167,6 @@ AVX2 static void cubic_rows(float *const *rows, const int16_t *weights, uint8_t 
         out[x] = sum < 0 ? 0 : sum > 255 ? 255 : sum;
     }
 }
-
-static int clipped(int at, int size) { return at < 0 ? 0 : at < size ? at : size - 1; }
 
 enum { GRAY = -1 }; /* of three channels, in place of the number of one */
 
@@ -242,7 +224,7 @@ AVX2 static int shrink_plane(const Py_buffer *source, const Py_buffer *target, i
         if (y < full_h) {
             float after, *rows[4];
             int16_t weights[4], *five[5];
-            int first = place(y, 1. / fy, &after) - 1, last = clipped(first + 3, h);
+            int first = locate(y, 1. / fy, &after) - 1, last = within(first + 3, h);
             cubic_weights(after, weights);
             while (last_ready < last) {
                 last_ready++;
@@ -257,7 +239,7 @@ AVX2 static int shrink_plane(const Py_buffer *source, const Py_buffer *target, i
                 } else load_row(source, last_ready, channel, smooth, w);
                 cubic_row(smooth, w, &cubic, ready[last_ready % 4], values);
             }
-            for (int k = 0; k < 4; k++) rows[k] = ready[clipped(first + k, h) % 4];
+            for (int k = 0; k < 4; k++) rows[k] = ready[within(first + k, h) % 4];
             cubic_rows(rows, weights, line, values, as_floats);
             memset(line + values, line[values - 1], out_w - values);
         }
@@ -338,8 +320,6 @@ AVX2 static void linear_rows(const int16_t *above, const int16_t *below, int w0,
     }
 }
 
-AVX2 static inline int share(float part) { return _mm_cvtss_si32(_mm_set_ss(part * 2048.f)); }
-
 /* Returns 0 when there is no memory, and for sizes that OpenCV copies or averages. */
 AVX2 static int shrink_chroma(const Py_buffer *source, const Py_buffer *blue, const Py_buffer *red, double fx,
                               double fy) {
@@ -356,17 +336,17 @@ AVX2 static int shrink_chroma(const Py_buffer *source, const Py_buffer *blue, co
     int32_t *starts = take(&memory, 4 * room);
     for (int x = 0; x < values; x++) {
         float after;
-        int left = place(x, 1. / fx, &after);
+        int left = locate(x, 1. / fx, &after);
         if (left < 0) left = 0, after = 0;
         if (left >= half_w - 1) left = half_w - 1, after = 0;
         starts[x] = 3 * left;
-        weights[x] = (share(1.f - after) | share(after) << 16) * 0x100000001ull; /* for two of the three channels */
+        weights[x] = (weight(1.f - after) | weight(after) << 16) * 0x100000001ull; /* for two of the three channels */
     }
     int has_above = -1, has_below = -1; /* rows of halves that are mixed */
     for (int y = 0; y < out_h; y++) {
         if (y < full_h) {
             float after;
-            int first = place(y, 1. / fy, &after), rows[2] = {clipped(first, half_h), clipped(first + 1, half_h)};
+            int first = locate(y, 1. / fy, &after), rows[2] = {within(first, half_h), within(first + 1, half_h)};
             if (rows[0] == has_below) {
                 swap = above, above = below, below = swap;
                 has_below = has_above, has_above = rows[0];
@@ -380,7 +360,7 @@ AVX2 static int shrink_chroma(const Py_buffer *source, const Py_buffer *blue, co
                 linear_row(half, starts, weights, k ? below : above, values);
             }
             has_above = rows[0], has_below = rows[1];
-            linear_rows(above, below, share(1.f - after), share(after), blue_line, red_line, values);
+            linear_rows(above, below, weight(1.f - after), weight(after), blue_line, red_line, values);
             memset(blue_line + values, blue_line[values - 1], out_w - values);
             memset(red_line + values, red_line[values - 1], out_w - values);
         }
@@ -397,11 +377,6 @@ static int is_plane(const Py_buffer *view) {
     return view->ndim == 2 && view->itemsize == 1 && view->shape[0] > 0 && view->shape[1] > 0 && view->strides[1] == 1;
 }
 
-static int is_bgr(const Py_buffer *view) {
-    return view->ndim == 3 && view->itemsize == 1 && view->shape[0] > 0 && view->shape[1] > 0 && view->shape[2] == 3 &&
-           view->strides[1] == 3 && view->strides[2] == 1;
-}
-
 static int is_shrunk(const Py_buffer *source, double fx, double fy) {
     return source->shape[0] >= SMALLEST && source->shape[1] >= SMALLEST && source->shape[0] <= 1 << 20 &&
            source->shape[1] <= 1 << 20 && fx >= 1 / 4.5 && fx <= 1 && fy >= 1 / 4.5 && fy <= 1;
@@ -411,47 +386,39 @@ static int is_target(const Py_buffer *target) { return target->shape[0] <= 1 << 
 
 PyObject *native_shrink(PyObject *module, PyObject *arguments) {
     PyObject *arrays[2];
-    Py_buffer source, target;
+    Py_buffer views[2], *source = views, *target = views + 1;
     double fx, fy;
     int x[3], y[3], done = 0;
-    if (!PyArg_ParseTuple(arguments, "OOdd(iii)(iii)", arrays, arrays + 1, &fx, &fy, x, x + 1, x + 2, y, y + 1, y + 2))
+    if (!PyArg_ParseTuple(arguments, "OOdd(iii)(iii)", arrays, arrays + 1, &fx, &fy, x, x + 1, x + 2, y, y + 1, y + 2) ||
+        !hold(arrays, views, 2))
         return NULL;
-    if (PyObject_GetBuffer(arrays[0], &source, PyBUF_STRIDES)) return NULL;
-    if (PyObject_GetBuffer(arrays[1], &target, PyBUF_STRIDES | PyBUF_WRITABLE)) {
-        PyBuffer_Release(&source);
-        return NULL;
-    }
-    int gray = is_bgr(&source) && is_plane(&target), bgr = is_bgr(&source) && is_bgr(&target);
-    if ((gray || bgr || (is_plane(&source) && is_plane(&target))) && is_target(&target) && is_shrunk(&source, fx, fy) &&
-        (nearest(source.shape[0] * fy) != source.shape[0] || nearest(source.shape[1] * fx) != source.shape[1])) {
+    int gray = is_image(source) && is_plane(target), bgr = is_image(source) && is_image(target);
+    if ((gray || bgr || (is_plane(source) && is_plane(target))) && is_target(target) && is_shrunk(source, fx, fy) &&
+        (nearest(source->shape[0] * fy) != source->shape[0] || nearest(source->shape[1] * fx) != source->shape[1])) {
         Py_BEGIN_ALLOW_THREADS
         done = 1;
         for (int channel = gray ? GRAY : 0; done && channel < (bgr ? 3 : gray ? 0 : 1); channel++)
-            done = shrink_plane(&source, &target, channel, fx, fy, x, y);
+            done = shrink_plane(source, target, channel, fx, fy, x, y);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&source);
-    PyBuffer_Release(&target);
+    release(views, 2);
     return PyBool_FromLong(done);
 }
 
 PyObject *native_chroma(PyObject *module, PyObject *arguments) {
     PyObject *arrays[3];
-    Py_buffer views[3];
+    Py_buffer views[3], *blue = views + 1, *red = views + 2;
     double fx, fy;
-    int held = 0, done = 0;
-    if (!PyArg_ParseTuple(arguments, "OOOdd", arrays, arrays + 1, arrays + 2, &fx, &fy)) return NULL;
-    for (int flags = PyBUF_STRIDES; held < 3 && !PyObject_GetBuffer(arrays[held], views + held, flags); held++)
-        flags |= PyBUF_WRITABLE;
-    if (held == 3 && is_bgr(views) && is_shrunk(views, fx, fy) && is_plane(views + 1) && is_plane(views + 2) &&
-        is_target(views + 1) &&
-        views[1].shape[0] == views[2].shape[0] && views[1].shape[1] == views[2].shape[1]) {
+    int done = 0;
+    if (!PyArg_ParseTuple(arguments, "OOOdd", arrays, arrays + 1, arrays + 2, &fx, &fy) || !hold(arrays, views, 3))
+        return NULL;
+    if (is_image(views) && is_shrunk(views, fx, fy) && is_plane(blue) && is_plane(red) && is_target(blue) &&
+        blue->shape[0] == red->shape[0] && blue->shape[1] == red->shape[1]) {
         Py_BEGIN_ALLOW_THREADS
-        done = shrink_chroma(views, views + 1, views + 2, fx, fy);
+        done = shrink_chroma(views, blue, red, fx, fy);
         Py_END_ALLOW_THREADS
     }
-    int failed = held < 3;
-    while (held) PyBuffer_Release(views + --held);
-    return failed ? NULL : PyBool_FromLong(done);
+    release(views, 3);
+    return PyBool_FromLong(done);
 }
 #endif

@@ -9,6 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from shardline.pipeline import native
 from shardline.pipeline.augment_params import (
     AUTOCONTRAST,
     COLOR,
@@ -22,21 +23,13 @@ from shardline.pipeline.augment_params import (
     AugmentParams,
 )
 
-try:
-    from shardline.pipeline._native import resize as _resize_natively
-except ImportError:
-
-    def _resize_natively(source: np.ndarray, target: np.ndarray, flip: bool) -> bool:
-        """Not at all."""
-        return False
-
 
 def resize(pixels: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
     """Fill `out`: bilinear, or by area averages when shrinking more than twofold, where bilinear would skip pixels."""
     height, width = out.shape[:2]
     if pixels.shape[:2] == (height, width):
         out[:] = pixels
-    elif _resize_natively(pixels, out, flip):
+    elif native.resize(pixels, out, flip):
         return
     else:
         skips = pixels.shape[0] > 2 * height or pixels.shape[1] > 2 * width

@@ -10,10 +10,10 @@ import platform
 import re
 import shutil
 import textwrap
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import TYPE_CHECKING
 
-from shardline.pipeline import nvidia
+from shardline.pipeline import native, nvidia
 from shardline.pipeline.commands import as_typed
 from shardline.pipeline.machine import available_cores, available_memory, cpu_quota, memory_limit, processor_name
 from shardline.pipeline.options import Field, options
@@ -123,7 +123,7 @@ def _facts() -> dict[str, str]:
     return {
         "shardline": _version("shardline"),
         "packages": ", ".join(f"{name} {_version(name)}" for name in sorted([*names, "keras", *extras], key=str.lower)),
-        "compiled module": _compiled(),
+        "compiled module": f"none, {why}: OpenCV resizes" if (why := native.WHY_MISSING) else "used",
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.platform()}, {_distribution()}",
         "processor": processor_name(),
@@ -131,17 +131,6 @@ def _facts() -> dict[str, str]:
         "memory": f"{memory_limit() / 2**30:.1f} GiB, {available_memory() / 2**30:.1f} GiB of it free",
         "GPUs": (cards or "none") + (", hidden by CUDA_VISIBLE_DEVICES" if found and nvidia.hidden() else ""),
     }
-
-
-def _compiled() -> str:
-    """Whether `_native.c` resizes, and if not, why. The error itself would name folders."""
-    try:
-        import_module("shardline.pipeline._native")
-    except ModuleNotFoundError:
-        return "none, there was no compiler: OpenCV resizes"
-    except ImportError:
-        return "not for this processor: OpenCV resizes"
-    return "used"
 
 
 def _distribution() -> str:

@@ -12,18 +12,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from shardline.pipeline import native
 from shardline.pipeline.image_pixels import halve
-
-try:
-    from shardline.pipeline._native import chroma as _chroma_natively
-    from shardline.pipeline._native import shrink as _shrink_natively
-except ImportError:
-
-    def _shrink_natively(*_: object) -> bool:
-        """Not at all."""
-        return False
-
-    _chroma_natively = _shrink_natively
 
 Extent = tuple[float, float]  # height and width in pixels
 _SMALLEST = 4  # pixels: of a side to make; below, areas are averaged
@@ -118,13 +108,13 @@ def _shrunk(pixels: np.ndarray, shape: tuple[int, ...], across: float, down: flo
     """Low-pass and cubic to an array of `shape`, two numbers for the gray of BGR; None for what is left to OpenCV."""
     out = np.empty(shape, np.uint8)
     taps = (_taps(across), _taps(down)) if _needs_low_pass(down, across) else (_NO_TAPS, _NO_TAPS)
-    return out if _shrink_natively(pixels, out, 1 / across, 1 / down, *taps) else None
+    return out if native.shrink(pixels, out, 1 / across, 1 / down, *taps) else None
 
 
 def _chroma_shrunk(bgr: np.ndarray, shape: tuple[int, int], across: float, down: float) -> list[np.ndarray] | None:
     """Cb and Cr of `shape` from halves; None for what is left to OpenCV."""
     out = [np.empty(shape, np.uint8), np.empty(shape, np.uint8)]
-    return out if _chroma_natively(bgr, *out, 1 / across, 1 / down) else None
+    return out if native.chroma(bgr, *out, 1 / across, 1 / down) else None
 
 
 @lru_cache(1024)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.conftest import build_native
 from tests.shell_commands import follow
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,11 @@ def run(command, **options):
 def test_the_wheel_brings_exactly_one_import_name(installed):
     _, _, names = installed
     assert {name for name in names if not name.endswith(".dist-info")} == {"shardline"}
+
+
+def test_the_module_is_compiled_out_of_the_sdist_as_it_is_here(installed, tmp_path):
+    here, _ = build_native(tmp_path)
+    assert (installed[1] / "shardline/pipeline/_native.abi3.so").exists() == (here is not None)
 
 
 def test_scripts_answer_help_beside_a_strangers_folders(installed, tmp_path):

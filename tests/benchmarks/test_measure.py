@@ -14,6 +14,7 @@ from shardline.benchmarks.measure import (
     append_results,
     interleave,
     interval,
+    load_machine,
     load_results,
     machine,
     ratio,
@@ -105,6 +106,14 @@ def test_measurements_survive_the_file_with_every_repeat(tmp_path):
     append_results(tmp_path, measurements)
     assert load_results(tmp_path) == load_results(tmp_path / "results.jsonl") == measurements
     assert machine()["cpu"] and machine()["cores"] >= 1
+
+
+def test_what_is_measured_tells_whether_the_compiled_module_was_used(tmp_path):
+    append_results(tmp_path, [Measurement("s", "a", "x/s", (1.0,))])
+    assert load_machine(tmp_path).compiled is ("shardline.pipeline._native" in sys.modules)
+    line = {"suite": "s", "name": "a", "unit": "x/s", "repeats": [1.0], "machine": {"cpu": "older"}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert load_machine(tmp_path).compiled is None
 
 
 def test_no_flipped_bit_of_the_file_changes_a_number(tmp_path):

@@ -1,10 +1,13 @@
 """The compiled module makes OpenCV's bytes, and is not missed where it cannot be compiled."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
-from shardline.pipeline import augment_host
+from shardline.pipeline import augment_host, native
 from tests.pipeline.conftest import build_native
 
 
@@ -76,7 +79,7 @@ def test_a_batch_is_the_same_with_and_without_it(resize, monkeypatch):
     for number, (height, width) in enumerate([(32, 32), (64, 64), (65, 33), (40, 3), (200, 9), (20, 50), (64, 31)] * 2):
         pixels, made = draw.integers(0, 256, (height, width, 3), np.uint8), []
         for way in (resize, lambda *_: False):
-            monkeypatch.setattr(augment_host, "_resize_natively", way)
+            monkeypatch.setattr(native, "resize", way)
             made.append(np.empty((32, 32, 3), np.uint8))
             augment_host.resize(pixels, made[-1], flip=number % 2 > 0)
         np.testing.assert_array_equal(*made)
@@ -84,7 +87,7 @@ def test_a_batch_is_the_same_with_and_without_it(resize, monkeypatch):
 
 def test_what_keeps_its_size_is_copied(monkeypatch):
     """As most crops that are sent to the device: six times as fast as mixing each pixel with its neighbors."""
-    monkeypatch.setattr(augment_host, "_resize_natively", lambda *_: pytest.fail("resized"))
+    monkeypatch.setattr(native, "resize", lambda *_: pytest.fail("resized"))
     pixels, out = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3), np.zeros((3, 4, 3), np.uint8)
     augment_host.resize(pixels, out, flip=True)
     np.testing.assert_array_equal(out, pixels[:, ::-1])
@@ -93,3 +96,20 @@ def test_what_keeps_its_size_is_copied(monkeypatch):
 def test_without_a_compiler_the_package_installs_all_the_same(tmp_path):
     path, said = build_native(tmp_path, CC=str(tmp_path / "no-compiler"))
     assert path is None and "no-compiler" in said
+
+
+@pytest.mark.parametrize(
+    ("instead", "why"),
+    [("None", "there was no compiler"), ("types.ModuleType('of another kind')", "not for this processor")],
+)
+def test_where_it_is_missing_opencv_does_it_and_measurements_say_so(instead, why):
+    program = f"""
+import sys, types
+sys.modules["shardline.pipeline._native"] = {instead}
+from shardline.benchmarks.measure import machine
+from shardline.pipeline import command_help, native
+print([native.resize(), native.shrink(), native.chroma(), machine()["compiled"]])
+print(command_help.version_text(machine=True))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("[False, False, False, False]\n") and f"\ncompiled module: none, {why}: OpenCV" in said

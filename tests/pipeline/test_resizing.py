@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from shardline.pipeline import native as native_or_not
 from shardline.pipeline import resizing
 
 
@@ -17,8 +18,8 @@ def left_to_opencv(*_):
 
 @pytest.fixture
 def opencv_alone(monkeypatch):
-    monkeypatch.setattr(resizing, "_shrink_natively", left_to_opencv)
-    monkeypatch.setattr(resizing, "_chroma_natively", left_to_opencv)
+    monkeypatch.setattr(native_or_not, "shrink", left_to_opencv)
+    monkeypatch.setattr(native_or_not, "chroma", left_to_opencv)
 
 
 def smooth_and_noise(height, width, number=0):
@@ -61,8 +62,8 @@ def test_the_compiled_module_makes_the_bytes_of_opencv(native, monkeypatch):
         bgr = framed[1:-1, 1:-1] if number % 2 else framed[1:-1, 1:-1].copy()
         made = []
         for shrink, chroma in ((counted("shrink"), counted("chroma")), (left_to_opencv, left_to_opencv)):
-            monkeypatch.setattr(resizing, "_shrink_natively", shrink)
-            monkeypatch.setattr(resizing, "_chroma_natively", chroma)
+            monkeypatch.setattr(native_or_not, "shrink", shrink)
+            monkeypatch.setattr(native_or_not, "chroma", chroma)
             made.append(everything(bgr, target, extent))
         for got, expected in zip(*made, strict=True):
             np.testing.assert_array_equal(got, expected, f"{extent} to {target}")
