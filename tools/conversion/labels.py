@@ -31,7 +31,7 @@ _SPLITS |= {"test": 2, "testing": 2}
 _SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?:[-_ ]?(?:sets?|data|images?|imgs?|splits?|folders?|\d+))*", re.ASCII)
 # 7, 10.0, 0,5, 1.0e+01. Programs write a sign after the e; 1E5 is a name, as 4D2 is, and what Python cannot read.
 _NUMBER = re.compile(r"[+-]?\d{1,999}(\.\d{0,999}|,\d\d?)?(e[+-]\d\d?)?", re.ASCII | re.IGNORECASE)
-_THOUSANDS = re.compile(r"\d{1,3}(?:[,' ]\d{3})+", re.ASCII)
+_THOUSANDS = re.compile("[1-9]\\d{0,2}(?:[.,' \u00a0\u202f\u2019]\\d{3})+", re.ASCII)  # of spreadsheets
 _PLAIN = re.compile(r"[+-]?\d+", re.ASCII)
 NOTHING = {  # what programs write for no value
     *("", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "<NA>", "None", "NULL", "null", "N/A", "n/a"),
@@ -447,7 +447,12 @@ def order_labels(
     """
     wanted = dict.fromkeys(options.names)
     if options.kind == "index":
+        _check_thousands(found, what)
         return _by_index(found, options, what)
+    if not listed and not options.kind:
+        _check_thousands(
+            [name for name in found if name not in wanted], what, ", or, if such are names, list all in --class_names"
+        )
     for name in found:
         if listed:
             _check_characters(name, what, "rename it")
@@ -500,6 +505,17 @@ def _are_foreign_numbers(used: Mapping[str, None], wanted: Mapping[str, None]) -
 def _in_order(names: Iterable[str], options: LabelOptions) -> list[str]:
     """Numbers by their value, anything else as text."""
     return sorted(names, key=number) if options.kind != "name" and are_numbers(names) else sorted(names)
+
+
+def _check_thousands(found: Sequence[str], what: str, remedy: str = "") -> None:
+    """Refuse numbers of which some have a mark before each three digits: 1.000 is a thousand, or 1."""
+    marked = [name for name in found if _THOUSANDS.fullmatch(name)]
+    others = set(found).difference(marked)
+    if marked and all(map(_PLAIN.fullmatch, others)) and (others or not are_numbers(marked)):
+        raise UsageError(
+            f"{what}: {marked[0]!r} may be {re.sub('[^0-9]', '', marked[0])} or less; write numbers without a mark "
+            f"between their digits{remedy}"
+        )
 
 
 def _check_label(name: str, found: Sequence[str], what: str) -> None:

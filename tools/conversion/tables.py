@@ -579,7 +579,7 @@ def _text_lines(path: Path) -> Iterator[Line]:
             delimiter = told[1] if told else _delimiter(first, path)
             reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True, skipinitialspace=True)
             yield above, next(reader, [])
-            yield from ((reader.line_num + above - 1, cells) for cells in reader if cells)
+            yield from ((reader.line_num + above - 1, cells) for cells in reader if any(map(str.strip, cells)))
         except UnicodeDecodeError as error:
             raise UsageError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:

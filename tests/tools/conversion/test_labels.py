@@ -158,7 +158,7 @@ def test_names_that_only_look_alike_are_noted_and_kept_apart(names):
         ("+", "=", "*", ",", "!"), ("TNF\u03b1", "IL1\u03b2"), ("5\u03bcm", "5mm"), ("cat", "cats", "kat"),
         ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u0926\u0940"),  # vowel signs are letters
         ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469"),  # joiners where they belong
-        ("007", "0x07"), ("1,000", "1"), ("1E5", "100000"), ("7", "70", "owl"), ("1.1", "11", "owl"),
+        ("007", "0x07"), ("1,000", "1", "owl"), ("1E5", "100000"), ("7", "70", "owl"), ("1.1", "11", "owl"),
         ("n01440764", "n01443537"), ("001.Black_footed_Albatross", "002.Laysan_Albatross"),
     ],
 )  # fmt: skip
@@ -280,6 +280,18 @@ def test_numbers_are_in_numerical_order(found, names):
     assert list(result.names) == names
     if "b" not in names:
         assert [float(names[label]) for label in result.relabel] == [float(name.replace(",", ".")) for name in found]
+
+
+@pytest.mark.parametrize("mark", [".", ",", "'", " ", "\u00a0", "\u202f", "\u2019"])
+@pytest.mark.parametrize("kind", ["", "index"])
+def test_numbers_with_marks_of_thousands_are_refused(mark, kind):
+    """Excel's: 1.000 was class 1, and --merge_similar_labels, as advised beside a 1, made one class of both."""
+    for found in (("1", f"1{mark}000"), ("999", f"12{mark}345")):
+        with pytest.raises(UsageError, match=f" may be {found[1].replace(mark, '')} or less; write"):
+            order(*found, kind=kind)
+    assert order("1", f"1{mark}000", names=("1", f"1{mark}000")).names == ("1", f"1{mark}000")
+    assert order("1.000", "2.000", "10.000", kind=kind).relabel.tolist() == ([1, 2, 10] if kind else [0, 1, 2])
+    assert order("0.125", "1").names == ("0.125", "1")
 
 
 def test_names_that_a_spreadsheet_takes_for_numbers_are_names():

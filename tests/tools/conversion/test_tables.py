@@ -457,6 +457,13 @@ def test_line_breaks_in_quotes_and_blank_lines_before_the_header(folder):
     assert scan(folder / "t.csv")[1] == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
 
 
+def test_rows_of_a_spreadsheet_that_hold_nothing_are_none(folder):
+    (folder / "t.csv").write_text("path;label;;\n1.jpg;cat;;\n;;;\n  \n2.jpg;dog;;\n;;;\n;;;\n")
+    assert scan(folder / "t.csv")[1] == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
+    (folder / "t.csv").write_text("path;label;;\n1.jpg;cat;;\n;dog;;\n")
+    assert "row 3: path and label must not be empty" in refusal(folder / "t.csv")
+
+
 def test_addresses_are_files_here_or_refused_with_a_remedy(folder):
     (folder / "my cat.jpg").write_bytes((folder / "1.jpg").read_bytes())
     (folder / "t.csv").write_text(f"path,label\nfile://{folder}/1.jpg,cat\nfile://{folder}/my%20cat.jpg,dog\n")
