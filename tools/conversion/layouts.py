@@ -44,7 +44,7 @@ _CONTAINERS = {  # of a split or of everything, and no classes
 _TABLES = {b".csv", b".tsv", b".tab", b".parquet"}
 _BESIDE = {  # of folders that people and programs put beside those of classes, and that may be classes as well
     *("masks", "thumbnails", "thumbs", "previews", "groundtruth", "ground_truth", "backup", "unsorted", "trash"),
-    *("new folder", "untitled folder"),
+    *("new folder", "untitled folder", "background_google", "257.clutter"),  # of Caltech-101 and -256
 }
 _PIECE = re.compile(rb"(?:fold|part|batch|chunk)[-_ ]?\d+", re.IGNORECASE)  # of a dataset, and no class
 _LABEL_FILES = _TABLES | {b".mat", b".json", b".jsonl", b".lst", b".xml", b".xls", b".xlsx", b".pkl", b".npy", b".npz"}
@@ -211,7 +211,9 @@ def _refuse_others(
     """A folder beside splits is no class, and nobody knows which split it would be."""
     one, one_split = others[0], len(splits) == 1
     remedies = [f"leave {'it' if len(others) == 1 else 'each'} out with --exclude={_quoted(one)}"]
-    if is_split_name(path_text(one)) and _is_flat(tree.entries(one)) and any(e.is_image for e in tree.entries(one)):
+    if any(entry.is_folder and entry.name == one for split in splits for entry in tree.entries(split)):
+        remedies.append(f"move its images into the folder {path_text(one)} of a split")
+    elif is_split_name(path_text(one)) and _is_flat(tree.entries(one)) and any(e.is_image for e in tree.entries(one)):
         remedies.append(f"convert it as a split without labels with --unlabelled={_quoted(one)}")
     elif len(others) == 1 and is_split_name(path_text(one)) and _depth(tree, one) == 1:
         where = what.partition("=")[2]
@@ -347,7 +349,9 @@ def _hidden_splits(tree: Tree, what: str, only: bool = False) -> str:
     where = what.partition("=")[2]
     flags = [f"--source={word}={shlex.quote(f'{where}/{path_text(name)}')}" for name, word in splits.items()]
     flags += [f"--split_labels={word}=FILE" for name, word in splits.items() if _is_flat(tree.entries(name))]
-    return f"{_listed(splits)} seem to be splits and no classes: give {' '.join(flags)}"
+    rest = [name for name in names if name not in splits]
+    left_out = f", which leaves out {_listed(rest)}" * bool(rest)
+    return f"{_listed(splits)} seem to be splits and no classes: give {' '.join(flags)}{left_out}"
 
 
 def _split_in_name(name: bytes) -> str:
@@ -491,14 +495,24 @@ class _Walk:
         folders = [entry.name for entry in self.tree.entries(above) if entry.is_folder]
         held = {name: self.tree.entries(os.path.join(above, name)) for name in folders}
         classes = [name for name in folders if _depth(self.tree, os.path.join(above, name)) >= 0] or folders
-        inside = {leaf for name in classes for leaf in self._leaves(os.path.join(above, name))}
+        leaves = [leaf for name in classes for leaf in self._leaves(os.path.join(above, name))]
+        inside, where = set(leaves), self.what.partition("=")[2]
+        below = {entry.name for entry in self.tree.entries(folder) if entry.is_folder}
+        if again := sorted(below & set(folders) - {os.path.basename(folder)}):
+            return (
+                f"{_listed(again)} {'lies' if len(again) == 1 else 'lie'} beside {path_text(folder)}, too: leave that "
+                f"out with --exclude={_quoted(folder)}, or make one class of each two with --label_from=parent"
+            )
         if len(classes) == 1 and not above and not any(entry.is_image for entry in held[classes[0]]):
-            return f"give --source={shlex.quote(self.what.partition('=')[2] + '/' + path_text(classes[0]))}"
+            return f"give --source={shlex.quote(where + '/' + path_text(classes[0]))}"
         advice = []
         if len(inside) > 1 or len(classes) == 1:
             advice.append("--label_from=parent (the folder an image lies in names its class)")
         if len(classes) > 1 and not all(map(_PIECE.fullmatch, classes)):
             advice.append("--label_from=first (the outermost folder does)")
+            if len(inside) < len(leaves) and len(classes) < 5 and not above and not self.options.named:
+                flags = (f"--source=SPLIT={shlex.quote(where + '/' + path_text(name))}" for name in classes)
+                advice.append(f"{' '.join(flags)} (they are splits)")
         return f"say {' or '.join(advice)}" if advice else _IN_A_TABLE
 
     def _leaves(self, folder: bytes) -> set[bytes]:

@@ -86,7 +86,7 @@ def has_image(names: Iterable[bytes]) -> bool:
 
 
 class FolderTree:
-    """A folder on disk. A folder named like an image, and a link back up, are files gone wrong, not folders.
+    """A folder on disk. One named like an image that holds none, and a link back up, are files gone wrong, no folders.
 
     The folders in one that was listed are listed ahead by threads, `AHEAD` at a time: on a network file system, each
     file costs a round trip.
@@ -146,12 +146,12 @@ class FolderTree:
     def _entry(self, entry: os.DirEntry[bytes], above: Sequence[tuple[int, int]]) -> Entry:
         try:
             facts = entry.stat()
+            if stat.S_ISREG(facts.st_mode):
+                return Entry(entry.name, False, facts.st_size, file_stamp(facts))
+            is_folder = stat.S_ISDIR(facts.st_mode) and (facts.st_dev, facts.st_ino) not in above
+            return Entry(entry.name, is_folder and (not has_image([entry.name]) or has_image(os.listdir(entry.path))))
         except OSError:  # a dangling or looping link: an input whose worker will say so
             return Entry(entry.name, False)
-        if stat.S_ISREG(facts.st_mode):
-            return Entry(entry.name, False, facts.st_size, file_stamp(facts))
-        known = (facts.st_dev, facts.st_ino) in above or entry.name.lower().endswith(IMAGE_SUFFIXES)
-        return Entry(entry.name, stat.S_ISDIR(facts.st_mode) and not known)
 
     def _identities(self, folder: bytes) -> tuple[tuple[int, int], ...]:
         if folder not in self._above:

@@ -153,6 +153,15 @@ def test_a_folder_of_classes_beside_the_splits_may_become_a_split(tmp_path):
     }  # fmt: skip
 
 
+def test_a_class_beside_the_splits_is_no_split_without_labels(tmp_path):
+    source = touch(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg", "dog/4.jpg")
+    message = refusal(source)
+    assert "move its images into the folder dog of a split" in message and flags_in(message) == {"exclude": "dog"}
+    os.rename(tmp_path / "dog", tmp_path / "test" / "dog")
+    found, listed = scan(source)
+    assert found.labels == ("cat", "dog") and listed["test/dog/4.jpg"] == ("dog", "test")
+
+
 def test_a_flat_folder_beside_the_splits_may_become_a_split_without_labels(tmp_path):
     source = touch(tmp_path, *F12[:8], "test/cat/1.jpg", "test/dog/1.jpg", "to_predict/1.jpg", "to_predict/2.jpg")
     message = refusal(source)
@@ -267,6 +276,7 @@ def test_splits_under_names_of_their_own_are_sources_and_no_classes(tmp_path):
     source = touch(tmp_path / "s p", *names, "seg_pred/seg_pred/1.jpg")
     message = refusal(source)
     assert "seg_test, seg_train seem to be splits and no classes" in message and "label_from" not in message
+    assert ", which leaves out seg_pred" in message
     found, listed = scan(*sources_in(message))
     assert (found.labels, found.splits, len(listed)) == (("a", "b"), ("train", "test"), 8)
     for path, (label, split) in listed.items():
@@ -372,14 +382,16 @@ def test_masks_beside_their_images_are_noted(tmp_path):
 
 
 def test_folders_that_are_put_beside_classes_are_noted(tmp_path):
-    source = touch(tmp_path, "cat/1.jpg", "dog/2.jpg", "Masks/1.jpg")
+    source = touch(tmp_path / "s", "cat/1.jpg", "dog/2.jpg", "Masks/1.jpg")
     note = "'Masks' is a class like the others; if not, leave it out with --exclude=Masks"
     assert note in scan(source)[0].notes
     assert scan(source, exclude=("Masks",))[0].labels == ("cat", "dog")
-    touch(tmp_path, "New folder/1.jpg", "owl.zip")
+    touch(source, "New folder/1.jpg", "owl.zip")
     notes = scan(source)[0].notes
     assert "'Masks', 'New folder' are classes like the others; if not, leave each out with --exclude=Masks" in notes
     assert any("(owl.zip): only files in one have a class, and archives there are not opened" in note for note in notes)
+    caltech = touch(tmp_path / "101", "BACKGROUND_Google/1.jpg", "cup/2.jpg")
+    assert "'BACKGROUND_Google' is a class like the others; if not" in scan(caltech)[0].notes[0]
 
 
 def test_classes_of_several_folders_of_one_name_are_noted(tmp_path):
@@ -391,6 +403,36 @@ def test_classes_of_several_folders_of_one_name_are_noted(tmp_path):
         tmp_path / "splits", "train/x/cat/1.jpg", "train/x/dog/2.jpg", "test/x/cat/3.jpg", "test/x/dog/4.jpg"
     )
     assert scan(splits, label_from="parent")[0].notes == ()
+
+
+def test_classes_that_lie_in_a_folder_beside_them_too_are_no_class_of_its_name(tmp_path):
+    """Kaggle's flowers, which hold themselves once more, and a folder of augmented images."""
+    for outer, left in (("flowers", "flowers"), ("train/augmented", "train/augmented")):
+        names = [f"{name}/{i}.jpg" for i, name in enumerate(("daisy", "rose"))]
+        above = outer.rpartition("/")[0]
+        source = touch(
+            tmp_path / above, *(f"{folder}/{name}".strip("/") for name in names for folder in (above, outer))
+        )
+        message = refusal(source)
+        assert f"daisy, rose lie beside {outer}, too" in message and "--label_from=first" not in message
+        assert f"--exclude={left}," in message
+        kept = scan(source, exclude=(left,))
+        assert kept[0].labels == ("daisy", "rose") and len(kept[1]) == 2
+        joined = scan(source, label_from="parent")
+        assert joined[0].labels == ("daisy", "rose") and len(joined[1]) == 4
+    twice = touch(tmp_path / "twice", "cat/cat/1.jpg", "dog/dog/2.jpg")
+    assert "exclude" not in refusal(twice)
+
+
+def test_folders_that_hold_the_same_classes_may_be_splits(tmp_path):
+    source = touch(tmp_path, "simpsons/bart/1.jpg", "simpsons/lisa/2.jpg", "simpsons_testset/bart/3.jpg")
+    message = refusal(source)
+    assert "--label_from=parent" in message
+    flags = [flag.removeprefix("--source=SPLIT=") for flag in message.split() if flag.startswith("--source=SPLIT=")]
+    found, listed = scan(*(f"{split}={flag}" for split, flag in zip(("train", "test"), flags, strict=True)))
+    assert found.splits == ("train", "test") and found.labels == ("bart", "lisa")
+    assert [split for _, split in listed.values()] == ["train", "train", "test"]
+    assert "SPLIT" not in refusal(touch(tmp_path / "other", "a/x/1.jpg", "b/y/2.jpg"))
 
 
 def test_folds_are_no_classes_by_advice(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -78,6 +79,15 @@ def test_a_folder_named_like_an_image_and_broken_links_are_inputs(tmp_path):
     sources = scan(str(tmp_path), label_from="first")
     assert list(sources.paths()) == [b"a/1.jpg", b"a/dangling.jpg", b"a/dir.jpg", b"a/loop.jpg", b"a/up"]
     assert sources.size.tolist() == [7, 0, 0, 0, 0]
+
+
+def test_a_class_called_like_an_image_is_a_folder_as_in_an_archive(tmp_path):
+    source = touch(tmp_path / "s", "a/1.jpg", "img.jpg/2.jpg")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for name in ("a/1.jpg", "img.jpg/2.jpg"):
+            archive.write(f"{source}/{name}", name)
+    for found in (scan(source), scan(str(tmp_path / "s.zip"))):
+        assert found.labels == ("a", "img.jpg") and list(found.paths()) == [b"a/1.jpg", b"img.jpg/2.jpg"]
 
 
 def test_a_linked_class_folder_counts(tmp_path):
