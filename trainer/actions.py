@@ -270,8 +270,12 @@ class Evaluate(Action):
         """Set `state.evaluation`; the line of metrics, and this host's answers."""
         totals, answers = self._totals(state)
         n = totals.pop("n")
-        found = {name: value / max(n, 1) for name, value in totals.items()}
         split, speed = self.setup.eval_split, self.monitor.images_per_second
+        if not n:  # of which a loss of 0 would be the best there is
+            raise Failure(
+                f"--eval_split={split}: none of its records could be read; restore the shards, or use --eval_split=none"
+            )
+        found = {name: value / n for name, value in totals.items()}
         if not np.isfinite(found["loss"]):
             raise Failure(
                 f"the loss of {split} after step {state.step} is not finite: training diverged. Lower the rate in "

@@ -366,6 +366,8 @@ class TrainConfig(HostsConfig, InputConfig):
         if self.weights == "imagenet" and self.width != 1:
             raise UsageError(f"--width={self.width}: --weights=imagenet are those of the full width; leave it at 1")
         counting = {"class_weights": self.class_weights != "none", "balanced_sampling": self.balanced_sampling}
+        if self.synthetic and self.best_metric != "none":
+            raise UsageError(f"--best_metric={self.best_metric} judges a held-out split; leave it out, or --synthetic")
         if self.synthetic and (needing := [name for name, given in counting.items() if given]):
             raise UsageError(f"--{needing[0]} counts a dataset's classes; leave it out, or --synthetic")
         if self.class_weights != "none" and self.balanced_sampling:

@@ -34,6 +34,8 @@ def open_data(config: TrainConfig) -> pipeline.Dataset | None:
 
 def choose_eval_split(config: TrainConfig, data: pipeline.Dataset | None) -> str:
     """The held-out split to report on, "" for none. What is chosen by it must not be the test split."""
+    if config.synthetic and config.eval_split not in ("auto", "none"):
+        raise UsageError(f"--eval_split={config.eval_split}: --synthetic holds nothing out; leave out one of them")
     if data is None or config.synthetic or config.eval_split == "none":
         return ""
     splits = [name for name, split in data.manifest.splits.items() if split.records and not split.unlabelled]
@@ -71,6 +73,22 @@ def stored_as(manifest: Manifest) -> dict[str, Any]:
     return {"resize": manifest.image.resize, "size": manifest.image.size, **made}
 
 
+def without_effect(config: TrainConfig, steps: int) -> list[str]:
+    """Which settings change nothing in a run of so many steps, and why, a line each."""
+    heads = [phase.part == "head" for phase in config.phase_list]
+    cached, (first, _) = bool(config.cache_features), config.profile_range()
+    found = {
+        "cache_features": (cached and not any(heads), "no phase trains the head alone"),
+        "progressive_resizing": (
+            config.resizes and cached and all(heads),
+            "features are stored at the full image size",
+        ),
+        "block_lr_decay": (config.block_lr_decay < 1 and all(heads), "the head alone trains"),
+        "profile_steps": (first > steps, f"the run ends at step {steps:,}"),
+    }
+    return [f"--{name}={getattr(config, name)} changes nothing: {why}" for name, (idle, why) in found.items() if idle]
+
+
 def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) -> str:
     """What a run is about to do, in lines a person reads while TensorFlow is loaded."""
     lines = []
@@ -89,6 +107,7 @@ def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) 
         lines.append(f"run: {config.phases}, {count(steps, 'step')} of {count(batch, 'sample')}, {on}")
         if eval_split == config.train_split:
             lines.append(f"note: {eval_split} is trained on: nothing in it is held out")
+        lines += [f"note: {line}" for line in without_effect(config, steps)]
         idle = [str(span.phase) for span in found if not phase_steps(span, batch)]
         if idle:
             lines.append(f"note: no step is left for {', '.join(idle)}: the phase before ends with a step beyond it")

@@ -32,8 +32,18 @@ TINY: dict[str, Any] = {
     "image_size": 32,
     "phases": "all:1@0.05",
     "weights": "none",
+    "weights_sha256": "",
     "head": "gap",
     "dropout": 0.3,
+    # What belongs to a run and its dataset.
+    "recipe": "plain",
+    "train_split": "train",
+    "eval_split": "auto",
+    "best_metric": "none",
+    "early_stop_evals": 0,
+    "progressive_resizing": "",
+    "cache_features": 0,
+    "micro_batches": 1,
     "class_weights": "none",
     "balanced_sampling": False,
 }
@@ -146,7 +156,8 @@ class Checks:
         """Images decoded and cropped a second, against what the step takes."""
         with tempfile.TemporaryDirectory() as folder:
             write_dataset(Path(folder), {"train": 64}, side=256)
-            config = dataclasses.replace(self.config, data=folder, global_batch_size=32, image_size=224, width=1.0)
+            sizes = {"global_batch_size": 32, "image_size": 224, "width": 1.0}
+            config = dataclasses.replace(self.config, **TINY | {"data": folder} | sizes)
             data = iter(pipeline.open_dataset(folder).train_batches("train", config.input_config()))
             next(data)
             started, count = time.perf_counter(), 0
@@ -173,7 +184,7 @@ class Checks:
         return count / (time.perf_counter() - started)
 
     def _start(self, cluster: Cluster, **changes: Any) -> tuple[TrainSetup, Network, TrainState, TrainStep]:
-        values = {**TINY, "data": "", "synthetic": True, "global_batch_size": self.batch, "micro_batches": 1, **changes}
+        values = {**TINY, "data": "", "synthetic": True, "global_batch_size": self.batch, **changes}
         setup = create_setup(dataclasses.replace(self.config, ema=0.0, **values), cluster)
         return setup, *create_train_state(setup, setup.spans[0])
 

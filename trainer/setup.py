@@ -16,7 +16,7 @@ from shardline import pipeline
 from shardline.pipeline import InputConfig
 from shardline.pipeline.class_gaps import class_gaps
 from shardline.pipeline.cli import log, progress
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.paths import absolute
 from shardline.trainer import schedule
@@ -86,8 +86,15 @@ class TrainSetup:
         config, data = self.config, self.data
         if not config.balanced_sampling or not isinstance(data, pipeline.Dataset):
             return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size, config.shuffle)
-        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
-        labels = np.array([label for _, label, _ in data.records(config.train_split, numbers)])
+        labels = np.empty(self.num_records, np.int64)
+        for number in progress(range(self.num_records), total=self.num_records, desc="labels", unit="record"):
+            try:
+                _, labels[number], _ = next(data.records(config.train_split, [number]))
+            except ValueError as error:
+                raise Failure(
+                    f"record {number} of {config.train_split} cannot be read ({error}), and --balanced_sampling needs "
+                    "the label of each; restore the shards from a copy or convert again, or leave it out"
+                ) from None
         return pipeline.BalancedSampler(labels, config.seed)
 
     @property

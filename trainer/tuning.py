@@ -147,6 +147,7 @@ def _trial(config: TrainConfig, batch: int) -> tuple[float | None, float]:
         device="cpu" if config.logical_cpus else config.device,
         logical_cpus=0,
         micro_batches=1,
+        eval_split="auto",
         best_metric="none",
         early_stop_evals=0,
         class_weights="none",

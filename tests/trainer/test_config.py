@@ -65,6 +65,10 @@ def test_phases_are_what_epochs_at_rate():
             {"synthetic": True, "class_weights": "balanced"},
             "class_weights counts a dataset's classes; leave it out, or synthetic",
         ),
+        (
+            {"synthetic": True, "best_metric": "top1"},
+            "best_metric=top1 judges a held-out split; leave it out, or synth",
+        ),
         ({"synthetic": True, "balanced_sampling": True}, "balanced_sampling counts a dataset's"),
         ({"seed": 2**32}, "seed=4294967296: use a whole number from 0 to 4294967295"),
         ({"recipe": "best"}, "recipe=best: use one of plain, scratch, linear_probe, finetune"),

@@ -1,6 +1,7 @@
 """What is decided before the first step, and what a phase or a restart takes over."""
 
 import gc
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import shard_name
 from shardline.trainer import selftest
 from shardline.trainer.checkpoints import Checkpoint
 from shardline.trainer.cluster import Cluster, create_cluster
@@ -50,6 +52,9 @@ def test_evaluation_takes_the_held_out_split_that_is_there(data, devices):
     assert setup_of(devices, data=data, eval_split="none").eval_split == ""
     assert setup_of(devices, data=data, eval_split="train").eval_split == "train"
     assert setup_of(devices, data=data, train_split="test").eval_split == ""  # auto takes nothing that is trained on
+    assert setup_of(devices, synthetic=True).eval_split == ""
+    with pytest.raises(UsageError, match="eval_split=test: synthetic holds nothing out"):
+        setup_of(devices, data=data, synthetic=True, eval_split="test")
     with pytest.raises(UsageError, match="best_metric=top1 would choose the model by train: convert with a valid"):
         setup_of(devices, data=data, eval_split="train", best_metric="top1")
 
@@ -76,12 +81,56 @@ def test_a_batch_larger_than_the_split_is_noted(data):
         assert ("note: a batch holds records several times: train has 25" in said) == noted
 
 
+@pytest.mark.parametrize(
+    "settings, noted",
+    [
+        ({"cache_features": 2, "phases": "block5:1@1"}, "cache_features=2 changes nothing: no phase trains the head"),
+        ({"cache_features": 2, "phases": "head:1@1,all:1@1"}, ""),
+        (
+            {"cache_features": 2, "phases": "head:1@1", "progressive_resizing": "32:0.5", "image_size": 64},
+            "progressive_resizing=32:0.5 changes nothing: features are stored at the full image size",
+        ),
+        ({"block_lr_decay": 0.5, "phases": "head:1@1"}, "block_lr_decay=0.5 changes nothing: the head alone trains"),
+        ({"profile_steps": "5:6", "phases": "all:1@1"}, "profile_steps=5:6 changes nothing: the run ends at step 4"),
+        ({"profile_steps": "4:6", "phases": "all:1@1", "block_lr_decay": 0.5}, ""),
+    ],
+)
+def test_settings_without_effect_are_noted(data, settings, noted):
+    config = TrainConfig(**THIN | settings, data=data)
+    said = banner(config, open_data(config), "test")
+    assert noted in said and ("changes nothing" in said) == bool(noted)
+
+
 @pytest.mark.parametrize("labels, noted", [(("a",), True), (("a", "b"), False)])
 def test_one_class_is_noted(data, labels, noted):
     config = TrainConfig(**THIN, data=data)
     opened = open_data(config)
     opened = SimpleNamespace(labels=labels, manifest=opened.manifest, num_records=opened.num_records)
     assert ("note: of one class there is nothing to learn" in banner(config, opened, "test")) == noted
+
+
+def test_balanced_sampling_names_the_record_whose_label_cannot_be_read(data, devices, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    shard = tmp_path / "data" / shard_name("selftest", "train", 0, 1)
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1  # in the last record
+    shard.write_bytes(content)
+    with pytest.raises(Failure, match=r"record 24 of train cannot be read \(.*\), and balanced_sampling needs"):
+        assert setup_of(devices, data=str(tmp_path / "data"), balanced_sampling=True).sampler
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"recipe": "finetune", "weights": "imagenet", "weights_sha256": "0" * 64},
+        {"eval_split": "validation", "best_metric": "top1", "early_stop_evals": 2, "train_split": "most"},
+        {"micro_batches": 8, "image_size": 64, "progressive_resizing": "48:0.5", "mixup": 0.2},
+    ],
+)
+def test_the_selftest_takes_the_flags_of_any_run(settings, devices):
+    checks = selftest.Checks(TrainConfig(**settings, precision="float32", jit=False), devices)
+    assert checks.each_record_once() == (True, "n = 29/29")
+    checks._start(devices)
 
 
 def test_stored_features_want_one_host(data):

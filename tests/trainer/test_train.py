@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardline.pipeline.errors import UsageError
+from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.manifest import shard_name
 from shardline.trainer import metrics_log, selftest
 from shardline.trainer.actions import SaveCheckpoint
+from shardline.trainer.checkpoints import list_checkpoints
 from shardline.trainer.config import TrainConfig
 from shardline.trainer.input_profile import InputProfile
 from shardline.trainer.run_dir import CONFIG_FILE, load_run
@@ -244,6 +246,16 @@ def test_a_process_trains_many_times_also_in_a_thread(thin, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert os.environ["XLA_FLAGS"].count("deterministic") == 1
     assert load_run(tmp_path / "second").config == TrainConfig(**thin, jit=True, workdir=tmp_path / "second")
+
+
+def test_a_held_out_split_of_which_nothing_can_be_read_is_no_loss_of_zero(thin, tmp_path):
+    selftest.write_dataset(tmp_path, {"train": 24, "validation": 5}, side=32)
+    shard = tmp_path / shard_name("selftest", "validation", 0, 1)
+    shard.write_bytes(bytes(shard.stat().st_size))
+    config = TrainConfig(**{**thin, "data": tmp_path}, best_metric="loss", workdir=tmp_path / "run")
+    with pytest.raises(Failure, match="eval_split=validation: none of its records could be read; restore"):
+        train(config)
+    assert not list_checkpoints(config.workdir)
 
 
 def test_a_run_leaves_and_tells_what_its_input_costs_and_how_long_the_step_waited(thin, tmp_path, capsys):
