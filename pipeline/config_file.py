@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -81,10 +82,17 @@ def _parse(text: str, ending: str) -> Any:
         return parse_json(text)
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Leaves 020 and 1:30 text, as on a command line; YAML 1.1 would make 16 and 90 of them."""
+
+        def construct_yaml_int(self, node: yaml.ScalarNode) -> object:
+            return node.value if re.fullmatch(r"[-+]?0\d+|.*:.*", node.value) else super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
-        if isinstance(node := yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
+        if isinstance(node := yaml.compose(text, Loader), yaml.MappingNode):
             unique((key.value, None) for key, _ in node.value if isinstance(key.value, str))
-        return yaml.safe_load(text) or {}
+        return yaml.load(text, Loader) or {}
     except yaml.YAMLError as error:
         raise ValueError(error) from None
 

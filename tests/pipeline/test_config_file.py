@@ -50,6 +50,7 @@ def test_flags_and_arguments_override_the_file(file):
         ("size = 3.5", "a.toml", "size=3.5: use a whole number from 1 to 1000"),
         ("size = true", "a.toml", "size=True: use a whole number from 1 to 1000"),
         ("size: three", "a.yaml", "size=three: use a whole number from 1 to 1000"),
+        ("size: 1:30", "a.yaml", "size=1:30: use a whole number from 1 to 1000"),
         ("mode: [slow]", "a.yaml", "mode=['slow']: use text"),
         ("rate: .nan", "a.yaml", "rate=nan: use a number above 0, below 1"),
         ("ratio = [1, 2, 3]", "a.toml", "ratio=[1, 2, 3]: needs two numbers, e.g. 0.35,1"),
@@ -74,6 +75,15 @@ def test_a_file_that_cannot_work_is_refused_by_name_and_setting(file, text, name
     with pytest.raises(UsageError) as error:
         read_config_file(path, CommandConfig)
     assert str(error.value).startswith(f"config={path}: {line}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "size"), [("020", 20), ("+010", 10), ("0x14", 20), ("1_000", 1000), ("0", 0)])
+def test_numbers_in_yaml_are_those_of_a_command_line(file, text, size):
+    if size:
+        assert read_config_file(file(f"size: {text}", "a.yaml"), CommandConfig) == {"size": size}
+    else:
+        with pytest.raises(UsageError, match="size=0: use a whole number"):
+            read_config_file(file(f"size: {text}", "a.yaml"), CommandConfig)
 
 
 def test_a_missing_file_is_refused():
