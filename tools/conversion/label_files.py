@@ -23,7 +23,14 @@ from shardline.pipeline.source_files import read_member
 from shardline.pipeline.text import has_control_characters, parse_json
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.archives import archive_in, open_archive
-from shardline.tools.conversion.labels import AFTER_NUMBER, BEFORE_NUMBER, names_by_number, split_rank
+from shardline.tools.conversion.labels import (
+    AFTER_NUMBER,
+    BEFORE_NUMBER,
+    HEADINGS,
+    listed_by_position,
+    names_by_number,
+    split_rank,
+)
 from shardline.tools.conversion.tables import NAMES
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 
@@ -100,13 +107,14 @@ class SplitLabels:
     def _label(self, path: bytes, alone: bool) -> str:
         """The label of one file; folders count where its name is not the only one or is listed with several labels."""
         folder, name = os.path.split(path)
-        listed = self.by_name.get(name) or self.by_name.get(os.path.splitext(name)[0], ())
+        listed = *self.by_name.get(name, ()), *self.by_name.get(os.path.splitext(name)[0], ())
         split = _split_of(folder)
         listed = tuple((other, label) for other, label in listed if _split_of(other) in (None, split) or split is None)
         found = {label for _, label in listed}
         if not alone or len(found) > 1:
             ends = ((b"/" + other, b"/" + folder, label) for other, label in listed if other)
             found = {label for one, other, label in ends if one.endswith(other) or other.endswith(one)}
+            found = found or {label for other, label in listed if alone and not other}
         if len(found) > 1:
             raise _two_labels(self.what, os.fsdecode(path), *sorted(found)[:2])
         return found.pop() if found else ""
@@ -158,7 +166,8 @@ def read_split_labels(flag: str, path: str, order: Mapping[int, str]) -> SplitLa
       order: which class a number is; empty: labels are names.
     """
     what = f"{flag}={path}"
-    lines = [line for line in read_text(path, flag).splitlines() if line.strip()]
+    written = read_text(path, flag).rstrip().splitlines()
+    lines = [line for line in written if line.strip()]
     if not lines:
         raise UsageError(f"{what}: the file is empty")
     pairs = _table(lines, what) or _named_lines(lines)
@@ -172,6 +181,9 @@ def read_split_labels(flag: str, path: str, order: Mapping[int, str]) -> SplitLa
                 f"{what}: its lines hold more than a label and are all different, e.g. {lines[0].strip()[:80]!r}; "
                 "write lines NAME.jpg LABEL, or name columns in the first line (image,label)"
             )
+        if len(lines) < len(written) or (labels[0].lower() in HEADINGS and labels.count(labels[0]) == 1):
+            fault = "a line is empty" if len(lines) < len(written) else f"its first line, {labels[0]!r}, is a heading"
+            raise UsageError(f"{what}: {fault}; write a label a line, in the order of the file names, and nothing else")
         return SplitLabels(what, in_order=tuple(labels))
     by_name: dict[bytes, tuple[tuple[bytes, str], ...]] = {}
     for (path, _), label in zip(pairs, labels, strict=True):
@@ -247,6 +259,7 @@ def read_label_order(path: str) -> dict[int, str]:
         order = {int(pair[2]): pair[1] for pair in turned if pair}
     else:
         names = [line.split()[0] if _SYNSET.match(line) else line for line in lines]
+        lines = names = list(listed_by_position(names, f"--label_order={path}", 1)) if names else []
         order = dict(enumerate(names, 1))
         if len(names) > 1 and all(map(_SYNSET.fullmatch, names)) and names == sorted(names):
             raise UsageError(

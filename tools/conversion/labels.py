@@ -43,7 +43,7 @@ _MARKS = {  # what people write, or a class
 }
 AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
 BEFORE_NUMBER = r"[\s,:;]+"  # between the name and the number
-_HEADINGS = {
+HEADINGS = {
     "label",
     "labels",
     "label_name",
@@ -54,6 +54,8 @@ _HEADINGS = {
     "category",
     "name",
     "names",
+    "synset",
+    "wnid",
 }
 _NO_LISTS = (".csv", ".tsv", ".yaml", ".yml", ".pbtxt", ".xml", ".npy", ".pkl", ".mat", ".xlsx")
 _LIST = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
@@ -389,7 +391,7 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
     words = set(re.split(r"\W+", " ".join(names[:1]).lower()))
     for lines in (names, names[1:])[: 1 + heading]:
         # x-1, Type 1 and rose 0 are three classes.
-        before = BEFORE_NUMBER if lines is names or words & {*_HEADINGS, "id", "index", "idx", "number"} else ""
+        before = BEFORE_NUMBER if lines is names or words & {*HEADINGS, "id", "index", "idx", "number"} else ""
         for start in (0, 1):
             if (bare := _without_numbers(lines, AFTER_NUMBER, before, start)) == list(lines):
                 continue
@@ -399,7 +401,7 @@ def listed_by_position(names: Sequence[str], what: str, first: int = 0, hint: st
                 f"{what}: its lines are numbered from {start}, as in {shorten_list(map(repr, lines), 2)}, but labels "
                 f"are counted from {first}; write lines 'NUMBER NAME', numbered from {first} on{hint}"
             )
-    if len(names) > 1 and names[0].lower().rstrip(":") in _HEADINGS:
+    if len(names) > 1 and names[0].lower().rstrip(":") in HEADINGS:
         raise UsageError(
             f"{what}: its first name, {names[0]!r}, seems to be a heading and would be label {first}; remove it, "
             f"or, if it is a class, write lines 'NUMBER NAME', numbered from {first} on"

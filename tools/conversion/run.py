@@ -42,7 +42,7 @@ from shardline.tools.conversion.deduplicate import DedupResult, DuplicateGroup, 
 from shardline.tools.conversion.estimate import Estimate, estimate_from, seconds_text
 from shardline.tools.conversion.finalize import Finished, finalize
 from shardline.tools.conversion.label_files import read_class_words, words_for
-from shardline.tools.conversion.labels import LabelOptions, read_class_names
+from shardline.tools.conversion.labels import LabelOptions, read_class_names, split_notes
 from shardline.tools.conversion.output import Output, open_output
 from shardline.tools.conversion.report import Conversion, write_report
 from shardline.tools.conversion.scan import ScanOptions, scan
@@ -241,7 +241,7 @@ def prepare(config: ConvertConfig, base: Manifest | None = None, output: Output 
         sources = replace(sources, words=words)
         if without := [name for name, text in zip(sources.labels, words, strict=True) if not text]:
             log(f"note: --class_words has no words for {shorten_list(without)}; are its names those of the classes?")
-    for note in sources.notes:
+    for note in (*sources.notes, *split_notes(config.splits)):
         log(f"note: {note}")
     if base and output:
         sources = append.with_words_of(base, sources)

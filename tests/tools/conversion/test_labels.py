@@ -376,6 +376,14 @@ def test_splits_of_one_kind_are_noted(tmp_path, names, told):
     assert sorted(scan(source).splits) == sorted(scan(rows).splits) == sorted(names)
 
 
+def test_shares_of_splits_of_one_kind_are_noted(tmp_path):
+    images = touch(tmp_path / "s", *(f"cat/{i}.jpg" for i in range(20)))
+    for last, noted in (("training", True), ("test", False)):
+        flags = (f"--source={images}", f"--output={tmp_path / 'o'}", f"--splits=train=0.9,{last}=0.1", "--dry_run")
+        told = Run("shardline.tools.convert", *flags).stderr
+        assert ("the splits train and training are of one kind" in told) == noted
+
+
 def test_number_folders_are_in_numerical_order_and_the_difference_to_keras_is_noted(tmp_path):
     sources = scan(touch(tmp_path, *(f"{i}/x" for i in range(12))))
     assert sources.labels == tuple(str(i) for i in range(12))
