@@ -41,8 +41,8 @@ _MARKS = {  # what people write, or a class
     *("na", "none", "null", "nil", "nan", "-", "--", "?", "??", ".", "missing"),
     *("no_label", "no label", "nolabel", "unlabeled", "unlabelled", "unannotated"),
 }
-AFTER_NUMBER = r"(?:\s*[:,;)]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
-BEFORE_NUMBER = r"[\s,:;]+"  # between the name and the number
+AFTER_NUMBER = r"(?:\s*[:,;)=|]\s*|\s*\.\s+|\s+(?:-\s+)?)"  # between the number and the name in a line
+BEFORE_NUMBER = r"[\s,:;=|]+"  # between the name and the number
 HEADINGS = {
     "label",
     "labels",
@@ -601,6 +601,7 @@ def _by_index(found: Sequence[str], options: LabelOptions, what: str) -> LabelOr
     if names and max(numbers) >= count:
         raise UsageError(
             f"{what}: the labels run to {max(numbers):,}, but --class_names lists {count:,} names (0 to {count - 1:,})"
+            + "; if they count from 1, subtract 1 from each" * (min(numbers) > 0 and max(numbers) == count)
         )
     check_spread(len(set(numbers)), max(numbers), what)
     low = 0 if options.open_ended or max(numbers) + 1 == len(names) else min(numbers)

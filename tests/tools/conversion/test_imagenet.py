@@ -192,6 +192,8 @@ def test_ground_truth_without_an_order_is_refused(published, tmp_path):
         ("b\na\n", {1: "b", 2: "a"}),
         ("id,name\n1,b\n2,a\n", {1: "b", 2: "a"}),  # a heading
         ("1. b\n2. a\n", {1: "b", 2: "a"}),
+        ("0=b\n1=a\n", {0: "b", 1: "a"}),
+        ("b | 0\na | 1\n", {0: "b", 1: "a"}),
         ('{"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench"]}', {0: "n01440764", 1: "n01443537"}),
         ('{"b": 1, "a": 2}', {1: "b", 2: "a"}),
         ('{"names": ["b", "a"]}', "no JSON of a number for each name; write lines NUMBER NAME"),

@@ -401,6 +401,10 @@ def test_index_labels_are_positions_in_the_class_names():
     for found, message in [(("3",), "run to 3, but"), (("x",), "x is no number"), (("-1",), "no number of 0 or more")]:
         with pytest.raises(UsageError, match=message):
             order(*found, names=("a", "b", "c"), kind="index")
+    for found, told in ((("1", "3"), True), (("0", "3"), False), (("1", "4"), False)):
+        with pytest.raises(UsageError, match=f"run to {found[1]}, but") as error:
+            order(*found, names=("a", "b", "c"), kind="index")
+        assert str(error.value).endswith("; if they count from 1, subtract 1 from each") == told
     with pytest.raises(UsageError, match="labels run to 20,240,115 but only 3 differ"):
         order("0", "1", "20240115", kind="index")
     with pytest.raises(UsageError, match="label_kind=index"):
@@ -603,6 +607,10 @@ def test_what_is_no_list_of_names_is_refused_and_never_read_as_lines(tmp_path, s
         (("boeing 737", "boeing 747"), 0, ("boeing 737", "boeing 747")),
         (("label", "rose", "daisy"), 0, "its first name, 'label', seems to be a heading and would be label 0"),
         (("0 label", "1 rose"), 0, ("label", "rose")),
+        (("0=rose", "1=tulip"), 0, ("rose", "tulip")),
+        (("1|rose", "0|tulip"), 0, ("tulip", "rose")),
+        (("ROSE = 0", "TULIP = 1"), 0, ("ROSE", "TULIP")),
+        (("1=rose", "2=tulip"), 0, "numbered from 1, as in '1=rose', '2=tulip'"),
     ],
 )
 def test_numbers_before_names_have_to_be_the_labels_where_places_are(names, first, result):
