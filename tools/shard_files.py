@@ -61,6 +61,11 @@ def find_splits(directory: Path, options: SplitOptions) -> dict[str, tuple[str, 
     _refuse_datasets(directory, files)
     if not files:
         raise UsageError(f"--data={directory}: {_nothing(directory)}")
+    if deeper := _deeper(directory, options.exclusions):
+        raise UsageError(
+            f"--data={directory}: TFRecord files lie deeper, too, in {shorten_list(map(display, deeper), 3)}; move "
+            f"them into a folder of {directory} for each split, or leave them out with --exclude={display(deeper[0])}"
+        )
     split_of = _by_pattern(options.pattern) if options.pattern else lambda file: options.split or _split_of_path(file)
     found: dict[str, list[str]] = {}
     unknown = []
@@ -124,6 +129,18 @@ def _is_tfrecord(entry: os.DirEntry[str]) -> bool:
         return True
     with open(os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         return is_tfrecord(file.read(12))
+
+
+def _deeper(directory: Path, exclusions: Exclusions) -> list[str]:
+    """Relative paths of the folders below those in `directory` that hold files named as TFRecords are."""
+    found = []
+    for folder, below, names in os.walk(directory):
+        inside = os.path.relpath(folder, directory)
+        paths = {name: os.fsencode(os.path.normpath(os.path.join(inside, name))) for name in below}
+        below[:] = [name for name, path in paths.items() if name[0] != "." and not exclusions.leaves_out(path)]
+        if os.path.dirname(inside) and any(_NAMED.fullmatch(name) for name in names if not name.startswith(".")):
+            found.append(inside)
+    return sorted(found)
 
 
 def _nothing(directory: Path) -> str:

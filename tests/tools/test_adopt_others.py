@@ -323,6 +323,18 @@ def test_files_that_are_in_no_split_or_in_two_end_the_adoption(tmp_path, files, 
     assert message in refusal(tmp_path, **options)
 
 
+def test_files_that_lie_deeper_are_never_passed_over(tmp_path):
+    for name in ("train/0.tfrecord", "more/val/0.tfrecord", ".git/a/b/0.tfrecord"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        put(tmp_path / name, [ints(0), ints(1)])
+    assert "lie deeper, too, in more/val; move them into a folder" in (message := refusal(tmp_path))
+    assert "exclude=more/val" in message
+    for name in ("more/val", "more"):
+        assert list(adopted(tmp_path, exclude=(name,), overwrite=True).splits) == ["train"]
+    (tmp_path / "more" / "val").rename(tmp_path / "val")
+    assert list(adopted(tmp_path, overwrite=True).splits) == ["train", "val"]
+
+
 def test_compressed_shards_are_named_as_such(tmp_path):
     import gzip
     import zlib
