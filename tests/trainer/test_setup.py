@@ -1,7 +1,10 @@
 """What is decided before the first step, and what a phase or a restart takes over."""
 
 import gc
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -236,3 +239,32 @@ def test_an_endless_iterator_is_never_destroyed():
     del iterator
     gc.collect()
     assert not gone
+
+
+FAULTS = """
+import resource, sys
+import tensorflow as tf
+from shardline.trainer.cluster import create_cluster
+from shardline.trainer.config import TrainConfig
+from shardline.trainer.setup import create_setup
+config = TrainConfig(synthetic=True, image_size=32, width=0.03, precision="float32", jit=False, global_batch_size=8)
+next(create_setup(config, create_cluster("mirrored", 0)).train_batches(0))
+square, matrix = tf.function(lambda x: tf.matmul(x, x)), tf.ones([1024, 1024])  # 1,024 pages
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        product = square(matrix)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 50)
+"""
+
+
+@pytest.mark.parametrize(("environment", "few"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
+def test_tensors_take_the_memory_that_earlier_ones_left(environment, few):
+    """Not under what the user has set: which shows what TensorFlow does to it, too."""
+    given = {
+        name: value for name, value in os.environ.items() if name not in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    }
+    command = [sys.executable, "-c", FAULTS]
+    result = subprocess.run(command, env=given | environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (int(result.stdout) < 512) == few, result.stdout
