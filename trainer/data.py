@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -55,6 +56,7 @@ def choose_eval_split(config: TrainConfig, data: pipeline.Dataset | None) -> str
     return name
 
 
+MOST_OF_START = 0.1  # share of a moving average
 HELD_OUT = ("validation", "val")  # what the split is called that settings are chosen by
 
 
@@ -84,6 +86,14 @@ def without_effect(config: TrainConfig, steps: int) -> list[str]:
             "features are stored at the full image size",
         ),
         "block_lr_decay": (config.block_lr_decay < 1 and all(heads), "the head alone trains"),
+        "shuffle_block_size": (
+            config.shuffle_block_size > 1 and (config.balanced_sampling or not config.shuffle),
+            "records are not read in blocks",
+        ),
+        "randaugment_magnitude": (
+            config.randaugment_magnitude != TrainConfig.randaugment_magnitude and not config.randaugment_layers,
+            "there are no --randaugment_layers",
+        ),
         "profile_steps": (first > steps, f"the run ends at step {steps:,}"),
     }
     return [f"--{name}={getattr(config, name)} changes nothing: {why}" for name, (idle, why) in found.items() if idle]
@@ -108,6 +118,16 @@ def banner(config: TrainConfig, data: pipeline.Dataset | None, eval_split: str) 
         if eval_split == config.train_split:
             lines.append(f"note: {eval_split} is trained on: nothing in it is held out")
         lines += [f"note: {line}" for line in without_effect(config, steps)]
+        if (left := config.ema**steps if config.ema else 0) > MOST_OF_START:
+            less = math.floor(1000 * MOST_OF_START ** (1 / steps)) / 1000
+            lines.append(
+                f"note: --ema={config.ema:g}: after {count(steps, 'step')} the average, which is saved, is still "
+                f"{left:.0%} the starting weights; use {less:g} or less"
+            )
+        if warming := [str(phase) for phase in config.phase_list if config.warmup_epochs >= phase.epochs]:
+            lines.append(
+                f"note: --warmup_epochs={config.warmup_epochs:g}: {', '.join(warming)} ends before its peak rate"
+            )
         idle = [str(span.phase) for span in found if not phase_steps(span, batch)]
         if idle:
             lines.append(f"note: no step is left for {', '.join(idle)}: the phase before ends with a step beyond it")

@@ -170,6 +170,11 @@ def checkpoint_to_continue(setup: TrainSetup) -> Checkpoint | None:
         )
     if checkpoint:
         check_sampler(str(checkpoint.path), checkpoint.header["sampler"], setup.sampler_key, setup.data)
+        if setup.config.mixes and (cursor := checkpoint.header["cursor"]) % 2:  # of another --global_batch_size
+            raise UsageError(
+                f"--workdir={setup.config.workdir} goes on at sample {cursor}, and --mixup and --cutmix mix pairs that "
+                "begin at an even one; leave them out, or start in another --workdir"
+            )
         then = TrainConfig.from_dict(checkpoint.header["train"])
         if changes := differences(then, dataclasses.replace(setup.config, weights=then.weights)):
             log(f"note: {checkpoint.path} was saved under other flags: {'; '.join(changes)}")

@@ -95,6 +95,8 @@ def test_a_batch_larger_than_the_split_is_noted(data):
         ),
         ({"block_lr_decay": 0.5, "phases": "head:1@1"}, "block_lr_decay=0.5 changes nothing: the head alone trains"),
         ({"profile_steps": "5:6", "phases": "all:1@1"}, "profile_steps=5:6 changes nothing: the run ends at step 4"),
+        ({"balanced_sampling": True, "shuffle_block_size": 4}, "shuffle_block_size=4 changes nothing: records are not"),
+        ({"randaugment_magnitude": 5}, "randaugment_magnitude=5 changes nothing: there are no --randaugment_layers"),
         ({"profile_steps": "4:6", "phases": "all:1@1", "block_lr_decay": 0.5}, ""),
     ],
 )
@@ -102,6 +104,24 @@ def test_settings_without_effect_are_noted(data, settings, noted):
     config = TrainConfig(**THIN | settings, data=data)
     said = banner(config, open_data(config), "test")
     assert noted in said and ("changes nothing" in said) == bool(noted)
+
+
+@pytest.mark.parametrize(
+    "settings, noted",
+    [
+        (
+            {"ema": 0.9, "phases": "all:1@1"},
+            "ema=0.9: after 4 steps the average, which is saved, is still 66% the",
+        ),
+        ({"ema": 0.5, "phases": "all:1@1"}, ""),  # 0.5 ** 4 is 6%
+        ({"warmup_epochs": 1.0, "phases": "head:1@1,all:2@1"}, "warmup_epochs=1: head:1@1 ends before its peak rate"),
+        ({"warmup_epochs": 0.9, "phases": "head:1@1,all:2@1"}, ""),
+    ],
+)
+def test_averages_and_warmups_that_the_run_is_too_short_for_are_noted(data, settings, noted):
+    config = TrainConfig(**THIN | settings, data=data)
+    said = banner(config, open_data(config), "test")
+    assert noted in said and ("ema=" in said or "warmup" in said) == bool(noted)
 
 
 @pytest.mark.parametrize("labels, noted", [(("a",), True), (("a", "b"), False)])
