@@ -76,6 +76,7 @@ def s3_server():
     server.start()
     try:
         host, port = server.get_host_and_port()
+        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()  # servers of a process share all
         yield {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
