@@ -31,7 +31,9 @@ _LAYOUTS = {  # of a directory's entries, by byte order and whether it is BigTIF
     for order in "<>"
     for big, word in ((False, 4), (True, 8))
 }
-_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
+_MOST_XMP = 1 << 18  # bytes
+_XMP_PREFIX = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']""")
+_XMP_ORIENTATION = rb"""\b%s:Orientation(?:\s*=\s*["']|(?:\s[^<>]{0,99})?>\s*(?:<[\w:]{1,40}>)?)\s*([1-8])\b"""
 
 
 class Directory:
@@ -138,5 +140,7 @@ def is_adobe_rgb(block: bytes) -> bool:
 
 def xmp_orientation(packet: bytes) -> int:
     """The orientation that an XMP packet gives, for files whose EXIF gives none: 1 to 8, 0 for none."""
-    found = _XMP_ORIENTATION.search(packet)
+    packet = packet[:_MOST_XMP].replace(b"\0", b"")  # as of UTF-16
+    prefix = _XMP_PREFIX.search(packet)
+    found = re.search(_XMP_ORIENTATION % (re.escape(prefix[1]) if prefix else b"tiff"), packet)
     return int(found[1]) if found else 0

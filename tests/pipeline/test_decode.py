@@ -89,10 +89,13 @@ def test_adopted_images_are_what_the_converter_would_store(encoding, exact):
         pillow(transparent, "png"),
         pillow(Image.fromarray(IMAGE), "jpeg", icc_profile=DISPLAY_P3),
     ]
+    packet = b"<x xmlns:a='http://ns.adobe.com/tiff/1.0/' a:Orientation='6'/>"
+    files.append(pillow(Image.fromarray(IMAGE), "jpeg", xmp=packet))
     for data in files:
         found = decode(example(data), encoding, exact=exact)
         np.testing.assert_array_equal(found, load_rgb(data, ImageOptions(resize="none")))
-    assert decode(example(files[0]), encoding, exact=exact).shape == (56, 40, 3)
+    for data in (files[0], files[-1]):
+        assert decode(example(data), encoding, exact=exact).shape == (56, 40, 3)
 
 
 def test_a_window_of_a_turned_image_is_one_of_the_image_as_shown():

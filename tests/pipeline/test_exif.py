@@ -69,7 +69,19 @@ def test_any_bytes_give_a_number(rest: bytes, head: bytes) -> None:
 def test_xmp_tells_where_exif_does_not(orientation: int) -> None:
     packet = b'<x:xmpmeta xmlns:tiff="x"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
     assert exif.xmp_orientation(packet) == orientation
-    assert exif.xmp_orientation(b"<tiff:Orientation>%d</tiff:Orientation>" % orientation) == orientation
+    namespace = b'xmlns:ns0="http://ns.adobe.com/tiff/1.0/"'  # as Python's ElementTree writes it
+    for form in (
+        b"<tiff:Orientation>%d</tiff:Orientation>",
+        b"<tiff:Orientation rdf:datatype='x'> %d </tiff:Orientation>",
+        b"<tiff:Orientation><rdf:value>%d</rdf:value></tiff:Orientation>",
+        b"<rdf:RDF " + namespace + b"><rdf:Description other:Orientation='5' ns0:Orientation='%d'/></rdf:RDF>",
+    ):
+        text = form % orientation
+        assert exif.xmp_orientation(text) == orientation
+        for coding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
+            assert exif.xmp_orientation(text.decode().encode(coding)) == orientation
+    for other in (b"<x:Orientation>%d<", b"<tiff:OrientationX>%d<", b"tiff:Orientation='1%d'"):
+        assert exif.xmp_orientation(other % orientation) == 0
     assert read_header(saved("JPEG", xmp=packet)).orientation == orientation
     both = Image.Exif()
     both[0x112] = 3

@@ -336,6 +336,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "TIFF, values of 2**32": lambda: tiff_of(struct.pack("<HHII", 273, 4, 0xFFFFFFFF, 8), 1),
     "BigTIFF, 2**63 tags": lambda: b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 1 << 63) + bytes(1000),
+    "TIFF, XMP": lambda: tiff_of(struct.pack("<HHII", 700, 1, 1 << 23, 8), 1) + b"tiff:Orientation " * (1 << 19),
     "WebP, chunks": lambda: b"RIFF" + struct.pack("<I", 4 + 8 * MANY) + b"WEBP" + b"ABCD\0\0\0\0" * MANY,
     "AVIF, boxes": lambda: box(b"ftyp", b"avif\0\0\0\0avif") + box(b"free", b"") * MANY,
     "AVIF, items": lambda: box(b"ftyp", b"avif\0\0\0\0avif")

@@ -33,7 +33,7 @@ def refusal(encoded: tf.Tensor) -> tf.Tensor:
     )
     foreign |= tf.cond(jpeg, lambda: False, lambda: _png_is_colored(encoded, tf.strings.length(profile) > 0))
     untold = _first_orientation(encoded) == 0
-    by_xmp = untold & _holds(encoded, r"tiff:Orientation\s*(=\s*[\"']|>)\s*[2-8]\b")
+    by_xmp = untold & _holds(encoded, _TURNED)
     hidden = (untold & _holds(encoded, _HIDDEN)) | _holds(encoded, r"eXIf(II|MM)\C*eXIf(II|MM)")
     blank = tf.cond(jpeg, lambda: _jpeg_blank(encoded), lambda: False)
     told = ((blank, BLANK), (by_xmp, XMP), (hidden, HIDDEN), (foreign, PROFILE))
@@ -43,6 +43,11 @@ def refusal(encoded: tf.Tensor) -> tf.Tensor:
     return tf.where(known, reason, UNKNOWN)
 
 
+# XMP of any prefix, in UTF-8 or UTF-16: see `pipeline.exif.xmp_orientation`.
+_TURNED = (
+    r"\x00*".join(":Orientation") + r"[\s\x00]*(=[\s\x00]*[\"']|([\s\x00][^<>]{0,400})?>[\s\x00]*(<[\w:\x00]{1,80}>)?)"
+    r"[\s\x00]*[2-8]\b"
+)
 # Text of a PNG that is packed or in hexadecimal; a JPEG's EXIF after an EXIF without orientation.
 _HIDDEN = "|".join(
     (

@@ -264,6 +264,10 @@ def hidden(orientation):
     yield "packed APP1", png(b"Raw profile type APP1\0\0" + zlib.compress(profile), late=True, kind=b"zTXt")
     yield "packed XMP", png(b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp), kind=b"iTXt")
     yield "spaced XMP", png(b"XML:com.adobe.xmp\0\0\0\0\0" + xmp.replace(b"=", b" = "), kind=b"iTXt")
+    packet = f'<x xmlns:ns0="http://ns.adobe.com/tiff/1.0/"><ns0:Orientation a="b">{orientation}</ns0:Orientation></x>'
+    for coding in ("utf-8", "utf-16"):
+        text = b"http://ns.adobe.com/xap/1.0/\0" + packet.encode(coding)
+        yield f"XMP of another prefix in {coding}", jpeg(segment(0xE1, text))
     yield "second EXIF", jpeg(exif(other), exif(block))
     packed = b"Raw profile type exif\0\0" + zlib.compress(profile)
     yield "text beside EXIF without", png(packed, kind=b"zTXt", plain=png(other))
