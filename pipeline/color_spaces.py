@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from shardline.pipeline import exif
@@ -40,9 +41,12 @@ _NEAR = 0.003  # of a chromaticity: the same
 
 
 def icc_profile(space: ColorSpace) -> bytes:
-    """By LittleCMS. Raises RuntimeError for chromaticities that are no colors."""
+    """By LittleCMS. Raises RuntimeError or ValueError for chromaticities that are no colors."""
     import imagecodecs  # for images that tell a space
 
+    triangle = np.reshape(space.colors, (3, 1, 2)).astype(np.float32)
+    if cv2.pointPolygonTest(triangle, space.white, measureDist=False) <= 0:
+        raise ValueError("white is no mixture of these colors")
     if space.power:
         curve: dict[str, Any] = {"gamma": space.power}
     else:

@@ -363,8 +363,9 @@ def test_a_bmp_whose_profile_is_elsewhere_is_refused_by_what_it_is():
 
 def test_numbers_that_are_no_colors_give_no_profile():
     assert of_numbers((), (), 2.2) is of_numbers((), (), 9e9) is None
-    for colors in ([0.0] * 6, [0.3, 0.3] * 3):
-        data = with_chunks(saved(TRUTH), gAMA=gama(1.8), cHRM=chrm(np.reshape(colors, (3, 2))))
+    white, srgb = (0.3127, 0.3290), (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+    for colors, light in (((0.0,) * 6, white), ((0.3,) * 6, white), (srgb, (0.0, 0.0)), (srgb, (0.8, 0.2))):
+        data = with_chunks(saved(TRUTH), gAMA=gama(1.8), cHRM=chrm(np.reshape(colors, (3, 2)), light))
         assert levels_off(data) == 0 and "color profile ignored" in note(data)
 
 
