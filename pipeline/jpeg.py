@@ -29,7 +29,7 @@ class JpegHeader(Header):
 
     components: int = 3
     passes_through: bool = False  # every decoder reads it
-    cmyk: str = ""  # "", "adobe" (stored inverted) or "plain" (no Adobe marker: 0 is no ink, as libvips has it)
+    told_inks: bool = True  # by Adobe's marker, where there are four components
     broken_profile: bool = False  # parts of it are missing, which libjpeg calls corrupt data
     odd_transform: int = 0  # byte of Adobe's number of a color transform that libjpeg does not know; 0 for none
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
@@ -88,7 +88,7 @@ def read_header(data: bytes) -> JpegHeader:
         profile=profile,
         components=components,
         passes_through=marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
-        cmyk="" if components != 4 else "adobe" if adobe_at else "plain",
+        told_inks=components != 4 or adobe_at > 0,
         broken_profile=bool(parts) and not profile,
         odd_transform=adobe_at if odd else 0,
         metadata=tuple(metadata),
@@ -184,12 +184,37 @@ def strip(data: bytes, header: JpegHeader) -> bytes:
 
 def _end_of_image(data: bytes, header: JpegHeader) -> int:
     """Just after the end marker: phones and cameras append films and second images."""
-    position = header.scan
+    return next((end for code, _, end in _later_segments(data, header.scan) if code == 0xD9), len(data))
+
+
+def _later_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
+    """(marker, body, end) of each segment after the first scan's header, up to and with the end marker."""
     while found := _END_OF_SCAN.search(data, position):
-        if found[0] == b"\xff\xd9":
-            return found.end()
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return len(data)
+        code, body = found[0][1], found.end() + 2
+        if code == 0xD9:
+            yield code, body, found.end()
+            return
+        position = found.end() + int.from_bytes(data[found.end() : body], "big")
+        yield code, body, position
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Whether a file was cut after a whole scan and given an end: gray, or coarse, and sound for every decoder."""
+    components = progressive = 0
+    left: dict[int, bytearray] = {}  # of each component, the lowest bit that is known of each coefficient
+    for code, _, body, end in segments(data):
+        if code in FRAMES:
+            components, progressive = data[body + 5], code in (0xC2, 0xCA)
+        elif code == 0xDA and (data[body] < components or progressive):
+            for marker, start, _ in ((code, body, end), *_later_segments(data, end)):
+                if marker == 0xDA:
+                    after = start + 1 + 2 * data[start]
+                    first, last, bits = data[after : after + 3] if progressive else (0, 63, 0)
+                    for component in data[start + 1 : after : 2]:
+                        known = left.setdefault(component, bytearray(b"\1" * 64))
+                        known[first : last + 1] = bytes([bits & 15]) * (last + 1 - first)
+            return len(left) < components or any(map(any, left.values()))
+    return False
 
 
 # --- Pixels -----------------------------------------------------------------------------------------------
@@ -203,12 +228,15 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     Cr from Pillow, so that nothing is made BGR and gray again, take 1.5 times as long: Huffman codes are what costs.
     """
     check_scan(data, header)
-    note = ""
+    if _lacks_scans(data):
+        raise BadImage("truncated", "JPEG: scans are missing that would complete it")
+    # Stored inverted, as Adobe does: so Pillow, OpenCV, libvips and browsers take all, marker or not.
+    note = "" if header.told_inks else "CMYK taken as stored inverted, which nothing says"
     if header.odd_transform:  # YCbCr or YCCK, as libjpeg and all others take it, without libjpeg's complaint
         data = b"%b%c%b" % (data[: header.odd_transform], header.components - 2, data[header.odd_transform + 1 :])
     if header.broken_profile:
         data, note = strip(data, header), "color profile ignored: parts of it are missing"
-    channels = "CMYK" if header.cmyk else "GRAY" if header.profile and header.components == 1 else "BGR"
+    channels = "CMYK" if header.components == 4 else "GRAY" if header.profile and header.components == 1 else "BGR"
     pixels = simplejpeg.decode_jpeg(
         data,
         channels,
@@ -218,5 +246,5 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     )
     if channels == "GRAY":
         return Samples(pixels[..., 0], "L", profile=header.profile)
-    pixels = cv2.bitwise_not(pixels) if header.cmyk == "adobe" else pixels
+    pixels = cv2.bitwise_not(pixels) if channels == "CMYK" else pixels
     return Samples(pixels, channels, profile=header.profile, note=note)

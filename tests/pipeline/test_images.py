@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
 import subprocess
 import sys
 
@@ -22,7 +24,7 @@ from shardline.pipeline.images import FilteredImage, load_rgb, process
 from shardline.pipeline.jpeg import JpegHeader
 from shardline.pipeline.sniff import UNSUPPORTED, sniff
 from shardline.tools import malformed_images
-from shardline.tools.image_variants import profile_of, variants
+from shardline.tools.image_variants import jpeg_segment, profile_of, variants
 from shardline.tools.image_writers import GRAY, WHITE_IS_ZERO, tiff
 from tests.few import few
 
@@ -79,8 +81,7 @@ def pillow(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
 def test_every_format_looks_as_pillow_shows_it(case: malformed_images.Case) -> None:
     assert case.rgb is not None
-    # Pillow takes every CMYK JPEG for an inverted one and cuts these 16 bits in its own way.
-    own_way = case.name in ("cmyk-plain.jpg", "16-bit.ppm", "16-bit-alpha.png")
+    own_way = case.name in ("16-bit.ppm", "16-bit-alpha.png")  # Pillow cuts these 16 bits in its own way
     expected, tolerance = (case.rgb, 1.0) if own_way else (pillow(case.data), 0.5)
     assert np.abs(load_rgb(case.data, AS_IS).astype(int) - expected).mean() < tolerance
 
@@ -337,12 +338,38 @@ def test_only_metadata_and_what_follows_the_end_are_taken_from_a_passing_jpeg() 
 
 
 def test_what_few_decoders_read_is_encoded_anew() -> None:
-    for name in ("cmyk-plain.jpg", "ycck.jpg", "orientation-3.jpg"):
+    for name in ("cmyk-untold.jpg", "ycck.jpg", "orientation-3.jpg"):
         case = next(case for case in CASES if case.name == name)
         stored = process(case.data, ImageOptions()).data
         header = read_header(stored)
         assert isinstance(header, JpegHeader)
-        assert (header.cmyk, header.orientation, header.passes_through) == ("", 1, True)
+        assert (header.components, header.orientation, header.passes_through) == (3, 1, True)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_was_cut_after_a_whole_scan_is_no_image(progressive: bool) -> None:
+    """Every decoder shows it, gray or coarse, and none complains."""
+    whole = save(natural(64, 96), "JPEG", quality=90, progressive=progressive) if progressive else _scan_by_scan()
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", whole)]
+    assert len(scans) == (10 if progressive else 3)
+    assert np.array_equal(load_rgb(whole, AS_IS), pillow(whole))
+    for scan in scans[1:]:
+        cut = whole[: whole.rindex(b"\xff\xc4", 0, scan) if progressive else scan] + b"\xff\xd9"
+        assert pillow(cut).shape == pillow(whole).shape
+        with pytest.raises(BadImage, match=r"^truncated: JPEG: scans are missing"):
+            load_rgb(cut, AS_IS)
+
+
+def _scan_by_scan() -> bytes:
+    """A JPEG of 8x8 pixels with a scan for each of its components: red."""
+    tables = jpeg_segment(0xDB, bytes([0, *[4] * 64])) + jpeg_segment(
+        0xC4, b"\0" + bytes([0, 0, 0, 8, *[0] * 12]) + bytes(range(8)) + b"\x10" + bytes([1, *[0] * 15]) + b"\0"
+    )
+    frame = jpeg_segment(0xC0, struct.pack(">BHHB", 8, 8, 8, 3) + b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3)))
+    scans = [jpeg_segment(0xDA, bytes([1, i, 0, 0, 63, 0])) for i in (1, 2, 3)]
+    levels = [f"{7:04b}" + f"{127 - 104:07b}", f"{7:04b}" + f"{127 - 86:07b}", f"{7:04b}" + f"{127:07b}"]
+    data = [int((level + "0").ljust(16, "1"), 2).to_bytes(2, "big") for level in levels]
+    return b"\xff\xd8" + tables + frame + b"".join(a + b for a, b in zip(scans, data, strict=True)) + b"\xff\xd9"
 
 
 # --- Faults -----------------------------------------------------------------------------------------------

@@ -104,8 +104,13 @@ def _shown(data: tf.Tensor, options: ImageOptions, image_size: int, crop_fractio
 # ---------------------------------------------------------------------------------------- decoding
 
 
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+
+
 def _jpeg(data: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Halved `count` times while it is decoded."""
+    """Halved `count` times while it is decoded; CMYK as stored inverted, marker or not, as by `pipeline.jpeg`."""
+    told = tf.strings.join([tf.strings.substr(data, 0, 2), _ADOBE, tf.strings.substr(data, 2, -1)])
+    data = tf.cond(tf.io.extract_jpeg_shape(data)[2] == 4, lambda: told, lambda: data)
 
     def at(ratio: int) -> tf.Tensor:
         return tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
