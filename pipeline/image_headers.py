@@ -31,7 +31,7 @@ _WORDS = {
     "corrupt-scan": re.compile("(?i)corrupt jpeg data|premature end of data"),
     "truncated": re.compile("(?i)truncat|negative|end of (jpeg )?file|requires a buffer"),
     # Not what libjpeg calls so, of markers that damage has made.
-    "unsupported": re.compile("(?i)unsupported(?! marker)|not supported|unknown|determine subsampling"),
+    "unsupported": re.compile("(?i)unsupported(?! marker)|not supported|not been built|unknown|determine subsampling"),
 }
 
 

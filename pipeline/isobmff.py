@@ -11,6 +11,7 @@ from shardline.pipeline.image_types import BadImage
 
 MOST_BOXES = 10_000
 MOST_ITEMS = 1_000  # of an AVIF, and chunks of its tracks
+UNTOLD = 2, 2  # of CICP's codes
 _CHUNK_OFFSETS = re.compile(rb"stco|co64")
 
 
@@ -59,12 +60,19 @@ class Bits:
 # --- AV1 in AVIF ------------------------------------------------------------------------------------------
 
 
-def check_av1_sizes(data: bytes, height: int, width: int) -> None:
-    """Refuse an AVIF whose coded images are larger than its header says: libavif would decode, then shrink them."""
+def av1_color(data: bytes, height: int, width: int) -> tuple[int, int]:
+    """CICP codes of primaries and transfer, of the first coded image that tells; 2, 2 for none.
+
+    Raises:
+      BadImage: an image is larger than the header says: libavif would decode, then shrink it.
+    """
+    told = UNTOLD
     for start in islice(_av1_starts(data), MOST_ITEMS + 1):
-        size = _av1_size(data[start : start + 256])
-        if size and (size[0] > height + 64 or size[1] > width + 64):
-            raise BadImage("corrupt-header", f"avif: says {width}x{height} pixels, holds {size[1]}x{size[0]}")
+        high, wide, primaries, transfer = _av1_size_and_color(data[start : start + 256])
+        if high > height + 64 or wide > width + 64:
+            raise BadImage("corrupt-header", f"avif: says {width}x{height} pixels, holds {wide}x{high}")
+        told = (primaries, transfer) if told == UNTOLD else told
+    return told
 
 
 def _av1_starts(data: bytes) -> Iterator[int]:
@@ -101,8 +109,8 @@ def _item_starts(data: bytes, start: int, end: int, inside: int) -> Iterator[int
         position += 2 + extents * (index_size + offset_size + length_size)
 
 
-def _av1_size(data: bytes) -> tuple[int, int] | None:
-    """Largest height and width by the sequence header that begins an AV1 bit stream; None if there is none."""
+def _av1_size_and_color(data: bytes) -> tuple[int, int, int, int]:
+    """Largest height and width, and CICP codes, by the sequence header that begins an AV1 bit stream; 0, 0 for none."""
     position = 0
     while position + 2 < len(data) and not data[position] & 0x81:
         kind, extended, sized = data[position] >> 3, data[position] >> 2 & 1, data[position] >> 1 & 1
@@ -112,28 +120,55 @@ def _av1_size(data: bytes) -> tuple[int, int] | None:
             length |= (data[position] & 0x7F) << shift
             shift, position, sized = shift + 7, position + 1, data[position] >> 7
         if kind == 1:
-            return _sequence_size(Bits(data[position:]))
+            return _sequence_header(Bits(data[position:]))
         if kind not in (2, 5, 15):  # temporal delimiter, metadata, padding
-            return None
+            break
         position += length
-    return None
+    return 0, 0, *UNTOLD
 
 
-def _sequence_size(bits: Bits) -> tuple[int, int] | None:
-    """AV1 specification, 5.5.1: all that stands before the size, and the size."""
-    bits.read(4)  # profile, still picture
-    if bits.read(1):  # reduced header
+def _sequence_header(bits: Bits) -> tuple[int, int, int, int]:
+    """AV1 specification, 5.5.1 and 5.5.2: as far as the color."""
+    profile, _, reduced = bits.read(3), bits.read(1), bits.read(1)
+    if reduced:
         bits.read(5)
     else:
-        if bits.read(1):  # timing, which images have no use for
-            raise BadImage("unsupported-avif", "AVIF with the timing of a video; convert it to PNG or JPEG")
+        delay = zeros = 0
+        if bits.read(1):  # timing, of videos
+            bits.read(64)
+            if bits.read(1):  # a number of any width
+                while not bits.read(1):
+                    zeros += 1
+                bits.read(zeros)
+            if bits.read(1):
+                delay = 2 * bits.read(5) + 3
+                bits.read(42)
         delayed = bits.read(1)
         for _ in range(bits.read(5) + 1):  # operating points
             bits.read(12)
             if bits.read(5) > 7:
                 bits.read(1)
+            if delay and bits.read(1):
+                bits.read(delay)
             if delayed and bits.read(1):
                 bits.read(4)
     width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
-    width = bits.read(width_bits) + 1
-    return bits.read(height_bits) + 1, width
+    width, height = bits.read(width_bits) + 1, bits.read(height_bits) + 1
+    if not reduced and bits.read(1):  # numbers of frames
+        bits.read(7)
+    bits.read(3)
+    if not reduced:
+        bits.read(4)
+        ordered = bits.read(1)
+        bits.read(2 * ordered)
+        tools = bits.read(1) or bits.read(1)  # for screen content
+        if tools and not bits.read(1):
+            bits.read(1)
+        bits.read(3 * ordered)
+    bits.read(3)
+    if bits.read(1) and profile == 2:
+        bits.read(1)
+    if profile != 1:
+        bits.read(1)
+    color = (bits.read(8), bits.read(8)) if bits.read(1) else UNTOLD
+    return height, width, *color

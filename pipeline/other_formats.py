@@ -145,17 +145,19 @@ def read_gif(data: bytes) -> Header:
 
 
 def decode_gif(data: bytes, header: Header, reduction: int = 1) -> Samples:
-    """The first frame by Pillow, on a screen that is transparent if the frame has a transparent color."""
+    """The first frame by Pillow, on a screen of its own background; transparent if it tells none, or the frame is."""
     image = _open_gif(data)
     left, top, right, bottom = image.tile[0].extents or (0, 0, *image.size)
     key = image.info.get("transparency")
     frame = _pillow_samples("gif", image)
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) if frame.palette is None else frame.palette
     palette[:, 3] = [0 if color == key else 255 for color in range(256)]
-    background = image.info.get("background", 0) if key is None else key
-    pixels = np.full((header.height, header.width), background, np.uint8)
-    pixels[top:bottom, left:right] = frame.pixels[top:bottom, left:right]
-    return Samples(pixels, "P", palette=palette)
+    table = data[13 : 13 + (6 << (data[10] & 7))] if data[10] & 0x80 and key is None else b""  # not the frame's own
+    pixels = np.zeros((header.height, header.width, 4), np.uint8)
+    if ground := table[3 * data[11] :][:3]:
+        pixels[:] = *ground, 255
+    pixels[top:bottom, left:right] = palette[frame.pixels[top:bottom, left:right]]
+    return Samples(pixels, "RGBA")
 
 
 # --- PNM --------------------------------------------------------------------------------------------------
@@ -271,19 +273,20 @@ def read_avif(data: bytes) -> Header:
     list(isobmff.boxes(data))  # whole, or truncated
     image = _open_avif(data)
     width, height = image.size
-    isobmff.check_av1_sizes(data, height, width)
+    color = isobmff.av1_color(data, height, width)
     boxes = _open_heic(data)
     if sorted(boxes.size) != sorted(image.size):  # libavif crops nothing
         raise BadImage("unsupported-avif", "AVIF of which a part alone is shown (clap); convert it to PNG or JPEG")
     turn = exif.orientation(image.info.get("exif", b"")) or 1
-    profile = image.info.get("icc_profile") or _coded_profile("avif", boxes)
+    profile = image.info.get("icc_profile") or _coded_profile("avif", boxes, color)
     return Header("avif", width, height, turn, getattr(image, "n_frames", 1), profile)
 
 
-def _coded_profile(name: str, image: Any) -> Profile:
-    """Of the color that an nclx box tells. Raises BadImage for one that is not converted here."""
-    coded = image.info.get("nclx_profile")
-    return color_spaces.of_cicp(name, coded["color_primaries"], coded["transfer_characteristics"]) if coded else None
+def _coded_profile(name: str, image: Any, color: tuple[int, int] = isobmff.UNTOLD) -> Profile:
+    """Of the color that an nclx box tells, or else the coded image. Raises BadImage for one not converted here."""
+    if box := image.info.get("nclx_profile"):
+        color = box["color_primaries"], box["transfer_characteristics"]
+    return color_spaces.of_cicp(name, *color)
 
 
 def decode_avif(data: bytes, header: Header, reduction: int = 1) -> Samples:
@@ -411,29 +414,33 @@ def decode_jp2(data: bytes, header: Jp2Header, reduction: int = 1) -> Samples:
 # --- JPEG XL ----------------------------------------------------------------------------------------------
 
 
+_JXL_HEAD = 2048  # bytes, of which names of channels may be many
+
+
 @dataclass(frozen=True)
 class JxlHeader(Header):
     """Of a JPEG XL."""
 
     animated: bool = False
     depth: int = 8  # bits of a sample; 0 for floating-point numbers, from 0 to 1
+    associated: bool = False  # color is multiplied by alpha
 
 
 def read_jxl(data: bytes) -> JxlHeader:
-    """Size, orientation, depth and whether it is an animation, from the first bytes of the codestream."""
-    stream, is_jpeg = data[2:64], False
+    """Size, orientation, depth, kind of alpha and whether it is an animation, from the codestream's first bytes."""
+    stream, is_jpeg = data[2:_JXL_HEAD], False
     if data[:1] == b"\0":
         parts = b""
         for kind, start, end in isobmff.boxes(data):
             is_jpeg = is_jpeg or kind == b"jbrd"
-            if kind in (b"jxlc", b"jxlp") and len(parts) < 64:
+            if kind in (b"jxlc", b"jxlp") and len(parts) < _JXL_HEAD:
                 start += 4 * (kind == b"jxlp")
-                parts += data[start : min(end, start + 64)]
-        stream = parts[2:64]
+                parts += data[start : min(end, start + _JXL_HEAD)]
+        stream = parts[2:_JXL_HEAD]
     bits = isobmff.Bits(stream, lowest_first=True)
     height, width = _jxl_size(bits)
     default = bits.read(1)
-    turn, animated = 1, False
+    turn, animated, depth = 1, False, 8
     if not default and bits.read(1):  # extra fields
         turn = bits.read(3) + 1
         if bits.read(1):  # the size it is meant to be shown in
@@ -446,10 +453,41 @@ def read_jxl(data: bytes) -> JxlHeader:
             _jxl_number(bits, (1, 0), (1001, 0), (1, 8), (1, 10))
             _jxl_number(bits, (0, 0), (0, 3), (0, 16), (0, 32))
             bits.read(1)
-    depth = 8 if default else 0 if bits.read(1) else _jxl_number(bits, (8, 0), (10, 0), (12, 0), (1, 6))
+    alphas: list[int] = []
+    if not default:
+        depth = _jxl_depth(bits)
+        bits.read(1)
+        for _ in range(_jxl_number(bits, (0, 0), (1, 0), (2, 4), (1, 12))):
+            alphas += _jxl_alpha(bits)
     if turn >= 5 and not is_jpeg:  # a JPEG comes out as it was stored, all else is turned by the decoder
         height, width = width, height
-    return JxlHeader("jpeg-xl", width, height, turn if is_jpeg else 1, animated=animated, depth=depth)
+    turn, associated = turn if is_jpeg else 1, alphas[:1] == [1]
+    return JxlHeader("jpeg-xl", width, height, turn, animated=animated, depth=depth, associated=associated)
+
+
+def _jxl_depth(bits: isobmff.Bits) -> int:
+    if bits.read(1):  # floating-point numbers
+        _jxl_number(bits, (32, 0), (16, 0), (24, 0), (1, 6))
+        bits.read(4)
+        return 0
+    return _jxl_number(bits, (8, 0), (10, 0), (12, 0), (1, 6))
+
+
+def _jxl_alpha(bits: isobmff.Bits) -> list[int]:
+    """Of the next channel that is no color: whether colors are multiplied by it; [] for one that is no alpha."""
+    if bits.read(1):
+        return [0]
+    kind = _jxl_number(bits, (0, 0), (1, 0), (2, 4), (18, 6))
+    _jxl_depth(bits)
+    _jxl_number(bits, (0, 0), (3, 0), (4, 0), (1, 3))
+    bits.read(8 * _jxl_number(bits, (0, 0), (0, 4), (16, 5), (48, 10)))  # its name
+    if kind == 4:
+        raise BadImage("unsupported-jpeg-xl", "JPEG XL with black ink (CMYK); convert it to PNG or JPEG")
+    if kind == 2:  # a spot color
+        bits.read(64)
+    elif kind == 5:  # a color filter's
+        _jxl_number(bits, (1, 0), (0, 2), (3, 4), (19, 8))
+    return [bits.read(1)] if kind == 0 else []
 
 
 def _jxl_size(bits: isobmff.Bits) -> tuple[int, int]:
@@ -487,4 +525,5 @@ def decode_jxl(data: bytes, header: JxlHeader, reduction: int = 1) -> Samples:
     if pixels.dtype.kind == "f":
         pixels = np.rint(np.clip(pixels.astype(np.float32), 0, 1) * 65535).astype(np.uint16)
     note, white = "first frame of an animation" if header.animated else "", (1 << (header.depth or 16)) - 1
-    return Samples(pixels.reshape(facts.height, facts.width, -1), channels, white, profile=profile, note=note)
+    pixels = pixels.reshape(facts.height, facts.width, -1)
+    return Samples(pixels, channels, white, header.associated, profile=profile, note=note)

@@ -430,9 +430,15 @@ def _gifs() -> Iterator[Case]:
         data = gif(index, colors, disposal=disposal, key=key, more=second)
         yield Case(name, data, note="first frame of 2", rgb=truth)
         yield Case(f"no-trailer-{name}", data[:-1], note="first frame of 2", rgb=truth)
-        framed = _framed(truth) if key else _framed(truth, colors[0].tolist())
+        framed = _framed(truth) if key else _framed(truth, colors[0].tolist())  # as FFmpeg shows it
         data = gif(index, colors, disposal=disposal, key=key, screen=framed.shape[:2], offset=(4, 6), more=second)
         yield Case(f"offset-{name}", data, note="first frame of 2", rgb=framed)
+
+    for name, flags, color in (("screen", 0x80, (10, 200, 30)), ("no", 0, (WHITE, WHITE, WHITE))):
+        data = gif(index, colors, local=True, screen=(HEIGHT + 9, WIDTH + 8), offset=(4, 6))
+        table = bytes([0, 0, 0, 10, 200, 30]) if flags else b""
+        data = data[:10] + bytes([flags, 1, 0]) + table + data[13:]
+        yield Case(f"offset-with-colors-of-its-own-and-{name}-background.gif", data, rgb=_framed(shown, color))
 
 
 def _pnms() -> Iterator[Case]:
@@ -654,6 +660,16 @@ _JP2_420 = base64.b64decode(
 )
 
 
+# Of Display P3, by SVT-AV1 with the timing of a video, its colr box renamed: the AV1 alone tells its color.
+_AVIF_TIMED = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUIAAAD5bWV0YQAAAAAAAAAvaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAFBpY3R1cmVI"
+    "YW5kbGVyAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAASEAAAB+AAAAKGlpbmYAAAAAAAEAAAAaaW5mZQIAAAAAAQAAYXYw"
+    "MUNvbG9yAAAAAGppcHJwAAAAS2lwY28AAAAUaXNwZQAAAAAAAABAAAAAMAAAABBwaXhpAAAAAAMICAgAAAAMYXYxQ4EADAAAAAATZnJlZW5jbHgA"
+    "DAANAAGAAAAAF2lwbWEAAAAAAAAAAQABBAECgwQAAACGbWRhdAoWBAAAAAQAAABmwAAAFX+86vkQwNAYQDJkFACgIEDX/hgNk+mZ58SqNpWmYXhB"
+    "ACCocmAZGZRbGZP+Kyq6TYunoZdgWrlfQuomm5Zzc5as4/RjrA1L5MQ/QBexCHMtQXcVyMtYn3QLOBwFWi5p5kTakc3RneYw2Hq6AU19gA=="
+)
+
+
 def _avifs() -> Iterator[Case]:
     for bits, (name, samples, truth) in itertools.product((8, 10, 12), _contents()):
         levels = _quantized(samples, bits).astype(np.uint8 if bits == 8 else np.uint16)
@@ -662,8 +678,22 @@ def _avifs() -> Iterator[Case]:
     plain = _saved(_pillow(_smooth()), "AVIF", quality=100, subsampling="4:4:4")
     for name, box, shown in _shown_otherwise():
         yield Case(f"{name}.avif", _with_property(plain, box), rgb=shown(_smooth()), tolerance=2)
+    display = np.rint(in_space(_smooth(), "Display P3")).astype(np.uint8)
+    for name, transfer, reason in (("display", 13, ""), ("pq", 16, "unsupported-avif")):
+        data = _codec("avif", display, level=100, primaries=12, transfer=transfer)
+        yield Case(f"{name}-told-twice.avif", data, reason, rgb=_smooth(), tolerance=1)
+        yield Case(f"{name}-told-by-av1.avif", data.replace(b"colr", b"free"), reason, rgb=_smooth(), tolerance=1)
+    quarters = np.empty((48, 64, 3), np.uint8)
+    quarters[:24, :32], quarters[:24, 32:], quarters[24:, :32], quarters[24:, 32:] = _QUARTERS
+    yield Case("frame-of-a-video.avif", _AVIF_TIMED, note="Display P3 converted", rgb=quarters, tolerance=4)
+    of_any = struct.pack(">I", 24) + b"ftypmif1" + bytes(4) + b"mif1miaf" + plain[int.from_bytes(plain[:4], "big") :]
+    yield Case("av1-in-heif.heic", of_any, "unsupported-heic", rgb=_smooth())
     part = _box(b"clap", struct.pack(">8I", WIDTH - 8, 1, HEIGHT - 8, 1, 0, 1, 0, 1))
     yield Case("part-of-it.avif", _with_property(plain, part), "unsupported-avif")
+
+
+# Of two colors, multiplied by alpha as its header says: imagecodecs cannot write that header.
+_JXL_ASSOCIATED = base64.b64decode("/wpYMDAASggQEAC8AEsYk46DgykwYigqnmsvIAUAQZ8nAPHLfT6Tzt6y5quAM2XaZcQDaIHAFiHZCKss")
 
 
 def _jpeg_xls() -> Iterator[Case]:
@@ -689,6 +719,9 @@ def _jpeg_xls() -> Iterator[Case]:
     for name, first, truth in (("rgb", _rgb(), _rgb()), ("gray", _gray(), _gray_rgb())):
         frames = _codec("jpegxl", np.stack([first, 255 - first]), lossless=True, photometric=name)
         yield Case(f"{name}-animation.jxl", frames, note="first frame of an animation", rgb=truth, tolerance=0)
+    rgb, alpha = np.empty((12, 16, 3), np.uint8), np.full((12, 16), WHITE, np.uint8)
+    rgb[:, :8], rgb[:, 8:], alpha[:4], alpha[4:6] = _QUARTERS[0], _QUARTERS[2], 0, 128
+    yield Case("associated.jxl", _JXL_ASSOCIATED, rgb=over_white(rgb, alpha))
     jpeg = _saved(_pillow(_smooth()), "JPEG", quality=95, exif=_exif(6))
     packed_jpeg = bytes(imagecodecs.jpegxl_encode_jpeg(jpeg))
     truth = turned(_smooth(), 6)

@@ -60,6 +60,8 @@ PILLOW_ERRS = r"""
     masks-1555-alpha-real\.bmp                                 | sees no alpha in 16 bits
     dark-linear-.*                                              | converts colors in 8 bits, or not at all
     raw-profile-xmp\.png                                        | reads no XMP in ImageMagick's texts
+    offset-with-colors-of-its-own-.*\.gif                      | takes a screen's color for one of the frame's
+    (display-told-.*|frame-of-a-video)\.avif                   | reads no CICP codes
     exif-byte\.jpg                                             | knows orientations as numbers of 16 and 32 bits only
 """
 PILLOW_ERRS = "|".join(
