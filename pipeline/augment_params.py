@@ -138,11 +138,15 @@ class AugmentParams:
 
 def _beta(alpha: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """Beta(alpha, alpha) by Jöhnk's rejection method (1964), for alpha up to 1: at least half of the tries succeed."""
-    x, y = (uniforms.reshape(len(alpha), 2, -1) ** (1 / alpha)[:, None, None]).transpose(1, 0, 2)
-    accepted = (x + y > 0) & (x + y <= 1)
-    first = accepted.argmax(1)[:, None]
-    x, y = np.take_along_axis(x, first, 1)[:, 0], np.take_along_axis(y, first, 1)[:, 0]
-    return np.where(accepted.any(1), x / np.maximum(x + y, 1e-300), 0.5)
+    uniforms = np.maximum(uniforms.reshape(len(alpha), 2, -1), 2.0**-54)
+    powers = uniforms ** (1 / alpha)[:, None, None]
+    accepted = powers.sum(1) <= 1
+    first = np.broadcast_to(accepted.argmax(1)[:, None, None], (len(alpha), 2, 1))
+    (u, v), (x, y) = (np.take_along_axis(pairs, first, 2)[..., 0].T for pairs in (uniforms, powers))
+    # Powers of a small alpha are too small for a float, but not their ratio.
+    ratio = np.exp(np.clip((np.log(v) - np.log(u)) / alpha, -700, 700))
+    share = np.where(x + y > 1e-290, x / np.maximum(x + y, 1e-300), 1 / (1 + ratio))
+    return np.where(accepted.any(1), share, 0.5)
 
 
 def _color_matrix(brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, hue: np.ndarray) -> np.ndarray:

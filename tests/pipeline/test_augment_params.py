@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from shardline.pipeline import augment_params
 from shardline.pipeline.augment_params import AugmentParams
@@ -121,13 +122,15 @@ def test_every_operation_of_randaugment_comes_equally_often():
     }
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0])
+@pytest.mark.parametrize("alpha", [1e-6, 1e-3, 0.2, 1.0])
 def test_mixing_shares_follow_the_beta_distribution(alpha):
     config = InputConfig(mixup=alpha)
     share = AugmentParams(config, MANY).values[:, augment_params.columns(config)["mix"]][::2, 0]
     assert share.mean() == pytest.approx(0.5, abs=0.02)
     assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
     assert share.min() >= 0 and share.max() <= 1
+    between = ((share > 0.01) & (share < 0.99)).mean()
+    assert between == pytest.approx(np.diff(stats.beta.cdf([0.01, 0.99], alpha, alpha))[0], rel=0.05, abs=0.002)
 
 
 def test_partners_share_their_numbers_and_cutmix_boxes_have_the_share_left_over():
