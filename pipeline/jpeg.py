@@ -30,7 +30,7 @@ class JpegHeader(Header):
     components: int = 3
     passes_through: bool = False  # every decoder reads it
     told_inks: bool = True  # by Adobe's marker, where there are four components
-    broken_profile: bool = False  # parts of it are missing, which libjpeg calls corrupt data
+    broken_profile: bool = False  # its parts are not numbered 1, 2, …, which libjpeg calls corrupt data
     odd_transform: int = 0  # byte of Adobe's number of a color transform that libjpeg does not know; 0 for none
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
     scan: int = 0  # where the compressed data begins
@@ -72,9 +72,11 @@ def read_header(data: bytes) -> JpegHeader:
         raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
     if height == 0:
         raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
-    parts.sort()
+    parts.sort(key=lambda part: part[0])
     broken = [part[:2] for part in parts] != [(number, len(parts)) for number in range(1, len(parts) + 1)]
-    profile: Profile = b"" if broken else b"".join(part for _, _, part in parts)
+    icc = b"".join(part for _, _, part in parts[:255])
+    whole = not broken or (icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc))
+    profile: Profile = icc if whole else b""
     if not parts and block and components == 3:
         profile = color_spaces.of_exif(block)
     transform = data[adobe_at] if adobe_at else 0
@@ -89,7 +91,7 @@ def read_header(data: bytes) -> JpegHeader:
         components=components,
         passes_through=marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
         told_inks=components != 4 or adobe_at > 0,
-        broken_profile=bool(parts) and not profile,
+        broken_profile=broken,
         odd_transform=adobe_at if odd else 0,
         metadata=tuple(metadata),
         scan=end,
@@ -235,7 +237,8 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     if header.odd_transform:  # YCbCr or YCCK, as libjpeg and all others take it, without libjpeg's complaint
         data = b"%b%c%b" % (data[: header.odd_transform], header.components - 2, data[header.odd_transform + 1 :])
     if header.broken_profile:
-        data, note = strip(data, header), "color profile ignored: parts of it are missing"
+        data = strip(data, header)
+        note = note if header.profile else "color profile ignored: parts of it are missing"
     channels = "CMYK" if header.components == 4 else "GRAY" if header.profile and header.components == 1 else "BGR"
     pixels = simplejpeg.decode_jpeg(
         data,

@@ -84,6 +84,7 @@ def test_a_profile_of_which_parts_are_missing_costs_no_image(lost: list[int]) ->
     """libjpeg calls that corrupt data; the pixels are whole, as every viewer shows them."""
     rgb = reference_image()
     jpeg, icc = saved(rgb), profile_of("Display P3") + bytes(150_000)
+    icc = struct.pack(">I", len(icc)) + icc[4:]
     parts = [icc[i : i + 65_000] for i in range(0, len(icc), 65_000)]
     marks = [
         b"\xff\xe2" + struct.pack(">H", len(part) + 16) + b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part
@@ -98,6 +99,17 @@ def test_a_profile_of_which_parts_are_missing_costs_no_image(lost: list[int]) ->
     assert np.array_equal(decode(memoryview(broken), exact=True), load_rgb(broken, AS_IS))
     with pytest.raises(BadImage, match="truncated"):
         process(whole[:2] + b"".join(marks[1:]) + jpeg[2:-400], AS_IS)
+
+
+@pytest.mark.parametrize("numbers", [[(1, 1), (1, 1)], [(0, 1)], [(1, 0)], [(7, 2)]], ids=str)
+def test_a_whole_profile_counts_however_its_parts_are_numbered(numbers: list[tuple[int, int]]) -> None:
+    """Some writers store it twice or count from 0; Pillow or libvips read each of these."""
+    jpeg, icc = saved(reference_image()), profile_of("Display P3")
+    head = struct.pack(">HH12s", 0xFFE2, len(icc) + 16, b"ICC_PROFILE")
+    data = jpeg[:2] + b"".join(head + bytes(pair) + icc for pair in numbers) + jpeg[2:]
+    assert "Display P3 converted" in process(data, AS_IS).note
+    plain = saved(reference_image(), icc_profile=icc)
+    assert np.array_equal(load_rgb(data, AS_IS), load_rgb(plain, AS_IS))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "AVIF"])
