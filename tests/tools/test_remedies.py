@@ -435,12 +435,16 @@ CASES = {
         Way("write it as JSON", "1 cat train, 2 dog train", "", text("../n", '["dog", "cat"]')),
         Way("or the names alone, one a line", "1 cat train, 2 dog train", "", text("../n", "dog\ncat\n")),
     ], "--class_names=SOURCE/../n", texts={"../n": "['dog',\n 'cat']\n"}),
-    "numbers for a dataset of names": Case("0/1.jpg 1/2.jpg", "its classes (0, 1) are numbers, those before (cat, dog) are not", [
+    "numbers for a dataset of names": Case("0/1.jpg 1/2.jpg", "its classes (0, 1) are numbers, those before (cat, dog) are names", [
         Way("if they are positions among those, use --label_kind=index", "1 cat train, 2 dog train, 8 cat train, 9 dog train",
             "--label_kind=index"),
         Way("if they are classes, list all in --class_names, those before first", "1 0 train, 2 1 train, 8 cat train, 9 dog train",
             "--class_names=SOURCE/../n", text("../n", "cat\ndog\n0\n1\n")),
     ], "--append", do=converted("cat/8.jpg", "dog/9.jpg")),
+    "names for a dataset of numbers": Case("cat/1.jpg dog/2.jpg", "its classes (cat, dog) are names, those before (0, 1) are numbers", [
+        Way("if they are classes, list all in --class_names, those before first", "1 cat train, 2 dog train, 8 0 train, 9 1 train",
+            "--class_names=SOURCE/../n", text("../n", "0\n1\ncat\ndog\n")),
+    ], "--append", do=converted("0/8.jpg", "1/9.jpg")),
     "no list of names": Case("cat/1.jpg dog/2.jpg", "is no list of names", [
         Way("write the names alone, one a line, in label order, into a .txt", "1 cat train, 2 dog train", "--class_names=SOURCE/../n.txt",
             text("../n.txt", "dog\ncat\n"), drops="--class_names=SOURCE/../n.yaml"),

@@ -466,15 +466,18 @@ def order_labels(
     if wanted:
         ordered = list(wanted)
         unknown = _in_order(set(used) - set(wanted), options)
-        if options.open_ended and _are_foreign_numbers(used, wanted):
+        if options.open_ended and (kinds := _other_kinds(used, wanted)):
             added, before = shorten_list(used, 3), shorten_list(wanted, 3)
-            told = f"{what}: its classes ({added}) are numbers, those before ({before}) are not"
+            told = f"{what}: its classes ({added}) are {kinds[0]}, those before ({before}) are {kinds[1]}"
             if not listed:  # what is added to a dataset stays there
+                positions = "if they are positions among those, use --label_kind=index, " * (kinds[0] == "numbers")
                 raise UsageError(
-                    f"{told}; if they are positions among those, use --label_kind=index, if they are classes, list all "
-                    "in --class_names, those before first"
+                    f"{told}; {positions}if they are classes, list all in --class_names, those before first"
                 )
-            more = (f"{told}; if they number those, convert it again with --label_kind=index and --class_names",)
+            more = (
+                f"{told}; if the numbers stand for the names, convert them again with --label_kind=index and "
+                "--class_names",
+            )
         if options.open_ended:
             ordered += unknown
         elif unknown:
@@ -499,9 +502,12 @@ def order_labels(
     return LabelOrder(tuple(ordered), relabel, notes)
 
 
-def _are_foreign_numbers(used: Mapping[str, None], wanted: Mapping[str, None]) -> bool:
-    """Whether all labels are numbers, and the classes names: they may be positions among those."""
-    return bool(used) and are_numbers(used) and not any(map(_NUMBER.fullmatch, wanted))
+def _other_kinds(used: Mapping[str, None], wanted: Mapping[str, None]) -> tuple[str, str] | None:
+    """What labels and classes are if one are numbers and the other names: the numbers may be positions among those."""
+    for numbers, names, kinds in ((used, wanted, ("numbers", "names")), (wanted, used, ("names", "numbers"))):
+        if numbers and names and are_numbers(numbers) and not any(map(_NUMBER.fullmatch, names)):
+            return kinds
+    return None
 
 
 def _in_order(names: Iterable[str], options: LabelOptions) -> list[str]:

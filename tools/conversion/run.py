@@ -250,6 +250,8 @@ def prepare(config: ConvertConfig, base: Manifest | None = None, output: Output 
         sources = append.only_new(base, output.directory, sources, _hash_input(config, sources))
     record_bytes = _expected_record_bytes(config.image, sources)
     plan = make_plan(config, sources, record_bytes=record_bytes, versions=_versions(), base=base)
+    if config.splits and sources.splits:
+        log(f"note: the shares of --splits divide the source's split {sources.splits[0]}")
     return sources, plan
 
 

@@ -26,6 +26,7 @@ from shardline.pipeline.errors import UsageError
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.wording import count
 from shardline.tools.conversion.config import ConvertConfig
+from shardline.tools.conversion.labels import split_rank
 from shardline.tools.conversion.sources import Sources, hash64
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it spread most evenly over the ring
@@ -102,11 +103,12 @@ def _split_numbers(
         if not sources.splits:
             return ("train",), np.zeros(len(sources), np.int8)
         return sources.splits, sources.split
-    if len(sources.splits) > 1 or sources.unlabelled:
-        raise UsageError(
-            f"--splits: the source already names its splits ({', '.join(sources.splits)}); leave the flag out, or "
-            "give the folder of one of them as --source"
-        )
+    if (
+        sources.unlabelled or len(sources.splits) > 1 or any(map(split_rank, sources.splits))
+    ):  # 0: train's may be divided
+        told = f"--splits: the source already names its splits ({', '.join(sources.splits)}); "
+        remedy = "leave the flag out, or give" if fill else "the shares of this dataset divide what is added, so give"
+        raise UsageError(f"{told}{remedy} the folder of one of them as --source, or a table without a column split")
     edges = np.array([min(int(bound * 2.0**64), 2**64 - 1) for bound in _bounds(shares)[1:-1]], np.uint64)
     split = np.empty(len(sources), np.int8)
     units = _split_units(sources, seed)

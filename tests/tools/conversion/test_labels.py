@@ -426,7 +426,7 @@ def test_names_of_no_class_are_refused_and_not_to_be_added_to():
 def test_numbers_are_no_classes_beside_names_unless_somebody_says_so():
     """What --append adds stays, so that classes 0 and 1 beside cat and dog could not be taken back."""
     with pytest.raises(
-        UsageError, match=r"its classes \(1, 0\) are numbers, .*\(dog, cat\) are not; .*label_kind=index"
+        UsageError, match=r"its classes \(1, 0\) are numbers, .*\(dog, cat\) are names; .*label_kind=index"
     ):
         order("1", "0", names=("dog", "cat"), open_ended=True)
     added = order("1", "0", names=("dog", "cat"), open_ended=True, kind="index")
@@ -436,7 +436,11 @@ def test_numbers_are_no_classes_beside_names_unless_somebody_says_so():
     assert order("cat", "7", names=("dog", "cat"), open_ended=True).names == ("dog", "cat", "7")
     assert order("cat", names=("dog", "cat"), open_ended=True).notes == ()
     merged = order_labels(["0", "1"], LabelOptions(("dog", "cat"), open_ended=True), "--data=d", listed=True)
-    assert merged.names == ("dog", "cat", "0", "1") and "if they number those, convert it again" in merged.notes[0]
+    assert merged.names == ("dog", "cat", "0", "1") and "if the numbers stand for the names, convert" in merged.notes[0]
+    with pytest.raises(UsageError, match=r"its classes \(cat\) are names, .*\(0, 1\) are numbers; if they are classes"):
+        order("cat", names=("0", "1"), open_ended=True)
+    merged = order_labels(["dog"], LabelOptions(("0", "1"), open_ended=True), "--data=d", listed=True)
+    assert merged.names == ("0", "1", "dog") and "if the numbers stand for the names, convert" in merged.notes[0]
 
 
 # ----------------------------------------------------------------------------------- what is no class

@@ -579,6 +579,25 @@ def test_shares_of_a_source_with_splits_are_refused_and_both_remedies_work(tmp_p
     convert(f"--source={source}/train", f"--output={tmp_path}/e", "--splits=train=0.5,validation=0.5")
     counts = Manifest.load(tmp_path / "e").class_counts
     assert np.sum(list(counts.values()), axis=0).tolist() == [8, 8] and list(counts) == ["train", "validation"]
+    for split, code in (("train", 0), ("test", 2), ("valid", 2)):  # one split alone
+        told = convert(
+            f"--source={split}={source}/train",
+            f"--output={tmp_path}/f",
+            "--splits=train=0.5,val=0.5",
+            "--dry_run",
+            code=code,
+        ).stderr
+        if code:
+            assert f"already names its splits ({split}); leave the flag out" in told
+        else:
+            assert "note: the shares of --splits divide the source's split train" in told
+    message = convert(f"--source=test={source}/train", f"--output={tmp_path}/e", "--append", code=2).stderr
+    assert "(test); the shares of this dataset divide what is added, so give the folder" in message
+    (source / "test" / "b").mkdir()
+    draw(source / "test" / "b" / "1.jpg", 77)
+    convert(f"--source={source}/test", f"--output={tmp_path}/e", "--append")
+    counts = Manifest.load(tmp_path / "e").class_counts
+    assert np.sum(list(counts.values()), axis=0).tolist() == [16, 9]
 
 
 # --------------------------------------------------------------------------------------- what is left behind
