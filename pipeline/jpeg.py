@@ -34,6 +34,7 @@ class JpegHeader(Header):
     odd_transform: int = 0  # byte of Adobe's number of a color transform that libjpeg does not know; 0 for none
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
     scan: int = 0  # where the compressed data begins
+    scans: int = 0  # where the first of several begins: one of some components, or progressive; 0 if it is the only one
 
 
 def read_header(data: bytes) -> JpegHeader:
@@ -63,6 +64,7 @@ def read_header(data: bytes) -> JpegHeader:
         elif code == 0xF7:
             raise BadImage("unsupported-jpeg", "JPEG-LS is not read; convert it to PNG")
         elif code == 0xDA:
+            scans = start if data[body] < components or marker in (0xC2, 0xCA) else 0
             break
         if data.startswith(_METADATA.get(code, ()), body):
             metadata.append((start, end))
@@ -95,6 +97,7 @@ def read_header(data: bytes) -> JpegHeader:
         odd_transform=adobe_at if odd else 0,
         metadata=tuple(metadata),
         scan=end,
+        scans=scans,
     )
 
 
@@ -190,7 +193,7 @@ def _end_of_image(data: bytes, header: JpegHeader) -> int:
 
 
 def _later_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
-    """(marker, body, end) of each segment after the first scan's header, up to and with the end marker."""
+    """(marker, body, end) of each segment from the first marker at or after `position` on, up to and with EOI."""
     while found := _END_OF_SCAN.search(data, position):
         code, body = found[0][1], found.end() + 2
         if code == 0xD9:
@@ -200,23 +203,17 @@ def _later_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]
         yield code, body, position
 
 
-def _lacks_scans(data: bytes) -> bool:
+def _lacks_scans(data: bytes, header: JpegHeader) -> bool:
     """Whether a file was cut after a whole scan and given an end: gray, or coarse, and sound for every decoder."""
-    components = progressive = 0
     left: dict[int, bytearray] = {}  # of each component, the lowest bit that is known of each coefficient
-    for code, _, body, end in segments(data):
-        if code in FRAMES:
-            components, progressive = data[body + 5], code in (0xC2, 0xCA)
-        elif code == 0xDA and (data[body] < components or progressive):
-            for marker, start, _ in ((code, body, end), *_later_segments(data, end)):
-                if marker == 0xDA:
-                    after = start + 1 + 2 * data[start]
-                    first, last, bits = data[after : after + 3] if progressive else (0, 63, 0)
-                    for component in data[start + 1 : after : 2]:
-                        known = left.setdefault(component, bytearray(b"\1" * 64))
-                        known[first : last + 1] = bytes([bits & 15]) * (last + 1 - first)
-            return len(left) < components or any(map(any, left.values()))
-    return False
+    for code, body, _ in _later_segments(data, header.scans):
+        if code == 0xDA:
+            after = body + 1 + 2 * data[body]
+            first, last, bits = data[after : after + 3]
+            for component in data[body + 1 : after : 2]:
+                known = left.setdefault(component, bytearray(b"\1" * 64))
+                known[first : last + 1] = bytes([bits & 15]) * (last + 1 - first)
+    return len(left) < header.components or any(map(any, left.values()))
 
 
 # --- Pixels -----------------------------------------------------------------------------------------------
@@ -230,7 +227,7 @@ def decode(data: bytes, header: JpegHeader, reduction: int = 1) -> Samples:
     Cr from Pillow, so that nothing is made BGR and gray again, take 1.5 times as long: Huffman codes are what costs.
     """
     check_scan(data, header)
-    if _lacks_scans(data):
+    if header.scans and _lacks_scans(data, header):
         raise BadImage("truncated", "JPEG: scans are missing that would complete it")
     # Stored inverted, as Adobe does: so Pillow, OpenCV, libvips and browsers take all, marker or not.
     note = "" if header.told_inks else "CMYK taken as stored inverted, which nothing says"
