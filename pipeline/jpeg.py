@@ -30,7 +30,7 @@ class JpegHeader(Header):
     components: int = 3
     passes_through: bool = False  # every decoder reads it
     told_inks: bool = True  # by Adobe's marker, where there are four components
-    broken_profile: bool = False  # its parts are not numbered 1, 2, …, which libjpeg calls corrupt data
+    broken_profile: bool = False  # it is empty or its parts are not numbered 1, 2, …: libjpeg calls that corrupt data
     odd_transform: int = 0  # byte of Adobe's number of a color transform that libjpeg does not know; 0 for none
     metadata: tuple[tuple[int, int], ...] = ()  # byte spans of EXIF, XMP, color profile and the list of more images
     scan: int = 0  # where the compressed data begins
@@ -93,7 +93,7 @@ def read_header(data: bytes) -> JpegHeader:
         components=components,
         passes_through=marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
         told_inks=components != 4 or adobe_at > 0,
-        broken_profile=broken,
+        broken_profile=bool(parts) and (broken or not profile),
         odd_transform=adobe_at if odd else 0,
         metadata=tuple(metadata),
         scan=end,
