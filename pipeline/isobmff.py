@@ -11,13 +11,17 @@ from shardline.pipeline.image_types import BadImage
 
 MOST_BOXES = 10_000
 MOST_ITEMS = 1_000  # of an AVIF, and chunks of its tracks
+_OUTERMOST = frozenset((b"ftyp", b"meta", b"mdat", b"moov", b"jp2h", b"jp2c", b"jxlc", b"jxlp", b"jbrd"))
 UNTOLD = 2, 2  # of CICP's codes
 _CHUNK_OFFSETS = re.compile(rb"stco|co64")
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of the bodies of the boxes between two offsets. Raises BadImage for one that runs past."""
-    end = len(data) if end is None else end
+    """(kind, start, end) of the bodies of the boxes between two offsets. Raises BadImage for one that runs past.
+
+    Bytes after the last box of a file are passed over.
+    """
+    outermost, end = end is None, len(data) if end is None else end
     for _ in range(MOST_BOXES):
         if start + 8 > end:
             return
@@ -28,6 +32,8 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
             body += 8
         stop = end if size == 0 else start + size
         if stop > end or stop < body:
+            if outermost and kind not in _OUTERMOST:  # as the trailers that phones append are no boxes
+                return
             raise BadImage("truncated", f"box {kind.decode('ascii', 'replace')!a} at byte {start} runs past the end")
         yield kind, body, stop
         start = stop

@@ -346,6 +346,13 @@ def test_what_few_decoders_read_is_encoded_anew() -> None:
         assert (header.components, header.orientation, header.passes_through) == (3, 1, True)
 
 
+@pytest.mark.parametrize("name", ["photo.heic", "turned-1.avif", "rgb-8-bit.jp2", "packed-jpeg-orientation-6.jxl"])
+def test_what_follows_the_last_box_is_no_part_of_an_image(name: str) -> None:
+    case = next(case for case in variants() if case.name == name)
+    for trailer in (b"\n", bytes(100), b"a trailer that is no box" * 9, b"\0\0\1\0mpvd, cut"):
+        assert np.array_equal(load_rgb(case.data + trailer, AS_IS), load_rgb(case.data, AS_IS))
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_was_cut_after_a_whole_scan_is_no_image(progressive: bool) -> None:
     """Every decoder shows it, gray or coarse, and none complains."""
