@@ -27,7 +27,7 @@ from shardline.pipeline.resizing import Extent, halvings, resize, ycc
 
 # How images are made smaller, and color profiles applied; part of the preprocessing contract. Change it whenever the
 # stored bytes of any image change: what was begun or made in another way is not gone on with.
-KERNEL = "halves, gaussian, cubic without IPP; matrix profiles in whole numbers, of deep samples in 16 bits"
+KERNEL = "halves, gaussian, cubic without IPP; matrix profiles in whole numbers, deep ones in 16 bits; CMYK inverted"
 LONGEST_JPEG_SIDE = 65_500  # of libjpeg-turbo
 
 
