@@ -28,7 +28,7 @@ junk-after-the-end.jpg plain.png lossless.webp lossy.webp lossy.avif plain.bmp p
 plain.ppm none.tif LZW.tif Deflate.tif PackBits.tif JPEG.tif two-pages.tif orientation-2.jpg orientation-3.jpg
 orientation-4.jpg orientation-5.jpg orientation-6.jpg orientation-7.jpg orientation-8.jpg orientation-9.jpg
 orientation-6.png orientation-6.webp orientation-6.tif orientation-6.avif gray.jpg cmyk-adobe-inverted.jpg
-cmyk-plain.jpg ycck.jpg palette.png palette-with-transparency.png alpha.png gray-alpha.png 1-bit.png 16-bit.png
+cmyk-untold.jpg ycck.jpg palette.png palette-with-transparency.png alpha.png gray-alpha.png 1-bit.png 16-bit.png
 16-bit-alpha.png 16-bit-gray.png alpha.webp alpha.avif alpha.tif alpha.jp2 transparent.gif cmyk.tif palette.tif
 fax.tif 16-bit-gray.tif palette.bmp gray.bmp 16-bit.ppm animated.gif animated.webp animated.png animated.avif
 frame-beyond-the-screen.gif animation-without-frames.png
