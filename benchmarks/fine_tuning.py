@@ -36,7 +36,7 @@ from shardline.pipeline.wording import last_line
 from shardline.trainer.config import PRECISIONS, Phase, TrainConfig, parse_phases
 
 SUITE = "fine-tuning"
-PACE_EPOCHS = 1, 5  # of the runs that tell the pace, on images of 128 px; of smaller ones more, which are as quick
+PACE_EPOCHS = 1, 5  # of the runs that tell the pace, on images of 128 px; of smaller ones more, which take as long
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def pace(config: FineTuningConfig, entry: Entry, workdir: Path) -> Pace:
     """From two short runs, of all phases and image sizes: the line through their times."""
     if not (epochs := entry.epochs(entry.phases)):
         return Pace(0.0, 0.0)
-    counts = PACE_EPOCHS[0], max(PACE_EPOCHS[1], PACE_EPOCHS[1] * 128 // config.image_size)
+    counts = PACE_EPOCHS[0], max(PACE_EPOCHS[1], PACE_EPOCHS[1] * 128**2 // config.image_size**2)
     runs = [train(config, entry, entry.stretched(n / epochs), "0", workdir / str(n)) for n in counts]
     fewer, more = (entry.epochs(run.phases) for run in runs)
     epoch_seconds = (runs[1].seconds - runs[0].seconds) / (more - fewer)

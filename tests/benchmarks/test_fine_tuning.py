@@ -88,7 +88,7 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
 @pytest.mark.slow
 def test_a_recipe_is_trained_and_paced_by_the_real_trainer(folder, tmp_path, monkeypatch):
     thin, entry = config(folder, image_size=32, width=0.03, precision="float32"), PRETRAINED["all layers"]
-    monkeypatch.setattr(fine_tuning, "PACE_EPOCHS", (1, 10))
+    monkeypatch.setattr(fine_tuning, "PACE_EPOCHS", (1, 3))
     found = fine_tuning.pace(thin, entry, tmp_path / "run")
     assert found.epoch_seconds > 0 and found.overhead_seconds > 0
     trained = TrainConfig.from_dict(json.loads((tmp_path / "run" / "1" / "config.json").read_text())["train"])
