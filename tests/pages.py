@@ -117,7 +117,7 @@ def browsed(folder: Path, classes: int):
 
 WORDS = re.compile(
     r"\{'|\bnan\b|\bN/A\b|\bNaN\b|Infinity|undefined|\[object|(?<![\d.,])1 (?:image|record|classe|file|epoch|step|core|"
-    r"run|input|shard|pair|mistake|row|label|copie|turn|worker|host|GPU)s\b|\d ?%%|\d %"
+    r"run|input|shard|pair|mistake|row|label|copie|turn|worker|host|GPU)s\b(?!/s)|\d ?%%|\d %"
 )
 TEXTS = """
 (() => {
