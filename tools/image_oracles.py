@@ -105,7 +105,7 @@ def installed() -> dict[str, Callable[[bytes], np.ndarray]]:
 
 def verdicts(data: bytes, truth: np.ndarray) -> dict[str, float | None]:
     """By oracle: how far it is from the truth, in levels of 255 (mean; 255 for another size); None if it refuses."""
-    views = {name: _answer(oracle, data) for name, oracle in installed().items()}
+    views = {name: answer(oracle, data) for name, oracle in installed().items()}
     return {
         name: None if rgb is None
         else float(np.abs(rgb.astype(float) - truth).mean()) if rgb.shape == truth.shape else 255.0
@@ -113,7 +113,7 @@ def verdicts(data: bytes, truth: np.ndarray) -> dict[str, float | None]:
     }  # fmt: skip
 
 
-def _answer(ask: Callable[[bytes], T], data: bytes) -> T | None:
+def answer(ask: Callable[[bytes], T], data: bytes) -> T | None:
     """What a function of others says of a file; None if it does not read this, of whatever kind its error is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,11 +128,11 @@ def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
     The others neither turn images nor convert colors: they are asked where Pillow finds nothing of that kind.
     """
-    turned, errs = _answer(_turned_or_profiled, data), _answer(_pillow_errs, data)
+    turned, errs = answer(lambda d: has_orientation(d) or has_profile(d), data), answer(_pillow_errs, data)
     for name, oracle in installed().items():
         if errs is not False if name == "Pillow" else turned:
             continue
-        rgb = _answer(oracle, data)
+        rgb = answer(oracle, data)
         if rgb is not None and not (data.startswith(b"BM") and (rgb == 255).all()):  # empty alpha: they see nothing
             yield name, rgb
 
@@ -169,9 +169,9 @@ def has_profile(data: bytes) -> bool:
     return bool(Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS).info.get("icc_profile"))
 
 
-def _turned_or_profiled(data: bytes) -> bool:
+def has_orientation(data: bytes) -> bool:
+    """Whether Pillow finds that the image is to be turned."""
     from PIL import Image, ImageOps
 
     opened = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
-    turned = opened.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) != 1
-    return turned or bool(opened.info.get("icc_profile"))
+    return bool(opened.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) != 1)

@@ -233,7 +233,7 @@ def _stored_pixels(data: bytes, height: int, width: int) -> np.ndarray:
 
 def _verdict(data: bytes, stored: np.ndarray, options: ImageOptions, row: SourceRow) -> str:
     """The smallest difference that an oracle finds, if that is too much."""
-    from shardline.tools.image_oracles import has_profile, opinions
+    from shardline.tools.image_oracles import answer, has_orientation, has_profile, opinions
 
     found: list[tuple[float, str]] = []
     for name, rgb in opinions(data):
@@ -246,8 +246,10 @@ def _verdict(data: bytes, stored: np.ndarray, options: ImageOptions, row: Source
         found.append((levels, f"{levels:.0f} levels of 255 from {row.path} as {name} reads it"))
     if not found:
         raise _NotComparedError("no other decoder reads it")
-    if "converted to sRGB" in row.note and not has_profile(data):
-        raise _NotComparedError("its color is told in a way that other decoders pass over")
+    told = ("converted to sRGB", has_profile, "color"), ("orientation", has_orientation, "orientation")
+    for said, seen, what in told:
+        if said in row.note and not answer(seen, data):
+            raise _NotComparedError(f"its {what} is told in a way that other decoders pass over")
     levels, what = min(found)
     return what if levels > MOST_LEVELS else ""
 

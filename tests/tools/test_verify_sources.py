@@ -140,6 +140,20 @@ def test_a_profile_that_was_not_applied_is_found(photos, tmp_path):
     assert "a/p3.png as Pillow reads it" in fault
 
 
+def test_an_orientation_that_other_decoders_pass_over_is_not_compared(tmp_path):
+    packet = b"http://ns.adobe.com/xap/1.0/\0<x xmlns:a='http://ns.adobe.com/tiff/1.0/' a:Orientation='6'/>"
+    plain = tmp_path / "plain.jpg"
+    Image.fromarray(RGB).save(plain, quality=95)
+    data = plain.read_bytes()
+    (tmp_path / "s" / "a").mkdir(parents=True)
+    turned = data[:2] + b"\xff\xe1" + (len(packet) + 2).to_bytes(2, "big") + packet + data[2:]
+    (tmp_path / "s" / "a" / "turned.jpg").write_bytes(turned)
+    convert(config(tmp_path / "s", tmp_path / "d"))
+    found = checked(tmp_path / "d", tmp_path / "s")
+    assert (found.faults, found.compared) == ((), 0)
+    assert "a/turned.jpg: its orientation is told in a way that other decoders pass over" in found.not_compared[0]
+
+
 def test_sources_that_changed_or_are_gone(photos, tmp_path):
     source = tmp_path / "s"
     shutil.copytree(photos, source)
