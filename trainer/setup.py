@@ -88,16 +88,17 @@ class TrainSetup:
         config, data = self.config, self.data
         if not config.balanced_sampling or not isinstance(data, pipeline.Dataset):
             return pipeline.ShuffleSampler(self.num_records, config.seed, config.shuffle_block_size, config.shuffle)
-        labels = np.empty(self.num_records, np.int64)
-        for number in progress(range(self.num_records), total=self.num_records, desc="labels", unit="record"):
-            try:
-                _, labels[number], _ = next(data.records(config.train_split, [number]))
-            except ValueError as error:
-                raise Failure(
-                    f"record {number} of {config.train_split} cannot be read ({error}), and --balanced_sampling needs "
-                    "the label of each; restore the shards from a copy or convert again, or leave it out"
-                ) from None
-        return pipeline.BalancedSampler(labels, config.seed)
+        numbers = progress(range(self.num_records), total=self.num_records, desc="labels", unit="record")
+        labels: list[int] = []
+        try:
+            for _, label, _ in data.records(config.train_split, numbers):
+                labels.append(label)
+        except ValueError as error:
+            raise Failure(
+                f"record {len(labels)} of {config.train_split} cannot be read ({error}), and --balanced_sampling needs "
+                "the label of each; restore the shards from a copy or convert again, or leave it out"
+            ) from None
+        return pipeline.BalancedSampler(np.array(labels), config.seed)
 
     @property
     def sampler_key(self) -> dict[str, Any]:
