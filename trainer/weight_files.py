@@ -115,7 +115,7 @@ def _checked(found: Pretrained) -> Pretrained:
             if array.dtype.kind != "f":
                 raise UsageError(f"{layer.name} holds {array.dtype}, which are no weights; give them as float32")
             with np.errstate(over="ignore"):  # a float64 that no float32 holds becomes infinite
-                finite = np.isfinite(array.astype(np.float32)).all()
+                finite = np.isfinite(array.astype(np.float32, copy=False)).all()
             if not finite:
                 raise UsageError(
                     f"{layer.name} holds numbers that are not finite; the file is damaged, give another one"
