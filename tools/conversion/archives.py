@@ -71,7 +71,7 @@ class ArchiveTree:
         self._members, self._root = members, root
         self._keep = keep  # lives as long as this
         self.origins = (origin,)
-        self.is_archive = True
+        self.is_archive, self.is_mounted = True, False
 
     def entries(self, folder: bytes) -> list[Entry]:
         """What stands in a folder, sorted by name."""

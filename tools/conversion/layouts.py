@@ -46,7 +46,10 @@ _BESIDE = {  # of folders that people and programs put beside those of classes, 
     *("masks", "thumbnails", "thumbs", "previews", "groundtruth", "ground_truth", "backup", "unsorted", "trash"),
     *("new folder", "untitled folder", "background_google", "257.clutter"),  # of Caltech-101 and -256
 }
-_PIECE = re.compile(rb"(?:fold|part|batch|chunk)[-_ ]?\d+", re.IGNORECASE)  # of a dataset, and no class
+_PIECE = re.compile(  # of a dataset, and no class: fold_2, HAM10000_images_part_1, images_001
+    r"(?:.*[^a-z])?(?:folds?|parts?|batch|chunk|shard|images?|imgs?|photos?)[-_ ]?\d+", re.IGNORECASE
+)
+_SHARD = re.compile(r"0\d{4,}")  # 00000, as img2dataset and StyleGAN's tools call folders
 _LABEL_FILES = _TABLES | {b".mat", b".json", b".jsonl", b".lst", b".xml", b".xls", b".xlsx", b".pkl", b".npy", b".npz"}
 _SIDE_FILES = {b".txt", b".json", b".xml", b".cls", b".yaml"}  # of one image each
 _MASK = re.compile(rb"(.+)([-_ .](?:masks?|segmentation|groundtruth))[-_ ]?\d*\.\w+", re.IGNORECASE)
@@ -185,7 +188,9 @@ def _refuse_without_folders(tree: Tree, what: str, entries: Sequence[Entry]) -> 
 def _instead_of_images(tree: Tree, what: str, folder: bytes) -> str:
     """What to do with a folder of archives, tables or records instead of images; "" for one of other files."""
     names = [path_text(entry.name) for entry in tree.entries(folder) if not entry.is_folder]
-    where = os.path.join("FOLDER" if tree.is_archive else what.partition("=")[2], path_text(folder)).rstrip("/")
+    where = os.path.join(
+        "FOLDER" if tree.is_archive or tree.is_mounted else what.partition("=")[2], path_text(folder)
+    ).rstrip("/")
     unpack = "unpack it, and " * tree.is_archive
     if archives := [name for name in names if is_archive(name)]:
         flags = " ".join(
@@ -210,12 +215,16 @@ def _refuse_others(
 ) -> None:
     """A folder beside splits is no class, and nobody knows which split it would be."""
     one, one_split = others[0], len(splits) == 1
-    remedies = [f"leave {'it' if len(others) == 1 else 'each'} out with --exclude={_quoted(one)}"]
-    if any(entry.is_folder and entry.name == one for split in splits for entry in tree.entries(split)):
+    inside = any(entry.is_folder and entry.name == one for split in splits for entry in tree.entries(split))
+    left_out = f"--exclude={_quoted(b'./' * inside + one)}"  # the name alone would be that of the class, too
+    remedies = [f"leave {'it' if len(others) == 1 else 'each'} out with {left_out}"]
+    if tree.is_mounted:
+        remedies.insert(0, "say which split a source of class folders is (--source=train=FOLDER)")
+    if inside:
         remedies.append(f"move its images into the folder {path_text(one)} of a split")
     elif is_split_name(path_text(one)) and _is_flat(tree.entries(one)) and any(e.is_image for e in tree.entries(one)):
         remedies.append(f"convert it as a split without labels with --unlabelled={_quoted(one)}")
-    elif len(others) == 1 and is_split_name(path_text(one)) and _depth(tree, one) == 1:
+    elif len(others) == 1 and is_split_name(path_text(one)) and _depth(tree, one) == 1 and not tree.is_mounted:
         where = what.partition("=")[2]
         flags = (f"--source={path_text(name)}={shlex.quote(f'{where}/{path_text(name)}')}" for name in (*splits, one))
         remedies.append(f"convert it as a split, too, with {' '.join(flags)}")
@@ -304,6 +313,8 @@ def _without_classes(tree: Tree, split: bytes, options: LayoutOptions) -> bool:
 
 def _below_hint(tree: Tree, what: str) -> str:
     """Where split folders with images lie deeper in the tree, and how to say so; "" for nowhere."""
+    if tree.is_mounted:
+        return ""
     level = [b""]
     for _ in range(_SEARCH_DEPTH):
         below = []
@@ -338,6 +349,8 @@ def _hidden_splits(tree: Tree, what: str, only: bool = False) -> str:
     Args:
       only: all of the folders have to be named so, or alike but for the word.
     """
+    if tree.is_mounted:
+        return ""
     names = [entry.name for entry in tree.entries(b"") if entry.is_folder]
     splits = {name: word for name in names if (word := _split_in_name(name))}
     if only and len(splits) < len(names):
@@ -503,14 +516,15 @@ class _Walk:
                 f"{_listed(again)} {'lies' if len(again) == 1 else 'lie'} beside {path_text(folder)}, too: leave that "
                 f"out with --exclude={_quoted(folder)}, or make one class of each two with --label_from=parent"
             )
-        if len(classes) == 1 and not above and not any(entry.is_image for entry in held[classes[0]]):
+        alone = not above and not self.tree.is_mounted  # paths in it are paths below --source
+        if len(classes) == 1 and alone and not any(entry.is_image for entry in held[classes[0]]):
             return f"give --source={shlex.quote(where + '/' + path_text(classes[0]))}"
         advice = []
         if len(inside) > 1 or len(classes) == 1:
             advice.append("--label_from=parent (the folder an image lies in names its class)")
-        if len(classes) > 1 and not all(map(_PIECE.fullmatch, classes)):
+        if len(classes) > 1 and not all(_PIECE.fullmatch(path_text(name)) for name in classes):
             advice.append("--label_from=first (the outermost folder does)")
-            if len(inside) < len(leaves) and len(classes) < 5 and not above and not self.options.named:
+            if len(inside) < len(leaves) and len(classes) < 5 and alone and not self.options.named:
                 flags = (f"--source=SPLIT={shlex.quote(where + '/' + path_text(name))}" for name in classes)
                 advice.append(f"{' '.join(flags)} (they are splits)")
         return f"say {' or '.join(advice)}" if advice else _IN_A_TABLE
@@ -618,25 +632,35 @@ class _Walk:
                 raise UsageError(f"{self.what}: {path_text(folder)} holds no images; {remedy}")
 
     def refuse_tables(self) -> None:
-        """One class folder with files that may have labels: the labels are there, and the folder is no class."""
-        if len(self.from_folders) > 1 or not self.from_folders or self.options.labels.names:
+        """One class folder, or pieces, with files that may have labels: the labels are there, and those no classes."""
+        if not (len(self.from_folders) == 1 or self._pieces(_SHARD)) or self.options.labels.names:
             return
-        (folder,) = self.from_folders
         files = [name for name in self.beside if os.path.splitext(name)[1].lower() in _LABEL_FILES]
         tables = [name for name in files if os.path.splitext(name)[1].lower() in _TABLES]
         if not files and not self.side_files:
             return
-        first, where = (tables or files or self.side_files)[0], "it" if files else "its images"
+        one = len(self.from_folders) == 1
+        first = (tables or files or self.side_files)[0]
+        where = ("it" if one else "them") if files else "its images"
         remedy = f"give it, {'unpacked, ' * self.tree.is_archive}as --source" if tables else _IN_A_TABLE
         out = path_text(first) if files else f"*{path_text(os.path.splitext(first)[1])}"
+        folders, as_what = shorten_list(sorted(self.from_folders)), "the only class" if one else "classes"
         raise UsageError(
-            f"{self.what}: {folder} would be the only class, but {_listed(tables or files or self.side_files)} lies "
-            f"beside {where}; if that has the labels, {remedy}; if not, leave it out with --exclude={shlex.quote(out)}"
+            f"{self.what}: {folders} would be {as_what}, but {_listed(tables or files or self.side_files)} lies beside "
+            f"{where}; if that has the labels, {remedy}; if not, leave it out with --exclude={shlex.quote(out)}"
         )
+
+    def _pieces(self, *kinds: re.Pattern[str]) -> list[str]:
+        """The class folders if all are called as pieces of a dataset are; [] otherwise."""
+        names = sorted(self.from_folders)
+        pieces = len(names) > 1 and all(any(kind.fullmatch(name) for kind in (_PIECE, *kinds)) for name in names)
+        return names * pieces
 
     def notes(self) -> list[str]:
         """What a person should know."""
         lines = [*self.lost]
+        if (pieces := self._pieces()) and not self.options.labels.names:
+            lines.append(f"{shorten_list(pieces, 3)} are classes; if they are pieces of a dataset, {_IN_A_TABLE}")
         if self.beside:
             lines.append(
                 f"ignored {count(len(self.beside), 'file')} beside the class folders ({_listed(sorted(self.beside))}): "

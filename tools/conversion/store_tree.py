@@ -20,7 +20,7 @@ class StoreTree:
     A folder's listing is asked for when the one above it is there, many at a time, and kept: some 300 bytes a file.
     """
 
-    is_archive = False
+    is_archive = is_mounted = False
 
     def __init__(self, url: str) -> None:
         self.origins = (Origin(url, STORE),)

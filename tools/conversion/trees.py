@@ -66,6 +66,11 @@ class Tree(Protocol):
         """Whether all of it is one archive."""
         ...
 
+    @property
+    def is_mounted(self) -> bool:
+        """Whether it is several sources, or one as a split: its paths are none below what --source gives."""
+        ...
+
 
 class SourceTree(Tree, Protocol):
     """The tree of one source."""
@@ -93,7 +98,7 @@ class FolderTree:
     """
 
     origins: tuple[Origin, ...] = ()
-    is_archive = False
+    is_archive = is_mounted = False
 
     def __init__(self, root: str) -> None:
         self._root = os.fsencode(root)
@@ -163,7 +168,10 @@ class FolderTree:
 
 @dataclass
 class Exclusions:
-    """What to leave out: relative paths, base names with or without suffix, or patterns such as `*.xml`."""
+    """What to leave out: relative paths, base names with or without suffix, or patterns such as `*.xml`.
+
+    `cat` is every file and folder of this name, `./cat` the one at the top.
+    """
 
     names: frozenset[bytes] = frozenset()
     given: tuple[str, ...] = ()  # on the command line, and not in a file: each has to match something
@@ -179,7 +187,7 @@ class Exclusions:
         if not self.names:
             return False
         name = os.path.basename(path)
-        found = {path, name, os.path.splitext(name)[0]} & self.names
+        found = {path, b"./" + path, name, os.path.splitext(name)[0]} & self.names
         for pattern, compiled in self._patterns.items():
             if compiled.match(os.fsdecode(path)) or compiled.match(os.fsdecode(name)):
                 found.add(pattern)
@@ -193,8 +201,8 @@ class Exclusions:
         unused = [name for name in self.given if os.fsencode(name) not in self.used]
         if unused:
             raise UsageError(
-                f"--exclude={unused[0]}: no such file, and nothing in the source has this path or name; name a file "
-                "with a path or name a line, or a path, a name or a pattern like '*.xml' in the source"
+                f"--exclude={unused[0]}: no list, and nothing in the source has this path or name; name a file with a "
+                "path or name a line, or a path, a name or a pattern like '*.xml' in the source"
             )
         lines = [f"left out {count(len(self.excluded), 'file or folder', 'files and folders')} that --exclude names"]
         if missing := self.names - self.used:
@@ -208,7 +216,7 @@ def read_exclusions(items: Iterable[str]) -> Exclusions:
     names: set[bytes] = set()
     given = []
     for item in items:
-        if os.path.isfile(item):
+        if os.path.isfile(item) and not has_image([os.fsencode(item)]):
             with open(item, "rb") as file:
                 lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
             names |= {_clean_path(line) for line in lines if line.strip() and not line.startswith(b"#")}
@@ -218,7 +226,7 @@ def read_exclusions(items: Iterable[str]) -> Exclusions:
 
 
 def _clean_path(line: bytes) -> bytes:
-    return line.strip().removeprefix(b"./").strip(b"/")
+    return line.strip().strip(b"/")
 
 
 @dataclass(eq=False)
@@ -232,7 +240,7 @@ class Mount:
 class MountedTree:
     """Several sources as one tree: those of a split are its folder, the others lie over each other."""
 
-    is_archive = False
+    is_archive, is_mounted = False, True
 
     def __init__(self, mounts: Sequence[Mount], roots: Sequence[str]) -> None:
         self._mounts = mounts
@@ -288,7 +296,7 @@ class ReducedTree:
     def __init__(self, tree: Tree, root: bytes = b"", exclusions: Exclusions | None = None) -> None:
         self._tree, self._root = tree, root
         self._exclusions = exclusions or Exclusions()
-        self.origins, self.is_archive = tree.origins, tree.is_archive
+        self.origins, self.is_archive, self.is_mounted = tree.origins, tree.is_archive, tree.is_mounted
 
     def entries(self, folder: bytes) -> list[Entry]:
         """See `Tree`."""

@@ -156,7 +156,7 @@ def test_a_folder_of_classes_beside_the_splits_may_become_a_split(tmp_path):
 def test_a_class_beside_the_splits_is_no_split_without_labels(tmp_path):
     source = touch(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg", "dog/4.jpg")
     message = refusal(source)
-    assert "move its images into the folder dog of a split" in message and flags_in(message) == {"exclude": "dog"}
+    assert "move its images into the folder dog of a split" in message and flags_in(message) == {"exclude": "./dog"}
     os.rename(tmp_path / "dog", tmp_path / "test" / "dog")
     found, listed = scan(source)
     assert found.labels == ("cat", "dog") and listed["test/dog/4.jpg"] == ("dog", "test")
@@ -637,9 +637,27 @@ def test_exclude_takes_files_of_paths_and_names(tmp_path):
 
 
 def test_a_name_on_the_command_line_that_matches_nothing_is_a_slip(tmp_path):
-    assert "--exclude=lst.txt: no such file, and nothing in the source" in refusal(
+    assert "--exclude=lst.txt: no list, and nothing in the source" in refusal(
         touch(tmp_path, "a/1.jpg"), exclude=("lst.txt",)
     )
+
+
+def test_exclude_takes_an_image_that_lies_where_it_is_typed_for_a_path_and_no_list(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg")
+    (tmp_path / "a/1.jpg").write_bytes(b"2.jpg\n")  # as a list, it would leave out another image
+    monkeypatch.chdir(tmp_path)
+    assert sorted(scan(tmp_path, exclude=("a/1.jpg",))[1]) == ["a/2.jpg", "b/1.jpg"]
+    assert "nothing in the source has this path" in refusal(tmp_path, exclude=(str(tmp_path / "a/1.jpg"),))
+
+
+def test_a_folder_beside_splits_is_left_out_and_the_class_of_its_name_stays(tmp_path):
+    source = touch(tmp_path, *F12[:8], "test/cat/1.jpg", "test/dog/1.jpg", "cat/7.jpg")
+    flags = flags_in(refusal(source))
+    assert flags == {"exclude": "./cat"}
+    listed = scan(source, exclude=(flags["exclude"],))[1]
+    assert sorted(listed) == sorted([*F12[:8], "test/cat/1.jpg", "test/dog/1.jpg"])
+    (tmp_path / "list").write_text("./cat\nlist\n")
+    assert scan(source, exclude=(str(tmp_path / "list"),))[1] == listed
 
 
 def test_flags_that_name_no_split_are_refused(tmp_path):
@@ -650,6 +668,37 @@ def test_flags_that_name_no_split_are_refused(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- several sources
+
+
+def test_pieces_of_a_dataset_beside_its_labels_are_no_classes(tmp_path):
+    ham = touch(
+        tmp_path / "ham", "HAM10000_images_part_1/1.jpg", "HAM10000_images_part_2/2.jpg", "HAM10000_metadata.csv"
+    )
+    touch(tmp_path / "img", "00000/000000000.jpg", "00001/000010000.jpg", "00000_stats.json")
+    assert "HAM10000_metadata.csv lies beside them; if that has the labels, give it" in refusal(ham)
+    assert "00000, 00001 would be classes, but 00000_stats.json lies beside" in refusal(tmp_path / "img")
+    assert scan(ham, labels=LabelOptions(("HAM10000_images_part_1", "HAM10000_images_part_2")))[0].notes == (
+        "ignored 1 file beside the class folders (HAM10000_metadata.csv): only files in one have a class",
+    )
+    (note,) = scan(touch(tmp_path / "utk", "part1/1.jpg", "part2/2.jpg", "part3/3.jpg"))[0].notes
+    assert note.startswith("part1, part2, part3 are classes; if they are pieces of a dataset, list path,label")
+    assert scan(touch(tmp_path / "gtsrb", "00000/1.jpg", "00001/2.jpg", "Readme.txt"))[0].labels == ("00000", "00001")
+    assert scan(touch(tmp_path / "type", "part a/1.jpg", "part b/2.jpg"))[0].notes == ()
+
+
+def test_remedies_for_several_sources_are_no_paths_that_nobody_has(tmp_path):
+    p = touch(tmp_path / "p", "train/a/1.jpg", "test/b/2.jpg")
+    q = touch(tmp_path / "q", "a/3.jpg", "b/4.jpg")
+    with pytest.raises(UsageError) as error:
+        scan(f"train={p}", f"test={q}")
+    assert "p, " not in str(error.value).partition(": ")[2] and "outermost folders" in str(error.value)
+    with pytest.raises(UsageError) as error:
+        scan(p, q)
+    assert "(source=train=FOLDER)" in str(error.value)
+    assert scan(p, f"train={q}")[1] == {
+        "train/a/1.jpg": ("a", "train"), "train/a/3.jpg": ("a", "train"), "train/b/4.jpg": ("b", "train"),
+        "test/b/2.jpg": ("b", "test"),
+    }  # fmt: skip
 
 
 def test_several_sources_are_one(tmp_path):
