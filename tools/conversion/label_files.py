@@ -207,6 +207,8 @@ def _table(lines: Sequence[str], what: str) -> list[tuple[str, str]]:
     path, label = (next((header.index(name) for name in names if name in header), -1) for names in _COLUMNS)
     if min(path, label) < 0:
         return []
+    if twice := next((header[i] for i in (path, label) if header.count(header[i]) > 1), ""):
+        raise UsageError(f"{what}: two columns are called {twice!r}; rename one")
     if short := [number for number, row in enumerate(rows, 1) if len(row) <= max(path, label)]:
         raise UsageError(f"{what}, line {short[0]}: fewer columns than the first line")
     if wide := [number for number, row in enumerate(rows, 1) if any(map(str.strip, row[len(header) :]))]:
@@ -320,7 +322,9 @@ def _json_words(text: str, path: str) -> Iterable[tuple[str, str]]:
 
 def _word_lines(text: str) -> Iterable[tuple[str, str]]:
     lines = [line for line in text.splitlines() if line.strip()]
-    mark = next((mark for mark in ("\t", ": ") if all(mark in line for line in lines)), r"[\s,:]+")  # hot dog: Hotdog
+    mark = next(
+        (mark for mark in ("\t", ": ") if all(mark in line for line in lines)), r"\s*[,:;=|]\s*|\s+(?:[-=]\s+)?"
+    )  # hot dog: Hotdog
     for line in lines:
         name, *meaning = re.split(mark, line.strip(), maxsplit=1)
         if meaning:

@@ -185,6 +185,8 @@ def _odd_characters(name: str) -> str:
             return f"invisible {unicodedata.name(character, hex(ord(character)))}"
     if (meant := _decoded(name)) != name:
         return f"perhaps {meant!r}"
+    if re.search(r"\\x[0-9a-f]{2}|[\u2500-\u259f]", name):  # bytes of a folder, or lines and blocks of an archive's
+        return "another encoding than UTF-8; unpack or rename its folder"
     return "a space at an end" if name != name.strip() else ""
 
 

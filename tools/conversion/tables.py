@@ -26,11 +26,13 @@ from shardline.pipeline.object_store import Store, StoredFile
 from shardline.pipeline.paths import is_remote, local_path
 from shardline.pipeline.sniff import sniff
 from shardline.pipeline.source_files import STORE, Origin, Place
+from shardline.pipeline.text import parse_json
 from shardline.pipeline.wording import count, shorten_list
 from shardline.tools.conversion.config import is_split_name
 from shardline.tools.conversion.labels import (
     NOTHING,
     LabelOptions,
+    check_names,
     check_split,
     label_places,
     order_labels,
@@ -55,6 +57,9 @@ _DELIMITERS = ",;\t|"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GROUPS = re.compile(
     r"(patient|subject|lesion|study|case|scene|video|session|group|individual)s?[-_ ]?(id|name|nr|no)?"
+)
+_TELLS_SPLITS = re.compile(  # by numbers or truth values: is_valid, is_training_img
+    r"(?:(?:is|in|for)_?)?(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:_?(?:im(?:g|age)|set|flag))?"
 )
 _TRIED = 200  # rows, evenly spaced
 _INDEX = ("", "unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
@@ -141,6 +146,9 @@ def scan_table(
         _refuse_images(path, columns.path, what)
     if not columns.classes and options.labels.kind == "onehot":
         options = replace(options, labels=replace(options.labels, kind="index"))
+    if not (columns.label < 0 or options.labels.kind) and (names := _class_label_names(path, header[columns.label])):
+        columns = replace(columns, names=names)
+        options = replace(options, labels=replace(options.labels, names=options.labels.names or names))
     facts = _StoredFacts.find(store, header) if store else None
     scan = _TableScan(path, options, what, facts)
     for number, cells in lines:
@@ -419,6 +427,7 @@ class _Columns:
     header: Sequence[str]
     doubtful: int = -1  # called as one of splits may be, and none by its first row
     telling: str = ""  # a column of another name that tells splits by its first row
+    names: tuple[str, ...] = ()  # of classes, where labels are their numbers
 
     @property
     def notes(self) -> list[str]:
@@ -430,9 +439,12 @@ class _Columns:
         left_out = f"left out the {'column' if len(rest) == 1 else 'columns'} {shorten_list(rest)}"
         if self.telling in rest:
             left_out += f"; if {self.telling} tells splits, call that column split"
+        elif telling := next((name for name in rest if _TELLS_SPLITS.fullmatch(name.lower())), ""):
+            left_out += f"; if {telling} tells splits, write train, validation or test into a column split"
         if self.group < 0 and (groups := [name for name in rest if _GROUPS.fullmatch(name.lower())]):
             left_out += f"; if images of one {groups[0]} belong into one split, call that column group"
-        return [f"read {read}"] * bool(read) + [left_out] * bool(rest and not self.classes)
+        named = f"called the classes as the table's ClassLabel does ({shorten_list(self.names, 3)})"
+        return [f"read {read}"] * bool(read) + [left_out] * bool(rest and not self.classes) + [named] * bool(self.names)
 
     def never_set(self, labels: Container[str]) -> list[str]:
         """A note on columns that would be classes if a row had a 1 there."""
@@ -506,6 +518,8 @@ class _Columns:
                 "if not, give it another name to leave it out"
             )
         label = self._hot(line, cells) if self.classes else cells[self.label].strip()
+        if label.isdecimal() and len(label) < 10 and int(label) < len(self.names):
+            label = self.names[int(label)]
         if self.lists:
             label = _hot_number(label, f"{self.what}, row {line}")
         optional = (cells[i].strip() if i >= 0 else None for i in (self.split, self.group))
@@ -622,6 +636,22 @@ def _readable(what: str) -> Iterator[None]:
             raise
         line = " ".join(str(error).split())[:200]
         raise UsageError(f"{what} is no .parquet, or a damaged one ({line}); write or copy it again") from None
+
+
+def _class_label_names(path: Path, column: str) -> tuple[str, ...]:
+    """The names that Hugging Face's datasets keep in a .parquet of the classes whose numbers a column has."""
+    if path.suffix.lower() != ".parquet":
+        return ()
+    import pyarrow.parquet as parquet  # only for such a table
+
+    with _readable(f"--source={path}"):
+        written = (parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = list(parse_json(written.decode())["info"]["features"][column]["names"])
+        check_names(names, f"--source={path}, column {column!r}", "rename it in the dataset's ClassLabel")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ()
+    return tuple(names)
 
 
 def _refuse_images(path: Path, column: int, what: str) -> None:

@@ -337,6 +337,10 @@ def test_labels_in_order_are_refused_where_files_have_two_orders(tmp_path):
     assert call() == [f"c{number}" for number in range(1, 12)]
     names[-1] = b"1" * 5000 + b".jpg"  # more digits than Python makes a number of
     assert call() == [f"c{number}" for number in range(1, 12)]
+    (tmp_path / "labels").write_text("image,label,label\n1.jpg,cat,dog\n")
+    assert "two columns are called 'label'" in refused(
+        read_split_labels, "--split_labels=val", f"{tmp_path}/labels", {}
+    )
     number_of_5000_digits = read_split_labels  # a label
     (tmp_path / "labels").write_text("9" * 5000 + "\n")
     assert "is no number that" in refused(
@@ -352,6 +356,8 @@ def test_labels_in_order_are_refused_where_files_have_two_orders(tmp_path):
         ("n01440764\ttench\n", {"n01440764": "tench"}),
         ("hot dog: Hotdog\ncat: Katze: die\n", {"hot dog": "Hotdog", "cat": "Katze: die"}),
         ("n01: a\nn02 b\n", {"n01": "a", "n02": "b"}),
+        ("a = Rose\nb - Tulip\n", {"a": "Rose", "b": "Tulip"}),
+        ("a;Rose\nb|Tulip, red\n", {"a": "Rose", "b": "Tulip, red"}),
         ('{"0": ["n01440764", "tench"], "1": ["n02100735", "English_setter"]}',
          {"n01440764": "tench", "n02100735": "English setter"}),
         ('{"cat": "Katze"}', {"cat": "Katze"}),

@@ -182,6 +182,8 @@ def test_names_that_do_not_look_alike_are_not_noted(names):
         ("'cat'", "perhaps 'cat'"),
         ("Mac &amp; cheese", "perhaps 'Mac & cheese'"),
         ("caf\u00c3\u00a9", "perhaps 'caf\u00e9'"),
+        ("\u00f5\\xb9\\xe5", "another encoding than UTF-8; unpack or rename its folder"),  # a folder in GBK
+        ("\u73ab\u7470".encode("gbk").decode("cp437"), "another encoding than UTF-8; unpack or rename its folder"),
     ],
 )
 def test_names_with_characters_that_do_not_show_are_noted(name, why):

@@ -185,8 +185,8 @@ def test_a_row_of_more_columns_than_the_first_line_is_refused(folder):
 def test_columns_of_one_name_are_refused_and_those_left_out_named(folder):
     (folder / "t.csv").write_text("path,label,label\n1.jpg,cat,7\n2.jpg,dog,8\n")
     assert "two columns are called 'label'; rename one" in refusal(folder / "t.csv")
-    (folder / "t.csv").write_text("path,label,x,x,is_train\n1.jpg,cat,7,8,1\n2.jpg,dog,8,9,0\n")
-    assert scan(folder / "t.csv")[0].notes == ("left out the columns x, x, is_train",)
+    (folder / "t.csv").write_text("path,label,x,x,note\n1.jpg,cat,7,8,1\n2.jpg,dog,8,9,0\n")
+    assert scan(folder / "t.csv")[0].notes == ("left out the columns x, x, note",)
 
 
 def test_a_file_in_several_rows(folder):
@@ -410,6 +410,40 @@ def test_a_label_a_row_for_each_of_several_labels_is_told_by_their_kind(folder):
 def test_what_is_no_table_is_said(folder, data, message):
     (folder / "t.csv").write_bytes(data)
     assert message in refusal(folder / "t.csv")
+
+
+def test_numbers_are_called_as_a_parquet_files_class_label_does(folder):
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    features = {
+        "path": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["owl", "cat"], "_type": "ClassLabel"},
+    }
+    table = pa.table({"path": ["1.jpg", "2.jpg", "3.jpg"], "label": [1, 0, 1]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}  # as datasets.Dataset.to_parquet writes it
+    parquet.write_table(table.replace_schema_metadata(metadata), folder / "t.parquet")
+    found, listed = scan(folder / "t.parquet")
+    assert found.labels == ("owl", "cat") and found.label.tolist() == [1, 0, 1]
+    assert listed == {"1.jpg": ("cat", ""), "2.jpg": ("owl", ""), "3.jpg": ("cat", "")}
+    assert found.notes == ("called the classes as the table's ClassLabel does (owl, cat)",)
+    assert scan(folder / "t.parquet", labels=LabelOptions(("cat", "owl")))[1] == listed  # in another order
+    assert scan(folder / "t.parquet", labels=LabelOptions(("a", "b"), kind="index"))[1]["1.jpg"] == ("b", "")
+    for broken in ("[", "{}", json.dumps({"info": {"features": {"label": {"names": 7}}}})):
+        parquet.write_table(table.replace_schema_metadata({"huggingface": broken}), folder / "t.parquet")
+        assert scan(folder / "t.parquet")[0].labels == ("0", "1")
+
+
+@pytest.mark.parametrize("name", ["is_valid", "is_training_img", "train", "isTest"])
+def test_columns_that_may_tell_splits_by_numbers_are_noted(folder, name):
+    (folder / "t.csv").write_text(f"path,label,{name}\n1.jpg,a,0\n2.jpg,b,1\n")
+    assert scan(folder / "t.csv")[0].notes == (
+        f"left out the column {name}; if {name} tells splits, write train, validation or test into a column split",
+    )
+    (folder / "t.csv").write_text("path,label,trainer,validated,manifold\n1.jpg,a,0,1,2\n2.jpg,b,1,1,2\n")
+    assert scan(folder / "t.csv")[0].notes == ("left out the columns trainer, validated, manifold",)
 
 
 def test_a_damaged_parquet_file_is_named_in_one_line_whatever_is_raised(folder):
