@@ -24,12 +24,8 @@ from shardline.pipeline.jpeg_window import decode_part, pixel_buffer, read_layou
 CropBox = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width of a part
 
 _MOST_PIXELS = 10**9
-_SIGNS = (
-    b"Exif\0\0",
-    b"ICC_PROFILE\0",
-    b"http://ns.adobe.com/xap",
-    b"\xff\xc3",
-)  # of more to know, the last of no loss
+# Of more to know, the last of no loss.
+_SIGNS = (b"Exif\0\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap", b"\xff\xc3")
 
 
 def decode(

@@ -439,22 +439,20 @@ def read_jxl(data: bytes) -> JxlHeader:
         stream = parts[2:_JXL_HEAD]
     bits = isobmff.Bits(stream, lowest_first=True)
     height, width = _jxl_size(bits)
-    default = bits.read(1)
-    turn, animated, depth = 1, False, 8
-    if not default and bits.read(1):  # extra fields
-        turn = bits.read(3) + 1
-        if bits.read(1):  # the size it is meant to be shown in
-            _jxl_size(bits)
-        if bits.read(1):
-            raise BadImage("unsupported-jpeg-xl", "JPEG XL with a preview; convert it to PNG or JPEG")
-        animated = bool(bits.read(1))
-        if animated:  # ticks a second, times that it repeats, timecodes
-            _jxl_number(bits, (100, 0), (1000, 0), (1, 10), (1, 30))
-            _jxl_number(bits, (1, 0), (1001, 0), (1, 8), (1, 10))
-            _jxl_number(bits, (0, 0), (0, 3), (0, 16), (0, 32))
-            bits.read(1)
-    alphas: list[int] = []
-    if not default:
+    turn, animated, depth, alphas = 1, False, 8, list[int]()
+    if not bits.read(1):  # not all as usual
+        if bits.read(1):  # extra fields
+            turn = bits.read(3) + 1
+            if bits.read(1):  # the size it is meant to be shown in
+                _jxl_size(bits)
+            if bits.read(1):
+                raise BadImage("unsupported-jpeg-xl", "JPEG XL with a preview; convert it to PNG or JPEG")
+            animated = bool(bits.read(1))
+            if animated:  # ticks a second, times that it repeats, timecodes
+                _jxl_number(bits, (100, 0), (1000, 0), (1, 10), (1, 30))
+                _jxl_number(bits, (1, 0), (1001, 0), (1, 8), (1, 10))
+                _jxl_number(bits, (0, 0), (0, 3), (0, 16), (0, 32))
+                bits.read(1)
         depth = _jxl_depth(bits)
         bits.read(1)
         for _ in range(_jxl_number(bits, (0, 0), (1, 0), (2, 4), (1, 12))):

@@ -17,7 +17,6 @@ from shardline.pipeline.image_types import BadImage, Header, Profile, Samples
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))  # all else decoders may trip over, or interpret
 _USELESS: dict[int, set[bytes]] = {2: {b"PLTE"}, 3: set()}  # of them, by kind of color; libpng complains on stderr
 _TOLD = frozenset((b"acTL", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"tRNS"))  # of each, the first counts
-_CHUNK = struct.Struct(">I4s")  # bytes and kind
 _END = bytes(4) + b"IEND\xae\x42\x60\x82"  # the last chunk, without which all pixels may be there
 _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1|xmp)$")
 _RAW_ICC = re.compile(rb"Raw profile type ic[cm]\0")
@@ -89,7 +88,7 @@ def _chunks(data: bytes) -> list[tuple[bytes, int, int]]:
     found: list[tuple[bytes, int, int]] = []
     position = 8
     while position + 12 <= len(data) and len(found) < MOST_CHUNKS:
-        size, kind = _CHUNK.unpack_from(data, position)
+        size, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + size
         if not kind.isalpha():
             raise BadImage("corrupt-data", f"PNG: no chunk at byte {position}")
