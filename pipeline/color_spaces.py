@@ -6,30 +6,28 @@ Each has an ICC profile, so there is one way from any color to sRGB: see `color`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
 from shardline.pipeline import exif
 from shardline.pipeline.image_types import BadImage, Chromaticities, ColorSpace
-from shardline.pipeline.matrix_color import LIGHT, matrix_profile
+from shardline.pipeline.matrix_color import D65, LIGHT, SRGB, matrix_profile, rgb_profile
 
-_D65, _C, _DCI = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
-SRGB: Chromaticities = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_C, _DCI = (0.310, 0.316), (0.314, 0.351)
 _ADOBE: Chromaticities = (0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 _P3: Chromaticities = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 
 # ITU-T H.273, tables 2 and 3. 0, 2 and 3 say nothing.
 _PRIMARIES: dict[int, tuple[str, Chromaticities, Chromaticities]] = {
-    1: ("BT.709", SRGB, _D65),
+    1: ("BT.709", SRGB, D65),
     4: ("BT.470 M", (0.67, 0.33, 0.21, 0.71, 0.14, 0.08), _C),
-    5: ("BT.470 BG", (0.64, 0.33, 0.29, 0.60, 0.15, 0.06), _D65),
-    6: ("SMPTE 170M", (0.630, 0.340, 0.310, 0.595, 0.155, 0.070), _D65),
-    7: ("SMPTE 240M", (0.630, 0.340, 0.310, 0.595, 0.155, 0.070), _D65),
-    9: ("BT.2020", (0.708, 0.292, 0.170, 0.797, 0.131, 0.046), _D65),
+    5: ("BT.470 BG", (0.64, 0.33, 0.29, 0.60, 0.15, 0.06), D65),
+    6: ("SMPTE 170M", (0.630, 0.340, 0.310, 0.595, 0.155, 0.070), D65),
+    7: ("SMPTE 240M", (0.630, 0.340, 0.310, 0.595, 0.155, 0.070), D65),
+    9: ("BT.2020", (0.708, 0.292, 0.170, 0.797, 0.131, 0.046), D65),
     11: ("DCI-P3", _P3, _DCI),
-    12: ("Display P3", _P3, _D65),
+    12: ("Display P3", _P3, D65),
 }
 # Power, or 0 for sRGB's curve, which is also what viewers apply to video's (1, 6, 11, 12, 14 and 15).
 _POWERS = {1: 0.0, 4: 2.2, 5: 2.8, 6: 0.0, 8: 1.0, 11: 0.0, 12: 0.0, 13: 0.0, 14: 0.0, 15: 0.0}
@@ -48,16 +46,14 @@ def icc_profile(space: ColorSpace) -> bytes:
     if cv2.pointPolygonTest(triangle, space.white, measureDist=False) <= 0:
         raise ValueError("white is no mixture of these colors")
     if space.power:
-        curve: dict[str, Any] = {"gamma": space.power}
-    else:
-        light = matrix_profile(imagecodecs.cms_profile("srgb")).light[:, 0, 0]
-        curve = {"transferfunction": np.rint(light / LIGHT * 65535).astype(np.uint16)}
-    primaries = [number for i in (0, 2, 4) for number in (*space.colors[i : i + 2], 1.0)]
-    return bytes(imagecodecs.cms_profile("rgb", whitepoint=(*space.white, 1.0), primaries=primaries, **curve))
+        return rgb_profile(space.colors, space.white, gamma=space.power)
+    light = matrix_profile(imagecodecs.cms_profile("srgb")).light[:, 0, 0]
+    curve = np.rint(light / LIGHT * 65535).astype(np.uint16)
+    return rgb_profile(space.colors, space.white, transferfunction=curve)
 
 
 def _has_srgb_colors(space: ColorSpace) -> bool:
-    return np.allclose((*space.colors, *space.white), (*SRGB, *_D65), atol=_NEAR)
+    return np.allclose((*space.colors, *space.white), (*SRGB, *D65), atol=_NEAR)
 
 
 def of_cicp(image_format: str, primaries: int, transfer: int) -> ColorSpace | None:
@@ -88,7 +84,7 @@ def of_numbers(colors: Sequence[float], white: Sequence[float], power: float) ->
       power: that makes light of levels; 0 for sRGB's curve.
     """
     name = f"of gamma {power:.2f}" if power else "of its own primaries"
-    space = ColorSpace(name, tuple(colors) or SRGB, tuple(white) or _D65, power)
+    space = ColorSpace(name, tuple(colors) or SRGB, tuple(white) or D65, power)
     usual = not power or _USUAL_POWERS[0] <= power <= _USUAL_POWERS[1]
     damaged = power and not _POWERS_READ[0] <= power <= _POWERS_READ[1]
     return None if damaged or (usual and _has_srgb_colors(space)) else space
@@ -96,4 +92,4 @@ def of_numbers(colors: Sequence[float], white: Sequence[float], power: float) ->
 
 def of_exif(block: bytes) -> ColorSpace | None:
     """The space that an EXIF block tells, Adobe RGB (1998); None for all others."""
-    return ColorSpace("Adobe RGB", _ADOBE, _D65, 563 / 256) if exif.is_adobe_rgb(block) else None
+    return ColorSpace("Adobe RGB", _ADOBE, D65, 563 / 256) if exif.is_adobe_rgb(block) else None

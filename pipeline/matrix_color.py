@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
 
+from shardline.pipeline.image_types import Chromaticities
+
 LIGHT = 2**15 - 1  # linear light of white
 _PARTS = 2.0**13  # of 1 in the matrix
-_SRGB = {"whitepoint": (0.3127, 0.3290, 1.0), "primaries": (0.64, 0.33, 1.0, 0.30, 0.60, 1.0, 0.15, 0.06, 1.0)}
+SRGB: Chromaticities = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+D65: Chromaticities = (0.3127, 0.3290)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +50,21 @@ def matrix_profile(profile: bytes) -> MatrixProfile:
     ramps = np.zeros((3, 256, 3), np.float32)  # one channel rises, the others are black
     for channel in range(3):
         ramps[channel, :, channel] = np.arange(256) / 255
-    linear = imagecodecs.cms_profile("rgb", gamma=1.0, **_SRGB)
+    linear = rgb_profile(SRGB, D65, gamma=1.0)
     answers = imagecodecs.cms_transform(ramps, profile, linear, colorspace="rgb", outcolorspace="rgb")
     light = answers.astype(np.float64)
     full = light[:, 255]  # of each channel alone
     curves = np.einsum("clk,ck->lc", light, full) / np.maximum((full**2).sum(axis=1), 1e-9)
     matrix = np.rint(full.T[::-1] * _PARTS) / _PARTS
     return MatrixProfile(np.rint(curves[:, None] * LIGHT).astype(np.int32), matrix)
+
+
+def rgb_profile(colors: Chromaticities, white: Chromaticities, **curve: Any) -> bytes:
+    """An ICC profile by LittleCMS. Raises RuntimeError for chromaticities that are no colors."""
+    import imagecodecs  # for images that tell a space
+
+    primaries = [number for i in (0, 2, 4) for number in (*colors[i : i + 2], 1.0)]
+    return bytes(imagecodecs.cms_profile("rgb", whitepoint=(*white, 1.0), primaries=primaries, **curve))
 
 
 @cache
