@@ -74,11 +74,7 @@ def read_header(data: bytes) -> JpegHeader:
         raise BadImage("corrupt-header", "JPEG: no frame header before the scan")
     if height == 0:
         raise BadImage("unsupported-jpeg", "JPEG that gives its height only after the scan (DNL)")
-    parts.sort(key=lambda part: part[0])
-    broken = [part[:2] for part in parts] != [(number, len(parts)) for number in range(1, len(parts) + 1)]
-    icc = b"".join(part for _, _, part in parts[:255])
-    whole = not broken or (icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc))
-    profile: Profile = icc if whole else b""
+    profile, broken = _joined(parts) if parts else (b"", False)
     if not parts and block and components == 3:
         profile = color_spaces.of_exif(block)
     transform = data[adobe_at] if adobe_at else 0
@@ -93,12 +89,21 @@ def read_header(data: bytes) -> JpegHeader:
         components=components,
         passes_through=marker in (0xC0, 0xC1, 0xC2) and components in (1, 3) and not odd,
         told_inks=components != 4 or adobe_at > 0,
-        broken_profile=bool(parts) and (broken or not profile),
+        broken_profile=broken,
         odd_transform=adobe_at if odd else 0,
         metadata=tuple(metadata),
         scan=end,
         scans=scans,
     )
+
+
+def _joined(parts: list[tuple[int, int, bytes]]) -> tuple[Profile, bool]:
+    """The color profile that parts make together, empty if that is none; and whether libjpeg calls them corrupt."""
+    parts.sort(key=lambda part: part[0])
+    broken = [part[:2] for part in parts] != [(number, len(parts)) for number in range(1, len(parts) + 1)]
+    icc = b"".join(part for _, _, part in parts[:255])
+    whole = not broken or (icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc))
+    return icc if whole else b"", broken or not icc
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -177,7 +182,8 @@ def strip(data: bytes, header: JpegHeader) -> bytes:
 
     Compressed data and the rest stay as they are, byte for byte.
     """
-    end = _end_of_image(data, header)
+    # Phones and cameras append films and second images.
+    end = next((end for code, _, end in _later_segments(data, header.scan) if code == 0xD9), len(data))
     if not header.metadata and end == len(data):
         return data
     kept, position = [], 0
@@ -185,11 +191,6 @@ def strip(data: bytes, header: JpegHeader) -> bytes:
         kept.append(data[position:start])
         position = after
     return b"".join([*kept, data[position:end]])
-
-
-def _end_of_image(data: bytes, header: JpegHeader) -> int:
-    """Just after the end marker: phones and cameras append films and second images."""
-    return next((end for code, _, end in _later_segments(data, header.scan) if code == 0xD9), len(data))
 
 
 def _later_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
