@@ -45,10 +45,15 @@ class Page(exif.Directory):
             raise BadImage("truncated", "TIFF: the file ends inside a directory")
 
     @property
+    def compression(self) -> int:
+        """How strips or tiles are packed."""
+        return self.first(_COMPRESSION, _PLAIN)
+
+    @property
     def photometric(self) -> int:
         """What samples mean; where nothing says so, as libtiff takes them."""
-        compression, colors = self.first(_COMPRESSION, _PLAIN), self.first(_SAMPLES, 1) - self.length(_EXTRA)
-        guess = 2 if colors == 3 and compression != _JPEG else 0 if compression in _FAX else 1
+        colors = self.first(_SAMPLES, 1) - self.length(_EXTRA)
+        guess = 2 if colors == 3 and self.compression != _JPEG else 0 if self.compression in _FAX else 1
         return self.first(_PHOTOMETRIC, guess)
 
     @property
@@ -95,7 +100,7 @@ def read_header(data: bytes) -> TiffHeader:
             other.check_values()
             other.check_whole()
         frames, following = frames + 1, other.following
-    if page.first(_COMPRESSION, _PLAIN) != _PLAIN:
+    if page.compression != _PLAIN:
         page.check_whole()
     _check_supported(page)
     turn = page.first(_ORIENTATION, 0)
@@ -104,9 +109,10 @@ def read_header(data: bytes) -> TiffHeader:
 
 
 def _check_supported(page: Page) -> None:
-    photometric, compression = page.photometric, page.first(_COMPRESSION, 1)
+    photometric, compression = page.photometric, page.compression
     bits, formats = set(page.values(_BITS).tolist()) or {1}, page.formats
-    samples = page.first(_SAMPLES, 1)
+    depth, kind, samples = max(bits), max(formats), page.first(_SAMPLES, 1)
+    is_plain_ycbcr = photometric == _YCBCR and compression != _JPEG
     # Of another page, or in cameras' files of the image in a directory below.
     reduced = page.first(_SUBFILE) & 1 or page.first(_OLD_SUBFILE) == 2
     if page.data[8:10] == b"CR" or _DNG in page or photometric in _RAW or (reduced and _BELOW in page):
@@ -118,23 +124,23 @@ def _check_supported(page: Page) -> None:
         refusal = f"compression scheme {compression} ({_UNPACKED.get(compression, 'unknown')})"
     elif len(bits) > 1 or len(formats) > 1:
         refusal = f"samples of {' and '.join(map(str, sorted(bits)))} bits"
-    elif max(bits) not in _SIZES.get(max(formats), ()):
-        refusal = f"{max(bits)}-bit {_KINDS.get(max(formats), 'complex or undefined')} samples"
-    elif page.first(_PREDICTOR) == 2 and compression in _PREDICTED and max(bits) not in (8, 16, 32, 64):
-        refusal = f"differences of {max(bits)}-bit samples"
+    elif depth not in _SIZES.get(kind, ()):
+        refusal = f"{depth}-bit {_KINDS.get(kind, 'complex or undefined')} samples"
+    elif page.first(_PREDICTOR) == 2 and compression in _PREDICTED and depth not in (8, 16, 32, 64):
+        refusal = f"differences of {depth}-bit samples"
     elif not len(_PHOTOMETRICS[photometric].replace("P", "L")) <= samples <= 8:
         refusal = f"{samples} samples a pixel for photometric interpretation {photometric}"
     elif _PHOTOMETRICS[photometric] == "L" and samples > 2:
         refusal = f"{samples} bands of which none is said to be red, green or blue"
     elif photometric == _CMYK and page.first(_INK_SET, 1) != 1:
         refusal = "inks that need not be cyan, magenta, yellow and black"
-    elif photometric == _YCBCR and max(bits) != 8:
-        refusal = f"{max(bits)}-bit YCbCr"
+    elif photometric == _YCBCR and depth != 8:
+        refusal = f"{depth}-bit YCbCr"
     elif compression == _JPEG and page.first(_PLANAR, 1) == 2 and samples > 1:
         refusal = "JPEG in separate planes"
-    elif photometric == _YCBCR and compression != _JPEG and page.values(_SUBSAMPLING).tolist() != [1, 1]:
+    elif is_plain_ycbcr and page.values(_SUBSAMPLING).tolist() != [1, 1]:
         refusal = "subsampled YCbCr that is not JPEG"
-    elif photometric == _YCBCR and compression != _JPEG and not all(map(page.is_usual, _USUAL)):
+    elif is_plain_ycbcr and not all(map(page.is_usual, _USUAL)):
         refusal = "YCbCr of other coefficients or ranges than JPEG's"
     if refusal:
         raise BadImage("unsupported-tiff", f"TIFF with {refusal}; convert it to PNG or JPEG")
@@ -167,7 +173,7 @@ def decode(data: bytes, header: TiffHeader, reduction: int = 1) -> Samples:
     alpha = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
     color = pixels[..., :colors]
     white = (1 << bits) - 1 if bits <= 16 and page.formats == {1} else 0
-    if photometric == _YCBCR and page.first(_COMPRESSION, 1) != _JPEG:
+    if photometric == _YCBCR and page.compression != _JPEG:
         color = cv2.cvtColor(np.ascontiguousarray(color[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     if alpha is not None:
         color = np.concatenate([color, pixels[..., colors + alpha, None]], axis=2)
@@ -233,9 +239,8 @@ def _check_jpeg(segment: bytes, page: Page) -> None:
 def _directory_alone(page: Page) -> bytes:
     """A TIFF file of the tags that pixels depend on, and nothing else."""
     order, word, inline, big = page.order, page.word, page.inline, page.big
-    useless = {_PLANAR} if page.first(_PLANAR) != 2 else set()
-    useless |= {_PREDICTOR} if page.first(_COMPRESSION, _PLAIN) not in _PREDICTED else set()
-    tags = sorted(tag for tag in _PIXELS - useless if tag in page)
+    useless = {_PLANAR: page.first(_PLANAR) != 2, _PREDICTOR: page.compression not in _PREDICTED}
+    tags = [tag for tag in sorted(_PIXELS) if tag in page and not useless.get(tag)]
     values, entries = b"", b""
     for tag in tags:
         numbers = page.values(tag)
