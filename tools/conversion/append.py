@@ -6,7 +6,7 @@ metadata and a report of its own. It is no part of the dataset until the manifes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -108,7 +108,8 @@ def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Call
     """The inputs that are not in the dataset in `directory` already, under the same path and with the same content.
 
     Raises:
-      UsageError: a split has labels here and none in the dataset, or the other way round, or is written otherwise.
+      UsageError: a split has labels here and none in the dataset, or the other way round, or is written otherwise;
+        or an input that the dataset has is of another class here.
     """
     for name in sources.splits:
         if other := similar_split(name, base.splits):
@@ -121,16 +122,39 @@ def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Call
     if not set(sources.splits) <= set(base.splits):
         for note in split_notes(dict.fromkeys((*base.splits, *sources.splits))):
             log(f"note: {note}")
-    rows = iterate_sources(directory, ["path", "sha256"])
-    pairs = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in rows)
-    paths, contents = [], []
-    for path, sha256 in pairs:
+    batches = iterate_sources(directory, ["path", "sha256", "label", "split"])
+    rows = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in batches)
+    split_numbers = {name: number for number, name in enumerate(sources.splits)}
+    paths, contents, labels, splits = [], [], [], []
+    for path, sha256, label, split in rows:
         paths.append(hash64(path.encode()))
         contents.append((path, sha256))
+        labels.append(label)
+        splits.append(split_numbers.get(split, len(split_numbers)) if split else -1)  # -1: not stored
     known_contents = content_keys(contents)
     key_of = (hash64(path_text(path).encode()) for path in sources.paths())
     again = np.flatnonzero(np.isin(np.fromiter(key_of, np.uint64), np.array(paths, np.uint64)))
-    same = np.isin(content_keys_of(sources, again, hash_input), known_contents)
+    keys = content_keys_of(sources, again, hash_input)
+    same = np.isin(keys, known_contents)
+    changed = _changed(keys, sources.label[again], known_contents, labels)
+    if changed.any():
+        first = int(np.flatnonzero(changed)[0])
+        number, then = int(again[first]), labels[int(np.flatnonzero(known_contents == keys[first])[0])]
+        names = (*sources.labels, "no class")  # -1: none
+        raise UsageError(
+            f"--append: {count(int(changed.sum()), 'input')} that the dataset has already "
+            f"{'is' if changed.sum() == 1 else 'are'} of another class now, e.g. {path_text(sources.path(number))}: "
+            f"{names[then]!r} there, {names[sources.label[number]]!r} here; what the dataset has stays as it is, so "
+            "convert all of it again, with --overwrite in place of --append, or leave such inputs out with --exclude"
+        )
+    if sources.splits and not base.options.get("splits"):
+        stored = np.array(splits) >= 0
+        moved = _changed(keys, sources.split[again], known_contents[stored], np.array(splits)[stored])
+        if moved.any():
+            log(
+                f"note: {count(int(moved.sum()), 'input')} in another split than in the dataset, e.g. "
+                f"{path_text(sources.path(int(again[moved][0])))}: what the dataset has stays as it is"
+            )
     if same.any():
         log(f"left out {count(int(same.sum()), 'input')} that the dataset has already, unchanged")
     if not same.all():
@@ -142,6 +166,18 @@ def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Call
     kept = np.ones(len(sources), bool)
     kept[again[same]] = False
     return sources.only(kept)
+
+
+def _changed(
+    keys: np.ndarray, values: np.ndarray, known: np.ndarray, known_values: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """Which of some keys are known, but never with their value."""
+
+    def mixed(keys: np.ndarray, values: np.ndarray | Sequence[int]) -> np.ndarray:
+        return keys + (np.asarray(values, np.int64) + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+    changed: np.ndarray = np.isin(keys, known) & ~np.isin(mixed(keys, values), mixed(known, known_values))
+    return changed
 
 
 def earlier_images(manifest: Manifest, directory: Path, splits: tuple[str, ...]) -> Earlier:

@@ -407,3 +407,22 @@ def test_tfds_opens_a_generation_by_itself(dataset, more):
     added = {name: sum(shard.records for shard in shards) for name, shards in grown.added(2).items() if shards}
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == added
     assert tuple(builder.info.features["label"].names) == grown.labels
+
+
+def test_an_input_whose_class_is_another_now_is_refused_and_never_left_out_as_unchanged(tmp_path, capsys):
+    for number in range(4):
+        draw(tmp_path / f"{number}.jpg", number)
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,dog,test\n")
+    convert(config(table, tmp_path / "d"))
+    table.write_text("path,label,split\n0.jpg,dog,train\n1.jpg,dog,train\n2.jpg,dog,test\n3.jpg,cat,train\n")
+    with pytest.raises(UsageError) as error:
+        convert(config(table, tmp_path / "d", append=True))
+    assert "1 input that the dataset has already is of another class now, e.g. 0.jpg: 'cat' there, 'dog'" in str(error)
+    convert(config(table, tmp_path / "d", append=True, exclude=("0.jpg",)))
+    named = {row["path"]: row["label_name"] for row in read_sources(tmp_path / "d", ["path", "label_name"]).to_pylist()}
+    assert named == {"0.jpg": "cat", "1.jpg": "dog", "2.jpg": "dog", "3.jpg": "cat"}
+    capsys.readouterr()
+    table.write_text("path,label,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,dog,train\n")
+    convert(config(table, tmp_path / "d", append=True))
+    assert "1 input in another split than in the dataset, e.g. 2.jpg" in capsys.readouterr().err
