@@ -173,10 +173,11 @@ def _changed(
 ) -> np.ndarray:
     """Which of some keys are known, but never with their value."""
 
-    def mixed(keys: np.ndarray, values: np.ndarray | Sequence[int]) -> np.ndarray:
-        return keys + (np.asarray(values, np.int64) + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-
-    changed: np.ndarray = np.isin(keys, known) & ~np.isin(mixed(keys, values), mixed(known, known_values))
+    mine, theirs = (
+        keys + (np.asarray(values, np.int64) + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        for keys, values in ((keys, values), (known, known_values))
+    )
+    changed: np.ndarray = np.isin(keys, known) & ~np.isin(mine, theirs)
     return changed
 
 

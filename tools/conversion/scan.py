@@ -122,7 +122,10 @@ def _notes_on_counts(found: Sources, labels: LabelOptions) -> list[str]:
 def _scan_alone(source: str, options: ScanOptions, exclusions: Exclusions, on_progress: OnProgress) -> Sources:
     if options.split_labels:
         raise UsageError("--split_labels is for folders and archives: this source has its labels")
+    if options.label_from:
+        raise UsageError(f"--label_from={options.label_from} is for folders and archives: this source has its labels")
     if source.startswith("tfds:"):
+        _refuse_columns(options)
         if exclusions.names:
             raise UsageError("--exclude is for folders, archives and tables: TFDS records have no names")
         return scan_tfds(source, options.tfds_dir, options.labels, options.unlabelled, on_progress)
@@ -132,6 +135,13 @@ def _scan_alone(source: str, options: ScanOptions, exclusions: Exclusions, on_pr
     found = _scan_stored_table(source, table, on_progress) if is_remote(source) else None
     found = found or scan_table(Path(source), table, on_progress)
     return replace(found, notes=(*found.notes, *exclusions.notes()))
+
+
+def _refuse_columns(options: ScanOptions) -> None:
+    """What says how to read a table says nothing of another source."""
+    for name in ("path_column", "label_column", "path_format"):
+        if (value := getattr(options, name)) != getattr(ScanOptions, name):
+            raise UsageError(f"--{name}={value} is for tables; give the table as --source, or leave it out")
 
 
 def _scan_stored_table(source: str, options: TableOptions, on_progress: OnProgress) -> Sources:
@@ -170,6 +180,12 @@ def _scan_trees(
         splits=tuple(dict.fromkeys(split for split, _ in named if split)),
     )
     opened = [_open(path, options) for _, path in named]
+    _refuse_columns(options)
+    if order and not options.split_labels:
+        raise UsageError(
+            f"--label_order={options.label_order} says which classes the numbers in --split_labels are; give that, or "
+            "leave it out"
+        )
     what = f"--source={shorten_list(path for _, path in named)}"
     if len(named) == 1 and not layout.splits:
         tree, wrapper = unwrapped(ReducedTree(opened[0], b"", exclusions), layout)

@@ -375,6 +375,8 @@ def _format_hint(folder: Path, values: Sequence[str], given: str) -> str:
     value = values[0]
     if given != "{}":
         return ""
+    if os.path.isdir(folder / value):
+        return f"; {value} is a folder: list the images in it, or give its folder as --source"
     if (decoded := unquote(value)) != value and os.path.isfile(folder / decoded):
         return f"; {decoded} does: write the paths without percent signs"
     parts = value.replace("\\", "/").split("/")

@@ -446,6 +446,27 @@ def test_columns_that_may_tell_splits_by_numbers_are_noted(folder, name):
     assert scan(folder / "t.csv")[0].notes == ("left out the columns trainer, validated, manifold",)
 
 
+@pytest.mark.parametrize(
+    "flag", [{"path_column": "image"}, {"label_column": "breed"}, {"path_format": "{}.jpg"}, {"label_from": "parent"}]
+)
+def test_flags_for_another_kind_of_source_are_refused(folder, flag):
+    (name, value), *_ = flag.items()
+    images(folder, "s/cat/1.jpg", "s/dog/2.jpg")
+    (folder / "t.csv").write_text("path,label\n1.jpg,cat\n2.jpg,dog\n")
+    other = folder / ("t.csv" if name == "label_from" else "s")
+    assert f"--{name}={value} is for " in refusal(other, **flag)
+    assert "no such folder or table" in refusal(folder / "none.csv", **flag)
+    (folder / "order.txt").write_text("1 cat\n2 dog\n")
+    order = str(folder / "order.txt")
+    assert f"--label_order={order} says which classes" in refusal(folder / "s", label_order=order)
+
+
+def test_a_table_of_folders_is_told_so(folder):
+    images(folder, "cat/1.jpg", "dog/2.jpg")
+    (folder / "t.csv").write_text("path,label\ncat,cat\ndog,dog\n")
+    assert "; cat is a folder: list the images in it" in refusal(folder / "t.csv")
+
+
 def test_a_damaged_parquet_file_is_named_in_one_line_whatever_is_raised(folder):
     import pyarrow as pa
     import pyarrow.parquet as parquet
