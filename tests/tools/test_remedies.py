@@ -244,6 +244,17 @@ CASES = {
         Way("or convert it as a split, too, with --source=test=", "1 cat train, 2 cat test, 3 cat more",
             source="--source=train=SOURCE/train --source=test=SOURCE/test --source=more=SOURCE/more"),
     ]),
+    "a class's folder beside splits": Case(
+        "train/cat/1.jpg train/dog/2.jpg test/cat/3.jpg cat/4.jpg", "cat lies beside the split folders", [
+        Way("leave it out with --exclude=./cat", "1 cat train, 2 dog train, 3 cat test", "--exclude=./cat"),
+        Way("move its images into the folder cat of a split", "1 cat train, 2 dog train, 3 cat test, 4 cat test",
+            do=move(**{"cat/4.jpg": "test/cat/4.jpg", "cat": "../moved"})),
+    ]),
+    "class folders beside another source's splits": Case(
+        "p/cat/1.jpg q/train/cat/2.jpg q/test/cat/3.jpg", "cat lies beside the split folders test, train", [
+        Way("say which split a source of class folders is (--source=train=FOLDER)", "1 cat train, 2 cat train, 3 cat test",
+            source="--source=train=SOURCE/p --source=SOURCE/q"),
+    ], source="--source=SOURCE/p --source=SOURCE/q"),
     "a flat folder beside splits": Case("train/cat/1.jpg test/cat/2.jpg new/3.jpg", "new lies beside the split folders", [
         Way("convert it as a split without labels with --unlabelled=new", "1 cat train, 2 cat test, 3 - new",
             "--unlabelled=new"),
@@ -328,6 +339,10 @@ CASES = {
         Way("if that has the labels, give it, as --source", "1 a train, 2 b train", source="--source=SOURCE/labels.csv"),
         Way("if not, leave it out with --exclude=labels.csv", "1 faces train, 2 faces train", "--exclude=labels.csv"),
     ], texts={"labels.csv": "path,label\nfaces/1.jpg,a\nfaces/2.jpg,b\n"}),
+    "a table beside pieces": Case("x_part_1/1.jpg x_part_2/2.jpg", "x_part_1, x_part_2 would be classes, but labels.csv lies", [
+        Way("if that has the labels, give it, as --source", "1 a train, 2 b train", source="--source=SOURCE/labels.csv"),
+        Way("if not, leave it out with --exclude=labels.csv", "1 x_part_1 train, 2 x_part_2 train", "--exclude=labels.csv"),
+    ], texts={"labels.csv": "path,label\nx_part_1/1.jpg,a\nx_part_2/2.jpg,b\n"}),
     "a table in an archive": Case("s/faces/1.jpg s/faces/2.jpg", "faces would be the only class, but labels.csv lies beside it", [
         Way("give it, unpacked, as --source", "1 a train, 2 b train", do=unzip("s.zip", "u"),
             source="--source=SOURCE/u/labels.csv"),
@@ -335,7 +350,7 @@ CASES = {
     ], do=zipped("s.zip", "s"), source="--source=SOURCE/s.zip",
        texts={"s/labels.csv": "path,label\nfaces/1.jpg,a\nfaces/2.jpg,b\n"}),
     # --- what is left out, several sources
-    "an exclusion of nothing": Case("a/1.jpg a/3.jpg b/2.jpg", "--exclude=c.jpg: no such file", [
+    "an exclusion of nothing": Case("a/1.jpg a/3.jpg b/2.jpg", "--exclude=c.jpg: no list", [
         Way("name a file with a path or name a line", "2 b train, 3 a train", "--exclude=SOURCE/../l", text("../l", "a/1.jpg\n"), drops="--exclude=c.jpg"),
         Way("or a path, a name or a pattern like", "2 b train, 3 a train", "--exclude=[1]*", drops="--exclude=c.jpg"),
     ], "--exclude=c.jpg"),
@@ -362,6 +377,21 @@ CASES = {
         Way("this source has its labels", "1 a train", drops="--split_labels=test=SOURCE/../l"),
     ], "--split_labels=test=SOURCE/../l", source="--source=SOURCE/x.csv",
        texts={"x.csv": "path,label\n1.jpg,a\n", "../l": "a\n"}),
+    "the folder of a table's class": Case("1.jpg", "--label_from=first is for folders and archives", [
+        Way("this source has its labels", "1 a train", drops="--label_from=first"),
+    ], "--label_from=first", source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\n1.jpg,a\n"}),
+    "a folder's column": Case("a/1.jpg", "--label_column=kind is for tables", [
+        Way("give the table as --source", "1 b train", source="--source=SOURCE/x.csv"),
+        Way("or leave it out", "1 a train", "--exclude=x.csv", drops="--label_column=kind"),
+    ], "--label_column=kind", texts={"x.csv": "path,kind\na/1.jpg,b\n"}),
+    "a heading above labels": Case("train/a/1.jpg val/2.jpg val/3.jpg", "its first line, 'label', is a heading", [
+        Way("write a label a line, in the order of the file names, and nothing else", "1 a train, 2 b val, 3 a val", "",
+            text("../l", "b\na\n")),
+    ], "--split_labels=val=SOURCE/../l", texts={"../l": "label\nb\na\n"}),
+    "an order of no labels": Case("train/a/1.jpg val/2.jpg", "says which classes the numbers in --split_labels are", [
+        Way("give that", "1 a train, 2 a val", "--split_labels=val=SOURCE/../l", text("../l", "1\n")),
+        Way("or leave it out", "1 a train, 2 - val", "--unlabelled=val", drops="--label_order=SOURCE/../o"),
+    ], "--label_order=SOURCE/../o", texts={"../o": "1 a\n2 b\n"}),
     "one-hot folders": Case("a/1.jpg b/2.jpg", "--label_kind=onehot is for tables and adopted shards", [
         Way("a folder's name is the label", "1 a train, 2 b train", drops="--label_kind=onehot"),
     ], "--label_kind=onehot"),
@@ -548,6 +578,10 @@ CASES = {
         Way("write into each path the folder that its image lies in", "1 a train, 2 b train", "",
             text("x.csv", "id,label\np/1.jpg,a\nq/2.jpg,b\n")),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n"}),
+    "folders in a table": Case("p/1.jpg q/2.jpg", "p is a folder: list the images in it", [
+        Way("list the images in it", "1 a train, 2 b train", "", text("x.csv", "path,label\np/1.jpg,a\nq/2.jpg,b\n")),
+        Way("or give its folder as --source", "1 p train, 2 q train", "--exclude=x.csv", source="--source=SOURCE"),
+    ], source="--source=SOURCE/x.csv", texts={"x.csv": "path,label\np,a\nq,b\n"}),
     "images missing": Case("p/1.jpg p/3.jpg", "none of its 3 paths exists", [
         Way("or, if images are missing, use --path_format='p/{}.jpg'", "1 a train, 3 b train", "--path_format=p/{}.jpg"),
     ], source="--source=SOURCE/x.csv", texts={"x.csv": "id,label\n1,a\n2,b\n3,b\n"}),
