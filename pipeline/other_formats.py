@@ -194,6 +194,8 @@ def decode_pnm(data: bytes, header: Header, reduction: int = 1) -> Samples:
     if kind in b"123":
         samples = _decimal(data[start:], count, bits=kind == b"1")
     else:
+        # One byte ends the header; where Windows' two do, the file has one more than the samples need.
+        start += data[start - 1 : start + 1] == b"\r\n" and len(data) == start + 1 + count * dtype.itemsize
         samples = np.frombuffer(data, dtype, min(count, (len(data) - start) // dtype.itemsize), start)
     if len(samples) < count:
         raise BadImage("truncated", f"PNM: {len(samples):,} of {count:,} samples")

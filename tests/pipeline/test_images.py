@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from shardline.pipeline import color, image_pixels, images, opencv
 from shardline.pipeline.errors import UsageError
-from shardline.pipeline.image_headers import FORMATS, read_header
+from shardline.pipeline.image_headers import FORMATS, decode, read_header
 from shardline.pipeline.image_options import ImageOptions
 from shardline.pipeline.image_types import BadImage, Header, Samples
 from shardline.pipeline.images import FilteredImage, load_rgb, process
@@ -271,6 +272,15 @@ def test_formats_are_told_by_content_and_names_are_unique() -> None:
 def test_a_sound_file_of_another_format_is_refused_by_name(kind: str) -> None:
     with pytest.raises(BadImage, match=rf"^unsupported-{kind.lower()}: .* convert it to PNG or JPEG$"):
         load_rgb(save(np.full((32, 32, 3), 99, np.uint8), kind), AS_IS)
+
+
+@pytest.mark.parametrize(("kind", "levels", "dtype"), [("5", b"255", "u1"), ("6", b"255", "u1"), ("6", b"999", ">u2")])
+def test_line_ends_of_windows_shift_no_sample_of_a_binary_pnm(kind: str, levels: bytes, dtype: str) -> None:
+    shape = (5, 7, 3)[: 3 if kind == "6" else 2]
+    wanted = np.arange(10, 10 + math.prod(shape)).reshape(shape)  # the first is a line feed
+    for end, rest in ((b"\r\n", b""), (b"\n", b"\n"), (b"\r", b""), (b"\n", b"")):
+        data = b"P%b%b7 5%b%b%b" % (kind.encode(), end, end, levels, end) + wanted.astype(dtype).tobytes() + rest
+        assert (decode(data, read_header(data)).pixels == wanted).all(), end
 
 
 _OLD_TGA = b"\0\0\2" + bytes(9) + b"\4\0\4\0\x18\0" + bytes(48)
