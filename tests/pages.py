@@ -171,6 +171,8 @@ FAULTS = """
     found.push(`${table.tBodies[0].rows.length} rows that are not folded`);
   for (const plot of all('.plot')) if (plot.scrollWidth > plot.clientWidth + 1 &&
     !getComputedStyle(plot, '::before').content.includes('scroll')) found.push('a plot is cut and does not say so');
+  for (const links of all('nav')) if (innerWidth > 640 && links.scrollWidth > links.clientWidth + 1)
+    found.push('links to sections are cut');
   if (all('.plot img').length) found.push('a plot that does not follow the colors of the page');
   return found;
 })()

@@ -23,6 +23,7 @@ from shardline.pipeline.commands import COMMANDS
 from shardline.pipeline.errors import UsageError
 from shardline.pipeline.options import options
 from shardline.pipeline.sources_table import SOURCES
+from shardline.trainer.train import TrainCommand
 from tests.shell_commands import follow, in_page, parse
 from tests.test_scripts import SCRIPTS, config_of
 
@@ -65,7 +66,9 @@ def test_commands_of_a_page_have_these_flags_and_values(path):
     text = path.read_text()
     for command, arguments, whole in in_page(text):
         try:
-            parse(command, arguments)
+            made = parse(command, arguments)
+            if whole and isinstance(made, TrainCommand):  # what this command refuses after that
+                assert made.workdir or made.selftest or made.dry_run or made.find_batch, " ".join(arguments)
         except UsageError as error:
             assert not whole and " is missing" in str(error), f"{command} {' '.join(arguments)}: {error}"
     typed = re.findall(r"`make ([a-z][\w-]*)", text) + re.findall(r"^make ([a-z][\w-]*)", text, re.MULTILINE)

@@ -39,7 +39,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 p { margin: .5rem 0; }
 .soft { color: var(--soft); }
-nav { display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
+@media (max-width: 40rem) { nav { flex-wrap: nowrap; overflow-x: auto; white-space: nowrap; } }
 summary { cursor: pointer; padding: .25rem 0; }
 input[type=search] { font: inherit; width: min(100%, 20rem); padding: .25rem .5rem; }
 .wide { overflow-x: auto; margin: .5rem 0; background: linear-gradient(to right, var(--back) 30%, transparent) local,

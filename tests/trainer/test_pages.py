@@ -30,6 +30,18 @@ def many_classes(tmp_path_factory):
     return path
 
 
+def test_links_to_many_sections_are_all_seen_on_a_desk(tab, tmp_path):
+    page = HtmlReport("Sections")
+    for number in range(12):
+        page.text(f"Section number {number}", "words")
+    page.save(tmp_path / "page.html")
+    assert pages.faults(tab, (tmp_path / "page.html").as_uri(), 1200, dark=False) == []
+    assert pages.faults(tab, (tmp_path / "page.html").as_uri(), 390, dark=False) == []  # there they scroll
+    right = "Math.max(...[...document.querySelectorAll('nav a')].map(link => link.getBoundingClientRect().right))"
+    tab.size(1200, 900)
+    assert tab.run(right) <= 1200
+
+
 @pytest.mark.parametrize("classes", pages.CLASSES)
 def test_no_page_is_cut_or_unreadable(classes, tab, tmp_path):
     assert pages.look(tab, pages.make(tmp_path, classes)) == []

@@ -22,7 +22,7 @@ from shardline.pipeline.manifest import FILE_NAME, Features, Manifest
 from shardline.pipeline.options import options
 from shardline.pipeline.progress import log, progress
 from shardline.pipeline.sources_table import WRITTEN, iterate_sources
-from shardline.pipeline.wording import count
+from shardline.pipeline.wording import as_flag, count
 from shardline.tools.conversion.config import ConvertConfig, name_of
 from shardline.tools.conversion.deduplicate import Earlier, hash_start
 from shardline.tools.conversion.labels import LabelOptions, read_class_names, similar_split, split_notes
@@ -78,9 +78,12 @@ def with_options_of(base: Manifest, config: ConvertConfig) -> ConvertConfig:
         default = name_of("", config.source[0]) if name == "name" else options(ConvertConfig)[name].default
         then = base.options.get(name, default)
         if given not in (default, then, {}):
-            raise UsageError(f"--{name}={given}: the dataset was made with {then}, which --append keeps; leave it out")
+            raise UsageError(
+                f"--{name}={as_flag(given)}: the dataset was made with {as_flag(then)}, which --append keeps; leave it "
+                "out"
+            )
         kept[name] = then
-        changed += [f"--{name}={then}"] if given != then else []
+        changed += [f"--{name}={as_flag(then)}"] if given != then else []
     if changed:
         log(f"note: as the dataset: {' '.join(changed)}")
     return replace(config, **kept)

@@ -32,7 +32,7 @@ from shardline.pipeline.sources_table import SOURCES_FILE, iterate_sources
 from shardline.pipeline.split_index import file_name
 from shardline.pipeline.stored import Sha256
 from shardline.pipeline.stored_arrays import load_arrays, save_arrays
-from shardline.pipeline.wording import count, shorten_list
+from shardline.pipeline.wording import as_flag, count, shorten_list
 from shardline.tools.conversion.output import (
     NOTE,
     OVERWRITE,
@@ -370,17 +370,18 @@ def _other_stamps(work: Path, sources: Sources) -> np.ndarray:
     return np.asarray(noted["stamp"] != sources.stamp)
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options that differ, a phrase each."""
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], dashes: str = "--") -> list[str]:
+    """Options that differ, or versions, a phrase each."""
     result = []
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             if name == "sources":
                 result.append("other sources")
             elif name == "versions":
-                result.append(f"other versions: {then.get(name)}, now {now.get(name)}")
+                found = _differences(then.get(name) or {}, now.get(name) or {}, "")
+                result.append(f"other versions: {', '.join(found)}")
             else:
-                result.append(f"--{name}={then.get(name)} then, {now.get(name)} now")
+                result.append(f"{dashes}{name}={as_flag(then.get(name, ''))} then, {as_flag(now.get(name, ''))} now")
     return result
 
 

@@ -276,11 +276,19 @@ def test_splits_that_are_called_otherwise_are_refused_or_noted(tmp_path, capsys)
     assert "the splits val and valid are of one kind by their names" in capsys.readouterr().err
 
 
+def test_options_of_the_dataset_are_told_as_one_types_them(dataset, more, capsys):
+    add(more, dataset, splits={}, image={"size": 256})
+    assert "note: as the dataset: --splits=train=0.6,validation=0.2,test=0.2 --size=16\n" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused_in_one_line(dataset, more, tmp_path):
     for changes, said in [
         ({"image": {"size": 32}}, "size=32: the dataset was made with 16, which append keeps"),
         ({"seed": 5}, "seed=5: the dataset was made with 0"),
-        ({"splits": {"train": 1.0}}, "splits="),
+        (
+            {"splits": {"train": 1.0}},
+            "splits=train=1: the dataset was made with train=0.6,validation=0.2,test=0.2, which",
+        ),
         ({"name": "others"}, "name=others: the dataset was made with images"),
     ]:
         with pytest.raises(UsageError) as caught:

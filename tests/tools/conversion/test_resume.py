@@ -12,6 +12,7 @@ import pytest
 
 from shardline.pipeline.errors import Failure, UsageError
 from shardline.pipeline.files import exclusive
+from shardline.pipeline.images import KERNEL
 from shardline.pipeline.manifest import Manifest
 from shardline.tools.conversion.run import convert
 from tests.few import few
@@ -179,6 +180,16 @@ def test_pixels_made_in_another_way_are_neither_mixed_nor_taken_for_the_same(tmp
     for output, append in ((begun, False), (whole, False), (whole, True)):
         with pytest.raises(UsageError, match=r"other versions: .*lanczos|this version makes them by"):
             convert(config(source, output, shards=SHARDS, append=append))
+
+
+def test_what_differs_is_told_as_one_types_it_and_of_versions_those_alone_that_do(tmp_path, monkeypatch):
+    source, begun = class_folders(tmp_path / "s", 2, 5), tmp_path / "begun"
+    interrupted(source, begun)
+    monkeypatch.setattr("shardline.tools.conversion.run.KERNEL", "lanczos")
+    with pytest.raises(UsageError) as caught:
+        convert(config(source, begun, shards=SHARDS, splits={"train": 0.75, "test": 0.25}))
+    then = f"(splits= then, train=0.75,test=0.25 now; other versions: pixels={KERNEL} then, lanczos now)"
+    assert then in str(caught.value)
 
 
 def test_changed_options_and_sources_are_refused_with_the_difference(tmp_path):
