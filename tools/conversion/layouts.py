@@ -192,6 +192,8 @@ def _instead_of_images(tree: Tree, what: str, folder: bytes) -> str:
         "FOLDER" if tree.is_archive or tree.is_mounted else what.partition("=")[2], path_text(folder)
     ).rstrip("/")
     unpack = "unpack it, and " * tree.is_archive
+    if "manifest.json" in names and any("tfrec" in name.lower() for name in names):
+        return f"{unpack}train on it as it is: shardline-train --data {shlex.quote(where)} --workdir RUN"
     if archives := [name for name in names if is_archive(name)]:
         flags = " ".join(
             f"--source={_split_before(name, folder)}{shlex.quote(f'{where}/{name}')}" for name in archives[:3]

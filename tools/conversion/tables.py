@@ -61,6 +61,7 @@ _GROUPS = re.compile(
 _TELLS_SPLITS = re.compile(  # by numbers or truth values: is_valid, is_training_img
     r"(?:(?:is|in|for)_?)?(?:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?:_?(?:im(?:g|age)|set|flag))?"
 )
+_NAMED = re.compile("(?:label|class|category|target)s?_?(?:name|text|string|str)s?")
 _TRIED = 200  # rows, evenly spaced
 _INDEX = ("", "unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
 _TRUTH = ("true", "false", "yes", "no")  # names of no split
@@ -443,6 +444,8 @@ class _Columns:
             left_out += f"; if {self.telling} tells splits, call that column split"
         elif telling := next((name for name in rest if _TELLS_SPLITS.fullmatch(name.lower())), ""):
             left_out += f"; if {telling} tells splits, write train, validation or test into a column split"
+        if self.label >= 0 and (named := next((name for name in rest if _NAMED.fullmatch(name.lower())), "")):
+            left_out += f"; if {named} has the names of the classes, use --label_column={shlex.quote(named)}"
         if self.group < 0 and (groups := [name for name in rest if _GROUPS.fullmatch(name.lower())]):
             left_out += f"; if images of one {groups[0]} belong into one split, call that column group"
         named = f"called the classes as the table's ClassLabel does ({shorten_list(self.names, 3)})"

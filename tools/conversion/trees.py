@@ -219,7 +219,9 @@ def read_exclusions(items: Iterable[str]) -> Exclusions:
         if os.path.isfile(item) and not has_image([os.fsencode(item)]):
             with open(item, "rb") as file:
                 lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
-            names |= {_clean_path(line) for line in lines if line.strip() and not line.startswith(b"#")}
+            names |= {
+                _clean_path(line.replace(b"\\", b"/")) for line in lines if line.strip() and not line.startswith(b"#")
+            }
         else:
             given.append(os.fsdecode(_clean_path(os.fsencode(item))))
     return Exclusions(frozenset({*names, *map(os.fsencode, given)}), tuple(given))

@@ -629,7 +629,7 @@ def test_files_that_systems_leave_are_no_inputs(tmp_path, name):
 
 def test_exclude_takes_files_of_paths_and_names(tmp_path):
     source = touch(tmp_path / "s", "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/3.JPEG", "c/4.jpg", "c/5.xml")
-    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf# known to be wrong\na/1.jpg\r\n\r\n3\n./c/4.jpg\nnowhere.jpg\n")
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf# known to be wrong\na\\1.jpg\r\n\r\n3\n./c/4.jpg\nnowhere.jpg\n")
     found, listed = scan(source, exclude=(str(tmp_path / "list"), "*.xml"), labels=LabelOptions(("a", "b", "c")))
     assert sorted(listed) == ["a/2.jpg", "b/1.jpg"]
     assert "left out 4 files and folders that --exclude names" in found.notes
@@ -699,6 +699,11 @@ def test_remedies_for_several_sources_are_no_paths_that_nobody_has(tmp_path):
         "train/a/1.jpg": ("a", "train"), "train/a/3.jpg": ("a", "train"), "train/b/4.jpg": ("b", "train"),
         "test/b/2.jpg": ("b", "test"),
     }  # fmt: skip
+
+
+def test_a_dataset_is_no_source(tmp_path):
+    made = touch(tmp_path, "x-train.tfrecord-00000-of-00001", "manifest.json", "sources.parquet")
+    assert f"train on it as it is: shardline-train --data {made} --workdir RUN" in refusal(made)
 
 
 def test_several_sources_are_one(tmp_path):

@@ -461,6 +461,14 @@ def test_flags_for_another_kind_of_source_are_refused(folder, flag):
     assert f"--label_order={order} says which classes" in refusal(folder / "s", label_order=order)
 
 
+def test_a_column_that_may_have_the_names_of_classes_is_noted(folder):
+    (folder / "t.csv").write_text("path,label,label_name\n1.jpg,1,cat\n2.jpg,0,dog\n")
+    assert scan(folder / "t.csv")[0].notes == (
+        "left out the column label_name; if label_name has the names of the classes, use --label_column=label_name",
+    )
+    assert scan(folder / "t.csv", label_column="label_name")[1] == {"1.jpg": ("cat", ""), "2.jpg": ("dog", "")}
+
+
 def test_a_table_of_folders_is_told_so(folder):
     images(folder, "cat/1.jpg", "dog/2.jpg")
     (folder / "t.csv").write_text("path,label\ncat,cat\ndog,dog\n")
