@@ -352,7 +352,9 @@ def connect(address: str, workers: int = 0) -> ModuleType:
         )
     except Exception as error:  # Ray raises bare ones
         where = "on this machine" if local else f"({what})"
-        raise Failure(f"Ray did not start {where}: {str(error).strip().splitlines()[0]}") from None
+        remedy = "take --engine=processes, which needs no Ray" if local else "look at the cluster with ray status"
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        raise Failure(f"Ray did not start {where}: {said}; run the same command again, or {remedy}") from None
     return ray
 
 

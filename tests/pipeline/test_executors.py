@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -131,6 +133,26 @@ def test_wrong_settings_are_refused():
         run([], workers=0)
     with pytest.raises(UsageError, match=r"^engine=threads"):
         run([], engine="threads")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("local", "Ray did not start on this machine: the node timed out; run the same command again, or take "
+         "engine=processes, which needs no Ray"),
+        ("auto", "Ray did not start (ray_address=auto): the node timed out; run the same command again, or look at "
+         "the cluster with ray status"),
+    ],
+)  # fmt: skip
+def test_ray_that_does_not_start_is_one_line_with_a_remedy(address, said, monkeypatch):
+    def init(**options):
+        raise Exception("the node timed out.\nand more")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", SimpleNamespace())
+    with pytest.raises(Failure) as caught:
+        list(executors.run(work, [Toy(0)], engine="ray", cluster=Cluster(address)))
+    assert str(caught.value) == said
 
 
 @pytest.mark.ray
