@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras import KerasTensor
 
 from shardline.trainer.config import POOLED_HEADS, TrainConfig
-from shardline.trainer.pooling import MaxPooling2x2
+from shardline.trainer.gradients import Convolution, ImageMean, MaxPooling2x2
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 PIXEL_SPREAD = 58.0  # standard deviation of pixels around the mean
@@ -119,6 +119,7 @@ class NetworkConfig:
       head: one of config.HEADS.
       width: share of VGG16's filters and units; below 1 thins every layer, for quick trials on CPUs.
       input_scale: what the convolutions see is divided by this.
+      onednn: whether training computes by TensorFlow's own operations for CPUs, neither on a GPU nor by XLA.
     """
 
     classes: int
@@ -129,10 +130,17 @@ class NetworkConfig:
     precision: str = "float32"
     width: float = 1.0
     input_scale: float = 1.0
+    onednn: bool = False
 
     @classmethod
     def of(
-        cls, config: TrainConfig, classes: int, *, precision: str | None = None, input_scale: float | None = None
+        cls,
+        config: TrainConfig,
+        classes: int,
+        *,
+        precision: str | None = None,
+        input_scale: float | None = None,
+        onednn: bool = False,
     ) -> NetworkConfig:
         """The network that a run of `config` trains, unless `precision` or `input_scale` say otherwise."""
         if input_scale is None:
@@ -147,6 +155,7 @@ class NetworkConfig:
             precision=precision or config.precision,
             width=config.width,
             input_scale=input_scale,
+            onednn=onednn,
         )
 
 
@@ -173,7 +182,7 @@ def _create_network(config: NetworkConfig) -> Network:
         found = {}
         for layer in layers:
             x = found[layer.name] = layer(x)
-        return vector(found)
+        return vector(found, layers is not stack)
 
     def classify(x: KerasTensor, drop: Callable[[KerasTensor, int], KerasTensor]) -> KerasTensor:
         if not hidden:
@@ -190,31 +199,40 @@ def _create_network(config: NetworkConfig) -> Network:
         return keras.layers.Dropout(config.dropout, name=f"dropout_{index}")(x)
 
     served = keras.Input((size, size, 3), dtype="uint8", name="image")
+    # First: it builds the layers, and names their weights.
+    probabilities = softmax(classify(features(served, stack), builtin))
     side = None if config.head in POOLED_HEADS else size  # progressive resizing trains on smaller images, too
     trained = keras.Input((side, side, 3), dtype="float32", name="image")
-    found = features(trained, [MaxPooling2x2(name=x.name) if _pools(x) else x for x in stack])
+    found = features(trained, [_trained(layer, config.onednn) for layer in stack])
     cached = keras.Input(found.shape[1:], dtype="float32", name="features")
     return Network(
         train=keras.Model([trained, position], classify(found, keyed)),
-        serve=keras.Model(served, softmax(classify(features(served, stack), builtin)), name="vgg16"),
+        serve=keras.Model(served, probabilities, name="vgg16"),
         backbone=keras.Model(trained, found),
         head=keras.Model([cached, position], classify(cached, keyed)),
         input_scale=config.input_scale,
     )
 
 
+def _trained(layer: keras.Layer, onednn: bool) -> keras.Layer:
+    """The layer, with the gradients that are fastest where it trains."""
+    if _pools(layer):
+        return layer if onednn else MaxPooling2x2(name=layer.name)
+    return Convolution(layer) if onednn else layer
+
+
 def _normalization(scale: float) -> keras.Layer:
     return keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALIZATION)
 
 
-def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str, KerasTensor]], KerasTensor]:
-    """What makes a vector of the outputs of the convolutions' layers, by their names."""
+def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str, KerasTensor], bool], KerasTensor]:
+    """What makes a vector of the outputs of the convolutions' layers, by their names, to train or to serve."""
     last = stack[-1].name
     if head != "hypercolumn":
         layer = (
             keras.layers.GlobalAveragePooling2D(name="pool") if head == "gap" else keras.layers.Flatten(name="flatten")
         )
-        return lambda outputs: layer(outputs[last])
+        return lambda outputs, _: layer(outputs[last])
     # The last convolution of each block: those of the early ones tell color and texture, which the last has lost.
     names = [before.name for before, after in pairwise(stack) if _pools(after)]
     pools = [keras.layers.GlobalAveragePooling2D(dtype="float32", name=f"{name}_mean") for name in names]
@@ -224,11 +242,11 @@ def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str
     ]
     together = keras.layers.Concatenate(dtype="float32", name="hypercolumn")
 
-    def hypercolumn(outputs: Mapping[str, KerasTensor]) -> KerasTensor:
+    def hypercolumn(outputs: Mapping[str, KerasTensor], trains: bool) -> KerasTensor:
         # Means differ a hundredfold between channels and blocks: of their logarithms, each block is given one spread.
         # (ONNX knows no log1p.)
-        means = [keras.ops.log(1 + pool(outputs[name])) for name, pool in zip(names, pools, strict=True)]
-        return together([norm(mean) for norm, mean in zip(norms, means, strict=True)])
+        means = [(ImageMean(pool.name) if trains else pool)(outputs[n]) for n, pool in zip(names, pools, strict=True)]
+        return together([norm(keras.ops.log(1 + mean)) for norm, mean in zip(norms, means, strict=True)])
 
     return hypercolumn
 

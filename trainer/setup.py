@@ -258,7 +258,8 @@ def initial_network(setup: TrainSetup, *, input_scale: float | None = None) -> N
       input_scale: of a checkpoint that will replace the weights; then `--weights` are not read.
     """
     config = setup.config
-    network = create_network(NetworkConfig.of(config, len(setup.labels), input_scale=input_scale))
+    onednn = setup.cluster.device_kind == "CPU" and not config.jit
+    network = create_network(NetworkConfig.of(config, len(setup.labels), input_scale=input_scale, onednn=onednn))
     initialize(network, config.seed)
     if config.weights != "none" and input_scale is None:
         loaded = load_weights(network, config.weights, setup.labels)

@@ -128,7 +128,7 @@ class Optimizer:
             )
             return
         if decay:
-            variable.assign_sub(rate * decay * variable)
+            variable.assign(variable * (1 - rate * decay))
         beta1, beta2 = config.momentum, 0.999
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,

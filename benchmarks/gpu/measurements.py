@@ -35,8 +35,8 @@ from shardline.trainer.checkpoints import write_checkpoint
 from shardline.trainer.cluster import peak_tflops
 from shardline.trainer.config import PRECISIONS, TrainConfig
 from shardline.trainer.feature_cache import create_feature_function, open_feature_cache
+from shardline.trainer.gradients import max_pool_2x2
 from shardline.trainer.loop import StopRequest, train_phase
-from shardline.trainer.pooling import max_pool_2x2
 from shardline.trainer.run import phase_loop, prepare
 from shardline.trainer.setup import TrainSetup, eval_forward
 from shardline.trainer.state import TrainState, create_train_state
