@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import struct
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -20,10 +19,7 @@ _PREFIX = b"Exif\0\0"  # of JPEG, which some writers put into other formats, too
 _EXIF, _COLOR_SPACE, _INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 _TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "2u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "2i4", 13: "u4",
           16: "u8", 17: "i8"}  # fmt: skip
-_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
-_KINDS: dict[str, dict[int, np.dtype]] = {
-    order: {code: np.dtype(kind).newbyteorder(order) for code, kind in _TYPES.items()} for order in _ORDERS
-}
+_KINDS = {order: {code: np.dtype(kind[:-2] + order + kind[-2:]) for code, kind in _TYPES.items()} for order in "<>"}
 _LAYOUTS = {  # of a directory's entries, by byte order and whether it is BigTIFF
     (order, big): np.dtype(
         [("tag", f"{order}u2"), ("kind", f"{order}u2"), ("length", f"{order}u{word}"), ("", f"V{word}")]

@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import simplejpeg
@@ -186,11 +187,8 @@ def strip(data: bytes, header: JpegHeader) -> bytes:
     end = next((end for code, _, end in _later_segments(data, header.scan) if code == 0xD9), len(data))
     if not header.metadata and end == len(data):
         return data
-    kept, position = [], 0
-    for start, after in header.metadata:
-        kept.append(data[position:start])
-        position = after
-    return b"".join([*kept, data[position:end]])
+    bounds = [0, *chain.from_iterable(header.metadata), end]  # of what is kept
+    return b"".join(data[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True))
 
 
 def _later_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
