@@ -128,6 +128,8 @@ def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
     The others neither turn images nor convert colors: they are asked where Pillow finds nothing of that kind.
     """
+    if answer(_leaves_screen_free, data):
+        return
     turned, errs = answer(lambda d: has_orientation(d) or has_profile(d), data), answer(_pillow_errs, data)
     for name, oracle in installed().items():
         if errs is not False if name == "Pillow" else turned:
@@ -135,6 +137,14 @@ def opinions(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
         rgb = answer(oracle, data)
         if rgb is not None and not (data.startswith(b"BM") and (rgb == 255).all()):  # empty alpha: they see nothing
             yield name, rgb
+
+
+def _leaves_screen_free(data: bytes) -> bool:
+    """Whether this is a GIF whose first frame covers a part of the screen: each fills the rest in its own way."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data), formats=("GIF",))
+    return image.tile[0].extents != (0, 0, *image.size)
 
 
 def _pillow_errs(data: bytes) -> bool:
@@ -146,11 +156,13 @@ def _pillow_errs(data: bytes) -> bool:
         return sizes >= 0 and (told or data[sizes + 38 : sizes + 41] not in (b"\0\1\7", b"\0\3\7"))
     if data[:2] == b"BM" and data[28:30] == b"\x10\0" and any(data[66:70]):
         return data[14:18] != b"\x28\0\0\0"
-    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from PIL import Image, ImageOps
+    from PIL import Image, ImageOps
 
-        exif = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS).getexif()
-        return not isinstance(exif.get(ImageOps.ExifTags.Base.Orientation, 1), int)
+    image = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+    if image.mode.startswith("I") and image.info.get("icc_profile"):  # it does not apply one to 16 bits of gray
+        return True
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return not isinstance(image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1), int)
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -159,6 +171,7 @@ def _pillow_errs(data: bytes) -> bool:
         unsaid = page.samplesperpixel > colors + len(page.extrasamples)
         few = page.colormap is not None and page.colormap.max() < 256
         odd = page.photometric == 0 or page.planarconfig == 2  # white is zero, planes: right for 8 bits only
+        unsaid |= "PhotometricInterpretation" not in page.tags  # white is 0, it says
         return unsaid or few or page.bitspersample == 12 or (odd and page.bitspersample == 16)
 
 

@@ -154,6 +154,23 @@ def test_an_orientation_that_other_decoders_pass_over_is_not_compared(tmp_path):
     assert "a/turned.jpg: its orientation is told in a way that other decoders pass over" in found.not_compared[0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "offset-with-colors-of-its-own-and-no-background.gif",
+        "offset-with-colors-of-its-own-and-screen-background.gif",
+        "dark-linear-gray-16-bit.tif", "gray-that-is-not-told.tif",
+    ],
+)  # fmt: skip
+def test_what_other_decoders_are_known_to_misread_is_not_held_against_a_sound_file(tmp_path, name):
+    (tmp_path / "s" / "a").mkdir(parents=True)
+    case = next(case for case in variants() if case.name == name)
+    (tmp_path / "s" / "a" / name).write_bytes(case.data)
+    convert(config(tmp_path / "s", tmp_path / "d"))
+    found = checked(tmp_path / "d", tmp_path / "s")
+    assert (found.faults, found.compared, len(found.not_compared)) == ((), 0, 1)
+
+
 def test_sources_that_changed_or_are_gone(photos, tmp_path):
     source = tmp_path / "s"
     shutil.copytree(photos, source)
