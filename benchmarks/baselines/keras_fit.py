@@ -69,7 +69,7 @@ class KerasFitConfig(InputConfig):
 
 
 def fit(config: KerasFitConfig) -> dict[str, float]:
-    """Train and evaluate: top1, loss, seed, steps, seconds, images_per_second."""
+    """Train and evaluate: top1, loss, flip_top1, flip_seconds, seed, steps, seconds, images_per_second."""
     import keras  # TensorFlow takes seconds to import
 
     keras.utils.set_random_seed(config.seed)
@@ -83,10 +83,14 @@ def fit(config: KerasFitConfig) -> dict[str, float]:
         model.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
         total += steps
     seconds = time.perf_counter() - started
-    loss, accuracy = model.evaluate(data.eval_batches(config.split, inputs).map(_triple), verbose=0)
+    tested = data.eval_batches(config.split, inputs).map(_triple)
+    loss, accuracy = model.evaluate(tested, verbose=0)
+    evaluated = time.perf_counter()
     return {
         "top1": accuracy,
         "loss": loss,
+        "flip_top1": with_flips(model, tested),
+        "flip_seconds": round(time.perf_counter() - evaluated, 1),
         "seed": config.seed,
         "steps": total,
         "seconds": round(seconds, 1),
@@ -137,6 +141,19 @@ def compile_model(model: keras.Model, config: KerasFitConfig, phase: Phase, step
         weighted_metrics=["accuracy"],
         jit_compile=config.jit,
     )
+
+
+def with_flips(model: keras.Model, batches: tf.data.Dataset) -> float:
+    """The share that is right where the probabilities of an image and its horizontal flip are averaged."""
+    import tensorflow as tf
+
+    probabilities = tf.function(lambda image: tf.nn.softmax(model(image, training=False)), autograph=False)
+    right = total = 0.0
+    for image, label, weight in batches:
+        found = tf.argmax(probabilities(image) + probabilities(tf.reverse(image, [2])), 1)
+        right += float(tf.reduce_sum(weight * tf.cast(found == tf.cast(label, found.dtype), weight.dtype)))
+        total += float(tf.reduce_sum(weight))
+    return right / total
 
 
 def _triple(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -43,10 +43,10 @@ def test_a_head_alone_is_not_stretched():
 
 def test_the_table_tells_mean_and_range():
     phases = (Phase("head", 3, 0.1), Phase("all", 10.5, 0.1))
-    runs = [Outcome(80.0, 99.6, phases), Outcome(83.0, 101.2, phases)]
-    assert fine_tuning.table({"x": runs}, "test").splitlines()[-1] == (
-        "| x | 3 + 10.5 | 81.5% (80.0 to 83.0) | 100 to 101 s |"
-    )
+    runs = [Outcome(80.0, 81.0, 99.6, phases), Outcome(83.0, 82.0, 101.2, phases)]
+    heading, line, row = fine_tuning.table({"x": runs}, "test").splitlines()
+    assert row == "| x | 3 + 10.5 | 81.5% (80.0 to 83.0) | 81.5% (81.0 to 82.0) | 100 to 101 s |"
+    assert heading.count("|") == line.count("|") == row.count("|")
 
 
 def config(folder, **options):
@@ -70,7 +70,7 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
 
     def train(config, entry, phases, seed, workdir):
         calls.append((entry.recipe, seed))
-        return Outcome(50.0 + int(seed), 100.0, tuple(phases))
+        return Outcome(50.0 + int(seed), 60.0 + int(seed), 100.0, tuple(phases))
 
     monkeypatch.setattr(fine_tuning, "pace", lambda *_: Pace(20.0, 10.0))
     monkeypatch.setattr(fine_tuning, "train", train)
@@ -79,10 +79,10 @@ def test_every_recipe_trains_with_every_seed_for_its_epochs(folder, monkeypatch,
     assert calls == [(recipe, seed) for seed in ("4", "7") for recipe in recipes]
     rows = {row.name: row for row in load_results(folder / "report")}
     assert list(rows) == list(PRETRAINED) and rows["all layers"].repeats == (54.0, 57.0)
-    assert rows["all layers"].unit == "% top-1"
+    assert rows["all layers"].unit == "% top-1" and rows["all layers"].settings["flip_top1"] == [64.0, 67.0]
     assert rows["all layers"].what == "--recipe=finetune --phases=all:8@0.0002"
     assert rows["Keras fit"].what == "keras_fit --phases=head:5@0.001,all:3@1e-05"
-    assert "| all layers | 8 | 55.5% (54.0 to 57.0) | 100 to 100 s |" in capsys.readouterr().out
+    assert "| all layers | 8 | 55.5% (54.0 to 57.0) | 65.5% (64.0 to 67.0) | 100 to 100 s |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -105,7 +105,12 @@ def test_what_begins_from_scratch_is_trained_by_its_command(name, folder, tmp_pa
     thin, entry = config(folder, weights="none", image_size=32, width=0.03, precision="float32"), FROM_SCRATCH[name]
     assert thin.entries is FROM_SCRATCH
     found = fine_tuning.train(thin, entry, entry.stretched(1 / entry.epochs(entry.phases)), "3", tmp_path / "run")
-    assert 0 <= found.top1 <= 100 and found.seconds > 0 and found.phases[0].epochs == pytest.approx(1)
+    assert (
+        0 <= found.top1 <= 100
+        and 0 <= found.flip_top1 <= 100
+        and found.seconds > 0
+        and found.phases[0].epochs == pytest.approx(1)
+    )
 
 
 def test_wrong_use_is_refused():

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from shardline.benchmarks.baselines.keras_fit import KerasFitConfig, compile_model, create_model, fit
+from shardline.benchmarks.baselines.keras_fit import KerasFitConfig, compile_model, create_model, fit, with_flips
 from shardline.pipeline import open_dataset
 from shardline.pipeline.errors import UsageError
 from shardline.tools.conversion.run import convert
@@ -25,6 +26,18 @@ def dataset(tmp_path_factory):
 def test_it_trains_and_evaluates(dataset):
     found = fit(KerasFitConfig(data=dataset, phases="all:2@0.02", **TINY))
     assert found["steps"] == 6 and 0 <= found["top1"] <= 1 and np.isfinite(found["loss"])
+    assert 0 <= found["flip_top1"] <= 1 and found["flip_seconds"] >= 0
+
+
+def test_flips_are_averaged_and_what_fills_a_batch_does_not_count():
+    def model(image, training):
+        left = image[:, 0, 0, 0]
+        return tf.stack([0 * left, left], 1)  # logits
+
+    images = np.array([[1, -3], [-1, 3], [-2, -2]], np.float32)[:, None, :, None]
+    labels, weights = np.array([0, 1, 1]), np.array([1, 1, 0], np.float32)
+    assert not np.any(np.argmax(model(images, training=False), 1) == labels)  # without flips, none is right
+    assert with_flips(model, tf.data.Dataset.from_tensors((images, labels, weights))) == 1.0
 
 
 def test_it_starts_from_the_trainers_first_weights_and_ends_in_logits(dataset):
