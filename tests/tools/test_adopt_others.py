@@ -314,7 +314,7 @@ def test_names_that_may_tell_no_split_and_missing_numbers_are_noted(tmp_path, ca
         (["train.tfrecord", "x.tfrecord"], {"split_pattern": r"(?P<split>train).*"}, "does not match x.tfrecord"),
         (["train.tfrecord"], {"split": "train", "split_pattern": "x"}, "give one of them"),
         (["train.tfrecord"], {"unlabelled": "test"}, "unlabelled=test: the directory has the splits train"),
-        (["train.tfrecord"], {"exclude": "tset.tfrecord"}, "exclude=tset.tfrecord: no such file"),
+        (["train.tfrecord"], {"exclude": "tset.tfrecord"}, "exclude=tset.tfrecord: no list, and nothing"),
     ],
 )  # fmt: skip
 def test_files_that_are_in_no_split_or_in_two_end_the_adoption(tmp_path, files, options, message):
