@@ -197,14 +197,14 @@ def test_torchvision_is_turned_and_its_normalization_folded_in(names, kind, tmp_
     images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)
     x = ((images / 255 - TORCH_MEAN) / TORCH_DEVIATION).astype(np.float32)
     first = tf.nn.conv2d(x, arrays["block1_conv1/kernel"], 1, "VALID") + arrays["block1_conv1/bias"]
-    ours = keras.Model(target.serve.inputs, target.serve.get_layer("block1_conv1").output)(images)
+    ours = keras.Model(target.serve.input, target.serve.get_layer("block1_conv1").output)(images)
     np.testing.assert_allclose(ours[:, 1:-1, 1:-1], tf.nn.relu(first), atol=1e-4)
     for name in [name for name in layers(arrays) if name.startswith("block")]:
         if name.endswith("conv1") and name != "block1_conv1":
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
         x = tf.nn.relu(tf.nn.conv2d(x, arrays[f"{name}/kernel"], 1, "SAME") + arrays[f"{name}/bias"])
     expected = tf.nn.max_pool2d(x, 2, 2, "VALID")
-    found = keras.Model(target.serve.inputs, target.serve.get_layer("block5_pool").output)(images)
+    found = keras.Model(target.serve.input, target.serve.get_layer("block5_pool").output)(images)
     # Padding is black minus the mean there, and half a level off ours: hence not equal to the last bit.
     np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.01 * float(np.max(expected)))
     np.testing.assert_array_equal(target.weights["fc1/kernel"], arrays["fc1/kernel"])
