@@ -869,6 +869,10 @@ ADOPTIONS = {
         Way("leave a copy out with --exclude=copy", "train 0", "--exclude=copy"),
         Way("or move the files into one folder", "train 0 0", "", move(**{"copy/train-0.tfrecord": "train-1.tfrecord"})),
     ]),
+    "shards too deep": Adoption({"train/a.tfrecord": [ints(0)], "more/test/b.tfrecord": [ints(1)]}, "lie deeper, too, in more/test", [
+        Way("move them into a folder of SOURCE for each split", "train 0, test 1", "", move(**{"more/test": "test"})),
+        Way("or leave them out with --exclude=more/test", "train 0", "--exclude=more/test"),
+    ]),
     "shards missing": Adoption({"train-0-of-2": [ints(0)]}, "split 'train' has 1 shard, their names say 2", [
         Way("restore what is missing", "train 0 1", "", lambda root: put(root / "train-1-of-2", [ints(1)])),
     ]),

@@ -369,9 +369,9 @@ def test_an_output_directory_has_one_owner(exported, tiny_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_head_on_all_blocks_exports_in_every_format(tiny_data, tmp_path):
-    config = TrainConfig(data=tiny_data, workdir=tmp_path / "run", head="hypercolumn", phases="all:4@0.02", dropout=0.0,
+    config = TrainConfig(data=tiny_data, workdir=tmp_path / "run", head="hypercolumn", phases="all:8@0.02", dropout=0.0,
                          image_size=32, width=0.1, global_batch_size=12, precision="float32", jit=False,
-                         eval_split="test", eval_every_epochs=4, peak_tflops=1)  # fmt: skip
+                         eval_split="test", eval_every_epochs=8, peak_tflops=1)  # fmt: skip
     train(config)
     made = ExportConfig(run=tmp_path / "run", output=tmp_path / "out", formats=",".join(export.FORMATS))
     parity = export.export(made).parity["exports"]

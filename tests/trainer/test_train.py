@@ -118,7 +118,7 @@ def test_images_grow_within_a_phase_and_a_kill_around_it_costs_no_bit(more):
         assert killed["weights_sha256"] == found["whole"]["weights_sha256"]
         assert killed["begun"] == begun
     assert found["steps"] == [1, 2, 3, 4, 5]
-    assert "--progressive_resizing: '0.8:0.5' -> ''" in found["changed"]
+    assert "progressive_resizing: '0.8:0.5' -> ''" in found["changed"]
 
 
 @pytest.mark.slow
