@@ -215,12 +215,19 @@ class Outcome:
 
 
 def train(config: FineTuningConfig, entry: Entry, phases: Sequence[Phase], seed: str, workdir: Path) -> Outcome:
-    """Run an entry. Raises Failure with the last line of what it wrote where it fails."""
+    """Run an entry, and test it. Raises Failure with the last line of what it wrote where it fails."""
+    found, seconds = _timed(config, entry, phases, seed, workdir)
+    top1 = found["top1" if "top1" in found else f"{config.split}_top1"]
+    return Outcome(100 * top1, 100 * entry.flips(config, workdir, found), seconds, tuple(phases))
+
+
+def _timed(
+    config: FineTuningConfig, entry: Entry, phases: Sequence[Phase], seed: str, workdir: Path
+) -> tuple[dict[str, float], float]:
+    """What an entry prints, and the wall time that it takes."""
     started = time.perf_counter()
     found = json.loads(_printed(entry.command(config, phases, seed, workdir)))
-    seconds = time.perf_counter() - started - found.get("flip_seconds", 0.0)
-    top1 = found.get("top1", found.get(f"{config.split}_top1"))
-    return Outcome(100 * top1, 100 * entry.flips(config, workdir, found), seconds, tuple(phases))
+    return found, time.perf_counter() - started - found.get("flip_seconds", 0.0)
 
 
 def _printed(command: Sequence[str]) -> str:
@@ -235,12 +242,13 @@ def pace(config: FineTuningConfig, entry: Entry, workdir: Path) -> Pace:
     if not (epochs := entry.epochs(entry.phases)):
         return Pace(0.0, 0.0)
     counts = PACE_EPOCHS[0], max(PACE_EPOCHS[1], PACE_EPOCHS[1] * 128**2 // config.image_size**2)
-    runs = [train(config, entry, entry.stretched(n / epochs), "0", workdir / str(n)) for n in counts]
-    fewer, more = (entry.epochs(run.phases) for run in runs)
-    epoch_seconds = (runs[1].seconds - runs[0].seconds) / (more - fewer)
+    stretched = [entry.stretched(n / epochs) for n in counts]
+    first, second = (_timed(config, entry, p, "0", workdir / str(n))[1] for n, p in zip(counts, stretched, strict=True))
+    fewer, more = map(entry.epochs, stretched)
+    epoch_seconds = (second - first) / (more - fewer)
     if epoch_seconds <= 0:
         raise Failure(f"{entry.recipe}: {more:g} epochs took no longer than {fewer:g}; give a larger --data")
-    return Pace(max(runs[0].seconds - fewer * epoch_seconds, 0.0), epoch_seconds)
+    return Pace(max(first - fewer * epoch_seconds, 0.0), epoch_seconds)
 
 
 def compare(config: FineTuningConfig) -> Iterator[dict[str, list[Outcome]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import keras
@@ -21,6 +22,7 @@ from keras import KerasTensor
 from shardline.trainer.config import POOLED_HEADS, TrainConfig
 from shardline.trainer.gradients import Convolution, ImageMean, MaxPooling2x2
 
+Seen = Callable[[keras.Layer], keras.Layer]  # a layer of the served network as another one has it: the same values
 BGR_MEAN = (103.939, 116.779, 123.68)
 PIXEL_SPREAD = 58.0  # standard deviation of pixels around the mean
 NORMALIZATION = "minus_mean"  # name of the normalizing layer
@@ -177,12 +179,12 @@ def _create_network(config: NetworkConfig) -> Network:
     softmax = keras.layers.Activation("softmax", dtype="float32", name="probabilities")
     position = keras.Input((), dtype="int64", name="position")
 
-    def features(image: KerasTensor, layers: list[keras.Layer]) -> KerasTensor:
+    def features(image: KerasTensor, seen: Seen) -> KerasTensor:
         x = normalize(keras.ops.flip(image, axis=-1))  # RGB to BGR
         found = {}
-        for layer in layers:
-            x = found[layer.name] = layer(x)
-        return vector(found, layers is not stack)
+        for layer in stack:
+            x = found[layer.name] = seen(layer)(x)
+        return vector(found, seen)
 
     def classify(x: KerasTensor, drop: Callable[[KerasTensor, int], KerasTensor]) -> KerasTensor:
         if not hidden:
@@ -200,10 +202,10 @@ def _create_network(config: NetworkConfig) -> Network:
 
     served = keras.Input((size, size, 3), dtype="uint8", name="image")
     # First: it builds the layers, and names their weights.
-    probabilities = softmax(classify(features(served, stack), builtin))
+    probabilities = softmax(classify(features(served, lambda layer: layer), builtin))
     side = None if config.head in POOLED_HEADS else size  # progressive resizing trains on smaller images, too
     trained = keras.Input((side, side, 3), dtype="float32", name="image")
-    found = features(trained, [_trained(layer, config.onednn) for layer in stack])
+    found = features(trained, partial(_trained, onednn=config.onednn))
     cached = keras.Input(found.shape[1:], dtype="float32", name="features")
     return Network(
         train=keras.Model([trained, position], classify(found, keyed)),
@@ -216,6 +218,8 @@ def _create_network(config: NetworkConfig) -> Network:
 
 def _trained(layer: keras.Layer, onednn: bool) -> keras.Layer:
     """The layer, with the gradients that are fastest where it trains."""
+    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        return ImageMean(layer.name)
     if _pools(layer):
         return layer if onednn else MaxPooling2x2(name=layer.name)
     return Convolution(layer) if onednn else layer
@@ -225,8 +229,8 @@ def _normalization(scale: float) -> keras.Layer:
     return keras.layers.Rescaling(1 / scale, [-mean / scale for mean in BGR_MEAN], dtype="float32", name=NORMALIZATION)
 
 
-def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str, KerasTensor], bool], KerasTensor]:
-    """What makes a vector of the outputs of the convolutions' layers, by their names, to train or to serve."""
+def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str, KerasTensor], Seen], KerasTensor]:
+    """What makes a vector of the outputs of the convolutions' layers, by their names."""
     last = stack[-1].name
     if head != "hypercolumn":
         layer = (
@@ -242,10 +246,10 @@ def _vector_layers(head: str, stack: list[keras.Layer]) -> Callable[[Mapping[str
     ]
     together = keras.layers.Concatenate(dtype="float32", name="hypercolumn")
 
-    def hypercolumn(outputs: Mapping[str, KerasTensor], trains: bool) -> KerasTensor:
+    def hypercolumn(outputs: Mapping[str, KerasTensor], seen: Seen) -> KerasTensor:
         # Means differ a hundredfold between channels and blocks: of their logarithms, each block is given one spread.
         # (ONNX knows no log1p.)
-        means = [(ImageMean(pool.name) if trains else pool)(outputs[n]) for n, pool in zip(names, pools, strict=True)]
+        means = [seen(pool)(outputs[name]) for name, pool in zip(names, pools, strict=True)]
         return together([norm(keras.ops.log(1 + mean)) for norm, mean in zip(norms, means, strict=True)])
 
     return hypercolumn

@@ -1,5 +1,7 @@
 """Layers of the network that trains: TensorFlow's own values and gradients, where nothing is added up bit for bit."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -32,20 +34,21 @@ def images(height, width, dtype, levels):
     return tf.cast(np.maximum(draw.integers(-levels, levels, (3, height, width, 5)), 0) / 7, dtype)
 
 
+def values_and_gradients(functions, x, upstream):
+    found = []
+    for function in functions:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        found.append((y, tape.gradient(y, x, upstream)))
+    return found
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 7), (6, 9), (3, 2)])
 def test_values_and_gradients_are_those_of_tensorflow(mode, dtype, height, width):
-    def both(x, upstream):
-        found = []
-        for pool in (max_pool_2x2, tensorflow_pool):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = pool(x)
-            found.append((y, tape.gradient(y, x, upstream)))
-        return found
-
-    run = MODES[mode](both)
+    run = MODES[mode](partial(values_and_gradients, (max_pool_2x2, tensorflow_pool)))
     for levels in (1, 3, 1000):
         x = images(height, width, dtype, levels)
         upstream = tf.cast(np.random.default_rng(9).normal(size=(3, height // 2, width // 2, 5)), dtype)
@@ -63,16 +66,7 @@ def test_means_and_their_gradients_are_those_of_keras(mode, dtype):
     upstream = np.random.default_rng(9).normal(size=(3, 5)).astype(np.float32)
     keras_mean = keras.layers.GlobalAveragePooling2D(dtype="float32")
 
-    def both(x, upstream):
-        found = []
-        for mean in (image_mean, keras_mean):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = mean(x)
-            found.append((y, tape.gradient(y, x, upstream)))
-        return found
-
-    (y, dx), (their_y, their_dx) = MODES[mode](both)(x, upstream)
+    (y, dx), (their_y, their_dx) = MODES[mode](partial(values_and_gradients, (image_mean, keras_mean)))(x, upstream)
     assert y.dtype == "float32" and dx.dtype == dtype
     np.testing.assert_array_equal(y, their_y)
     # The reciprocal of the 84 pixels, by which some multiply, is rounded.

@@ -114,45 +114,16 @@ def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Call
       UsageError: a split has labels here and none in the dataset, or the other way round, or is written otherwise;
         or an input that the dataset has is of another class here.
     """
-    for name in sources.splits:
-        if other := similar_split(name, base.splits):
-            raise UsageError(
-                f"--append: the split {name} is {other} in the dataset, and differs in case or spaces only; call it so"
-            )
-        if name in base.splits and base.splits[name].unlabelled != (name in sources.unlabelled):
-            have = "has no labels" if base.splits[name].unlabelled else "has labels"
-            raise UsageError(f"--append: split {name} of the dataset {have}; give what is added in the same way")
-    if not set(sources.splits) <= set(base.splits):
-        for note in split_notes(dict.fromkeys((*base.splits, *sources.splits))):
-            log(f"note: {note}")
-    batches = iterate_sources(directory, ["path", "sha256", "label", "split"])
-    rows = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in batches)
-    split_numbers = {name: number for number, name in enumerate(sources.splits)}
-    paths, contents, labels, splits = [], [], [], []
-    for path, sha256, label, split in rows:
-        paths.append(hash64(path.encode()))
-        contents.append((path, sha256))
-        labels.append(label)
-        splits.append(split_numbers.get(split, len(split_numbers)) if split else -1)  # -1: not stored
-    known_contents = content_keys(contents)
+    _check_splits(base, sources)
+    known = _Known.read(directory, sources.splits)
     key_of = (hash64(path_text(path).encode()) for path in sources.paths())
-    again = np.flatnonzero(np.isin(np.fromiter(key_of, np.uint64), np.array(paths, np.uint64)))
+    again = np.flatnonzero(np.isin(np.fromiter(key_of, np.uint64), known.paths))
     keys = content_keys_of(sources, again, hash_input)
-    same = np.isin(keys, known_contents)
-    changed = _changed(keys, sources.label[again], known_contents, labels)
-    if changed.any():
-        first = int(np.flatnonzero(changed)[0])
-        number, then = int(again[first]), labels[int(np.flatnonzero(known_contents == keys[first])[0])]
-        names = (*sources.labels, "no class")  # -1: none
-        raise UsageError(
-            f"--append: {count(int(changed.sum()), 'input')} that the dataset has already "
-            f"{'is' if changed.sum() == 1 else 'are'} of another class now, e.g. {path_text(sources.path(number))}: "
-            f"{names[then]!r} there, {names[sources.label[number]]!r} here; what the dataset has stays as it is, so "
-            "convert all of it again, with --overwrite in place of --append, or leave such inputs out with --exclude"
-        )
+    same = np.isin(keys, known.contents)
+    _check_labels(known, sources, again, keys)
     if sources.splits and not base.options.get("splits"):
-        stored = np.array(splits) >= 0
-        moved = _changed(keys, sources.split[again], known_contents[stored], np.array(splits)[stored])
+        stored = known.splits >= 0
+        moved = _changed(keys, sources.split[again], known.contents[stored], known.splits[stored])
         if moved.any():
             log(
                 f"note: {count(int(moved.sum()), 'input')} in another split than in the dataset, e.g. "
@@ -171,13 +142,71 @@ def only_new(base: Manifest, directory: Path, sources: Sources, hash_input: Call
     return sources.only(kept)
 
 
-def _changed(
-    keys: np.ndarray, values: np.ndarray, known: np.ndarray, known_values: Sequence[int] | np.ndarray
-) -> np.ndarray:
-    """Which of some keys are known, but never with their value."""
+def _check_splits(base: Manifest, sources: Sources) -> None:
+    for name in sources.splits:
+        if other := similar_split(name, base.splits):
+            raise UsageError(
+                f"--append: the split {name} is {other} in the dataset, and differs in case or spaces only; call it so"
+            )
+        if name in base.splits and base.splits[name].unlabelled != (name in sources.unlabelled):
+            have = "has no labels" if base.splits[name].unlabelled else "has labels"
+            raise UsageError(f"--append: split {name} of the dataset {have}; give what is added in the same way")
+    if not set(sources.splits) <= set(base.splits):
+        for note in split_notes(dict.fromkeys((*base.splits, *sources.splits))):
+            log(f"note: {note}")
 
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The inputs of a dataset, those too that were not stored.
+
+    Attributes:
+      paths: uint64, hashes.
+      contents: uint64, `content_keys`.
+      labels: int64; -1: no class.
+      splits: int64, numbers of the splits that are added to, and one more for all others; -1: not stored.
+    """
+
+    paths: np.ndarray
+    contents: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+
+    @classmethod
+    def read(cls, directory: Path, splits: Sequence[str]) -> _Known:
+        batches = iterate_sources(directory, ["path", "sha256", "label", "split"])
+        rows = chain.from_iterable(zip(*map(pa.Array.to_pylist, batch.columns), strict=True) for batch in batches)
+        split_numbers = {name: number for number, name in enumerate(splits)}
+        paths, contents, labels, numbers = [], [], [], []
+        for path, sha256, label, split in rows:
+            paths.append(hash64(path.encode()))
+            contents.append((path, sha256))
+            labels.append(label)
+            numbers.append(split_numbers.get(split, len(split_numbers)) if split else -1)
+        return cls(
+            np.array(paths, np.uint64), content_keys(contents), np.array(labels, np.int64), np.array(numbers, np.int64)
+        )
+
+
+def _check_labels(known: _Known, sources: Sources, again: np.ndarray, keys: np.ndarray) -> None:
+    """Refuse inputs that the dataset has, by their numbers and content keys, under another label."""
+    changed = np.flatnonzero(_changed(keys, sources.label[again], known.contents, known.labels))
+    if not len(changed):
+        return
+    number, then = int(again[changed[0]]), known.labels[np.flatnonzero(known.contents == keys[changed[0]])[0]]
+    names = (*sources.labels, "no class")  # -1: none
+    raise UsageError(
+        f"--append: {count(len(changed), 'input')} that the dataset has already {'is' if len(changed) == 1 else 'are'} "
+        f"of another class now, e.g. {path_text(sources.path(number))}: {names[then]!r} there, "
+        f"{names[sources.label[number]]!r} here; what the dataset has stays as it is, so convert all of it again, with "
+        "--overwrite in place of --append, or leave such inputs out with --exclude"
+    )
+
+
+def _changed(keys: np.ndarray, values: np.ndarray, known: np.ndarray, known_values: np.ndarray) -> np.ndarray:
+    """Which of some keys are known, but never with their value."""
     mine, theirs = (
-        keys + (np.asarray(values, np.int64) + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        keys + (values.astype(np.int64) + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for keys, values in ((keys, values), (known, known_values))
     )
     changed: np.ndarray = np.isin(keys, known) & ~np.isin(mine, theirs)

@@ -31,7 +31,7 @@ from shardline.tools.conversion.labels import (
     names_by_number,
     split_rank,
 )
-from shardline.tools.conversion.tables import NAMES
+from shardline.tools.conversion.tables import NAMES, check_columns
 from shardline.tools.conversion.trees import IMAGE_SUFFIXES
 
 _LIMIT_BYTES = 256 << 20
@@ -207,8 +207,7 @@ def _table(lines: Sequence[str], what: str) -> list[tuple[str, str]]:
     path, label = (next((header.index(name) for name in names if name in header), -1) for names in _COLUMNS)
     if min(path, label) < 0:
         return []
-    if twice := next((header[i] for i in (path, label) if header.count(header[i]) > 1), ""):
-        raise UsageError(f"{what}: two columns are called {twice!r}; rename one")
+    check_columns(header, (path, label), what)
     if short := [number for number, row in enumerate(rows, 1) if len(row) <= max(path, label)]:
         raise UsageError(f"{what}, line {short[0]}: fewer columns than the first line")
     if wide := [number for number, row in enumerate(rows, 1) if any(map(str.strip, row[len(header) :]))]:

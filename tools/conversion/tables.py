@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -145,11 +145,11 @@ def scan_table(
     columns = _Columns.find(header, options, what)
     if path.suffix.lower() == ".parquet":
         _refuse_images(path, columns.path, what)
+        if columns.label >= 0 and not options.labels.kind:
+            columns = replace(columns, names=_class_label_names(path, header[columns.label], what))
+            options = replace(options, labels=replace(options.labels, names=options.labels.names or columns.names))
     if not columns.classes and options.labels.kind == "onehot":
         options = replace(options, labels=replace(options.labels, kind="index"))
-    if not (columns.label < 0 or options.labels.kind) and (names := _class_label_names(path, header[columns.label])):
-        columns = replace(columns, names=names)
-        options = replace(options, labels=replace(options.labels, names=options.labels.names or names))
     facts = _StoredFacts.find(store, header) if store else None
     scan = _TableScan(path, options, what, facts)
     for number, cells in lines:
@@ -468,8 +468,7 @@ class _Columns:
         """The columns, by name. Raises UsageError that says which flag helps."""
         names = [name.strip().lower() for name in header]
         found = {part: _position(names, options, part) for part in NAMES}
-        if twice := next((names[i] for i in found.values() if i >= 0 and names.count(names[i]) > 1), ""):
-            raise UsageError(f"{what}: two columns are called {twice!r}; rename one")
+        check_columns(names, [i for i in found.values() if i >= 0], what)
         shown = f"it is {','.join(header)[:80]!r}"
         if found["path"] < 0:
             raise UsageError(
@@ -629,6 +628,12 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
                 yield line, list(map(_as_text, cells))
 
 
+def check_columns(names: Sequence[str], used: Iterable[int], what: str) -> None:
+    """Refuse a first line in which a column that is used has the name of another one."""
+    if twice := next((names[i] for i in used if names.count(names[i]) > 1), ""):
+        raise UsageError(f"{what}: two columns are called {twice!r}; rename one")
+
+
 @contextmanager
 def _readable(what: str) -> Iterator[None]:
     """Turn what Arrow raises for a damaged file into one line that names it."""
@@ -643,17 +648,15 @@ def _readable(what: str) -> Iterator[None]:
         raise UsageError(f"{what} is no .parquet, or a damaged one ({line}); write or copy it again") from None
 
 
-def _class_label_names(path: Path, column: str) -> tuple[str, ...]:
+def _class_label_names(path: Path, column: str, what: str) -> tuple[str, ...]:
     """The names that Hugging Face's datasets keep in a .parquet of the classes whose numbers a column has."""
-    if path.suffix.lower() != ".parquet":
-        return ()
     import pyarrow.parquet as parquet  # only for such a table
 
-    with _readable(f"--source={path}"):
+    with _readable(what):
         written = (parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
     try:
         names = list(parse_json(written.decode())["info"]["features"][column]["names"])
-        check_names(names, f"--source={path}, column {column!r}", "rename it in the dataset's ClassLabel")
+        check_names(names, f"{what}, column {column!r}", "rename it in the dataset's ClassLabel")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ()
     return tuple(names)
