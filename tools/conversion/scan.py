@@ -168,7 +168,6 @@ def _scan_trees(
 ) -> Sources:
     if options.labels.kind == "onehot":
         raise UsageError("--label_kind=onehot is for tables and adopted shards: a folder's name is the label")
-    _refuse_columns(options)
     order = read_label_order(options.label_order) if options.label_order else {}
     layout = LayoutOptions(
         labels=options.labels,
@@ -180,12 +179,13 @@ def _scan_trees(
         },
         splits=tuple(dict.fromkeys(split for split, _ in named if split)),
     )
+    opened = [_open(path, options) for _, path in named]
+    _refuse_columns(options)
     if order and not options.split_labels:
         raise UsageError(
             f"--label_order={options.label_order} says which classes the numbers in --split_labels are; give that, or "
             "leave it out"
         )
-    opened = [_open(path, options) for _, path in named]
     what = f"--source={shorten_list(path for _, path in named)}"
     if len(named) == 1 and not layout.splits:
         tree, wrapper = unwrapped(ReducedTree(opened[0], b"", exclusions), layout)
