@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import mmap
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -74,9 +73,9 @@ def save_arrays(
 
 
 def load_arrays(
-    path: str | os.PathLike[str], *, format: str, remedy: str
+    path: str | os.PathLike[str], *, format: str, remedy: str, only: Collection[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Inverse of `save_arrays`.
+    """Inverse of `save_arrays`, of the arrays named `only` where that is given.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -87,7 +86,8 @@ def load_arrays(
             if not _tail_is_right(file, Path(path)):
                 raise UsageError(f"{path} is damaged or cut: its checksum does not match; {remedy}")
             with zipfile.ZipFile(file) as archive:
-                return _read(archive, os.fstat(file.fileno()).st_size, format=format, what=path, remedy=remedy)
+                size = os.fstat(file.fileno()).st_size
+                return _read(archive, size, format=format, what=path, remedy=remedy, only=only)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -98,7 +98,7 @@ def load_arrays(
 
 
 def _read(
-    archive: zipfile.ZipFile, size: int, *, format: str, what: object, remedy: str
+    archive: zipfile.ZipFile, size: int, *, format: str, what: object, remedy: str, only: Collection[str] | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     text = _member(archive, _HEADER, np.dtype(np.uint8), None, min(size, stored.LIMIT_BYTES)).tobytes()
     found = stored.unsealed(text, _Header, format=format, what=what, remedy=remedy)
@@ -106,6 +106,8 @@ def _read(
         raise ValueError("it holds other arrays than its header says")
     arrays = {}
     for name, facts in found.arrays.items():
+        if only is not None and name not in only:
+            continue
         arrays[name] = _member(archive, f"{name}.npy", np.dtype(facts.dtype), facts.shape, size)
         if _sha256(arrays[name]) != facts.sha256:
             raise ValueError(f"the SHA-256 of {name} does not match")
@@ -158,8 +160,9 @@ def _tail_is_right(file: BinaryIO, path: Path) -> bool:
 def _crc(path: Path) -> bytes:
     """CRC-32C of a file but for its last bytes, where it stands itself."""
     checksum = google_crc32c.Checksum()
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        end = len(data) - _CRC_BYTES
-        for start in range(0, end, _CHUNK_BYTES):
-            checksum.update(data[start : min(start + _CHUNK_BYTES, end)])
+    with open(path, "rb") as file:  # not mapped: the pages of a large file would count as this process's memory
+        left = os.fstat(file.fileno()).st_size - _CRC_BYTES
+        while left > 0 and (piece := file.read(min(_CHUNK_BYTES, left))):
+            checksum.update(piece)
+            left -= len(piece)
     return bytes(checksum.hexdigest())

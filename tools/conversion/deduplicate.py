@@ -200,6 +200,7 @@ class _Receipts:
         )
 
 
+_PIECE = 1 << 20  # hashes compared at a time: ten million differences would take 80 MB more
 HASH_DIGITS = 16  # of a pixel hash, that find what may be equal
 
 
@@ -302,7 +303,8 @@ def _with_company(written: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     words <<= np.uint64(bits)
     words |= written
     words.sort()
-    close = np.flatnonzero(np.diff(words) < np.uint64(1 << bits)) if len(words) else np.empty(0, np.int64)
+    differences = (np.diff(words[start : start + _PIECE + 1]) for start in range(0, len(words) - 1, _PIECE))
+    close = np.flatnonzero(np.concatenate([np.empty(0, bool), *(d < np.uint64(1 << bits) for d in differences)]))
     near = np.unique(np.concatenate((words[close], words[close + 1]))) & np.uint64((1 << bits) - 1)
     return near[np.argsort(pixels[near], kind="stable")]
 

@@ -17,6 +17,7 @@ from shardline.pipeline.manifest import Features
 from shardline.pipeline.source_files import Origin, Place
 
 WIDE = 2**32  # bytes of names, from which on 32 bits cannot count them
+_PIECE = 100_000  # inputs looked at together, where each costs more than its place in a column
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,10 @@ class Sources:
     def class_counts(self, inputs: np.ndarray | slice = slice(None)) -> np.ndarray:
         """int64 by label: how many of some inputs, or all, are of each class."""
         label = self.label[inputs]
-        return np.bincount(label[label >= 0], minlength=len(self.labels))
+        counts = np.zeros(1 + len(self.labels), np.int64)  # the first are those without a label, -1
+        for start in range(0, len(label), _PIECE):  # NumPy counts a copy in 64 bits
+            counts += np.bincount(label[start : start + _PIECE] + 1, minlength=len(counts))
+        return counts[1:]
 
     def place(self, number: int) -> Place:
         """Where the bytes of one input are, if not at its path below the root."""
@@ -78,8 +82,8 @@ class Sources:
     def paths(self) -> Iterator[bytes]:
         """Every path, in order."""
         begin = 0
-        for start in range(0, len(self), 100_000):  # Python's own integers are large: few at a time
-            piece = slice(start, start + 100_000)
+        for start in range(0, len(self), _PIECE):  # Python's own integers are large: few at a time
+            piece = slice(start, start + _PIECE)
             for folder, end in zip(self.folder[piece].tolist(), self.ends[piece].tolist(), strict=True):
                 prefix, name = self.folders[folder], bytes(self.names[begin:end])
                 yield prefix + b"/" + name if prefix else name
