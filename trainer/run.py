@@ -335,7 +335,7 @@ def result(setup: TrainSetup, chosen: ChosenWeights, last_step: int, images_per_
         "finished": chosen.finished,
         "choice": chosen.choice,
         "epoch": round(setup.epoch(header["cursor"]), 6),
-        "images_per_second": round(images_per_second, 2),
+        "images_per_second": round(images_per_second, 2) or None,  # of a run of one step, which compiles
         "weights_sha256": chosen.sha256,
         **{f"{evaluation['split']}_{name}": evaluation[name] for name in ("loss", "top1", "top5") if evaluation},
     }

@@ -70,8 +70,9 @@ def train(
 
     Returns:
       The result: step, finished, epoch, choice, weights_sha256 and evaluation of the weights in model.keras; last_step
-      and images_per_second of the run. Of a run that a callback ended the same, of its last or best checkpoint, and
-      `stopped_by`; the same call continues it. None where there was nothing to do, and on all hosts but the first.
+      and images_per_second of the run (None where no step but the first was made). Of a run that a callback ended the
+      same, of its last or best checkpoint, and `stopped_by`; the same call continues it. None where there was nothing
+      to do, and on all hosts but the first.
 
     Raises:
       UsageError: a setting, the data or the run directory is wrong; the message names the field.

@@ -209,6 +209,18 @@ def test_adopted_ones_are_joined_by_links_with_their_records_and_classes(tmp_pat
     assert len(more.splits["train"].shards) == 6 and faults(tmp_path / "more") == []
 
 
+def test_the_same_images_twice_are_refused(a, b, tmp_path):
+    """A dataset under two names, or one and what it has grown to."""
+    shutil.copytree(a, tmp_path / "grown")
+    more = class_folders(tmp_path / "more", 2, 3, "wwww") / "wwww"
+    convert(config(more, tmp_path / "grown", append=True))
+    shutil.copytree(a, tmp_path / "copy")
+    for data in ((a, b, a), (b, a, tmp_path / "copy"), (a, tmp_path / "grown"), (tmp_path / "grown", a)):
+        with pytest.raises(UsageError, match=r"its images lie in \S+, too, .* name one of the two"):
+            merge(MergeConfig(data=data, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_adopted_ones_that_do_not_fit_are_refused_in_one_line(tmp_path):
     (tmp_path / "rt").write_text("rose\ntulip\n")
     (tmp_path / "tr").write_text("tulip\nrose\n")
@@ -219,6 +231,7 @@ def test_adopted_ones_that_do_not_fit_are_refused_in_one_line(tmp_path):
     theirs(tmp_path, "e", [0, 2], make=lambda n: ints(*(int(n == i) for i in range(3))), label_kind="onehot")
     theirs(tmp_path, "f", ["Rose"], make=lambda name: texts(name.encode()), label_kind="name")
     theirs(tmp_path, "g", ["rose"], make=lambda name: texts(name.encode()), label_kind="name")
+    theirs(tmp_path, "h", [1, 0], class_names=str(tmp_path / "rt"))
     for data, options, message in (
         ("ab", {}, r"b was adopted with other classes than the rest, and its records are not rewritten; adopt"),
         ("ac", {}, r"c: its records have other features \(label_offset -1 there, 0 in \S+a\); write one of them again"),
@@ -226,7 +239,7 @@ def test_adopted_ones_that_do_not_fit_are_refused_in_one_line(tmp_path):
         ("de", {}, r"d was adopted with other classes"),
         ("fg", {"merge_similar_labels": True}, r"g was adopted with other classes"),
         (
-            "aa",
+            "ah",
             {"duplicates": "fail"},
             r"duplicates=fail: adopted datasets do not tell the pixels of their images",
         ),

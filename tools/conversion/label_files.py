@@ -29,6 +29,7 @@ from shardline.tools.conversion.labels import (
     HEADINGS,
     listed_by_position,
     names_by_number,
+    refuse_gaps,
     split_rank,
 )
 from shardline.tools.conversion.tables import NAMES, check_columns
@@ -259,6 +260,7 @@ def read_label_order(path: str) -> dict[int, str]:
     elif lines and all(turned) and numbers in ([*range(len(lines))], [*range(1, len(lines) + 1)]):
         order = {int(pair[2]): pair[1] for pair in turned if pair}
     else:
+        refuse_gaps(text.splitlines(), f"--label_order={path}")
         names = [line.split()[0] if _SYNSET.match(line) else line for line in lines]
         lines = names = list(listed_by_position(names, f"--label_order={path}", 1)) if names else []
         order = dict(enumerate(names, 1))

@@ -313,6 +313,15 @@ def read_class_names(path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def refuse_gaps(lines: Sequence[str], what: str) -> None:
+    """Refuse a list with an empty entry before a name, where places are labels: nobody can tell whether it counts."""
+    names = [place for place, line in enumerate(lines, 1) if line.strip()]
+    if gap := next((place for number, place in enumerate(names, 1) if place > number), 0):
+        raise UsageError(
+            f"{what}: name {gap - 1} of the list is empty, but places in it are labels; remove it, or name that class"
+        )
+
+
 def _json_names(text: str, what: str) -> list[str]:
     try:
         names = parse_json(text)
@@ -322,6 +331,7 @@ def _json_names(text: str, what: str) -> list[str]:
             by_number = names_by_number(names)
             names = [by_number[number] for number in range(len(by_number))]
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            refuse_gaps(names, what)
             return [name.strip() for name in names if name.strip()]
     except (ValueError, LookupError, RecursionError):
         pass

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def merge(
             _refuse_misfit(directories[0], manifests[0], directory, manifest)
             for split in manifest.splits:
                 check_files(manifest, directory, split)
+        for (one, first), (other, second) in combinations(zip(directories, manifests, strict=True), 2):
+            if first.generation_of(second.digest) or second.generation_of(first.digest):
+                raise UsageError(
+                    f"--data={other}: its images lie in {one}, too, as the same dataset or one that grew from it, and "
+                    "would be there twice; name one of the two"
+                )
         labels, inputs = _united(directories, manifests, merge_similar)
         for directory, each in zip(directories, inputs, strict=True):
             _refuse_rewriting(directory, each, labels)

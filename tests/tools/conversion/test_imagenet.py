@@ -190,6 +190,8 @@ def test_ground_truth_without_an_order_is_refused(published, tmp_path):
         ("1 b\n2 a\n", {1: "b", 2: "a"}),
         ("1,b\n2,a\n", {1: "b", 2: "a"}),
         ("b\na\n", {1: "b", 2: "a"}),
+        ("b\n\na\n", "name 2 of the list is empty, but places in it are labels"),
+        ("1 b\n\n2 a\n", {1: "b", 2: "a"}),
         ("id,name\n1,b\n2,a\n", {1: "b", 2: "a"}),  # a heading
         ("1. b\n2. a\n", {1: "b", 2: "a"}),
         ("0=b\n1=a\n", {0: "b", 1: "a"}),
