@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -349,26 +349,20 @@ def _note_sources(work: Path, sources: Sources) -> None:
     save_arrays(work / SOURCES, {}, columns, format=FORMAT, durable=False)
 
 
-def _noted_sources(work: Path) -> dict[str, np.ndarray] | None:
-    """Inverse of `_note_sources`; None where it cannot be read."""
+def _noted_sources(work: Path, only: Collection[str] | None = None) -> dict[str, np.ndarray] | None:
+    """Inverse of `_note_sources`, of all columns or those named `only`; None where they cannot be read."""
     try:
-        _, columns = load_arrays(work / SOURCES, format=FORMAT, remedy=OVERWRITE)
+        _, columns = load_arrays(work / SOURCES, format=FORMAT, remedy=OVERWRITE, only=only)
     except (FileNotFoundError, UsageError):
         return None
-    inputs = columns["ends"].shape
-    well_formed = columns.keys() == {*_COLUMNS, "folders", "names"} and all(
-        columns[n].shape == inputs for n in _COLUMNS
-    )
-    return columns if well_formed else None
+    lengths = {columns[name].shape for name in _COLUMNS if name in columns}
+    return columns if columns.keys() == set(only or (*_COLUMNS, "folders", "names")) and len(lengths) == 1 else None
 
 
 def _other_stamps(work: Path, sources: Sources) -> np.ndarray:
     """bool by input: whether it has another stamp than was noted, in a plan that is otherwise the same."""
-    try:  # of ten million inputs the other columns are half a gigabyte
-        _, noted = load_arrays(work / SOURCES, format=FORMAT, remedy=OVERWRITE, only=("stamp",))
-    except (FileNotFoundError, UsageError):
-        noted = {}
-    if "stamp" not in noted or noted["stamp"].shape != sources.stamp.shape:
+    noted = _noted_sources(work, ("stamp",))  # of ten million inputs the other columns are half a gigabyte
+    if noted is None or noted["stamp"].shape != sources.stamp.shape:
         return np.ones(len(sources), bool)
     return np.asarray(noted["stamp"] != sources.stamp)
 
